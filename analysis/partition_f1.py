@@ -1,0 +1,162 @@
+"""Pools runs that each learned a part of a multilabel task into the F1 table of one model over all labels.
+
+Macro-F1 is the mean over all labels. Micro-F1 is exact: it is computed from the summed true positives, false positives
+and false negatives, not from the F1 of the parts. Other kinds of task have no parts and are left out.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from results import Results, ResultsError, find_results, mask_pattern, note, read_results, sidecar, test_command
+from table import Table, add_output_options
+
+EXAMPLES = """examples:
+  uv run analysis/partition_f1.py "adapters/small/lora16/target_part_*/results.csv"
+  uv run analysis/partition_f1.py "adapters/small/lora16/target_part_*" --format org
+  uv run analysis/partition_f1.py "adapters/small/lora16/target_part_*" --output adapters/small/lora16/target_parts.csv
+"""
+
+
+class Counts(NamedTuple):
+    """How often a label was rightly predicted, wrongly predicted and overlooked, in posts."""
+
+    tp: int
+    fp: int
+    fn: int
+
+    def f1(self) -> float:
+        """2·tp / (2·tp + fp + fn), and 0 for a label that is neither there nor predicted, as in scikit-learn."""
+        return 2 * self.tp / (2 * self.tp + self.fp + self.fn) if any(self) else 0.0
+
+
+def pool(counts: Mapping[str, Counts]) -> dict[str, float]:
+    """The rows of one task over all its labels, in the order of the alphabet, without stage and task.
+
+    >>> pool({"b": Counts(1, 1, 0), "a": Counts(0, 2, 1)})
+    {'f1_a': 0.0, 'f1_b': 0.6666666666666666, 'macro_f1': 0.3333333333333333, 'micro_f1': 0.3333333333333333}
+    """
+    rows = {f"f1_{label}": counts[label].f1() for label in sorted(counts)}
+    micro = Counts(*map(sum, zip(*counts.values(), strict=True))).f1()
+    return {**rows, "macro_f1": sum(rows.values()) / len(rows), "micro_f1": micro}
+
+
+def read_counts(run: Results, stage: str, task: str) -> dict[str, Counts]:
+    """The counts of every label that the run has rows for.
+
+    Raises ResultsError where a count is missing, is none, or contradicts the F1 beside it.
+    """
+    start = f"{stage}_{task}"
+    found = (re.fullmatch(rf"{re.escape(start)}_(?:f1|tp|fp|fn)_(.+)", metric) for metric in run.rows)
+    counts = {}
+    for label in dict.fromkeys(match[1] for match in found if match):
+        values = []
+        for metric in (f"{start}_{kind}_{label}" for kind in Counts._fields):
+            if metric not in run.rows:
+                raise ResultsError(f"{run.path}: no row {metric}, and micro-F1 needs it; test the run again: {test_command(run)}")
+            if run.rows[metric] < 0 or not run.rows[metric].is_integer():
+                raise ResultsError(f"{run.path}: {metric} is {run.rows[metric]!r}; expected a number of posts")
+            values.append(int(run.rows[metric]))
+        counts[label] = Counts(*values)
+        stated = run.rows.get(f"{start}_f1_{label}", counts[label].f1())
+        if any(values) and not abs(stated - counts[label].f1()) < 1e-4:
+            raise ResultsError(
+                f"{run.path}: {start}_f1_{label} is {stated!r}, but its counts give {counts[label].f1()!r}; "
+                f"test the run again: {test_command(run)}"
+            )
+    names = ((sidecar(run, "labels.json") or {}).get(task) or {}).get("names", list(counts))
+    if differing := sorted(set(names) ^ set(counts)):
+        raise ResultsError(
+            f"{run.path}: {', '.join(differing)}: in the run's labels.json or in its {stage} rows of {task!r}, but not in both; "
+            f"test the run again: {test_command(run)}"
+        )
+    return counts
+
+
+def check_overlap(task: str, counts: Mapping[Path, Mapping[str, Counts]]) -> None:
+    """Raises ResultsError where two runs hold the same label."""
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for label in sorted({label for labels in counts.values() for label in labels}):
+        owners = tuple(str(path) for path, labels in counts.items() if label in labels)
+        if len(owners) > 1:
+            shared.setdefault(owners, []).append(label)
+    if shared:
+        where = "; ".join(f"{', '.join(labels)} in {' and '.join(owners)}" for owners, labels in shared.items())
+        raise ResultsError(f"overlapping labels of {task!r}: {where}; expected every label once: pool the parts of one cut only")
+
+
+def check_complete(task: str, runs: Sequence[Results]) -> None:
+    """Raises ResultsError where parts are missing or are of different cuts; says so where it cannot know."""
+    patterns = {run.path: mask_pattern(run, task) for run in runs}
+    if silent := [str(path) for path, pattern in patterns.items() if pattern is None]:
+        note(f"no config.yaml names the part of {task!r} for {', '.join(silent)}: whether all labels are there was not checked")
+        return
+    parts: dict[Path, tuple[int, int]] = {}
+    for path, pattern in patterns.items():
+        match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s*", str(pattern))
+        if match is None:
+            raise ResultsError(f"{path.parent / 'config.yaml'}: tasks.{task}.mask_pattern={pattern!r}; expected \"i n\", as \"1 4\"")
+        parts[path] = (int(match[1]), int(match[2]))
+    if len({of for _, of in parts.values()}) > 1:
+        cuts = "; ".join(f"{path} is part {index} of {of}" for path, (index, of) in parts.items())
+        raise ResultsError(f"{task!r} was cut in different ways: {cuts}; pool the parts of one cut only")
+    of = next(iter(parts.values()))[1]
+    if missing := sorted(set(range(1, of + 1)) - {index for index, _ in parts.values()}):
+        named = f"part {missing[0]} of {of} is" if len(missing) == 1 else f"parts {', '.join(map(str, missing))} of {of} are"
+        overrides = " and ".join(f'tasks.{task}.mask_pattern="{index} {of}"' for index in missing)
+        raise ResultsError(f"{named} missing: train and test it with {overrides}")
+
+
+def check_same_posts(runs: Sequence[Results]) -> None:
+    """Raises ResultsError where the fingerprints in run.json show different data; says so where there are none."""
+    records = {run.path: (sidecar(run, "run.json") or {}).get("data") for run in runs}
+    if silent := [str(path) for path, data in records.items() if not data]:
+        note(f"no data fingerprints in run.json beside {', '.join(silent)}: whether all saw the same posts was not checked")
+    known = {path: data for path, data in records.items() if data}
+    first, *others = known or [None]
+    for other in others:
+        a, b = known[first], known[other]
+        if differing := sorted(key for key in {**a, **b} if a.get(key) != b.get(key)):
+            raise ResultsError(f"{first} and {other} saw different posts: {', '.join(differing)} differ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line; 2 where the user has something to mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, their results.csv, or quoted globs of them")
+    add_output_options(parser)
+    args = parser.parse_args(argv)
+    try:
+        paths = find_results(args.runs)
+        runs = [read_results(path) for path in paths]
+        if rowless := [run for run in runs if not any(metric.startswith(f"{args.stage}_") for metric in run.rows)]:
+            cure = "test it: {}" if args.stage == "test" else "train it: an epoch leaves them"
+            lines = (f"{run.path} has no {args.stage} rows; {cure.format(test_command(run))}" for run in rowless)
+            raise ResultsError("\n".join(lines))
+        found = (re.fullmatch(rf"{args.stage}_(.+)_micro_f1", metric) for run in runs for metric in run.rows)
+        tasks = sorted({match[1] for match in found if match})
+        if not tasks:
+            raise ResultsError(f"no {args.stage} rows of a multilabel task; expected rows such as {args.stage}_target_micro_f1")
+        check_same_posts(runs)
+        rows = {}
+        for task in tasks:
+            members = [run for run in runs if f"{args.stage}_{task}_micro_f1" in run.rows]
+            counts = {run.path: read_counts(run, args.stage, task) for run in members}
+            check_overlap(task, counts)
+            check_complete(task, members)
+            pooled = pool({label: count for labels in counts.values() for label, count in labels.items()})
+            rows.update({f"{args.stage}_{task}_{metric}": [value] for metric, value in pooled.items()})
+        Table(["value"], rows, args.digits).show(args.format, args.output, paths)
+    except (ResultsError, OSError) as error:
+        print(f"partition_f1.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

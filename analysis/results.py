@@ -1,0 +1,141 @@
+"""The results of saved runs, found and read.
+
+What the scripts of this folder share. They need neither torch nor hatemtl: copy the folder next to some results, and they run.
+"""
+
+import csv
+import glob
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ResultsError(Exception):
+    """Something the user can mend: what was given, what was expected, what to type next."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """One results file: its path as the user wrote it, and its metrics (scores, or counts of posts) in file order."""
+
+    path: Path
+    rows: Mapping[str, float]
+
+
+def find_results(patterns: Iterable[str]) -> list[Path]:
+    """The results files that `patterns` name (run folders, CSV files or quoted globs of them), each once, globs sorted.
+
+    Raises ResultsError for a pattern that matches nothing and for a folder without results.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise ResultsError(f"{pattern!r} matches nothing; expected saved runs or their results.csv; {_nearest(pattern)}")
+        for match in map(Path, matches):
+            path = match / "results.csv" if match.is_dir() else match
+            if not path.is_file():
+                raise ResultsError(f"{match}: no results.csv in this folder; expected a saved run; {_nearest(str(match))}")
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _nearest(pattern: str) -> str:
+    """The tail of an error about a path: what lies in the deepest folder of it that exists."""
+    folder = Path(pattern)
+    while not folder.is_dir():
+        folder = folder.parent
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
+
+
+def read_results(path: Path) -> Results:
+    """Reads a `metric,value` file.
+
+    Raises ResultsError, with file and line, for a row that is not a metric and a number, and for a metric given twice.
+    """
+    rows: dict[str, float] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            if header != ["metric", "value"]:
+                raise ResultsError(f"{path}:1: {','.join(header)!r}; expected the header 'metric,value'")
+            for row in filter(None, reader):
+                where = f"{path}:{reader.line_num}: {','.join(row)!r}"
+                if len(row) != 2 or not row[0]:
+                    raise ResultsError(f"{where}; expected a metric and its value")
+                if row[0] in rows:
+                    raise ResultsError(f"{where}; expected one row for each metric, and this one has a row above")
+                try:
+                    rows[row[0]] = float(row[1])
+                except ValueError:
+                    raise ResultsError(f"{where}; expected a number after the comma") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ResultsError(f"{path}:{reader.line_num + 1}: not a CSV file in UTF-8 ({error})") from None
+    return Results(path, rows)
+
+
+def sidecar(run: Results, name: str) -> dict[str, Any] | None:
+    """What lies in `name` beside the results; None where the file is not there. Read, never instantiated."""
+    path = run.path.parent / name
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ResultsError(f"{path}: cannot be read ({error}); expected what the run left; train it again") from None
+    if not isinstance(content, dict):
+        raise ResultsError(f"{path}: expected keys and values, as the run left them; train it again")
+    return content
+
+
+def mask_pattern(run: Results, task: str) -> str | None:
+    """The part that the run's configuration gives the task, "1 1" for the whole of it; None where it does not say."""
+    tasks = (sidecar(run, "config.yaml") or {}).get("tasks") or {}
+    return (tasks[task] or {}).get("mask_pattern") or "1 1" if task in tasks else None
+
+
+def test_command(run: Results) -> str:
+    """The line that tests the run again."""
+    tasks = (sidecar(run, "config.yaml") or {}).get("tasks") or {"target": None}
+    parts = [f'tasks.{task}.mask_pattern="{part}"' for task in tasks if (part := mask_pattern(run, task)) not in (None, "1 1")]
+    words = [f"tasks=[{','.join(tasks)}]", "action=test", *parts, "method=ah_load heads.load=true", f"load_path={run.path.parent}"]
+    return f"uv run main.py {' '.join(words)}"
+
+
+def column_names(paths: Iterable[Path]) -> list[str]:
+    """Each run's folder, or a CSV's own name outside of a run, with as many parents as it takes to tell equal ones apart."""
+    files = [Path(os.path.abspath(path)) for path in paths]
+    homes = [file.parent if file.name == "results.csv" else file.with_suffix("") for file in files]
+    pairs = zip(files, homes, strict=True)
+    parts = [(file if homes.count(home) > 1 and file.name != "results.csv" else home).parts for file, home in pairs]
+    names = []
+    for own in parts:
+        depth = 1
+        while sum(other[-depth:] == own[-depth:] for other in parts) > 1:
+            depth += 1
+        names.append(str(Path(*own[-depth:])))
+    return names
+
+
+def note(text: str) -> None:
+    """Tells on stderr what the table does not."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def is_count(metric: str) -> bool:
+    """Whether a row counts true positives, false positives or false negatives.
+
+    >>> is_count("test_target_tp_arab"), is_count("test_rationale_fn"), is_count("test_target_f1_arab")
+    (True, True, False)
+    """
+    return "_f1_" not in metric and re.search(r"_(tp|fp|fn)(_|$)", metric) is not None

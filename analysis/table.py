@@ -1,0 +1,171 @@
+"""Puts saved runs side by side: metrics as rows, runs as columns, in the terminal or for a paper."""
+
+import argparse
+import csv
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from results import ResultsError, column_names, find_results, is_count, note, read_results
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+SUFFIXES = {".org": "org", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
+LOWER_IS_BETTER = re.compile(r"_(loss|error|ece|brier|sufficiency)(_|$)")
+EXAMPLES = """examples:
+  uv run analysis/table.py adapters/small/lora16/target_single adapters/small/lora16/target_merge --best
+  uv run analysis/table.py "adapters/small/lora16/target_part_*" --metric "*_f1_*" --counts
+  uv run analysis/table.py partitioned.csv adapters/small/lora16/target_single --name partitioned single --output table.tex
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Metrics as rows, runs as columns; None where a run lacks the metric.
+
+    digits: after the point; None for 3, and for all of them in CSV.
+    best: mark the best value of each row.
+    """
+
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[float | None]]
+    digits: int | None = None
+    best: bool = False
+
+    def cells(self, metric: str, bold: Callable[[str], str] = str) -> list[str]:
+        """One row as it is shown, the best values in `bold`."""
+        digits = 0 if is_count(metric) else 3 if self.digits is None else self.digits
+        known = [value for value in self.rows[metric] if value is not None and not math.isnan(value)]
+        shown = ["" if value is None else f"{value:.{digits}f}" for value in self.rows[metric]]
+        if not self.best or is_count(metric) or len(known) < 2:
+            return shown
+        best = min(known) if LOWER_IS_BETTER.search(metric) else max(known)
+        # Compared as shown: of two values that read the same, neither is printed as the better one.
+        return [bold(cell) if cell == f"{best:.{digits}f}" else cell for cell in shown]
+
+    def grid(self, text: Callable[[str], str], bold: Callable[[str], str]) -> list[list[str]]:
+        """The header and the rows as strings, with names passed through `text`."""
+        head = [text(" ".join(name.split())) for name in ("metric", *self.columns)]
+        return [head, *([text(" ".join(metric.split())), *self.cells(metric, bold)] for metric in self.rows)]
+
+    def terminal(self) -> RichTable:
+        head, *body = self.grid(escape, "[bold green]{}[/]".format)
+        table = RichTable(head[0])
+        for name in head[1:]:
+            table.add_column(name, justify="right", overflow="fold")
+        for row in body:
+            table.add_row(*row)
+        return table
+
+    def org(self) -> str:
+        widths, (head, *body) = _aligned(self.grid(lambda name: name.replace("|", r"\vert{}"), "*{}*".format))
+        return "\n".join([head, f"|{'+'.join('-' * (width + 2) for width in widths)}|", *body])
+
+    def markdown(self) -> str:
+        grid = self.grid(lambda name: re.sub(r"([\\|*`<\[\]])", r"\\\1", name), "**{}**".format)
+        widths, (head, *body) = _aligned(grid)
+        rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+        return "\n".join([head, f"|{rule}|", *body])
+
+    def latex(self) -> str:
+        named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+        def text(name: str) -> str:
+            return re.sub(r"[\\~^&%$#_{}]", lambda found: named.get(found[0], "\\" + found[0]), name)
+
+        head, *body = (" & ".join(row) + r" \\" for row in self.grid(text, r"\textbf{{{}}}".format))
+        start = rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}"
+        return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+
+    def csv(self) -> str:
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["metric", *self.columns])
+        for metric, values in self.rows.items():
+            writer.writerow([metric, *(values if self.digits is None else self.cells(metric))])
+        return file.getvalue().removesuffix("\n")
+
+    def show(self, format: str | None, output: Path | None, inputs: Iterable[Path]) -> None:
+        """Prints the table, or writes it to `output`, whole or not at all; without a format, one that fits the place."""
+        format = format or (SUFFIXES.get(output.suffix) if output else None if sys.stdout.isatty() else "org")
+        if format == "csv" and self.best:
+            raise ResultsError("--best with csv: CSV has no bold; leave --best out, or choose --format org, markdown or latex")
+        if output is None:
+            return Console().print(self.terminal()) if format is None else print(getattr(self, format)())
+        if format is None:
+            raise ResultsError(f"--output {output}: expected one of {', '.join(SUFFIXES)}, or type --format as well")
+        if output.resolve() in {path.resolve() for path in inputs}:
+            raise ResultsError(f"--output {output} is one of the results read; expected a new file")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = output.with_name(f".{output.name}.{os.getpid()}")
+        try:
+            temporary.write_text(getattr(self, format)() + "\n", encoding="utf-8")
+            os.replace(temporary, output)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _aligned(grid: list[list[str]]) -> tuple[list[int], list[str]]:
+    """Column widths, and lines with the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    pads = [str.ljust, *[str.rjust] * (len(widths) - 1)]
+    return widths, [
+        f"| {' | '.join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True))} |" for row in grid
+    ]
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every script with a table has."""
+    parser.add_argument("--stage", default="test", choices=["test", "val"], help="which rows (default: %(default)s)")
+    parser.add_argument("--format", choices=[*SUFFIXES.values()], help="default: by --output's name, else org where piped")
+    parser.add_argument("--digits", type=int, choices=range(18), metavar="N", help="after the point (default: 3; csv: all)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line; 2 where the user has something to mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, results.csv, partition_f1.py's CSV, quoted glob")
+    parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, in the order of the runs")
+    parser.add_argument("--metric", nargs="+", action="extend", metavar="GLOB", help="only these rows")
+    parser.add_argument("--counts", action="store_true", help="with the rows of true and false positives and negatives")
+    parser.add_argument("--best", action="store_true", help="mark the best value of each row")
+    add_output_options(parser)
+    args = parser.parse_args(argv)
+    try:
+        paths = find_results(args.runs)
+        runs = [read_results(path) for path in paths]
+        names = args.name or column_names(paths)
+        if len(names) != len(runs):
+            given = ", ".join(map(str, paths))
+            raise ResultsError(f"{len(names)} names for {len(runs)} runs; expected one --name for each, in this order: {given}")
+        for run in runs:
+            if not any(metric.startswith(f"{args.stage}_") for metric in run.rows):
+                note(f"{run.path} has no {args.stage} rows: its column stays blank")
+        metrics = {m for run in runs for m in run.rows if m.startswith(f"{args.stage}_") and (args.counts or not is_count(m))}
+        for pattern in args.metric or ():
+            if not any(fnmatchcase(metric, pattern) for metric in metrics):
+                known = f"the rows are {', '.join(sorted(metrics))}" if metrics else f"there are no {args.stage} rows"
+                raise ResultsError(f"--metric {pattern!r} matches no row; {known}")
+        if not metrics:
+            raise ResultsError(f"no {args.stage} rows in any run; test them: uv run main.py action=test ..., or type --stage val")
+        wanted = sorted(m for m in metrics if not args.metric or any(fnmatchcase(m, glob) for glob in args.metric))
+        rows = {metric: [run.rows.get(metric) for run in runs] for metric in wanted}
+        Table(names, rows, args.digits, args.best).show(args.format, args.output, paths)
+    except (ResultsError, OSError) as error:
+        print(f"table.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

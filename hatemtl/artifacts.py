@@ -1,0 +1,202 @@
+"""The saved run: the folder that a run leaves, written so that no reader ever meets half of it.
+
+    config.yaml          the resolved configuration
+    run.json             status, seed, git commit, versions, data fingerprints, seconds, memory, parameters
+    adapter/ or encoder/ what the method trained, in its library's own format (safetensors)
+    heads.safetensors    every head's weights, named task.parameter
+    labels.json          every task's label space
+    results.csv          metric,value at full precision
+    predictions.parquet  post id, task, gold, scores (after action=test)
+
+A run at work lives in a hidden folder beside its final place and is renamed when it is finished, so a folder without a
+leading dot is a finished run, and a glob never meets an unfinished one. No pickle is read from a saved run.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+
+# What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
+NOT_PART_OF_A_RUN = ("action", "save_path", "overwrite", "logger", "predict", "trainer.progress")
+
+
+def write(path: Path, content: Callable[[Path], None]) -> None:
+    """Lets `content` write to a hidden neighbour of `path`, then renames it: `path` is whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        content(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write` for text."""
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+class SavedRun:
+    """A finished run on disk.
+
+    Raises UserError where the folder is not one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"{folder}: there is no such saved run; train one with save_path={folder}")
+        for name in ("config.yaml", "run.json", "labels.json"):
+            if not (self.folder / name).is_file():
+                raise UserError(f"{folder}: not a saved run, {name} is missing; expected a folder that a training run left")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration. To be read and compared, never instantiated."""
+        return yaml.safe_load(self._text("config.yaml"))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """run.json: what was measured."""
+        return self._json("run.json")
+
+    @property
+    def labels(self) -> dict[str, LabelSpace]:
+        """The label space of every task whose head was trained."""
+        return {task: LabelSpace(s["kind"], tuple(s["names"])) for task, s in self._json("labels.json").items()}
+
+    @property
+    def results(self) -> dict[str, float]:
+        """The rows of results.csv, in their order; empty before any."""
+        path = self.folder / "results.csv"
+        if not path.exists():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+
+    def _text(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self._text(name))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.folder / name}: not valid JSON ({error}); train the run again with overwrite=true") from error
+
+    def weights(self, name: str) -> Path:
+        """The safetensors file `name` of this run.
+
+        Raises UserError where it is missing, above all where only a pickle stands in its place.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(
+                f"{self.folder} has no {name} (its method: {self.record.get('method')}); "
+                f"load it with the method that fits, or train it again with overwrite=true"
+            )
+        return path
+
+    def digest(self) -> str:
+        """Sixteen hex digits that change with any weight of the run."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*.safetensors")):
+            digest.update(path.relative_to(self.folder).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def write_results(folder: Path, rows: Mapping[str, float], stage: str) -> None:
+    """Replaces the rows of `stage` in the folder's results.csv and leaves those of other stages."""
+    path = folder / "results.csv"
+    kept: dict[str, float] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not r["metric"].startswith(f"{stage}_")}
+    lines = ["metric,value", *(f"{metric},{value!r}" for metric, value in {**kept, **rows}.items())]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def write_labels(folder: Path, spaces: Mapping[str, LabelSpace]) -> None:
+    """Writes labels.json."""
+    content = {task: {"kind": space.kind, "names": list(space.names)} for task, space in spaces.items()}
+    write_text(folder / "labels.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes run.json."""
+    write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.yaml."""
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def unfinished(save_path: Path) -> Path:
+    """Where a run for `save_path` lives until it is finished."""
+    return save_path.with_name(f".{save_path.name}.unfinished")
+
+
+def finish(work: Path, save_path: Path) -> None:
+    """Renames a finished run to its final place, replacing what `overwrite=true` allowed to be replaced."""
+    old = save_path.with_name(f".{save_path.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if save_path.exists():
+        os.replace(save_path, old)
+    os.replace(work, save_path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def claim(save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str], *, overwrite: bool) -> bool:
+    """Whether `save_path` is free for a run of this configuration, or holds an unfinished one of it to go on with.
+
+    False where this very run is finished. sources: the digests of the saved runs that it starts from.
+    Raises UserError where another run stands there, finished or not, and may not be overwritten.
+    """
+    work, way_out = unfinished(save_path), "give another save_path, or overwrite=true to replace it"
+    if save_path.exists():
+        saved = SavedRun(save_path)
+        changed = differences(saved.config, config)
+        if saved.record["sources"] != sources:
+            changed.append("the saved runs that it starts from were trained anew")
+        if not overwrite and not changed:
+            return False
+        if not overwrite:
+            raise UserError(f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}")
+    if (work / "config.yaml").exists():
+        changed = differences(yaml.safe_load((work / "config.yaml").read_text(encoding="utf-8")), config)
+        if changed and not overwrite:
+            raise UserError(f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}")
+        if changed:
+            shutil.rmtree(work)
+    return True
+
+
+def _some(changes: list[str]) -> str:
+    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What sets two resolved configurations apart, as 'key: saved X, given Y'; keys that make no other run left out."""
+    a, b = dict(_leaves(saved)), dict(_leaves(given))
+    keys = [key for key in {**a, **b} if not any(key == k or key.startswith(f"{k}.") for k in NOT_PART_OF_A_RUN)]
+    return [f"{key}: saved {a.get(key)!r}, given {b.get(key)!r}" for key in keys if a.get(key) != b.get(key)]
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key != "dir":  # where a corpus lies; that it is the same corpus, its fingerprint says
+            yield f"{prefix}{key}", value

@@ -1,0 +1,199 @@
+"""HateXplain (Mathew et al., AAAI 2021): posts of Twitter and Gab, each judged by three annotators.
+
+Every annotator gave a label, the communities that the post is aimed at and, where it is abusive, a mask over its words.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from hatemtl.corpora.base import SPLITS, Column, Posts, Split
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.hub import fetch
+from hatemtl.labels import LabelSpace
+
+Rationale = Literal["union", "majority", "soft"]
+
+ABUSIVE = ("hatespeech", "offensive")
+LABELS = ("hatespeech", "normal", "offensive")  # the hub counts them in this order
+COMMUNITIES = (
+    *("african", "arab", "asian", "caucasian", "hispanic", "homosexual"),
+    *("islam", "jewish", "other", "refugee", "women"),
+)
+HUB = "Hate-speech-CNERG/hatexplain"
+FILES = ("dataset.json", "post_id_divisions.json")
+# The one post of the official file with a mask that is not as long as the post; that mask is left out.
+MISFIT = "24439295_gab"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HateXplain:
+    """HateXplain's three official splits, 15,383 / 1,922 / 1,924 posts, with the columns label, target and rationale.
+
+    label: the majority of three. Posts with a three-way tie are in no official split; a divisions file that lists one
+        leaves it without label.
+    target: the communities that more than one annotator named; a post may have none.
+    rationale: one value a word, for posts whose majority is hatespeech or offensive and which carry a mask.
+
+    dir: the folder with the official dataset.json and post_id_divisions.json; where neither is there, the hub is asked.
+    targets: 11 communities, or 10 as in the paper, which leaves "other" out.
+    rationale: how the masks of a *training* post become one: a word counts where any mask has it (union), where at
+        least half of them do (majority), or by the share of them that do (soft). Validation and test posts always carry
+        the union, so that scores compare between runs.
+    limit: the first so many posts of each split; None for all.
+    """
+
+    dir: str
+    targets: int = 11
+    rationale: Rationale = "union"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets not in (10, 11):
+            raise UserError(f"targets={self.targets}: expected 11 communities, or 10 to leave out 'other'")
+        if self.rationale not in get_args(Rationale):
+            raise UserError(f"rationale={self.rationale}: {did_you_mean(self.rationale, get_args(Rationale))}")
+
+    def load(self) -> Posts:
+        """Reads the official files or the hub. Raises UserError with the file, the post and the way out."""
+        folder = Path(self.dir).expanduser()
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if len(missing) == 1:
+            raise UserError(f"{folder} has no {missing[0]}, but needs both {' and '.join(FILES)}; {_again(missing[0])}")
+        posts = list(_from_hub(folder) if missing else _from_files(folder))
+        communities = tuple(name for name in COMMUNITIES if self.targets == 11 or name != "other")
+        columns = {
+            "label": Column(
+                LabelSpace("multiclass", LABELS),
+                np.array([LABELS.index(post.label or LABELS[0]) for post in posts], np.int64),
+                np.array([post.label is not None for post in posts], bool),
+            ),
+            "target": Column(
+                LabelSpace("multilabel", communities),
+                np.array([[name in post.communities for name in communities] for post in posts], np.float32),
+                np.ones(len(posts), bool),
+            ),
+            "rationale": Column(
+                LabelSpace("tokens", ("rationale",)),
+                np.fromiter((self._rationale(post) for post in posts), object, len(posts)),
+                np.array([post.label in ABUSIVE and bool(post.masks) for post in posts], bool),
+            ),
+        }
+        texts = [" ".join(post.words) for post in posts]
+        splits = np.array([post.split for post in posts])
+        return Posts([post.id for post in posts], texts, splits, columns).limited(self.limit)
+
+    def _rationale(self, post: "_Post") -> np.ndarray:
+        if not post.masks:
+            return np.zeros(len(post.words), np.float32)
+        share = np.array(post.masks, np.float32).mean(axis=0)
+        how = self.rationale if post.split == "train" else "union"
+        values: dict[Rationale, np.ndarray] = {"union": share > 0, "majority": share >= 0.5, "soft": share}
+        return values[how].astype(np.float32)
+
+
+class _Post(NamedTuple):
+    """What the three annotators said of one post, put to the vote; label: None where it is a tie."""
+
+    id: str
+    split: Split
+    words: list[str]
+    label: str | None
+    communities: frozenset[str]
+    masks: list[list[int]]
+
+
+def _from_files(folder: Path) -> Iterator[_Post]:
+    dataset, divisions = (_read(folder / name) for name in FILES)
+    for split in SPLITS:
+        ids = divisions.get(split)
+        if not isinstance(ids, list):
+            raise UserError(f"{folder / FILES[1]} lists no {split!r} posts; {_again(FILES[1])}")
+        for post_id in map(str, ids):
+            where = f"{folder / FILES[0]}, post {post_id!r}"
+            if post_id not in dataset:
+                raise UserError(f"{where}: listed in {FILES[1]}, but not there or listed twice; {_again(FILES[0])}")
+            yield _parse(post_id, split, dataset.pop(post_id), where, _again(FILES[0]))
+
+
+def _from_hub(folder: Path) -> Iterator[_Post]:
+    names = {"train": "train", "val": "validation", "test": "test"}
+    hub = fetch(
+        HUB,
+        kind="dataset",
+        patterns=[f"plain_text/{name}/*.parquet" for name in names.values()],
+        revision="refs/convert/parquet",
+        way_out=f"{folder} has no {' and '.join(FILES)} either: type data.dir=FOLDER with hatexplain/{FILES[0]} in it, "
+        "or corpus@tasks.TASK.corpus=sample to run without data",
+    )
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    again = f"delete {hub} and run again to download it anew"
+    for split in SPLITS:
+        paths = sorted(map(str, (hub / "plain_text" / names[split]).glob("*.parquet")))
+        if not paths:
+            raise UserError(f"{hub} has no plain_text/{names[split]}/*.parquet; {again}")
+        try:
+            rows = Dataset.from_parquet(paths).to_list()
+        except DatasetGenerationError as error:
+            raise UserError(f"{hub}/plain_text/{names[split]} cannot be read: {error.__cause__}; {again}") from error
+        for row in rows:
+            judged = row["annotators"]
+            row["annotators"] = [
+                {"label": dict(enumerate(LABELS)).get(label), "target": target}
+                for label, target in zip(judged["label"], judged["target"], strict=False)
+            ]
+            yield _parse(row["id"], split, row, f"{hub}, post {row['id']!r}", again)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is cut off or garbled ({error}); {_again(path.name)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected a JSON object; {_again(path.name)}")
+    return content
+
+
+def _parse(post_id: str, split: Split, entry: Any, where: str, again: str) -> _Post:
+    match entry:
+        case {
+            "annotators": [
+                {"label": str() as x, "target": [*of_x]},
+                {"label": str() as y, "target": [*of_y]},
+                {"label": str() as z, "target": [*of_z]},
+            ],
+            "rationales": [*masks],
+            "post_tokens": [_, *_] as words,
+        } if all(isinstance(word, str) for word in words):
+            pass
+        case _:
+            raise UserError(f"{where}: expected three annotators with label and target, rationales and words; {again}")
+    for label in (x, y, z):
+        if label not in LABELS:
+            raise UserError(f"{where}: label {label!r}: {did_you_mean(label, LABELS)}; {again}")
+    if post_id == MISFIT:
+        masks = [mask for mask in masks if len(mask) == len(words)]
+    for mask in masks:
+        if not isinstance(mask, list) or len(mask) != len(words) or mask.count(0) + mask.count(1) != len(mask):
+            raise UserError(f"{where}: a rationale must have one 0 or 1 for each of the {len(words)} words; {again}")
+    a, b, c = ({str(name).lower() for name in names} for names in (of_x, of_y, of_z))
+    return _Post(
+        id=post_id,
+        split=split,
+        # A space inside a word, or a word of nothing, would shift the masks.
+        words=["_".join(word.split()) or "_" for word in words],
+        label=x if x in (y, z) else y if y == z else None,
+        communities=frozenset(a & b | a & c | b & c),
+        masks=masks,
+    )
+
+
+def _again(name: str) -> str:
+    return f"download {name} again from the HateXplain repository (github.com/hate-alert/HateXplain, folder Data)"

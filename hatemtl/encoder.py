@@ -1,0 +1,156 @@
+"""The encoder: a tokenizer and a pretrained transformer, loaded so that no file of theirs can run code."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from hatemtl.errors import UserError
+from hatemtl.hub import fetch
+from hatemtl.seeds import seeded
+
+# Keys that make transformers import or download code while a model is loaded: `auto_map` by design, the attention ones
+# because 4.57 takes a hub kernel's name from them (CVE-2026-4372).
+REFUSED_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
+FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "*token*", "vocab*", "merges.txt", "spm.model"]
+WAY_OUT = "type encoder=minilm (installed with hatemtl) or encoder.source=FOLDER of a downloaded encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A pretrained transformer encoder and its tokenizer.
+
+    source: `package:NAME/FOLDER` (files of an installed package), a local folder, or a hub repository.
+    revision: the hub revision. max_length: token ids a post at most, the special ones included.
+    attention: eager, sdpa, or auto: sdpa on a GPU where the model has it, else eager, faster on CPU at a post's length.
+    random: if given, weights are drawn at random instead of loaded, and these keys replace those of config.json.
+    """
+
+    source: str
+    revision: str | None
+    max_length: int
+    attention: Literal["auto", "eager", "sdpa"]
+    random: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 3:
+            raise UserError(f"encoder.max_length={self.max_length}: expected at least 3 token ids")
+
+    def folder(self) -> Path:
+        """Where the files are; from the hub, downloaded unless cached."""
+        if self.source.startswith("package:"):
+            package, _, inside = self.source.removeprefix("package:").partition("/")
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                raise UserError(f"encoder.source={self.source}: package {package!r} is not installed; type `uv sync`")
+            return Path(spec.submodule_search_locations[0]) / inside
+        if self.source.startswith((".", "/", "~")):
+            folder = Path(self.source).expanduser()
+            if not (folder / "config.json").is_file():
+                raise UserError(f"encoder.source={self.source}: no config.json there; {WAY_OUT}")
+            return folder
+        return fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The fast tokenizer. A word in mid-text and a word at its start get the same ids."""
+        folder = self.folder()
+        guard(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
+        if not tokenizer.is_fast:
+            raise UserError(f"encoder.source={self.source}: has no fast tokenizer; {WAY_OUT}")
+        return tokenizer
+
+    def model(self, *, dropout: bool, seed: int) -> PreTrainedModel:
+        """The transformer in float32, without a pooler, in evaluation mode.
+
+        dropout: whether its own dropout stays on in training. seed: for random weights.
+        """
+        folder = self.folder()
+        guard(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        for key, value in (self.random or {}).items():
+            setattr(config, key, value)
+        if not dropout:
+            for key, value in config.to_dict().items():
+                if isinstance(value, float) and key.endswith(("dropout", "dropout_prob")):
+                    setattr(config, key, 0.0)
+        attention = self._attention(config)
+        if self.random is not None:
+            with seeded(seed, "encoder"):
+                model = AutoModel.from_config(config, attn_implementation=attention, trust_remote_code=False)
+        else:
+            if not any(folder.glob("model*.safetensors")):
+                raise UserError(
+                    f"encoder.source={self.source}: has no model.safetensors, and hatemtl reads no pickled weights; "
+                    f"name a revision that has them (encoder.revision=refs/pr/N), or {WAY_OUT}"
+                )
+            model = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                attn_implementation=attention,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # heads pool themselves, and an unused parameter stalls distributed training
+        longest = getattr(config, "max_position_embeddings", self.max_length)
+        if self.max_length > longest:
+            raise UserError(f"encoder.max_length={self.max_length}: this encoder takes {longest} token ids at most")
+        return model.eval()
+
+    def _attention(self, config: PretrainedConfig) -> str:
+        has_sdpa = MODEL_MAPPING[type(config)]._supports_sdpa
+        if self.attention == "sdpa" and not has_sdpa:
+            raise UserError(f"encoder.attention=sdpa: {config.model_type} has no such attention; type encoder.attention=eager")
+        if self.attention == "auto":
+            return "sdpa" if has_sdpa and torch.cuda.is_available() else "eager"
+        return self.attention
+
+
+def guard(folder: Path) -> None:
+    """Refuses an encoder whose JSON files name code to run, before any library reads them.
+
+    Raises UserError naming the file and the key.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid JSON ({error}); download the encoder again") from error
+        for key, value in _items(content):
+            kernel = key == "_attn_implementation" and "/" in str(value)
+            if key in REFUSED_KEYS or kernel:
+                raise UserError(
+                    f"{path}: carries {key}={value!r}, which runs code from elsewhere when the model is loaded; "
+                    f"do not load this encoder, or remove the key if you wrote the file yourself"
+                )
+
+
+def _items(content: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield str(key), value
+            yield from _items(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _items(value)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Sixteen hex digits that tell one pretrained encoder from another: names, shapes and first values of its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten()[:1024].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,90 @@
+"""Any number of labels a post."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MultilabelStatScores
+
+from hatemtl.errors import UserError
+from hatemtl.heads.base import Pool, Pooling, check_balance, count_rows, f1, feed_forward, masked_mean
+from hatemtl.labels import LabelSpace
+
+
+class MultilabelHead(nn.Module):
+    """A sigmoid for each of C labels, trained by binary cross-entropy; soft targets in [0, 1] are taken as they are.
+
+    threshold: the score from which a label is predicted. layers: linear layers, GELU between them.
+    balance: exponent of the ratio of negatives to positives that weighs a label's positives: 0 not at all, 1 fully.
+    """
+
+    primary = "macro_f1"
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        space: LabelSpace,
+        pooling: Pooling,
+        layers: int,
+        dropout: float,
+        threshold: float,
+        balance: float,
+    ) -> None:
+        super().__init__()
+        if not 0 < threshold < 1:
+            raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
+        check_balance(balance)
+        self.space, self.balance, self.threshold = space, balance, threshold
+        self.pool = Pool(pooling, hidden_size)
+        self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
+        self.positive_weights: Tensor
+        self.register_buffer("positive_weights", torch.ones(len(space)), persistent=False)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.layers(self.pool(hidden, attention_mask))
+
+    def weigh(self, positives: Tensor, total: int) -> None:
+        positives = positives.clamp(min=1)
+        self.positive_weights.copy_(((total - positives).clamp(min=1) / positives) ** self.balance)
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.positive_weights, reduction="none")
+        return masked_mean(losses.mean(dim=1), has.to(losses.dtype))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def metric(self) -> Metric:
+        return MultilabelCounts(len(self.space), self.threshold)
+
+    def rows(self, computed: Tensor) -> dict[str, float]:
+        counts = {name: tuple(row) for name, row in zip(self.space.names, computed.long().tolist(), strict=True)}
+        f1s = {name: f1(*triple) for name, triple in counts.items()}
+        return {
+            **{f"f1_{name}": value for name, value in f1s.items()},
+            "macro_f1": sum(f1s.values()) / len(f1s),
+            "micro_f1": f1(*(sum(triple[i] for triple in counts.values()) for i in range(3))),
+            **count_rows(counts),
+        }
+
+    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
+        return [name for name, score in zip(self.space.names, scores, strict=True) if score >= self.threshold]
+
+
+class MultilabelCounts(Metric):
+    """True positives, false positives and false negatives of each label, (C, 3); a soft target counts from a half."""
+
+    def __init__(self, labels: int, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.counts = MultilabelStatScores(labels, average=None, ignore_index=-1, validate_args=False)
+
+    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        truth = (targets >= 0.5).long().where(has[:, None], -1)
+        self.counts.update((scores >= self.threshold).long(), truth)
+
+    def compute(self) -> Tensor:
+        return self.counts.compute().reshape(-1, 5)[:, [0, 1, 3]]

@@ -1,0 +1,85 @@
+"""One yes or no a word: rationales."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryStatScores
+
+from hatemtl.errors import UserError
+from hatemtl.heads.base import check_balance, count_rows, f1, feed_forward, masked_mean
+from hatemtl.labels import LabelSpace
+
+
+class TokensHead(nn.Module):
+    """A sigmoid for every token, read where a word begins, trained by binary cross-entropy.
+
+    Targets below 0 (special tokens, padding, later pieces of a word) count in no loss and no metric, so that a word
+    counts once, however many pieces a tokenizer makes of it.
+    threshold: the score from which a word is predicted. balance: as in MultilabelHead, over words.
+    """
+
+    primary = "f1"
+
+    def __init__(
+        self, *, hidden_size: int, space: LabelSpace, layers: int, dropout: float, threshold: float, balance: float
+    ) -> None:
+        super().__init__()
+        if not 0 < threshold < 1:
+            raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
+        check_balance(balance)
+        self.space, self.balance, self.threshold = space, balance, threshold
+        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
+        self.positive_weights: Tensor
+        self.register_buffer("positive_weights", torch.ones(1), persistent=False)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.layers(hidden).squeeze(-1)
+
+    def weigh(self, positives: Tensor, total: int) -> None:
+        positives = positives.clamp(min=1)
+        self.positive_weights.copy_(((total - positives).clamp(min=1) / positives) ** self.balance)
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        counted = (targets >= 0) & has[:, None]
+        truth = targets.clamp(min=0)
+        losses = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=self.positive_weights, reduction="none")
+        return masked_mean(losses, counted.to(losses.dtype))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def metric(self) -> Metric:
+        return TokenCounts(self.threshold)
+
+    def rows(self, computed: Tensor) -> dict[str, float]:
+        tp, fp, fn = computed.long().tolist()
+        return {
+            "f1": f1(tp, fp, fn),
+            "precision": tp / (tp + fp) if tp + fp else 0.0,
+            "recall": tp / (tp + fn) if tp + fn else 0.0,
+            **count_rows({self.space.names[0]: (tp, fp, fn)}),
+        }
+
+    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
+        # a post cut at max_length has fewer scores than words
+        return [word for word, score in zip(words, scores, strict=False) if score >= self.threshold]
+
+
+class TokenCounts(Metric):
+    """True positives, false positives and false negatives over words, (3,); any share of annotators above 0 is a yes."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.counts = BinaryStatScores(ignore_index=-1, validate_args=False)
+
+    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        counted = (targets >= 0) & has[:, None]
+        truth = (targets > 0).long().where(counted, -1)
+        self.counts.update((scores >= self.threshold).long(), truth)
+
+    def compute(self) -> Tensor:
+        return self.counts.compute()[[0, 1, 3]]

@@ -1,0 +1,30 @@
+"""The model and data hub: the only door to the network, and what to do where it is shut."""
+
+from pathlib import Path
+from typing import Literal
+
+from hatemtl.errors import UserError
+
+
+def fetch(repo: str, *, kind: Literal["model", "dataset"], patterns: list[str], revision: str | None, way_out: str) -> Path:
+    """The local folder with the files of hub repository `repo` that match `patterns`, downloaded unless cached.
+
+    way_out: what a user without network can type instead; it ends the error.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no {kind} {repo!r} (or it is private: `hf auth login`); {way_out}") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"the hub's {kind} {repo!r} has no revision {revision!r}; {way_out}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(f"the hub's {kind} {repo!r} is neither cached here nor within reach; {way_out}") from error

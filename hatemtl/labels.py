@@ -1,0 +1,74 @@
+"""What may be predicted: label spaces and their parts."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hatemtl.errors import UserError
+
+Kind = Literal["multiclass", "multilabel", "tokens"]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The labels of one column, in order.
+
+    kind: `multiclass` (one label a post), `multilabel` (any number of them) or `tokens` (one yes or no a word).
+    """
+
+    kind: Kind
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f"label kind {self.kind!r}: expected one of {', '.join(get_args(Kind))}")
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise UserError(f"label names must be distinct and at least one, given {list(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, part: "Part") -> "LabelSpace":
+        """The labels of this space that belong to `part`, in their order here."""
+        if self.kind != "multilabel":
+            raise UserError(
+                f"mask_pattern={str(part)!r} cuts a multilabel task into parts, but this task is {self.kind}: leave it null"
+            )
+        return LabelSpace(self.kind, tuple(self.names[i] for i in part.indices(len(self))))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index` of `of`: every `of`-th label, starting at the `index`-th (counted from 1)."""
+
+    index: int
+    of: int
+
+    @classmethod
+    def parse(cls, pattern: str) -> "Part":
+        """Reads a mask pattern such as "1 4".
+
+        >>> Part.parse("1 4").indices(11)
+        (0, 4, 8)
+        """
+        match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s*", str(pattern))
+        if match is None:
+            raise UserError(
+                f"mask_pattern={pattern!r}: expected two whole numbers, 'i n' for part i of n; type mask_pattern=\"1 4\""
+            )
+        index, of = map(int, match.groups())
+        if of == 0:
+            raise UserError(f"mask_pattern={pattern!r}: nothing can be cut into 0 parts; type mask_pattern=\"1 4\"")
+        if not 1 <= index <= of:
+            parts = ", ".join(f'"{i} {of}"' for i in range(1, of + 1)) if of <= 4 else f'"1 {of}" to "{of} {of}"'
+            raise UserError(f"mask_pattern={pattern!r}: there is no part {index} of {of}; type one of {parts}")
+        return cls(index, of)
+
+    def indices(self, labels: int) -> tuple[int, ...]:
+        """The positions of this part's labels among `labels`."""
+        if self.of > labels:
+            raise UserError(f"mask_pattern=\"{self}\": {labels} labels cannot be cut into {self.of} parts")
+        return tuple(range(self.index - 1, labels, self.of))
+
+    def __str__(self) -> str:
+        return f"{self.index} {self.of}"

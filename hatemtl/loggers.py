@@ -1,0 +1,35 @@
+"""Where a run's curves go. Lightning's own loggers do the work."""
+
+import os
+import sys
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+
+def csv(*, folder: Path, run: str) -> Logger:
+    """A table of every epoch: logs/metrics.csv."""
+    return CSVLogger(folder, name="logs", version="")
+
+
+def tensorboard(*, folder: Path, run: str) -> Logger:
+    """Event files for TensorBoard: logs/."""
+    return TensorBoardLogger(folder, name="logs", version="")
+
+
+def wandb(*, folder: Path, run: str, project: str, entity: str | None) -> Logger:
+    """Weights & Biases; kept offline in logs/ where nobody is logged in, and never a prompt."""
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled") or not wandb.login(prompt=False)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    return WandbLogger(name=run, project=project, entity=entity, save_dir=folder / "logs", offline=offline)
+
+
+def close(logger: Logger | None) -> None:
+    """Ends the logger's run, so that the next run of a multirun is one of its own."""
+    if logger is not None:
+        logger.finalize("success")
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()

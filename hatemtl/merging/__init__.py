@@ -1,0 +1,1 @@
+"""The arithmetic of merging: pure functions, LoRA updates in, one update out."""

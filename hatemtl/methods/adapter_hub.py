@@ -1,0 +1,211 @@
+"""Methods of AdapterHub's `adapters` library, which only this file imports: train a LoRA, load one, merge several."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import ClassVar
+
+import adapters
+import torch
+from adapters import LoRAConfig
+from adapters.methods.lora import LoRA as LoRAModule
+from adapters.methods.lora import LoRALayer, LoRAMergedLinear
+from torch import nn
+from transformers import PreTrainedModel
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.errors import UserError
+from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.merging.mean import Merge
+from hatemtl.methods.base import draw_lora_A, saved_by
+
+LIBRARY = "adapterhub"
+WEIGHTS = "adapter/adapter.safetensors"
+# The adapter's name inside the name of a parameter, whatever the kind of adapter.
+PATTERN = re.compile(r"\.(?:loras|adapters|prefix_tunings|refts)\.([^.]+)\.")
+
+
+def add(model: PreTrainedModel, name: str, config: LoRAConfig, seed: int) -> None:
+    """Adds a LoRA whose A's are drawn by layer; no other random draw moves."""
+    with torch.random.fork_rng(devices=[]):
+        model.add_adapter(name, config=config)
+    for layer, _, lora in loras(model, name):
+        draw_lora_A(lora.lora_A, seed=seed, layer=layer)
+
+
+def load(model: PreTrainedModel, run: SavedRun, name: str) -> None:
+    """Loads a saved run's adapter under `name`, from safetensors and nothing else."""
+    run.weights(WEIGHTS)  # the library would fall back to a pickle where this file is missing
+    with torch.random.fork_rng(devices=[]):
+        model.load_adapter(str(run.folder / "adapter"), load_as=name, use_safetensors=True)
+
+
+def active(model: nn.Module) -> list[str]:
+    """The names of the adapters in the active setup."""
+    return list(model.active_adapters.flatten()) if model.active_adapters else []  # type: ignore[union-attr, operator]
+
+
+def save(model: nn.Module, name: str, folder: Path) -> None:
+    """Writes adapter/adapter_config.json and adapter/adapter.safetensors."""
+    model.save_adapter(str(folder / "adapter"), name, use_safetensors=True)  # type: ignore[operator]
+
+
+def loras(model: nn.Module, name: str) -> Iterable[tuple[str, LoRALayer, LoRAModule]]:
+    """Every layer that LoRA `name` adapts: its path, the layer, the LoRA on it."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALayer) and name in module.loras:
+            yield path, module, module.loras[name]
+
+
+def _factors(layer: LoRALayer, lora: LoRAModule) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Views of A and B for each projection of the layer: one, or q, k and v where an encoder keeps them in one matrix."""
+    if not isinstance(layer, LoRAMergedLinear):
+        return [("", lora.lora_A, lora.lora_B)]
+    names = [name for name in "qkv" if name in lora.attn_matrices]
+    return [
+        (f".{name}", A, B)
+        for name, A, B in zip(names, lora.lora_A.chunk(len(names)), lora.lora_B.chunk(len(names)), strict=True)
+    ]
+
+
+def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
+    """LoRA `name` as one update a layer."""
+    return {
+        path + projection: LoRAUpdate(A.detach(), B.detach(), lora.scaling)
+        for path, layer, lora in loras(model, name)
+        for projection, A, B in _factors(layer, lora)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Trains a new LoRA (Hu et al. 2022, arXiv:2106.09685) on the frozen encoder.
+
+    rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input. attention: which of q, k, v carry one.
+    intermediate, output: whether the two feed-forward layers carry one.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    attention: Sequence[str]
+    intermediate: bool
+    output: bool
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
+        if not set(self.attention) <= set("qkv"):
+            raise UserError(f"method.attention={list(self.attention)}: expected some of q, k, v; type method.attention=[q,v]")
+        if not (self.attention or self.intermediate or self.output):
+            raise UserError("method: LoRA on no layer at all; type method.attention=[q,k,v]")
+
+    def starts_from(self) -> list[SavedRun]:
+        return []
+
+    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+        adapters.init(model)
+        config = LoRAConfig(
+            r=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            selfattn_lora=bool(self.attention),
+            attn_matrices=list(self.attention),
+            intermediate_lora=self.intermediate,
+            output_lora=self.output,
+        )
+        add(model, name, config, seed)
+        model.train_adapter(name)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Starts from the adapter of a saved run, to test it, to predict with it or to train it further."""
+
+    path: str | None
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def starts_from(self) -> list[SavedRun]:
+        if self.path is None:
+            raise UserError("method=ah_load needs the saved run to load; type load_path=FOLDER")
+        return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
+
+    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+        adapters.init(model)
+        load(model, self.starts_from()[0], name)
+        model.train_adapter(name)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLoRA:
+    """Starts from the merge of several saved LoRAs; the sources stay loaded, frozen and inactive.
+
+    sources: a glob of saved runs, at least one; each is loaded under its folder's name.
+    """
+
+    sources: str
+    merge: Merge
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def starts_from(self) -> list[SavedRun]:
+        if not self.sources:
+            raise UserError("method=ah_merge16 needs the saved runs to merge; type method.sources=\"'adapters/run_*'\"")
+        folders = sorted(folder for folder in glob(self.sources) if Path(folder).is_dir())
+        if not folders:
+            raise UserError(
+                f"method.sources={self.sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
+            )
+        return [saved_by(SavedRun(folder), LIBRARY, f"method.sources={self.sources!r}") for folder in folders]
+
+    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+        adapters.init(model)
+        names = []
+        for run in self.starts_from():
+            base = run.folder.resolve().name.replace(".", "_")
+            source = base if base not in (*names, name) else f"{run.folder.resolve().parent.name}_{base}".replace(".", "_")
+            load(model, run, source)
+            names.append(source)
+        if any(not updates(model, source) for source in names):
+            raise UserError(f"method.sources={self.sources!r}: not every source is a LoRA, and this method merges nothing else")
+        merged, _ = self.merge([updates(model, source) for source in names])
+        add(model, name, _union([model.adapters_config.get(source) for source in names], merged), seed)
+        with torch.no_grad():
+            for path, layer, lora in loras(model, name):
+                for projection, A, B in _factors(layer, lora):
+                    A.copy_(merged[path + projection].A)
+                    B.copy_(merged[path + projection].B)
+        model.train_adapter(name)
+        return model
+
+
+def _union(configs: Sequence[LoRAConfig], merged: Mapping[str, LoRAUpdate]) -> LoRAConfig:
+    """The configuration of a LoRA on every layer that any source adapts, of the merged rank and scale."""
+    update = next(iter(merged.values()))
+    return configs[0].replace(
+        r=update.rank,
+        alpha=update.scale * update.rank,
+        selfattn_lora=any(config.selfattn_lora for config in configs),
+        attn_matrices=[name for name in "qkv" if any(name in config.attn_matrices for config in configs)],
+        intermediate_lora=any(config.intermediate_lora for config in configs),
+        output_lora=any(config.output_lora for config in configs),
+    )

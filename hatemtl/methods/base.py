@@ -1,0 +1,105 @@
+"""The contract of a method: how the encoder is made trainable, and what of it is saved."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.errors import UserError
+from hatemtl.seeds import generator
+
+
+# Which method loads what a library saved.
+LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full"}
+
+
+class Method(Protocol):
+    """What makes the encoder trainable: full fine-tuning, an adapter, a merge of adapters.
+
+    library: whose format it saves in. learning_rate: the encoder-side rate at which this method trains well.
+    body_dropout: whether the pretrained body keeps its own dropout in training.
+    """
+
+    library: ClassVar[str]
+    learning_rate: float
+    body_dropout: bool
+    adapter_pattern: ClassVar[re.Pattern[str] | None]
+
+    def starts_from(self) -> list[SavedRun]:
+        """The saved runs whose weights this method starts from; an encoder without any is as it was pretrained.
+
+        Raises UserError where one is missing or does not fit this method.
+        """
+        ...
+
+    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+        """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder."""
+        ...
+
+    def active(self, model: nn.Module) -> list[str]:
+        """The names of the adapters that take part in a forward."""
+        ...
+
+    def save(self, model: nn.Module, name: str, folder: Path) -> None:
+        """Writes what was trained in the library's own format, safetensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Component:
+    """A line of the table at the start of a run: a part of the network, its parameters, and how many of them are trained."""
+
+    name: str
+    kind: str
+    parameters: int
+    trained: int
+    active: bool
+
+
+def components(method: Method, model: nn.Module) -> list[Component]:
+    """The encoder's body and each adapter on it."""
+    groups: dict[str, list[nn.Parameter]] = {"": []}
+    for name, parameter in model.named_parameters():
+        match = method.adapter_pattern.search(name) if method.adapter_pattern else None
+        groups.setdefault(match.group(1) if match else "", []).append(parameter)
+    active = method.active(model)
+    return [
+        Component(
+            name=adapter or "encoder",
+            kind="adapter" if adapter else "body",
+            parameters=sum(p.numel() for p in parameters),
+            trained=sum(p.numel() for p in parameters if p.requires_grad),
+            active=not adapter or adapter in active,
+        )
+        for adapter, parameters in groups.items()
+    ]
+
+
+@torch.no_grad()
+def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
+    """Fills a LoRA matrix A (r, in) as LoRA does, uniform in ±1/√in, by a draw that depends on seed and layer alone.
+
+    Merging needs sources that started from the same A (averaged factors are otherwise far from averaged updates), so A
+    must not depend on labels, tasks or heads. Rows are drawn in order: rank 8 gets the first half of rank 16.
+    """
+    bound = A.shape[-1] ** -0.5
+    values = torch.empty(A.shape).uniform_(-bound, bound, generator=generator(seed, "lora_A", layer))
+    A.copy_(values)
+
+
+def saved_by(run: SavedRun, library: str, given: str) -> SavedRun:
+    """The run itself, if its method is of this library; `given` is what the user typed for it.
+
+    Raises UserError that names the method that loads it.
+    """
+    if run.record["library"] != library:
+        raise UserError(
+            f"{given}: {run.folder} was saved by {run.record['method']} ({run.record['library']}), expected one saved by "
+            f"{library}; load it with method={LOADERS[run.record['library']]}"
+        )
+    return run

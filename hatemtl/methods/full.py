@@ -1,0 +1,39 @@
+"""Full fine-tuning: every weight of the encoder is trained, and the whole encoder is saved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.methods.base import saved_by
+
+WEIGHTS = "encoder/model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """Trains the whole encoder, from its pretrained weights or, with `path`, from a saved run's."""
+
+    path: str | None
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = "full"
+    adapter_pattern: ClassVar[None] = None
+
+    def starts_from(self) -> list[SavedRun]:
+        return [] if self.path is None else [saved_by(SavedRun(self.path), self.library, f"load_path={self.path}")]
+
+    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+        for run in self.starts_from():
+            model.load_state_dict(load_file(run.weights(WEIGHTS)))
+        return model.requires_grad_(True)
+
+    def active(self, model: nn.Module) -> list[str]:
+        return []
+
+    def save(self, model: nn.Module, name: str, folder: Path) -> None:
+        model.save_pretrained(folder / "encoder", safe_serialization=True)  # type: ignore[operator]

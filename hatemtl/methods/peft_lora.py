@@ -1,0 +1,110 @@
+"""LoRA through the `peft` library, which only this file imports: train one, load one."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.errors import UserError
+from hatemtl.methods.base import draw_lora_A, saved_by
+
+LIBRARY = "peft"
+WEIGHTS = "adapter/adapter_model.safetensors"
+PATTERN = re.compile(r"\.lora_(?:A|B|magnitude_vector)\.([^.]+)")
+NAME = "default"  # PEFT saves an adapter of any other name in a folder below
+
+# The layers that AdapterHub's LoRA on q, k, v, intermediate and output adapts, by the names each architecture gives them.
+BERT_LIKE = r".*(attention\.self\.(query|key|value)|intermediate\.dense|layer\.\d+\.output\.dense)"
+TARGETS = {
+    "bert": BERT_LIKE,
+    "electra": BERT_LIKE,
+    "roberta": BERT_LIKE,
+    "deberta-v2": r".*(attention\.self\.(query|key|value)_proj|intermediate\.dense|layer\.\d+\.output\.dense)",
+    "modernbert": r".*(attn\.Wqkv|mlp\.Wi|mlp\.Wo)",
+}
+
+
+def active(model: nn.Module) -> list[str]:
+    """The names of the active adapters."""
+    return list(model.active_adapters)  # type: ignore[arg-type]
+
+
+def save(model: nn.Module, name: str, folder: Path) -> None:
+    """Writes adapter/adapter_config.json and adapter/adapter_model.safetensors."""
+    model.save_pretrained(str(folder / "adapter"), safe_serialization=True)  # type: ignore[operator]
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a card of blanks
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Trains a new LoRA on the frozen encoder.
+
+    rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input.
+    targets: a regular expression over layer paths; None takes the layers that ah_lora16 adapts.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: str | None
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
+
+    def starts_from(self) -> list[SavedRun]:
+        return []
+
+    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+        kind = model.config.model_type
+        targets = self.targets or TARGETS.get(kind)
+        if targets is None:
+            raise UserError(f"method.targets: no default for {kind}; type method.targets='.*(query|value)'")
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        with torch.random.fork_rng(devices=[]):
+            try:
+                wrapped = get_peft_model(model, config, adapter_name=NAME)
+            except ValueError as error:
+                raise UserError(f"method.targets={targets!r}: {error}") from error
+        for path, module in wrapped.base_model.model.named_modules():
+            if hasattr(module, "lora_A") and NAME in module.lora_A:
+                draw_lora_A(module.lora_A[NAME].weight, seed=seed, layer=path)
+        return wrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Starts from the adapter of a saved run, to test it, to predict with it or to train it further."""
+
+    path: str | None
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def starts_from(self) -> list[SavedRun]:
+        if self.path is None:
+            raise UserError("method=peft_load needs the saved run to load; type load_path=FOLDER")
+        return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
+
+    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+        run = self.starts_from()[0]
+        run.weights(WEIGHTS)
+        with torch.random.fork_rng(devices=[]):
+            return PeftModel.from_pretrained(
+                model, str(run.folder / "adapter"), adapter_name=NAME, is_trainable=True, use_safetensors=True
+            )

@@ -1,0 +1,144 @@
+"""One step over all tasks: a shared encoder read by a head a task, in three stages."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from hatemtl.batch import Batch
+from hatemtl.heads.base import Head
+from hatemtl.optimization import Optimization
+from hatemtl.seeds import derive
+
+Stage = Literal["val", "test"]
+Weighting = Callable[[Mapping[str, Tensor], Mapping[str, float]], Tensor]
+
+
+@dataclass
+class Predictions:
+    """What a head said of the posts that its task annotates: pool positions, scores and targets, a tensor a batch."""
+
+    posts: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+
+
+class MultitaskModule(L.LightningModule):
+    """The encoder, run once a batch, and every task's head on its hidden states.
+
+    A head computes all B rows of a batch and its loss averages those that have the annotation: a head without a row
+    takes part with a zero, so every parameter gets a gradient and no row count leaves the device.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: Mapping[str, nn.Module],
+        *,
+        weights: Mapping[str, float],
+        weighting: Weighting,
+        optimization: Optimization,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(heads)
+        self.weights, self.weighting, self.optimization, self.seed = dict(weights), weighting, optimization, seed
+        self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
+        self.rows: dict[str, float] = {}
+        self.predictions: dict[str, Predictions] = {}
+        self.metrics: dict[str, Metric] = {}
+
+    def head(self, task: str) -> Head:
+        """The head of a task."""
+        return self.heads[task]  # type: ignore[return-value]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits a task: (B, C), or (B, T) for tokens."""
+        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        with torch.autocast(hidden.device.type, enabled=False):  # heads and losses stay in float32
+            return {task: self.head(task)(hidden.float(), batch.attention_mask) for task in self.heads}
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        logits = self(batch)
+        losses = {t: self.head(t).loss(logits[t], batch.targets[t], batch.has[t]) for t in self.heads}
+        loss = self.weighting(losses, self.weights)
+        rows = {f"train_{task}_loss": value.detach() for task, value in losses.items()}
+        self.log_dict(rows | {"train_loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=len(batch))
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
+        torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
+            nn.utils.clip_grad_norm_(self.trained_parameters(), self.optimization.clip)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pool positions (B,) and each task's scores."""
+        return batch.posts.cpu(), {t: self.head(t).scores(logits).cpu() for t, logits in self(batch).items()}
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin()
+
+    def on_test_epoch_start(self) -> None:
+        self._begin()
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _begin(self) -> None:
+        self.predictions = defaultdict(Predictions)
+        self.metrics = {task: self.head(task).metric().to(self.device) for task in self.heads}
+
+    def _evaluate(self, batch: Batch) -> None:
+        for task, logits in self(batch).items():
+            scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
+            self.metrics[task].update(scores, targets, has)
+            if not self.trainer.training:
+                kept = self.predictions[task]
+                kept.posts.append(batch.posts[has].cpu())
+                kept.scores.append(scores[has].float().cpu())
+                kept.targets.append(targets[has].cpu())
+
+    def _report(self, stage: Stage) -> None:
+        self.rows, primaries = {}, []
+        for task, metric in self.metrics.items():
+            rows = self.head(task).rows(metric.compute())
+            self.rows |= {f"{stage}_{task}_{name}": value for name, value in rows.items()}
+            primaries.append(rows[self.head(task).primary])
+        counts = tuple(f"{stage}_{task}_{kind}_" for task in self.metrics for kind in ("tp", "fp", "fn"))
+        shown = {name: value for name, value in self.rows.items() if not name.startswith(counts)}
+        # the epoch with the best mean of the tasks' primary metrics is the one that is kept
+        self.log_dict(shown | {f"{stage}_score": sum(primaries) / len(primaries)})
+
+    def configure_optimizers(self) -> Any:
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimization.optimizer(self.encoder.parameters(), self.heads.parameters(), total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The weights that training changes."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The weights that training changes, by name."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.trained_state()

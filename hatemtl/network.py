@@ -1,0 +1,130 @@
+"""The network of a run: encoder, method and heads put together, with everything checked that would be silently wrong."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from safetensors.torch import load_file
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.encoder import Encoder, fingerprint
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+from hatemtl.methods.base import LOADERS, Component, Method, components
+from hatemtl.module import MultitaskModule, Weighting
+from hatemtl.optimization import Optimization
+from hatemtl.seeds import seeded
+from hatemtl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Network:
+    """The module of a run, and what its saved run must say of it.
+
+    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands.
+    """
+
+    module: MultitaskModule
+    method: Method
+    mark: str
+    name: str
+
+    def parts(self) -> list[Component]:
+        """The body, each adapter and each head, with their parameters."""
+        heads = [
+            Component(
+                name=task,
+                kind="head",
+                parameters=sum(p.numel() for p in head.parameters()),
+                trained=sum(p.numel() for p in head.parameters() if p.requires_grad),
+                active=True,
+            )
+            for task, head in self.module.heads.items()
+        ]
+        return components(self.method, self.module.encoder) + heads
+
+
+def assemble(
+    *,
+    encoder: Encoder,
+    method: Method,
+    tasks: Mapping[str, Task],
+    spaces: Mapping[str, LabelSpace],
+    weighting: Weighting,
+    optimization: Optimization,
+    seed: int,
+    name: str,
+    heads_from: SavedRun | None,
+) -> Network:
+    """Builds the network; heads start from `heads_from`, or fresh by a draw of their own each.
+
+    Raises UserError where a source was trained on another encoder, or a saved head is not the one asked for.
+    """
+    model = encoder.model(dropout=method.body_dropout, seed=seed)
+    mark = fingerprint(model)
+    for source in method.starts_from():
+        if source.record["encoder"] != mark:
+            raise UserError(
+                f"{source.folder} was trained on another encoder: {source.record['encoder_source']} "
+                f"({source.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
+            )
+    attached = method.attach(model, name=name.replace(".", "_"), seed=seed)
+    heads = {}
+    for task, space in spaces.items():
+        with seeded(seed, "head", task):
+            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space)
+    module = MultitaskModule(
+        attached,
+        heads,  # type: ignore[arg-type]
+        weights={name: task.weight for name, task in tasks.items()},
+        weighting=weighting,
+        optimization=optimization,
+        seed=seed,
+    )
+    if heads_from is not None:
+        _load_heads(module, heads_from, tasks, spaces)
+    return Network(module, method, mark, name.replace(".", "_"))
+
+
+def _load_heads(
+    module: MultitaskModule, saved: SavedRun, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace]
+) -> None:
+    check_heads(saved, tasks)
+    for task, space in spaces.items():
+        if space != saved.labels[task]:
+            raise UserError(
+                f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
+                f"corpus has {', '.join(space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
+            )
+    weights = load_file(saved.weights("heads.safetensors"))
+    try:
+        module.heads.load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in spaces})
+    except RuntimeError as error:
+        raise UserError(
+            f"load_path={saved.folder}: its heads are built otherwise ({str(error).splitlines()[-1].strip()}); "
+            f"give the tasks.*.head.* keys of {saved.folder / 'config.yaml'}"
+        ) from error
+
+
+def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
+    """Raises UserError where the saved run has no trained head for a task, or has one for another part of its labels."""
+    for name, task in tasks.items():
+        if name not in saved.labels:
+            raise UserError(
+                f"load_path={saved.folder} has no trained head for task {name!r}; type tasks=[{','.join(saved.labels)}]"
+            )
+        pattern = saved.config["tasks"][name]["mask_pattern"]
+        if pattern != task.mask_pattern:
+            raise UserError(
+                f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "
+                f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
+                + ("mask_pattern=null" if pattern is None else f'mask_pattern="{pattern}"')
+            )
+
+
+def check_trained(saved: SavedRun, method: Method) -> None:
+    """Raises UserError where the encoder side under the saved heads would be one that was never trained."""
+    if not method.starts_from():
+        raise UserError(
+            f"the given method starts from weights that were never trained, under the heads of {saved.folder}; "
+            f"type method={LOADERS[saved.record['library']]} to load what that run trained"
+        )

@@ -1,0 +1,79 @@
+"""How weights move: parameter groups, learning rates over the steps, warm-up."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hatemtl.errors import UserError, did_you_mean
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with one learning rate for the encoder side and one for the heads.
+
+    encoder_lr: of adapters or the full encoder. head_lr: of the heads. weight_decay: on matrices only.
+    warmup: epochs, may be a fraction, in which the encoder side's rate rises from 0; heads learn at full rate at once.
+    epochs: at full rate; whole epochs of warm-up come before them.
+    schedule: of both rates after the warm-up. clip: largest gradient norm, None for any. accumulate: batches a step.
+    patience: epochs after the warm-up without a better validation score before training ends, None for never.
+    """
+
+    encoder_lr: float
+    head_lr: float
+    weight_decay: float
+    warmup: float
+    epochs: int
+    schedule: Schedule
+    clip: float | None
+    accumulate: int
+    patience: int | None
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise UserError(f"optimization.schedule: {did_you_mean(self.schedule, ['linear', 'cosine', 'constant'])}")
+        for name, least in {"encoder_lr": 0, "head_lr": 0, "weight_decay": 0, "warmup": 0, "epochs": 1, "accumulate": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"optimization.{name}={getattr(self, name)}: expected {least} or more")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"optimization.patience={self.patience}: expected at least 1 epoch, or null to never stop early")
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(f"optimization.clip={self.clip}: expected a norm above 0, or null for no clipping")
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run: those at full rate and the whole ones of warm-up."""
+        return self.epochs + math.floor(self.warmup)
+
+    def rate(self, step: int, *, total: int, encoder: bool) -> float:
+        """The factor on the learning rate at optimizer step `step` of `total`."""
+        rising = self.warmup * total / self.total_epochs
+        if step < rising:
+            return step / rising if encoder else 1.0
+        done = (step - rising) / max(total - rising, 1)
+        if self.schedule == "linear":
+            return max(1 - done, 0.0)
+        return (1 + math.cos(math.pi * min(done, 1.0))) / 2 if self.schedule == "cosine" else 1.0
+
+    def optimizer(
+        self, encoder: Iterable[nn.Parameter], heads: Iterable[nn.Parameter], total: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """AdamW over both sides and its schedule, to be stepped after every optimizer step of the `total`."""
+        groups: list[dict[str, Any]] = []
+        rates: list[Callable[[int], float]] = []
+        for side, parameters, lr in (("encoder", encoder, self.encoder_lr), ("heads", heads, self.head_lr)):
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            for chosen, decay in (
+                ([p for p in trained if p.ndim >= 2], self.weight_decay),
+                ([p for p in trained if p.ndim < 2], 0.0),
+            ):
+                if chosen:
+                    groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": side})
+                    rates.append(lambda step, encoder=side == "encoder": self.rate(step, total=total, encoder=encoder))
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rates)

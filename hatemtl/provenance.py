@@ -1,0 +1,37 @@
+"""Where a result comes from: the code, the packages, the machine."""
+
+import platform
+import resource
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("hatemtl", "torch", "transformers", "adapters", "peft", "lightning", "datasets", "torchmetrics")
+
+
+def provenance() -> dict[str, Any]:
+    """Git commit (with a + where the tree was changed since), versions and machine, for run.json."""
+    return {
+        "git_commit": _commit(),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git
+        return None

@@ -1,0 +1,29 @@
+"""The command line: `uv run main.py group=option key=value`. See README.org."""
+
+import os
+import sys
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its own errors and exit with 1
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from hatemtl.errors import UserError
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Hands the composed configuration to hatemtl."""
+    from hatemtl.run import run
+
+    run(cfg)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
