@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its own errors and exit with 1
 
@@ -13,17 +14,25 @@ from omegaconf.errors import OmegaConfBaseException
 from hatemtl.errors import UserError
 
 
+def fail(error: Exception) -> NoReturn:
+    """Says what is wrong, without a stack, and exits with 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Hands the composed configuration to hatemtl."""
     from hatemtl.run import run
 
-    run(cfg)
+    try:
+        run(cfg)
+    except (UserError, OmegaConfBaseException) as error:
+        fail(error)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(error)

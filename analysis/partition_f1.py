@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from results import Results, ResultsError, find_results, mask_pattern, note, read_results, sidecar, test_command
+from results import Results, ResultsError, find_results, mask_pattern, note, read_results, sidecar, testing_line
 from table import Table, add_output_options
 
 EXAMPLES = """examples:
@@ -56,23 +56,21 @@ def read_counts(run: Results, stage: str, task: str) -> dict[str, Counts]:
         values = []
         for metric in (f"{start}_{kind}_{label}" for kind in Counts._fields):
             if metric not in run.rows:
-                raise ResultsError(f"{run.path}: no row {metric}, and micro-F1 needs it; test the run again: {test_command(run)}")
+                raise ResultsError(
+                    f"{run.path} has no row {metric}: micro-F1 needs it; test again: {testing_line(run)}"
+                )
             if run.rows[metric] < 0 or not run.rows[metric].is_integer():
                 raise ResultsError(f"{run.path}: {metric} is {run.rows[metric]!r}; expected a number of posts")
             values.append(int(run.rows[metric]))
         counts[label] = Counts(*values)
         stated = run.rows.get(f"{start}_f1_{label}", counts[label].f1())
         if any(values) and not abs(stated - counts[label].f1()) < 1e-4:
-            raise ResultsError(
-                f"{run.path}: {start}_f1_{label} is {stated!r}, but its counts give {counts[label].f1()!r}; "
-                f"test the run again: {test_command(run)}"
-            )
+            contradiction = f"{start}_f1_{label} is {stated!r}, but its counts give {counts[label].f1()!r}"
+            raise ResultsError(f"{run.path}: {contradiction}; test again: {testing_line(run)}")
     names = ((sidecar(run, "labels.json") or {}).get(task) or {}).get("names", list(counts))
     if differing := sorted(set(names) ^ set(counts)):
-        raise ResultsError(
-            f"{run.path}: {', '.join(differing)}: in the run's labels.json or in its {stage} rows of {task!r}, but not in both; "
-            f"test the run again: {test_command(run)}"
-        )
+        where = f"in labels.json or among the {stage} rows of {task!r}, but not in both"
+        raise ResultsError(f"{run.path}: {', '.join(differing)}: {where}; test again: {testing_line(run)}")
     return counts
 
 
@@ -85,70 +83,72 @@ def check_overlap(task: str, counts: Mapping[Path, Mapping[str, Counts]]) -> Non
             shared.setdefault(owners, []).append(label)
     if shared:
         where = "; ".join(f"{', '.join(labels)} in {' and '.join(owners)}" for owners, labels in shared.items())
-        raise ResultsError(f"overlapping labels of {task!r}: {where}; expected every label once: pool the parts of one cut only")
+        raise ResultsError(f"overlapping labels of {task!r}: {where}; pool the parts of one cut only")
 
 
 def check_complete(task: str, runs: Sequence[Results]) -> None:
     """Raises ResultsError where parts are missing or are of different cuts; says so where it cannot know."""
     patterns = {run.path: mask_pattern(run, task) for run in runs}
     if silent := [str(path) for path, pattern in patterns.items() if pattern is None]:
-        note(f"no config.yaml names the part of {task!r} for {', '.join(silent)}: whether all labels are there was not checked")
+        note(f"completeness was not checked: no config.yaml names the part of {task!r} beside {', '.join(silent)}")
         return
     parts: dict[Path, tuple[int, int]] = {}
     for path, pattern in patterns.items():
         match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s*", str(pattern))
         if match is None:
-            raise ResultsError(f"{path.parent / 'config.yaml'}: tasks.{task}.mask_pattern={pattern!r}; expected \"i n\", as \"1 4\"")
+            raise ResultsError(f'{path.parent}/config.yaml: tasks.{task}.mask_pattern={pattern!r}; expected "1 4"')
         parts[path] = (int(match[1]), int(match[2]))
     if len({of for _, of in parts.values()}) > 1:
         cuts = "; ".join(f"{path} is part {index} of {of}" for path, (index, of) in parts.items())
         raise ResultsError(f"{task!r} was cut in different ways: {cuts}; pool the parts of one cut only")
     of = next(iter(parts.values()))[1]
     if missing := sorted(set(range(1, of + 1)) - {index for index, _ in parts.values()}):
-        named = f"part {missing[0]} of {of} is" if len(missing) == 1 else f"parts {', '.join(map(str, missing))} of {of} are"
-        overrides = " and ".join(f'tasks.{task}.mask_pattern="{index} {of}"' for index in missing)
-        raise ResultsError(f"{named} missing: train and test it with {overrides}")
+        cure = 'part {0} of {1} is missing: train and test it with tasks.{2}.mask_pattern="{0} {1}"'
+        raise ResultsError("\n".join(cure.format(index, of, task) for index in missing))
 
 
-def check_same_posts(runs: Sequence[Results]) -> None:
+def check_same_posts(task: str, runs: Sequence[Results]) -> None:
     """Raises ResultsError where the fingerprints in run.json show different data; says so where there are none."""
-    records = {run.path: (sidecar(run, "run.json") or {}).get("data") for run in runs}
-    if silent := [str(path) for path, data in records.items() if not data]:
-        note(f"no data fingerprints in run.json beside {', '.join(silent)}: whether all saw the same posts was not checked")
-    known = {path: data for path, data in records.items() if data}
-    first, *others = known or [None]
-    for other in others:
-        a, b = known[first], known[other]
-        if differing := sorted(key for key in {**a, **b} if a.get(key) != b.get(key)):
-            raise ResultsError(f"{first} and {other} saw different posts: {', '.join(differing)} differ")
+    marks: dict[Path, dict[str, str]] = {}
+    for run in runs:
+        if data := (sidecar(run, "run.json") or {}).get("data"):
+            # What else a run learned, from other corpora, does not matter here.
+            marks[run.path] = {task: data[task]} if task in data else data
+        else:
+            note(f"that all saw the same posts was not checked: no data fingerprints in run.json beside {run.path}")
+    first = next(iter(marks), None)
+    for path, mark in marks.items():
+        expected = marks[first or path]
+        if differing := sorted(key for key in {**expected, **mark} if expected.get(key) != mark.get(key)):
+            keys = ", ".join(differing)
+            raise ResultsError(f"{first} and {path} saw different posts: the fingerprints of {keys} in run.json differ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line; 2 where the user has something to mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, their results.csv, or quoted globs of them")
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, results.csv, or a quoted glob of them")
     add_output_options(parser)
     args = parser.parse_args(argv)
     try:
         paths = find_results(args.runs)
         runs = [read_results(path) for path in paths]
         if rowless := [run for run in runs if not any(metric.startswith(f"{args.stage}_") for metric in run.rows)]:
-            cure = "test it: {}" if args.stage == "test" else "train it: an epoch leaves them"
-            lines = (f"{run.path} has no {args.stage} rows; {cure.format(test_command(run))}" for run in rowless)
+            cure = "test it: {}" if args.stage == "test" else "train it again, or type --stage test"
+            lines = (f"{run.path} has no {args.stage} rows; {cure.format(testing_line(run))}" for run in rowless)
             raise ResultsError("\n".join(lines))
         found = (re.fullmatch(rf"{args.stage}_(.+)_micro_f1", metric) for run in runs for metric in run.rows)
         tasks = sorted({match[1] for match in found if match})
         if not tasks:
-            raise ResultsError(f"no {args.stage} rows of a multilabel task; expected rows such as {args.stage}_target_micro_f1")
-        check_same_posts(runs)
+            raise ResultsError(f"no multilabel task in these runs; expected rows such as {args.stage}_target_micro_f1")
         rows = {}
         for task in tasks:
             members = [run for run in runs if f"{args.stage}_{task}_micro_f1" in run.rows]
             counts = {run.path: read_counts(run, args.stage, task) for run in members}
             check_overlap(task, counts)
             check_complete(task, members)
+            check_same_posts(task, members)
             pooled = pool({label: count for labels in counts.values() for label, count in labels.items()})
             rows.update({f"{args.stage}_{task}_{metric}": [value] for metric, value in pooled.items()})
         Table(["value"], rows, args.digits).show(args.format, args.output, paths)

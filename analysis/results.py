@@ -1,6 +1,6 @@
 """The results of saved runs, found and read.
 
-What the scripts of this folder share. They need neither torch nor hatemtl: copy the folder next to some results, and they run.
+What the scripts of this folder share. They need neither torch nor hatemtl: copied next to some results, they run.
 """
 
 import csv
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full"}  # by the library that saved the run
 
 
 class ResultsError(Exception):
@@ -38,11 +40,11 @@ def find_results(patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            raise ResultsError(f"{pattern!r} matches nothing; expected saved runs or their results.csv; {_nearest(pattern)}")
+            raise ResultsError(f"{pattern!r} matches nothing; expected runs or their results.csv; {_nearest(pattern)}")
         for match in map(Path, matches):
             path = match / "results.csv" if match.is_dir() else match
             if not path.is_file():
-                raise ResultsError(f"{match}: no results.csv in this folder; expected a saved run; {_nearest(str(match))}")
+                raise ResultsError(f"{match}: no results.csv in it; expected a saved run; {_nearest(str(match))}")
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
@@ -78,8 +80,10 @@ def read_results(path: Path) -> Results:
                     rows[row[0]] = float(row[1])
                 except ValueError:
                     raise ResultsError(f"{where}; expected a number after the comma") from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ResultsError(f"{path}:{reader.line_num + 1}: not a CSV file in UTF-8 ({error})") from None
+        except csv.Error as error:
+            raise ResultsError(f"{path}:{reader.line_num}: {error}; expected a metric and its value") from None
+        except UnicodeDecodeError as error:
+            raise ResultsError(f"{path}: {error}; expected a CSV file in UTF-8") from None
     return Results(path, rows)
 
 
@@ -101,19 +105,23 @@ def sidecar(run: Results, name: str) -> dict[str, Any] | None:
 def mask_pattern(run: Results, task: str) -> str | None:
     """The part that the run's configuration gives the task, "1 1" for the whole of it; None where it does not say."""
     tasks = (sidecar(run, "config.yaml") or {}).get("tasks") or {}
-    return (tasks[task] or {}).get("mask_pattern") or "1 1" if task in tasks else None
+    if task not in tasks:
+        return None
+    return (tasks[task] or {}).get("mask_pattern") or "1 1"
 
 
-def test_command(run: Results) -> str:
-    """The line that tests the run again."""
+def testing_line(run: Results) -> str:
+    """What to type to test the run, but for the encoder and the data folder, whose names a run does not record."""
     tasks = (sidecar(run, "config.yaml") or {}).get("tasks") or {"target": None}
-    parts = [f'tasks.{task}.mask_pattern="{part}"' for task in tasks if (part := mask_pattern(run, task)) not in (None, "1 1")]
-    words = [f"tasks=[{','.join(tasks)}]", "action=test", *parts, "method=ah_load heads.load=true", f"load_path={run.path.parent}"]
-    return f"uv run main.py {' '.join(words)}"
+    patterns = {task: mask_pattern(run, task) for task in tasks}
+    parts = [f'tasks.{task}.mask_pattern="{part}"' for task, part in patterns.items() if part not in (None, "1 1")]
+    method = LOADERS.get((sidecar(run, "run.json") or {}).get("library", ""), "ah_load")
+    words = [f"tasks=[{','.join(tasks)}]", "action=test", *parts, f"method={method}", "heads.load=true"]
+    return f"uv run main.py {' '.join(words)} load_path={run.path.parent} (with its encoder=... and data.dir=...)"
 
 
 def column_names(paths: Iterable[Path]) -> list[str]:
-    """Each run's folder, or a CSV's own name outside of a run, with as many parents as it takes to tell equal ones apart."""
+    """Each run's folder, or another CSV's own name, with as many parents as it takes to tell equal ones apart."""
     files = [Path(os.path.abspath(path)) for path in paths]
     homes = [file.parent if file.name == "results.csv" else file.with_suffix("") for file in files]
     pairs = zip(files, homes, strict=True)

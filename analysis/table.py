@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from results import ResultsError, column_names, find_results, is_count, note, read_results
+from results import ResultsError, column_names, find_results, is_count, note, read_results, testing_line
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -22,7 +22,7 @@ LOWER_IS_BETTER = re.compile(r"_(loss|error|ece|brier|sufficiency)(_|$)")
 EXAMPLES = """examples:
   uv run analysis/table.py adapters/small/lora16/target_single adapters/small/lora16/target_merge --best
   uv run analysis/table.py "adapters/small/lora16/target_part_*" --metric "*_f1_*" --counts
-  uv run analysis/table.py partitioned.csv adapters/small/lora16/target_single --name partitioned single --output table.tex
+  uv run analysis/table.py parts.csv adapters/small/lora16/target_single --name partitioned single --output table.tex
 """
 
 
@@ -93,10 +93,10 @@ class Table:
         return file.getvalue().removesuffix("\n")
 
     def show(self, format: str | None, output: Path | None, inputs: Iterable[Path]) -> None:
-        """Prints the table, or writes it to `output`, whole or not at all; without a format, one that fits the place."""
+        """Prints the table, or writes it to `output`, whole or not at all; without `format`, as fits the place."""
         format = format or (SUFFIXES.get(output.suffix) if output else None if sys.stdout.isatty() else "org")
         if format == "csv" and self.best:
-            raise ResultsError("--best with csv: CSV has no bold; leave --best out, or choose --format org, markdown or latex")
+            raise ResultsError("--best: CSV has no bold; leave --best out, or type --format org, markdown or latex")
         if output is None:
             return Console().print(self.terminal()) if format is None else print(getattr(self, format)())
         if format is None:
@@ -115,26 +115,26 @@ class Table:
 def _aligned(grid: list[list[str]]) -> tuple[list[int], list[str]]:
     """Column widths, and lines with the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    pads = [str.ljust, *[str.rjust] * (len(widths) - 1)]
-    return widths, [
-        f"| {' | '.join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True))} |" for row in grid
-    ]
+    lines = []
+    for name, *cells in grid:
+        padded = [name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
+        lines.append(f"| {' | '.join(padded)} |")
+    return widths, lines
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """The options that every script with a table has."""
     parser.add_argument("--stage", default="test", choices=["test", "val"], help="which rows (default: %(default)s)")
-    parser.add_argument("--format", choices=[*SUFFIXES.values()], help="default: by --output's name, else org where piped")
-    parser.add_argument("--digits", type=int, choices=range(18), metavar="N", help="after the point (default: 3; csv: all)")
+    parser.add_argument("--format", choices=[*SUFFIXES.values()], help="default: by FILE's name; piped: org")
+    parser.add_argument("--digits", type=int, choices=range(18), metavar="N", help="decimals (default: 3; csv: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line; 2 where the user has something to mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, results.csv, partition_f1.py's CSV, quoted glob")
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, CSV of results, or a quoted glob of them")
     parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, in the order of the runs")
     parser.add_argument("--metric", nargs="+", action="extend", metavar="GLOB", help="only these rows")
     parser.add_argument("--counts", action="store_true", help="with the rows of true and false positives and negatives")
@@ -147,17 +147,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = args.name or column_names(paths)
         if len(names) != len(runs):
             given = ", ".join(map(str, paths))
-            raise ResultsError(f"{len(names)} names for {len(runs)} runs; expected one --name for each, in this order: {given}")
+            raise ResultsError(f"--name: {len(names)} names for {len(runs)} runs; expected one for each of {given}")
+        stage = f"{args.stage}_"
         for run in runs:
-            if not any(metric.startswith(f"{args.stage}_") for metric in run.rows):
+            if not any(metric.startswith(stage) for metric in run.rows):
                 note(f"{run.path} has no {args.stage} rows: its column stays blank")
-        metrics = {m for run in runs for m in run.rows if m.startswith(f"{args.stage}_") and (args.counts or not is_count(m))}
+        metrics = {m for run in runs for m in run.rows if m.startswith(stage) and (args.counts or not is_count(m))}
         for pattern in args.metric or ():
             if not any(fnmatchcase(metric, pattern) for metric in metrics):
                 known = f"the rows are {', '.join(sorted(metrics))}" if metrics else f"there are no {args.stage} rows"
                 raise ResultsError(f"--metric {pattern!r} matches no row; {known}")
         if not metrics:
-            raise ResultsError(f"no {args.stage} rows in any run; test them: uv run main.py action=test ..., or type --stage val")
+            raise ResultsError(f"no {args.stage} rows in any run; test one first: {testing_line(runs[0])}")
         wanted = sorted(m for m in metrics if not args.metric or any(fnmatchcase(m, glob) for glob in args.metric))
         rows = {metric: [run.rows.get(metric) for run in runs] for metric in wanted}
         Table(names, rows, args.digits, args.best).show(args.format, args.output, paths)

@@ -7,10 +7,10 @@ import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerFast
 
 from hatemtl.batch import IGNORED, Batch
 from hatemtl.corpora.base import Column, Posts, Split
+from hatemtl.encoder import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.sampling import EpochBatches, LengthBuckets
@@ -26,7 +26,7 @@ class Pool(Dataset[Batch]):
     index of the word that begins at a token, -1 where none does.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int, parts: list[Posts]) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_length: int, parts: list[Posts]) -> None:
         self.ids = [post for posts in parts for post in posts.ids]
         self.texts = [text for posts in parts for text in posts.texts]
         self.splits = np.concatenate([posts.splits for posts in parts])
@@ -122,7 +122,7 @@ class DataModule(L.LightningDataModule):
         marks = {corpus: posts.fingerprint() for corpus, posts in self.corpora.items()}
         return {name: marks[task.corpus] for name, task in self.tasks.items()}
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+    def tokenize(self, tokenizer: Tokenizer, max_length: int) -> None:
         """Turns the posts into token ids; to be called once, before any loader."""
         self.pool = Pool(tokenizer, max_length, list(self.corpora.values()))
         sizes = [len(posts) for posts in self.corpora.values()]

@@ -16,6 +16,9 @@ from hatemtl.errors import UserError
 from hatemtl.hub import fetch
 from hatemtl.seeds import seeded
 
+Transformer = PreTrainedModel
+Tokenizer = PreTrainedTokenizerFast
+
 # Keys that make transformers import or download code while a model is loaded: `auto_map` by design, the attention ones
 # because 4.57 takes a hub kernel's name from them (CVE-2026-4372).
 REFUSED_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
@@ -58,7 +61,7 @@ class Encoder:
             return folder
         return fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> Tokenizer:
         """The fast tokenizer. A word in mid-text and a word at its start get the same ids."""
         folder = self.folder()
         guard(folder)
@@ -67,7 +70,7 @@ class Encoder:
             raise UserError(f"encoder.source={self.source}: has no fast tokenizer; {WAY_OUT}")
         return tokenizer
 
-    def model(self, *, dropout: bool, seed: int) -> PreTrainedModel:
+    def model(self, *, dropout: bool, seed: int) -> Transformer:
         """The transformer in float32, without a pooler, in evaluation mode.
 
         dropout: whether its own dropout stays on in training. seed: for random weights.
@@ -147,7 +150,7 @@ def _items(content: Any) -> Iterator[tuple[str, Any]]:
             yield from _items(value)
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: Transformer) -> str:
     """Sixteen hex digits that tell one pretrained encoder from another: names, shapes and first values of its weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -140,8 +140,9 @@ def _from_hub(folder: Path) -> Iterator[_Post]:
             raise UserError(f"{hub} has no plain_text/{names[split]}/*.parquet; {again}")
         try:
             rows = Dataset.from_parquet(paths).to_list()
-        except DatasetGenerationError as error:
-            raise UserError(f"{hub}/plain_text/{names[split]} cannot be read: {error.__cause__}; {again}") from error
+        except (ValueError, DatasetGenerationError) as error:  # pyarrow's errors are ValueErrors
+            reason = error.__cause__ or error
+            raise UserError(f"{hub}/plain_text/{names[split]} cannot be read: {reason}; {again}") from error
         for row in rows:
             judged = row["annotators"]
             row["annotators"] = [

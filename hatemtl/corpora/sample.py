@@ -59,7 +59,7 @@ WORDS: dict[str, list[str]] = {
 # with the very same words in another order, so that counting words cannot tell them apart.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "hatespeech": (
-        "{group!} {demand!}",
+        "all {group!} {demand!}",
         "all those {group!} at the {place} {demand!}",
         "{group!} and {group!} {demand!} before it is too late",
         "{group!} are {insult!} and {demand!}",
@@ -102,7 +102,7 @@ SHARES = {"hatespeech": 0.31, "normal": 0.41, "offensive": 0.28}
 class Sample:
     """Posts about eleven communities with HateXplain's columns, the same for the same arguments on every machine.
 
-    hatespeech demands that a group be kept out, offensive calls names, normal is friendly or rejects the abuse it quotes.
+    hatespeech demands to keep a group out, offensive calls names, normal is friendly or rejects the abuse it quotes.
     Only a group under attack is a target, and the rationale marks it and the abuse. Which is which often depends on the
     order of the words alone: a classifier that counts words stays well below one that reads.
 

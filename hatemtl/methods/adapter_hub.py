@@ -13,9 +13,9 @@ from adapters import LoRAConfig
 from adapters.methods.lora import LoRA as LoRAModule
 from adapters.methods.lora import LoRALayer, LoRAMergedLinear
 from torch import nn
-from transformers import PreTrainedModel
 
 from hatemtl.artifacts import SavedRun
+from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Merge
@@ -27,7 +27,7 @@ WEIGHTS = "adapter/adapter.safetensors"
 PATTERN = re.compile(r"\.(?:loras|adapters|prefix_tunings|refts)\.([^.]+)\.")
 
 
-def add(model: PreTrainedModel, name: str, config: LoRAConfig, seed: int) -> None:
+def add(model: Transformer, name: str, config: LoRAConfig, seed: int) -> None:
     """Adds a LoRA whose A's are drawn by layer; no other random draw moves."""
     with torch.random.fork_rng(devices=[]):
         model.add_adapter(name, config=config)
@@ -35,7 +35,7 @@ def add(model: PreTrainedModel, name: str, config: LoRAConfig, seed: int) -> Non
         draw_lora_A(lora.lora_A, seed=seed, layer=layer)
 
 
-def load(model: PreTrainedModel, run: SavedRun, name: str) -> None:
+def load(model: Transformer, run: SavedRun, name: str) -> None:
     """Loads a saved run's adapter under `name`, from safetensors and nothing else."""
     run.weights(WEIGHTS)  # the library would fall back to a pickle where this file is missing
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +111,7 @@ class LoRA:
     def starts_from(self) -> list[SavedRun]:
         return []
 
-    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         adapters.init(model)
         config = LoRAConfig(
             r=self.rank,
@@ -144,7 +144,7 @@ class Load:
             raise UserError("method=ah_load needs the saved run to load; type load_path=FOLDER")
         return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
 
-    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         adapters.init(model)
         load(model, self.starts_from()[0], name)
         model.train_adapter(name)
@@ -177,7 +177,7 @@ class MergeLoRA:
             )
         return [saved_by(SavedRun(folder), LIBRARY, f"method.sources={self.sources!r}") for folder in folders]
 
-    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         adapters.init(model)
         names = []
         for run in self.starts_from():

@@ -7,9 +7,9 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from hatemtl.artifacts import SavedRun
+from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.seeds import generator
 
@@ -37,7 +37,7 @@ class Method(Protocol):
         """
         ...
 
-    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder."""
         ...
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from hatemtl.artifacts import SavedRun
+from hatemtl.encoder import Transformer
 from hatemtl.methods.base import saved_by
 
 WEIGHTS = "encoder/model.safetensors"
@@ -27,7 +27,7 @@ class Full:
     def starts_from(self) -> list[SavedRun]:
         return [] if self.path is None else [saved_by(SavedRun(self.path), self.library, f"load_path={self.path}")]
 
-    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         for run in self.starts_from():
             model.load_state_dict(load_file(run.weights(WEIGHTS)))
         return model.requires_grad_(True)

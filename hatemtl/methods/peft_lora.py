@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
 
 from hatemtl.artifacts import SavedRun
+from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.methods.base import draw_lora_A, saved_by
 
@@ -67,7 +67,7 @@ class LoRA:
     def starts_from(self) -> list[SavedRun]:
         return []
 
-    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         kind = model.config.model_type
         targets = self.targets or TARGETS.get(kind)
         if targets is None:
@@ -101,7 +101,7 @@ class Load:
             raise UserError("method=peft_load needs the saved run to load; type load_path=FOLDER")
         return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
 
-    def attach(self, model: PreTrainedModel, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         run = self.starts_from()[0]
         run.weights(WEIGHTS)
         with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,204 @@
+"""Runs side by side: which rows and columns there are, and the four formats."""
+
+import csv
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ANALYSIS = Path(__file__).parents[2] / "analysis"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ANALYSIS))
+    spec = importlib.util.spec_from_file_location("table", ANALYSIS / "table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "table", module)  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The script, called from the folder that holds the runs: its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = script.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def save(path: Path, rows: Mapping[str, float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{metric},{value}\n" for metric, value in {"metric": "value", **rows}.items()))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> None:
+    """The published numbers of a partitioned, a single and a merged run, the first as a pooled CSV."""
+    save(tmp_path / "partitioned.csv", {"test_target_macro_f1": 0.647, "test_target_micro_f1": 0.680})
+    for name, macro, micro in (("single", 0.585, 0.609), ("merge", 0.621, 0.666)):
+        rows = {"val_target_macro_f1": 0.7, "test_target_tp_arab": 12.0, "test_target_f1_arab": 0.5}
+        save(tmp_path / name / "results.csv", {**rows, "test_target_macro_f1": macro, "test_target_micro_f1": micro})
+
+
+def test_partitioned_single_and_merged_side_by_side(run: Run, runs: None) -> None:
+    code, out, err = run("partitioned.csv", "single", "merge/results.csv", "--best")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "| metric               | partitioned |  single |   merge |",
+        "|----------------------+-------------+---------+---------|",
+        "| test_target_f1_arab  |             | *0.500* | *0.500* |",
+        "| test_target_macro_f1 |     *0.647* |   0.585 |   0.621 |",
+        "| test_target_micro_f1 |     *0.680* |   0.609 |   0.666 |",
+    ]
+
+
+def test_markdown(run: Run, runs: None) -> None:
+    _, out, _ = run("partitioned.csv", "single", "--format", "markdown", "--best")
+    assert out.splitlines() == [
+        "| metric               | partitioned | single |",
+        "|----------------------|------------:|-------:|",
+        "| test_target_f1_arab  |             |  0.500 |",
+        "| test_target_macro_f1 |   **0.647** |  0.585 |",
+        "| test_target_micro_f1 |   **0.680** |  0.609 |",
+    ]
+
+
+def test_latex(run: Run, runs: None) -> None:
+    _, out, _ = run("partitioned.csv", "single", "--format", "latex", "--best")
+    assert out.splitlines() == [
+        r"\begin{tabular}{lrr}",
+        r"\toprule",
+        r"metric & partitioned & single \\",
+        r"\midrule",
+        r"test\_target\_f1\_arab &  & 0.500 \\",
+        r"test\_target\_macro\_f1 & \textbf{0.647} & 0.585 \\",
+        r"test\_target\_micro\_f1 & \textbf{0.680} & 0.609 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_csv_keeps_every_digit_unless_told(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a" / "results.csv", {"test_x": 1 / 3, "test_y": 0.5})
+    save(tmp_path / "b" / "results.csv", {"test_y": 0.1 + 0.2})
+    _, out, _ = run("a", "b", "--format", "csv")
+    header, x, y = csv.reader(out.splitlines())
+    assert (header, x[0], x[2]) == (["metric", "a", "b"], "test_x", "")
+    assert [float(x[1]), float(y[2])] == [1 / 3, 0.1 + 0.2]
+    assert run("a", "b", "--format", "csv", "--digits", "2")[1] == "metric,a,b\ntest_x,0.33,\ntest_y,0.50,0.30\n"
+
+
+def test_names_that_a_format_would_read_as_markup(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "r" / "results.csv", {"test_a|b*_[50%]": 0.5})
+
+    def table(format: str) -> str:
+        return run("r", "--name", r"R&D_{1}^2~\x", "--format", format)[1]
+
+    assert r"test\_a|b*\_[50\%]" in table("latex")
+    assert r"R\&D\_\{1\}\textasciicircum{}2\textasciitilde{}\textbackslash{}x" in table("latex")
+    assert r"test_a\|b\*_\[50%\]" in table("markdown")
+    assert r"test_a\vert{}b*_[50%]" in table("org")
+
+
+def test_the_terminal_shows_names_as_they_are(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "r[bold]" / "results.csv", {"test_target_f1_[red]": 0.5, "test_b": 1})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = run("r[bold]")
+    assert "test_target_f1_[red]" in out and "r[bold]" in out and "0.500" in out and "┃" in out
+
+
+def test_counts_are_hidden_until_asked_for(run: Run, runs: None) -> None:
+    assert "tp" not in run("single")[1]
+    assert "| test_target_tp_arab  |     12 |" in run("single", "--counts")[1]
+    assert "*12*" not in run("single", "merge", "--counts", "--best")[1]
+
+
+def test_the_validation_stage(run: Run, runs: None) -> None:
+    code, out, err = run("single", "partitioned.csv", "--stage", "val", "--format", "csv")
+    assert (code, out) == (0, "metric,single,partitioned\nval_target_macro_f1,0.7,\n")
+    assert err == "note: partitioned.csv has no val rows: its column stays blank\n"
+
+
+def test_best_is_the_lowest_of_losses_and_all_that_read_the_same(run: Run, tmp_path: Path) -> None:
+    for name, loss, f1, nan in (("a", 0.2, 0.6001, "nan"), ("b", 0.3, 0.6002, 0.1), ("c", 0.4, 0.5, 0.2)):
+        save(tmp_path / name / "results.csv", {"test_target_loss": loss, "test_target_f1": f1, "test_x": nan})  # type: ignore[dict-item]
+    _, out, _ = run("a", "b", "c", "--best", "--format", "org")
+    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in out.splitlines()[2:]]
+    assert cells == [["*0.600*", "*0.600*", "0.500"], ["*0.200*", "0.300", "0.400"], ["nan", "0.100", "*0.200*"]]
+
+
+def test_metrics_are_chosen_by_globs(run: Run, runs: None) -> None:
+    _, out, _ = run("single", "--metric", "*macro*", "*micro*", "--metric", "*arab", "--format", "csv")
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [
+        f"test_target_{name}" for name in ("f1_arab", "macro_f1", "micro_f1")
+    ]
+    _, out, _ = run("single", "--metric", "*macro*", "--format", "csv")
+    assert out == "metric,single\ntest_target_macro_f1,0.585\n"
+
+
+def test_columns_are_named_by_their_folders_with_parents_where_equal(run: Run, tmp_path: Path) -> None:
+    for folder in ("lora16/single", "lora32/single", "merge"):
+        save(tmp_path / folder / "results.csv", {"test_x": 0.5})
+    save(tmp_path / "merge.csv", {"test_x": 0.5})
+    _, out, _ = run("lora*/single", "merge", "--format", "csv")
+    assert out.splitlines()[0] == "metric,lora16/single,lora32/single,merge"
+    _, out, _ = run("merge", "merge.csv", "--format", "csv")
+    assert out.splitlines()[0] == "metric,merge,merge.csv"
+    _, out, _ = run("merge", "./merge/results.csv", "--format", "csv")
+    assert out.splitlines()[0] == "metric,merge"  # one run, named twice
+
+
+def test_columns_may_be_named(run: Run, runs: None) -> None:
+    _, out, _ = run("single", "merge", "--name", "one model", "--name", "merged", "--format", "csv")
+    assert out.splitlines()[0] == "metric,one model,merged"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["sinlge"],
+            "'sinlge' matches nothing; expected runs or their results.csv; . holds merge, partitioned.csv, single",
+        ),
+        (["single", "merge", "--name", "one"], "--name: 1 names for 2 runs"),
+        (["single", "--metric", "*accuracy"], "--metric '*accuracy' matches no row; the rows are test_target_f1_arab"),
+        (["partitioned.csv", "--stage", "val"], "no val rows in any run"),
+        (["single", "--best", "--format", "csv"], "--best: CSV has no bold"),
+        (["single", "--output", "table.doc"], "--output table.doc: expected one of .org, .md, .tex, .csv"),
+        (["single", "--output", "single/results.csv"], "is one of the results read"),
+    ],
+)
+def test_what_is_refused(run: Run, runs: None, arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "") and message in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["single", "--digits", "many"], ["single", "--format", "pdf"]])
+def test_a_wrong_command_line_ends_with_2(run: Run, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("t.org", "| metric"), ("t.md", "| metric"), ("t.tex", r"\begin{tabular}")]
+)
+def test_output_takes_its_format_from_the_name(run: Run, runs: None, tmp_path: Path, name: str, first: str) -> None:
+    code, out, _ = run("single", "--output", f"new/{name}")
+    assert (code, out) == (0, "")
+    assert (tmp_path / "new" / name).read_text().startswith(first)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]

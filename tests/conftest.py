@@ -1,0 +1,65 @@
+"""What every test may use: the command line in this process, the real data where they are."""
+
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a test of the hub lays out its own cache
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # two workers share two cores
+
+
+@dataclass
+class Outcome:
+    """How a command ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
+    """Runs `main.py` with these arguments in this process, as a shell would."""
+
+    def call(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        try:
+            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    yield call
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def sample() -> list[str]:
+    """Overrides for a run that takes seconds: the tiny encoder and few made-up posts."""
+    return ["encoder=tiny", "corpus@tasks.target.corpus=sample", "tasks.target.corpus.size=300", "optimization.epochs=1"]
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder with the real corpora; the test is skipped where it is missing."""
+    if not (DATA / "hatexplain" / "dataset.json").exists():
+        pytest.skip("../shared/data is not here")
+    return DATA

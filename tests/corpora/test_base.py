@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hatemtl.corpora.base import SPLITS, Column, Posts
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+
+
+@pytest.fixture
+def posts() -> Posts:
+    """Six posts, train val test train train val, with one column of each kind."""
+    texts = ["a b", "c", "d e f", "g h", "i j", "k"]
+    masks = np.empty(6, object)
+    for i, text in enumerate(texts):
+        masks[i] = np.full(len(text.split(" ")), i % 2, np.float32)
+    has = np.array([True, True, True, False, True, True])
+    columns = {
+        "label": Column(LabelSpace("multiclass", ("x", "y")), np.array([0, 1, 0, 1, 1, 0]), has),
+        "target": Column(LabelSpace("multilabel", ("p", "q", "r")), np.eye(6, 3, dtype=np.float32), has),
+        "rationale": Column(LabelSpace("tokens", ("rationale",)), masks, has),
+    }
+    splits = np.array(["train", "val", "test", "train", "train", "val"])
+    return Posts([f"id{i}" for i in range(6)], texts, splits, columns)
+
+
+def test_at_takes_every_part_of_a_post_along(posts: Posts) -> None:
+    some = posts.at(np.array([4, 1]))
+    assert (some.ids, some.texts, some.splits.tolist()) == (["id4", "id1"], ["i j", "c"], ["train", "val"])
+    assert some.columns["label"].values.tolist() == [1, 1]
+    assert some.columns["target"].values.tolist() == [[0, 0, 0], [0, 1, 0]]
+    assert [v.tolist() for v in some.columns["rationale"].values] == [[0, 0], [1]]
+    assert some.columns["label"].space == posts.columns["label"].space
+
+
+def test_limited_keeps_the_first_of_each_split_in_order(posts: Posts) -> None:
+    assert posts.limited(1).ids == ["id0", "id1", "id2"]
+    assert posts.limited(2).ids == ["id0", "id1", "id2", "id3", "id5"]
+    assert posts.limited(99).ids == posts.ids
+    assert posts.limited(None) is posts
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_post_is_refused(posts: Posts, limit: int) -> None:
+    with pytest.raises(UserError, match=f"limit={limit}.*null for all"):
+        posts.limited(limit)
+
+
+def test_the_fingerprint_is_of_the_content(posts: Posts) -> None:
+    same = posts.at(np.arange(6))
+    assert same.fingerprint() == posts.fingerprint()
+    assert len(posts.fingerprint()) == 16 and int(posts.fingerprint(), 16) >= 0
+
+
+def test_the_fingerprint_changes_with_whatever_changes(posts: Posts) -> None:
+    def with_column(name: str, **changes: object) -> Posts:
+        return replace(posts, columns={**posts.columns, name: replace(posts.columns[name], **changes)})  # type: ignore[arg-type]
+
+    masks = posts.columns["rationale"].values.copy()
+    masks[2] = masks[2] + 0.5
+    changed = [
+        posts,
+        replace(posts, texts=["a B", *posts.texts[1:]]),
+        replace(posts, ids=["other", *posts.ids[1:]]),
+        replace(posts, splits=np.roll(posts.splits, 1)),
+        with_column("label", values=1 - posts.columns["label"].values),
+        with_column("target", values=posts.columns["target"].values[::-1].copy()),
+        with_column("rationale", values=masks),
+        with_column("label", has=np.ones(6, bool)),
+        with_column("label", space=LabelSpace("multiclass", ("y", "x"))),
+        replace(posts, columns={"label": posts.columns["label"]}),
+        posts.limited(1),
+    ]
+    assert len({p.fingerprint() for p in changed}) == len(changed)
+
+
+def test_lengths_that_differ_are_a_mistake(posts: Posts) -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        replace(posts, texts=posts.texts[1:])
+
+
+def test_ids_are_distinct(posts: Posts) -> None:
+    with pytest.raises(ValueError, match="distinct"):
+        replace(posts, ids=["same"] * 6)
+
+
+def test_the_splits_are_three() -> None:
+    assert SPLITS == ("train", "val", "test")

@@ -1,0 +1,63 @@
+"""Every YAML leaf is a constructor call that binds: no key that the constructor does not know, none that it misses."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("tasks", "experiment", "data"))
+# What only the run knows, by group.
+RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}}
+SLOW = {"peft_lora16", "peft_load"}  # import peft
+
+
+def targets(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node
+        for value in node.values():
+            yield from targets(value)
+
+
+def leaf(path: Path) -> Any:
+    marks = [pytest.mark.slow] if path.stem in SLOW else []
+    return pytest.param(path, marks=marks, id=f"{path.parent.name}/{path.stem}")
+
+
+@pytest.mark.parametrize("path", [leaf(path) for path in LEAVES])
+def test_leaf_binds(path: Path) -> None:
+    node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    given = {key for key in node if not key.startswith("_")}
+    runtime = RUNTIME.get(path.parent.name, set())
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values()), "constructors are keyword-only"
+    assert given | runtime == set(parameters), "a leaf names every key, and no other"
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("tasks/*.yaml")) + sorted(CONF.glob("experiment/*.yaml")), ids=lambda p: p.stem)
+def test_task_or_experiment_composes_and_binds(path: Path) -> None:
+    override = f"tasks=[{path.stem}]" if path.parent.name == "tasks" else f"experiment={path.stem}"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = OmegaConf.to_container(compose("config", overrides=[override]), resolve=True)
+    nodes = list(targets(cfg))
+    assert nodes
+    for node in nodes:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        assert {key for key in node if not key.startswith("_")} <= set(parameters)
+
+
+def test_every_file_is_seen() -> None:
+    seen = {*LEAVES, *CONF.glob("tasks/*.yaml"), *CONF.glob("experiment/*.yaml"), CONF / "data/local.yaml", CONF / "config.yaml"}
+    assert seen == set(CONF.rglob("*.yaml"))
+
+
+def test_every_leaf_says_what_it_is() -> None:
+    for path in CONF.rglob("*.yaml"):
+        assert "#" in path.read_text(encoding="utf-8"), f"{path} has no comment"

@@ -1,0 +1,90 @@
+"""Imports go downward only, and each outside package has one owner."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hatemtl"
+FLOORS = [
+    {"errors", "seeds", "labels", "batch", "hub", "artifacts", "provenance", "merging"},
+    {"corpora", "heads", "sampling", "weighting"},
+    {"tasks", "encoder", "methods", "optimization", "postfile"},
+    {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome"},
+    {"run"},
+]
+OWNERS = {
+    "hydra": {"run"},
+    "omegaconf": {"run"},
+    "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "run"},
+    "transformers": {"encoder"},
+    "adapters": {"methods.adapter_hub"},
+    "peft": {"methods.peft_lora"},
+    "datasets": {"corpora"},
+    "torchmetrics": {"heads", "module"},
+    "wandb": {"loggers"},
+    "bitsandbytes": {"encoder"},
+    "huggingface_hub": {"hub"},
+    "rich": {"callbacks", "report", "run"},
+}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "hatemtl" else {node.module}
+    return {module for module in found if module}
+
+
+def floor(module: str) -> int:
+    room = module.removeprefix("hatemtl.").split(".")[0]
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_go_down(path: Path) -> None:
+    for module in imports(path):
+        if module.startswith("hatemtl."):
+            assert floor(module) <= floor(name(path)), f"{name(path)} imports {module} from a higher floor"
+
+
+def test_no_circle() -> None:
+    graph = {name(p): {m.removeprefix("hatemtl.") for m in imports(p) if m.startswith("hatemtl.")} for p in FILES}
+    done: set[str] = set()
+    while len(done) < len(graph):
+        free = {module for module, needs in graph.items() if module not in done and needs & graph.keys() <= done}
+        assert free, f"a circle among {sorted(graph.keys() - done)}"
+        done |= free
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_each_outside_package_has_an_owner(path: Path) -> None:
+    for module in imports(path):
+        owners = OWNERS.get(module.split(".")[0])
+        if owners is not None:
+            mine = name(path)
+            assert mine in owners or mine.split(".")[0] in owners, f"{mine} imports {module}; its owner is {owners}"
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {name(path).split(".")[0] for path in FILES}
+    assert rooms == set().union(*FLOORS)
+
+
+def test_no_room_without_a_name_and_no_code_among_outputs() -> None:
+    assert not [p for p in FILES if p.stem in ("utils", "helpers", "common", "misc")]
+    assert not list((PACKAGE.parent / "adapters").glob("**/*.py"))
+
+
+def test_analysis_never_imports_torch() -> None:
+    for path in (PACKAGE.parent / "analysis").glob("*.py"):
+        assert not {m.split(".")[0] for m in imports(path)} & {"torch", "hatemtl", "transformers", "lightning"}

@@ -1,0 +1,102 @@
+"""The command line: what a tired user types wrongly is named, exits with 2, and leaves nothing behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Outcome
+
+Cli = Callable[..., Outcome]
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["method=ah_lora61"], ["ah_lora61", "ah_lora16"]),
+        (["tasks=[targets]"], ["targets", "target"]),
+        (["tasks=[]"], ["tasks=[target]"]),
+        (['tasks.target.mask_pattern="5 4"'], ["5 4", '"4 4"']),
+        (['tasks.target.mask_pattern="0 4"'], ["0 4", '"1 4"']),
+        (["tasks.target.mask_pattern=x"], ["'x'", '"1 4"']),
+        (["tasks.target.mask_pattern=1"], ["two whole numbers"]),
+        (['tasks.target.mask_pattern="1 12"'], ["11 labels"]),
+        (["method=ah_merge16"], ["method.sources"]),
+        (["method=ah_merge16", "method.sources='nowhere/part_*'"], ["nowhere/part_*", "save_path"]),
+        (["method=ah_load"], ["load_path=FOLDER"]),
+        (["method=ah_load", "load_path=nowhere"], ["nowhere", "save_path=nowhere"]),
+        (["action=test"], ["never trained", "heads.load=true"]),
+        (["action=tset"], ["tset", "test"]),
+        (["action=test", "heads.load=true"], ["load_path=FOLDER"]),
+        (["action=predict"], ["predict.input"]),
+        (["heads.load=true"], ["load_path=FOLDER"]),
+        (["optimization.warmupp=3"], ["warmupp"]),
+        (["optimization.warmup=-1"], ["optimization.warmup=-1"]),
+        (["optimization.epochs=0"], ["optimization.epochs=0"]),
+        (["optimization.schedule=liner"], ["linear"]),
+        (["method.rank=0"], ["method.rank=0"]),
+        (["+method.rnak=8"], ["rnak"]),
+        (["trainer.precision=fp8"], ["fp8", "bf16"]),
+        (["tasks.target.head.pooling=max"], ["max", "mean"]),
+        (["encoder.max_length=10000"], ["10000"]),
+        (["encoder.source=./nowhere"], ["nowhere", "encoder=minilm"]),
+        (["encoder=electra_small"], ["electra-small", "encoder=minilm"]),
+        (["tasks.target.column=groups"], ["groups", "target"]),
+        (["sampling.batch_size=0"], ["sampling.batch_size=0"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_wrong_input_is_named_and_nothing_is_written(
+    cli: Cli, sample: list[str], tmp_path: Path, arguments: list[str], said: list[str]
+) -> None:
+    keys = [argument.split("=")[0] for argument in arguments]
+    base = [override for override in sample if override.split("=")[0] not in keys]
+    if any(key == "tasks" for key in keys):
+        base = [override for override in base if "tasks.target" not in override]
+    outcome = cli(*base, f"save_path={tmp_path}/run", *arguments)
+    assert outcome.code == 2, outcome.err
+    for word in said:
+        assert word in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not files(tmp_path)
+
+
+def test_missing_corpus_without_network(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("encoder=tiny", f"data.dir={tmp_path}/nowhere", f"save_path={tmp_path}/run")
+    assert outcome.code == 2
+    assert "data.dir=" in outcome.err
+    assert not files(tmp_path)
+
+
+def test_truncated_corpus(cli: Cli, tmp_path: Path) -> None:
+    corpus = tmp_path / "data" / "hatexplain"
+    corpus.mkdir(parents=True)
+    (corpus / "dataset.json").write_text('{"1_gab": {"post_id": "1_gab", "annot')
+    (corpus / "post_id_divisions.json").write_text(json.dumps({"train": ["1_gab"], "val": [], "test": []}))
+    before = files(tmp_path)
+    outcome = cli("encoder=tiny", f"data.dir={tmp_path}/data", f"save_path={tmp_path}/run")
+    assert outcome.code == 2
+    assert "dataset.json" in outcome.err
+    assert files(tmp_path) == before
+
+
+def test_encoder_that_names_code_to_run(cli: Cli, sample: list[str], tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"model_type": "bert", "_attn_implementation_internal": "someone/kernel"}')
+    outcome = cli(*sample, f"encoder.source={encoder}", f"save_path={tmp_path}/run")
+    assert outcome.code == 2
+    assert "_attn_implementation_internal" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_every_group(cli: Cli) -> None:
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for word in ("hatexplain", "ah_lora16", "experiment=demo", "minilm"):
+        assert word in outcome.out

@@ -1,0 +1,214 @@
+"""Runs, whole: what they leave, what they refuse, and that nothing changes between saving and loading."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from conftest import Outcome
+from hatemtl.artifacts import SavedRun, unfinished
+
+Cli = Callable[..., Outcome]
+THREE = [
+    "encoder=tiny",
+    "tasks=[label,target,rationale]",
+    *(f"corpus@tasks.{task}.corpus=sample" for task in ("label", "target", "rationale")),
+    *(f"tasks.{task}.corpus.size=300" for task in ("label", "target", "rationale")),
+    "optimization.epochs=2",
+    "method.learning_rate=5e-3",
+    "optimization.head_lr=2e-2",
+]
+
+
+def rows(folder: Path, stage: str) -> dict[str, float]:
+    return {name: value for name, value in SavedRun(folder).results.items() if name.startswith(stage)}
+
+
+@pytest.mark.parametrize(
+    ("method", "load"),
+    [
+        ("ah_lora16", "ah_load"),
+        ("full", "full"),
+        pytest.param("peft_lora16", "peft_load", marks=pytest.mark.slow),
+    ],
+)
+def test_testing_after_load_equals_testing_before_save(cli: Cli, tmp_path: Path, method: str, load: str) -> None:
+    run = tmp_path / "run"
+    trained = cli(*THREE, f"method={method}", "action=[train,test]", f"save_path={run}")
+    assert trained.code == 0, trained.err
+    before, scores = rows(run, "test_"), pd.read_parquet(run / "predictions.parquet")
+    assert cli(*THREE, f"method={load}", "action=test", "heads.load=true", f"load_path={run}").code == 0
+    after = pd.read_parquet(run / "predictions.parquet")
+    assert rows(run, "test_") == before
+    assert (after["post_id"] == scores["post_id"]).all()
+    for a, b in zip(scores["scores"], after["scores"], strict=True):
+        np.testing.assert_array_equal(a, b)  # to the last bit
+
+
+def test_a_saved_run_holds_what_the_design_says(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli(*THREE, "action=[train,test]", f"save_path={run}").code == 0
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "run.json", "adapter", "heads.safetensors", "labels.json", "results.csv", "logs", "predictions.parquet",
+    }  # fmt: skip
+    assert not list(tmp_path.glob(".run*"))
+    record = json.loads((run / "run.json").read_text())
+    assert {
+        "status", "method", "library", "encoder", "data", "sources", "seed", "epochs", "best_epoch", "seconds",
+        "examples_per_second", "peak_memory_bytes", "parameters", "trained_parameters", "versions", "git_commit",
+    } <= set(record)  # fmt: skip
+    assert record["status"] == "finished"
+    assert record["data"]["label"] == record["data"]["target"]  # one corpus
+    names = SavedRun(run).labels["target"].names
+    assert [name for name in rows(run, "test_target_f1")] == [f"test_target_f1_{label}" for label in names]
+    assert len(names) == 11
+    for stage in ("val", "test"):
+        assert {f"{stage}_target_macro_f1", f"{stage}_target_micro_f1", f"{stage}_label_accuracy", f"{stage}_rationale_f1"} <= set(
+            rows(run, stage)
+        )
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    assert set(predictions["task"]) == {"label", "target", "rationale"}
+    target = predictions[predictions["task"] == "target"]
+    tp = sum(((np.array(s) >= 0.5) & (np.array(g) == 1)).sum() for s, g in zip(target["scores"], target["gold"], strict=True))
+    assert tp == sum(value for name, value in rows(run, "test_target_tp_").items())  # the rows are those of the predictions
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0
+
+
+def test_the_seed_fixes_the_run(cli: Cli, sample: list[str], tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert cli(*sample, f"seed={seed}", f"save_path={tmp_path / name}").code == 0
+    a, b, c = (load_file(tmp_path / name / "heads.safetensors") for name in "abc")
+    assert all((a[key] == b[key]).all() for key in a)
+    assert any((a[key] != c[key]).any() for key in a)
+    assert (tmp_path / "a" / "results.csv").read_text() == (tmp_path / "b" / "results.csv").read_text()
+
+
+def test_a_finished_run_is_not_trained_again(cli: Cli, sample: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli(*sample, f"save_path={run}").code == 0
+    stamp = (run / "run.json").stat().st_mtime_ns
+    again = cli(*sample, f"save_path={run}")
+    assert again.code == 0
+    assert "not trained again" in again.out
+    assert (run / "run.json").stat().st_mtime_ns == stamp
+    other = cli(*sample, f"save_path={run}", "seed=1")
+    assert other.code == 2
+    assert "seed: saved 0, given 1" in other.err
+    assert (run / "run.json").stat().st_mtime_ns == stamp
+    assert cli(*sample, f"save_path={run}", "seed=1", "overwrite=true").code == 0
+    assert SavedRun(run).record["seed"] == 1
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*THREE, "optimization.epochs=3", "tasks.label.head.dropout=0.3", "method.dropout=0.1"]
+    assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
+
+    from hatemtl.callbacks import Checkpoint
+
+    kept = Checkpoint.on_train_epoch_end
+
+    def cut(self: Checkpoint, trainer: object, module: object) -> None:
+        kept(self, trainer, module)  # type: ignore[arg-type]
+        raise RuntimeError("the lights went out")
+
+    monkeypatch.setattr(Checkpoint, "on_train_epoch_end", cut)
+    with pytest.raises(RuntimeError, match="lights"):
+        cli(*options, f"save_path={tmp_path / 'cut'}")
+    monkeypatch.undo()
+    assert not (tmp_path / "cut").exists()
+    assert unfinished(tmp_path / "cut").is_dir()
+    other = cli(*options, f"save_path={tmp_path / 'cut'}", "seed=3")
+    assert other.code == 2
+    assert "unfinished" in other.err
+    resumed = cli(*options, f"save_path={tmp_path / 'cut'}")
+    assert resumed.code == 0
+    assert "goes on" in resumed.out
+    assert (tmp_path / "cut" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
+    whole, cut_ = (load_file(tmp_path / name / "heads.safetensors") for name in ("whole", "cut"))
+    assert all((whole[key] == cut_[key]).all() for key in whole)
+
+
+def test_heads_that_do_not_fit_are_refused(cli: Cli, sample: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "part"
+    assert cli(*sample, 'tasks.target.mask_pattern="1 4"', f"save_path={run}").code == 0
+    load = ["action=test", "method=ah_load", "heads.load=true", f"load_path={run}"]
+    whole = cli(*sample, *load)
+    assert whole.code == 2
+    assert 'tasks.target.mask_pattern="1 4"' in whole.err
+    other = cli("encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", *load)
+    assert other.code == 2
+    assert "tasks=[target]" in other.err
+    encoder = cli(*sample, "encoder=minilm", 'tasks.target.mask_pattern="1 4"', *load)
+    assert encoder.code == 2
+    assert "another encoder" in encoder.err
+    untrained = cli(*sample, 'tasks.target.mask_pattern="1 4"', "action=test", "heads.load=true", f"load_path={run}")
+    assert untrained.code == 2
+    assert "method=ah_load" in untrained.err
+    wrong = cli(*sample, 'tasks.target.mask_pattern="1 4"', *load, "method=full")
+    assert wrong.code == 2
+    assert "method=ah_load" in wrong.err
+    assert not (run / "predictions.parquet").exists()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ".txt"])
+def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, ending: str) -> None:
+    run = tmp_path / "run"
+    if not run.exists():
+        assert cli(*THREE, f"save_path={run}").code == 0
+    posts = ["those people are fine", "a, quoted \"post\"", "", "one more post of several words in a row"]
+    frame = pd.DataFrame({"id": range(4), "text": posts, "label": ["x"] * 4})
+    file = tmp_path / f"posts{ending}"
+    if ending == ".csv":
+        frame.to_csv(file, index=False)
+    elif ending == ".jsonl":
+        frame.to_json(file, orient="records", lines=True)
+    elif ending == ".parquet":
+        frame.to_parquet(file)
+    else:
+        file.write_text("\n".join(posts))
+    assert cli(*THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={run}", f"predict.input={file}").code == 0
+    output = tmp_path / f"posts.scored{'.csv' if ending == '.txt' else ending}"
+    scored = {".jsonl": lambda p: pd.read_json(p, lines=True), ".parquet": pd.read_parquet}.get(
+        ending, lambda p: pd.read_csv(p, keep_default_na=False)
+    )(output)
+    assert list(scored["text"]) == posts
+    assert {"pred_label", "pred_label_normal", "pred_target", "pred_target_women", "pred_rationale", "pred_rationale_scores"} <= set(scored)
+    assert np.allclose(scored[["pred_label_hatespeech", "pred_label_normal", "pred_label_offensive"]].sum(axis=1), 1, atol=1e-5)
+    assert len(str(scored["pred_rationale_scores"][0]).split(" ")) == 4
+
+
+def test_a_merge_of_parts_trains_and_tests(cli: Cli, sample: list[str], tmp_path: Path) -> None:
+    for part in (1, 2):
+        assert cli(*sample, f'tasks.target.mask_pattern="{part} 2"', f"save_path={tmp_path}/part_{part}").code == 0
+    # runs of one seed start from one A, whatever their labels
+    first, second = (load_file(tmp_path / f"part_{i}" / "adapter" / "adapter.safetensors") for i in (1, 2))
+    assert {key.replace("part_1", "part_2") for key in first} == set(second)
+    merge = ["method=ah_merge16", f"method.sources='{tmp_path}/part_*'", "optimization.warmup=1", f"save_path={tmp_path}/merge"]
+    outcome = cli(*sample, *merge)
+    assert outcome.code == 0, outcome.err
+    assert "epoch 2/2" in outcome.out  # the epoch of warm-up comes before that at full rate
+    assert "part_1" in outcome.out
+    assert set(SavedRun(tmp_path / "merge").record["sources"]) == {f"{tmp_path}/part_1", f"{tmp_path}/part_2"}
+    assert cli(*sample, "action=test", "method=ah_load", "heads.load=true", f"load_path={tmp_path}/merge").code == 0
+    assert cli(*sample, *merge).out.count("not trained again") == 1
+    # a source that was trained anew makes it another run
+    assert cli(*sample, 'tasks.target.mask_pattern="2 2"', f"save_path={tmp_path}/part_2", "overwrite=true", "optimization.epochs=2").code == 0
+    assert "trained anew" in cli(*sample, *merge).err
+
+
+def test_a_run_without_a_save_path_is_named_after_its_configuration(
+    cli: Cli, sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli(*sample, "-m", "seed=1,2").code == 0
+    runs = sorted(path.name for path in (tmp_path / "adapters").iterdir() if not path.name.startswith("."))
+    assert len(runs) == 2
+    assert all(name.startswith("target-ah_lora16-tiny-") for name in runs)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapters"}
