@@ -125,7 +125,7 @@ def _aligned(grid: list[list[str]]) -> tuple[list[int], list[str]]:
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """The options that every script with a table has."""
     parser.add_argument("--stage", default="test", choices=["test", "val"], help="which rows (default: %(default)s)")
-    parser.add_argument("--format", choices=[*SUFFIXES.values()], help="default: by FILE's name; piped: org")
+    parser.add_argument("--format", choices=[*SUFFIXES.values()], help="default: as FILE's name says; piped: org")
     parser.add_argument("--digits", type=int, choices=range(18), metavar="N", help="decimals (default: 3; csv: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
 

@@ -8,8 +8,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 
 def csv(*, folder: Path, run: str) -> Logger:
-    """A table of every epoch: logs/metrics.csv."""
-    return CSVLogger(folder, name="logs", version="")
+    """A table of every epoch: logs/metrics.csv, or logs/resumed_N/metrics.csv for what a resumed run adds."""
+    earlier = len(list(folder.glob("logs/**/metrics.csv")))
+    return CSVLogger(folder, name="logs", version=f"resumed_{earlier}" if earlier else "")
 
 
 def tensorboard(*, folder: Path, run: str) -> Logger:

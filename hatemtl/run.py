@@ -93,7 +93,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch")
-        trainer.fit(module, data, ckpt_path=before, weights_only=True)
+        trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
         best.restore(module)
         trainer.validate(module, data, verbose=False)
     finally:
@@ -245,6 +245,7 @@ def _quiet() -> None:
         ".*srun.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*Precision bf16-mixed is not supported by the model summary.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*`weights_only` was.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -207,7 +207,7 @@ def test_a_run_without_a_save_path_is_named_after_its_configuration(
     cli: Cli, sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli(*sample, "-m", "seed=1,2").code == 0
+    assert cli("-m", *sample, "seed=1,2").code == 0
     runs = sorted(path.name for path in (tmp_path / "adapters").iterdir() if not path.name.startswith("."))
     assert len(runs) == 2
     assert all(name.startswith("target-ah_lora16-tiny-") for name in runs)

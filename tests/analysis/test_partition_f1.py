@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import doctest
 import importlib.util
 import json
 import random
@@ -15,7 +16,19 @@ import pytest
 from sklearn.metrics import f1_score
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
-COMMUNITIES = "african arab asian caucasian hispanic homosexual islam jewish other refugee women".split()
+COMMUNITIES = [
+    "african",
+    "arab",
+    "asian",
+    "caucasian",
+    "hispanic",
+    "homosexual",
+    "islam",
+    "jewish",
+    "other",
+    "refugee",
+    "women",
+]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -23,7 +36,8 @@ Run = Callable[..., tuple[int, str, str]]
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ANALYSIS))
     spec = importlib.util.spec_from_file_location("partition_f1", ANALYSIS / "partition_f1.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -108,6 +122,13 @@ def read(text: str) -> dict[str, float]:
     header, *rows = csv.reader(text.splitlines())
     assert header == ["metric", "value"]
     return {metric: float(value) for metric, value in rows}
+
+
+def test_the_examples_in_the_docstrings(script: ModuleType) -> None:
+    for module in (script, sys.modules["results"]):
+        done = doctest.testmod(module)
+        assert done.attempted
+        assert not done.failed
 
 
 def test_hand_numbers(run: Run, halves: list[Path]) -> None:
@@ -210,7 +231,9 @@ def test_a_missing_part_is_named_with_what_to_type(run: Run, quarters: list[Path
     assert 'part 3 of 4 is missing: train and test it with tasks.target.mask_pattern="3 4"' in err
     (quarters[0] / "results.csv").unlink()
     code, _, err = run("part_*/results.csv")
-    assert code == 2 and "part 1 of 4 is missing" in err and "part 3 of 4 is missing" in err
+    assert code == 2
+    assert "part 1 of 4 is missing" in err
+    assert "part 3 of 4 is missing" in err
 
 
 def test_parts_of_different_cuts_are_refused(run: Run, tmp_path: Path) -> None:
@@ -218,14 +241,16 @@ def test_parts_of_different_cuts_are_refused(run: Run, tmp_path: Path) -> None:
     save(tmp_path / "part_2", {"b": (1, 1, 1)}, "2 3")
     code, _, err = run("part_*")
     assert code == 2
-    assert "part_1/results.csv is part 1 of 2" in err and "part_2/results.csv is part 2 of 3" in err
+    assert "part_1/results.csv is part 1 of 2" in err
+    assert "part_2/results.csv is part 2 of 3" in err
 
 
 def test_a_whole_run_among_parts_is_refused(run: Run, tmp_path: Path) -> None:
     save(tmp_path / "part_1", {"a": (1, 1, 1)}, "1 2")
     save(tmp_path / "whole", {"b": (1, 1, 1)})
     code, _, err = run("part_1", "whole")
-    assert code == 2 and "cut in different ways" in err
+    assert code == 2
+    assert "cut in different ways" in err
 
 
 def test_runs_on_different_posts_are_refused(run: Run, tmp_path: Path) -> None:
@@ -246,7 +271,8 @@ def test_fingerprints_by_corpus_are_compared_all(run: Run, tmp_path: Path) -> No
     save(tmp_path / "part_1", {"a": (1, 1, 1)}, "1 2", data={"hatexplain": "aa", "ethos": "cc"})
     save(tmp_path / "part_2", {"b": (1, 1, 1)}, "2 2", data={"hatexplain": "aa", "ethos": "dd"})
     code, _, err = run("part_*")
-    assert code == 2 and "the fingerprints of ethos" in err
+    assert code == 2
+    assert "the fingerprints of ethos" in err
 
 
 @pytest.mark.parametrize(("library", "method"), [("adapterhub", "ah_load"), ("peft", "peft_load"), ("full", "full")])
@@ -266,13 +292,15 @@ def test_untested_runs_are_named_with_the_line_that_tests_them(
 def test_a_glob_that_matches_nothing_shows_what_there_is(run: Run, halves: list[Path]) -> None:
     code, _, err = run("parts_*/results.csv")
     assert code == 2
-    assert "'parts_*/results.csv' matches nothing" in err and "part_1, part_2" in err
+    assert "'parts_*/results.csv' matches nothing" in err
+    assert "part_1, part_2" in err
 
 
 def test_a_folder_without_results_is_named(run: Run, halves: list[Path]) -> None:
     (halves[1] / "results.csv").unlink()
     code, _, err = run("part_*")
-    assert code == 2 and "part_2: no results.csv" in err
+    assert code == 2
+    assert "part_2: no results.csv" in err
 
 
 @pytest.mark.parametrize(
@@ -290,13 +318,15 @@ def test_a_folder_without_results_is_named(run: Run, halves: list[Path]) -> None
 def test_a_malformed_row_is_named_by_file_and_line(run: Run, tmp_path: Path, text: str, where: str) -> None:
     (tmp_path / "results.csv").write_text(text)
     code, _, err = run("results.csv")
-    assert code == 2 and f"results.csv{where}" in err
+    assert code == 2
+    assert f"results.csv{where}" in err
 
 
 def test_a_file_that_is_no_text_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_bytes(b"PK\xff\xfe\x00")
     code, _, err = run("results.csv")
-    assert code == 2 and "expected a CSV file in UTF-8" in err
+    assert code == 2
+    assert "expected a CSV file in UTF-8" in err
 
 
 @pytest.mark.parametrize(
@@ -319,21 +349,25 @@ def test_rows_that_cannot_be_pooled_exactly_are_refused(
         for kind in ("tp", "fp", "fn"):
             edit(halves[1] / "results.csv", f"_{kind}_b", f"_{kind}s_b")
     code, out, err = run("part_*")
-    assert (code, out) == (2, "") and message in err
+    assert (code, out) == (2, "")
+    assert message in err
 
 
 def test_runs_without_a_multilabel_task_are_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("metric,value\ntest_label_accuracy,0.5\n")
     code, _, err = run("results.csv")
-    assert code == 2 and "no multilabel task" in err
+    assert code == 2
+    assert "no multilabel task" in err
 
 
 def test_without_a_config_it_pools_and_says_what_it_did_not_check(run: Run, tmp_path: Path) -> None:
     save(tmp_path / "part_1", {"a": (1, 1, 1)}, "1 4", without=["config.yaml"])
     save(tmp_path / "part_2", {"b": (1, 1, 1)}, "2 4", without=["config.yaml", "labels.json", "run.json"])
     code, out, err = run("part_*", "--format", "csv")
-    assert code == 0 and read(out)["test_target_micro_f1"] == 0.5
-    assert "note: completeness was not checked" in err and "part_1/results.csv, part_2/results.csv" in err
+    assert code == 0
+    assert read(out)["test_target_micro_f1"] == 0.5
+    assert "note: completeness was not checked" in err
+    assert "part_1/results.csv, part_2/results.csv" in err
     assert "no data fingerprints in run.json beside part_2/results.csv" in err
 
 
@@ -341,13 +375,15 @@ def test_without_a_config_it_pools_and_says_what_it_did_not_check(run: Run, tmp_
 def test_a_damaged_neighbour_is_named(run: Run, halves: list[Path], name: str, text: str) -> None:
     (halves[0] / name).write_text(text)
     code, _, err = run("part_*")
-    assert code == 2 and f"part_1/{name}" in err
+    assert code == 2
+    assert f"part_1/{name}" in err
 
 
 def test_a_damaged_mask_pattern_is_named(run: Run, halves: list[Path]) -> None:
     edit(halves[0] / "config.yaml", "1 2", "first half")
     code, _, err = run("part_*")
-    assert code == 2 and "part_1/config.yaml: tasks.target.mask_pattern='first half'" in err
+    assert code == 2
+    assert "part_1/config.yaml: tasks.target.mask_pattern='first half'" in err
 
 
 def test_output_is_whole_and_reads_back(run: Run, halves: list[Path], tmp_path: Path) -> None:
@@ -368,21 +404,25 @@ def test_output_is_whole_and_reads_back(run: Run, halves: list[Path], tmp_path: 
 def test_outputs_that_are_refused(run: Run, halves: list[Path], output: str, message: str) -> None:
     before = (halves[0] / "results.csv").read_bytes()
     code, _, err = run("part_*", "--output", output)
-    assert code == 2 and message in err
+    assert code == 2
+    assert message in err
     assert (halves[0] / "results.csv").read_bytes() == before
 
 
 def test_an_output_that_cannot_be_written_leaves_nothing(run: Run, halves: list[Path], tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     code, _, err = run("part_*", "--output", "folder.csv")
-    assert code == 2 and "folder.csv" in err
+    assert code == 2
+    assert "folder.csv" in err
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_formats(run: Run, halves: list[Path]) -> None:
     org, markdown, latex = (run("part_*", "--format", name)[1] for name in ("org", "markdown", "latex"))
-    assert "| test_target_macro_f1 | 0.389 |" in org and "|----------------------+-------|" in org
-    assert "| test_target_micro_f1 | 0.462 |" in markdown and "|----------------------|------:|" in markdown
+    assert "| test_target_macro_f1 | 0.389 |" in org
+    assert "|----------------------+-------|" in org
+    assert "| test_target_micro_f1 | 0.462 |" in markdown
+    assert "|----------------------|------:|" in markdown
     assert r"test\_target\_micro\_f1 & 0.462 \\" in latex
     assert run("part_*")[1] == org  # not a terminal
 
@@ -394,9 +434,12 @@ def test_the_command_line_works_as_published_and_prints_no_stack(halves: list[Pa
 
     assert "test_target_micro_f1 | 0.462" in call("part_*/results.csv").stdout
     failed = call("nothing_*")
-    assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "Traceback" not in failed.stderr
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert "Traceback" not in failed.stderr
     shown = call("--help")
-    assert shown.returncode == 0 and 'partition_f1.py "adapters/small' in shown.stdout
+    assert shown.returncode == 0
+    assert 'partition_f1.py "adapters/small' in shown.stdout
 
 
 @pytest.mark.parametrize("name", ["partition_f1", "table"])

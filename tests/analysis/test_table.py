@@ -17,7 +17,8 @@ Run = Callable[..., tuple[int, str, str]]
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ANALYSIS))
     spec = importlib.util.spec_from_file_location("table", ANALYSIS / "table.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "table", module)  # a dataclass looks its module up
     spec.loader.exec_module(module)
@@ -119,7 +120,10 @@ def test_the_terminal_shows_names_as_they_are(
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     _, out, _ = run("r[bold]")
-    assert "test_target_f1_[red]" in out and "r[bold]" in out and "0.500" in out and "┃" in out
+    assert "test_target_f1_[red]" in out
+    assert "r[bold]" in out
+    assert "0.500" in out
+    assert "┃" in out
 
 
 def test_counts_are_hidden_until_asked_for(run: Run, runs: None) -> None:
@@ -185,7 +189,8 @@ def test_columns_may_be_named(run: Run, runs: None) -> None:
 )
 def test_what_is_refused(run: Run, runs: None, arguments: list[str], message: str) -> None:
     code, out, err = run(*arguments)
-    assert (code, out) == (2, "") and message in err
+    assert (code, out) == (2, "")
+    assert message in err
 
 
 @pytest.mark.parametrize("arguments", [[], ["single", "--digits", "many"], ["single", "--format", "pdf"]])
