@@ -111,7 +111,8 @@ def check_same_posts(task: str, runs: Sequence[Results]) -> None:
     """Raises ResultsError where the fingerprints in run.json show different data; says so where there are none."""
     marks: dict[Path, dict[str, str]] = {}
     for run in runs:
-        if data := (sidecar(run, "run.json") or {}).get("data"):
+        record = sidecar(run, "run.json") or {}
+        if data := record.get("tested_data") or record.get("data"):
             # What else a run learned, from other corpora, does not matter here.
             marks[run.path] = {task: data[task]} if task in data else data
         else:

@@ -14,6 +14,7 @@ leading dot is a finished run, and a glob never meets an unfinished one. No pick
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ from hatemtl.labels import LabelSpace
 NOT_PART_OF_A_RUN = ("action", "save_path", "overwrite", "logger", "predict", "trainer.progress")
 
 
-def write(path: Path, content: Callable[[Path], None]) -> None:
+def write(path: Path, content: Callable[[Path], object]) -> None:
     """Lets `content` write to a hidden neighbour of `path`, then renames it: `path` is whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -43,7 +44,7 @@ def write(path: Path, content: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """`write` for text."""
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 class SavedRun:
@@ -63,17 +64,17 @@ class SavedRun:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration. To be read and compared, never instantiated."""
-        return yaml.safe_load(self._text("config.yaml"))
+        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
 
     @property
     def record(self) -> dict[str, Any]:
         """run.json: what was measured."""
-        return self._json("run.json")
+        return read_record(self.folder)
 
     @property
     def labels(self) -> dict[str, LabelSpace]:
         """The label space of every task whose head was trained."""
-        return {task: LabelSpace(s["kind"], tuple(s["names"])) for task, s in self._json("labels.json").items()}
+        return {task: LabelSpace(s["kind"], tuple(s["names"])) for task, s in _json(self.folder / "labels.json").items()}
 
     @property
     def results(self) -> dict[str, float]:
@@ -83,15 +84,6 @@ class SavedRun:
             return {}
         with path.open(newline="", encoding="utf-8") as file:
             return {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
-
-    def _text(self, name: str) -> str:
-        return (self.folder / name).read_text(encoding="utf-8")
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads(self._text(name))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.folder / name}: not valid JSON ({error}); train the run again with overwrite=true") from error
 
     def weights(self, name: str) -> Path:
         """The safetensors file `name` of this run.
@@ -116,6 +108,13 @@ class SavedRun:
         return digest.hexdigest()[:16]
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); train the run again with overwrite=true") from error
+
+
 def write_results(folder: Path, rows: Mapping[str, float], stage: str) -> None:
     """Replaces the rows of `stage` in the folder's results.csv and leaves those of other stages."""
     path = folder / "results.csv"
@@ -123,14 +122,21 @@ def write_results(folder: Path, rows: Mapping[str, float], stage: str) -> None:
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not r["metric"].startswith(f"{stage}_")}
-    lines = ["metric,value", *(f"{metric},{value!r}" for metric, value in {**kept, **rows}.items())]
-    write_text(path, "\n".join(lines) + "\n")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("metric", "value"), *((metric, repr(value)) for metric, value in {**kept, **rows}.items())])
+    write_text(path, text.getvalue())
 
 
 def write_labels(folder: Path, spaces: Mapping[str, LabelSpace]) -> None:
     """Writes labels.json."""
     content = {task: {"kind": space.kind, "names": list(space.names)} for task, space in spaces.items()}
     write_text(folder / "labels.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Reads run.json; nothing where a test was sent to a folder of its own."""
+    return _json(folder / "run.json") if (folder / "run.json").exists() else {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -173,11 +179,15 @@ def claim(save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str]
         if not overwrite and not changed:
             return False
         if not overwrite:
-            raise UserError(f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}")
+            raise UserError(
+                f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}"
+            )
     if (work / "config.yaml").exists():
         changed = differences(yaml.safe_load((work / "config.yaml").read_text(encoding="utf-8")), config)
         if changed and not overwrite:
-            raise UserError(f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}")
+            raise UserError(
+                f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
+            )
         if changed:
             shutil.rmtree(work)
     return True

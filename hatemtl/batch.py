@@ -45,4 +45,4 @@ class Batch:
             for field in fields(self)
             for value in (getattr(self, field.name),)
         }
-        return Batch(**pinned)
+        return Batch(**pinned)  # type: ignore[arg-type]

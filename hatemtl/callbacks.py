@@ -26,7 +26,7 @@ class BestWeights(Callback):
         self.weights: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.training and trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics["val_score"])
         if score > self.score:
@@ -74,7 +74,9 @@ class Clock(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.posts += len(batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,11 +103,15 @@ class EpochLine(Callback):
                 f"the training loss is {float(values['train_loss'])} after epoch {trainer.current_epoch + 1}; lower "
                 f"optimization.encoder_lr (now {module.optimization.encoder_lr}) or type trainer.precision=32"
             )
-        scores = [f"val_{t}_{module.head(t).primary} {float(values[f'val_{t}_{module.head(t).primary}']):.3f}" for t in module.heads]
+        scores = [
+            f"val_{t}_{module.head(t).primary} {float(values[f'val_{t}_{module.head(t).primary}']):.3f}"
+            for t in module.heads
+        ]
         best = "  (best)" if self.best.epoch == trainer.current_epoch else ""
         self.console.print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(values['train_loss']):.4f}  "
-            + "  ".join(scores) + best,
+            + "  ".join(scores)
+            + best,
             highlight=False,
         )
 

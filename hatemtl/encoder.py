@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from hatemtl.errors import UserError
@@ -22,7 +29,15 @@ Tokenizer = PreTrainedTokenizerFast
 # Keys that make transformers import or download code while a model is loaded: `auto_map` by design, the attention ones
 # because 4.57 takes a hub kernel's name from them (CVE-2026-4372).
 REFUSED_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
-FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "*token*", "vocab*", "merges.txt", "spm.model"]
+FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*token*",
+    "vocab*",
+    "merges.txt",
+    "spm.model",
+]
 WAY_OUT = "type encoder=minilm (installed with hatemtl) or encoder.source=FOLDER of a downloaded encoder"
 
 
@@ -110,9 +125,11 @@ class Encoder:
         return model.eval()
 
     def _attention(self, config: PretrainedConfig) -> str:
-        has_sdpa = MODEL_MAPPING[type(config)]._supports_sdpa
+        has_sdpa = MODEL_MAPPING[type(config)]._supports_sdpa  # type: ignore[attr-defined]
         if self.attention == "sdpa" and not has_sdpa:
-            raise UserError(f"encoder.attention=sdpa: {config.model_type} has no such attention; type encoder.attention=eager")
+            raise UserError(
+                f"encoder.attention=sdpa: {config.model_type} has no such attention; type encoder.attention=eager"
+            )
         if self.attention == "auto":
             return "sdpa" if has_sdpa and torch.cuda.is_available() else "eager"
         return self.attention

@@ -58,7 +58,7 @@ class Part:
             )
         index, of = map(int, match.groups())
         if of == 0:
-            raise UserError(f"mask_pattern={pattern!r}: nothing can be cut into 0 parts; type mask_pattern=\"1 4\"")
+            raise UserError(f'mask_pattern={pattern!r}: nothing can be cut into 0 parts; type mask_pattern="1 4"')
         if not 1 <= index <= of:
             parts = ", ".join(f'"{i} {of}"' for i in range(1, of + 1)) if of <= 4 else f'"1 {of}" to "{of} {of}"'
             raise UserError(f"mask_pattern={pattern!r}: there is no part {index} of {of}; type one of {parts}")
@@ -67,7 +67,7 @@ class Part:
     def indices(self, labels: int) -> tuple[int, ...]:
         """The positions of this part's labels among `labels`."""
         if self.of > labels:
-            raise UserError(f"mask_pattern=\"{self}\": {labels} labels cannot be cut into {self.of} parts")
+            raise UserError(f'mask_pattern="{self}": {labels} labels cannot be cut into {self.of} parts')
         return tuple(range(self.index - 1, labels, self.of))
 
     def __str__(self) -> str:

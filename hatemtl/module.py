@@ -110,7 +110,7 @@ class MultitaskModule(L.LightningModule):
         for task, logits in self(batch).items():
             scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
             self.metrics[task].update(scores, targets, has)
-            if not self.trainer.training:
+            if self.trainer.testing:
                 kept = self.predictions[task]
                 kept.posts.append(batch.posts[has].cpu())
                 kept.scores.append(scores[has].float().cpu())

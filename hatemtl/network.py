@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from safetensors.torch import load_file
+from torch import nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Encoder, fingerprint
@@ -67,7 +68,8 @@ def assemble(
                 f"{source.folder} was trained on another encoder: {source.record['encoder_source']} "
                 f"({source.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
             )
-    attached = method.attach(model, name=name.replace(".", "_"), seed=seed)
+    name = _module_name(name)
+    attached = method.attach(model, name=name, seed=seed)
     heads = {}
     for task, space in spaces.items():
         with seeded(seed, "head", task):
@@ -82,7 +84,13 @@ def assemble(
     )
     if heads_from is not None:
         _load_heads(module, heads_from, tasks, spaces)
-    return Network(module, method, mark, name.replace(".", "_"))
+    return Network(module, method, mark, name)
+
+
+def _module_name(folder: str) -> str:
+    """The folder's name as torch takes it for a module: without dots, and none that its containers use themselves."""
+    name = folder.replace(".", "_")
+    return f"{name}_" if hasattr(nn.ModuleDict, name) else name
 
 
 def _load_heads(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -37,7 +38,14 @@ class Optimization:
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "cosine", "constant"):
             raise UserError(f"optimization.schedule: {did_you_mean(self.schedule, ['linear', 'cosine', 'constant'])}")
-        for name, least in {"encoder_lr": 0, "head_lr": 0, "weight_decay": 0, "warmup": 0, "epochs": 1, "accumulate": 1}.items():
+        for name, least in {
+            "encoder_lr": 0,
+            "head_lr": 0,
+            "weight_decay": 0,
+            "warmup": 0,
+            "epochs": 1,
+            "accumulate": 1,
+        }.items():
             if getattr(self, name) < least:
                 raise UserError(f"optimization.{name}={getattr(self, name)}: expected {least} or more")
         if self.patience is not None and self.patience < 1:
@@ -68,12 +76,10 @@ class Optimization:
         rates: list[Callable[[int], float]] = []
         for side, parameters, lr in (("encoder", encoder, self.encoder_lr), ("heads", heads, self.head_lr)):
             trained = [parameter for parameter in parameters if parameter.requires_grad]
-            for chosen, decay in (
-                ([p for p in trained if p.ndim >= 2], self.weight_decay),
-                ([p for p in trained if p.ndim < 2], 0.0),
-            ):
+            matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+            for chosen, decay in ((matrices, self.weight_decay), (vectors, 0.0)):
                 if chosen:
                     groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": side})
-                    rates.append(lambda step, encoder=side == "encoder": self.rate(step, total=total, encoder=encoder))
+                    rates.append(partial(self.rate, total=total, encoder=side == "encoder"))
         optimizer = torch.optim.AdamW(groups, fused=True)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rates)

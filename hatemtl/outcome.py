@@ -28,7 +28,9 @@ def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])
 
 
-def score_columns(module: MultitaskModule, pool: Pool, batches: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> dict[str, list[Any]]:
+def score_columns(
+    module: MultitaskModule, pool: Pool, batches: Sequence[tuple[Tensor, Mapping[str, Tensor]]]
+) -> dict[str, list[Any]]:
     """Columns over the pool's posts: pred_TASK with the predicted labels or words, pred_TASK_LABEL with each score.
 
     batches: pool positions (B,) and each task's scores, as `MultitaskModule.predict_step` gives them.

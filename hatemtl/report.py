@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hatemtl.corpora.base import SPLITS
 from hatemtl.datamodule import DataModule
@@ -14,24 +14,26 @@ from hatemtl.methods.base import Component
 def network(console: Console, parts: Sequence[Component]) -> None:
     """Every part of the network: whether it takes part in a forward, its parameters, and the share that is trained."""
     total = sum(part.parameters for part in parts)
-    table = Table("part", "kind", "active", title="loaded, active and trained", title_justify="left")
+    table = Table(Column("part", overflow="fold"), "kind", "active")
     for heading in ("parameters", "% of all", "trained", "% trained"):
         table.add_column(heading, justify="right")
 
     def line(name: str, kind: str, active: str, parameters: int, trained: int) -> list[str]:
-        share = [f"{100 * value / whole:.2f}" if whole else "" for value, whole in ((parameters, total), (trained, parameters))]
+        share = [
+            f"{100 * value / whole:.2f}" if whole else "" for value, whole in ((parameters, total), (trained, parameters))
+        ]
         return [name, kind, active, f"{parameters:,}", share[0], f"{trained:,}", share[1]]
 
     for part in parts:
         table.add_row(*line(part.name, part.kind, "yes" if part.active else "no", part.parameters, part.trained))
     table.add_section()
     table.add_row(*line("all", "", "", total, sum(part.trained for part in parts)))
-    console.print(table)
+    _print(console, "loaded, active and trained", table)
 
 
 def annotations(console: Console, data: DataModule) -> None:
     """How many posts each task has in each split, and which labels a split never shows."""
-    table = Table("task", "labels", *SPLITS, title="annotated posts", title_justify="left")
+    table = Table("task", "labels", *SPLITS)
     missing = []
     for name, column in data.columns.items():
         splits = data.corpora[data.tasks[name].corpus].splits
@@ -44,16 +46,21 @@ def annotations(console: Console, data: DataModule) -> None:
             absent = [label for label, there in zip(column.space.names, seen, strict=True) if not there]
             if len(values) and absent:
                 missing.append(f"{name}: no post of the {split} split carries {', '.join(absent)}")
-    console.print(table)
+    _print(console, "annotated posts", table)
     for line in missing:
         console.print(f"[yellow]warning:[/] {line}")
 
 
 def results(console: Console, rows: Mapping[str, float], title: str) -> None:
     """The closing table: every metric but the counts."""
-    table = Table("metric", title=title, title_justify="left")
+    table = Table(Column("metric", overflow="fold"))
     table.add_column("value", justify="right")
     for metric, value in rows.items():
         if not any(f"_{kind}_" in metric for kind in ("tp", "fp", "fn")):
             table.add_row(metric, f"{value:.3f}")
+    _print(console, title, table)
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print(title, style="bold", highlight=False, soft_wrap=True)  # a table's own title wraps at its width
     console.print(table)

@@ -42,7 +42,9 @@ def run(cfg: DictConfig) -> None:
     elif actions == ["predict"]:
         predict(cfg)
     else:
-        raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', 'test', 'predict', '[train,test]'])}")
+        raise UserError(
+            f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', 'test', 'predict', '[train,test]'])}"
+        )
 
 
 def build(node: Any, **runtime: Any) -> Any:
@@ -90,6 +92,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         trainer = settings.trainer(optimization, logger=logger, callbacks=callbacks, bar=console.is_terminal)
         report.annotations(console, data)
         report.network(console, network.parts())
+        logger.log_hyperparams(config)
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch")
@@ -186,6 +189,7 @@ def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> 
     frame = outcome.predictions(network.module, data.pool)
     artifacts.write_results(folder, network.module.rows, "test")
     artifacts.write(folder / "predictions.parquet", lambda path: frame.to_parquet(path, index=False))
+    artifacts.write_record(folder, {**artifacts.read_record(folder), "tested_data": data.fingerprints()})
     return network.module.rows
 
 
@@ -212,7 +216,7 @@ def _saved(cfg: DictConfig) -> SavedRun:
 
 
 def _tasks(cfg: DictConfig) -> dict[str, Task]:
-    if not cfg.tasks:
+    if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
     return {str(name): build(node) for name, node in cfg.tasks.items()}
 
@@ -238,7 +242,15 @@ def _quiet() -> None:
     """Silences what libraries say that a user can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "adapters", "bitsandbytes", "datasets"):
+    for name in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "transformers",
+        "adapters",
+        "bitsandbytes",
+        "datasets",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

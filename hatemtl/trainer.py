@@ -16,8 +16,12 @@ from hatemtl.optimization import Optimization
 def fastest_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     """bf16 autocast where the hardware multiplies bf16, else float32."""
     if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator != "cpu" and torch.backends.mps.is_available():
+        has_bf16 = False
+    else:
+        has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +38,19 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         if str(self.precision) not in ("auto", "32", "bf16"):
-            raise UserError(f"trainer.precision={self.precision}: {did_you_mean(str(self.precision), ['auto', '32', 'bf16'])}")
+            raise UserError(
+                f"trainer.precision={self.precision}: {did_you_mean(str(self.precision), ['auto', '32', 'bf16'])}"
+            )
         if self.accelerator not in ("auto", "cpu", "gpu"):
-            raise UserError(f"trainer.accelerator={self.accelerator}: {did_you_mean(self.accelerator, ['auto', 'cpu', 'gpu'])}")
+            raise UserError(
+                f"trainer.accelerator={self.accelerator}: {did_you_mean(self.accelerator, ['auto', 'cpu', 'gpu'])}"
+            )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("trainer.accelerator=gpu: torch sees no GPU here; type trainer.accelerator=cpu")
 
-    def trainer(self, optimization: Optimization, *, logger: Logger | bool, callbacks: list[Callback], bar: bool) -> L.Trainer:
+    def trainer(
+        self, optimization: Optimization, *, logger: Logger | bool, callbacks: list[Callback], bar: bool
+    ) -> L.Trainer:
         """The trainer of one run."""
         formats: dict[str, Any] = {"auto": fastest_precision(self.accelerator), "32": "32-true", "bf16": "bf16-mixed"}
         shown = bar if self.progress is None else self.progress

@@ -54,7 +54,12 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def sample() -> list[str]:
     """Overrides for a run that takes seconds: the tiny encoder and few made-up posts."""
-    return ["encoder=tiny", "corpus@tasks.target.corpus=sample", "tasks.target.corpus.size=300", "optimization.epochs=1"]
+    return [
+        "encoder=tiny",
+        "corpus@tasks.target.corpus=sample",
+        "tasks.target.corpus.size=300",
+        "optimization.epochs=1",
+    ]
 
 
 @pytest.fixture

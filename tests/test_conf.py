@@ -41,7 +41,9 @@ def test_leaf_binds(path: Path) -> None:
     assert given | runtime == set(parameters), "a leaf names every key, and no other"
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("tasks/*.yaml")) + sorted(CONF.glob("experiment/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(CONF.glob("tasks/*.yaml")) + sorted(CONF.glob("experiment/*.yaml")), ids=lambda p: p.stem
+)
 def test_task_or_experiment_composes_and_binds(path: Path) -> None:
     override = f"tasks=[{path.stem}]" if path.parent.name == "tasks" else f"experiment={path.stem}"
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -54,7 +56,13 @@ def test_task_or_experiment_composes_and_binds(path: Path) -> None:
 
 
 def test_every_file_is_seen() -> None:
-    seen = {*LEAVES, *CONF.glob("tasks/*.yaml"), *CONF.glob("experiment/*.yaml"), CONF / "data/local.yaml", CONF / "config.yaml"}
+    seen = {
+        *LEAVES,
+        *CONF.glob("tasks/*.yaml"),
+        *CONF.glob("experiment/*.yaml"),
+        CONF / "data/local.yaml",
+        CONF / "config.yaml",
+    }
     assert seen == set(CONF.rglob("*.yaml"))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import Outcome
 from safetensors.torch import load_file
 
-from conftest import Outcome
 from hatemtl.artifacts import SavedRun, unfinished
 
 Cli = Callable[..., Outcome]
@@ -65,16 +65,21 @@ def test_a_saved_run_holds_what_the_design_says(cli: Cli, tmp_path: Path) -> Non
     assert record["status"] == "finished"
     assert record["data"]["label"] == record["data"]["target"]  # one corpus
     names = SavedRun(run).labels["target"].names
-    assert [name for name in rows(run, "test_target_f1")] == [f"test_target_f1_{label}" for label in names]
+    assert list(rows(run, "test_target_f1")) == [f"test_target_f1_{label}" for label in names]
     assert len(names) == 11
     for stage in ("val", "test"):
-        assert {f"{stage}_target_macro_f1", f"{stage}_target_micro_f1", f"{stage}_label_accuracy", f"{stage}_rationale_f1"} <= set(
-            rows(run, stage)
-        )
+        assert {
+            f"{stage}_target_macro_f1",
+            f"{stage}_target_micro_f1",
+            f"{stage}_label_accuracy",
+            f"{stage}_rationale_f1",
+        } <= set(rows(run, stage))
     predictions = pd.read_parquet(run / "predictions.parquet")
     assert set(predictions["task"]) == {"label", "target", "rationale"}
     target = predictions[predictions["task"] == "target"]
-    tp = sum(((np.array(s) >= 0.5) & (np.array(g) == 1)).sum() for s, g in zip(target["scores"], target["gold"], strict=True))
+    tp = sum(
+        ((np.array(s) >= 0.5) & (np.array(g) == 1)).sum() for s, g in zip(target["scores"], target["gold"], strict=True)
+    )
     assert tp == sum(value for name, value in rows(run, "test_target_tp_").items())  # the rows are those of the predictions
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0
 
@@ -104,9 +109,7 @@ def test_a_finished_run_is_not_trained_again(cli: Cli, sample: list[str], tmp_pa
     assert SavedRun(run).record["seed"] == 1
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*THREE, "optimization.epochs=3", "tasks.label.head.dropout=0.3", "method.dropout=0.1"]
     assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
 
@@ -162,7 +165,7 @@ def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, endin
     run = tmp_path / "run"
     if not run.exists():
         assert cli(*THREE, f"save_path={run}").code == 0
-    posts = ["those people are fine", "a, quoted \"post\"", "", "one more post of several words in a row"]
+    posts = ["those people are fine", 'a, quoted "post"', "", "one more post of several words in a row"]
     frame = pd.DataFrame({"id": range(4), "text": posts, "label": ["x"] * 4})
     file = tmp_path / f"posts{ending}"
     if ending == ".csv":
@@ -173,14 +176,26 @@ def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, endin
         frame.to_parquet(file)
     else:
         file.write_text("\n".join(posts))
-    assert cli(*THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={run}", f"predict.input={file}").code == 0
+    assert (
+        cli(*THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={run}", f"predict.input={file}").code
+        == 0
+    )
     output = tmp_path / f"posts.scored{'.csv' if ending == '.txt' else ending}"
     scored = {".jsonl": lambda p: pd.read_json(p, lines=True), ".parquet": pd.read_parquet}.get(
         ending, lambda p: pd.read_csv(p, keep_default_na=False)
     )(output)
     assert list(scored["text"]) == posts
-    assert {"pred_label", "pred_label_normal", "pred_target", "pred_target_women", "pred_rationale", "pred_rationale_scores"} <= set(scored)
-    assert np.allclose(scored[["pred_label_hatespeech", "pred_label_normal", "pred_label_offensive"]].sum(axis=1), 1, atol=1e-5)
+    assert {
+        "pred_label",
+        "pred_label_normal",
+        "pred_target",
+        "pred_target_women",
+        "pred_rationale",
+        "pred_rationale_scores",
+    } <= set(scored)
+    assert np.allclose(
+        scored[["pred_label_hatespeech", "pred_label_normal", "pred_label_offensive"]].sum(axis=1), 1, atol=1e-5
+    )
     assert len(str(scored["pred_rationale_scores"][0]).split(" ")) == 4
 
 
@@ -190,16 +205,34 @@ def test_a_merge_of_parts_trains_and_tests(cli: Cli, sample: list[str], tmp_path
     # runs of one seed start from one A, whatever their labels
     first, second = (load_file(tmp_path / f"part_{i}" / "adapter" / "adapter.safetensors") for i in (1, 2))
     assert {key.replace("part_1", "part_2") for key in first} == set(second)
-    merge = ["method=ah_merge16", f"method.sources='{tmp_path}/part_*'", "optimization.warmup=1", f"save_path={tmp_path}/merge"]
+    merge = [
+        "method=ah_merge16",
+        f"method.sources='{tmp_path}/part_*'",
+        "optimization.warmup=1",
+        "action=[train,test]",
+        f"save_path={tmp_path}/merge",
+    ]
     outcome = cli(*sample, *merge)
     assert outcome.code == 0, outcome.err
     assert "epoch 2/2" in outcome.out  # the epoch of warm-up comes before that at full rate
     assert "part_1" in outcome.out
     assert set(SavedRun(tmp_path / "merge").record["sources"]) == {f"{tmp_path}/part_1", f"{tmp_path}/part_2"}
+    before, scores = rows(tmp_path / "merge", "test_"), pd.read_parquet(tmp_path / "merge" / "predictions.parquet")
     assert cli(*sample, "action=test", "method=ah_load", "heads.load=true", f"load_path={tmp_path}/merge").code == 0
+    assert rows(tmp_path / "merge", "test_") == before
+    assert pd.read_parquet(tmp_path / "merge" / "predictions.parquet").equals(scores)  # to the last bit
     assert cli(*sample, *merge).out.count("not trained again") == 1
     # a source that was trained anew makes it another run
-    assert cli(*sample, 'tasks.target.mask_pattern="2 2"', f"save_path={tmp_path}/part_2", "overwrite=true", "optimization.epochs=2").code == 0
+    assert (
+        cli(
+            *sample,
+            'tasks.target.mask_pattern="2 2"',
+            f"save_path={tmp_path}/part_2",
+            "overwrite=true",
+            "optimization.epochs=2",
+        ).code
+        == 0
+    )
     assert "trained anew" in cli(*sample, *merge).err
 
 

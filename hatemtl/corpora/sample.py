@@ -29,30 +29,64 @@ GROUPS: dict[str, tuple[float, tuple[str, ...]]] = {
 
 # Abuse is invented, and mild: no word here is a slur.
 WORDS: dict[str, list[str]] = {
-    "insult": (
-        "snorfs, grumblefolk, fizzlewits, mumblepots, dronks, puddleheads, blatherers, wobblenoses, soggy biscuits, "
-        "glumpish twaddlers, bumbling snorfs, grumpy dronks"
-    ).split(", "),
-    "rude": "snorf, fizzlewit, mumblepot, dronk, puddlehead, blatherer, twaddler, soggy biscuit".split(", "),
-    "demand": (
-        "must leave our town, should be sent away, do not belong here, have to be kept out, ought to be banned, "
-        "must be barred from every school, should never be let in, have no place among us"
-    ).split(", "),
-    "praise": "kind neighbours, honest people, good company, wonderful cooks, great colleagues, brave folk".split(", "),
-    "thing": "soup, choir, football match, bus ride, market, cake, film, garden party".split(", "),
-    "place": "library, station, bakery, village hall, school gate, swimming pool".split(", "),
-    "when": "yesterday, last week, this morning, on sunday, all summer".split(", "),
-    "speaker": "uncle, teacher, barber, neighbour, boss, cousin".split(", "),
+    "insult": [
+        "snorfs",
+        "grumblefolk",
+        "fizzlewits",
+        "mumblepots",
+        "dronks",
+        "puddleheads",
+        "blatherers",
+        "wobblenoses",
+        "soggy biscuits",
+        "glumpish twaddlers",
+        "bumbling snorfs",
+        "grumpy dronks",
+    ],
+    "rude": ["snorf", "fizzlewit", "mumblepot", "dronk", "puddlehead", "blatherer", "twaddler", "soggy biscuit"],
+    "demand": [
+        "must leave our town",
+        "should be sent away",
+        "do not belong here",
+        "have to be kept out",
+        "ought to be banned",
+        "must be barred from every school",
+        "should never be let in",
+        "have no place among us",
+    ],
+    "praise": ["kind neighbours", "honest people", "good company", "wonderful cooks", "great colleagues", "brave folk"],
+    "thing": ["soup", "choir", "football match", "bus ride", "market", "cake", "film", "garden party"],
+    "place": ["library", "station", "bakery", "village hall", "school gate", "swimming pool"],
+    "when": ["yesterday", "last week", "this morning", "on sunday", "all summer"],
+    "speaker": ["uncle", "teacher", "barber", "neighbour", "boss", "cousin"],
     "opening": 2 * [""]
-    + (
-        "honestly, well, so, look, hear me out, i was on the bus and, no joke, long day but, after the news today, "
-        "just saying, to be fair, everyone at work knows"
-    ).split(", "),
+    + [
+        "honestly",
+        "well",
+        "so",
+        "look",
+        "hear me out",
+        "i was on the bus and",
+        "no joke",
+        "long day but",
+        "after the news today",
+        "just saying",
+        "to be fair",
+        "everyone at work knows",
+    ],
     "closing": 4 * [""]
-    + (
-        "and that is that, good night, what do you think, just my opinion, read it twice, lol, i said it before, "
-        "ask my {speaker}, see you at the {place}, now back to the {thing}"
-    ).split(", "),
+    + [
+        "and that is that",
+        "good night",
+        "what do you think",
+        "just my opinion",
+        "read it twice",
+        "lol",
+        "i said it before",
+        "ask my {speaker}",
+        "see you at the {place}",
+        "now back to the {thing}",
+    ],
 }
 
 # "!" marks what an annotator would: the abuse, and the group it is aimed at. Many posts have a twin of another label

@@ -29,7 +29,9 @@ class Exact:
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
-            raise UserError(f"merge.rank={self.rank}: expected a whole number from 1, or null for the lossless concatenation")
+            raise UserError(
+                f"merge.rank={self.rank}: expected a whole number from 1, or null for the lossless concatenation"
+            )
 
     def __call__(self, sources: Sequence[Updates]) -> tuple[dict[str, LoRAUpdate], dict[str, float]]:
         merged, lost = {}, {}
@@ -55,7 +57,9 @@ class Linear:
         shapes = {layer: sources[0][layer].A.shape for layer in layers}
         for source in sources[1:]:
             if {layer: update.A.shape for layer, update in source.items()} != shapes:
-                raise UserError("merge=linear needs sources of one rank on the same layers; use merge=exact, which takes any")
+                raise UserError(
+                    "merge=linear needs sources of one rank on the same layers; use merge=exact, which takes any"
+                )
         if len({update.scale for source in sources for update in source.values()}) > 1:
             raise UserError("merge=linear needs sources of one scale alpha / rank; use merge=exact, which takes any")
         merged = {

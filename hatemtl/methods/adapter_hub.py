@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import adapters
 import torch
-from adapters import LoRAConfig
+from adapters.configuration import LoRAConfig
 from adapters.methods.lora import LoRA as LoRAModule
 from adapters.methods.lora import LoRALayer, LoRAMergedLinear
 from torch import nn
@@ -27,7 +27,13 @@ WEIGHTS = "adapter/adapter.safetensors"
 PATTERN = re.compile(r"\.(?:loras|adapters|prefix_tunings|refts)\.([^.]+)\.")
 
 
-def add(model: Transformer, name: str, config: LoRAConfig, seed: int) -> None:
+def enable(model: Transformer) -> Any:
+    """Gives the model AdapterHub's methods, in place; it is typed as anything, for they are added at run time."""
+    adapters.init(model)  # type: ignore[attr-defined]
+    return model
+
+
+def add(model: Any, name: str, config: LoRAConfig, seed: int) -> None:
     """Adds a LoRA whose A's are drawn by layer; no other random draw moves."""
     with torch.random.fork_rng(devices=[]):
         model.add_adapter(name, config=config)
@@ -35,21 +41,21 @@ def add(model: Transformer, name: str, config: LoRAConfig, seed: int) -> None:
         draw_lora_A(lora.lora_A, seed=seed, layer=layer)
 
 
-def load(model: Transformer, run: SavedRun, name: str) -> None:
+def load(model: Any, run: SavedRun, name: str) -> None:
     """Loads a saved run's adapter under `name`, from safetensors and nothing else."""
     run.weights(WEIGHTS)  # the library would fall back to a pickle where this file is missing
     with torch.random.fork_rng(devices=[]):
         model.load_adapter(str(run.folder / "adapter"), load_as=name, use_safetensors=True)
 
 
-def active(model: nn.Module) -> list[str]:
+def active(model: Any) -> list[str]:
     """The names of the adapters in the active setup."""
-    return list(model.active_adapters.flatten()) if model.active_adapters else []  # type: ignore[union-attr, operator]
+    return list(model.active_adapters.flatten()) if model.active_adapters else []
 
 
-def save(model: nn.Module, name: str, folder: Path) -> None:
+def save(model: Any, name: str, folder: Path) -> None:
     """Writes adapter/adapter_config.json and adapter/adapter.safetensors."""
-    model.save_adapter(str(folder / "adapter"), name, use_safetensors=True)  # type: ignore[operator]
+    model.save_adapter(str(folder / "adapter"), name, use_safetensors=True)
 
 
 def loras(model: nn.Module, name: str) -> Iterable[tuple[str, LoRALayer, LoRAModule]]:
@@ -104,7 +110,9 @@ class LoRA:
         if self.rank < 1:
             raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
         if not set(self.attention) <= set("qkv"):
-            raise UserError(f"method.attention={list(self.attention)}: expected some of q, k, v; type method.attention=[q,v]")
+            raise UserError(
+                f"method.attention={list(self.attention)}: expected some of q, k, v; type method.attention=[q,v]"
+            )
         if not (self.attention or self.intermediate or self.output):
             raise UserError("method: LoRA on no layer at all; type method.attention=[q,k,v]")
 
@@ -112,7 +120,7 @@ class LoRA:
         return []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        adapters.init(model)
+        adapted = enable(model)
         config = LoRAConfig(
             r=self.rank,
             alpha=self.alpha,
@@ -122,9 +130,9 @@ class LoRA:
             intermediate_lora=self.intermediate,
             output_lora=self.output,
         )
-        add(model, name, config, seed)
-        model.train_adapter(name)
-        return model
+        add(adapted, name, config, seed)
+        adapted.train_adapter(name)
+        return adapted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +153,10 @@ class Load:
         return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        adapters.init(model)
-        load(model, self.starts_from()[0], name)
-        model.train_adapter(name)
-        return model
+        adapted = enable(model)
+        load(adapted, self.starts_from()[0], name)
+        adapted.train_adapter(name)
+        return adapted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,24 +186,26 @@ class MergeLoRA:
         return [saved_by(SavedRun(folder), LIBRARY, f"method.sources={self.sources!r}") for folder in folders]
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        adapters.init(model)
-        names = []
+        adapted = enable(model)
+        names: list[str] = []
         for run in self.starts_from():
             base = run.folder.resolve().name.replace(".", "_")
             source = base if base not in (*names, name) else f"{run.folder.resolve().parent.name}_{base}".replace(".", "_")
-            load(model, run, source)
+            load(adapted, run, source)
             names.append(source)
-        if any(not updates(model, source) for source in names):
-            raise UserError(f"method.sources={self.sources!r}: not every source is a LoRA, and this method merges nothing else")
-        merged, _ = self.merge([updates(model, source) for source in names])
-        add(model, name, _union([model.adapters_config.get(source) for source in names], merged), seed)
+        if any(not updates(adapted, source) for source in names):
+            raise UserError(
+                f"method.sources={self.sources!r}: not every source is a LoRA, and this method merges nothing else"
+            )
+        merged, _ = self.merge([updates(adapted, source) for source in names])
+        add(adapted, name, _union([adapted.adapters_config.get(source) for source in names], merged), seed)
         with torch.no_grad():
-            for path, layer, lora in loras(model, name):
+            for path, layer, lora in loras(adapted, name):
                 for projection, A, B in _factors(layer, lora):
                     A.copy_(merged[path + projection].A)
                     B.copy_(merged[path + projection].B)
-        model.train_adapter(name)
-        return model
+        adapted.train_adapter(name)
+        return adapted
 
 
 def _union(configs: Sequence[LoRAConfig], merged: Mapping[str, LoRAUpdate]) -> LoRAConfig:

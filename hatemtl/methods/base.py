@@ -13,7 +13,6 @@ from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.seeds import generator
 
-
 # Which method loads what a library saved.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full"}
 

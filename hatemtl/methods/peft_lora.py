@@ -50,7 +50,7 @@ class LoRA:
     """
 
     rank: int
-    alpha: float
+    alpha: int
     dropout: float
     targets: str | None
     learning_rate: float
@@ -78,7 +78,7 @@ class LoRA:
                 wrapped = get_peft_model(model, config, adapter_name=NAME)
             except ValueError as error:
                 raise UserError(f"method.targets={targets!r}: {error}") from error
-        for path, module in wrapped.base_model.model.named_modules():
+        for path, module in wrapped.get_base_model().named_modules():
             if hasattr(module, "lora_A") and NAME in module.lora_A:
                 draw_lora_A(module.lora_A[NAME].weight, seed=seed, layer=path)
         return wrapped

@@ -1,0 +1,310 @@
+"""What holds for every head, and the layers they share."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatemtl.batch import IGNORED
+from hatemtl.errors import UserError
+from hatemtl.heads.base import Pool, check_balance, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.multiclass import MulticlassHead
+from hatemtl.heads.multilabel import MultilabelHead
+from hatemtl.heads.tokens import TokensHead
+from hatemtl.labels import LabelSpace
+
+D, LENGTHS = 6, (7, 2, 5, 3)
+POST = {"hidden_size": D, "layers": 2, "dropout": 0.0, "balance": 1.0}
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    **{
+        f"multiclass-{pooling}": lambda pooling=pooling: MulticlassHead(
+            space=LabelSpace("multiclass", ("a", "b", "c")), pooling=pooling, label_smoothing=0.1, **POST
+        )
+        for pooling in ("cls", "mean", "attention")
+    },
+    **{
+        f"multilabel-{pooling}": lambda pooling=pooling: MultilabelHead(
+            space=LabelSpace("multilabel", ("a", "b", "c")), pooling=pooling, threshold=0.5, **POST
+        )
+        for pooling in ("cls", "mean", "attention")
+    },
+    "tokens": lambda: TokensHead(space=LabelSpace("tokens", ("marked",)), threshold=0.5, **POST),
+}
+every_head = pytest.mark.parametrize("kind", HEADS)
+
+
+def weighed(kind: str, seed: int = 0) -> nn.Module:
+    """A head of this kind, its labels of unlike frequency."""
+    torch.manual_seed(seed)
+    head = HEADS[kind]()
+    head.weigh(torch.tensor([5.0]) if kind == "tokens" else torch.tensor([60.0, 30.0, 10.0]), 100)
+    return head
+
+
+def posts(kind: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four posts of unlike length: hidden states (4, 7, D) with noise in the padding, mask, targets, all annotated."""
+    draw = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    hidden = torch.randn(*mask.shape, D, generator=draw)
+    if kind == "tokens":
+        targets = torch.rand(mask.shape, generator=draw).round().where(mask == 1, IGNORED)
+        targets[:, 0] = IGNORED  # a special token
+    elif kind.startswith("multilabel"):
+        targets = torch.rand(len(mask), 3, generator=draw).round()
+    else:
+        targets = torch.randint(3, (len(mask),), generator=draw)
+    return hidden, mask, targets, torch.ones(len(mask), dtype=torch.bool)
+
+
+def counted(head: nn.Module, *batches: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, float]:
+    metric = head.metric()
+    for hidden, mask, targets, has in batches:
+        metric.update(head.scores(head(hidden, mask)), targets, has)
+    return head.rows(metric.compute())
+
+
+@every_head
+def test_padding_changes_nothing(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, targets, has = posts(kind)
+    more = 9
+    padded = torch.cat([hidden, 100 * torch.randn(len(mask), more, D)], dim=1)
+    longer = F.pad(mask, (0, more))
+    wider = F.pad(targets, (0, more), value=IGNORED) if kind == "tokens" else targets
+    narrow, wide = head(hidden, mask), head(padded, longer)
+    torch.testing.assert_close(wide[:, : narrow.shape[1]], narrow)
+    torch.testing.assert_close(head.loss(wide, wider, has), head.loss(narrow, targets, has))
+    assert counted(head, (padded, longer, wider, has)) == counted(head, (hidden, mask, targets, has))
+
+
+@every_head
+def test_noise_in_the_padding_of_a_short_post_changes_nothing(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, targets, has = posts(kind)
+    other = torch.where(mask[..., None] == 1, hidden, 100 * torch.randn_like(hidden))
+    torch.testing.assert_close(
+        head.loss(head(other, mask), targets, has), head.loss(head(hidden, mask), targets, has)
+    )
+    assert counted(head, (other, mask, targets, has)) == counted(head, (hidden, mask, targets, has))
+
+
+@every_head
+def test_a_post_gets_the_same_logits_alone_as_in_a_batch(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, _, _ = posts(kind)
+    together = head(hidden, mask)
+    for i, length in enumerate(LENGTHS):
+        alone = head(hidden[i : i + 1, :length], mask[i : i + 1, :length])
+        torch.testing.assert_close(alone[0], together[i, : alone.shape[1]])
+
+
+@every_head
+def test_where_no_post_is_annotated_the_loss_is_a_zero_with_a_gradient_of_zeros(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, targets, has = posts(kind)
+    hidden.requires_grad_()
+    loss = head.loss(head(hidden, mask), targets, torch.zeros_like(has))
+    assert loss.item() == 0
+    loss.backward()
+    for name, value in {**dict(head.named_parameters()), "hidden": hidden}.items():
+        assert value.grad is not None, name
+        assert torch.equal(value.grad, torch.zeros_like(value)), name
+
+
+@every_head
+def test_where_a_post_is_annotated_every_parameter_learns(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, targets, has = posts(kind)
+    head.loss(head(hidden, mask), targets, has).backward()
+    for name, value in head.named_parameters():
+        if name != "pool.query.bias":  # softmax takes no notice of a constant
+            assert value.grad.abs().sum() > 1e-6, name
+
+
+@every_head
+def test_posts_without_the_annotation_count_in_neither_loss_nor_metric(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, targets, has = posts(kind)
+    has[[1, 3]] = False
+    some = tuple(x[has] for x in (hidden, mask, targets, has))
+    torch.testing.assert_close(head.loss(head(hidden, mask), targets, has), head.loss(head(*some[:2]), *some[2:]))
+    assert counted(head, (hidden, mask, targets, has)) == counted(head, some)
+
+
+@every_head
+def test_what_a_metric_says_does_not_depend_on_how_posts_are_batched(kind: str) -> None:
+    head = weighed(kind)
+    batch = posts(kind)
+    singles = [tuple(x[i : i + 1] for x in batch) for i in reversed(range(len(LENGTHS)))]
+    assert counted(head, *singles) == counted(head, batch)
+    assert counted(head, batch, batch)["f1" if kind == "tokens" else "macro_f1"] == pytest.approx(
+        counted(head, batch)["f1" if kind == "tokens" else "macro_f1"]
+    )
+
+
+@every_head
+def test_a_metric_starts_afresh(kind: str) -> None:
+    head = weighed(kind)
+    batch = posts(kind)
+    first = counted(head, batch)
+    assert counted(head, batch) == first
+
+
+@every_head
+def test_where_nothing_is_annotated_every_row_is_zero(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, targets, has = posts(kind)
+    rows = counted(head, (hidden, mask, targets, torch.zeros_like(has)))
+    assert head.primary in rows
+    assert set(rows.values()) == {0.0}
+
+
+@every_head
+def test_the_primary_metric_is_one_of_the_rows_and_rows_are_plain_numbers(kind: str) -> None:
+    head = weighed(kind)
+    rows = counted(head, posts(kind))
+    assert head.primary in rows
+    assert all(type(value) is float for value in rows.values())
+
+
+@every_head
+def test_scores_are_probabilities_of_the_shape_of_the_logits(kind: str) -> None:
+    head = weighed(kind)
+    hidden, mask, _, _ = posts(kind)
+    logits = head(hidden, mask)
+    scores = head.scores(logits)
+    assert scores.shape == logits.shape
+    assert ((scores >= 0) & (scores <= 1)).all()
+    if kind.startswith("multiclass"):
+        torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(LENGTHS)))
+
+
+@every_head
+def test_what_is_saved_is_what_is_trained(kind: str) -> None:
+    head = weighed(kind)
+    assert set(head.state_dict()) == {name for name, _ in head.named_parameters()}
+
+
+@every_head
+def test_a_copy_loads_from_the_saved_weights(kind: str) -> None:
+    head, other = weighed(kind, seed=0), weighed(kind, seed=1)
+    hidden, mask, _, _ = posts(kind)
+    assert not torch.equal(head(hidden, mask), other(hidden, mask))
+    other.load_state_dict(copy.deepcopy(head.state_dict()))
+    assert torch.equal(head(hidden, mask), other(hidden, mask))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "says"),
+    [
+        ("multiclass", {"pooling": "men"}, "'men'.*did you mean 'mean'"),
+        ("multilabel", {"pooling": "max"}, "'max'.*cls, mean, attention"),
+        ("multiclass", {"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ("multiclass", {"label_smoothing": -0.1}, "label_smoothing=-0.1"),
+        *((kind, {"balance": 1.5}, "balance=1.5.*0.*1") for kind in ("multiclass", "multilabel", "tokens")),
+        *((kind, {"layers": 0}, "layers=0.*at least 1") for kind in ("multiclass", "multilabel", "tokens")),
+        *((kind, {"dropout": 1.0}, "dropout=1.0") for kind in ("multiclass", "multilabel", "tokens")),
+        *((kind, {"threshold": 0.0}, "threshold=0.0") for kind in ("multilabel", "tokens")),
+        *((kind, {"threshold": 1.0}, "threshold=1.0") for kind in ("multilabel", "tokens")),
+    ],
+)
+def test_a_setting_out_of_range_is_named(kind: str, wrong: dict[str, object], says: str) -> None:
+    given = {
+        "multiclass": {"pooling": "cls", "label_smoothing": 0.0},
+        "multilabel": {"pooling": "cls", "threshold": 0.5},
+        "tokens": {"threshold": 0.5},
+    }[kind]
+    head = {"multiclass": MulticlassHead, "multilabel": MultilabelHead, "tokens": TokensHead}[kind]
+    space = LabelSpace(kind, ("a",))  # type: ignore[arg-type]
+    assert head(space=space, **(POST | given))
+    with pytest.raises(UserError, match=says):
+        head(space=space, **(POST | given | wrong))
+
+
+def test_cls_pooling_takes_the_first_token() -> None:
+    hidden, mask, _, _ = posts("multiclass")
+    assert torch.equal(Pool("cls", D)(hidden, mask), hidden[:, 0])
+
+
+def test_mean_pooling_is_the_mean_of_a_posts_own_tokens() -> None:
+    hidden, mask, _, _ = posts("multiclass")
+    mine = torch.stack([hidden[i, :length].mean(dim=0) for i, length in enumerate(LENGTHS)])
+    torch.testing.assert_close(Pool("mean", D)(hidden, mask), mine)
+
+
+def test_attention_pooling_weighs_a_posts_own_tokens_by_the_softmax_of_their_query() -> None:
+    torch.manual_seed(0)
+    pool, (hidden, mask, _, _) = Pool("attention", D), posts("multiclass")
+    mine = [
+        torch.softmax(hidden[i, :length] @ pool.query.weight[0], dim=0) @ hidden[i, :length]
+        for i, length in enumerate(LENGTHS)
+    ]
+    torch.testing.assert_close(pool(hidden, mask), torch.stack(mine))
+
+
+def test_attention_pooling_that_prefers_no_token_is_mean_pooling() -> None:
+    pool, (hidden, mask, _, _) = Pool("attention", D), posts("multiclass")
+    nn.init.zeros_(pool.query.weight)
+    torch.testing.assert_close(pool(hidden, mask), Pool("mean", D)(hidden, mask))
+
+
+def test_one_layer_is_linear_and_two_have_a_gelu_between() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, D)
+    one = feed_forward(D, 2, layers=1, dropout=0.0)
+    only = [m for m in one if isinstance(m, nn.Linear)]
+    assert len(only) == 1
+    torch.testing.assert_close(one(x), x @ only[0].weight.T + only[0].bias)
+    two = feed_forward(D, 2, layers=2, dropout=0.0)
+    first, second = (m for m in two if isinstance(m, nn.Linear))
+    assert (first.out_features, second.out_features) == (D, 2)
+    torch.testing.assert_close(two(x), second(F.gelu(first(x))))
+
+
+def test_dropout_drops_in_training_alone() -> None:
+    torch.manual_seed(0)
+    layers, x = feed_forward(50, 1, layers=1, dropout=0.5), torch.ones(1, 50)
+    assert not torch.equal(layers(x), layers(x))
+    layers.eval()
+    assert torch.equal(layers(x), layers(x))
+
+
+@pytest.mark.parametrize("balance", [-0.01, 1.01])
+def test_balance_beyond_its_ends_is_refused(balance: float) -> None:
+    with pytest.raises(UserError, match=r"no weighting.*fully balanced"):
+        check_balance(balance)
+
+
+def test_balance_may_be_at_its_ends() -> None:
+    check_balance(0)
+    check_balance(1)
+
+
+def test_a_masked_mean_is_a_weighted_mean() -> None:
+    values = torch.tensor([1.0, 2.0, 9.0])
+    assert masked_mean(values, torch.tensor([1.0, 1.0, 0.0])).item() == 1.5
+    assert masked_mean(values, torch.tensor([3.0, 1.0, 0.0])).item() == 1.25
+    # far smaller weights than one, as a rare label's may be, still average
+    assert masked_mean(values, torch.tensor([3e-6, 1e-6, 0.0])).item() == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(
+    ("truth", "given"), [([1, 1, 0, 0], [1, 0, 1, 0]), ([1, 1, 1], [1, 1, 1]), ([1, 0], [0, 1]), ([1, 1], [0, 0])]
+)
+def test_f1_is_scikit_learns(truth: list[int], given: list[int]) -> None:
+    pairs = list(zip(truth, given, strict=True))
+    assert f1(pairs.count((1, 1)), pairs.count((0, 1)), pairs.count((1, 0))) == pytest.approx(f1_score(truth, given))
+
+
+def test_f1_of_nothing_is_zero() -> None:
+    assert f1(0, 0, 0) == 0.0
+
+
+def test_count_rows_are_named_by_kind_and_label() -> None:
+    assert count_rows({"x": (1, 2, 3), "y": (4, 5, 6)}) == {
+        "tp_x": 1.0, "fp_x": 2.0, "fn_x": 3.0, "tp_y": 4.0, "fp_y": 5.0, "fn_y": 6.0,
+    }  # fmt: skip

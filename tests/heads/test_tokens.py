@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import precision_recall_fscore_support
+from torch.nn import functional as F
+
+from hatemtl.batch import IGNORED
+from hatemtl.heads.tokens import TokensHead
+from hatemtl.labels import LabelSpace
+
+
+def head(*, balance: float = 0.0, threshold: float = 0.5) -> TokensHead:
+    space = LabelSpace("tokens", ("marked",))
+    return TokensHead(hidden_size=8, space=space, layers=1, dropout=0.0, threshold=threshold, balance=balance)
+
+
+def some_posts(seed: int, *, soft: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (60, 12), targets with a third of the tokens not counted, and which posts are annotated."""
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.rand(60, 12, generator=draw)
+    if not soft:
+        targets = (targets > 0.7).float()
+    targets[torch.rand(60, 12, generator=draw) < 0.33] = IGNORED
+    return torch.randn(60, 12, generator=draw), targets, torch.rand(60, generator=draw) < 0.6
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("seed", range(2))
+def test_rows_are_scikit_learns_on_the_words_of_annotated_posts(seed: int, threshold: float) -> None:
+    logits, targets, has = some_posts(seed)
+    some = head(threshold=threshold)
+    metric = some.metric()
+    for batch in torch.arange(60).split(17):
+        metric.update(some.scores(logits[batch]), targets[batch], has[batch])
+    rows = some.rows(metric.compute())
+    words = (targets >= 0) & has[:, None]
+    truth, given = targets[words].int().numpy(), (logits.sigmoid()[words] >= threshold).int().numpy()
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, given, average="binary")
+    assert (rows["precision"], rows["recall"], rows["f1"]) == pytest.approx((precision, recall, f1))
+    assert rows["tp_marked"] == (truth & given).sum()
+    assert rows["fp_marked"] == (given & ~truth & 1).sum()
+    assert rows["fn_marked"] == (truth & ~given & 1).sum()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("balance", "weight"), [(0.0, 1.0), (1.0, 4.0)])
+def test_the_loss_is_torchs_mean_over_the_words_of_annotated_posts(balance: float, weight: float, soft: bool) -> None:
+    logits, targets, has = some_posts(0, soft=soft)
+    some = head(balance=balance)
+    some.weigh(torch.tensor([20.0]), 100)
+    words = (targets >= 0) & has[:, None]
+    expected = F.binary_cross_entropy_with_logits(logits[words], targets[words], pos_weight=torch.tensor(weight))
+    torch.testing.assert_close(some.loss(logits, targets, has), expected)
+
+
+def test_tokens_that_do_not_count_change_neither_loss_nor_gradient_nor_metric() -> None:
+    logits, targets, has = some_posts(1)
+    some = head()
+    wild = torch.where(targets == IGNORED, 50 * torch.randn_like(logits), logits).requires_grad_()
+    loss = some.loss(wild, targets, has)
+    torch.testing.assert_close(loss, some.loss(logits, targets, has))
+    loss.backward()
+    assert (wild.grad[targets == IGNORED] == 0).all()
+    counts = []
+    for given in (logits, wild.detach()):
+        metric = some.metric()
+        metric.update(some.scores(given), targets, has)
+        counts.append(metric.compute())
+    assert torch.equal(*counts)
+
+
+def test_a_post_of_which_no_token_counts_is_a_zero() -> None:
+    logits = torch.randn(2, 5, requires_grad=True)
+    loss = head().loss(logits, torch.full((2, 5), IGNORED), torch.tensor([True, True]))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(2, 5))
+
+
+def test_any_share_of_the_annotators_is_a_yes_in_the_metric() -> None:
+    metric = head().metric()
+    metric.update(torch.tensor([[0.9, 0.9, 0.1]]), torch.tensor([[1 / 3, 0.0, 1 / 3]]), torch.tensor([True]))
+    assert metric.compute().tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("balance", "weight"), [(0.0, 1.0), (0.5, 3.0), (1.0, 9.0)])
+def test_balance_by_hand(balance: float, weight: float) -> None:
+    some = head(balance=balance)
+    some.weigh(torch.tensor([10.0]), 100)
+    assert some.positive_weights.item() == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(("positives", "total"), [(0.0, 0), (0.0, 100), (100.0, 100)])
+def test_words_that_are_never_or_always_marked_keep_a_finite_weight(positives: float, total: int) -> None:
+    some = head(balance=1.0)
+    some.weigh(torch.tensor([positives]), total)
+    assert np.isfinite(some.positive_weights.item())
+    assert some.positive_weights.item() > 0
+
+
+def test_every_token_is_read_by_itself() -> None:
+    torch.manual_seed(0)
+    some, hidden, mask = head(), torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.long)
+    other = hidden.clone()
+    other[:, 3] += 1
+    changed = some(hidden, mask) != some(other, mask)
+    assert changed.shape == (2, 5)
+    assert changed.any(dim=0).tolist() == [False, False, False, True, False]
+
+
+def test_decoding_gives_the_marked_words_and_none_beyond_the_cut() -> None:
+    words = ["you", "grumpy", "old", "dronk", "you"]
+    assert head().decode([0.1, 0.9, 0.2, 0.5, 0.1], words) == ["grumpy", "dronk"]
+    assert head().decode([0.1, 0.9], words) == ["grumpy"]
+    assert head(threshold=0.95).decode([0.1, 0.9, 0.2, 0.5, 0.1], words) == []

@@ -1,0 +1,67 @@
+"""Full fine-tuning: everything is trained, and comes back to the last bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from hatemtl.errors import UserError
+from hatemtl.methods.base import components
+from hatemtl.methods.full import WEIGHTS, Full
+from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
+
+
+def full(path: Path | None = None) -> Full:
+    return Full(path=None if path is None else str(path), **RATES)
+
+
+def test_everything_is_trained_from_the_pretrained_weights() -> None:
+    model = encoder()
+    before = torch.get_rng_state()
+    attached = full().attach(model, name="run", seed=0)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(hidden(attached), hidden(encoder()))
+    assert set(trained(attached)) == {name for name, _ in model.named_parameters()}
+    (body,) = components(full(), attached)
+    assert (body.kind, body.active) == ("body", True)
+    assert body.trained == body.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert full().starts_from() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
+    model = save(full(), tmp_path / "run", kind)
+    assert not torch.equal(hidden(model), hidden(encoder(kind)))
+    loaded = full(tmp_path / "run").attach(encoder(kind), name="other", seed=5)
+    assert torch.equal(hidden(loaded), hidden(model))
+    assert len(trained(loaded)) == len(list(model.parameters()))
+    assert [run.folder for run in full(tmp_path / "run").starts_from()] == [tmp_path / "run"]
+
+
+def test_what_is_saved_is_an_encoder_of_transformers(tmp_path: Path) -> None:
+    model = save(full(), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run" / "encoder").iterdir()} == {"config.json", "model.safetensors"}
+    assert set(load_file(tmp_path / "run" / WEIGHTS)) == set(model.state_dict())
+    again = AutoModel.from_pretrained(tmp_path / "run" / "encoder", add_pooling_layer=False)
+    torch.testing.assert_close(hidden(again), hidden(model))
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(full(), tmp_path / "run")
+    (tmp_path / "run" / WEIGHTS).rename(tmp_path / "run" / "encoder" / "pytorch_model.bin")
+
+    def load(*args: object, **kwargs: object) -> None:
+        raise AssertionError("torch.load was called")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match="has no encoder/model.safetensors"):
+        full(tmp_path / "run").attach(encoder(), name="run", seed=0)
+
+
+def test_an_adapter_is_no_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="saved by ah_lora16 .*; load it with method=ah_load"):
+        full(record(tmp_path / "run", "adapterhub")).starts_from()
+    with pytest.raises(UserError, match="no such saved run"):
+        full(tmp_path / "none").starts_from()

@@ -1,0 +1,287 @@
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch import Callback
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hatemtl.batch import Batch
+from hatemtl.callbacks import BestWeights, Checkpoint, Clock, EpochLine
+from hatemtl.errors import UserError
+from hatemtl.heads.multiclass import MulticlassHead
+from hatemtl.labels import LabelSpace
+from hatemtl.module import MultitaskModule
+from hatemtl.optimization import Optimization
+from hatemtl.weighting import Sum
+
+OPTIMIZATION = Optimization(
+    encoder_lr=1e-2,
+    head_lr=1e-2,
+    weight_decay=0.0,
+    warmup=0,
+    epochs=1,
+    schedule="constant",
+    clip=None,
+    accumulate=1,
+    patience=None,
+)
+POSTS = 6  # a training epoch, in batches of two
+
+
+class Body(nn.Module):
+    """An encoder of one embedding and dropout, with a frozen part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.frozen, self.dropout = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Dropout(0.5)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return type("Output", (), {"last_hidden_state": self.dropout(self.frozen(self.embed(input_ids)))})
+
+
+class Scripted(MultitaskModule):
+    """A module whose validation score of each epoch is written down, and that slows validation if asked to."""
+
+    def __init__(self, scores: Sequence[float], slow: float = 0.0) -> None:
+        torch.manual_seed(0)
+        space = LabelSpace("multiclass", ("a", "b"))
+        head = MulticlassHead(
+            hidden_size=4, space=space, pooling="cls", layers=1, dropout=0.0, label_smoothing=0.0, balance=0.0
+        )
+        super().__init__(
+            Body(), {"label": head}, weights={"label": 1.0}, weighting=Sum(), optimization=OPTIMIZATION, seed=0
+        )
+        self.scores, self.slow = scores, slow
+        self.after: list[dict[str, Tensor]] = []  # the trained weights after each epoch
+
+    def _report(self, stage: str) -> None:
+        super()._report(stage)  # type: ignore[arg-type]
+        if self.trainer.state.fn == "fit":
+            self.log("val_score", self.scores[self.current_epoch])
+        time.sleep(self.slow)
+
+    def on_train_epoch_end(self) -> None:
+        self.after.append({name: value.clone() for name, value in self.trained_state().items()})
+
+
+def batch(seed: int) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    return Batch(
+        input_ids=torch.randint(9, (2, 8), generator=draw),
+        attention_mask=torch.ones(2, 8, dtype=torch.long),
+        targets={"label": torch.randint(2, (2,), generator=draw)},
+        has={"label": torch.tensor([True, True])},
+        posts=torch.tensor([0, 1]),
+    )
+
+
+def trainer(epochs: int, *callbacks: Callback) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def loader(first: int = 0) -> DataLoader[Batch]:
+    return DataLoader([batch(first + i) for i in range(POSTS // 2)], batch_size=None)
+
+
+def fit(module: Scripted, epochs: int, *callbacks: Callback, resume: Path | None = None) -> L.Trainer:
+    """Trains the module with these callbacks, as a run does."""
+    run = trainer(epochs, *callbacks)
+    run.fit(module, loader(), loader(10), ckpt_path=resume, weights_only=True)
+    return run
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# BestWeights
+
+
+@pytest.mark.parametrize(
+    ("scores", "best_epoch"),
+    [([0.1, 0.5, 0.3], 1), ([0.9, 0.5, 0.3], 0), ([0.1, 0.2, 0.3], 2), ([0.4, 0.4, 0.4], 0), ([0.0, 0.0, 0.0], 0)],
+)
+def test_the_weights_of_the_best_epoch_are_kept_and_come_back(scores: list[float], best_epoch: int) -> None:
+    module, best = Scripted(scores), BestWeights(patience=None, warmup=0)
+    fit(module, 3, best)
+    assert (best.epoch, best.score) == (best_epoch, pytest.approx(scores[best_epoch]))
+    assert not same(module.after[0], module.after[1])  # training moves every epoch
+    assert not same(module.after[1], module.after[2])
+    assert same(best.weights, module.after[best_epoch])
+    best.restore(module)
+    assert same(module.trained_state(), module.after[best_epoch])
+
+
+def test_only_what_is_trained_is_kept() -> None:
+    module, best = Scripted([0.1]), BestWeights(patience=None, warmup=0)
+    fit(module, 1, best)
+    assert set(best.weights) == {"encoder.embed.weight", "heads.label.layers.1.weight", "heads.label.layers.1.bias"}
+    assert not any(value.requires_grad for value in best.weights.values())
+
+
+def test_an_evaluation_after_training_does_not_count_as_an_epoch() -> None:
+    module, best = Scripted([0.5, 0.1]), BestWeights(patience=1, warmup=0)
+    run = fit(module, 2, best)
+    before = best.state_dict()
+    run.validate(module, loader(10), verbose=False)
+    assert best.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("patience", "warmup", "scores", "epochs"),
+    [
+        (1, 0, [0.5, 0.4, 0.9, 0.9], 2),
+        (2, 0, [0.5, 0.4, 0.3, 0.9], 3),
+        (2, 0, [0.5, 0.4, 0.6, 0.5, 0.4, 0.9], 5),  # a better epoch starts the count anew
+        (2, 0, [0.5, 0.5, 0.5, 0.9], 3),  # an equal one does not
+        (None, 0, [0.5, 0.4, 0.3, 0.2], 4),
+        (9, 0, [0.5, 0.4, 0.3, 0.2], 4),
+        # epochs 1, 2 and 3 are warm-up: the first worse one that counts is the fourth
+        (1, 3, [0.5, 0.4, 0.3, 0.2, 0.9], 4),
+        (2, 3, [0.5, 0.4, 0.3, 0.2, 0.1, 0.9], 5),
+        (1, 3, [0.1, 0.2, 0.3, 0.4, 0.3, 0.9], 5),
+        # the second epoch ends after a warm-up of one and a half
+        (1, 1.5, [0.5, 0.4, 0.9], 2),
+        (1, 0.5, [0.5, 0.4, 0.9], 2),
+    ],
+)
+def test_training_ends_so_many_epochs_after_the_best_the_warm_up_not_counted(
+    patience: int | None, warmup: float, scores: list[float], epochs: int
+) -> None:
+    module = Scripted(scores)
+    run = fit(module, len(scores), BestWeights(patience=patience, warmup=warmup))
+    assert len(module.after) == epochs
+    assert run.current_epoch == epochs
+
+
+def test_the_best_of_the_warm_up_is_kept_if_none_is_better() -> None:
+    module, best = Scripted([0.9, 0.1, 0.2]), BestWeights(patience=1, warmup=1)
+    fit(module, 3, best)
+    assert best.epoch == 0
+    assert same(best.weights, module.after[0])
+
+
+def test_the_state_is_enough_to_go_on() -> None:
+    module, best, other = Scripted([0.5, 0.4]), BestWeights(patience=3, warmup=0), BestWeights(patience=3, warmup=0)
+    fit(module, 2, best)
+    other.load_state_dict(best.state_dict())
+    assert (other.score, other.epoch, other.waited) == (best.score, 0, 1)
+    assert same(other.weights, best.weights)
+
+
+# Checkpoint
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_very_weights_of_an_uninterrupted_one(
+    tmp_path: Path, interrupted_after: int
+) -> None:
+    scores = [0.1, 0.6, 0.3, 0.5]
+    whole, best = Scripted(scores), BestWeights(patience=None, warmup=0)
+    fit(whole, 4, best)
+    path = tmp_path / "last.ckpt"
+    part = Scripted(scores)
+    fit(part, interrupted_after, BestWeights(patience=None, warmup=0), Checkpoint(path))
+    resumed, resumed_best = Scripted(scores), BestWeights(patience=None, warmup=0)
+    run = fit(resumed, 4, resumed_best, Checkpoint(path), resume=path)
+    assert run.current_epoch == 4
+    assert len(resumed.after) == 4 - interrupted_after
+    assert same(resumed.trained_state(), whole.trained_state())
+    assert (resumed_best.epoch, resumed_best.score) == (best.epoch, best.score)
+    assert same(resumed_best.weights, best.weights)
+
+
+def test_a_run_that_had_lost_patience_stays_ended_when_it_goes_on(tmp_path: Path) -> None:
+    path, scores = tmp_path / "last.ckpt", [0.5, 0.4, 0.9, 0.9]
+    fit(Scripted(scores), 4, BestWeights(patience=1, warmup=0), Checkpoint(path))
+    module, best = Scripted(scores), BestWeights(patience=1, warmup=0)
+    fit(module, 4, best, Checkpoint(path), resume=path)
+    assert module.after == []
+    assert best.epoch == 0
+
+
+def test_a_checkpoint_is_whole_or_as_it_was_and_holds_no_frozen_weight(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    module = Scripted([0.1, 0.2])
+    fit(module, 2, Checkpoint(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    saved = torch.load(path, weights_only=True)
+    assert same(saved["state_dict"], module.trained_state())
+    assert "encoder.frozen.weight" not in saved["state_dict"]
+
+
+# Clock
+
+
+def test_the_clock_counts_posts_and_leaves_validation_out() -> None:
+    module, clock = Scripted([0.1, 0.2], slow=0.4), Clock()
+    started = time.perf_counter()
+    run = fit(module, 2, clock)
+    passed = time.perf_counter() - started
+    assert clock.posts == 2 * POSTS
+    assert 0 < clock.seconds < passed - 2 * 0.4
+    before = clock.state_dict()
+    run.validate(module, loader(10), verbose=False)
+    assert clock.state_dict() == before
+
+
+def test_the_clock_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "last.ckpt", Clock(), Clock()
+    fit(Scripted([0.1, 0.2, 0.3]), 2, first, Checkpoint(path))
+    fit(Scripted([0.1, 0.2, 0.3]), 3, second, resume=path)
+    assert second.posts == 3 * POSTS
+    assert second.seconds > first.seconds
+
+
+# EpochLine
+
+
+def printed(scores: Sequence[float], module: Scripted | None = None) -> list[str]:
+    best, out = BestWeights(patience=None, warmup=0), io.StringIO()
+    fit(module or Scripted(scores), len(scores), best, EpochLine(Console(file=out, width=200), best))
+    return out.getvalue().splitlines()
+
+
+def test_a_line_an_epoch_says_loss_and_primary_metrics_and_which_is_best_so_far() -> None:
+    lines = printed([0.1, 0.5, 0.3])
+    assert len(lines) == 3
+    for number, line in enumerate(lines, 1):
+        assert line.startswith(f"epoch {number}/3  loss 0.")
+        assert "val_label_macro_f1 0." in line
+    assert [line.endswith("(best)") for line in lines] == [True, True, False]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change() -> None:
+    class NotANumber(Scripted):
+        def training_step(self, batch: Batch, index: int) -> Tensor:
+            if self.current_epoch == 1:
+                self.encoder.embed.weight.data.fill_(torch.nan)
+            return super().training_step(batch, index)
+
+    with pytest.raises(UserError, match=r"loss is nan after epoch 2.*optimization\.encoder_lr \(now 0\.01\)"):
+        printed([0.1, 0.2, 0.3], NotANumber([0.1, 0.2, 0.3]))
+
+
+def test_the_callbacks_ask_for_a_multitask_module() -> None:
+    with pytest.raises(TypeError, match="expected a MultitaskModule, given LightningModule"):
+        EpochLine(Console(file=io.StringIO()), BestWeights(patience=None, warmup=0)).on_train_epoch_end(
+            trainer(1), L.LightningModule()
+        )
