@@ -56,9 +56,7 @@ def read_counts(run: Results, stage: str, task: str) -> dict[str, Counts]:
         values = []
         for metric in (f"{start}_{kind}_{label}" for kind in Counts._fields):
             if metric not in run.rows:
-                raise ResultsError(
-                    f"{run.path} has no row {metric}: micro-F1 needs it; test again: {testing_line(run)}"
-                )
+                raise ResultsError(f"{run.path} has no row {metric}: micro-F1 needs it; test again: {testing_line(run)}")
             if run.rows[metric] < 0 or not run.rows[metric].is_integer():
                 raise ResultsError(f"{run.path}: {metric} is {run.rows[metric]!r}; expected a number of posts")
             values.append(int(run.rows[metric]))

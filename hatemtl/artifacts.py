@@ -64,7 +64,11 @@ class SavedRun:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration. To be read and compared, never instantiated."""
-        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        path = self.folder / "config.yaml"
+        try:
+            return yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: not valid YAML ({error}); train the run again with overwrite=true") from error
 
     @property
     def record(self) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def write_results(folder: Path, rows: Mapping[str, float], stage: str) -> None:
             kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not r["metric"].startswith(f"{stage}_")}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("metric", "value"), *((metric, repr(value)) for metric, value in {**kept, **rows}.items())])
+    writer.writerows([("metric", "value"), *((metric, repr(float(value))) for metric, value in {**kept, **rows}.items())])
     write_text(path, text.getvalue())
 
 
@@ -171,11 +175,12 @@ def claim(save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str]
     Raises UserError where another run stands there, finished or not, and may not be overwritten.
     """
     work, way_out = unfinished(save_path), "give another save_path, or overwrite=true to replace it"
+    anew = "the saved runs that it starts from were trained anew"
     if save_path.exists():
         saved = SavedRun(save_path)
         changed = differences(saved.config, config)
         if saved.record["sources"] != sources:
-            changed.append("the saved runs that it starts from were trained anew")
+            changed.append(anew)
         if not overwrite and not changed:
             return False
         if not overwrite:
@@ -184,6 +189,8 @@ def claim(save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str]
             )
     if (work / "config.yaml").exists():
         changed = differences(yaml.safe_load((work / "config.yaml").read_text(encoding="utf-8")), config)
+        if read_record(work).get("sources", sources) != sources:
+            changed.append(anew)
         if changed and not overwrite:
             raise UserError(
                 f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
@@ -206,7 +213,7 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         elif key != "dir":  # where a corpus lies; that it is the same corpus, its fingerprint says
             yield f"{prefix}{key}", value

@@ -1,5 +1,6 @@
 """From corpora to batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 
@@ -66,12 +67,18 @@ class Pool(Dataset[Batch]):
                 self.targets[task][tokens][begins >= 0] = column.values[row - first][begins[begins >= 0]]
         else:
             self.targets[task] = np.zeros((len(self), *column.values.shape[1:]), dtype=column.values.dtype)
-            self.targets[task][rows] = column.values
+            self.targets[task][rows][column.has] = column.values[column.has]  # a placeholder must not reach the loss
 
     def at_words(self, row: int, values: list[float]) -> list[float]:
-        """Of a post's values a token (T), padding included, those where a word begins."""
+        """A post's values a token (T), padding included, as values a word, up to the last that begins within max_length.
+
+        A word that makes no token, as between two spaces, has NaN.
+        """
         begins = self.begins[self.offsets[row] : self.offsets[row + 1]]
-        return [values[token] for token in np.flatnonzero(begins >= 0)]
+        words = [math.nan] * (int(begins.max(initial=-1)) + 1)
+        for token in np.flatnonzero(begins >= 0):
+            words[begins[token]] = values[token]
+        return words
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
         starts, lengths = self.offsets[rows], self.lengths[rows]
@@ -153,7 +160,10 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rows = self.rows("train")
-        return self._loader(EpochBatches(self.sampling, rows, self.pool.lengths[rows], self.seed))
+        batches = EpochBatches(self.sampling, rows, self.pool.lengths[rows], self.seed)
+        if self.trainer is not None:  # a resumed run takes its first batches before Lightning sets the epoch
+            batches.set_epoch(self.trainer.current_epoch)
+        return loader(self.pool, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -163,8 +173,11 @@ class DataModule(L.LightningDataModule):
 
     def _in_order(self, split: Split) -> DataLoader[Batch]:
         rows = self.rows(split)
-        return self._loader([rows[batch] for batch in self.sampling.in_order(self.pool.lengths[rows])])
+        return loader(self.pool, [rows[batch] for batch in self.sampling.in_order(self.pool.lengths[rows])])
 
-    def _loader(self, batches: EpochBatches | list[np.ndarray]) -> DataLoader[Batch]:
-        # batch_size=None hands each array of rows to the pool whole: a batch is a few slices, not B look-ups
-        return DataLoader(self.pool, sampler=batches, batch_size=None, pin_memory=torch.cuda.is_available())
+
+def loader(pool: Pool, batches: EpochBatches | list[np.ndarray]) -> DataLoader[Batch]:
+    """Hands each array of rows to the pool whole: a batch is a few slices, not B look-ups."""
+    # of its own generator, or every pass over the posts would draw a number from the global one
+    generator = torch.Generator()
+    return DataLoader(pool, sampler=batches, batch_size=None, generator=generator, pin_memory=torch.cuda.is_available())

@@ -4,11 +4,13 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, did_you_mean
 from hatemtl.hub import fetch
 from hatemtl.seeds import seeded
 
@@ -58,6 +60,8 @@ class Encoder:
     random: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
+        if self.attention not in ("auto", "eager", "sdpa"):
+            raise UserError(f"encoder.attention={self.attention}: {did_you_mean(self.attention, ['auto', 'eager', 'sdpa'])}")
         if self.max_length < 3:
             raise UserError(f"encoder.max_length={self.max_length}: expected at least 3 token ids")
 
@@ -68,19 +72,21 @@ class Encoder:
             spec = importlib.util.find_spec(package)
             if spec is None or not spec.submodule_search_locations:
                 raise UserError(f"encoder.source={self.source}: package {package!r} is not installed; type `uv sync`")
-            return Path(spec.submodule_search_locations[0]) / inside
-        if self.source.startswith((".", "/", "~")):
+            folder = Path(spec.submodule_search_locations[0]) / inside
+        elif self.source.startswith((".", "/", "~")):
             folder = Path(self.source).expanduser()
-            if not (folder / "config.json").is_file():
-                raise UserError(f"encoder.source={self.source}: no config.json there; {WAY_OUT}")
-            return folder
-        return fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
+        else:
+            folder = fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"encoder.source={self.source}: no config.json there; {WAY_OUT}")
+        return folder
 
     def tokenizer(self) -> Tokenizer:
         """The fast tokenizer. A word in mid-text and a word at its start get the same ids."""
         folder = self.folder()
         guard(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
+        with _readable(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
         if not tokenizer.is_fast:
             raise UserError(f"encoder.source={self.source}: has no fast tokenizer; {WAY_OUT}")
         return tokenizer
@@ -92,8 +98,13 @@ class Encoder:
         """
         folder = self.folder()
         guard(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with _readable(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for key, value in (self.random or {}).items():
+            if not hasattr(config, key):
+                raise UserError(
+                    f"encoder.random.{key}: no key of {folder / 'config.json'}; {did_you_mean(key, config.to_dict())}"
+                )
             setattr(config, key, value)
         if not dropout:
             for key, value in config.to_dict().items():
@@ -102,24 +113,30 @@ class Encoder:
         attention = self._attention(config)
         if self.random is not None:
             with seeded(seed, "encoder"):
-                model = AutoModel.from_config(config, attn_implementation=attention, trust_remote_code=False)
+                model = AutoModel.from_config(
+                    config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False
+                )
         else:
             if not any(folder.glob("model*.safetensors")):
                 raise UserError(
                     f"encoder.source={self.source}: has no model.safetensors, and hatemtl reads no pickled weights; "
                     f"name a revision that has them (encoder.revision=refs/pr/N), or {WAY_OUT}"
                 )
-            model = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                attn_implementation=attention,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
+            with _readable(folder):
+                model = AutoModel.from_pretrained(
+                    folder,
+                    config=config,
+                    attn_implementation=attention,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                )
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # heads pool themselves, and an unused parameter stalls distributed training
         longest = getattr(config, "max_position_embeddings", self.max_length)
+        padding = getattr(getattr(model.embeddings, "position_embeddings", None), "padding_idx", None)
+        if padding is not None:
+            longest -= padding + 1  # RoBERTa counts positions from there
         if self.max_length > longest:
             raise UserError(f"encoder.max_length={self.max_length}: this encoder takes {longest} token ids at most")
         return model.eval()
@@ -135,11 +152,22 @@ class Encoder:
         return self.attention
 
 
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the encoder in {folder} cannot be read ({reason}); download it again, or {WAY_OUT}") from error
+
+
 def guard(folder: Path) -> None:
-    """Refuses an encoder whose JSON files name code to run, before any library reads them.
+    """Refuses an encoder whose files name code or weights from elsewhere, before any library reads them.
 
     Raises UserError naming the file and the key.
     """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: adapter_config.json there leads to other weights; remove it, or {WAY_OUT}")
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
         if not path.is_file():
@@ -148,6 +176,8 @@ def guard(folder: Path) -> None:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not valid JSON ({error}); download the encoder again") from error
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object; download the encoder again")
         for key, value in _items(content):
             kernel = key == "_attn_implementation" and "/" in str(value)
             if key in REFUSED_KEYS or kernel:

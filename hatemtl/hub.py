@@ -14,6 +14,7 @@ def fetch(repo: str, *, kind: Literal["model", "dataset"], patterns: list[str], 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -22,6 +23,8 @@ def fetch(repo: str, *, kind: Literal["model", "dataset"], patterns: list[str], 
 
     try:
         return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is no name of a hub {kind}, expected OWNER/NAME; {way_out}") from error
     except RepositoryNotFoundError as error:
         raise UserError(f"the hub has no {kind} {repo!r} (or it is private: `hf auth login`); {way_out}") from error
     except RevisionNotFoundError as error:

@@ -23,9 +23,9 @@ def wandb(*, folder: Path, run: str, project: str, entity: str | None) -> Logger
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled") or not wandb.login(prompt=False)
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    return WandbLogger(name=run, project=project, entity=entity, save_dir=folder / "logs", offline=offline)
+    return WandbLogger(name=run, project=project, entity=entity, save_dir=folder / "logs", mode=mode)
 
 
 def close(logger: Logger | None) -> None:

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from safetensors.torch import load_file
-from torch import nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Encoder, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.methods.base import LOADERS, Component, Method, components
+from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
 from hatemtl.module import MultitaskModule, Weighting
 from hatemtl.optimization import Optimization
 from hatemtl.seeds import seeded
@@ -68,7 +67,7 @@ def assemble(
                 f"{source.folder} was trained on another encoder: {source.record['encoder_source']} "
                 f"({source.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
             )
-    name = _module_name(name)
+    name = module_name(name)
     attached = method.attach(model, name=name, seed=seed)
     heads = {}
     for task, space in spaces.items():
@@ -77,7 +76,7 @@ def assemble(
     module = MultitaskModule(
         attached,
         heads,  # type: ignore[arg-type]
-        weights={name: task.weight for name, task in tasks.items()},
+        weights={task: tasks[task].weight for task in spaces},
         weighting=weighting,
         optimization=optimization,
         seed=seed,
@@ -85,12 +84,6 @@ def assemble(
     if heads_from is not None:
         _load_heads(module, heads_from, tasks, spaces)
     return Network(module, method, mark, name)
-
-
-def _module_name(folder: str) -> str:
-    """The folder's name as torch takes it for a module: without dots, and none that its containers use themselves."""
-    name = folder.replace(".", "_")
-    return f"{name}_" if hasattr(nn.ModuleDict, name) else name
 
 
 def _load_heads(

@@ -37,7 +37,9 @@ class Optimization:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "cosine", "constant"):
-            raise UserError(f"optimization.schedule: {did_you_mean(self.schedule, ['linear', 'cosine', 'constant'])}")
+            raise UserError(
+                f"optimization.schedule={self.schedule}: {did_you_mean(self.schedule, ['linear', 'cosine', 'constant'])}"
+            )
         for name, least in {
             "encoder_lr": 0,
             "head_lr": 0,

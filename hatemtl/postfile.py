@@ -1,49 +1,82 @@
 """The user's own file of posts: read for prediction, written back with scores."""
 
+import csv
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.errors import ParserWarning
 
 from hatemtl.artifacts import write
 from hatemtl.corpora.base import Posts
 from hatemtl.errors import UserError, did_you_mean
 
+
+def _read_delimited(path: Path, delimiter: str) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        # rows longer than the header: pandas would make their first cells the index, or drop their last ones
+        warnings.simplefilter("error", ParserWarning)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, sep=delimiter)
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    # not pandas' reader, which makes floats of whole numbers beside a hole
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
+
+
+def _write_delimited(frame: pd.DataFrame, path: Path, delimiter: str) -> None:
+    # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
+    texts = frame.select_dtypes(exclude="number").astype(str)
+    returns = any(texts[column].str.contains("\r", regex=False).any() for column in texts)
+    frame.to_csv(path, index=False, sep=delimiter, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
+
+
+def _write_jsonl(frame: pd.DataFrame, path: Path) -> None:
+    rows = (json.dumps(row, ensure_ascii=False) for row in frame.to_dict(orient="records"))
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
-    ".tsv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False, sep="\t"),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".csv": lambda path: _read_delimited(path, ","),
+    ".tsv": lambda path: _read_delimited(path, "\t"),
+    ".jsonl": _read_jsonl,
     ".parquet": pd.read_parquet,
-    ".txt": lambda path: pd.DataFrame({"text": path.read_text(encoding="utf-8").splitlines()}),
 }
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    ".csv": lambda frame, path: frame.to_csv(path, index=False),
-    ".tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
-    ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True, force_ascii=False),
-    ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
+    ".csv": lambda frame, path: _write_delimited(frame, path, ","),
+    ".tsv": lambda frame, path: _write_delimited(frame, path, "\t"),
+    ".jsonl": _write_jsonl,
+    ".parquet": lambda frame, path: frame.to_parquet(path),
 }
 
 
 def read(path: Path, text: str) -> pd.DataFrame:
-    """The rows of a CSV, TSV, JSONL or Parquet file, or the lines of a plain-text file.
+    """The rows of a CSV, TSV, JSONL or Parquet file; of a plain-text file, its lines as the column `text`.
 
     Raises UserError where the file, its format or the text column is wrong.
     """
-    if path.suffix not in READERS:
-        raise UserError(f"predict.input={path}: {did_you_mean(path.suffix or str(path), READERS)}")
+    if path.suffix not in (*READERS, ".txt"):
+        raise UserError(f"predict.input={path}: {did_you_mean(path.suffix or str(path), [*READERS, '.txt'])}")
     if not path.is_file():
         raise UserError(f"predict.input={path}: no such file")
     try:
-        frame = READERS[path.suffix](path)
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        if path.suffix == ".txt":
+            lines = path.read_text(encoding="utf-8").removesuffix("\n")
+            frame = pd.DataFrame({text: lines.split("\n") if lines else []})
+        else:
+            frame = READERS[path.suffix](path)
+    except (ValueError, OSError, ParserWarning) as error:  # pandas' parser errors are ValueErrors
         raise UserError(f"predict.input={path}: cannot be read as {path.suffix} ({error})") from error
-    if text not in frame.columns and path.suffix != ".txt":
+    if frame.empty:
+        raise UserError(f"predict.input={path}: holds no posts")
+    if text not in frame.columns:
         raise UserError(
             f"predict.text={text}: {path} has no such column; {did_you_mean(text, frame.columns)}; type predict.text=COLUMN"
         )
-    if frame.empty:
-        raise UserError(f"predict.input={path}: holds no posts")
     return frame
 
 
@@ -62,6 +95,7 @@ def output_for(path: Path, output: str | None) -> Path:
 
 
 def write_scored(frame: pd.DataFrame, columns: dict[str, list[object]], path: Path) -> None:
-    """Writes the rows with the score columns behind them."""
-    scored = pd.concat([frame.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+    """Writes the rows with the score columns behind them, in place of any of these names that were there."""
+    kept = frame.drop(columns=[name for name in columns if name in frame.columns])
+    scored = pd.concat([kept, pd.DataFrame(columns, index=kept.index)], axis=1)
     write(path, lambda temporary: WRITERS[path.suffix](scored, temporary))

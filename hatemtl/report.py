@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from hatemtl.corpora.base import SPLITS
@@ -22,7 +23,7 @@ def network(console: Console, parts: Sequence[Component]) -> None:
         share = [
             f"{100 * value / whole:.2f}" if whole else "" for value, whole in ((parameters, total), (trained, parameters))
         ]
-        return [name, kind, active, f"{parameters:,}", share[0], f"{trained:,}", share[1]]
+        return [escape(name), kind, active, f"{parameters:,}", share[0], f"{trained:,}", share[1]]
 
     for part in parts:
         table.add_row(*line(part.name, part.kind, "yes" if part.active else "no", part.parameters, part.trained))
@@ -37,7 +38,9 @@ def annotations(console: Console, data: DataModule) -> None:
     missing = []
     for name, column in data.columns.items():
         splits = data.corpora[data.tasks[name].corpus].splits
-        table.add_row(name, str(len(column.space)), *(str(int(column.has[splits == split].sum())) for split in SPLITS))
+        table.add_row(
+            escape(name), str(len(column.space)), *(str(int(column.has[splits == split].sum())) for split in SPLITS)
+        )
         if column.space.kind == "tokens":
             continue
         for split in SPLITS:
@@ -48,7 +51,7 @@ def annotations(console: Console, data: DataModule) -> None:
                 missing.append(f"{name}: no post of the {split} split carries {', '.join(absent)}")
     _print(console, "annotated posts", table)
     for line in missing:
-        console.print(f"[yellow]warning:[/] {line}")
+        console.print(f"[yellow]warning:[/] {escape(line)}")
 
 
 def results(console: Console, rows: Mapping[str, float], title: str) -> None:
@@ -56,11 +59,20 @@ def results(console: Console, rows: Mapping[str, float], title: str) -> None:
     table = Table(Column("metric", overflow="fold"))
     table.add_column("value", justify="right")
     for metric, value in rows.items():
-        if not any(f"_{kind}_" in metric for kind in ("tp", "fp", "fn")):
-            table.add_row(metric, f"{value:.3f}")
+        if not is_count(metric, rows):
+            table.add_row(escape(metric), f"{value:.3f}")
     _print(console, title, table)
 
 
+def is_count(metric: str, rows: Mapping[str, float]) -> bool:
+    """Whether the row is one of a label's three counts: true and false positives, false negatives."""
+    kinds = ("tp", "fp", "fn")
+    return any(
+        f"_{kind}_" in metric and all(metric.replace(f"_{kind}_", f"_{other}_", 1) in rows for other in kinds)
+        for kind in kinds
+    )
+
+
 def _print(console: Console, title: str, table: Table) -> None:
-    console.print(title, style="bold", highlight=False, soft_wrap=True)  # a table's own title wraps at its width
+    console.print(escape(title), style="bold", highlight=False, soft_wrap=True)  # a table's own title wraps at its width
     console.print(table)

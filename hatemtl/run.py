@@ -17,12 +17,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
 from hatemtl import artifacts, loggers, outcome, postfile, report
 from hatemtl.artifacts import SavedRun
 from hatemtl.callbacks import BestWeights, Checkpoint, Clock, EpochLine
-from hatemtl.datamodule import DataModule, Pool
+from hatemtl.datamodule import DataModule, Pool, loader
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.network import Network, assemble, check_heads, check_trained
 from hatemtl.provenance import provenance
@@ -86,6 +85,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     work = artifacts.unfinished(save_path)
     callbacks = [best, clock, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
     work.mkdir(parents=True, exist_ok=True)
+    artifacts.write_record(work, {"status": "unfinished", "sources": sources})
     artifacts.write_config(work, config)
     logger = build(cfg.logger, folder=work, run=save_path.name)
     try:
@@ -157,9 +157,8 @@ def predict(cfg: DictConfig) -> None:
     network = _network(cfg, tasks, spaces, build(cfg.method), optimization, saved.folder.name)
     encoder = build(cfg.encoder)
     pool = Pool(encoder.tokenizer(), encoder.max_length, [postfile.as_posts(frame, text)])
-    loader = DataLoader(pool, sampler=build(cfg.sampling).in_order(pool.lengths), batch_size=None)
     trainer = build(cfg.trainer).trainer(optimization, logger=False, callbacks=[], bar=Console().is_terminal)
-    batches = trainer.predict(network.module, loader)
+    batches = trainer.predict(network.module, loader(pool, build(cfg.sampling).in_order(pool.lengths)))
     postfile.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
     Console().print(f"{len(pool)} posts scored: {target}")
 

@@ -54,7 +54,8 @@ class EpochBatches(Sampler[np.ndarray]):
         self.current = epoch
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self.rows[batch] for batch in self.buckets.epoch(self.lengths, self.seed, self.current))
+        for batch in self.buckets.epoch(self.lengths, self.seed, self.current):
+            yield self.rows[batch]
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.buckets.batch_size)

@@ -41,9 +41,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "hatemtl" else {node.module}
-            )
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "hatemtl" else {node.module}
     return {module for module in found if module}
 
 

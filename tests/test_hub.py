@@ -25,9 +25,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_without_network_and_cache_the_error_names_the_repository_and_the_way_out(offline: Path) -> None:
     with pytest.raises(UserError) as error:
         fetch("some/model", kind="model", patterns=["*.json"], revision=None, way_out="type encoder=minilm")
-    assert str(error.value) == (
-        "the hub's model 'some/model' is neither cached here nor within reach; type encoder=minilm"
-    )
+    assert str(error.value) == ("the hub's model 'some/model' is neither cached here nor within reach; type encoder=minilm")
 
 
 def test_what_is_cached_needs_no_network(offline: Path) -> None:

@@ -3,8 +3,9 @@ import pytest
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
 
-COMMUNITIES = tuple(
-    ["african", "arab", "asian", "caucasian", "hispanic", "homosexual", "islam", "jewish", "other", "refugee", "women"]
+COMMUNITIES = (
+    *("african", "arab", "asian", "caucasian", "hispanic", "homosexual"),
+    *("islam", "jewish", "other", "refugee", "women"),
 )
 
 

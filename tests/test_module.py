@@ -209,7 +209,8 @@ def test_a_training_step_moves_what_is_trained_and_nothing_else() -> None:
     before = {name: parameter.detach().clone() for name, parameter in multitask.named_parameters()}
     trainer().fit(multitask, loader(posts, posts), loader(posts))
     moved = {name for name, parameter in multitask.named_parameters() if not torch.equal(parameter, before[name])}
-    assert moved == set(multitask.trained_state()) - {"heads.target.pool.query.bias"}  # a softmax takes no shift
+    idle = {"heads.target.pool.query.bias"}  # a softmax over tokens takes no shift, so only rounding moves it
+    assert moved | idle == set(multitask.trained_state())
 
 
 # Metrics
@@ -251,13 +252,14 @@ def test_metrics_and_predictions_are_of_the_annotated_posts() -> None:
     assert "test_target_tp_a" in multitask.rows
 
 
-def test_training_keeps_no_predictions() -> None:
+def test_only_a_test_keeps_predictions() -> None:
     multitask, posts = module(), batch(6)
     trainer().fit(multitask, loader(posts), loader(posts))
     assert not multitask.predictions
-    assert multitask.rows["val_label_macro_f1"] >= 0
-    trainer().validate(multitask, loader(posts), verbose=False)
+    assert "val_label_macro_f1" in multitask.rows
+    trainer().test(multitask, loader(posts), verbose=False)
     assert set(multitask.predictions) == set(SPACES)
+    assert not any(name.startswith("val_") for name in multitask.rows)
 
 
 def test_prediction_scores_every_post() -> None:

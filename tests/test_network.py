@@ -144,6 +144,12 @@ def test_parts_name_everything_and_count_it_once(source: Path) -> None:
     assert all(part.active for part in parts.values())
 
 
+@pytest.mark.parametrize("name", ["half", "keys", "training"])
+def test_a_save_path_may_end_in_any_name(name: str, source: Path) -> None:
+    built = network(source, "label", name=name)
+    assert built.name in {part.name for part in built.parts()}
+
+
 # Saved runs
 
 
@@ -166,7 +172,7 @@ def test_a_source_of_another_encoder_is_refused(source: Path, tmp_path: Path) ->
         other.encoder.layer[0].output.dense.weight += 1e-3
     other.save_pretrained(tmp_path / "other")
     encoder = Encoder(source=str(tmp_path / "other"), revision=None, max_length=16, attention="eager", random=None)
-    with pytest.raises(UserError, match=r"run was trained on another encoder: someone/encoder \(.*\), and this run has .*other"):
+    with pytest.raises(UserError, match=r"run was trained on another encoder: someone/encoder .*, and this run has .*other"):
         network(source, "label", encoder=encoder, method=Load(path=str(saved.folder), **RATES))
 
 

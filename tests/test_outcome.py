@@ -122,9 +122,7 @@ def test_predictions_have_a_row_a_post_and_task() -> None:
 def test_predictions_survive_parquet(tmp_path: Any) -> None:
     pool, module = pool_of(TEXTS), Module()
     pool.annotate("label", Column(LABEL, np.array([1, 0, 1]), np.array([True, True, True])), 0)
-    module.predictions = {
-        "label": Predictions([torch.tensor([1])], [torch.tensor([[0.25, 0.75]])], [torch.tensor([0])])
-    }
+    module.predictions = {"label": Predictions([torch.tensor([1])], [torch.tensor([[0.25, 0.75]])], [torch.tensor([0])])}
     frame = outcome.predictions(as_module(module), pool)
     frame.to_parquet(tmp_path / "p.parquet", index=False)
     back = pd.read_parquet(tmp_path / "p.parquet")
@@ -185,7 +183,6 @@ def test_words_beyond_the_cut_have_no_score() -> None:
     assert columns["pred_rationale_scores"][2] == "0.7000 0.8000 0.6000"
 
 
-@pytest.mark.xfail(strict=True, reason="a word that makes no token shifts the scores of the words behind it")
 @pytest.mark.parametrize("text", ["you  dronk", " you dronk"])
 def test_the_marked_word_is_named_where_spaces_double(text: str) -> None:
     pool = pool_of([text])
@@ -194,7 +191,6 @@ def test_the_marked_word_is_named_where_spaces_double(text: str) -> None:
     assert outcome.score_columns(as_module(Module("rationale")), pool, batches)["pred_rationale"] == ["dronk"]
 
 
-@pytest.mark.xfail(strict=True, reason="a word that makes no token shifts the scores of the words behind it")
 def test_scores_of_words_stand_in_the_words_places_where_spaces_double() -> None:
     """So that a reader can lay predictions.parquet beside `text.split(" ")`; the place of no word holds anything."""
     pool, module = pool_of(["you  dronk"]), Module()

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT, Outcome
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-
-from conftest import ROOT, Outcome
 
 README = (ROOT / "README.org").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:#\+name: (\w+)\n)?#\+begin_src sh\n(.*?)#\+end_src", README, flags=re.DOTALL)

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import Outcome
+from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
 from hatemtl.artifacts import SavedRun, unfinished
+from hatemtl.callbacks import BestWeights, Clock
 
 Cli = Callable[..., Outcome]
 THREE = [
@@ -53,9 +55,8 @@ def test_testing_after_load_equals_testing_before_save(cli: Cli, tmp_path: Path,
 def test_a_saved_run_holds_what_the_design_says(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli(*THREE, "action=[train,test]", f"save_path={run}").code == 0
-    assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "run.json", "adapter", "heads.safetensors", "labels.json", "results.csv", "logs", "predictions.parquet",
-    }  # fmt: skip
+    written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet"
+    assert {path.name for path in run.iterdir()} == set(written.split())
     assert not list(tmp_path.glob(".run*"))
     record = json.loads((run / "run.json").read_text())
     assert {
@@ -110,21 +111,24 @@ def test_a_finished_run_is_not_trained_again(cli: Cli, sample: list[str], tmp_pa
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    better = BestWeights.on_validation_end
+
+    def always(self: BestWeights, trainer: Trainer, module: LightningModule) -> None:
+        self.score = float("-inf")  # the last epoch's weights are kept, so that every epoch matters
+        better(self, trainer, module)
+
+    monkeypatch.setattr(BestWeights, "on_validation_end", always)
     options = [*THREE, "optimization.epochs=3", "tasks.label.head.dropout=0.3", "method.dropout=0.1"]
     assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
 
-    from hatemtl.callbacks import Checkpoint
+    def cut(self: Clock, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("the lights went out")
 
-    kept = Checkpoint.on_train_epoch_end
-
-    def cut(self: Checkpoint, trainer: object, module: object) -> None:
-        kept(self, trainer, module)  # type: ignore[arg-type]
-        raise RuntimeError("the lights went out")
-
-    monkeypatch.setattr(Checkpoint, "on_train_epoch_end", cut)
-    with pytest.raises(RuntimeError, match="lights"):
-        cli(*options, f"save_path={tmp_path / 'cut'}")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Clock, "on_train_epoch_start", cut)
+        with pytest.raises(RuntimeError, match="lights"):
+            cli(*options, f"save_path={tmp_path / 'cut'}")
     assert not (tmp_path / "cut").exists()
     assert unfinished(tmp_path / "cut").is_dir()
     other = cli(*options, f"save_path={tmp_path / 'cut'}", "seed=3")
@@ -133,9 +137,11 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(cli: Cli, tmp_path: Pat
     resumed = cli(*options, f"save_path={tmp_path / 'cut'}")
     assert resumed.code == 0
     assert "goes on" in resumed.out
+    assert SavedRun(tmp_path / "cut").record["best_epoch"] == 3
+    for file in ("heads.safetensors", "adapter/adapter.safetensors"):
+        whole, again = (sorted(load_file(tmp_path / name / file).items()) for name in ("whole", "cut"))
+        assert all((a == b).all() for (_, a), (_, b) in zip(whole, again, strict=True))
     assert (tmp_path / "cut" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
-    whole, cut_ = (load_file(tmp_path / name / "heads.safetensors") for name in ("whole", "cut"))
-    assert all((whole[key] == cut_[key]).all() for key in whole)
 
 
 def test_heads_that_do_not_fit_are_refused(cli: Cli, sample: list[str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from adapters.configuration import LoRAConfig
 from adapters.methods.lora import LoRA as LoRAModule
 from adapters.methods.lora import LoRALayer, LoRAMergedLinear
+from safetensors import SafetensorError
 from torch import nn
 
 from hatemtl.artifacts import SavedRun
@@ -19,7 +20,7 @@ from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Merge
-from hatemtl.methods.base import draw_lora_A, saved_by
+from hatemtl.methods.base import draw_lora_A, module_name, saved_by
 
 LIBRARY = "adapterhub"
 WEIGHTS = "adapter/adapter.safetensors"
@@ -29,7 +30,12 @@ PATTERN = re.compile(r"\.(?:loras|adapters|prefix_tunings|refts)\.([^.]+)\.")
 
 def enable(model: Transformer) -> Any:
     """Gives the model AdapterHub's methods, in place; it is typed as anything, for they are added at run time."""
-    adapters.init(model)  # type: ignore[attr-defined]
+    without_bias = {path for path, m in model.named_modules() if isinstance(m, nn.Linear) and m.bias is None}
+    with torch.random.fork_rng(devices=[]):  # it draws weights for layers that it then gives their own
+        adapters.init(model)  # type: ignore[attr-defined]
+    for path, module in model.named_modules():
+        if path in without_bias:
+            module.bias = None  # ModernBERT's query-key-value layer would come out with a random one
     return model
 
 
@@ -37,15 +43,25 @@ def add(model: Any, name: str, config: LoRAConfig, seed: int) -> None:
     """Adds a LoRA whose A's are drawn by layer; no other random draw moves."""
     with torch.random.fork_rng(devices=[]):
         model.add_adapter(name, config=config)
-    for layer, _, lora in loras(model, name):
-        draw_lora_A(lora.lora_A, seed=seed, layer=layer)
+    for path, layer, lora in loras(model, name):
+        for projection, A, _ in _factors(layer, lora):
+            draw_lora_A(A, seed=seed, layer=path + projection)
 
 
 def load(model: Any, run: SavedRun, name: str) -> None:
-    """Loads a saved run's adapter under `name`, from safetensors and nothing else."""
+    """Loads a saved run's adapter under `name`, from safetensors and nothing else.
+
+    Raises UserError where it is broken or leaves a weight untrained.
+    """
     run.weights(WEIGHTS)  # the library would fall back to a pickle where this file is missing
-    with torch.random.fork_rng(devices=[]):
-        model.load_adapter(str(run.folder / "adapter"), load_as=name, use_safetensors=True)
+    seen: dict[str, list[str]] = {}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.load_adapter(str(run.folder / "adapter"), load_as=name, use_safetensors=True, loading_info=seen)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{run.folder / 'adapter'} cannot be read ({error}); train it again with overwrite=true") from error
+    if missing := seen.get("missing_keys"):
+        raise UserError(f"{run.folder / WEIGHTS} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
 
 
 def active(model: Any) -> list[str]:
@@ -109,6 +125,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"method.dropout={self.dropout}: expected a probability below 1")
         if not set(self.attention) <= set("qkv"):
             raise UserError(
                 f"method.attention={list(self.attention)}: expected some of q, k, v; type method.attention=[q,v]"
@@ -189,10 +207,8 @@ class MergeLoRA:
         adapted = enable(model)
         names: list[str] = []
         for run in self.starts_from():
-            base = run.folder.resolve().name.replace(".", "_")
-            source = base if base not in (*names, name) else f"{run.folder.resolve().parent.name}_{base}".replace(".", "_")
-            load(adapted, run, source)
-            names.append(source)
+            names.append(module_name(run.folder.resolve().name, taken=[*names, name]))
+            load(adapted, run, names[-1])
         if any(not updates(adapted, source) for source in names):
             raise UserError(
                 f"method.sources={self.sources!r}: not every source is a LoRA, and this method merges nothing else"
@@ -202,18 +218,20 @@ class MergeLoRA:
         with torch.no_grad():
             for path, layer, lora in loras(adapted, name):
                 for projection, A, B in _factors(layer, lora):
-                    A.copy_(merged[path + projection].A)
-                    B.copy_(merged[path + projection].B)
+                    update = merged[path + projection]
+                    # a layer of lower rank keeps fresh rows of A under zeros of B, which add nothing and can learn
+                    A[: update.rank].copy_(update.A)
+                    B[:, : update.rank].copy_(update.B)
         adapted.train_adapter(name)
         return adapted
 
 
 def _union(configs: Sequence[LoRAConfig], merged: Mapping[str, LoRAUpdate]) -> LoRAConfig:
     """The configuration of a LoRA on every layer that any source adapts, of the merged rank and scale."""
-    update = next(iter(merged.values()))
+    rank = max(update.rank for update in merged.values())
     return configs[0].replace(
-        r=update.rank,
-        alpha=update.scale * update.rank,
+        r=rank,
+        alpha=next(iter(merged.values())).scale * rank,  # a merge gives every layer one scale
         selfattn_lora=any(config.selfattn_lora for config in configs),
         attn_matrices=[name for name in "qkv" if any(name in config.attn_matrices for config in configs)],
         intermediate_lora=any(config.intermediate_lora for config in configs),

@@ -1,6 +1,7 @@
 """The contract of a method: how the encoder is made trainable, and what of it is saved."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -77,6 +78,15 @@ def components(method: Method, model: nn.Module) -> list[Component]:
         )
         for adapter, parameters in groups.items()
     ]
+
+
+def module_name(folder: str, taken: Sequence[str] = ()) -> str:
+    """A folder's name as torch takes it for a module: without dots, none that its containers use, none that is taken."""
+    name, number = folder.replace(".", "_"), 2
+    wanted = name
+    while name in taken or hasattr(nn.ModuleDict(), name):
+        name, number = f"{wanted}_{number}", number + 1
+    return name
 
 
 @torch.no_grad()

@@ -63,6 +63,12 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"method.dropout={self.dropout}: expected a probability below 1")
+        try:
+            re.compile(self.targets or "")
+        except re.error as error:
+            raise UserError(f"method.targets={self.targets!r}: no regular expression ({error})") from error
 
     def starts_from(self) -> list[SavedRun]:
         return []

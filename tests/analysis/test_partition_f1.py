@@ -77,9 +77,7 @@ def save(
         rows |= {f"{kind}_{label}": float(value) for kind, value in zip(("tp", "fp", "fn"), triple, strict=True)}
     pattern = "null" if part is None else f"'{part}'"
     files = {
-        "results.csv": "\n".join(
-            ["metric,value", *(f"{stage}_target_{name},{value!r}" for name, value in rows.items())]
-        ),
+        "results.csv": "\n".join(["metric,value", *(f"{stage}_target_{name},{value!r}" for name, value in rows.items())]),
         "config.yaml": f"tasks:\n  target:\n    _target_: hatemtl.tasks.Task\n    mask_pattern: {pattern}\nseed: 0\n",
         "labels.json": json.dumps({"target": {"kind": "multilabel", "names": list(counts)}}),
         "run.json": json.dumps({"library": "adapterhub", "data": data or {"target": "0123456789abcdef"}}),
@@ -276,9 +274,7 @@ def test_fingerprints_by_corpus_are_compared_all(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("library", "method"), [("adapterhub", "ah_load"), ("peft", "peft_load"), ("full", "full")])
-def test_untested_runs_are_named_with_the_line_that_tests_them(
-    run: Run, tmp_path: Path, library: str, method: str
-) -> None:
+def test_untested_runs_are_named_with_the_line_that_tests_them(run: Run, tmp_path: Path, library: str, method: str) -> None:
     for i in (1, 2):
         folder = save(tmp_path / f"part_{i}", {"ab"[i - 1]: (1, 1, 1)}, f"{i} 2", stage="val")
         edit(folder / "run.json", "adapterhub", library)

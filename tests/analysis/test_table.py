@@ -199,9 +199,7 @@ def test_a_wrong_command_line_ends_with_2(run: Run, arguments: list[str]) -> Non
         run(*arguments)
 
 
-@pytest.mark.parametrize(
-    ("name", "first"), [("t.org", "| metric"), ("t.md", "| metric"), ("t.tex", r"\begin{tabular}")]
-)
+@pytest.mark.parametrize(("name", "first"), [("t.org", "| metric"), ("t.md", "| metric"), ("t.tex", r"\begin{tabular}")])
 def test_output_takes_its_format_from_the_name(run: Run, runs: None, tmp_path: Path, name: str, first: str) -> None:
     code, out, _ = run("single", "--output", f"new/{name}")
     assert (code, out) == (0, "")

@@ -86,9 +86,7 @@ def test_noise_in_the_padding_of_a_short_post_changes_nothing(kind: str) -> None
     head = weighed(kind)
     hidden, mask, targets, has = posts(kind)
     other = torch.where(mask[..., None] == 1, hidden, 100 * torch.randn_like(hidden))
-    torch.testing.assert_close(
-        head.loss(head(other, mask), targets, has), head.loss(head(hidden, mask), targets, has)
-    )
+    torch.testing.assert_close(head.loss(head(other, mask), targets, has), head.loss(head(hidden, mask), targets, has))
     assert counted(head, (other, mask, targets, has)) == counted(head, (hidden, mask, targets, has))
 
 

@@ -87,9 +87,7 @@ def test_with_smoothing_a_post_is_weighed_by_its_own_label() -> None:
     torch.testing.assert_close(some.loss(logits, targets, torch.ones(50, dtype=torch.bool)), expected)
 
 
-@pytest.mark.parametrize(
-    ("balance", "weights"), [(0.0, (1, 1, 1)), (0.5, (0.25**0.5, 1, 2**0.5)), (1.0, (0.25, 1, 2))]
-)
+@pytest.mark.parametrize(("balance", "weights"), [(0.0, (1, 1, 1)), (0.5, (0.25**0.5, 1, 2**0.5)), (1.0, (0.25, 1, 2))])
 def test_balance_by_hand(balance: float, weights: tuple[float, ...]) -> None:
     some = head(balance=balance, names=("often", "thrice", "rare"))
     some.weigh(torch.tensor([32.0, 8.0, 4.0]), 24)  # 24 / (3 · 32) = 1/4, 24 / (3 · 8) = 1, 24 / (3 · 4) = 2

@@ -115,9 +115,7 @@ def test_full_balance_gives_positives_and_negatives_the_same_say() -> None:
 
 
 @pytest.mark.parametrize(("positives", "total"), [((0.0, 100.0), 100), ((0.0, 0.0), 0)])
-def test_a_label_that_training_never_or_always_shows_keeps_a_finite_weight(
-    positives: tuple[float, ...], total: int
-) -> None:
+def test_a_label_that_training_never_or_always_shows_keeps_a_finite_weight(positives: tuple[float, ...], total: int) -> None:
     some = head(balance=1.0, names=("never", "always"))
     some.weigh(torch.tensor(positives), total)
     assert some.positive_weights.isfinite().all()

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hatemtl.errors import UserError
 from hatemtl.methods.base import components
 from hatemtl.methods.full import WEIGHTS, Full
-from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
 
 
 def full(path: Path | None = None) -> Full:
