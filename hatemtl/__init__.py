@@ -1,1 +1,1 @@
-"""hatemtl: train, merge, fuse, test and compare modular hate-speech classifiers on a small budget."""
+"""hatemtl: train, merge, test and compare modular hate-speech classifiers on a small budget."""

@@ -18,11 +18,14 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -56,6 +59,8 @@ class SavedRun:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
+            if unfinished(self.folder).is_dir():
+                raise UserError(f"{folder}: this run is not finished; train it to its end with save_path={folder}")
             raise UserError(f"{folder}: there is no such saved run; train one with save_path={folder}")
         for name in ("config.yaml", "run.json", "labels.json"):
             if not (self.folder / name).is_file():
@@ -102,6 +107,17 @@ class SavedRun:
             )
         return path
 
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of the safetensors file `name`, on the CPU.
+
+        Raises UserError where it is missing or broken.
+        """
+        path = self.weights(name)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}); train the run again with overwrite=true") from error
+
     def digest(self) -> str:
         """Sixteen hex digits that change with any weight of the run."""
         digest = hashlib.sha256()
@@ -119,13 +135,14 @@ def _json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); train the run again with overwrite=true") from error
 
 
-def write_results(folder: Path, rows: Mapping[str, float], stage: str) -> None:
-    """Replaces the rows of `stage` in the folder's results.csv and leaves those of other stages."""
+def write_results(folder: Path, rows: Mapping[str, float], stage: str, tasks: Sequence[str] | None = None) -> None:
+    """Replaces the rows of `stage`, of these tasks or of all, in the folder's results.csv; others stay."""
+    replaced = tuple(f"{stage}_{task}_" for task in tasks) if tasks is not None else f"{stage}_"
     path = folder / "results.csv"
     kept: dict[str, float] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not r["metric"].startswith(f"{stage}_")}
+            kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not r["metric"].startswith(replaced)}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([("metric", "value"), *((metric, repr(float(value))) for metric, value in {**kept, **rows}.items())])
@@ -168,19 +185,24 @@ def finish(work: Path, save_path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def claim(save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str], *, overwrite: bool) -> bool:
+def claim(
+    save_path: Path,
+    config: Mapping[str, Any],
+    sources: Mapping[str, str],
+    *,
+    overwrite: bool,
+    data: Mapping[str, str] | None = None,
+) -> bool:
     """Whether `save_path` is free for a run of this configuration, or holds an unfinished one of it to go on with.
 
-    False where this very run is finished. sources: the digests of the saved runs that it starts from.
+    False where this very run is finished. sources: the digests of the saved runs that it starts from. data: the
+    fingerprints of the corpora. Nothing is written or removed.
     Raises UserError where another run stands there, finished or not, and may not be overwritten.
     """
     work, way_out = unfinished(save_path), "give another save_path, or overwrite=true to replace it"
-    anew = "the saved runs that it starts from were trained anew"
     if save_path.exists():
         saved = SavedRun(save_path)
-        changed = differences(saved.config, config)
-        if saved.record["sources"] != sources:
-            changed.append(anew)
+        changed = differences(saved.config, config) + _other_inputs(saved.record, sources, data)
         if not overwrite and not changed:
             return False
         if not overwrite:
@@ -188,16 +210,41 @@ def claim(save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str]
                 f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}"
             )
     if (work / "config.yaml").exists():
-        changed = differences(yaml.safe_load((work / "config.yaml").read_text(encoding="utf-8")), config)
-        if read_record(work).get("sources", sources) != sources:
-            changed.append(anew)
+        changed = _changed_since(work, config, sources, data)
         if changed and not overwrite:
             raise UserError(
                 f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
             )
-        if changed:
-            shutil.rmtree(work)
     return True
+
+
+def start(
+    save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None = None
+) -> Path:
+    """The folder of a run at work, with its configuration and inputs; what `claim` let pass as replaceable is removed."""
+    work = unfinished(save_path)
+    if work.exists() and (not (work / "config.yaml").exists() or _changed_since(work, config, sources, data)):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    write_record(work, {"status": "unfinished", "sources": dict(sources), "data": dict(data or {})})
+    write_config(work, config)
+    return work
+
+
+def _changed_since(
+    work: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None
+) -> list[str]:
+    saved = yaml.safe_load((work / "config.yaml").read_text(encoding="utf-8"))
+    return differences(saved, config) + _other_inputs(read_record(work), sources, data)
+
+
+def _other_inputs(record: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None) -> list[str]:
+    changed = []
+    if record.get("sources", sources) != sources:
+        changed.append("the saved runs that it starts from are others, or were trained anew")
+    if data is not None and record.get("data", data) != data:
+        changed.append("the corpora hold other posts or annotations")
+    return changed
 
 
 def _some(changes: list[str]) -> str:

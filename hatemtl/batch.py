@@ -28,8 +28,10 @@ class Batch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on another device."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
+        """The same batch on another device; to a GPU without waiting for the copy, unless told otherwise."""
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == "cuda"
 
         def move(value: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
             if isinstance(value, dict):

@@ -101,7 +101,8 @@ class EpochLine(Callback):
         if not torch.isfinite(values["train_loss"]):
             raise UserError(
                 f"the training loss is {float(values['train_loss'])} after epoch {trainer.current_epoch + 1}; lower "
-                f"optimization.encoder_lr (now {module.optimization.encoder_lr}) or type trainer.precision=32"
+                f"optimization.encoder_lr (now {module.optimization.encoder_lr}) or type trainer.precision=32, "
+                f"and overwrite=true to begin anew"
             )
         scores = [
             f"val_{t}_{module.head(t).primary} {float(values[f'val_{t}_{module.head(t).primary}']):.3f}"

@@ -110,6 +110,8 @@ class Encoder:
             for key, value in config.to_dict().items():
                 if isinstance(value, float) and key.endswith(("dropout", "dropout_prob")):
                     setattr(config, key, 0.0)
+        if hasattr(config, "reference_compile"):
+            config.reference_compile = False  # ModernBERT would compile its layers by itself, under the adapters
         attention = self._attention(config)
         if self.random is not None:
             with seeded(seed, "encoder"):
@@ -134,7 +136,7 @@ class Encoder:
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # heads pool themselves, and an unused parameter stalls distributed training
         longest = getattr(config, "max_position_embeddings", self.max_length)
-        padding = getattr(getattr(model.embeddings, "position_embeddings", None), "padding_idx", None)
+        padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
         if padding is not None:
             longest -= padding + 1  # RoBERTa counts positions from there
         if self.max_length > longest:

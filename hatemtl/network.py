@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from safetensors.torch import load_file
-
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Encoder, fingerprint
 from hatemtl.errors import UserError
@@ -14,6 +12,9 @@ from hatemtl.module import MultitaskModule, Weighting
 from hatemtl.optimization import Optimization
 from hatemtl.seeds import seeded
 from hatemtl.tasks import Task
+
+# Keys of a head that matter to its loss alone.
+TRAINING_ONLY = ("dropout", "label_smoothing", "balance")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def assemble(
     """
     model = encoder.model(dropout=method.body_dropout, seed=seed)
     mark = fingerprint(model)
-    for source in method.starts_from():
+    for source in [*method.starts_from(), *([heads_from] if heads_from else [])]:
         if source.record["encoder"] != mark:
             raise UserError(
                 f"{source.folder} was trained on another encoder: {source.record['encoder_source']} "
@@ -96,7 +97,7 @@ def _load_heads(
                 f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
                 f"corpus has {', '.join(space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
             )
-    weights = load_file(saved.weights("heads.safetensors"))
+    weights = saved.tensors("heads.safetensors")
     try:
         module.heads.load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in spaces})
     except RuntimeError as error:
@@ -113,19 +114,33 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
             raise UserError(
                 f"load_path={saved.folder} has no trained head for task {name!r}; type tasks=[{','.join(saved.labels)}]"
             )
-        pattern = saved.config["tasks"][name]["mask_pattern"]
+        trained = saved.config["tasks"][name]
+        pattern = trained["mask_pattern"]
         if pattern != task.mask_pattern:
             raise UserError(
                 f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "
                 f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
                 + ("mask_pattern=null" if pattern is None else f'mask_pattern="{pattern}"')
             )
+        for key, value in task.head_settings.items():
+            was = trained["head"].get(key)
+            if key not in TRAINING_ONLY and was != value:
+                raise UserError(
+                    f"load_path={saved.folder}: its head for task {name!r} has {key}={was}, this run asks for {value}; "
+                    f"type tasks.{name}.head.{key}={was}"
+                )
 
 
-def check_trained(saved: SavedRun, method: Method) -> None:
-    """Raises UserError where the encoder side under the saved heads would be one that was never trained."""
-    if not method.starts_from():
+def check_method(saved: SavedRun, method: Method, encoder: Encoder) -> None:
+    """Raises UserError where the encoder side under the saved heads would be another than the one trained with them."""
+    if [source.folder.resolve() for source in method.starts_from()] != [saved.folder.resolve()]:
         raise UserError(
-            f"the given method starts from weights that were never trained, under the heads of {saved.folder}; "
-            f"type method={LOADERS[saved.record['library']]} to load what that run trained"
+            f"the given method does not load the encoder side of {saved.folder}, which its heads were trained with; "
+            f"type method={LOADERS[saved.record['library']]}"
+        )
+    length = saved.config["encoder"]["max_length"]
+    if encoder.max_length != length:
+        raise UserError(
+            f"load_path={saved.folder} was trained with encoder.max_length={length}, this run has {encoder.max_length}; "
+            f"type encoder.max_length={length}"
         )

@@ -40,6 +40,9 @@ class Optimization:
             raise UserError(
                 f"optimization.schedule={self.schedule}: {did_you_mean(self.schedule, ['linear', 'cosine', 'constant'])}"
             )
+        for name in ("epochs", "accumulate"):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(f"optimization.{name}={getattr(self, name)}: expected a whole number")
         for name, least in {
             "encoder_lr": 0,
             "head_lr": 0,

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,8 +26,19 @@ def _read_delimited(path: Path, delimiter: str) -> pd.DataFrame:
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     # not pandas' reader, which makes floats of whole numbers beside a hole
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
+    rows = [json.loads(line) for line in _text(path).split("\n") if line.strip()]
+    for row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"expected an object a line, given {row!r}")
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig")  # without a byte order mark
+
+
+def _with_index(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.reset_index() if frame.index.names != [None] else frame  # it may hold the posts' ids
 
 
 def _write_delimited(frame: pd.DataFrame, path: Path, delimiter: str) -> None:
@@ -36,15 +49,22 @@ def _write_delimited(frame: pd.DataFrame, path: Path, delimiter: str) -> None:
 
 
 def _write_jsonl(frame: pd.DataFrame, path: Path) -> None:
-    rows = (json.dumps(row, ensure_ascii=False) for row in frame.to_dict(orient="records"))
-    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:  # half an emoji is no UTF-8
+        for row in frame.to_dict(orient="records"):
+            known = {
+                str(key): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()
+            }
+            file.write(json.dumps(known, ensure_ascii=False, default=plain) + "\n")
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": lambda path: _read_delimited(path, ","),
     ".tsv": lambda path: _read_delimited(path, "\t"),
     ".jsonl": _read_jsonl,
-    ".parquet": pd.read_parquet,
+    ".parquet": lambda path: _with_index(pd.read_parquet(path)),
 }
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     ".csv": lambda frame, path: _write_delimited(frame, path, ","),
@@ -65,7 +85,7 @@ def read(path: Path, text: str) -> pd.DataFrame:
         raise UserError(f"predict.input={path}: no such file")
     try:
         if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").removesuffix("\n")
+            lines = _text(path).removesuffix("\n")
             frame = pd.DataFrame({text: lines.split("\n") if lines else []})
         else:
             frame = READERS[path.suffix](path)
@@ -82,15 +102,20 @@ def read(path: Path, text: str) -> pd.DataFrame:
 
 def as_posts(frame: pd.DataFrame, text: str) -> Posts:
     """The rows as posts of the test split, without annotations."""
-    texts = frame[text].fillna("").astype(str).tolist()
+    texts = [str(value).encode(errors="replace").decode() for value in frame[text].fillna("")]  # half an emoji is no text
     return Posts([str(i) for i in range(len(texts))], texts, np.full(len(texts), "test"), {})
 
 
-def output_for(path: Path, output: str | None) -> Path:
-    """Where the scored rows go: `output`, or beside the input as NAME.scored.EXT (CSV for plain text)."""
+def output_for(path: Path, output: str | None, *, overwrite: bool = False) -> Path:
+    """Where the scored rows go: `output`, or beside the input as NAME.scored.EXT (CSV for plain text).
+
+    Raises UserError where it cannot be written, or stands there already and may not be overwritten.
+    """
     target = Path(output) if output else path.with_suffix(f".scored{'.csv' if path.suffix == '.txt' else path.suffix}")
     if target.suffix not in WRITERS:
         raise UserError(f"predict.output={target}: {did_you_mean(target.suffix or str(target), WRITERS)}")
+    if target.exists() and (not overwrite or target.resolve() == path.resolve()):
+        raise UserError(f"predict.output={target} is there already; give another, or overwrite=true (never of the input)")
     return target
 
 

@@ -19,11 +19,10 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
-        "peak_memory_bytes": _peak_memory(),
     }
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
     """Bytes of the GPU where there is one, else of this process; None where the system does not say."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

@@ -5,15 +5,18 @@ With main.py this is the only reader of the configuration.
 
 import logging
 import os
+import sys
 import warnings
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
@@ -23,8 +26,9 @@ from hatemtl.artifacts import SavedRun
 from hatemtl.callbacks import BestWeights, Checkpoint, Clock, EpochLine
 from hatemtl.datamodule import DataModule, Pool, loader
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.network import Network, assemble, check_heads, check_trained
-from hatemtl.provenance import provenance
+from hatemtl.methods.base import LOADERS
+from hatemtl.network import Network, assemble, check_heads, check_method
+from hatemtl.provenance import peak_memory, provenance
 from hatemtl.tasks import Task
 
 CHECKPOINT = "last.ckpt"
@@ -33,6 +37,11 @@ CHECKPOINT = "last.ckpt"
 def run(cfg: DictConfig) -> None:
     """Does what the configuration says: train, test or predict, or train and then test."""
     _quiet()
+    for key in ("overwrite", "heads.load"):
+        if not isinstance(OmegaConf.select(cfg, key), bool):
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
     if actions == ["train"] or actions == ["train", "test"]:
         train(cfg, then_test="test" in actions)
@@ -54,42 +63,51 @@ def build(node: Any, **runtime: Any) -> Any:
     try:
         return instantiate(node, **runtime, _convert_="all")
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError | TypeError):
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, TypeError):
+        if isinstance(cause, TypeError) and "argument" in str(cause):
             raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
-        raise
+        raise cause from error  # a bug, to be seen with its stack
 
 
 def train(cfg: DictConfig, *, then_test: bool) -> None:
     """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run."""
     console, config = Console(), _resolved(cfg)
     save_path = Path(cfg.save_path or _named_after(config))
+    if not save_path.name:
+        raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
     tasks, method, optimization = _tasks(cfg), build(cfg.method), build(cfg.optimization)
-    sources = {str(source.folder): source.digest() for source in method.starts_from()}
-    if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite):
-        console.print(f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)")
-        report.results(console, SavedRun(save_path).results, str(save_path))
-        return
+    starts = method.starts_from()
+    if cfg.load_path is not None and not cfg.heads.load and not starts:
+        raise UserError(f"load_path={cfg.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
+    heads_from = _heads_from(cfg)
+    sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
     data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
+    if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=data.fingerprints()):
+        saved = SavedRun(save_path)
+        console.print(f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)")
+        if then_test and not any(row.startswith("test_") for row in saved.results):
+            load = LOADERS[method.library]
+            raise UserError(
+                f"{save_path} was not tested; type action=test method={load} heads.load=true load_path={save_path}"
+            )
+        report.results(console, saved.results, str(save_path))
+        return
     network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)
-    module, settings = network.module, build(cfg.trainer)
+    module, settings, origin = network.module, build(cfg.trainer), provenance()
     _tokenize(cfg, data)
     for task in tasks:
         module.head(task).weigh(*data.frequencies(task))
 
     best, clock = BestWeights(patience=optimization.patience, warmup=optimization.warmup), Clock()
-    work = artifacts.unfinished(save_path)
+    work = artifacts.start(save_path, config, sources, data.fingerprints())
     callbacks = [best, clock, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
-    work.mkdir(parents=True, exist_ok=True)
-    artifacts.write_record(work, {"status": "unfinished", "sources": sources})
-    artifacts.write_config(work, config)
     logger = build(cfg.logger, folder=work, run=save_path.name)
     try:
-        trainer = settings.trainer(optimization, logger=logger, callbacks=callbacks, bar=console.is_terminal)
+        trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
         report.annotations(console, data)
         report.network(console, network.parts())
         logger.log_hyperparams(config)
@@ -99,11 +117,12 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
         best.restore(module)
         trainer.validate(module, data, verbose=False)
+    except SIGTERMException:
+        sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
     finally:
         loggers.close(logger)
-    rows = module.rows
+    rows, parts = module.rows, network.parts()
     _save(network, data, work, rows)
-    parts = network.parts()
     artifacts.write_record(
         work,
         {
@@ -115,32 +134,43 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "data": data.fingerprints(),
             "sources": sources,
             "seed": cfg.seed,
+            "precision": trainer.precision,
             "epochs": trainer.current_epoch,
             "best_epoch": best.epoch + 1,
             "seconds": clock.seconds,
             "examples_per_second": clock.posts / clock.seconds,
+            "peak_memory_bytes": peak_memory(),
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(part.trained for part in parts),
-            **provenance(),
+            **origin,
         },
     )
+    if then_test:
+        rows = rows | _test(cfg, network, data, work)
     (work / CHECKPOINT).unlink(missing_ok=True)
     artifacts.finish(work, save_path)
-    if then_test:
-        rows = rows | _test(cfg, network, data, save_path)
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
 
 
 def test(cfg: DictConfig) -> None:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, tasks = Console(), _saved(cfg), _tasks(cfg)
+    folder = Path(cfg.save_path or saved.folder)
+    if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
+        raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     check_heads(saved, tasks)
+    for name, task in tasks.items():
+        trained = saved.config["tasks"][name]["corpus"]["_target_"]
+        if trained != cfg.tasks[name].corpus._target_ and cfg.save_path is None:
+            raise UserError(
+                f"{saved.folder} was trained on {trained} and would be tested on {type(task.corpus).__name__}; type the "
+                f"corpus@tasks.{name}.corpus=NAME that it was trained on, or save_path=FOLDER to keep the results apart"
+            )
     data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
     network = _network(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     _tokenize(cfg, data)
     report.network(console, network.parts())
-    folder = Path(cfg.save_path or saved.folder)
     report.results(console, _test(cfg, network, data, folder), f"{folder}: test split")
 
 
@@ -148,27 +178,29 @@ def predict(cfg: DictConfig) -> None:
     """Scores the posts of the user's own file with a saved run."""
     if cfg.predict.input is None:
         raise UserError("action=predict needs a file of posts; type predict.input=posts.csv")
-    source, text = Path(cfg.predict.input), cfg.predict.text
-    target, frame = postfile.output_for(source, cfg.predict.output), postfile.read(source, text)
+    console, source, text = Console(), Path(cfg.predict.input), cfg.predict.text
+    target = postfile.output_for(source, cfg.predict.output, overwrite=cfg.overwrite)
+    frame = postfile.read(source, text)
     saved, tasks = _saved(cfg), _tasks(cfg)
     check_heads(saved, tasks)
     spaces = {task: saved.labels[task] for task in tasks}
     optimization = build(cfg.optimization)
     network = _network(cfg, tasks, spaces, build(cfg.method), optimization, saved.folder.name)
+    network.module.requires_grad_(False)
+    report.network(console, network.parts())
     encoder = build(cfg.encoder)
     pool = Pool(encoder.tokenizer(), encoder.max_length, [postfile.as_posts(frame, text)])
-    trainer = build(cfg.trainer).trainer(optimization, logger=False, callbacks=[], bar=Console().is_terminal)
-    batches = trainer.predict(network.module, loader(pool, build(cfg.sampling).in_order(pool.lengths)))
+    batches: Any = _evaluator(cfg, target.parent).predict(
+        network.module, loader(pool, build(cfg.sampling).in_order(pool.lengths))
+    )
     postfile.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
-    Console().print(f"{len(pool)} posts scored: {target}")
+    console.print(f"{len(pool)} posts scored: {target}")
 
 
 def _network(
     cfg: DictConfig, tasks: dict[str, Task], spaces: dict[str, Any], method: Any, optimization: Any, name: str
 ) -> Network:
     L.seed_everything(cfg.seed, verbose=False)
-    if cfg.heads.load and cfg.load_path is None:
-        raise UserError("heads.load=true needs the saved run whose heads to load; type load_path=FOLDER")
     return assemble(
         encoder=build(cfg.encoder),
         method=method,
@@ -178,17 +210,34 @@ def _network(
         optimization=optimization,
         seed=cfg.seed,
         name=name,
-        heads_from=SavedRun(cfg.load_path) if cfg.heads.load else None,
+        heads_from=_heads_from(cfg),
     )
 
 
+def _heads_from(cfg: DictConfig) -> SavedRun | None:
+    if cfg.heads.load and cfg.load_path is None:
+        raise UserError("heads.load=true needs the saved run whose heads to load; type load_path=FOLDER")
+    return SavedRun(cfg.load_path) if cfg.heads.load else None
+
+
+def _evaluator(cfg: DictConfig, root: Path) -> L.Trainer:
+    settings, optimization = build(cfg.trainer), build(cfg.optimization)
+    return settings.trainer(optimization, root=root, logger=False, callbacks=[], bar=Console().is_terminal)
+
+
 def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:
-    trainer = build(cfg.trainer).trainer(build(cfg.optimization), logger=False, callbacks=[], bar=Console().is_terminal)
-    trainer.test(network.module, data, verbose=False)
+    """Evaluates on the test split; rows and predictions of other tasks that the folder holds stay."""
+    _evaluator(cfg, folder).test(network.module, data, verbose=False)
+    tasks, path = list(network.module.heads), folder / "predictions.parquet"
     frame = outcome.predictions(network.module, data.pool)
-    artifacts.write_results(folder, network.module.rows, "test")
-    artifacts.write(folder / "predictions.parquet", lambda path: frame.to_parquet(path, index=False))
-    artifacts.write_record(folder, {**artifacts.read_record(folder), "tested_data": data.fingerprints()})
+    if path.exists():
+        before = pd.read_parquet(path)
+        frame = pd.concat([before[~before["task"].isin(tasks)], frame], ignore_index=True)
+    artifacts.write_results(folder, network.module.rows, "test", tasks)
+    artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
+    record = artifacts.read_record(folder)
+    tested = {**record.get("tested_data", {}), **data.fingerprints()}
+    artifacts.write_record(folder, {**record, "tested_data": tested})
     return network.module.rows
 
 
@@ -210,7 +259,7 @@ def _saved(cfg: DictConfig) -> SavedRun:
     if cfg.load_path is None:
         raise UserError(f"action={cfg.action} needs the saved run to use; type load_path=FOLDER")
     saved = SavedRun(cfg.load_path)
-    check_trained(saved, build(cfg.method))
+    check_method(saved, build(cfg.method), build(cfg.encoder))
     return saved
 
 
@@ -247,7 +296,6 @@ def _quiet() -> None:
         "lightning.fabric",
         "transformers",
         "adapters",
-        "bitsandbytes",
         "datasets",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +32,11 @@ class Task:
             Part.parse(self.mask_pattern)
         if self.weight < 0:
             raise UserError(f"task weight={self.weight}: expected 0 or more")
+
+    @property
+    def head_settings(self) -> dict[str, Any]:
+        """What the head is made with, by keyword."""
+        return dict(self.head.keywords) if isinstance(self.head, partial) else {}
 
     def annotations(self, posts: Posts) -> Column:
         """This task's column of the corpus, cut to its part."""

@@ -1,6 +1,7 @@
 """The Lightning trainer, and the number format that this machine computes fastest."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -20,7 +21,8 @@ def fastest_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     elif accelerator != "cpu" and torch.backends.mps.is_available():
         has_bf16 = False
     else:
-        has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
@@ -49,12 +51,13 @@ class TrainerSettings:
             raise UserError("trainer.accelerator=gpu: torch sees no GPU here; type trainer.accelerator=cpu")
 
     def trainer(
-        self, optimization: Optimization, *, logger: Logger | bool, callbacks: list[Callback], bar: bool
+        self, optimization: Optimization, *, root: Path, logger: Logger | bool, callbacks: list[Callback], bar: bool
     ) -> L.Trainer:
-        """The trainer of one run."""
+        """The trainer of one run, whose folder at work is `root`."""
         formats: dict[str, Any] = {"auto": fastest_precision(self.accelerator), "32": "32-true", "bf16": "bf16-mixed"}
         shown = bar if self.progress is None else self.progress
         return L.Trainer(
+            default_root_dir=root,
             accelerator=self.accelerator,
             devices=1,
             precision=formats[str(self.precision)],

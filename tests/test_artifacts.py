@@ -17,6 +17,8 @@ from hatemtl.artifacts import (
     claim,
     differences,
     finish,
+    read_record,
+    start,
     unfinished,
     write,
     write_config,
@@ -106,7 +108,7 @@ def test_results_keep_full_precision_and_other_stages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [{'test_f1_race, "religion"': 0.5, "test_f1_a\nb": 1.0}, {"test_score": np.float64(0.5)}],
+    [{'test_race, "religion"': 0.5, "test_a\nb": 1.0}, {"test_score": np.float64(0.5)}],
     ids=["names", "numbers"],
 )
 def test_any_label_and_any_float_can_be_written(rows: dict[str, float], tmp_path: Path) -> None:
@@ -285,7 +287,19 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     assert claim(run, CONFIG, {}, overwrite=True)
     assert names(work) == {"config.yaml", "run.json", "last.ckpt"}  # the same one goes on even so
     assert claim(run, changed(seed=1), {}, overwrite=True)
-    assert not work.exists()
+    assert names(work) == {"config.yaml", "run.json", "last.ckpt"}  # nothing is lost before the new run begins
+    assert start(run, CONFIG, {}) == work
+    assert "last.ckpt" in names(work)  # this one goes on
+    assert start(run, changed(seed=1), {}) == work
+    assert "last.ckpt" not in names(work)
+
+
+def test_other_data_is_another_run(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run")
+    write_record(run, {**read_record(run), "data": {"label": "abc"}})
+    assert not claim(run, CONFIG, read_record(run)["sources"], overwrite=False, data={"label": "abc"})
+    with pytest.raises(UserError, match="other posts or annotations"):
+        claim(run, CONFIG, read_record(run)["sources"], overwrite=False, data={"label": "abd"})
 
 
 def test_an_unfinished_run_does_not_go_on_from_other_sources(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The network: what would be silently wrong is refused, and no draw depends on what else is drawn."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.methods.adapter_hub import Load, LoRA
 from hatemtl.methods.full import Full
-from hatemtl.network import Network, assemble, check_heads, check_trained
+from hatemtl.network import Network, assemble, check_heads, check_method
 from hatemtl.optimization import Optimization
 from hatemtl.tasks import Task
 from hatemtl.weighting import Sum
@@ -81,7 +82,8 @@ def network(source: Path, *names: str, **other: Any) -> Network:
 def save(network: Network, folder: Path, *, mask_pattern: str | None = None) -> SavedRun:
     """The saved run that this network would leave."""
     heads = network.module.heads
-    write_config(folder, {"tasks": {name: {"mask_pattern": mask_pattern} for name in heads}})
+    trained = {name: {"mask_pattern": mask_pattern, "head": HEADS[name].keywords} for name in heads}
+    write_config(folder, {"tasks": trained, "encoder": {"max_length": 16}})
     write_labels(folder, {name: network.module.head(name).space for name in heads})
     write_record(
         folder,
@@ -209,7 +211,8 @@ def test_a_head_that_was_never_trained_is_refused(source: Path, tmp_path: Path) 
 @pytest.mark.parametrize("other", [{"layers": 1}, {"pooling": "mean"}], ids=str)
 def test_heads_that_are_built_otherwise_are_refused(other: dict[str, Any], source: Path, tmp_path: Path) -> None:
     saved = save(network(source, "target"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"its heads are built otherwise .*give the tasks.\*.head.\* keys of .*config.yaml"):
+    key = next(iter(other))
+    with pytest.raises(UserError, match=rf"has {key}=.*; type tasks.target.head.{key}={HEADS['target'].keywords[key]}"):
         network(source, "target", tasks=tasks("target", **other), heads_from=saved)
 
 
@@ -225,14 +228,26 @@ def test_head_weights_that_are_not_there_are_told(source: Path, tmp_path: Path) 
         network(source, "target", heads_from=saved)
 
 
-def test_trained_heads_on_an_untrained_encoder_are_refused(source: Path, tmp_path: Path) -> None:
+def test_heads_stand_on_the_encoder_side_that_they_were_trained_with(source: Path, tmp_path: Path) -> None:
     saved = save(network(source, "target"), tmp_path / "run")
-    with pytest.raises(UserError, match="never trained, under the heads of .*run; type method=ah_load"):
-        check_trained(saved, lora())
-    with pytest.raises(UserError, match="type method=ah_load"):
-        check_trained(saved, Full(path=None, **RATES))
-    check_trained(saved, Load(path=str(saved.folder), **RATES))
+    other = save(network(source, "target"), tmp_path / "other")
+    encoder = Encoder(source=str(source), revision=None, max_length=16, attention="eager", random=None)
+    for method in (lora(), Full(path=None, **RATES), Load(path=str(other.folder), **RATES)):
+        with pytest.raises(UserError, match="does not load the encoder side of .*run, .*; type method=ah_load"):
+            check_method(saved, method, encoder)
+    check_method(saved, Load(path=str(saved.folder), **RATES), encoder)
+    with pytest.raises(UserError, match="type encoder.max_length=16"):
+        check_method(saved, Load(path=str(saved.folder), **RATES), replace(encoder, max_length=12))
     full = save(network(source, "target", method=Full(path=None, **RATES)), tmp_path / "full")
     with pytest.raises(UserError, match="type method=full"):
-        check_trained(full, lora())
-    check_trained(full, Full(path=str(full.folder), **RATES))
+        check_method(full, lora(), encoder)
+    check_method(full, Full(path=str(full.folder), **RATES), encoder)
+
+
+def test_a_head_that_pools_or_cuts_otherwise_is_refused_and_one_that_only_trained_otherwise_is_not(
+    source: Path, tmp_path: Path
+) -> None:
+    saved = save(network(source, "target"), tmp_path / "run")
+    check_heads(saved, tasks("target", dropout=0.5, balance=1.0))
+    with pytest.raises(UserError, match="type tasks.target.head.threshold="):
+        check_heads(saved, tasks("target", threshold=0.9))

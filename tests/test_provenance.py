@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hatemtl import provenance as module
-from hatemtl.provenance import provenance
+from hatemtl.provenance import peak_memory, provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -62,4 +62,4 @@ def test_versions_and_machine() -> None:
 @pytest.mark.skipif(torch.cuda.is_available() or not Path("/proc/self/status").exists(), reason="reads Linux's own count")
 def test_peak_memory_is_in_bytes() -> None:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    assert provenance()["peak_memory_bytes"] == pytest.approx(int(status["VmHWM"].split()[0]) * 1024, rel=0.02)
+    assert peak_memory() == pytest.approx(int(status["VmHWM"].split()[0]) * 1024, rel=0.02)

@@ -24,7 +24,7 @@ def build(*, bar: bool = False, logger: Any = False, callbacks: Any = (), **othe
         encoder_lr=1e-3, head_lr=1e-3, weight_decay=0.0, warmup=1.5, epochs=2, schedule="linear", clip=1.0, accumulate=3,
         patience=None,
     )  # fmt: skip
-    return settings.trainer(optimization, logger=logger, callbacks=list(callbacks), bar=bar)
+    return settings.trainer(optimization, root=Path("."), logger=logger, callbacks=list(callbacks), bar=bar)
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,10 @@ def test_the_fastest_precision_is_bf16_where_the_hardware_multiplies_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bool(gpu) or including_emulation)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: cpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     on_gpu = gpu is not None and accelerator != "cpu"
     assert fastest_precision(accelerator) == ("bf16-mixed" if (gpu if on_gpu else cpu) else "32-true")
-
-
-def test_a_processor_without_oneDNN_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert fastest_precision("cpu") == "32-true"
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,8 @@ class LoRA:
             raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"method.dropout={self.dropout}: expected a probability below 1")
+        if not isinstance(self.intermediate, bool) or not isinstance(self.output, bool):
+            raise UserError("method.intermediate and method.output are true or false")  # Hydra reads "no" as a word
         if not set(self.attention) <= set("qkv"):
             raise UserError(
                 f"method.attention={list(self.attention)}: expected some of q, k, v; type method.attention=[q,v]"

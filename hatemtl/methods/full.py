@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from safetensors.torch import load_file
 from torch import nn
 
 from hatemtl.artifacts import SavedRun
@@ -29,7 +28,7 @@ class Full:
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         for run in self.starts_from():
-            model.load_state_dict(load_file(run.weights(WEIGHTS)))
+            model.load_state_dict(run.tensors(WEIGHTS))
         return model.requires_grad_(True)
 
     def active(self, model: nn.Module) -> list[str]:

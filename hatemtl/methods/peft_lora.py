@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
 from hatemtl.artifacts import SavedRun
@@ -109,8 +109,9 @@ class Load:
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         run = self.starts_from()[0]
-        run.weights(WEIGHTS)
+        saved = run.tensors(WEIGHTS)
         with torch.random.fork_rng(devices=[]):
-            return PeftModel.from_pretrained(
-                model, str(run.folder / "adapter"), adapter_name=NAME, is_trainable=True, use_safetensors=True
-            )
+            loaded = PeftModel.from_pretrained(model, str(run.folder / "adapter"), adapter_name=NAME, is_trainable=True)
+        if missing := sorted(set(get_peft_model_state_dict(loaded, adapter_name=NAME)) - set(saved)):
+            raise UserError(f"{run.folder / WEIGHTS} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
+        return loaded
