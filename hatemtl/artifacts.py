@@ -137,12 +137,18 @@ def _json(path: Path) -> dict[str, Any]:
 
 def write_results(folder: Path, rows: Mapping[str, float], stage: str, tasks: Sequence[str] | None = None) -> None:
     """Replaces the rows of `stage`, of these tasks or of all, in the folder's results.csv; others stay."""
-    replaced = tuple(f"{stage}_{task}_" for task in tasks) if tasks is not None else f"{stage}_"
+    labels = folder / "labels.json"
+    known = [*(tasks or ()), *(_json(labels) if labels.exists() else ())]
+
+    def replaced(metric: str) -> bool:
+        named = [task for task in known if metric.startswith(f"{stage}_{task}_")]
+        return metric.startswith(f"{stage}_") and (tasks is None or max(named, key=len, default="") in tasks)
+
     path = folder / "results.csv"
     kept: dict[str, float] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not r["metric"].startswith(replaced)}
+            kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not replaced(r["metric"])}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([("metric", "value"), *((metric, repr(float(value))) for metric, value in {**kept, **rows}.items())])

@@ -114,6 +114,7 @@ class EpochLine(Callback):
             + "  ".join(scores)
             + best,
             highlight=False,
+            soft_wrap=True,
         )
 
 

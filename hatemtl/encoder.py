@@ -73,7 +73,7 @@ class Encoder:
             if spec is None or not spec.submodule_search_locations:
                 raise UserError(f"encoder.source={self.source}: package {package!r} is not installed; type `uv sync`")
             folder = Path(spec.submodule_search_locations[0]) / inside
-        elif self.source.startswith((".", "/", "~")):
+        elif self.source.startswith((".", "/", "~")) or Path(self.source).is_dir():
             folder = Path(self.source).expanduser()
         else:
             folder = fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
@@ -100,6 +100,8 @@ class Encoder:
         guard(folder)
         with _readable(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            raise UserError(f"{folder / 'config.json'}: these weights are quantized; expected float ones; {WAY_OUT}")
         for key, value in (self.random or {}).items():
             if not hasattr(config, key):
                 raise UserError(
@@ -200,9 +202,10 @@ def _items(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def fingerprint(model: Transformer) -> str:
-    """Sixteen hex digits that tell one pretrained encoder from another: names, shapes and first values of its weights."""
+    """Sixteen hex digits that tell one pretrained encoder from another: names, shapes and 1,024 values of each weight."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten()[:1024].contiguous().numpy().tobytes())
+        values = tensor.flatten()[:: max(1, tensor.numel() // 1024)]  # spread over the whole of it
+        digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

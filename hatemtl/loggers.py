@@ -23,7 +23,10 @@ def wandb(*, folder: Path, run: str, project: str, entity: str | None) -> Logger
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    try:
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    except wandb.errors.Error:  # a key, but no network to check it
+        mode = "offline"
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     return WandbLogger(name=run, project=project, entity=entity, save_dir=folder / "logs", mode=mode)
 

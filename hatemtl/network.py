@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Encoder, fingerprint
 from hatemtl.errors import UserError
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import LabelSpace, Part
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
 from hatemtl.module import MultitaskModule, Weighting
 from hatemtl.optimization import Optimization
@@ -116,7 +116,7 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
             )
         trained = saved.config["tasks"][name]
         pattern = trained["mask_pattern"]
-        if pattern != task.mask_pattern:
+        if _part(pattern) != _part(task.mask_pattern):
             raise UserError(
                 f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "
                 f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
@@ -129,6 +129,10 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
                     f"load_path={saved.folder}: its head for task {name!r} has {key}={was}, this run asks for {value}; "
                     f"type tasks.{name}.head.{key}={was}"
                 )
+
+
+def _part(pattern: str | None) -> Part | None:
+    return None if pattern is None else Part.parse(pattern)
 
 
 def check_method(saved: SavedRun, method: Method, encoder: Encoder) -> None:

@@ -88,7 +88,9 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
     if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=data.fingerprints()):
         saved = SavedRun(save_path)
-        console.print(f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)")
+        console.print(
+            f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
+        )
         if then_test and not any(row.startswith("test_") for row in saved.results):
             load = LOADERS[method.library]
             raise UserError(
@@ -113,7 +115,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         logger.log_hyperparams(config)
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
-            console.print(f"{save_path}: an unfinished run goes on after its last whole epoch")
+            console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
         trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
         best.restore(module)
         trainer.validate(module, data, verbose=False)
@@ -194,7 +196,7 @@ def predict(cfg: DictConfig) -> None:
         network.module, loader(pool, build(cfg.sampling).in_order(pool.lengths))
     )
     postfile.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
-    console.print(f"{len(pool)} posts scored: {target}")
+    console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
 
 
 def _network(

@@ -117,6 +117,21 @@ def test_any_label_and_any_float_can_be_written(rows: dict[str, float], tmp_path
     assert SavedRun(tmp_path / "run").results == rows
 
 
+def test_results_of_other_tasks_stay(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run")
+    write_results(run, {"val_target_f1": 0.1, "test_target_f1": 0.2, "test_target_old": 0.3, "test_label_f1": 0.4}, "test")
+    write_results(run, {"test_target_f1": 0.5}, "test", ["target"])
+    assert SavedRun(run).results == {"val_target_f1": 0.1, "test_label_f1": 0.4, "test_target_f1": 0.5}
+
+
+def test_results_of_a_task_whose_name_begins_alike_stay(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run")
+    write_labels(run, dict.fromkeys(("target", "target_fine"), LabelSpace("multilabel", ("a", "b"))))
+    write_results(run, {"test_target_f1": 0.1, "test_target_fine_f1": 0.2}, "test", ["target", "target_fine"])
+    write_results(run, {"test_target_f1": 0.3}, "test", ["target"])
+    assert SavedRun(run).results == {"test_target_fine_f1": 0.2, "test_target_f1": 0.3}
+
+
 # Reading
 
 
@@ -162,6 +177,16 @@ def test_missing_weights_name_the_method_that_fits(tmp_path: Path) -> None:
         saved.weights("heads.safetensors")
     (tmp_path / "run" / "heads.safetensors").touch()
     assert saved.weights("heads.safetensors") == tmp_path / "run" / "heads.safetensors"
+
+
+def test_weights_that_are_cut_off_are_told(tmp_path: Path) -> None:
+    saved = SavedRun(fill(tmp_path / "run"))
+    path = tmp_path / "run" / "heads.safetensors"
+    save_file({"w": torch.arange(4.0)}, path)
+    assert torch.equal(saved.tensors("heads.safetensors")["w"], torch.arange(4.0))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="heads.safetensors cannot be read .*overwrite=true"):
+        saved.tensors("heads.safetensors")
 
 
 def test_the_digest_changes_with_any_weight_and_nothing_else(tmp_path: Path) -> None:

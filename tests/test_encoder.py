@@ -209,6 +209,16 @@ def test_an_unknown_attention_is_told() -> None:
         Encoder(**{**settings("tiny"), "attention": "flash"})
 
 
+def test_no_configuration_makes_other_numbers_of_the_weights(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    change(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    try:
+        model = at(tmp_path).model(dropout=False, seed=0)
+    except UserError:
+        return
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 # Length
 
 
@@ -285,6 +295,15 @@ def test_a_fingerprint_tells_encoders_apart(tmp_path: Path) -> None:
     with torch.no_grad():
         model.encoder.layer[1].output.LayerNorm.bias[3] += 1e-3
     assert fingerprint(model) != marks["a"]
+
+
+def test_a_fingerprint_sees_the_whole_of_a_tensor(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    model = at(tmp_path, random={"vocab_size": 5000}).model(dropout=False, seed=0)
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[100:] += 1e-3
+    assert fingerprint(model) != before
 
 
 # Files that run code

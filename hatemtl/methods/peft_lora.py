@@ -110,8 +110,13 @@ class Load:
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         run = self.starts_from()[0]
         saved = run.tensors(WEIGHTS)
-        with torch.random.fork_rng(devices=[]):
-            loaded = PeftModel.from_pretrained(model, str(run.folder / "adapter"), adapter_name=NAME, is_trainable=True)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                loaded = PeftModel.from_pretrained(model, str(run.folder / "adapter"), adapter_name=NAME, is_trainable=True)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"{run.folder / 'adapter'} cannot be read ({error}); train it again with overwrite=true"
+            ) from error
         if missing := sorted(set(get_peft_model_state_dict(loaded, adapter_name=NAME)) - set(saved)):
             raise UserError(f"{run.folder / WEIGHTS} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
         return loaded

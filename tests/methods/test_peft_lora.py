@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
@@ -165,6 +165,30 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         attached(load(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "weights cut off",
+        "a tensor is missing",
+        "no configuration",
+    ],
+)
+def test_a_broken_adapter_is_told(broken: str, tmp_path: Path) -> None:
+    save(lora(), tmp_path / "run")
+    weights = tmp_path / "run" / WEIGHTS
+    match broken:
+        case "no configuration":
+            (tmp_path / "run" / "adapter" / "adapter_config.json").unlink()
+        case "weights cut off":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "a tensor is missing":
+            tensors = load_file(weights)
+            tensors.pop(next(key for key in tensors if "lora_B" in key))
+            save_file(tensors, weights)
+    with pytest.raises(UserError, match=str(tmp_path / "run")):
+        attached(load(tmp_path / "run"))
+
+
 def test_a_saved_adapter_names_no_module_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT imports the module that `megatron_core` names, and looks at the name before: a guard to keep at an upgrade."""
     save(lora(), tmp_path / "run")
@@ -173,7 +197,7 @@ def test_a_saved_adapter_names_no_module_to_import(tmp_path: Path, monkeypatch: 
     config.write_text(json.dumps(content))
     (tmp_path / "stranger.py").write_text("raise AssertionError('a module was imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="security risk"):
+    with pytest.raises(UserError, match="security risk"):
         attached(load(tmp_path / "run"))
 
 
