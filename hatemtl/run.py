@@ -3,10 +3,7 @@
 With main.py this is the only reader of the configuration.
 """
 
-import logging
-import os
 import sys
-import warnings
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import LOADERS
 from hatemtl.network import Network, assemble, check_heads, check_method
 from hatemtl.provenance import peak_memory, provenance
+from hatemtl.quiet import quiet
 from hatemtl.tasks import Task
 
 CHECKPOINT = "last.ckpt"
@@ -36,7 +34,7 @@ CHECKPOINT = "last.ckpt"
 
 def run(cfg: DictConfig) -> None:
     """Does what the configuration says: train, test or predict, or train and then test."""
-    _quiet()
+    quiet()
     for key in ("overwrite", "heads.load"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
@@ -286,27 +284,3 @@ def _named_after(config: dict[str, Any]) -> str:
     choices = HydraConfig.get().runtime.choices
     digest = sha256("\n".join(leaves).encode()).hexdigest()[:8]
     return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"
-
-
-def _quiet() -> None:
-    """Silences what libraries say that a user can do nothing about."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in (
-        "lightning",
-        "lightning.pytorch",
-        "lightning.fabric",
-        "transformers",
-        "adapters",
-        "datasets",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*srun.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-        ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*number of training batches .* is smaller than the logging interval.*",
-        ".*`weights_only` was.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hatemtl.batch import IGNORED
 from hatemtl.corpora.base import Column, Posts
-from hatemtl.datamodule import PAD_TO, DataModule, Pool
+from hatemtl.datamodule import PAD_TO, DataModule, Pool, _word_begins
 from hatemtl.encoder import Encoder, Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.heads.multilabel import MultilabelHead
@@ -146,6 +146,22 @@ def test_the_pieces_of_one_word_by_hand() -> None:
     assert pool.begins.tolist() == [-1, 0] + [-1] * (len(pieces) - 5) + [1, 2, -1]
 
 
+@pytest.mark.parametrize(
+    ("text", "spans", "begins"),
+    [
+        ("ab c", [(0, 0), (0, 1), (1, 2), (3, 4), (0, 0)], [-1, 0, -1, 1, -1]),
+        ("ab c", [(0, 1), (1, 1), (1, 2), (2, 4)], [0, -1, -1, 1]),  # a piece of nothing within a word
+        ("a  b", [(0, 1), (1, 4)], [0, 2]),  # a piece that takes in both spaces before its word
+        ("a  b", [(0, 1), (1, 2), (2, 4)], [0, 1, 2]),  # a piece for the word of nothing between them
+        (" a", [(0, 2)], [1]),
+        ("", [(0, 0), (0, 0)], [-1, -1]),
+        ("", [], []),
+    ],
+)
+def test_words_begin_by_their_spans_by_hand(text: str, spans: list[tuple[int, int]], begins: list[int]) -> None:
+    assert _word_begins(text, spans).tolist() == begins
+
+
 # What a pool holds
 
 
@@ -203,8 +219,9 @@ def test_values_a_token_become_values_a_word() -> None:
     assert pool.at_words(1, values) == [1.0, width - 3, width - 2]
 
 
-def test_a_batch_pads_to_a_multiple_of_eight_and_no_further() -> None:
-    pool = Pool(minilm(), 128, [as_posts([*TEXTS, "word " * 60])])
+@every_tokenizer
+def test_a_batch_pads_to_a_multiple_of_eight_and_no_further(make: Callable[[], Tokenizer]) -> None:
+    pool = Pool(make(), 128, [as_posts([*TEXTS, "word " * 60])])
     for rows in ([0], [9], [0, 5, 9], [len(TEXTS)], list(range(len(TEXTS)))):
         batch = pool[np.array(rows)]
         width, longest = batch.input_ids.shape[1], pool.lengths[rows].max()
@@ -215,7 +232,7 @@ def test_a_batch_pads_to_a_multiple_of_eight_and_no_further() -> None:
         for i, row in enumerate(rows):
             n = int(pool.lengths[row])
             assert batch.input_ids[i, :n].tolist() == pool.tokens[slot(pool, row)].tolist()
-            assert (batch.input_ids[i, n:] == minilm().pad_token_id).all()
+            assert (batch.input_ids[i, n:] == make().pad_token_id).all()
             assert batch.attention_mask[i].tolist() == [1] * n + [0] * (width - n)
 
 

@@ -1,0 +1,29 @@
+"""Silence about what a user can do nothing about."""
+
+import logging
+import os
+import warnings
+
+
+def quiet() -> None:
+    """Silences the notices, bars and warnings of the libraries below."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "transformers",
+        "adapters",
+        "datasets",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*srun.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*`weights_only` was.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
