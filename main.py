@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hatemtl.errors import UserError
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: Exception | str) -> NoReturn:
     """Says what is wrong, without a stack, and exits with 2."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -35,4 +35,6 @@ if __name__ == "__main__":
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        fail(error)
+        from hatemtl.mistyped import explain
+
+        fail(explain(error))

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hatemtl"
 FLOORS = [
-    {"errors", "seeds", "labels", "batch", "hub", "artifacts", "provenance", "quiet", "merging"},
+    {"errors", "seeds", "labels", "batch", "hub", "artifacts", "provenance", "quiet", "mistyped", "merging"},
     {"corpora", "heads", "sampling", "weighting"},
     {"tasks", "encoder", "methods", "optimization", "postfile"},
     {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome"},

@@ -17,8 +17,8 @@ def files(folder: Path) -> set[Path]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["method=ah_lora61"], ["ah_lora61", "ah_lora16"]),
-        (["tasks=[targets]"], ["targets", "target"]),
+        (["method=ah_lora61"], ["method=ah_lora61", "did you mean 'ah_lora16'"]),
+        (["tasks=[targets]"], ["tasks=targets", "did you mean 'target'?"]),
         (["tasks=[]"], ["tasks=[target]"]),
         (['tasks.target.mask_pattern="5 4"'], ["5 4", '"4 4"']),
         (['tasks.target.mask_pattern="0 4"'], ["0 4", '"1 4"']),
@@ -34,7 +34,7 @@ def files(folder: Path) -> set[Path]:
         (["action=test", "heads.load=true"], ["load_path=FOLDER"]),
         (["action=predict"], ["predict.input"]),
         (["heads.load=true"], ["load_path=FOLDER"]),
-        (["optimization.warmupp=3"], ["warmupp"]),
+        (["optimization.warmupp=3"], ["optimization.warmupp", "did you mean 'optimization.warmup'"]),
         (["optimization.warmup=-1"], ["optimization.warmup=-1"]),
         (["optimization.epochs=0"], ["optimization.epochs=0"]),
         (["optimization.schedule=liner"], ["linear"]),

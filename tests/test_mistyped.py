@@ -1,0 +1,27 @@
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from hatemtl.mistyped import CONF, explain
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("method=ah_lora61", "method=ah_lora61: no such option; did you mean 'ah_lora16'"),
+        ("tasks=[label,targets]", "tasks=targets: no such option; did you mean 'target'?"),
+        ("corpus@tasks.target.corpus=smaple", "corpus=smaple: no such option; did you mean 'sample'?"),
+        ("merge=xyz", "merge=xyz: no such option; known: exact, linear"),
+        ("optimization.warm_up=3", "optimization.warm_up: no such key; did you mean 'optimization.warmup'"),
+        ("save_pth=x", "save_pth: no such key; did you mean 'save_path'"),
+        ("seed 3", "seed 3"),
+    ],
+)
+def test_the_nearest_name_is_told(typed: str, said: str) -> None:
+    with (
+        pytest.raises(HydraException) as error,
+        initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
+        compose("config", overrides=[typed])
+    assert said in explain(error.value)
+    assert "search path" not in explain(error.value)
