@@ -25,6 +25,7 @@ class Network:
     """
 
     module: MultitaskModule
+    encoder: Encoder
     method: Method
     mark: str
     name: str
@@ -84,7 +85,7 @@ def assemble(
     )
     if heads_from is not None:
         _load_heads(module, heads_from, tasks, spaces)
-    return Network(module, method, mark, name)
+    return Network(module, encoder, method, mark, name)
 
 
 def _load_heads(

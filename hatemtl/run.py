@@ -84,7 +84,8 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     heads_from = _heads_from(cfg)
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
     data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
-    if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=data.fingerprints()):
+    marks = data.fingerprints()
+    if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=marks):
         saved = SavedRun(save_path)
         console.print(
             f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
@@ -98,12 +99,12 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         return
     network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
-    _tokenize(cfg, data)
+    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
     for task in tasks:
         module.head(task).weigh(*data.frequencies(task))
 
     best, clock = BestWeights(patience=optimization.patience, warmup=optimization.warmup), Clock()
-    work = artifacts.start(save_path, config, sources, data.fingerprints())
+    work = artifacts.start(save_path, config, sources, marks)
     callbacks = [best, clock, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
     logger = build(cfg.logger, folder=work, run=save_path.name)
     try:
@@ -131,7 +132,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "library": method.library,
             "encoder": network.mark,
             "encoder_source": cfg.encoder.source,
-            "data": data.fingerprints(),
+            "data": marks,
             "sources": sources,
             "seed": cfg.seed,
             "precision": trainer.precision,
@@ -169,7 +170,7 @@ def test(cfg: DictConfig) -> None:
     data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
     network = _network(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
-    _tokenize(cfg, data)
+    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
     report.network(console, network.parts())
     report.results(console, _test(cfg, network, data, folder), f"{folder}: test split")
 
@@ -188,8 +189,7 @@ def predict(cfg: DictConfig) -> None:
     network = _network(cfg, tasks, spaces, build(cfg.method), optimization, saved.folder.name)
     network.module.requires_grad_(False)
     report.network(console, network.parts())
-    encoder = build(cfg.encoder)
-    pool = Pool(encoder.tokenizer(), encoder.max_length, [postfile.as_posts(frame, text)])
+    pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [postfile.as_posts(frame, text)])
     batches: Any = _evaluator(cfg, target.parent).predict(
         network.module, loader(pool, build(cfg.sampling).in_order(pool.lengths))
     )
@@ -269,18 +269,13 @@ def _tasks(cfg: DictConfig) -> dict[str, Task]:
     return {str(name): build(node) for name, node in cfg.tasks.items()}
 
 
-def _tokenize(cfg: DictConfig, data: DataModule) -> None:
-    encoder = build(cfg.encoder)
-    data.tokenize(encoder.tokenizer(), encoder.max_length)
-
-
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
 def _named_after(config: dict[str, Any]) -> str:
     """A save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
-    leaves = sorted(line for line in artifacts.differences({}, config))
+    leaves = sorted(artifacts.differences({}, config))
     choices = HydraConfig.get().runtime.choices
     digest = sha256("\n".join(leaves).encode()).hexdigest()[:8]
     return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"
