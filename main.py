@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.errors import UserError
+from hatemtl.startup import starting
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -23,10 +24,11 @@ def fail(error: Exception | str) -> NoReturn:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Hands the composed configuration to hatemtl."""
-    from hatemtl.run import run
-
     try:
-        run(cfg)
+        with starting():
+            from hatemtl.run import run
+
+            run(cfg)
     except (UserError, OmegaConfBaseException) as error:
         fail(error)
 

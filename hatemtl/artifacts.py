@@ -31,7 +31,10 @@ from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
-NOT_PART_OF_A_RUN = ("action", "save_path", "overwrite", "logger", "predict", "trainer.progress")
+NOT_PART_OF_A_RUN = (
+    *("action", "save_path", "overwrite", "logger", "predict", "trainer.progress"),
+    *("data.cache", "data.workers"),
+)
 
 
 def write(path: Path, content: Callable[[Path], object]) -> None:

@@ -10,7 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
+from hatemtl.batch import Batch
 from hatemtl.errors import UserError
+from hatemtl.flops import matmul_flops, wait
 from hatemtl.module import MultitaskModule
 
 
@@ -65,29 +67,57 @@ class Checkpoint(Callback):
         os.replace(temporary, self.path)
 
 
-class Clock(Callback):
-    """Measures training: seconds without validation, and posts."""
+class Throughput(Callback):
+    """Measures training: seconds without validation, posts, tokens, padding, and the arithmetic done in that time."""
 
     def __init__(self) -> None:
-        self.seconds, self.posts, self.started = 0.0, 0, 0.0
+        self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0}
+        self.batch: Batch | None = None
+        self.flops_per_place, self.started = 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.posts += len(batch)
+        self.batch = self.batch or batch
+        self.counts["posts"] += len(batch)
+        self.counts["tokens"] += batch.tokens
+        self.counts["places"] += batch.input_ids.numel()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self.seconds += time.perf_counter() - self.started
+            wait(pl_module.device)
+            self.counts["seconds"] += time.perf_counter() - self.started
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.batch is not None and not self.flops_per_place:  # counted once, outside the time that is measured
+            module, batch = _module(pl_module), self.batch
+            with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
+                flops = matmul_flops(lambda: module.weighted(module.losses(batch, module.encoder)).backward())
+            module.zero_grad()
+            self.flops_per_place = flops / batch.input_ids.numel()
+
+    def record(self, peak: float) -> dict[str, float]:
+        """For run.json. peak: the measured matmul FLOP/s of the machine. Padding counts as no achievement."""
+        seconds, posts, tokens, places = self.counts.values()
+        flops = self.flops_per_place * tokens / seconds
+        return {
+            "seconds": seconds,
+            "examples_per_second": posts / seconds,
+            "tokens_per_second": tokens / seconds,
+            "padding": 1 - tokens / places,
+            "matmul_flops_per_second": flops,
+            "matmul_peak_flops_per_second": peak,
+            "share_of_measured_peak": flops / peak,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "posts": self.posts}
+        return {"counts": self.counts, "flops_per_place": self.flops_per_place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.posts = state_dict["seconds"], state_dict["posts"]
+        self.counts, self.flops_per_place = dict(state_dict["counts"]), state_dict["flops_per_place"]
 
 
 class EpochLine(Callback):

@@ -1,121 +1,34 @@
 """From corpora to batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
 
-import math
 from collections.abc import Mapping
-from itertools import chain
+from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from hatemtl.batch import IGNORED, Batch
-from hatemtl.corpora.base import Column, Posts, Split
+from hatemtl.batch import Batch
+from hatemtl.corpora.base import Split
 from hatemtl.encoder import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.sampling import EpochBatches, LengthBuckets
+from hatemtl.pool import Pool, loader
+from hatemtl.sampling import EpochBatches, Sampling, place, share
 from hatemtl.tasks import Task
-
-PAD_TO = 8  # lengths are padded to a multiple of this: matrix units take no smaller step
-
-
-class Pool(Dataset[Batch]):
-    """The posts of all corpora as flat token ids, and each task's targets over them. Indexed by rows, it gives a Batch.
-
-    tokens: (all tokens,) int32. offsets: (N + 1,) int64, where each post's tokens start. begins: (all tokens,) int32, the
-    index of the word that begins at a token, -1 where none does.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, max_length: int, parts: list[Posts]) -> None:
-        self.ids = [post for posts in parts for post in posts.ids]
-        self.texts = [text for posts in parts for text in posts.texts]
-        self.splits = np.concatenate([posts.splits for posts in parts])
-        self.pad = tokenizer.pad_token_id
-        encoded = tokenizer(
-            self.texts, truncation=True, max_length=max_length, return_offsets_mapping=True, return_attention_mask=False
-        )
-        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-        self.offsets = np.concatenate([[0], lengths.cumsum()])
-        self.tokens = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32, count=self.offsets[-1])
-        self.begins = np.concatenate(
-            [_word_begins(text, spans) for text, spans in zip(self.texts, encoded["offset_mapping"], strict=True)]
-        )
-        self.spaces: dict[str, LabelSpace] = {}
-        self.targets: dict[str, np.ndarray] = {}
-        self.has: dict[str, np.ndarray] = {}
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(N,) token ids of each post."""
-        return np.diff(self.offsets)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def annotate(self, task: str, column: Column, first: int) -> None:
-        """Adds a task's column, whose posts stand from position `first` on; other posts do not have it."""
-        rows = slice(first, first + len(column.values))
-        self.spaces[task] = column.space
-        self.has[task] = np.zeros(len(self), dtype=bool)
-        self.has[task][rows] = column.has
-        if column.space.kind == "tokens":
-            self.targets[task] = np.full(len(self.tokens), IGNORED, dtype=np.float32)
-            for row in np.flatnonzero(self.has[task]):
-                tokens = slice(self.offsets[row], self.offsets[row + 1])
-                begins = self.begins[tokens]
-                self.targets[task][tokens][begins >= 0] = column.values[row - first][begins[begins >= 0]]
-        else:
-            self.targets[task] = np.zeros((len(self), *column.values.shape[1:]), dtype=column.values.dtype)
-            self.targets[task][rows][column.has] = column.values[column.has]  # a placeholder must not reach the loss
-
-    def at_words(self, row: int, values: list[float]) -> list[float]:
-        """A post's values a token (T), padding included, as values a word, up to the last that begins within max_length.
-
-        A word that makes no token, as between two spaces, has NaN.
-        """
-        begins = self.begins[self.offsets[row] : self.offsets[row + 1]]
-        words = [math.nan] * (int(begins.max(initial=-1)) + 1)
-        for token in np.flatnonzero(begins >= 0):
-            words[begins[token]] = values[token]
-        return words
-
-    def __getitem__(self, rows: np.ndarray) -> Batch:
-        starts, lengths = self.offsets[rows], self.lengths[rows]
-        width = -(-int(lengths.max()) // PAD_TO) * PAD_TO
-        inside = np.arange(width) < lengths[:, None]
-        places = np.where(inside, starts[:, None] + np.arange(width), 0)
-        targets = {
-            task: np.where(inside, values[places], np.float32(IGNORED))
-            if self.spaces[task].kind == "tokens"
-            else values[rows]
-            for task, values in self.targets.items()
-        }
-        return Batch(
-            input_ids=torch.from_numpy(np.where(inside, self.tokens[places], self.pad).astype(np.int64)),
-            attention_mask=torch.from_numpy(inside.astype(np.int64)),
-            targets={task: torch.from_numpy(values) for task, values in targets.items()},
-            has={task: torch.from_numpy(has[rows]) for task, has in self.has.items()},
-            posts=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
-        )
-
-
-def _word_begins(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
-    """(T,) int32: the index of the word (`text.split(" ")`) that begins at each token, -1 for later pieces and specials."""
-    starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
-    spaces = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32) == ord(" "))
-    # the last character, since some tokenizers count the space before a word into its first piece
-    words = np.where(ends > starts, np.searchsorted(spaces, ends - 1, side="right"), -1)
-    seen = np.maximum.accumulate(np.concatenate([[-1], words[:-1]])) if len(words) else words
-    return np.where(words > seen, words, -1).astype(np.int32)
 
 
 class DataModule(L.LightningDataModule):
-    """Posts of every task's corpus, in length buckets for training and in order of length for the rest."""
+    """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
 
-    def __init__(self, tasks: Mapping[str, Task], *, sampling: LengthBuckets, seed: int) -> None:
+    workers: processes that make batches beside the training.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], *, sampling: Sampling, seed: int, workers: int = 0) -> None:
         super().__init__()
-        self.tasks, self.sampling, self.seed = tasks, sampling, seed
+        if not isinstance(workers, int) or workers < 0:
+            raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
+        self.tasks, self.sampling, self.seed, self.workers = tasks, sampling, seed, workers
         self.corpora = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
 
@@ -129,9 +42,13 @@ class DataModule(L.LightningDataModule):
         marks = {corpus: posts.fingerprint() for corpus, posts in self.corpora.items()}
         return {name: marks[task.corpus] for name, task in self.tasks.items()}
 
-    def tokenize(self, tokenizer: Tokenizer, max_length: int) -> None:
-        """Turns the posts into token ids; to be called once, before any loader."""
-        self.pool = Pool(tokenizer, max_length, list(self.corpora.values()))
+    def tokenize(self, tokenizer: Tokenizer, max_length: int, cache: Path | None = None) -> None:
+        """Turns the posts into token ids, or takes them from the folder `cache`; to be called once, before any loader.
+
+        Raises UserError where no batch can hold the longest post.
+        """
+        self.pool = Pool(tokenizer, max_length, list(self.corpora.values()), cache)
+        self.sampling.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         sizes = [len(posts) for posts in self.corpora.values()]
         firsts = dict(zip(self.corpora, np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist(), strict=True))
         for name, task in self.tasks.items():
@@ -158,12 +75,28 @@ class DataModule(L.LightningDataModule):
         counted = values[np.repeat(mine, self.pool.lengths) & (values >= 0)]
         return torch.tensor([counted.sum()]), len(counted)
 
+    def training_tokens(self, epochs: int) -> int:
+        """The tokens that so many epochs read."""
+        return int(self.pool.lengths[self.rows("train")].sum()) * epochs
+
+    def steps(self, epochs: int, accumulate: int) -> int:
+        """The optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
+        batches = self._training()
+        total = 0
+        for epoch in range(epochs):
+            batches.set_epoch(epoch)
+            total += -(-len(batches) // accumulate)
+        return total
+
     def train_dataloader(self) -> DataLoader[Batch]:
-        rows = self.rows("train")
-        batches = EpochBatches(self.sampling, rows, self.pool.lengths[rows], self.seed)
+        """The batches of the trainer's epoch, whose number another epoch may not have.
+
+        So the trainer has to ask anew each epoch: `reload_dataloaders_every_n_epochs=1`.
+        """
+        batches = self._training()
         if self.trainer is not None:  # a resumed run takes its first batches before Lightning sets the epoch
             batches.set_epoch(self.trainer.current_epoch)
-        return loader(self.pool, batches)
+        return loader(self.pool, batches, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -171,13 +104,11 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("test")
 
+    def _training(self) -> EpochBatches:
+        rows = self.rows("train")
+        return EpochBatches(self.sampling, rows, self.pool.lengths[rows], self.seed)
+
     def _in_order(self, split: Split) -> DataLoader[Batch]:
         rows = self.rows(split)
-        return loader(self.pool, [rows[batch] for batch in self.sampling.in_order(self.pool.lengths[rows])])
-
-
-def loader(pool: Pool, batches: EpochBatches | list[np.ndarray]) -> DataLoader[Batch]:
-    """Hands each array of rows to the pool whole: a batch is a few slices, not B look-ups."""
-    # of its own generator, or every pass over the posts would draw a number from the global one
-    generator = torch.Generator()
-    return DataLoader(pool, sampler=batches, batch_size=None, generator=generator, pin_memory=torch.cuda.is_available())
+        batches = [share(rows[batch], *place()) for batch in self.sampling.in_order(self.pool.lengths[rows])]
+        return loader(self.pool, batches, self.workers)

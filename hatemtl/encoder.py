@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,6 +138,9 @@ class Encoder:
                 )
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # heads pool themselves, and an unused parameter stalls distributed training
+        if attention == "eager" and hasattr(model, "get_extended_attention_mask"):
+            # added to bf16 scores, a float32 mask lets softmax work in float32, which a CPU does several times faster
+            model.get_extended_attention_mask = partial(model.get_extended_attention_mask, dtype=torch.float32)
         longest = getattr(config, "max_position_embeddings", self.max_length)
         padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
         if padding is not None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,9 @@ from torchmetrics import Metric
 
 from hatemtl.batch import Batch
 from hatemtl.heads.base import Head
+from hatemtl.methods.lora_linear import merged
 from hatemtl.optimization import Optimization
+from hatemtl.prefix import Prefix
 from hatemtl.seeds import derive
 
 Stage = Literal["val", "test"]
@@ -53,6 +56,9 @@ class MultitaskModule(L.LightningModule):
         self.rows: dict[str, float] = {}
         self.predictions: dict[str, Predictions] = {}
         self.metrics: dict[str, Metric] = {}
+        self.compiled: Callable[..., Any] | None = None  # the encoder as training calls it
+        self.prefix: Prefix | None = None  # the layers whose hidden states come with a batch
+        self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     def head(self, task: str) -> Head:
         """The head of a task."""
@@ -60,17 +66,35 @@ class MultitaskModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits a task: (B, C), or (B, T) for tokens."""
-        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        return self._logits(batch, self.encoder)
+
+    def _logits(self, batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
+        if self.prefix is not None:
+            self.prefix.recall(batch.prefix)
+        hidden = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):  # heads and losses stay in float32
             return {task: self.head(task)(hidden.float(), batch.attention_mask) for task in self.heads}
 
+    def losses(self, batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
+        """A scalar a task, through the encoder or a compiled one."""
+        logits = self._logits(batch, encoder)
+        return {task: self.head(task).loss(logits[task], batch.targets[task], batch.has[task]) for task in self.heads}
+
+    def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The one loss that is trained."""
+        return self.weighting(losses, self.weights)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        logits = self(batch)
-        losses = {t: self.head(t).loss(logits[t], batch.targets[t], batch.has[t]) for t in self.heads}
-        loss = self.weighting(losses, self.weights)
+        losses = self.losses(batch, self.compiled or self.encoder)
+        loss = self.weighted(losses)
         rows = {f"train_{task}_loss": value.detach() for task, value in losses.items()}
         self.log_dict(rows | {"train_loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
+
+    def train(self, mode: bool = True) -> "MultitaskModule":
+        if mode:
+            self.merged.close()  # open after an evaluation that failed; a merged LoRA would learn nothing
+        return super().train(mode)
 
     def on_train_epoch_start(self) -> None:
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
@@ -96,13 +120,20 @@ class MultitaskModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self._begin()
 
+    def on_predict_epoch_start(self) -> None:
+        self.merged.enter_context(merged(self.encoder))
+
     def on_validation_epoch_end(self) -> None:
         self._report("val")
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
 
+    def on_predict_epoch_end(self) -> None:
+        self.merged.close()
+
     def _begin(self) -> None:
+        self.merged.enter_context(merged(self.encoder))
         self.predictions = defaultdict(Predictions)
         self.metrics = {task: self.head(task).metric().to(self.device) for task in self.heads}
 
@@ -117,6 +148,7 @@ class MultitaskModule(L.LightningModule):
                 kept.targets.append(targets[has].cpu())
 
     def _report(self, stage: Stage) -> None:
+        self.merged.close()
         self.rows, primaries = {}, []
         for task, metric in self.metrics.items():
             rows = self.head(task).rows(metric.compute())
@@ -128,7 +160,7 @@ class MultitaskModule(L.LightningModule):
         self.log_dict(shown | {f"{stage}_score": sum(primaries) / len(primaries)})
 
     def configure_optimizers(self) -> Any:
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.datamodule.steps(self.optimization.total_epochs, self.optimization.accumulate)  # type: ignore[attr-defined]
         optimizer, schedule = self.optimization.optimizer(self.encoder.parameters(), self.heads.parameters(), total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

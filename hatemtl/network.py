@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Encoder, fingerprint
 from hatemtl.errors import UserError
@@ -29,6 +31,12 @@ class Network:
     method: Method
     mark: str
     name: str
+
+    def store(self, dtype: torch.dtype) -> None:
+        """Keeps the frozen weights in the type of the computation: no cast at every step, and half the memory in bf16."""
+        for parameter in self.module.encoder.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def parts(self) -> list[Component]:
         """The body, each adapter and each head, with their parameters."""

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from hatemtl.datamodule import Pool
 from hatemtl.module import MultitaskModule
+from hatemtl.pool import Pool
 
 
 def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:

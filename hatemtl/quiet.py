@@ -8,7 +8,6 @@ import warnings
 def quiet() -> None:
     """Silences the notices, bars and warnings of the libraries below."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in (
         "lightning",
         "lightning.pytorch",
@@ -25,5 +24,6 @@ def quiet() -> None:
         ".*lr_scheduler.step.*before.*optimizer.step.*",
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*`weights_only` was.*",
+        ".*Previous log files in this directory will be deleted.*",  # of a run that ended before its first line
     ):
         warnings.filterwarnings("ignore", message=message)

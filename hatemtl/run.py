@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -18,15 +17,19 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatemtl import artifacts, loggers, outcome, postfile, report
+from hatemtl import artifacts, loggers, report
 from hatemtl.artifacts import SavedRun
-from hatemtl.callbacks import BestWeights, Checkpoint, Clock, EpochLine
-from hatemtl.datamodule import DataModule, Pool, loader
+from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
+from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.flops import matmul_peak
 from hatemtl.methods.base import LOADERS
 from hatemtl.network import Network, assemble, check_heads, check_method
+from hatemtl.pool import Pool, loader
+from hatemtl.prefix import Prefix
 from hatemtl.provenance import peak_memory, provenance
 from hatemtl.quiet import quiet
+from hatemtl.startup import started
 from hatemtl.tasks import Task
 
 CHECKPOINT = "last.ckpt"
@@ -35,7 +38,7 @@ CHECKPOINT = "last.ckpt"
 def run(cfg: DictConfig) -> None:
     """Does what the configuration says: train, test or predict, or train and then test."""
     quiet()
-    for key in ("overwrite", "heads.load"):
+    for key in ("overwrite", "heads.load", "data.cache_prefix"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
@@ -83,7 +86,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         raise UserError(f"load_path={cfg.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
     heads_from = _heads_from(cfg)
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
-    data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
+    data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed, workers=cfg.data.workers)
     marks = data.fingerprints()
     if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=marks):
         saved = SavedRun(save_path)
@@ -99,13 +102,21 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         return
     network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
-    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
+    network.store(settings.dtype)
+    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, _cache(cfg))
+    module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(optimization.total_epochs))
+    if cfg.data.cache_prefix:
+        if (cache := _cache(cfg)) is None:
+            raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
+        module.prefix = Prefix(module.encoder)
+        module.prefix.fill(data.pool, data.sampling.in_order(data.pool.lengths), cache, network.mark)
+        module.prefix.install()
     for task in tasks:
         module.head(task).weigh(*data.frequencies(task))
 
-    best, clock = BestWeights(patience=optimization.patience, warmup=optimization.warmup), Clock()
+    best, throughput = BestWeights(patience=optimization.patience, warmup=optimization.warmup), Throughput()
     work = artifacts.start(save_path, config, sources, marks)
-    callbacks = [best, clock, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
+    callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
     logger = build(cfg.logger, folder=work, run=save_path.name)
     try:
         trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
@@ -115,6 +126,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
+        started()
         trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
         best.restore(module)
         trainer.validate(module, data, verbose=False)
@@ -122,7 +134,8 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
     finally:
         loggers.close(logger)
-    rows, parts = module.rows, network.parts()
+    rows, parts, memory = module.rows, network.parts(), peak_memory()
+    peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     _save(network, data, work, rows)
     artifacts.write_record(
         work,
@@ -138,9 +151,9 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
             "best_epoch": best.epoch + 1,
-            "seconds": clock.seconds,
-            "examples_per_second": clock.posts / clock.seconds,
-            "peak_memory_bytes": peak_memory(),
+            **throughput.record(peak),
+            "peak_memory_bytes": memory,
+            "compiled": module.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(part.trained for part in parts),
             **origin,
@@ -167,16 +180,19 @@ def test(cfg: DictConfig) -> None:
                 f"{saved.folder} was trained on {trained} and would be tested on {type(task.corpus).__name__}; type the "
                 f"corpus@tasks.{name}.corpus=NAME that it was trained on, or save_path=FOLDER to keep the results apart"
             )
-    data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
+    data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed, workers=cfg.data.workers)
     network = _network(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+    network.store(build(cfg.trainer).dtype)
     network.module.requires_grad_(False)
-    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
+    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, _cache(cfg))
     report.network(console, network.parts())
     report.results(console, _test(cfg, network, data, folder), f"{folder}: test split")
 
 
 def predict(cfg: DictConfig) -> None:
     """Scores the posts of the user's own file with a saved run."""
+    from hatemtl import outcome, postfile  # and pandas, which training does without
+
     if cfg.predict.input is None:
         raise UserError("action=predict needs a file of posts; type predict.input=posts.csv")
     console, source, text = Console(), Path(cfg.predict.input), cfg.predict.text
@@ -187,12 +203,12 @@ def predict(cfg: DictConfig) -> None:
     spaces = {task: saved.labels[task] for task in tasks}
     optimization = build(cfg.optimization)
     network = _network(cfg, tasks, spaces, build(cfg.method), optimization, saved.folder.name)
+    network.store(build(cfg.trainer).dtype)
     network.module.requires_grad_(False)
     report.network(console, network.parts())
     pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [postfile.as_posts(frame, text)])
-    batches: Any = _evaluator(cfg, target.parent).predict(
-        network.module, loader(pool, build(cfg.sampling).in_order(pool.lengths))
-    )
+    posts = loader(pool, build(cfg.sampling).in_order(pool.lengths), cfg.data.workers)
+    batches: Any = _evaluator(cfg, target.parent).predict(network.module, posts)
     postfile.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
     console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
 
@@ -220,13 +236,22 @@ def _heads_from(cfg: DictConfig) -> SavedRun | None:
     return SavedRun(cfg.load_path) if cfg.heads.load else None
 
 
+def _cache(cfg: DictConfig) -> Path | None:
+    return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()
+
+
 def _evaluator(cfg: DictConfig, root: Path) -> L.Trainer:
     settings, optimization = build(cfg.trainer), build(cfg.optimization)
+    started()
     return settings.trainer(optimization, root=root, logger=False, callbacks=[], bar=Console().is_terminal)
 
 
 def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:
     """Evaluates on the test split; rows and predictions of other tasks that the folder holds stay."""
+    import pandas as pd
+
+    from hatemtl import outcome
+
     _evaluator(cfg, folder).test(network.module, data, verbose=False)
     tasks, path = list(network.module.heads), folder / "predictions.parquet"
     frame = outcome.predictions(network.module, data.pool)

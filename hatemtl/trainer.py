@@ -1,5 +1,9 @@
 """The Lightning trainer, and the number format that this machine computes fastest."""
 
+import os
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +13,18 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.optimization import Optimization
 
+# Tokens times hidden size from which compiling saves more time than it takes on a CPU (benchmarks/compile.py). Both its
+# cost and its gain grow with the number of layers. On a GPU nothing was measured: there it must be asked for.
+COMPILE_FROM = 1.2e9
 
-def fastest_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
-    """bf16 autocast where the hardware multiplies bf16, else float32."""
+
+def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
+    """bf16 where the hardware multiplies bf16, else float32."""
     if accelerator != "cpu" and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif accelerator != "cpu" and torch.backends.mps.is_available():
@@ -23,19 +32,38 @@ def fastest_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     else:
         # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
         has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16" if has_bf16 else "32"
+
+
+def exact_onednn() -> None:
+    """Multiplies float32 on the CPU through oneDNN where that is exact: twice as fast as MKL on AMD (benchmarks/).
+
+    oneDNN may round to bf16 inside, and does where the processor has AMX; there MKL stays.
+    """
+    torch.set_float32_matmul_precision("medium")
+    x, y = torch.linspace(-1, 1, 256 * 256).reshape(256, 256), torch.linspace(1, -2, 256 * 256).reshape(256, 256)
+    if not torch.allclose(x.sin() @ y.cos(), (x.double().sin() @ y.double().cos()).float(), rtol=1e-4, atol=1e-4):
+        torch.set_float32_matmul_precision("highest")
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     """Where and in which number format a run computes.
 
-    accelerator: auto, cpu or gpu. precision: auto, 32 or bf16 (float32 weights, bf16 arithmetic; heads stay float32).
+    accelerator: auto, cpu or gpu.
+    precision: auto, 32 or bf16: the type of the frozen weights and of the encoder's arithmetic. What is trained, its
+        optimizer state and the heads stay float32.
+    compile: auto, true or false: compiled training (torch.compile); auto where it saves more time than it takes.
     progress: whether to draw a progress bar; None draws it on a terminal.
     """
 
     accelerator: str
     precision: str | int
+    compile: bool | Literal["auto"]
     progress: bool | None
 
     def __post_init__(self) -> None:
@@ -43,6 +71,10 @@ class TrainerSettings:
             raise UserError(
                 f"trainer.precision={self.precision}: {did_you_mean(str(self.precision), ['auto', '32', 'bf16'])}"
             )
+        if self.compile != "auto" and not isinstance(self.compile, bool):
+            raise UserError(f"trainer.compile={self.compile}: expected auto, true or false")
+        if self.compile is True and not _compiler():
+            raise UserError("trainer.compile=true needs g++, or the C++ compiler that CXX names; type trainer.compile=false")
         if self.accelerator not in ("auto", "cpu", "gpu"):
             raise UserError(
                 f"trainer.accelerator={self.accelerator}: {did_you_mean(self.accelerator, ['auto', 'cpu', 'gpu'])}"
@@ -50,17 +82,37 @@ class TrainerSettings:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("trainer.accelerator=gpu: torch sees no GPU here; type trainer.accelerator=cpu")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the frozen weights and of the encoder's arithmetic."""
+        chosen = fastest_precision(self.accelerator) if self.precision == "auto" else str(self.precision)
+        return torch.bfloat16 if chosen == "bf16" else torch.float32
+
+    def compiled(self, encoder: nn.Module, *, tokens: int) -> Callable[..., Any] | None:
+        """The encoder as training is to call it, compiled for any length; None where compiling would not pay.
+
+        tokens: that training will read. Compiled code stays on disk, where torch keeps it, for the next run.
+        """
+        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+        work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
+        if self.compile is False or (self.compile == "auto" and (on_gpu or work < COMPILE_FROM or not _compiler())):
+            return None
+        # it would else turn the attention into one fused call, whose gradient takes three times as long on a CPU
+        options: Any = None if on_gpu else {"pattern_matcher": False}
+        return torch.compile(encoder.forward, dynamic=True, options=options)
+
     def trainer(
         self, optimization: Optimization, *, root: Path, logger: Logger | bool, callbacks: list[Callback], bar: bool
     ) -> L.Trainer:
         """The trainer of one run, whose folder at work is `root`."""
-        formats: dict[str, Any] = {"auto": fastest_precision(self.accelerator), "32": "32-true", "bf16": "bf16-mixed"}
+        if self.accelerator == "cpu" or not torch.cuda.is_available():
+            exact_onednn()  # on a GPU the same switch would round float32
         shown = bar if self.progress is None else self.progress
         return L.Trainer(
             default_root_dir=root,
             accelerator=self.accelerator,
             devices=1,
-            precision=formats[str(self.precision)],
+            precision="bf16-mixed" if self.dtype is torch.bfloat16 else "32-true",
             max_epochs=optimization.total_epochs,
             accumulate_grad_batches=optimization.accumulate,
             logger=logger,
@@ -69,6 +121,7 @@ class TrainerSettings:
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,  # under a token budget an epoch has its own number of batches
             log_every_n_steps=50,
             use_distributed_sampler=False,
         )

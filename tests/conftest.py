@@ -3,10 +3,12 @@
 import os
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ["HATEMTL_CACHE"] = tempfile.mkdtemp(prefix="hatemtl-tests-")  # not the user's
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a test of the hub lays out its own cache
 
 import pytest

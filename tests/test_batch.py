@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from hatemtl.batch import Batch
+from hatemtl.batch import Batch, padded
 
 
 def batch() -> Batch:
@@ -29,6 +30,18 @@ def test_a_batch_moves_whole_and_leaves_the_old_one_where_it_was() -> None:
     assert all(tensor.device.type == "meta" for tensor in tensors(moved))
     assert all(tensor.device.type == "cpu" for tensor in tensors(old))
     assert (set(moved.targets), set(moved.has)) == (set(old.targets), set(old.has))
+
+
+def test_tokens_are_counted_once_and_go_along() -> None:
+    old = batch()
+    assert old.tokens == 6
+    old.attention_mask[0, 2] = 0
+    assert old.to("meta").tokens == 6  # not counted anew, which would wait for the device
+    assert Batch(old.input_ids, old.attention_mask, {}, {}, old.posts).tokens == 5
+
+
+def test_lengths_are_padded_to_a_multiple_of_eight() -> None:
+    assert padded(np.array([0, 1, 7, 8, 9, 128])).tolist() == [0, 8, 8, 8, 16, 128]
 
 
 def test_moving_changes_no_value() -> None:

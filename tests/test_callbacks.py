@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from hatemtl.batch import Batch
-from hatemtl.callbacks import BestWeights, Checkpoint, Clock, EpochLine
+from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.datamodule import DataModule
 from hatemtl.encoder import Encoder
@@ -116,6 +117,7 @@ def trainer(epochs: int, *callbacks: Callback) -> L.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
     )
 
 
@@ -246,27 +248,107 @@ def test_a_checkpoint_is_whole_or_as_it_was_and_holds_no_frozen_weight(tmp_path:
     assert "encoder.frozen.weight" not in saved["state_dict"]
 
 
-# Clock
+# Throughput
 
 
-def test_the_clock_counts_posts_and_leaves_validation_out() -> None:
-    module, clock = Scripted([0.1, 0.2], slow=0.4), Clock()
+def test_posts_tokens_and_places_are_counted_and_validation_is_left_out() -> None:
+    module, throughput = Scripted([0.1, 0.2], slow=0.4), Throughput()
     started = time.perf_counter()
-    run = fit(module, 2, clock)
+    run = fit(module, 2, throughput)
     passed = time.perf_counter() - started
-    assert clock.posts == 2 * POSTS
-    assert 0 < clock.seconds < passed - 2 * 0.4
-    before = clock.state_dict()
+    pool, batches = data().pool, data()._training()
+    rows = data().rows("train")
+    places = 0
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        places += sum(len(taken) * pool.width(taken) for taken in batches)
+    tokens = 2 * int(pool.lengths[rows].sum())
+    assert throughput.counts | {"seconds": 0} == {"seconds": 0, "posts": 2 * POSTS, "tokens": tokens, "places": places}
+    assert tokens < places
+    assert 0 < throughput.counts["seconds"] < passed - 2 * 0.4
+    assert throughput.record(1.0)["padding"] == pytest.approx(1 - tokens / places)
+    before = dict(throughput.counts)
     run.validate(module, data(), verbose=False)
-    assert clock.state_dict() == before
+    assert throughput.counts == before
 
 
-def test_the_clock_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    path, first, second = tmp_path / "last.ckpt", Clock(), Clock()
-    fit(Scripted([0.1, 0.2, 0.3]), 2, first, Checkpoint(path))
-    fit(Scripted([0.1, 0.2, 0.3]), 3, second, resume=path)
-    assert second.posts == 3 * POSTS
-    assert second.seconds > first.seconds
+def test_the_record_is_plain_arithmetic_of_the_counts() -> None:
+    throughput = Throughput()
+    throughput.counts = {"seconds": 4.0, "posts": 100, "tokens": 1500, "places": 2000}
+    throughput.flops_per_place = 1e6
+    assert throughput.record(peak=1e9) == {
+        "seconds": 4.0,
+        "examples_per_second": 25.0,
+        "tokens_per_second": 375.0,
+        "padding": 0.25,
+        "matmul_flops_per_second": 375e6,
+        "matmul_peak_flops_per_second": 1e9,
+        "share_of_measured_peak": 0.375,
+    }
+
+
+def test_the_arithmetic_of_a_step_is_counted_as_by_hand() -> None:
+    """Of the body x·W and the gradient of x, W being frozen; of pooling both; of the head also the gradient of W."""
+    module, throughput = Scripted([0.1]), Throughput()
+    fit(module, 1, throughput)
+    assert throughput.batch is not None
+    posts, places = throughput.batch.input_ids.shape[0], throughput.batch.input_ids.numel()
+    body, pooling, head = 2 * 2 * 4 * 4 * places, 2 * 2 * 4 * places, 3 * 2 * 4 * 2 * posts
+    assert throughput.flops_per_place * places == body + pooling + head
+
+
+def test_counting_the_arithmetic_changes_no_weight_and_no_score() -> None:
+    alone, counted = Scripted([0.1, 0.2]), Scripted([0.1, 0.2])
+    for module, callbacks in ((alone, []), (counted, [Throughput()])):
+        run = fit(module, 2, *callbacks)
+        run.validate(module, data(), verbose=False)
+    assert same(alone.trained_state(), counted.trained_state())
+    assert alone.rows == counted.rows
+
+
+def test_a_resumed_run_adds_up(tmp_path: Path) -> None:
+    path, whole, first, second = tmp_path / "last.ckpt", Throughput(), Throughput(), Throughput()
+    scores = [0.1, 0.2, 0.3]
+    fit(Scripted(scores), 3, whole)
+    fit(Scripted(scores), 2, first, Checkpoint(path))
+    fit(Scripted(scores), 3, second, resume=path)
+    for name in ("posts", "tokens", "places"):
+        assert second.counts[name] == whole.counts[name]
+    assert second.counts["seconds"] > first.counts["seconds"]
+    assert second.flops_per_place == pytest.approx(whole.flops_per_place, rel=0.2)  # of another first batch
+
+
+def test_a_run_that_resumes_with_nothing_left_to_train_still_knows_its_arithmetic(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "last.ckpt", Throughput(), Throughput()
+    fit(Scripted([0.1, 0.2]), 2, first, Checkpoint(path))
+    fit(Scripted([0.1, 0.2]), 2, second, resume=path)
+    assert second.counts == first.counts
+    assert second.record(1.0)["matmul_flops_per_second"] > 0
+
+
+def test_the_arithmetic_a_place_hardly_depends_on_which_batch_came_first() -> None:
+    """Only attention's, which grows with length, and the heads', which are a post's: some percent up to 32 tokens."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = BertModel(BertConfig(**size, vocab_size=30, attn_implementation="eager"), add_pooling_layer=False)
+    bert.embeddings.requires_grad_(False)
+    module = Scripted([0.1])
+    module.encoder, module.heads["label"] = bert, HEAD(hidden_size=128, space=SPACE)
+    run, found = trainer(1), []
+    for posts, length in ((8, 8), (2, 32), (16, 32)):
+        throughput = Throughput()
+        throughput.batch = Batch(
+            input_ids=torch.randint(5, 30, (posts, length)),
+            attention_mask=torch.ones(posts, length, dtype=torch.long),
+            targets={"label": torch.zeros(posts, dtype=torch.long)},
+            has={"label": torch.ones(posts, dtype=torch.bool)},
+            posts=torch.arange(posts),
+        )
+        throughput.on_train_epoch_end(run, module)
+        found.append(throughput.flops_per_place)
+    # forward, gradients of the weights, and of all but the first layer's input
+    linear = 2 * (4 * 128 * 128 + 2 * 128 * 512)
+    assert 2.5 * linear < min(found) <= max(found) < 1.1 * min(found)
 
 
 # EpochLine

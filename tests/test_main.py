@@ -1,11 +1,13 @@
 """The command line: what a tired user types wrongly is named, exits with 2, and leaves nothing behind."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
+from conftest import ROOT, Outcome
 
 Cli = Callable[..., Outcome]
 
@@ -99,3 +101,27 @@ def test_help_names_every_group(cli: Cli) -> None:
     assert outcome.code == 0
     for word in ("hatexplain", "ah_lora16", "experiment=demo", "minilm"):
         assert word in outcome.out
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The packages that a command of its own process has imported by its end."""
+    watched = (
+        "import atexit, runpy, sys; sys.argv = sys.argv[1:]; "
+        "atexit.register(lambda: print('loaded:', *{m.split('.')[0] for m in sys.modules})); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", watched, str(ROOT / "main.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not done.stderr
+    return set(done.stdout.splitlines()[-1].removeprefix("loaded: ").split())
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert not loaded("--help") & {"torch", "lightning", "transformers", "numpy", "pandas"}
+
+
+@pytest.mark.slow
+def test_a_run_loads_what_its_method_needs_and_prints_no_notice_of_a_library(sample: list[str], tmp_path: Path) -> None:
+    unused = {"peft", "datasets", "wandb", "tensorboard", "bitsandbytes"}
+    assert not loaded(*sample, "method=ah_lora16", f"save_path={tmp_path}/ah") & unused
+    assert not loaded(*sample, "method=full", f"save_path={tmp_path}/full") & (unused | {"adapters"})

@@ -17,6 +17,7 @@ from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.adapter_hub import LoRA
+from hatemtl.methods.lora_linear import LoRALinear
 from hatemtl.module import MultitaskModule
 from hatemtl.optimization import Optimization
 from hatemtl.weighting import Sum
@@ -46,7 +47,7 @@ def module(*tasks: str, lora: bool = True, clip: float | None = None, seed: int 
     size = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     bert = BertModel(BertConfig(**size, vocab_size=30, attn_implementation="eager"), add_pooling_layer=False)
     if lora:
-        where: dict[str, Any] = {"attention": ["q", "k", "v"], "intermediate": True, "output": True}
+        where: dict[str, Any] = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
         method = LoRA(rank=2, alpha=2, dropout=0.0, **where, learning_rate=1e-3, body_dropout=False)
         method.attach(bert, name="run", seed=0)
     optimization = Optimization(
@@ -92,6 +93,23 @@ def loader(*batches: Batch) -> DataLoader[Batch]:
     return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
 
 
+class Data(L.LightningDataModule):
+    """So many batches of these posts an epoch, and one to validate."""
+
+    def __init__(self, posts: Batch, batches: int) -> None:
+        super().__init__()
+        self.posts, self.batches = posts, batches
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return loader(*[self.posts] * self.batches)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return loader(self.posts)
+
+    def steps(self, epochs: int, accumulate: int) -> int:
+        return epochs * -(-self.batches // accumulate)
+
+
 def counted(module: MultitaskModule) -> list[None]:
     """Grows by one at every forward of the encoder."""
     calls: list[None] = []
@@ -107,12 +125,57 @@ def test_one_forward_a_batch_in_every_stage(tasks: tuple[str, ...]) -> None:
     multitask = module(*tasks)
     calls = counted(multitask)
     posts = batch(6)
-    trainer().fit(multitask, loader(posts, posts), loader(posts))
+    trainer().fit(multitask, Data(posts, 2))
     assert len(calls) == 3
     trainer().test(multitask, loader(posts, posts), verbose=False)
     assert len(calls) == 5
     trainer().predict(multitask, loader(posts))
     assert len(calls) == 6
+
+
+def merged(multitask: MultitaskModule) -> set[bool]:
+    """Whether the LoRAs of the encoder are merged."""
+    steps = [m.forward for m in multitask.encoder.modules() if isinstance(m.forward, LoRALinear)]
+    return {step.merged is not None for step in steps}
+
+
+def test_loras_are_merged_while_nothing_is_trained_and_apart_again_for_training() -> None:
+    multitask, posts = module(), batch(6)
+    seen: list[tuple[bool, set[bool]]] = []
+    multitask.encoder.register_forward_pre_hook(lambda encoder, _: seen.append((encoder.training, merged(multitask))))
+    run = trainer()
+    run.fit_loop.max_epochs = 2
+    run.fit(multitask, Data(posts, 1))
+    run.test(multitask, loader(posts), verbose=False)
+    run.predict(multitask, loader(posts))
+    assert seen == [(True, {False}), (False, {True})] * 2 + [(False, {True})] * 2
+    assert merged(multitask) == {False}
+
+
+def test_after_a_validation_that_failed_training_trains_the_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+    multitask, posts = module(), batch(6)
+    with monkeypatch.context() as patch:
+        patch.setattr(MultitaskModule, "validation_step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer().validate(multitask, loader(posts), verbose=False)
+    multitask.weighted(multitask.train().losses(posts, multitask.encoder)).backward()
+    assert all(parameter.grad is not None for parameter in multitask.trained_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
+def test_training_goes_through_the_compiled_encoder_and_evaluation_does_not() -> None:
+    multitask, posts = module().eval(), batch(6)
+    calls: list[bool] = []
+
+    def compiled(**inputs: Tensor) -> Any:
+        calls.append(torch.is_grad_enabled())
+        return multitask.encoder(**inputs)
+
+    eager = multitask.training_step(posts, 0)
+    multitask.compiled = compiled
+    assert torch.equal(multitask.training_step(posts, 0), eager)
+    trainer().test(multitask, loader(posts), verbose=False)
+    assert calls == [True]
 
 
 @pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
@@ -144,8 +207,10 @@ def test_the_loss_is_the_weighted_sum_over_the_tasks_that_are_there() -> None:
         assert whole - alone[task] == pytest.approx(WEIGHTS[task] * float(losses[task]), rel=1e-4)
 
 
-def test_heads_and_losses_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_and_losses_stay_in_float32() -> None:
     multitask, posts = module().eval(), batch(6)
+    for parameter in multitask.encoder.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()  # as a run keeps them
     seen: list[Tensor] = []
     multitask.encoder.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state.detach()))
     for task in SPACES:
@@ -160,7 +225,7 @@ def test_heads_and_losses_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> No
         exact = {task: multitask.heads[task](seen[0].float(), posts.attention_mask) for task in SPACES}
     assert all(torch.equal(logits[task], exact[task]) for task in SPACES)
     with torch.no_grad():
-        assert not torch.equal(multitask(posts)["label"], logits["label"])  # the body did compute in bfloat16
+        assert not torch.equal(module().eval()(posts)["label"], logits["label"])  # the body did compute in bfloat16
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])
@@ -207,7 +272,7 @@ def test_the_trained_state_holds_what_is_trained(lora: bool) -> None:
 def test_a_training_step_moves_what_is_trained_and_nothing_else() -> None:
     multitask, posts = module(), batch(6)
     before = {name: parameter.detach().clone() for name, parameter in multitask.named_parameters()}
-    trainer().fit(multitask, loader(posts, posts), loader(posts))
+    trainer().fit(multitask, Data(posts, 2))
     moved = {name for name, parameter in multitask.named_parameters() if not torch.equal(parameter, before[name])}
     idle = {"heads.target.pool.query.bias"}  # a softmax over tokens takes no shift, so only rounding moves it
     assert moved | idle == set(multitask.trained_state())
@@ -254,7 +319,7 @@ def test_metrics_and_predictions_are_of_the_annotated_posts() -> None:
 
 def test_only_a_test_keeps_predictions() -> None:
     multitask, posts = module(), batch(6)
-    trainer().fit(multitask, loader(posts), loader(posts))
+    trainer().fit(multitask, Data(posts, 1))
     assert not multitask.predictions
     assert "val_label_macro_f1" in multitask.rows
     trainer().test(multitask, loader(posts), verbose=False)

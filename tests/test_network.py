@@ -52,7 +52,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lora() -> LoRA:
-    return LoRA(rank=2, alpha=2, dropout=0.0, attention=["q"], intermediate=False, output=False, **RATES)
+    where: dict[str, Any] = {"attention": ["q"], "intermediate": False, "output": False, "leave_out": []}
+    return LoRA(rank=2, alpha=2, dropout=0.0, **where, **RATES)  # type: ignore[arg-type]
 
 
 def tasks(*names: str, **other: Any) -> dict[str, Task]:

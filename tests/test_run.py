@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
 from hatemtl.artifacts import SavedRun, unfinished
-from hatemtl.callbacks import BestWeights, Clock
+from hatemtl.callbacks import BestWeights, Throughput
 
 Cli = Callable[..., Outcome]
 THREE = [
@@ -121,12 +121,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(cli: Cli, tmp_path: Pat
     options = [*THREE, "optimization.epochs=3", "tasks.label.head.dropout=0.3", "method.dropout=0.1"]
     assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
 
-    def cut(self: Clock, trainer: Trainer, module: LightningModule) -> None:
+    def cut(self: Throughput, trainer: Trainer, module: LightningModule) -> None:
         if trainer.current_epoch == 1:
             raise RuntimeError("the lights went out")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Clock, "on_train_epoch_start", cut)
+        patch.setattr(Throughput, "on_train_epoch_start", cut)
         with pytest.raises(RuntimeError, match="lights"):
             cli(*options, f"save_path={tmp_path / 'cut'}")
     assert not (tmp_path / "cut").exists()

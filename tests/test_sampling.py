@@ -1,8 +1,21 @@
 import numpy as np
 import pytest
 
+from hatemtl.batch import padded
 from hatemtl.errors import UserError
-from hatemtl.sampling import EpochBatches, LengthBuckets
+from hatemtl.sampling import EpochBatches, LengthBuckets, Sampling, TokenBudget, share
+
+
+def budget(
+    batch_tokens: int = 400, batch_size: int = 12, window: int = 10, eval_batch_tokens: int = 900, eval_batch_size: int = 40
+) -> TokenBudget:
+    return TokenBudget(
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+        window=window,
+        eval_batch_tokens=eval_batch_tokens,
+        eval_batch_size=eval_batch_size,
+    )
 
 
 def buckets(batch_size: int = 8, window: int = 10, eval_batch_size: int = 16) -> LengthBuckets:
@@ -135,3 +148,155 @@ def test_the_epoch_counts_that_is_set_when_the_first_batch_is_asked_for() -> Non
     sampler.set_epoch(3)
     for one, other in zip(early, sampler, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+# A budget of tokens
+
+
+@pytest.mark.parametrize("n", [1, 2, 80, 500, 3000])
+@pytest.mark.parametrize("window", [1, 10, 1000])
+def test_within_a_budget_every_post_comes_once_an_epoch_and_once_in_evaluation(n: int, window: int) -> None:
+    for batches in (
+        *(budget(window=window).epoch(lengths(n), 0, epoch) for epoch in range(3)),
+        budget().in_order(lengths(n)),
+    ):
+        assert sorted(np.concatenate(batches).tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("window", [1, 10, 1000])
+def test_no_batch_exceeds_its_budget_of_tokens_or_posts(window: int) -> None:
+    n, sampling = lengths(3000), budget(window=window)
+    for batches, tokens, posts in ((sampling.epoch(n, 0, 0), 400, 12), (sampling.in_order(n), 900, 40)):
+        places = [len(batch) * int(padded(n[batch]).max()) for batch in batches]
+        assert max(places) <= tokens
+        assert max(map(len, batches)) == posts
+
+
+def test_a_budget_is_used_up() -> None:
+    """But for the last batch of a window, a batch has no room for another post as long as its longest."""
+    n = lengths(3000)
+    batches = budget(window=1000).epoch(n, 0, 0)
+    widths = [int(padded(n[batch]).max()) for batch in batches]
+    rooms = [min(12, 400 // width) - len(batch) for batch, width in zip(batches, widths, strict=True)]
+    places = np.array([len(batch) * width for batch, width in zip(batches, widths, strict=True)])
+    full = np.array([len(batch) == 12 for batch in batches])
+    assert np.mean(places[~full]) > 0.85 * 400
+    assert np.mean(np.array(rooms) > 1) < 0.02
+
+
+def test_within_a_budget_an_epoch_is_a_function_of_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        return [batch.tolist() for batch in budget().epoch(lengths(400), seed, epoch)]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({str(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_evaluation_within_a_budget_goes_from_short_to_long() -> None:
+    n = lengths(700)
+    assert (np.diff(n[np.concatenate(budget().in_order(n))]) >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["batch_tokens", "eval_batch_tokens"])
+def test_a_budget_below_the_longest_post_is_refused_and_the_least_one_named(name: str) -> None:
+    n, sampling = np.array([3, 41, 8]), budget(**{name: 47})
+    for make in (lambda: sampling.epoch(n, 0, 0), lambda: sampling.in_order(n)):
+        with pytest.raises(UserError, match=rf"sampling\.{name}=47: .* type sampling\.{name}=48 or more"):
+            make()
+    assert len(np.concatenate(budget(**{name: 48}).epoch(n, 0, 0))) == 3
+
+
+@pytest.mark.parametrize("name", ["batch_tokens", "batch_size", "window", "eval_batch_tokens", "eval_batch_size"])
+@pytest.mark.parametrize("value", [0, -3, 2.5, "many", None])
+def test_a_budget_that_is_no_number_of_anything_is_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"sampling\.{name}={value}: .*at least 1"):
+        budget(**{name: value})
+
+
+# No bias
+
+SAMPLINGS = pytest.mark.parametrize("sampling", [buckets(), buckets(window=1), budget()], ids=["buckets", "plain", "budget"])
+CHI_SQUARE_999 = 37.7  # with 15 degrees of freedom, exceeded once in a thousand
+
+
+@SAMPLINGS
+def test_a_post_stands_anywhere_in_an_epoch(sampling: Sampling) -> None:
+    """Sixteenths of the epoch in which a short, a middling and a long post come, over 800 epochs: chi-square of uniform."""
+    n = lengths(300)
+    for post in np.argsort(n)[[0, 150, 299]]:
+        found = np.zeros(16)
+        for epoch in range(800):
+            batches = sampling.epoch(n, 7, epoch)
+            at = next(i for i, batch in enumerate(batches) if post in batch)
+            # anywhere within its step, for the number of batches is no multiple of sixteen
+            found[int(16 * (at + np.random.default_rng(epoch).random()) / len(batches))] += 1
+        assert ((found - 50) ** 2 / 50).sum() < CHI_SQUARE_999
+
+
+@SAMPLINGS
+def test_when_a_post_comes_has_nothing_to_do_with_its_length(sampling: Sampling) -> None:
+    n, r = lengths(2000), []
+    for epoch in range(30):
+        batches = sampling.epoch(n, 0, epoch)
+        when = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
+        r.append(np.corrcoef(when, n[np.concatenate(batches)])[0, 1])
+    assert abs(np.mean(r)) < 0.03
+    assert np.abs(r).max() < 0.25
+
+
+@SAMPLINGS
+def test_a_post_meets_other_neighbours_in_every_epoch(sampling: Sampling) -> None:
+    n = lengths(2000)
+    met: list[set[tuple[int, int]]] = []
+    for epoch in range(4):
+        pairs = ((int(a), int(b)) for batch in sampling.epoch(n, 0, epoch) for a in batch for b in batch if a < b)
+        met.append(set(pairs))
+    for one in range(4):
+        for two in range(one):
+            assert len(met[one] & met[two]) < 0.15 * len(met[one])
+
+
+def test_the_smaller_batch_is_not_always_that_of_the_longest_posts() -> None:
+    n = np.arange(1, 104)  # 12 batches of 8 and one of 7
+    smaller = [n[min(buckets(window=100).epoch(n, 0, epoch), key=len)].mean() for epoch in range(400)]
+    assert np.mean(smaller) == pytest.approx(n.mean(), abs=5)
+    assert len({round(one) for one in smaller}) == 13
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@SAMPLINGS
+def test_processes_share_each_batch_and_all_step_together(sampling: Sampling, world: int) -> None:
+    n = lengths(203)
+    for batch in sampling.epoch(n, 0, 0):
+        shares = [share(batch, rank, world) for rank in range(world)]
+        assert all(len(mine) for mine in shares)
+        counted = np.concatenate([mine[mine >= 0] for mine in shares])
+        assert sorted(counted.tolist()) == sorted(batch.tolist())
+        assert np.ptp([(mine >= 0).sum() for mine in shares]) <= 1
+        assert all(~mine[mine < 0] in batch for mine in shares if (mine < 0).any())
+
+
+def test_processes_get_posts_of_like_length() -> None:
+    n = lengths(2000)
+    widest = np.array(
+        [[n[share(batch, rank, 2)].max() for rank in range(2)] for batch in buckets(batch_size=32).epoch(n, 0, 0)[:-1]]
+    )
+    assert np.abs(np.diff(widest, axis=1)).mean() < 0.05 * widest.mean()
+
+
+def test_one_process_alone_gets_the_batch_itself() -> None:
+    batch = np.array([4, 2, 9])
+    np.testing.assert_array_equal(share(batch, 0, 1), batch)
+
+
+@pytest.mark.parametrize("sampling", [buckets(), budget()])
+def test_an_epoch_is_as_long_as_the_batches_that_come_of_it(sampling: Sampling) -> None:
+    sampler, numbers = EpochBatches(sampling, np.arange(400), lengths(400), seed=0), set()
+    for epoch in (*range(6), 2, 0):
+        sampler.set_epoch(epoch)
+        numbers.add(len(sampler))
+        assert len(sampler) == len(list(sampler))
+    assert (len(numbers) > 1) == isinstance(sampling, TokenBudget)

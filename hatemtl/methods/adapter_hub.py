@@ -11,7 +11,7 @@ import adapters
 import torch
 from adapters.configuration import LoRAConfig
 from adapters.methods.lora import LoRA as LoRAModule
-from adapters.methods.lora import LoRALayer, LoRAMergedLinear
+from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear
 from safetensors import SafetensorError
 from torch import nn
 
@@ -20,7 +20,8 @@ from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Merge
-from hatemtl.methods.base import draw_lora_A, module_name, saved_by
+from hatemtl.methods.base import check_leave_out, draw_lora_A, module_name, saved_by
+from hatemtl.methods.lora_linear import LoRALinear
 
 LIBRARY = "adapterhub"
 WEIGHTS = "adapter/adapter.safetensors"
@@ -62,6 +63,17 @@ def load(model: Any, run: SavedRun, name: str) -> None:
         raise UserError(f"{run.folder / 'adapter'} cannot be read ({error}); train it again with overwrite=true") from error
     if missing := seen.get("missing_keys"):
         raise UserError(f"{run.folder / WEIGHTS} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
+
+
+def train(model: Any, name: str) -> Any:
+    """Freezes the body, activates adapter `name` and, where it is a plain LoRA, computes it by LoRALinear."""
+    model.train_adapter(name)
+    for _, layer, lora in loras(model, name):
+        if type(layer) is not LoRALinearTorch or layer.fan_in_fan_out or type(lora) is not LoRAModule:
+            continue
+        if not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout)):
+            layer.forward = LoRALinear(layer, lora.lora_A, lora.lora_B, lora.scaling)
+    return model
 
 
 def active(model: Any) -> list[str]:
@@ -106,7 +118,7 @@ class LoRA:
     """Trains a new LoRA (Hu et al. 2022, arXiv:2106.09685) on the frozen encoder.
 
     rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input. attention: which of q, k, v carry one.
-    intermediate, output: whether the two feed-forward layers carry one.
+    intermediate, output: whether the two feed-forward layers carry one. leave_out: layers without any, counted from 0.
     """
 
     rank: int
@@ -115,6 +127,7 @@ class LoRA:
     attention: Sequence[str]
     intermediate: bool
     output: bool
+    leave_out: Sequence[int]
     learning_rate: float
     body_dropout: bool
     library: ClassVar[str] = LIBRARY
@@ -149,10 +162,10 @@ class LoRA:
             attn_matrices=list(self.attention),
             intermediate_lora=self.intermediate,
             output_lora=self.output,
+            leave_out=check_leave_out(self.leave_out, model.config.num_hidden_layers),
         )
         add(adapted, name, config, seed)
-        adapted.train_adapter(name)
-        return adapted
+        return train(adapted, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +188,7 @@ class Load:
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         adapted = enable(model)
         load(adapted, self.starts_from()[0], name)
-        adapted.train_adapter(name)
-        return adapted
+        return train(adapted, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +236,7 @@ class MergeLoRA:
                     # a layer of lower rank keeps fresh rows of A under zeros of B, which add nothing and can learn
                     A[: update.rank].copy_(update.A)
                     B[:, : update.rank].copy_(update.B)
-        adapted.train_adapter(name)
-        return adapted
+        return train(adapted, name)
 
 
 def _union(configs: Sequence[LoRAConfig], merged: Mapping[str, LoRAUpdate]) -> LoRAConfig:
@@ -238,4 +249,5 @@ def _union(configs: Sequence[LoRAConfig], merged: Mapping[str, LoRAUpdate]) -> L
         attn_matrices=[name for name in "qkv" if any(name in config.attn_matrices for config in configs)],
         intermediate_lora=any(config.intermediate_lora for config in configs),
         output_lora=any(config.output_lora for config in configs),
+        leave_out=sorted(set.intersection(*(set(config.leave_out) for config in configs))),
     )

@@ -101,6 +101,17 @@ def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
     A.copy_(values)
 
 
+def check_leave_out(leave_out: Sequence[int], depth: int) -> list[int]:
+    """The layers without an adapter, in order. Raises UserError where one is not there, or none is left to adapt."""
+    if not all(isinstance(layer, int) and 0 <= layer < depth for layer in leave_out) or len(set(leave_out)) == depth:
+        half = ",".join(map(str, range(depth // 2)))
+        raise UserError(
+            f"method.leave_out={list(leave_out)}: expected some of this encoder's layers, 0 to {depth - 1}, and not all; "
+            f"type method.leave_out=[{half}]"
+        )
+    return sorted(set(leave_out))
+
+
 def saved_by(run: SavedRun, library: str, given: str) -> SavedRun:
     """The run itself, if its method is of this library; `given` is what the user typed for it.
 

@@ -1,18 +1,21 @@
 """LoRA through the `peft` library, which only this file imports: train one, load one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import Linear as LinearWithLoRA
 from torch import nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
-from hatemtl.methods.base import draw_lora_A, saved_by
+from hatemtl.methods.base import check_leave_out, draw_lora_A, saved_by
+from hatemtl.methods.lora_linear import LoRALinear
 
 LIBRARY = "peft"
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -35,6 +38,16 @@ def active(model: nn.Module) -> list[str]:
     return list(model.active_adapters)  # type: ignore[arg-type]
 
 
+def train(model: PeftModel) -> PeftModel:
+    """Computes every plain LoRA of the model by LoRALinear."""
+    for module in model.modules():
+        if type(module) is LinearWithLoRA and type(module.base_layer) is nn.Linear and not module.lora_variant:
+            A, B = module.lora_A[NAME], module.lora_B[NAME]
+            if isinstance(module.lora_dropout[NAME], nn.Identity) and B.bias is None and not module.fan_in_fan_out:
+                module.forward = LoRALinear(module.base_layer, A.weight, B.weight, module.scaling[NAME])
+    return model
+
+
 def save(model: nn.Module, name: str, folder: Path) -> None:
     """Writes adapter/adapter_config.json and adapter/adapter_model.safetensors."""
     model.save_pretrained(str(folder / "adapter"), safe_serialization=True)  # type: ignore[operator]
@@ -47,12 +60,14 @@ class LoRA:
 
     rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input.
     targets: a regular expression over layer paths; None takes the layers that ah_lora16 adapts.
+    leave_out: layers of the encoder without any, counted from 0.
     """
 
     rank: int
     alpha: int
     dropout: float
     targets: str | None
+    leave_out: Sequence[int]
     learning_rate: float
     body_dropout: bool
     library: ClassVar[str] = LIBRARY
@@ -78,7 +93,14 @@ class LoRA:
         targets = self.targets or TARGETS.get(kind)
         if targets is None:
             raise UserError(f"method.targets: no default for {kind}; type method.targets='.*(query|value)'")
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        left_out = check_leave_out(self.leave_out, model.config.num_hidden_layers)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            exclude_modules=rf".*\blayers?\.({'|'.join(map(str, left_out))})\..*" if left_out else None,
+        )
         with torch.random.fork_rng(devices=[]):
             try:
                 wrapped = get_peft_model(model, config, adapter_name=NAME)
@@ -87,7 +109,7 @@ class LoRA:
         for path, module in wrapped.get_base_model().named_modules():
             if hasattr(module, "lora_A") and NAME in module.lora_A:
                 draw_lora_A(module.lora_A[NAME].weight, seed=seed, layer=path)
-        return wrapped
+        return train(wrapped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +141,4 @@ class Load:
             ) from error
         if missing := sorted(set(get_peft_model_state_dict(loaded, adapter_name=NAME)) - set(saved)):
             raise UserError(f"{run.folder / WEIGHTS} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
-        return loaded
+        return train(loaded)

@@ -203,7 +203,7 @@ def test_adapter_hub_takes_in_a_merge_whatever_the_rank_of_its_layers(
     sources = []
     for name, r, attention in (("source_1", of_sources[0], ["q", "v"]), ("source_2", of_sources[1], ["q"])):
         rest = {"dropout": 0.0, "intermediate": False, "output": False, "learning_rate": 1.0, "body_dropout": False}
-        model = LoRA(rank=r, alpha=2 * r, attention=attention, **rest).attach(tiny_bert(), name=name, seed=0)
+        model = LoRA(rank=r, alpha=2 * r, attention=attention, leave_out=[], **rest).attach(tiny_bert(), name=name, seed=0)
         for _, _, lora in loras(model, name):
             torch.nn.init.normal_(lora.lora_B)
         (tmp_path / name).mkdir()

@@ -22,8 +22,8 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def lora(**other: Any) -> LoRA:
-    settings = {"rank": 4, "alpha": 8, "dropout": 0.0, "attention": ["q", "k", "v"], "intermediate": True, "output": True}
-    return LoRA(**{**settings, **RATES, **other})
+    where = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
+    return LoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, **where, **RATES, **other})
 
 
 def load(path: Path) -> Load:

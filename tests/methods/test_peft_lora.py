@@ -21,11 +21,11 @@ SEPARATE = [kind for kind in KINDS if kind != "modernbert"]  # q, k and v are la
 
 
 def lora(**other: Any) -> LoRA:
-    return LoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None, **RATES, **other})
+    return LoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None, "leave_out": [], **RATES, **other})
 
 
 def hub_lora() -> adapter_hub.LoRA:
-    where = {"attention": ["q", "k", "v"], "intermediate": True, "output": True}
+    where = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
     return adapter_hub.LoRA(rank=4, alpha=8, dropout=0.0, **where, **RATES)  # type: ignore[arg-type]
 
 

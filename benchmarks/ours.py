@@ -1,0 +1,258 @@
+"""hatemtl as a benchmark sees it: the one file here that knows hatemtl's inside, to be changed with it."""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks.machine import synchronize
+from benchmarks.posts import Examples, draw
+from benchmarks.readings import Reading, Tasks
+from hatemtl.corpora.base import Column, Posts
+from hatemtl.datamodule import DataModule
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+from hatemtl.network import assemble
+from hatemtl.quiet import quiet
+from hatemtl.run import build
+from hatemtl.startup import keep_memory
+
+CONF = Path(__file__).parents[1] / "conf"
+SAMPLE = "sample"
+# What a configuration of this version may not know: the arm that asks for it is left out.
+UNKNOWN = (HydraException, OmegaConfBaseException, UserError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which posts: `name` is `sample` or a folder of corpora; so many of train and val, drawn by `seed`, and all of test."""
+
+    name: str
+    train: int
+    evaluation: int
+    seed: int = 0
+
+    def overrides(self, tasks: Tasks) -> list[str]:
+        """What selects the corpus on the command line."""
+        if self.name != SAMPLE:
+            return [f"data.dir={Path(self.name).resolve()}"]
+        size = max(100, -(-self.train * 10 // 8) + 10, self.evaluation * 10)
+        return [
+            text for task in tasks for text in (f"corpus@tasks.{task}.corpus=sample", f"tasks.{task}.corpus.size={size}")
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A corpus of some posts of another."""
+
+    corpus: Any
+    train: int
+    evaluation: int
+    seed: int
+
+    def load(self) -> Posts:
+        posts = self.corpus.load()
+        counts = {"train": self.train, "val": self.evaluation}
+        rows = [
+            draw(np.flatnonzero(posts.splits == split), counts.get(split, len(posts)), self.seed)
+            for split in ("train", "val", "test")
+        ]
+        return posts.at(np.concatenate(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretched:
+    """Another corpus's posts with `labels` targets drawn at random, or said over and over until they have `words` words."""
+
+    corpus: Any
+    labels: int | None = None
+    words: int | None = None
+
+    def load(self) -> Posts:
+        posts = self.corpus.load()
+        if self.labels is not None:
+            values = (np.random.default_rng(0).random((len(posts), self.labels)) < 0.1).astype(np.float32)
+            space = LabelSpace("multilabel", tuple(f"label_{i}" for i in range(self.labels)))
+            target = Column(space, values, np.ones(len(posts), bool))
+            posts = replace(posts, columns={**posts.columns, "target": target})
+        if self.words is not None:
+            texts = [" ".join((text.split(" ") * self.words)[: self.words]) for text in posts.texts]
+            posts = replace(posts, texts=texts, columns={k: c for k, c in posts.columns.items() if c.space.kind != "tokens"})
+        return posts
+
+
+def composed(
+    source: Source, tasks: Tasks, overrides: Sequence[str] = (), *, device: str = "cpu", copies: int = 0, **stretched: Any
+) -> DictConfig:
+    """hatemtl's configuration for these posts; raises UNKNOWN where it does not know a key.
+
+    copies: that many further tasks, alike to the given ones. stretched: what `Stretched` does to the corpus.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(
+            "config",
+            [
+                f"tasks=[{','.join(tasks)}]",
+                "encoder=minilm",
+                f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
+                *source.overrides(tasks),
+                *overrides,
+            ],
+        )
+    OmegaConf.set_struct(cfg, False)
+    for i in range(copies):
+        cfg.tasks[f"{tasks[i % len(tasks)]}_{i}"] = cfg.tasks[tasks[i % len(tasks)]]
+    for task in cfg.tasks.values():
+        corpus: Any = OmegaConf.to_container(task.corpus, resolve=True)
+        if stretched:
+            corpus = {"_target_": "benchmarks.ours.Stretched", "corpus": corpus, **stretched}
+        counts = {"train": source.train, "evaluation": source.evaluation, "seed": source.seed}
+        task.corpus = {"_target_": "benchmarks.ours.Drawn", "corpus": corpus, **counts}
+    return cfg
+
+
+def examples(source: Source, split: str) -> Examples:
+    """The posts of a split for rivals: those that hatemtl sees."""
+    task = build(composed(source, ("label",)).tasks.label)
+    posts: Posts = task.corpus.load()
+    posts = posts.at(np.flatnonzero(posts.splits == split))
+    rationale = posts.columns["rationale"]
+    return Examples(
+        words=[text.split(" ") for text in posts.texts],
+        label=posts.columns["label"].values,
+        target=posts.columns["target"].values,
+        rationale=[value if has else None for value, has in zip(rationale.values, rationale.has, strict=True)],
+        labels=len(posts.columns["label"].space),
+    )
+
+
+class Stopwatch(Callback):
+    """Seconds from the start of training to its last step, the fetching of batches included, and positions computed."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.seconds, self.started, self.padded = device, 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        synchronize(self.device)
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.padded += batch.input_ids.numel()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *rest: Any
+    ) -> None:
+        self.padded += batch.input_ids.numel()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        synchronize(self.device)
+        self.seconds = time.perf_counter() - self.started
+
+
+class Run:
+    """A hatemtl run without its saved run: the network and the data that a configuration names, to train and evaluate."""
+
+    def __init__(self, cfg: DictConfig, *, device: str = "cpu") -> None:
+        quiet()
+        keep_memory()
+        self.cfg, self.device, self.settings = cfg, device, build(cfg.trainer)
+        tasks = {str(name): build(node) for name, node in cfg.tasks.items()}
+        self.optimization = build(cfg.optimization)
+        self.data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
+        network = assemble(
+            encoder=build(cfg.encoder),
+            method=build(cfg.method),
+            tasks=tasks,
+            spaces=self.data.spaces,
+            weighting=build(cfg.weighting),
+            optimization=self.optimization,
+            seed=cfg.seed,
+            name="benchmark",
+            heads_from=None,
+        )
+        network.store(self.settings.dtype)
+        self.module = network.module
+        self.data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
+        tokens = self.data.training_tokens(self.optimization.total_epochs)
+        self.module.compiled = self.settings.compiled(self.module.encoder, tokens=tokens)
+        for task in tasks:
+            self.module.head(task).weigh(*self.data.frequencies(task))
+
+    def train(self) -> Reading:
+        """Every epoch of the configuration, without validation; the log is written as always."""
+        watch = Stopwatch(self.device)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trainer(Path(folder), [watch], build(self.cfg.logger, folder=Path(folder), run="benchmark"))
+            trainer.limit_val_batches = 0
+            trainer.fit(self.module.train(), self.data)
+        return self._reading("train", watch.seconds, watch.padded, epochs=trainer.current_epoch)
+
+    def evaluate(self) -> Reading:
+        """One pass over the validation posts, metrics included."""
+        watch = Stopwatch(self.device)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trainer(Path(folder), [watch])
+            synchronize(self.device)
+            start = time.perf_counter()
+            trainer.validate(self.module, self.data, verbose=False)
+            synchronize(self.device)
+            seconds = time.perf_counter() - start
+        return self._reading("val", seconds, watch.padded)
+
+    def test(self) -> Mapping[str, float]:
+        """The rows of results on the test posts."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._trainer(Path(folder), []).test(self.module, self.data, verbose=False)
+        return self.module.rows
+
+    def load(self) -> Reading:
+        """The batches of one training epoch, made and thrown away."""
+        padded, start = 0, time.perf_counter()
+        for batch in self.data.train_dataloader():
+            padded += batch.input_ids.numel()
+        return self._reading("train", time.perf_counter() - start, padded)
+
+    def _trainer(self, root: Path, callbacks: list[Callback], logger: Any = False) -> Trainer:
+        return self.settings.trainer(self.optimization, root=root, logger=logger, callbacks=callbacks, bar=False)
+
+    def _reading(self, split: Any, seconds: float, padded: int, *, epochs: int = 1) -> Reading:
+        lengths = self.data.pool.lengths[self.data.rows(split)].astype(np.int64)
+        return Reading(len(lengths) * epochs, seconds, int(lengths.sum()) * epochs, int((lengths**2).sum()) * epochs, padded)
+
+
+class HatemtlArm:
+    """hatemtl: one model for whichever tasks, one forward a batch."""
+
+    def __init__(self, source: Source, overrides: Sequence[str], *, device: str, tasks: Sequence[Tasks]) -> None:
+        overrides = ["optimization.epochs=1", *overrides]
+        self.runs = {given: Run(composed(source, given, overrides, device=device), device=device) for given in tasks}
+
+    def warm_up(self) -> dict[str, str]:
+        """One epoch and one evaluation of each: every shape of batch has been seen, and compiled where that is asked for."""
+        notes = {"compiled": str(any(run.module.compiled for run in self.runs.values()))}
+        for tasks, run in self.runs.items():
+            start = time.perf_counter()
+            run.train()
+            first = time.perf_counter() - start
+            if run.module.compiled is not None:
+                notes[f"compiling {'+'.join(tasks)}"] = f"{first - run.train().seconds:.0f} s"
+            run.evaluate()
+        return notes
+
+    def train(self, tasks: Tasks) -> Reading:
+        return self.runs[tasks].train()
+
+    def evaluate(self, tasks: Tasks) -> Reading:
+        return self.runs[tasks].evaluate()

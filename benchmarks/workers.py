@@ -1,0 +1,99 @@
+"""Processes that each hold one arm of a benchmark ready, and measure it when they are told to; one works at a time."""
+
+import contextlib
+import multiprocessing as mp
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from benchmarks.readings import Reading, Stage, Tasks
+
+
+class Arm(Protocol):
+    """What is measured: a library set up in one way."""
+
+    def warm_up(self) -> Mapping[str, str]:
+        """Pays what is paid once; says what it found out about the machine."""
+        ...
+
+    def train(self, tasks: Tasks) -> Reading: ...
+
+    def evaluate(self, tasks: Tasks) -> Reading: ...
+
+
+class Builder(Protocol):
+    """Makes an arm, in the process that will hold it. Whatever it is must be picklable."""
+
+    def __call__(self) -> Arm: ...
+
+
+class ArmFailed(Exception):
+    """An arm could not be built or measured."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told to measure."""
+
+    stage: Stage
+    tasks: Tasks
+
+
+class Worker:
+    """A process with one arm, imports and warm-up paid."""
+
+    def __init__(self, name: str, build: Builder, *, threads: int) -> None:
+        self.name = name
+        context = mp.get_context("spawn")  # fork would share the parent's threads and its random state
+        self.pipe, theirs = context.Pipe()
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited, and read when torch is imported
+        self.process = context.Process(target=_serve, args=(build, theirs, threads), daemon=False)
+        self.process.start()
+        theirs.close()
+        self.notes: dict[str, str] = self._answer()
+
+    def measure(self, job: Job) -> Reading:
+        """One pass. Raises ArmFailed with the reason."""
+        self.pipe.send(job)
+        answer: Reading = self._answer()
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+        self.process.join(timeout=10)
+        if self.process.is_alive():
+            self.process.kill()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            self.process.join(timeout=10)
+            answer = ArmFailed(f"the process ended with code {self.process.exitcode}")
+        if isinstance(answer, ArmFailed):
+            self.close()
+            raise answer
+        return answer
+
+
+def _serve(build: Builder, pipe: Connection, threads: int) -> None:
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        arm = build()
+        pipe.send(dict(arm.warm_up()))
+        while (job := pipe.recv()) is not None:
+            pipe.send(arm.train(job.tasks) if job.stage == "train" else arm.evaluate(job.tasks))
+    except EOFError:
+        pass  # the parent is gone
+    except ArmFailed as failure:
+        pipe.send(failure)
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send(ArmFailed(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))

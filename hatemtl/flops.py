@@ -1,0 +1,42 @@
+"""Arithmetic: how much of it a step does, and how much of it the machine could do."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+PEAK_SIZES = (1024, 2048)
+PEAK_SECONDS = 0.3  # of measuring, a size
+
+
+def matmul_flops(step: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix multiplications in `step`, gradients included, padding too."""
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of this machine as it is now: the best of repeated products of square matrices of this type."""
+    best = 0.0
+    for size in PEAK_SIZES:
+        x = torch.linspace(-1, 1, size * size, device=device).sin().reshape(size, size).to(dtype)
+        deadline = time.perf_counter() + PEAK_SECONDS
+        while time.perf_counter() < deadline:
+            wait(device)
+            start = time.perf_counter()
+            torch.mm(x, x)
+            wait(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _in_place(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
+    return 2 * a[0] * a[1] * b[1]  # torch counts addmm, and not its form in place
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

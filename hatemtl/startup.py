@@ -1,0 +1,44 @@
+"""A short start: what costs time before the first step and gains nothing."""
+
+import atexit
+import ctypes
+import gc
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+
+atexit.register(gc.disable)  # a last search as the process ends takes half a second and frees what ends with it anyway
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Around a run, its imports included: garbage is not searched for until `started` says that the run is built."""
+    # these are read while the libraries are imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("USE_TF", "0")  # transformers would import TensorFlow and JAX where they are installed
+    os.environ.setdefault("USE_FLAX", "0")
+    keep_memory()
+    gc.disable()  # a start makes half a million objects that stay; going through them again and again is a fifth of it
+    try:
+        yield
+    finally:
+        gc.unfreeze()  # a multirun goes on, and libtriton complains at exit of what was never freed
+        gc.enable()
+
+
+def keep_memory() -> None:
+    """Lets glibc keep freed memory for the next tensor, which would else come from the system page by page at every step."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def started() -> None:
+    """Searches for garbage again, but never among what the start has made."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
