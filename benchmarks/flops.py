@@ -5,7 +5,7 @@ Forward, per token and layer, d wide with feed-forward f: the projections q, k, 
 feed-forward matrices, 2·r·Σ(inputs + outputs). Training with LoRA needs forward and input gradient of the frozen matrices
 (2×), and forward, both gradients of attention and LoRA (3×). Evaluation counts no LoRA: it may be merged into the weights.
 Embeddings, norms, softmax, activations and heads are left out, as is customary (Kaplan et al. 2020, arXiv:2001.08361).
-The first layer's q, k, v need no input gradient; that 4 % at six layers is counted all the same, for every arm alike.
+The first layer's q, k and v need no input gradient, for nothing below is trained.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,11 @@ class Shape:
         return 2 * self.layers * self.rank * (3 * 2 * self.hidden + 2 * (self.hidden + self.feed_forward))
 
     @property
+    def input_gradient(self) -> int:
+        """FLOPs a token of the input gradient of the first layer's q, k and v, which nobody needs."""
+        return 2 * 3 * self.hidden * (self.hidden + self.rank)
+
+    @property
     def attention(self) -> int:
         """FLOPs of a pair of tokens, forward."""
         return 4 * self.layers * self.hidden
@@ -41,7 +46,8 @@ MINILM = Shape(layers=6, hidden=384, feed_forward=1536, rank=16)
 
 def training_flops(shape: Shape, tokens: int, squares: int) -> int:
     """FLOPs of a training pass over posts of `tokens` tokens in all, whose squared lengths add up to `squares`."""
-    return tokens * (2 * shape.linear + 3 * shape.lora) + 3 * shape.attention * squares
+    per_token = 2 * shape.linear + 3 * shape.lora - shape.input_gradient
+    return tokens * per_token + 3 * shape.attention * squares
 
 
 def evaluation_flops(shape: Shape, tokens: int, squares: int) -> int:

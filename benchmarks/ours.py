@@ -22,6 +22,7 @@ from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.network import assemble
+from hatemtl.prefix import Prefix
 from hatemtl.quiet import quiet
 from hatemtl.run import build
 from hatemtl.startup import keep_memory
@@ -187,6 +188,11 @@ class Run:
         self.data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
         tokens = self.data.training_tokens(self.optimization.total_epochs)
         self.module.compiled = self.settings.compiled(self.module.encoder, tokens=tokens)
+        if cfg.data.cache_prefix:
+            batches, cache = self.data.sampling.in_order(self.data.pool.lengths), Path(cfg.data.cache).expanduser()
+            self.module.prefix = Prefix.cached(
+                self.module.encoder, self.data.pool, batches, cache, mark=network.mark, device=self.settings.device
+            )
         for task in tasks:
             self.module.head(task).weigh(*self.data.frequencies(task))
 

@@ -91,6 +91,16 @@ class Prefix:
             self.encoder.train(training)
         return found[0]
 
+    @classmethod
+    def cached(
+        cls, encoder: nn.Module, pool: Pool, batches: Sequence[np.ndarray], folder: Path, *, mark: str, device: torch.device
+    ) -> "Prefix":
+        """The prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
+        prefix = cls(encoder.to(device))
+        prefix.fill(pool, batches, folder, mark)
+        prefix.install()
+        return prefix
+
     def install(self) -> None:
         """From now on the layers pass on what `recall` sets."""
         for layer in self.layers:

@@ -108,9 +108,10 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     if cfg.data.cache_prefix:
         if (cache := _cache(cfg)) is None:
             raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
-        module.prefix = Prefix(module.encoder)
-        module.prefix.fill(data.pool, data.sampling.in_order(data.pool.lengths), cache, network.mark)
-        module.prefix.install()
+        batches = data.sampling.in_order(data.pool.lengths)
+        module.prefix = Prefix.cached(
+            module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device
+        )
     for task in tasks:
         module.head(task).weigh(*data.frequencies(task))
 

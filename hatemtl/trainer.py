@@ -88,12 +88,17 @@ class TrainerSettings:
         chosen = fastest_precision(self.accelerator) if self.precision == "auto" else str(self.precision)
         return torch.bfloat16 if chosen == "bf16" else torch.float32
 
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes, if that is a CPU or one of NVIDIA's GPUs."""
+        return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
     def compiled(self, encoder: nn.Module, *, tokens: int) -> Callable[..., Any] | None:
         """The encoder as training is to call it, compiled for any length; None where compiling would not pay.
 
         tokens: that training will read. Compiled code stays on disk, where torch keeps it, for the next run.
         """
-        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+        on_gpu = self.device.type == "cuda"
         work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
         if self.compile is False or (self.compile == "auto" and (on_gpu or work < COMPILE_FROM or not _compiler())):
             return None
@@ -105,7 +110,7 @@ class TrainerSettings:
         self, optimization: Optimization, *, root: Path, logger: Logger | bool, callbacks: list[Callback], bar: bool
     ) -> L.Trainer:
         """The trainer of one run, whose folder at work is `root`."""
-        if self.accelerator == "cpu" or not torch.cuda.is_available():
+        if self.device.type == "cpu":
             exact_onednn()  # on a GPU the same switch would round float32
         shown = bar if self.progress is None else self.progress
         return L.Trainer(
