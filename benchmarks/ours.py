@@ -187,7 +187,7 @@ class Run:
         self.module = network.module
         self.data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
         tokens = self.data.training_tokens(self.optimization.total_epochs)
-        self.module.compiled = self.settings.compiled(self.module.encoder, tokens=tokens)
+        self.module.compiled = self.settings.compiled(self.module.encoder, tokens=tokens, cache=None)
         if cfg.data.cache_prefix:
             batches, cache = self.data.sampling.in_order(self.data.pool.lengths), Path(cfg.data.cache).expanduser()
             self.module.prefix = Prefix.cached(

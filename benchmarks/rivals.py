@@ -196,8 +196,8 @@ class TrainerArm:
         padding: dict[str, Any] = (
             {"padding": True} if recipe.pad_to_longest else {"padding": "max_length", "max_length": MAX_LENGTH}
         )
-        if recipe.switches:
-            padding["pad_to_multiple_of"] = 8
+        if recipe.switches and self.device == "cuda":
+            padding["pad_to_multiple_of"] = 8  # slower on a CPU
         kind = DataCollatorForTokenClassification if tokens else DataCollatorWithPadding
         train, evaluation = (encode(tokenizer, posts, task) for posts in self.posts)
         if recipe.merged:

@@ -25,7 +25,7 @@ TITLES = {
     "trainer": "Trainer + PEFT, quick start",
     "trainer_padded": "the same, padded to 128",
     "adapterhub": "AdapterTrainer, quick start",
-    "trainer_tuned": "Trainer + PEFT, every switch",
+    "trainer_tuned": "Trainer + PEFT, every switch but torch_compile",
     "trainer_lean": "the same, no body dropout, merged for evaluation",
     "hatemtl": "hatemtl",
     "hatemtl_compiled": "hatemtl, trainer.compile=true",

@@ -101,17 +101,17 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         report.results(console, saved.results, str(save_path))
         return
     network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)
-    module, settings, origin = network.module, build(cfg.trainer), provenance()
+    module, settings, origin, cache = network.module, build(cfg.trainer), provenance(), _cache(cfg)
     network.store(settings.dtype)
-    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, _cache(cfg))
-    module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(optimization.total_epochs))
+    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, cache)
+    tokens = data.training_tokens(optimization.total_epochs)
+    module.compiled = settings.compiled(module.encoder, tokens=tokens, cache=cache)
     if cfg.data.cache_prefix:
-        if (cache := _cache(cfg)) is None:
+        if cache is None:
             raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
+        started()
         batches = data.sampling.in_order(data.pool.lengths)
-        module.prefix = Prefix.cached(
-            module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device
-        )
+        module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
     for task in tasks:
         module.head(task).weigh(*data.frequencies(task))
 

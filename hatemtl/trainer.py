@@ -93,15 +93,17 @@ class TrainerSettings:
         """Where the run computes, if that is a CPU or one of NVIDIA's GPUs."""
         return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
-    def compiled(self, encoder: nn.Module, *, tokens: int) -> Callable[..., Any] | None:
+    def compiled(self, encoder: nn.Module, *, tokens: int, cache: Path | None) -> Callable[..., Any] | None:
         """The encoder as training is to call it, compiled for any length; None where compiling would not pay.
 
-        tokens: that training will read. Compiled code stays on disk, where torch keeps it, for the next run.
+        tokens: that training will read. cache: where compiled code is kept for the next run; None leaves that to torch.
         """
         on_gpu = self.device.type == "cuda"
         work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
         if self.compile is False or (self.compile == "auto" and (on_gpu or work < COMPILE_FROM or not _compiler())):
             return None
+        if cache is not None:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
         # it would else turn the attention into one fused call, whose gradient takes three times as long on a CPU
         options: Any = None if on_gpu else {"pattern_matcher": False}
         return torch.compile(encoder.forward, dynamic=True, options=options)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel
 
@@ -279,6 +280,30 @@ def test_a_training_step_moves_what_is_trained_and_nothing_else() -> None:
 
 
 # Metrics
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait until a GPU has done its work: a number or a shape that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        self.count += func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
+def test_no_training_step_waits_for_the_device() -> None:
+    def waits(batches: int) -> int:
+        multitask, data = module(clip=1.0), Data(batch(6), batches)
+        with Waits() as mode:
+            trainer(limit_val_batches=0).fit(multitask, data)
+        return mode.count
+
+    assert waits(9) == waits(2)
 
 
 def test_metrics_do_not_depend_on_batching() -> None:

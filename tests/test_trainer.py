@@ -106,7 +106,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("given", "tokens"), [(True, 1), (True, MANY), ("auto", MANY)])
 def test_what_pays_or_is_asked_for_is_compiled(given: bool | str, tokens: int, asked: list[dict[str, Any]]) -> None:
-    assert settings(compile=given).compiled(ENCODER, tokens=tokens) == "compiled"
+    assert settings(compile=given).compiled(ENCODER, tokens=tokens, cache=None) == "compiled"
     (how,) = asked
     assert how["dynamic"] is True  # batches have many lengths
     assert how["options"] == {"pattern_matcher": False}
@@ -114,7 +114,7 @@ def test_what_pays_or_is_asked_for_is_compiled(given: bool | str, tokens: int, a
 
 @pytest.mark.parametrize(("given", "tokens"), [(False, 1), (False, MANY), ("auto", 1), ("auto", FEW)])
 def test_what_does_not_pay_or_is_not_asked_for_is_not(given: bool | str, tokens: int, asked: list[dict[str, Any]]) -> None:
-    assert settings(compile=given).compiled(ENCODER, tokens=tokens) is None
+    assert settings(compile=given).compiled(ENCODER, tokens=tokens, cache=None) is None
     assert asked == []
 
 
@@ -122,11 +122,11 @@ def test_without_a_compiler_nothing_is_compiled_unasked(
     asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_module.shutil, "which", lambda name: None)
-    assert settings(compile="auto").compiled(ENCODER, tokens=MANY) is None
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
     monkeypatch.setenv("CXX", "my-compiler")
     monkeypatch.setattr(trainer_module.shutil, "which", lambda name: name if name == "my-compiler" else None)
-    assert settings(compile="auto").compiled(ENCODER, tokens=MANY) == "compiled"
-    assert settings(compile=True).compiled(ENCODER, tokens=1) == "compiled"
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) == "compiled"
+    assert settings(compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"
 
 
 def test_a_compiler_that_torch_would_not_find_counts_for_none(
@@ -135,7 +135,7 @@ def test_a_compiler_that_torch_would_not_find_counts_for_none(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(trainer_module.shutil, "which", lambda name: name if name == "clang++" else None)
-    assert settings(compile="auto").compiled(ENCODER, tokens=MANY) is None
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "gpu", "cpu"])
@@ -144,9 +144,9 @@ def test_on_a_gpu_only_what_is_asked_for_is_compiled(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     on_gpu = accelerator != "cpu"
-    unasked = settings(accelerator=accelerator, compile="auto").compiled(ENCODER, tokens=MANY)
+    unasked = settings(accelerator=accelerator, compile="auto").compiled(ENCODER, tokens=MANY, cache=None)
     assert unasked == (None if on_gpu else "compiled")
-    assert settings(accelerator=accelerator, compile=True).compiled(ENCODER, tokens=1) == "compiled"
+    assert settings(accelerator=accelerator, compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"
     assert asked[-1]["options"] == (None if on_gpu else {"pattern_matcher": False})
 
 

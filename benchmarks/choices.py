@@ -1,0 +1,84 @@
+"""What hatemtl's own choices cost: training and evaluation under each, against the default, in turns on the same posts."""
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.readings import Reading, org, ratio, spread
+from benchmarks.workers import Arm, Job, Worker
+
+CHOICES: dict[str, list[str]] = {
+    "default": [],
+    "trainer.compile=true": ["trainer.compile=true"],
+    "trainer.precision=32": ["trainer.precision=32"],
+    "method.body_dropout=true": ["method.body_dropout=true"],
+    "sampling.window=1": ["sampling.window=1"],
+    "sampling=tokens": ["sampling=tokens"],
+    "method=peft_lora16": ["method=peft_lora16"],
+    "method=full": ["method=full"],
+    "method.leave_out=[0,1,2]": ["method.leave_out=[0,1,2]"],
+    "the same, data.cache_prefix=true": ["method.leave_out=[0,1,2]", "data.cache_prefix=true"],
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """Makes hatemtl with these overrides."""
+
+    posts: str
+    train: int
+    evaluation: int
+    overrides: Sequence[str]
+
+    def __call__(self) -> Arm:
+        from benchmarks.ours import HatemtlArm, Source
+
+        source = Source(name=self.posts, train=self.train, evaluation=self.evaluation)
+        return HatemtlArm(source, self.overrides, device="cpu", tasks=[("label",)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--posts", default="sample", help="`sample`, or a folder with hatexplain/ in it, as ../shared/data")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train-posts", type=int, default=1024)
+    parser.add_argument("--eval-posts", type=int, default=960)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    draw, readings = random.Random(0), dict[tuple[str, str], list[Reading]]()
+    workers: dict[str, Worker] = {}
+    try:
+        for name, overrides in CHOICES.items():
+            build = Build(options.posts, options.train_posts, options.eval_posts, overrides)
+            workers[name] = Worker(name, build, threads=options.threads)
+            print(f"{name}: ready {workers[name].notes}", file=sys.stderr, flush=True)
+        for _ in range(options.rounds):
+            order = [(name, Job(stage, ("label",))) for name in workers for stage in ("train", "eval")]
+            draw.shuffle(order)
+            for name, job in order:
+                readings.setdefault((name, job.stage), []).append(workers[name].measure(job))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    rows = []
+    for name in CHOICES:
+        cells = []
+        for stage in ("train", "eval"):
+            mine, base = ([r.posts_per_second for r in readings[key, stage]] for key in (name, "default"))
+            of = ratio(mine, base)
+            cells.append(f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})")
+        padding = spread(1 - r.tokens / r.padded for r in readings[name, "train"]).middle
+        rows.append([f"={name}=", *cells, f"{padding:.0%}"])
+    text = org(["times the default's posts a second", "training", "evaluation", "padding in training"], rows) + "\n"
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "choices.org").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
