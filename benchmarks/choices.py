@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.readings import Reading, org, ratio, spread
-from benchmarks.workers import Arm, Job, Worker
+from benchmarks.workers import Arm, ArmFailed, Job, Worker
 
 CHOICES: dict[str, list[str]] = {
     "default": [],
@@ -55,8 +55,11 @@ def main() -> None:
     try:
         for name, overrides in CHOICES.items():
             build = Build(options.posts, options.train_posts, options.eval_posts, overrides)
-            workers[name] = Worker(name, build, threads=options.threads)
-            print(f"{name}: ready {workers[name].notes}", file=sys.stderr, flush=True)
+            try:
+                workers[name] = Worker(name, build, threads=options.threads)
+                print(f"{name}: ready {workers[name].notes}", file=sys.stderr, flush=True)
+            except ArmFailed as failure:
+                print(f"{name}: left out: {failure}", file=sys.stderr, flush=True)
         for _ in range(options.rounds):
             order = [(name, Job(stage, ("label",))) for name in workers for stage in ("train", "eval")]
             draw.shuffle(order)
@@ -66,7 +69,7 @@ def main() -> None:
         for worker in workers.values():
             worker.close()
     rows = []
-    for name in CHOICES:
+    for name in workers:
         cells = []
         for stage in ("train", "eval"):
             mine, base = ([r.posts_per_second for r in readings[key, stage]] for key in (name, "default"))
@@ -74,7 +77,11 @@ def main() -> None:
             cells.append(f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})")
         padding = spread(1 - r.tokens / r.padded for r in readings[name, "train"]).middle
         rows.append([f"={name}=", *cells, f"{padding:.0%}"])
-    text = org(["times the default's posts a second", "training", "evaluation", "padding in training"], rows) + "\n"
+    epoch = spread(r.seconds / r.posts for r in readings["default", "train"]).middle
+    notes = [f"- {name} :: {key} {value}" for name, worker in workers.items() for key, value in worker.notes.items()]
+    notes.append(f"- default :: one epoch takes {epoch:.2g} s a post")
+    text = org(["times the default's posts a second", "training", "evaluation", "padding in training"], rows)
+    text = "\n".join([text, "", *notes, ""])
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "choices.org").write_text(text, encoding="utf-8")
     print(text)

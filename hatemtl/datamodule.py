@@ -13,7 +13,7 @@ from hatemtl.corpora.base import Split
 from hatemtl.encoder import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.pool import Pool, loader
+from hatemtl.pool import Pool, check_workers, loader
 from hatemtl.sampling import EpochBatches, Sampling, place, share
 from hatemtl.tasks import Task
 
@@ -26,8 +26,7 @@ class DataModule(L.LightningDataModule):
 
     def __init__(self, tasks: Mapping[str, Task], *, sampling: Sampling, seed: int, workers: int = 0) -> None:
         super().__init__()
-        if not isinstance(workers, int) or workers < 0:
-            raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
+        check_workers(workers)
         self.tasks, self.sampling, self.seed, self.workers = tasks, sampling, seed, workers
         self.corpora = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from hatemtl.batch import IGNORED, Batch, padded
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoder import Tokenizer
+from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.sampling import EpochBatches
 from hatemtl.tokencache import Tokens, cached
@@ -120,11 +121,18 @@ class Pool(Dataset[Batch]):
         )
 
 
+def check_workers(workers: int) -> None:
+    """Raises UserError where that is no number of processes."""
+    if not isinstance(workers, int) or workers < 0:
+        raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
+
+
 def loader(pool: Pool, batches: EpochBatches | list[np.ndarray], workers: int = 0) -> DataLoader[Batch]:
     """Hands each array of rows to the pool whole: a batch is a few slices, not B look-ups.
 
     workers: processes that make batches; the batches and their order are the same for any number.
     """
     # of its own generator, or every pass over the posts would draw a number from the global one
+    check_workers(workers)
     generator, pinned = torch.Generator(), torch.cuda.is_available()
     return DataLoader(pool, sampler=batches, batch_size=None, num_workers=workers, generator=generator, pin_memory=pinned)

@@ -2,8 +2,10 @@
 
 import hashlib
 import itertools
+import os
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class Prefix:
         if not self.layers:
             raise UserError(
                 "data.cache_prefix=true: the lowest layer is trained, so nothing stays the same; leave layers without an "
-                "adapter, type method.leave_out=[0,1,2], or data.cache_prefix=false"
+                "adapter, type method=ah_lora16 method.leave_out=[0,1,2], or data.cache_prefix=false"
             )
         stack = nn.ModuleList(_layers(encoder))
         above = {*nn.ModuleList(stack[len(self.layers) :]).modules()}
@@ -51,7 +53,10 @@ class Prefix:
         device = weight.device
         first = self._below(pool[batches[0]].to(device))
         shape, dtype = (len(pool.tokens), first.shape[-1]), weight.dtype
-        digest = hashlib.sha256(f"1 {mark} {len(self.layers)} {dtype} {shape}".encode())
+        config: Any = self.encoder.config
+        libraries = torch.__version__, version("transformers")
+        how = 1, mark, len(self.layers), dtype, shape, device.type, config._attn_implementation, *libraries
+        digest = hashlib.sha256(f"{how} {config.to_json_string(use_diff=False)}".encode())
         for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches))):
             digest.update(np.ascontiguousarray(array).tobytes())
         for weight in (p for layer in self.layers for p in layer.parameters()):  # a frozen adapter may be among them
@@ -60,14 +65,25 @@ class Prefix:
         if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
 
             def compute(temporary: Path) -> None:
+                with temporary.open("wb") as file:
+                    if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without a word
+                        os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
                 states = torch.from_file(str(temporary), shared=True, size=size, dtype=dtype).view(shape)
                 for rows in batches:
                     batch = pool[rows]
                     places = [torch.arange(pool.offsets[row], pool.offsets[row + 1]) for row in rows]
                     below = self._below(batch.to(device)).cpu()
                     states[torch.cat(places)] = below[batch.attention_mask.bool()].to(dtype)
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
 
-            write(path, compute)
+            try:
+                write(path, compute)
+            except OSError as error:
+                raise UserError(
+                    f"data.cache={folder}: {size * dtype.itemsize / 1e9:.1f} GB cannot be written there ({error}); type "
+                    f"data.cache=FOLDER, or data.cache_prefix=false"
+                ) from error
         pool.prefix = torch.from_file(str(path), size=size, dtype=dtype).view(shape)
 
     def _below(self, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 With main.py this is the only reader of the configuration.
 """
 
+import os
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -43,6 +44,9 @@ def run(cfg: DictConfig) -> None:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
+    _cache(cfg)
+    if cfg.trainer.accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
     if actions == ["train"] or actions == ["train", "test"]:
         train(cfg, then_test="test" in actions)
@@ -238,7 +242,12 @@ def _heads_from(cfg: DictConfig) -> SavedRun | None:
 
 
 def _cache(cfg: DictConfig) -> Path | None:
-    return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()
+    if cfg.data.cache is not None and not (isinstance(cfg.data.cache, str) and cfg.data.cache):
+        raise UserError(f"data.cache={cfg.data.cache}: expected a folder, or null for none; type data.cache=FOLDER")
+    try:
+        return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
 
 
 def _evaluator(cfg: DictConfig, root: Path) -> L.Trainer:

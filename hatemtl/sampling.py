@@ -69,7 +69,8 @@ class TokenBudget:
 
     batch_tokens: padded tokens a training batch at most, over all devices. batch_size: posts a training batch at most.
     window: batches' worth of tokens that are sorted by length together. eval_batch_tokens, eval_batch_size: the same
-    where nothing is trained. The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short.
+    where nothing is trained. The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short;
+    the last batch of a window, smaller than the others, holds its longest posts.
     """
 
     batch_tokens: int

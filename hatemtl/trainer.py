@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,8 +103,11 @@ class TrainerSettings:
         work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
         if self.compile is False or (self.compile == "auto" and (on_gpu or work < COMPILE_FROM or not _compiler())):
             return None
-        if cache is not None:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+        with suppress(OSError):  # a folder that cannot be written is no cache
+            if cache is not None:
+                (cache / "compiled").mkdir(parents=True, exist_ok=True)
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+        torch._dynamo.config.suppress_errors = self.compile == "auto"  # what was not asked for must not end the run
         # it would else turn the attention into one fused call, whose gradient takes three times as long on a CPU
         options: Any = None if on_gpu else {"pattern_matcher": False}
         return torch.compile(encoder.forward, dynamic=True, options=options)

@@ -232,8 +232,9 @@ class MergeLoRA:
         with torch.no_grad():
             for path, layer, lora in loras(adapted, name):
                 for projection, A, B in _factors(layer, lora):
-                    update = merged[path + projection]
-                    # a layer of lower rank keeps fresh rows of A under zeros of B, which add nothing and can learn
+                    # fresh rows of A under zeros of B, where no source has any, add nothing and can learn
+                    if (update := merged.get(path + projection)) is None:
+                        continue
                     A[: update.rank].copy_(update.A)
                     B[:, : update.rank].copy_(update.B)
         return train(adapted, name)

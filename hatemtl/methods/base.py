@@ -101,15 +101,16 @@ def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
     A.copy_(values)
 
 
-def check_leave_out(leave_out: Sequence[int], depth: int) -> list[int]:
+def check_leave_out(leave_out: object, depth: int) -> list[int]:
     """The layers without an adapter, in order. Raises UserError where one is not there, or none is left to adapt."""
-    if not all(isinstance(layer, int) and 0 <= layer < depth for layer in leave_out) or len(set(leave_out)) == depth:
+    layers = set(leave_out) if isinstance(leave_out, list | tuple) else {None}
+    if not all(type(layer) is int and 0 <= layer < depth for layer in layers) or len(layers) == depth:
         half = ",".join(map(str, range(depth // 2)))
         raise UserError(
-            f"method.leave_out={list(leave_out)}: expected some of this encoder's layers, 0 to {depth - 1}, and not all; "
+            f"method.leave_out={leave_out}: expected a list of some of this encoder's layers, 0 to {depth - 1}, not all; "
             f"type method.leave_out=[{half}]"
         )
-    return sorted(set(leave_out))
+    return sorted(layer for layer in layers if layer is not None)
 
 
 def saved_by(run: SavedRun, library: str, given: str) -> SavedRun:
