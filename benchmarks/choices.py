@@ -49,12 +49,13 @@ def main() -> None:
     parser.add_argument("--eval-posts", type=int, default=960)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES), help="beside the default")
     options = parser.parse_args()
     draw, readings = random.Random(0), dict[tuple[str, str], list[Reading]]()
     workers: dict[str, Worker] = {}
     try:
-        for name, overrides in CHOICES.items():
-            build = Build(options.posts, options.train_posts, options.eval_posts, overrides)
+        for name in dict.fromkeys(["default", *options.choices]):
+            build = Build(options.posts, options.train_posts, options.eval_posts, CHOICES[name])
             try:
                 workers[name] = Worker(name, build, threads=options.threads)
                 print(f"{name}: ready {workers[name].notes}", file=sys.stderr, flush=True)

@@ -138,7 +138,7 @@ def examples(source: Source, split: str) -> Examples:
 
 
 class Stopwatch(Callback):
-    """Seconds from the start of training to its last step, the fetching of batches but the first included, and positions computed."""
+    """Seconds from the start of training to its last step, with the fetching of all batches but the first; and positions."""
 
     def __init__(self, device: str) -> None:
         self.device, self.seconds, self.started, self.padded = device, 0.0, 0.0, 0
@@ -191,9 +191,12 @@ class Run:
         self.module.compiled = self.settings.compiled(self.module.encoder, tokens=tokens, cache=None)
         if cfg.data.cache_prefix:
             batches, start = self.data.sampling.in_order(self.data.pool.lengths), time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:  # not the user's own, for what it costs is measured; mapped, it stays
+            encoder, where = self.module.encoder, self.settings.device
+            with (
+                tempfile.TemporaryDirectory() as folder
+            ):  # always computed, never the user's; being mapped, it outlives this
                 self.module.prefix = Prefix.cached(
-                    self.module.encoder, self.data.pool, batches, Path(folder), mark=network.mark, device=self.settings.device
+                    encoder, self.data.pool, batches, Path(folder), mark=network.mark, device=where
                 )
             self.notes["its prefix, computed"] = f"{(time.perf_counter() - start) / len(self.data.pool):.2g} s a post"
         for task in tasks:

@@ -70,7 +70,7 @@ def test_an_error_in_the_step_comes_out_and_counting_goes_on_working() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_peak_is_what_a_processor_may_do(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flops, "PEAK_SIZES", (128, 256))
+    monkeypatch.setattr(flops, "PEAK_SIZES", {"cpu": (128, 256)})
     monkeypatch.setattr(flops, "PEAK_SECONDS", 0.05)
     started, state = time.perf_counter(), torch.get_rng_state()
     peak = matmul_peak(torch.device("cpu"), dtype)
@@ -84,7 +84,7 @@ def test_the_peak_is_what_a_processor_may_do(dtype: torch.dtype, monkeypatch: py
 def test_the_peak_is_that_of_the_best_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that says 2, 1 and 4 seconds for three products of 4 by 4 matrices: 128 operations in one second."""
     ticks = iter([0.0, *(t for i, took in enumerate((2, 1, 4)) for t in (10.0 * i, 10.0 * i, 10.0 * i + took)), 99.0])
-    monkeypatch.setattr(flops, "PEAK_SIZES", (4,))
+    monkeypatch.setattr(flops, "PEAK_SIZES", {"cpu": (4,)})
     monkeypatch.setattr(flops, "PEAK_SECONDS", 50.0)
     monkeypatch.setattr(flops.time, "perf_counter", lambda: next(ticks))
     assert matmul_peak(torch.device("cpu"), torch.float32) == 2 * 4**3

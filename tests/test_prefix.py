@@ -332,9 +332,9 @@ def test_a_run_ends_as_without_the_prefix(
         (["method.leave_out=[0]", "data.cache=null"], "data.cache_prefix=true needs a folder to keep"),
         (
             ["method.leave_out=[0,1]"],
-            r"method.leave_out=[0, 1]: expected some of this encoder's layers, 0 to 1, and not all",
+            r"method.leave_out=[0, 1]: expected a list of some of this encoder's layers, 0 to 1, not all",
         ),
-        (["method.leave_out=[7]"], "method.leave_out=[7]: expected some of this encoder's layers"),
+        (["method.leave_out=[7]"], "method.leave_out=[7]: expected a list of some of this encoder's layers"),
     ],
     ids=str,
 )
@@ -351,3 +351,29 @@ def test_a_word_is_not_taken_for_true(cli: Cli, sample: list[str], tmp_path: Pat
     options = [*sample, "method.leave_out=[0]", f"data.cache={tmp_path / 'cache'}", f"save_path={tmp_path / 'run'}"]
     run = cli(*options, "data.cache_prefix=no")
     assert run.code == 2 or not any(name.startswith("prefix-") for name in files(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("given", ["3", "null", "true", "[true]", "[-1]", "[1.0]"])
+def test_what_is_no_list_of_layers_is_told(cli: Cli, sample: list[str], tmp_path: Path, given: str) -> None:
+    run = cli(*sample, f"method.leave_out={given}", f"save_path={tmp_path / 'run'}")
+    assert run.code == 2
+    assert "expected a list of some of this encoder's layers" in run.err
+
+
+@pytest.mark.parametrize(
+    "given", ["data.cache=[]", "data.cache=3", "data.cache=''", "data.workers=x", "trainer.compile=yes"]
+)
+def test_bad_settings_of_data_and_trainer_are_told(cli: Cli, sample: list[str], tmp_path: Path, given: str) -> None:
+    run = cli(*sample, given, f"save_path={tmp_path / 'run'}")
+    assert run.code == 2
+    assert given.split("=")[0] in run.err
+    assert files(tmp_path) == []
+
+
+def test_another_encoder_of_the_same_weights_has_other_states(tmp_path: Path) -> None:
+    """Heads of attention, which no weight's shape tells, are among what the file's name stands for."""
+    for heads in (2, 4):
+        model = encoder()
+        model.config.num_attention_heads = heads
+        filled(model, pool(), tmp_path)
+    assert len(files(tmp_path)) == 2
