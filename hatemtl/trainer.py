@@ -19,9 +19,10 @@ from torch import nn
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.optimization import Optimization
 
-# Tokens times hidden size from which compiling saves more time than it takes on a CPU (benchmarks/compile.py). Both its
-# cost and its gain grow with the number of layers. On a GPU nothing was measured: there it must be asked for.
-COMPILE_FROM = 1.2e9
+# Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py found 47 s
+# for MiniLM and a gain of 6 % of 130 µs a token. Both grow with the layers. On a GPU, where nothing was measured, it must be
+# asked for.
+COMPILE_FROM = 2.5e9
 
 
 def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
@@ -37,7 +38,7 @@ def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
 
 
 def exact_onednn() -> None:
-    """Multiplies float32 on the CPU through oneDNN where that is exact: twice as fast as MKL on AMD (benchmarks/).
+    """Multiplies float32 on the CPU through oneDNN where that is exact: on AMD twice as fast as MKL.
 
     oneDNN may round to bf16 inside, and does where the processor has AMX; there MKL stays.
     """

@@ -81,5 +81,5 @@ def test_the_front_door_names_the_test_command() -> None:
 
 
 def test_every_file_and_script_named_is_there() -> None:
-    for name in re.findall(r"(?:scripts|analysis)/[\w./]+\.(?:py|sh)", README):
+    for name in re.findall(r"(?:scripts|analysis|benchmarks)/[\w./]+\.(?:py|sh)", README):
         assert (ROOT / name).is_file()
