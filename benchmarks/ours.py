@@ -21,8 +21,7 @@ from hatemtl.corpora.base import Column, Posts
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.network import assemble
-from hatemtl.prefix import Prefix
+from hatemtl.network import assemble, prepare
 from hatemtl.quiet import quiet
 from hatemtl.run import build
 from hatemtl.startup import keep_memory
@@ -186,21 +185,15 @@ class Run:
         )
         network.store(self.settings.dtype)
         self.module = network.module
-        self.data.tokenize(network.encoder.tokenizer(), network.encoder.max_length)
-        tokens = self.data.training_tokens(self.optimization.total_epochs)
-        self.module.compiled = self.settings.compiled(self.module.encoder, tokens=tokens, cache=None)
+        start = time.perf_counter()
+        # what is mapped from an own folder outlives it; the user's would hide what the layers below cost
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Path(folder) if cfg.data.cache_prefix else None
+            epochs = self.optimization.total_epochs
+            prepare(network, self.data, self.settings, epochs=epochs, cache=cache, cache_prefix=cfg.data.cache_prefix)
         if cfg.data.cache_prefix:
-            batches, start = self.data.sampling.in_order(self.data.pool.lengths), time.perf_counter()
-            encoder, where = self.module.encoder, self.settings.device
-            with (
-                tempfile.TemporaryDirectory() as folder
-            ):  # always computed, never the user's; being mapped, it outlives this
-                self.module.prefix = Prefix.cached(
-                    encoder, self.data.pool, batches, Path(folder), mark=network.mark, device=where
-                )
-            self.notes["its prefix, computed"] = f"{(time.perf_counter() - start) / len(self.data.pool):.2g} s a post"
-        for task in tasks:
-            self.module.head(task).weigh(*self.data.frequencies(task))
+            seconds = (time.perf_counter() - start) / len(self.data.pool)
+            self.notes["tokens and prefix, computed"] = f"{seconds:.2g} s a post"
 
     def train(self) -> Reading:
         """Every epoch of the configuration, without validation; the log is written as always."""

@@ -13,9 +13,8 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from benchmarks import machine
+from benchmarks import command_line, machine
 from benchmarks.readings import org
 
 ONE = ("label",)
@@ -117,19 +116,14 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--posts", default="sample", help="`sample`, or a folder with hatexplain/ in it, as ../shared/data")
+    parser = command_line.parser(__doc__, posts=True, quick="two seeds of few posts")
     parser.add_argument("--train-posts", type=int, default=2000, help="drawn once, the same for all seeds (default 2000)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--quick", action="store_true", help="two seeds of few posts: to try the script, not to report")
-    options = parser.parse_args()
-    if options.quick:
-        options.train_posts, options.epochs, options.seeds = 96, 1, 2
-    return options
+    given = parser.parse_args()
+    if given.quick:
+        given.train_posts, given.epochs, given.seeds = 96, 1, 2
+    return given
 
 
 if __name__ == "__main__":

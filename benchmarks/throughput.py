@@ -6,14 +6,13 @@ What is reported are ratios within a round: the machine's mood falls out of them
 
 import argparse
 import csv
-import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks import chart, machine
+from benchmarks import chart, command_line, machine
 from benchmarks.flops import MINILM, evaluation_flops, training_flops
 from benchmarks.readings import THREE, Reading, Spread, Stage, Tasks, one_after_another, org, ratio, spread
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
@@ -275,20 +274,15 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--posts", default="sample", help="`sample`, or a folder with hatexplain/ in it, as ../shared/data")
+    parser = command_line.parser(__doc__, posts=True, quick="two rounds of few posts")
     parser.add_argument("--rounds", type=int, default=5, help="at least 5 to be reported (default)")
     parser.add_argument("--train-posts", type=int, default=1024, help="posts a training pass, drawn once (default 1024)")
     parser.add_argument("--eval-posts", type=int, default=1922, help="posts an evaluation pass (default 1922: all of val)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--arms", nargs="+", choices=list(TITLES), default=list(TITLES))
-    parser.add_argument("--quick", action="store_true", help="two rounds of few posts: to try the script, not to report")
-    options = parser.parse_args()
-    if options.quick:
-        options.rounds, options.train_posts, options.eval_posts = 2, 96, 128
-    return options
+    given = parser.parse_args()
+    if given.quick:
+        given.rounds, given.train_posts, given.eval_posts = 2, 96, 128
+    return given
 
 
 if __name__ == "__main__":

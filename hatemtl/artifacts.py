@@ -267,6 +267,12 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
     return [f"{key}: saved {a.get(key)!r}, given {b.get(key)!r}" for key in keys if a.get(key) != b.get(key)]
 
 
+def named_after(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """A save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
+    digest = hashlib.sha256("\n".join(sorted(differences({}, config))).encode()).hexdigest()[:8]
+    return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"
+
+
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, Mapping) and value:

@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from hatemtl.artifacts import SavedRun
+from hatemtl.datamodule import DataModule
 from hatemtl.encoder import Encoder, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
 from hatemtl.module import MultitaskModule, Weighting
 from hatemtl.optimization import Optimization
+from hatemtl.prefix import Prefix
 from hatemtl.seeds import seeded
+from hatemtl.startup import started
 from hatemtl.tasks import Task
+from hatemtl.trainer import TrainerSettings
 
 # Keys of a head that matter to its loss alone.
 TRAINING_ONLY = ("dropout", "label_smoothing", "balance")
@@ -94,6 +99,26 @@ def assemble(
     if heads_from is not None:
         _load_heads(module, heads_from, tasks, spaces)
     return Network(module, encoder, method, mark, name)
+
+
+def prepare(
+    network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
+) -> None:
+    """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, label weights.
+
+    cache: the folder that keeps the first three. Raises UserError where cache_prefix has no such folder, or nothing to keep.
+    """
+    module = network.module
+    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, cache)
+    module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
+    if cache_prefix:
+        if cache is None:
+            raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
+        started()  # it may take long
+        batches = data.sampling.in_order(data.pool.lengths)
+        module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
+    for task in data.tasks:
+        module.head(task).weigh(*data.frequencies(task))
 
 
 def _load_heads(

@@ -5,7 +5,6 @@ With main.py this is the only reader of the configuration.
 
 import os
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.flops import matmul_peak
 from hatemtl.methods.base import LOADERS
-from hatemtl.network import Network, assemble, check_heads, check_method
+from hatemtl.network import Network, assemble, check_heads, check_method, prepare
 from hatemtl.pool import Pool, loader
-from hatemtl.prefix import Prefix
 from hatemtl.provenance import peak_memory, provenance
 from hatemtl.quiet import quiet
 from hatemtl.startup import started
@@ -81,7 +79,7 @@ def build(node: Any, **runtime: Any) -> Any:
 def train(cfg: DictConfig, *, then_test: bool) -> None:
     """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run."""
     console, config = Console(), _resolved(cfg)
-    save_path = Path(cfg.save_path or _named_after(config))
+    save_path = Path(cfg.save_path or artifacts.named_after(config, HydraConfig.get().runtime.choices))
     if not save_path.name:
         raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
     tasks, method, optimization = _tasks(cfg), build(cfg.method), build(cfg.optimization)
@@ -105,19 +103,8 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         report.results(console, saved.results, str(save_path))
         return
     network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)
-    module, settings, origin, cache = network.module, build(cfg.trainer), provenance(), _cache(cfg)
-    network.store(settings.dtype)
-    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, cache)
-    tokens = data.training_tokens(optimization.total_epochs)
-    module.compiled = settings.compiled(module.encoder, tokens=tokens, cache=cache)
-    if cfg.data.cache_prefix:
-        if cache is None:
-            raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
-        started()
-        batches = data.sampling.in_order(data.pool.lengths)
-        module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
-    for task in tasks:
-        module.head(task).weigh(*data.frequencies(task))
+    module, settings, origin = network.module, build(cfg.trainer), provenance()
+    prepare(network, data, settings, epochs=optimization.total_epochs, cache=_cache(cfg), cache_prefix=cfg.data.cache_prefix)
 
     best, throughput = BestWeights(patience=optimization.patience, warmup=optimization.warmup), Throughput()
     work = artifacts.start(save_path, config, sources, marks)
@@ -187,7 +174,6 @@ def test(cfg: DictConfig) -> None:
             )
     data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed, workers=cfg.data.workers)
     network = _network(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
-    network.store(build(cfg.trainer).dtype)
     network.module.requires_grad_(False)
     data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, _cache(cfg))
     report.network(console, network.parts())
@@ -206,9 +192,7 @@ def predict(cfg: DictConfig) -> None:
     saved, tasks = _saved(cfg), _tasks(cfg)
     check_heads(saved, tasks)
     spaces = {task: saved.labels[task] for task in tasks}
-    optimization = build(cfg.optimization)
-    network = _network(cfg, tasks, spaces, build(cfg.method), optimization, saved.folder.name)
-    network.store(build(cfg.trainer).dtype)
+    network = _network(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     report.network(console, network.parts())
     pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [postfile.as_posts(frame, text)])
@@ -222,7 +206,7 @@ def _network(
     cfg: DictConfig, tasks: dict[str, Task], spaces: dict[str, Any], method: Any, optimization: Any, name: str
 ) -> Network:
     L.seed_everything(cfg.seed, verbose=False)
-    return assemble(
+    network = assemble(
         encoder=build(cfg.encoder),
         method=method,
         tasks=tasks,
@@ -233,6 +217,8 @@ def _network(
         name=name,
         heads_from=_heads_from(cfg),
     )
+    network.store(build(cfg.trainer).dtype)
+    return network
 
 
 def _heads_from(cfg: DictConfig) -> SavedRun | None:
@@ -251,9 +237,10 @@ def _cache(cfg: DictConfig) -> Path | None:
 
 
 def _evaluator(cfg: DictConfig, root: Path) -> L.Trainer:
-    settings, optimization = build(cfg.trainer), build(cfg.optimization)
     started()
-    return settings.trainer(optimization, root=root, logger=False, callbacks=[], bar=Console().is_terminal)
+    return build(cfg.trainer).trainer(
+        build(cfg.optimization), root=root, logger=False, callbacks=[], bar=Console().is_terminal
+    )
 
 
 def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:
@@ -306,11 +293,3 @@ def _tasks(cfg: DictConfig) -> dict[str, Task]:
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
-
-
-def _named_after(config: dict[str, Any]) -> str:
-    """A save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
-    leaves = sorted(artifacts.differences({}, config))
-    choices = HydraConfig.get().runtime.choices
-    digest = sha256("\n".join(leaves).encode()).hexdigest()[:8]
-    return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from adapters import SeqBnConfig
+from broken import WAYS, damage
 from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
@@ -209,19 +210,10 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             attached(method)
 
 
-@pytest.mark.parametrize("broken", ["no configuration", "weights cut off", "a tensor is missing"])
-def test_a_broken_adapter_is_told(broken: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_broken_adapter_is_told(way: str, tmp_path: Path) -> None:
     save(lora(), tmp_path / "run")
-    weights = tmp_path / "run" / WEIGHTS
-    match broken:
-        case "no configuration":
-            (tmp_path / "run" / "adapter" / "adapter_config.json").unlink()
-        case "weights cut off":
-            weights.write_bytes(weights.read_bytes()[:1000])
-        case "a tensor is missing":
-            tensors = load_file(weights)
-            tensors.pop(next(key for key in tensors if key.endswith("lora_B")))
-            save_file(tensors, weights)
+    damage(tmp_path / "run" / WEIGHTS, way)
     with pytest.raises(UserError, match=str(tmp_path / "run")):
         attached(load(tmp_path / "run"))
 
