@@ -6,14 +6,16 @@ from typing import Literal, get_args
 
 from hatemtl.errors import UserError
 
-Kind = Literal["multiclass", "multilabel", "tokens"]
+Kind = Literal["multiclass", "multilabel", "tokens", "score", "ordinal", "choice", "masked"]
 
 
 @dataclass(frozen=True)
 class LabelSpace:
     """The labels of one column, in order.
 
-    kind: `multiclass` (one label a post), `multilabel` (any number of them) or `tokens` (one yes or no a word).
+    kind: `multiclass` (one label a post), `multilabel` (any number of them), `tokens` (one yes or no a word), `score` (a
+        number; the one name is the scale's), `ordinal` (one of ordered levels, lowest first), `choice` (which of a post's
+        second texts is right; names are their places) or `masked` (the masked tokens of a text; the one name says so).
     """
 
     kind: Kind

@@ -1,11 +1,13 @@
 """What a corpus gives: posts, their splits and what annotators said of them."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
+from hatemtl.corpora.splitting import nested
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
@@ -17,8 +19,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class Column:
     """One kind of annotation over the N posts of a corpus.
 
-    values: multiclass (N,) int64, the label's position; multilabel (N, C) float32 in [0, 1]; tokens (N,) of objects, each
-        a float32 array in [0, 1] with one value a word of the post (`text.split(" ")`).
+    values: multiclass, ordinal (N,) int64, the label's position; choice (N,) int64, the right pair's position; multilabel
+        (N, C) float32 in [0, 1]; score (N,) float32; tokens (N,) of objects, each a float32 array in [0, 1] with one value
+        a word of the post (`text.split(" ")`).
     has: (N,) bool, whether the post is annotated at all; where not, the value is a placeholder.
     """
 
@@ -29,18 +32,24 @@ class Column:
 
 @dataclass(frozen=True)
 class Posts:
-    """The N posts of a corpus. `texts[i].split(" ")` are the words of post i; `splits[i]` is train, val or test."""
+    """The N posts of a corpus. `texts[i].split(" ")` are the words of post i; `splits[i]` is train, val or test.
+
+    pairs[i]: the second texts that text i is read with: none; one, a sentence pair; several, a post's choices, each read
+        with the text in a sequence of its own. None where no post has any.
+    """
 
     ids: list[str]
     texts: list[str]
     splits: np.ndarray
     columns: dict[str, Column]
+    pairs: list[tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.ids), len(self.texts), len(self.splits)}
+        sizes |= {len(self.pairs)} if self.pairs is not None else set()
         sizes |= {n for column in self.columns.values() for n in (len(column.values), len(column.has))}
         if len(sizes) != 1:
-            raise ValueError(f"ids, texts, splits and columns differ in length: {sorted(sizes)}")
+            raise ValueError(f"ids, texts, pairs, splits and columns differ in length: {sorted(sizes)}")
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("post ids must be distinct")
 
@@ -50,7 +59,8 @@ class Posts:
     def at(self, rows: np.ndarray) -> "Posts":
         """The posts at these positions, in that order."""
         columns = {k: replace(c, values=c.values[rows], has=c.has[rows]) for k, c in self.columns.items()}
-        return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns)
+        pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
+        return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns, pairs)
 
     def limited(self, limit: int | None) -> "Posts":
         """The first `limit` posts of each split; all of them if None."""
@@ -60,9 +70,36 @@ class Posts:
             raise UserError(f"limit={limit}: expected at least one post a split, or null for all")
         return self.at(np.sort(np.concatenate([np.flatnonzero(self.splits == split)[:limit] for split in SPLITS])))
 
+    def thinned(self, fraction: float, seed: int) -> "Posts":
+        """A share of the training posts, with all others: as the labels are distributed, drawn by seed, and nested.
+
+        A smaller fraction's posts are among those of a larger one. Labels are those of the first multiclass or ordinal
+        column, else of the first multilabel one (a post's rarest label).
+        """
+        if not 0 < fraction <= 1:
+            raise UserError(f"fraction={fraction}: expected a share of the training posts above 0, up to 1 for all")
+        if fraction == 1:
+            return self
+        train = np.flatnonzero(self.splits == "train")
+        kept = train[nested([self.ids[i] for i in train], self._strata()[train], fraction, seed)]
+        return self.at(np.sort(np.concatenate([kept, np.flatnonzero(self.splits != "train")])))
+
+    def _strata(self) -> np.ndarray:
+        for column in self.columns.values():
+            if column.space.kind in ("multiclass", "ordinal"):
+                return np.where(column.has, column.values, -1)
+        for column in self.columns.values():
+            if column.space.kind == "multilabel":
+                carried = (column.values >= 0.5) & column.has[:, None]
+                rarest = np.where(carried, carried.sum(axis=0), len(self) + 1).argmin(axis=1)
+                return np.where(carried.any(axis=1), rarest, -1)
+        return np.zeros(len(self), np.int64)
+
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with any text, split or annotation."""
         digest = hashlib.sha256("\x1e".join([*self.ids, *self.texts, *self.splits.tolist()]).encode())
+        if self.pairs is not None:
+            digest.update("\x1e".join("\x1f".join(pair) for pair in self.pairs).encode())
         for name, column in sorted(self.columns.items()):
             values = np.concatenate(column.values) if column.values.dtype == object else column.values
             digest.update("\x1f".join([name, column.space.kind, *column.space.names]).encode())
@@ -70,9 +107,23 @@ class Posts:
         return digest.hexdigest()[:16]
 
 
-class Corpus(Protocol):
-    """A corpus as configured. Equal ones are loaded once, so implementations are frozen dataclasses."""
+@dataclass(frozen=True, kw_only=True)
+class Corpus(ABC):
+    """A corpus as configured. Equal ones are loaded once.
+
+    fraction: the share of the training posts that is kept, 1 for all; a smaller one's posts are among a larger one's.
+    limit: then the first so many posts of each split; None for all.
+    seed: draws the fraction, and the splits where none are official. Not the run's, whose repetitions share their posts.
+    """
+
+    fraction: float = 1.0
+    limit: int | None = None
+    seed: int = 0
+
+    @abstractmethod
+    def read(self) -> Posts:
+        """Reads the whole corpus. Raises UserError with the file and the way out where it cannot."""
 
     def load(self) -> Posts:
-        """Reads the corpus. Raises UserError with the file and the way out where it cannot."""
-        ...
+        """The posts that this configuration keeps."""
+        return self.read().thinned(self.fraction, self.seed).limited(self.limit)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from hatemtl.corpora.base import SPLITS, Column, Posts, Split
+from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts, Split
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.hub import fetch
 from hatemtl.labels import LabelSpace
@@ -31,7 +31,7 @@ MISFIT = "24439295_gab"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HateXplain:
+class HateXplain(Corpus):
     """HateXplain's three official splits, 15,383 / 1,922 / 1,924 posts, with the columns label, target and rationale.
 
     label: the majority of three. Posts with a three-way tie are in no official split; a divisions file that lists one
@@ -44,13 +44,11 @@ class HateXplain:
     rationale: how the masks of a *training* post become one: a word counts where any mask has it (union), where at
         least half of them do (majority), or by the share of them that do (soft). Validation and test posts always carry
         the union, so that scores compare between runs.
-    limit: the first so many posts of each split; None for all.
     """
 
     dir: str
     targets: int = 11
     rationale: Rationale = "union"
-    limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.targets not in (10, 11):
@@ -58,7 +56,7 @@ class HateXplain:
         if self.rationale not in get_args(Rationale):
             raise UserError(f"rationale={self.rationale}: {did_you_mean(self.rationale, get_args(Rationale))}")
 
-    def load(self) -> Posts:
+    def read(self) -> Posts:
         """Reads the official files or the hub. Raises UserError with the file, the post and the way out."""
         folder = Path(self.dir).expanduser()
         missing = [name for name in FILES if not (folder / name).is_file()]
@@ -85,7 +83,7 @@ class HateXplain:
         }
         texts = [" ".join(post.words) for post in posts]
         splits = np.array([post.split for post in posts])
-        return Posts([post.id for post in posts], texts, splits, columns).limited(self.limit)
+        return Posts([post.id for post in posts], texts, splits, columns)
 
     def _rationale(self, post: "_Post") -> np.ndarray:
         if not post.masks:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hatemtl.corpora.base import SPLITS, Column, Posts
+from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts
 from hatemtl.corpora.hatexplain import ABUSIVE, COMMUNITIES, LABELS
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -133,7 +133,7 @@ SHARES = {"hatespeech": 0.31, "normal": 0.41, "offensive": 0.28}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(Corpus):
     """Posts about eleven communities with HateXplain's columns, the same for the same arguments on every machine.
 
     hatespeech demands to keep a group out, offensive calls names, normal is friendly or rejects the abuse it quotes.
@@ -141,15 +141,12 @@ class Sample:
     order of the words alone: a classifier that counts words stays well below one that reads.
 
     size: posts in all, at least 100; 80 % train, 10 % val, 10 % test.
-    seed: another seed writes other posts.
+    seed: another seed writes other posts, too.
     label_noise: the share of posts, in every split, whose label is swapped for another; no classifier can know them.
-    limit: the first so many posts of each split; None for all.
     """
 
     size: int = 3000
-    seed: int = 0
     label_noise: float = 0.03
-    limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.size < 100:
@@ -157,7 +154,7 @@ class Sample:
         if not 0 <= self.label_noise <= 0.5:
             raise UserError(f"label_noise={self.label_noise}: expected a share of posts between 0 and 0.5")
 
-    def load(self) -> Posts:
+    def read(self) -> Posts:
         """Writes the posts; takes a fraction of a second."""
         draw = np.random.default_rng(derive(self.seed, "sample"))
         tenth = self.size // 10
@@ -184,7 +181,7 @@ class Sample:
             "rationale": Column(LabelSpace("tokens", ("rationale",)), marks, abusive & marked),
         }
         ids = [f"sample_{i:05d}" for i in range(self.size)]
-        return Posts(ids, [" ".join(words) for words, _, _ in posts], splits, columns).limited(self.limit)
+        return Posts(ids, [" ".join(words) for words, _, _ in posts], splits, columns)
 
 
 def _deal(draw: np.random.Generator, n: int, shares: Sequence[float]) -> np.ndarray:

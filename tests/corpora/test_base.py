@@ -87,3 +87,32 @@ def test_ids_are_distinct(posts: Posts) -> None:
 
 def test_the_splits_are_three() -> None:
     assert SPLITS == ("train", "val", "test")
+
+
+def test_a_fraction_is_of_the_training_posts_nested_and_as_the_labels_are_distributed() -> None:
+    label = np.arange(400) % 4 // 3  # one post in four is of label 1
+    space, has = LabelSpace("multiclass", ("x", "y")), np.ones(400, bool)
+    splits = np.repeat(["train", "val"], [200, 200])
+    posts = Posts([f"id{i}" for i in range(400)], ["text"] * 400, splits, {"label": Column(space, label, has)})
+    before: set[str] = set()
+    for fraction in (0.1, 0.2, 1.0):
+        kept = posts.thinned(fraction, 0)
+        train = kept.splits == "train"
+        assert (train.sum(), (~train).sum()) == (200 * fraction, 200)
+        assert kept.columns["label"].values[train].mean() == 0.25
+        assert before <= set(kept.ids)
+        before = set(kept.ids)
+    assert posts.thinned(0.1, 1).ids != posts.thinned(0.1, 0).ids
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
+def test_a_fraction_of_nothing_or_of_more_than_all_is_refused(posts: Posts, fraction: float) -> None:
+    with pytest.raises(UserError, match="share of the training posts"):
+        posts.thinned(fraction, 0)
+
+
+def test_pairs_go_along_and_into_the_fingerprint(posts: Posts) -> None:
+    paired = replace(posts, pairs=[("p",), (), ("q", "r"), (), (), ()])
+    assert paired.at(np.array([2, 0])).pairs == [("q", "r"), ("p",)]
+    shifted = replace(posts, pairs=[(), ("p",), ("q", "r"), (), (), ()])
+    assert len({posts.fingerprint(), paired.fingerprint(), shifted.fingerprint()}) == 3
