@@ -8,9 +8,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 from results import ResultsError, column_names, find_results, is_count, note, read_results, testing_line
 from rich.console import Console
@@ -23,6 +25,7 @@ EXAMPLES = """examples:
   uv run analysis/table.py adapters/small/lora16/target_single adapters/small/lora16/target_merge --best
   uv run analysis/table.py "adapters/small/lora16/target_part_*" --metric "*_f1_*" --counts
   uv run analysis/table.py parts.csv adapters/small/lora16/target_single --name partitioned single --output table.tex
+  uv run analysis/table.py "adapters/joint_?" "adapters/single_?" --name joint joint joint single single single --mean
 """
 
 
@@ -32,23 +35,29 @@ class Table:
 
     digits: after the point; None for 3, and for all of them in CSV.
     best: mark the best value of each row.
+    spread: beside a value that is a mean, the standard deviation of what it is the mean of.
     """
 
     columns: Sequence[str]
     rows: Mapping[str, Sequence[float | None]]
     digits: int | None = None
     best: bool = False
+    spread: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
     def cells(self, metric: str, bold: Callable[[str], str] = str) -> list[str]:
         """One row as it is shown, the best values in `bold`."""
-        digits = 0 if is_count(metric) else 3 if self.digits is None else self.digits
+        counted = is_count(metric) and not self.spread
+        digits = 0 if counted else 3 if self.digits is None else self.digits
         known = [value for value in self.rows[metric] if value is not None and not math.isnan(value)]
-        shown = ["" if value is None else f"{value:.{digits}f}" for value in self.rows[metric]]
+        means = ["" if value is None else f"{value:.{digits}f}" for value in self.rows[metric]]
+        spread = self.spread.get(metric, [None] * len(means))
+        shown = [cell if sd is None else f"{cell} ± {sd:.{digits}f}" for cell, sd in zip(means, spread, strict=True)]
         if not self.best or is_count(metric) or len(known) < 2:
             return shown
         best = min(known) if LOWER_IS_BETTER.search(metric) else max(known)
         # Compared as shown: of two values that read the same, neither is printed as the better one.
-        return [bold(cell) if cell == f"{best:.{digits}f}" else cell for cell in shown]
+        marked = f"{best:.{digits}f}"
+        return [bold(cell) if mean == marked else cell for mean, cell in zip(means, shown, strict=True)]
 
     def grid(self, text: Callable[[str], str], bold: Callable[[str], str]) -> list[list[str]]:
         """The header and the rows as strings, with names passed through `text`."""
@@ -87,9 +96,12 @@ class Table:
     def csv(self) -> str:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["metric", *self.columns])
+        names = [f"{name} sd" for name in self.columns] if self.spread else []
+        writer.writerow(["metric", *self.columns, *names])
         for metric, values in self.rows.items():
-            writer.writerow([metric, *(values if self.digits is None else self.cells(metric))])
+            given = [*values, *self.spread.get(metric, [])]
+            digits = 0 if is_count(metric) and not self.spread else self.digits
+            writer.writerow([metric, *given] if self.digits is None else [metric, *(_rounded(v, digits) for v in given)])
         return file.getvalue().removesuffix("\n")
 
     def show(self, format: str | None, output: Path | None, inputs: Iterable[Path]) -> None:
@@ -110,6 +122,28 @@ class Table:
             os.replace(temporary, output)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _rounded(value: float | None, digits: int | None) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def averaged(columns: Sequence[str], rows: Mapping[str, Sequence[float | None]], **options: Any) -> Table:
+    """The table with one column for the runs of a name: the mean of those that have the metric, and its spread.
+
+    That is the standard deviation (n - 1) of two or more. Columns whose means are of unlike numbers of runs are noted.
+    """
+    names = list(dict.fromkeys(columns))
+    means: dict[str, list[float | None]] = {}
+    spread: dict[str, list[float | None]] = {}
+    for metric, values in rows.items():
+        known = [[v for n, v in zip(columns, values, strict=True) if n == name and v is not None] for name in names]
+        means[metric] = [fmean(of) if of else None for of in known]
+        spread[metric] = [stdev(of) if len(of) > 1 else None for of in known]
+        if len({len(of) for of in known if of}) > 1:
+            runs = ", ".join(f"{len(of)} of {name}" for name, of in zip(names, known, strict=True) if of)
+            note(f"{metric}: means of unlike numbers of runs, {runs}")
+    return Table(names, means, spread=spread, **options)
 
 
 def _aligned(grid: list[list[str]]) -> tuple[list[int], list[str]]:
@@ -138,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, in the order of the runs")
     parser.add_argument("--metric", nargs="+", action="extend", metavar="GLOB", help="only these rows")
     parser.add_argument("--counts", action="store_true", help="with the rows of true and false positives and negatives")
+    parser.add_argument("--mean", action="store_true", help="one column for runs of one name: mean ± standard deviation")
     parser.add_argument("--best", action="store_true", help="mark the best value of each row")
     add_output_options(parser)
     args = parser.parse_args(argv)
@@ -161,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ResultsError(f"no {args.stage} rows in any run; test one first: {testing_line(runs[0])}")
         wanted = sorted(m for m in metrics if not args.metric or any(fnmatchcase(m, glob) for glob in args.metric))
         rows = {metric: [run.rows.get(metric) for run in runs] for metric in wanted}
-        Table(names, rows, args.digits, args.best).show(args.format, args.output, paths)
+        make = averaged if args.mean else Table
+        make(names, rows, digits=args.digits, best=args.best).show(args.format, args.output, paths)
     except (ResultsError, OSError) as error:
         print(f"table.py: {error}", file=sys.stderr)
         return 2

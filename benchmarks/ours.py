@@ -171,13 +171,14 @@ class Run:
         self.notes: dict[str, str] = {}
         tasks = {str(name): build(node) for name, node in cfg.tasks.items()}
         self.optimization = build(cfg.optimization)
-        self.data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed)
+        weighting, choices = build(cfg.weighting), {"batching": build(cfg.batching), "sampling": build(cfg.sampling)}
+        self.data = DataModule(tasks, **choices, step=weighting.step, seed=cfg.seed)
         network = assemble(
             encoder=build(cfg.encoder),
             method=build(cfg.method),
             tasks=tasks,
             spaces=self.data.spaces,
-            weighting=build(cfg.weighting),
+            weighting=weighting,
             optimization=self.optimization,
             seed=cfg.seed,
             name="benchmark",

@@ -4,7 +4,8 @@ Every arm trains the label task on the same posts, with LoRA of rank 16 on the s
 epochs, a learning rate of 5e-4 that falls linearly, gradients clipped at norm 1, and keeps its last weights: no validation
 chooses among epochs, for the Trainer's quick start has none. What differs stays each library's own: hatemtl's head reads the
 mean of the tokens and learns at 1e-3, with weight decay .01 and bf16; the Trainer's reads the pooled first token at the one
-rate that there is, without decay, in float32. Two further arms take one choice of hatemtl's back each.
+rate that there is, without decay, in float32. Three further arms take choices of hatemtl's back: one, one,
+and all together, which is the plain recipe with hatemtl's head and rates.
 """
 
 import argparse
@@ -22,8 +23,9 @@ OURS = "hatemtl"
 # What each arm of hatemtl's changes. Those but the rival share a seed's initial weights with the default.
 VARIANTS: dict[str, list[str]] = {
     OURS: [],
-    "hatemtl, plain shuffling": ["sampling.window=1"],
+    "hatemtl, plain shuffling": ["batching.window=1"],
     "hatemtl, body dropout": ["method.body_dropout=true"],
+    "hatemtl, all of it undone": ["batching.window=1", "method.body_dropout=true", "trainer.precision=32"],
 }
 RIVAL = "Trainer + PEFT, quick start"
 SCORES = ("macro_f1", "accuracy")

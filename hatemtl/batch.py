@@ -18,15 +18,20 @@ def padded(lengths: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Batch:
-    """B posts of T token ids with the targets of every task.
+    """B posts in S sequences of T token ids with the targets of every task.
 
-    input_ids, attention_mask: (B, T) int64.
-    targets[task]: (B,) int64 for multiclass, (B, C) float32 for multilabel, (B, T) float32 for tokens, `IGNORED` where a
-        token does not count. A post without that task's annotation holds zeros (`IGNORED` for tokens).
+    A post is one sequence, or one for each of its choices; all but choices are read off its first.
+    input_ids, attention_mask: (S, T) int64.
+    targets[task]: (B,) int64 for multiclass, ordinal and choice, (B,) float32 for score, (B, C) float32 for multilabel,
+        (B, T) float32 for tokens and int64 for masked, `IGNORED` where a token does not count. A post without that task's
+        annotation holds zeros (`IGNORED` for tokens and masked).
     has[task]: (B,) bool, whether the post carries that task's annotation.
     posts: (B,) int64, where each post stands in the datamodule's pool.
-    prefix: (B, T, D), what the encoder's frozen lowest layers make of the posts, where that was computed beforehand.
-    tokens: how many of the B times T places hold a token; a plain number, so that counting waits for no GPU.
+    owner: (S,) int64, whose sequence each is, in order; None where every post is one.
+    token_type_ids: (S, T) int64, 1 in a sequence's second segment; None where there is none, or the encoder knows none.
+    prefix: (S, T, D), what the encoder's frozen lowest layers make of the posts, where that was computed beforehand.
+    tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
+    only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
     """
 
     input_ids: Tensor
@@ -34,15 +39,40 @@ class Batch:
     targets: dict[str, Tensor]
     has: dict[str, Tensor]
     posts: Tensor
+    owner: Tensor | None = None
+    token_type_ids: Tensor | None = None
     prefix: Tensor | None = None
     tokens: int = -1  # counted from the mask if not given
+    only: str | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
             self.tokens = int(self.attention_mask.sum())
 
     def __len__(self) -> int:
-        return self.input_ids.shape[0]
+        return self.posts.shape[0]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the encoder reads, by keyword."""
+        ids = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return ids if self.token_type_ids is None else {**ids, "token_type_ids": self.token_type_ids}
+
+    def first(self, values: Tensor) -> Tensor:
+        """Of values a sequence, (S, ...), those of each post's first, (B, ...)."""
+        return values if self.owner is None else values[self._starts(self.owner)[:-1]]
+
+    def by_post(self, values: Tensor, choices: int) -> Tensor:
+        """A value a sequence, (S,), as one a choice of each post, (B, choices); -inf where the post has fewer."""
+        owner = torch.arange(len(self), device=values.device) if self.owner is None else self.owner
+        starts = self._starts(owner)
+        places = starts[:-1, None] + torch.arange(choices, device=values.device)
+        there = places < starts[1:, None]
+        return values[places.clamp(max=len(values) - 1)].masked_fill(~there, -torch.inf)
+
+    def _starts(self, owner: Tensor) -> Tensor:
+        """(B + 1,) where the sequences of each post start, and where the last ends; found without waiting for a GPU."""
+        return torch.searchsorted(owner, torch.arange(len(self) + 1, device=owner.device))
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
         """The same batch on another device; to a GPU without waiting for the copy, unless told otherwise."""
@@ -55,7 +85,7 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        def changed(value: Tensor | dict[str, Tensor] | int | None) -> Tensor | dict[str, Tensor] | int | None:
+        def changed(value: Tensor | dict[str, Tensor] | int | str | None) -> Tensor | dict[str, Tensor] | int | str | None:
             if isinstance(value, dict):
                 return {key: change(item) for key, item in value.items()}
             return change(value) if isinstance(value, Tensor) else value

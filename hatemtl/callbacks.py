@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,14 @@ class Checkpoint(Callback):
 
 
 class Throughput(Callback):
-    """Measures training: seconds without validation, posts, tokens, padding, and the arithmetic done in that time."""
+    """Measures training: seconds without validation, posts, tokens, padding, and the arithmetic done in that time.
+
+    A post counts as often as the encoder reads it: where losses are stepped apart, once for each of its tasks.
+    """
 
     def __init__(self) -> None:
         self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0}
-        self.batch: Batch | None = None
+        self.read: dict[str | None, tuple[Batch, int]] = {}  # the first batch for each task, or for all, and places of all
         self.flops_per_place, self.started = 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +85,8 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.batch = self.batch or batch
+        first, places = self.read.get(batch.only, (batch, 0))
+        self.read[batch.only] = first, places + batch.input_ids.numel()
         self.counts["posts"] += len(batch)
         self.counts["tokens"] += batch.tokens
         self.counts["places"] += batch.input_ids.numel()
@@ -92,12 +97,17 @@ class Throughput(Callback):
             self.counts["seconds"] += time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.batch is not None and not self.flops_per_place:  # counted once, outside the time that is measured
-            module, batch = _module(pl_module), self.batch
+        if self.read and not self.flops_per_place:  # counted once, outside the time that is measured
+            module, flops = _module(pl_module), 0.0
             with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
-                flops = matmul_flops(lambda: module.weighted(module.losses(batch, module.encoder)).backward())
+                for batch, places in self.read.values():
+                    flops += matmul_flops(partial(self._step, module, batch)) * places / batch.input_ids.numel()
             module.zero_grad()
-            self.flops_per_place = flops / batch.input_ids.numel()
+            self.flops_per_place = flops / sum(places for _, places in self.read.values())
+
+    @staticmethod
+    def _step(module: MultitaskModule, batch: Batch) -> None:
+        module.weighted(module.losses(batch, module.encoder)).backward()
 
     def record(self, peak: float) -> dict[str, float]:
         """For run.json. peak: the measured matmul FLOP/s of the machine. Padding counts as no achievement."""

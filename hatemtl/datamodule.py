@@ -1,35 +1,68 @@
 """From corpora to batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from hatemtl.batch import Batch
-from hatemtl.corpora.base import Split
+from hatemtl.batching import Batching, place, share
+from hatemtl.corpora.base import Corpus, Split
 from hatemtl.encoder import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
+from hatemtl.masking import Masking
 from hatemtl.pool import Pool, check_workers, loader
-from hatemtl.sampling import EpochBatches, Sampling, place, share
-from hatemtl.tasks import Task
+from hatemtl.sampling import EpochBatches, Epochs, Sampling, Use, rarity
+from hatemtl.seeds import derive
+from hatemtl.tasks import Task, check_learnable
+from hatemtl.weighting import Step, apart, check_step
+
+PROPORTIONAL = Sampling()
+
+
+class _Used(Dataset[Batch]):
+    """The pool, as batches for the task that each is stepped for."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def __getitem__(self, use: Use) -> Batch:
+        rows, only = use
+        return replace(self.pool[rows], only=only)
 
 
 class DataModule(L.LightningDataModule):
     """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
 
-    workers: processes that make batches beside the training.
+    batching: how posts become batches. sampling: which posts an epoch has. step: whether a batch is one optimizer step, or
+    one for each task. workers: processes that make batches beside the training.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], *, sampling: Sampling, seed: int, workers: int = 0) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        *,
+        batching: Batching,
+        sampling: Sampling = PROPORTIONAL,
+        step: Step = "joint",
+        seed: int,
+        workers: int = 0,
+    ) -> None:
         super().__init__()
         check_workers(workers)
-        self.tasks, self.sampling, self.seed, self.workers = tasks, sampling, seed, workers
+        check_step(step)
+        self.tasks, self.batching, self.sampling, self.step = tasks, batching, sampling, step
+        self.seed, self.workers = seed, workers
         self.corpora = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
+        # what stands in the pool: each corpus once, and once more for each task that reads it masked
+        self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
@@ -41,17 +74,44 @@ class DataModule(L.LightningDataModule):
         marks = {corpus: posts.fingerprint() for corpus, posts in self.corpora.items()}
         return {name: marks[task.corpus] for name, task in self.tasks.items()}
 
+    def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
+        """Takes the posts at these positions out of their corpora; to be called before `tokenize`."""
+        for corpus, gone in posts.items():
+            kept = np.setdiff1d(np.arange(len(self.corpora[corpus])), gone)
+            self.corpora[corpus] = self.corpora[corpus].at(kept)
+            for name, column in self.columns.items():
+                if self.tasks[name].corpus == corpus:
+                    self.columns[name] = replace(column, values=column.values[kept], has=column.has[kept])
+
+    def check(self, *, then_test: bool) -> None:
+        """Raises UserError where a split that training needs is empty, or a task has nothing to learn from."""
+        for split in ("train", "val", "test")[: 2 + then_test]:
+            if not any((posts.splits == split).any() for posts in self.corpora.values()):
+                raise UserError(f"no corpus of these tasks has posts in the {split} split")
+        for name, column in self.columns.items():
+            check_learnable(name, column, self.corpora[self.tasks[name].corpus].splits)
+
     def tokenize(self, tokenizer: Tokenizer, max_length: int, cache: Path | None = None) -> None:
         """Turns the posts into token ids, or takes them from the folder `cache`; to be called once, before any loader.
 
         Raises UserError where no batch can hold the longest post.
         """
-        self.pool = Pool(tokenizer, max_length, list(self.corpora.values()), cache)
-        self.sampling.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
-        sizes = [len(posts) for posts in self.corpora.values()]
-        firsts = dict(zip(self.corpora, np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist(), strict=True))
+        self._made: dict[int, Epochs] = {}
+        self.pool = Pool(tokenizer, max_length, [self.corpora[corpus] for corpus, _ in self.parts], cache)
+        self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
+        firsts = dict(zip(self.parts, [0, *self._ends()[:-1].tolist()], strict=True))
         for name, task in self.tasks.items():
-            self.pool.annotate(name, self.columns[name], firsts[task.corpus])
+            self.pool.annotate(name, self.columns[name], firsts[self._part(name)])
+            if task.kind == "masked":
+                self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
+
+    def _part(self, task: str) -> tuple[Corpus, str | None]:
+        """Which posts of the pool the task reads: those of its corpus that others read too, or its own."""
+        return self.tasks[task].corpus, task if self.tasks[task].kind == "masked" else None
+
+    def _ends(self) -> np.ndarray:
+        """Where each of the pool's parts ends."""
+        return np.cumsum([len(self.corpora[corpus]) for corpus, _ in self.parts])
 
     def rows(self, split: Split) -> np.ndarray:
         """Where the posts of a split stand in the pool."""
@@ -60,42 +120,37 @@ class DataModule(L.LightningDataModule):
             raise UserError(f"no corpus of these tasks has posts in the {split} split")
         return rows
 
-    def frequencies(self, task: str) -> tuple[torch.Tensor, int]:
-        """How many training examples (posts, or words for tokens) carry each label, (C,), and how many there are."""
-        space, rows = self.pool.spaces[task], self.rows("train")
-        has = rows[self.pool.has[task][rows]]
-        values = self.pool.targets[task]
-        if space.kind == "multiclass":
-            return torch.from_numpy(np.bincount(values[has], minlength=len(space)).astype(np.float32)), len(has)
-        if space.kind == "multilabel":
-            return torch.from_numpy(values[has].sum(axis=0)), len(has)
-        mine = np.zeros(len(self.pool), dtype=bool)
-        mine[has] = True
-        counted = values[np.repeat(mine, self.pool.lengths) & (values >= 0)]
-        return torch.tensor([counted.sum()]), len(counted)
+    def observed(self, task: str) -> torch.Tensor:
+        """The annotations that training shows, as `Head.observe` takes them."""
+        pool, rows = self.pool, self.rows("train")
+        has = rows[pool.has[task][rows]]
+        if pool.spaces[task].kind != "tokens":
+            return torch.from_numpy(pool.targets[task][has])
+        values = pool.targets[task]
+        return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
 
     def training_tokens(self, epochs: int) -> int:
         """The tokens that so many epochs read."""
-        return int(self.pool.lengths[self.rows("train")].sum()) * epochs
+        lengths = self.pool.lengths
+        return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, _ in self._uses(epoch, epochs=epochs))
 
     def steps(self, epochs: int, accumulate: int) -> int:
         """The optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
-        batches = self._training()
-        total = 0
-        for epoch in range(epochs):
-            batches.set_epoch(epoch)
-            total += -(-len(batches) // accumulate)
-        return total
+        uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
+        return sum(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The batches of the trainer's epoch, whose number another epoch may not have.
 
         So the trainer has to ask anew each epoch: `reload_dataloaders_every_n_epochs=1`.
         """
-        batches = self._training()
-        if self.trainer is not None:  # a resumed run takes its first batches before Lightning sets the epoch
-            batches.set_epoch(self.trainer.current_epoch)
-        return loader(self.pool, batches, self.workers)
+        if self.trainer is None:
+            return loader(_Used(self.pool.drawn(self.seed, 0)), EpochBatches(partial(self._uses, epochs=1)), self.workers)
+        epochs, accumulate = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
+        batches = EpochBatches(partial(self._uses, epochs=epochs, accumulate=accumulate))
+        # a resumed run takes its first batches before Lightning sets the epoch
+        batches.set_epoch(self.trainer.current_epoch)
+        return loader(_Used(self.pool.drawn(self.seed, self.trainer.current_epoch)), batches, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -103,11 +158,46 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("test")
 
-    def _training(self) -> EpochBatches:
-        rows = self.rows("train")
-        return EpochBatches(self.sampling, rows, self.pool.lengths[rows], self.seed)
+    def _uses(self, epoch: int, *, epochs: int, accumulate: int = 1) -> list[Use]:
+        """What this epoch of so many trains on, over all processes."""
+        batches = self._epochs(epochs).batches(epoch)
+        if self.step == "joint":
+            return [(rows, None) for rows in batches]
+        rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
+        return [*apart(batches, self.pool.has, accumulate, rng)]
+
+    def _epochs(self, epochs: int) -> Epochs:
+        """The batches of every epoch of so many, which remember where the one before ended."""
+        if epochs not in self._made:
+            train = self.rows("train")
+            parts = zip(self.parts, np.split(train, np.searchsorted(train, self._ends()[:-1])), strict=True)
+            corpora = {part: rows for part, rows in parts if len(rows)}
+            weights = [self._weights(corpus, rows) for (corpus, _), rows in corpora.items()]
+            self._made[epochs] = Epochs(
+                list(corpora.values()),
+                weights,
+                self.pool.lengths,
+                sampling=self.sampling,
+                batching=self.batching,
+                seed=self.seed,
+                epochs=epochs,
+            )
+        return self._made[epochs]
+
+    def _weights(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+        """How often each of these rows of a corpus is to come, of any scale."""
+        carried = []
+        if not self.sampling.balance:
+            return np.ones(len(rows))
+        for name, task in self.tasks.items():
+            space, values, has = self.pool.spaces[name], self.pool.targets[name], self.pool.has[name][rows, None]
+            if task.corpus == corpus and space.kind in ("multiclass", "ordinal"):
+                carried.append((values[rows, None] == np.arange(len(space))) & has)
+            elif task.corpus == corpus and space.kind == "multilabel":
+                carried.append((values[rows] >= 0.5) & has)
+        return rarity(carried, self.sampling.balance) if carried else np.ones(len(rows))
 
     def _in_order(self, split: Split) -> DataLoader[Batch]:
         rows = self.rows(split)
-        batches = [share(rows[batch], *place()) for batch in self.sampling.in_order(self.pool.lengths[rows])]
+        batches = [share(rows[batch], *place()) for batch in self.batching.in_order(self.pool.lengths[rows])]
         return loader(self.pool, batches, self.workers)

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from hatemtl.batch import Batch
 from hatemtl.heads.base import Head
-from hatemtl.methods.lora_linear import merged
+from hatemtl.methods.bert_layer import merged
 from hatemtl.optimization import Optimization
 from hatemtl.prefix import Prefix
 from hatemtl.seeds import derive
@@ -65,20 +65,27 @@ class MultitaskModule(L.LightningModule):
         return self.heads[task]  # type: ignore[return-value]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits a task: (B, C), or (B, T) for tokens."""
+        """What each task's head makes of the posts, as its loss takes it: see `Head`."""
         return self._logits(batch, self.encoder)
 
     def _logits(self, batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
         if self.prefix is not None:
             self.prefix.recall(batch.prefix)
-        hidden = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = encoder(**batch.inputs).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):  # heads and losses stay in float32
-            return {task: self.head(task)(hidden.float(), batch.attention_mask) for task in self.heads}
+            hidden = hidden.float()
+            tasks = [*self.heads] if batch.only is None else [batch.only]  # what is not computed gets no gradient at all
+            return {task: self._read(self.head(task), hidden, batch) for task in tasks}
+
+    def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
+        if head.kind == "choice":
+            return batch.by_post(head(hidden, batch.attention_mask), len(head.space))
+        return head(batch.first(hidden), batch.first(batch.attention_mask))
 
     def losses(self, batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
-        """A scalar a task, through the encoder or a compiled one."""
+        """A scalar for each task that the batch is stepped for, through the encoder or a compiled one."""
         logits = self._logits(batch, encoder)
-        return {task: self.head(task).loss(logits[task], batch.targets[task], batch.has[task]) for task in self.heads}
+        return {task: self.head(task).loss(logits[task], batch.targets[task], batch.has[task]) for task in logits}
 
     def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The one loss that is trained."""
@@ -141,7 +148,7 @@ class MultitaskModule(L.LightningModule):
         for task, logits in self(batch).items():
             scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
             self.metrics[task].update(scores, targets, has)
-            if self.trainer.testing:
+            if self.trainer.testing and self.head(task).kind != "masked":  # which says nothing of a post
                 kept = self.predictions[task]
                 kept.posts.append(batch.posts[has].cpu())
                 kept.scores.append(scores[has].float().cpu())
@@ -151,7 +158,7 @@ class MultitaskModule(L.LightningModule):
         self.merged.close()
         self.rows, primaries = {}, []
         for task, metric in self.metrics.items():
-            rows = self.head(task).rows(metric.compute())
+            rows = self.head(task).rows(metric.compute().cpu())
             self.rows |= {f"{stage}_{task}_{name}": value for name, value in rows.items()}
             primaries.append(rows[self.head(task).primary])
         counts = tuple(f"{stage}_{task}_{kind}_" for task in self.metrics for kind in ("tp", "fp", "fn"))

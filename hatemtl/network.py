@@ -20,8 +20,8 @@ from hatemtl.startup import started
 from hatemtl.tasks import Task
 from hatemtl.trainer import TrainerSettings
 
-# Keys of a head that matter to its loss alone.
-TRAINING_ONLY = ("dropout", "label_smoothing", "balance")
+# Keys of a head that matter while it is trained alone.
+TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,15 @@ def assemble(
 ) -> Network:
     """Builds the network; heads start from `heads_from`, or fresh by a draw of their own each.
 
-    Raises UserError where a source was trained on another encoder, or a saved head is not the one asked for.
+    Raises UserError where a head is of another kind than its labels, a source was trained on another encoder, or a saved
+    head is not the one asked for.
     """
+    for task, space in spaces.items():
+        if tasks[task].kind != space.kind:
+            raise UserError(
+                f"task {task!r} has a head for {tasks[task].kind} labels, but those of its column are {space.kind}; type "
+                f"head@tasks.{task}.head={space.kind}"
+            )
     model = encoder.model(dropout=method.body_dropout, seed=seed)
     mark = fingerprint(model)
     for source in [*method.starts_from(), *([heads_from] if heads_from else [])]:
@@ -86,8 +93,9 @@ def assemble(
     attached = method.attach(model, name=name, seed=seed)
     heads = {}
     for task, space in spaces.items():
+        embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
         with seeded(seed, "head", task):
-            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space)
+            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
     module = MultitaskModule(
         attached,
         heads,  # type: ignore[arg-type]
@@ -104,7 +112,7 @@ def assemble(
 def prepare(
     network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
 ) -> None:
-    """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, label weights.
+    """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
 
     cache: the folder that keeps the first three. Raises UserError where cache_prefix has no such folder, or nothing to keep.
     """
@@ -114,11 +122,13 @@ def prepare(
     if cache_prefix:
         if cache is None:
             raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
+        if data.pool.masks:
+            raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
         started()  # it may take long
-        batches = data.sampling.in_order(data.pool.lengths)
+        batches = data.batching.in_order(data.pool.lengths)
         module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
     for task in data.tasks:
-        module.head(task).weigh(*data.frequencies(task))
+        module.head(task).observe(data.observed(task))
 
 
 def _load_heads(
@@ -149,7 +159,7 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
                 f"load_path={saved.folder} has no trained head for task {name!r}; type tasks=[{','.join(saved.labels)}]"
             )
         trained = saved.config["tasks"][name]
-        pattern = trained["mask_pattern"]
+        pattern = trained.get("mask_pattern")  # a task may leave it out
         if _part(pattern) != _part(task.mask_pattern):
             raise UserError(
                 f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "

@@ -6,6 +6,8 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
 from hatemtl.module import MultitaskModule
 from hatemtl.pool import Pool
 
@@ -13,8 +15,10 @@ from hatemtl.pool import Pool
 def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
     """One row a post and task: post_id, task, gold and scores.
 
-    gold: [label's position] for multiclass, 0 or 1 (or a share) a label for multilabel, a word for tokens. scores:
-    probabilities, a label or a word; words beyond max_length are in neither.
+    gold: [label's position] for multiclass and ordinal, [the right choice's] for choice, [number] for score; 0 or 1 (or a
+    share) a label for multilabel, a word for tokens. scores: probabilities, a label, level, choice or word, 0 for a choice
+    that the post does not have; [number] for score, in the scale's units. Words beyond max_length are in neither. Masked
+    tokens are no predictions of a post, and are left out.
     """
     rows = []
     for task, kept in module.predictions.items():
@@ -23,15 +27,23 @@ def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
             for post, score, target in zip(posts.tolist(), scores.tolist(), targets.tolist(), strict=True):
                 if kind == "tokens":
                     score, target = pool.at_words(post, score), pool.at_words(post, target)
-                gold = [float(target)] if kind == "multiclass" else target
+                gold = target if isinstance(target, list) else [float(target)]
                 rows.append((pool.ids[post], task, gold, score))
     return pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])
+
+
+def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
+    """Raises UserError where a task says nothing of a single text."""
+    for task, space in spaces.items():
+        if space.kind in ("choice", "masked"):
+            what = "second texts" if space.kind == "choice" else "masked tokens"
+            raise UserError(f"action=predict scores posts, and task {task!r} is about {what}; leave it out of tasks=[...]")
 
 
 def score_columns(
     module: MultitaskModule, pool: Pool, batches: Sequence[tuple[Tensor, Mapping[str, Tensor]]]
 ) -> dict[str, list[Any]]:
-    """Columns over the pool's posts: pred_TASK with the predicted labels or words, pred_TASK_LABEL with each score.
+    """Columns over the pool's posts: pred_TASK with the predicted labels, words or number, pred_TASK_LABEL with each score.
 
     batches: pool positions (B,) and each task's scores, as `MultitaskModule.predict_step` gives them.
     """

@@ -57,8 +57,9 @@ class Prefix:
         libraries = torch.__version__, version("transformers")
         how = 1, mark, len(self.layers), dtype, shape, device.type, config._attn_implementation, *libraries
         digest = hashlib.sha256(f"{how} {config.to_json_string(use_diff=False)}".encode())
-        for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches))):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches)), pool.second, pool.firsts):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
         for weight in (p for layer in self.layers for p in layer.parameters()):  # a frozen adapter may be among them
             digest.update(weight.detach().flatten()[:: max(1, weight.numel() // 1024)].float().cpu().numpy().tobytes())
         path, size = folder / f"prefix-{digest.hexdigest()[:32]}.bin", shape[0] * shape[1]
@@ -71,7 +72,7 @@ class Prefix:
                 states = torch.from_file(str(temporary), shared=True, size=size, dtype=dtype).view(shape)
                 for rows in batches:
                     batch = pool[rows]
-                    places = [torch.arange(pool.offsets[row], pool.offsets[row + 1]) for row in rows]
+                    places = [torch.arange(*pool.span(row)) for row in rows]
                     below = self._below(batch.to(device)).cpu()
                     states[torch.cat(places)] = below[batch.attention_mask.bool()].to(dtype)
                 with temporary.open("rb+") as file:
@@ -99,7 +100,7 @@ class Prefix:
         try:
             kind, dtype = batch.input_ids.device.type, next(self.layers[0].parameters()).dtype
             with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype is torch.bfloat16):
-                self.encoder.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+                self.encoder.eval()(**batch.inputs)
         except _EnoughError:
             pass
         finally:

@@ -1,6 +1,6 @@
 """What a run prints: what is loaded and trained, what the data hold, what came out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -8,8 +8,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from hatemtl.corpora.base import SPLITS
+from hatemtl.corpora.base import Column as Annotations
 from hatemtl.datamodule import DataModule
 from hatemtl.methods.base import Component
+
+COUNTED = ("multiclass", "multilabel", "ordinal", "choice")  # kinds of which a post carries labels
+SHOWN = 12  # labels of a task, at most; of more the most and the least frequent
 
 
 def network(console: Console, parts: Sequence[Component]) -> None:
@@ -32,26 +36,55 @@ def network(console: Console, parts: Sequence[Component]) -> None:
     _print(console, "loaded, active and trained", table)
 
 
-def annotations(console: Console, data: DataModule) -> None:
-    """How many posts each task has in each split, and which labels a split never shows."""
-    table = Table("task", "labels", *SPLITS)
+def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) -> None:
+    """Posts, tokens and labels of each split, labels that a split never shows, and what `leaks.check` said."""
+    table = Table(Column("task and label", overflow="fold"), *(Column(split, justify="right") for split in SPLITS))
+    pool = data.pool
+    posts = np.concatenate([corpus.splits for corpus in data.corpora.values()])
+    table.add_row("posts", *(f"{(posts == split).sum():,}" for split in SPLITS))
+    table.add_row("tokens", *(f"{pool.lengths[pool.splits == split].sum():,}" for split in SPLITS))
     missing = []
     for name, column in data.columns.items():
         splits = data.corpora[data.tasks[name].corpus].splits
-        table.add_row(
-            escape(name), str(len(column.space)), *(str(int(column.has[splits == split].sum())) for split in SPLITS)
-        )
-        if column.space.kind == "tokens":
-            continue
-        for split in SPLITS:
-            values = column.values[(splits == split) & column.has]
-            seen = np.isin(range(len(column.space)), values) if values.ndim == 1 else (values >= 0.5).any(axis=0)
-            absent = [label for label, there in zip(column.space.names, seen, strict=True) if not there]
-            if len(values) and absent:
-                missing.append(f"{name}: no post of the {split} split carries {', '.join(absent)}")
+        values = [column.values[(splits == split) & column.has] for split in SPLITS]
+        table.add_section()
+        table.add_row(escape(f"{name} ({column.space.kind})"), *(f"{len(of_split):,}" for of_split in values))
+        for label, cells in _told(column, values):
+            table.add_row(escape(f"  {label}"), *cells)
+        if column.space.kind in COUNTED:
+            for split, of_split in zip(SPLITS, values, strict=True):
+                counts = zip(column.space.names, _counts(column, of_split), strict=True)
+                absent = [label for label, count in counts if not count]
+                if len(of_split) and absent:
+                    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+                    missing.append(f"{name}: no post of the {split} split carries {', '.join(absent[:SHOWN])}{more}")
     _print(console, "annotated posts", table)
-    for line in missing:
-        console.print(f"[yellow]warning:[/] {escape(line)}")
+    for line in [*missing, *leaked]:
+        console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[str, list[str]]]:
+    """What the table says below a task: names, and a cell a split."""
+    if column.space.kind in COUNTED:
+        counts = np.array([_counts(column, of_split) for of_split in values])  # (splits, C)
+        order = np.argsort(-counts.sum(axis=0), kind="stable")
+        shown = range(len(column.space)) if len(column.space) <= SHOWN else [order[0], order[-1]]
+        for label in shown:
+            yield column.space.names[label], [f"{count:,}" for count in counts[:, label]]
+        if len(column.space) > SHOWN:
+            yield f"(most and least frequent of {len(column.space)})", ["" for _ in values]
+    elif column.space.kind == "tokens":
+        marked = [sum(int((words >= 0.5).sum()) for words in of_split) for of_split in values]
+        yield "marked words", [f"{count:,}" for count in marked]
+    elif column.space.kind == "score":
+        yield "mean ± deviation", [f"{v.mean():.2f} ± {v.std():.2f}" if len(v) else "" for v in values]
+
+
+def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:
+    """(C,) how many of the posts with these values carry each label; a soft label counts from a half."""
+    if values.ndim == 1:
+        return np.bincount(values, minlength=len(column.space))
+    return (values >= 0.5).sum(axis=0)
 
 
 def results(console: Console, rows: Mapping[str, float], title: str) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatemtl import artifacts, loggers, report
+from hatemtl import artifacts, leaks, loggers, report
 from hatemtl.artifacts import SavedRun
 from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
 from hatemtl.datamodule import DataModule
@@ -87,8 +87,9 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     if cfg.load_path is not None and not cfg.heads.load and not starts:
         raise UserError(f"load_path={cfg.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
     heads_from = _heads_from(cfg)
+    tasks = _knowing(tasks, heads_from)
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
-    data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed, workers=cfg.data.workers)
+    data = _data(cfg, tasks)
     marks = data.fingerprints()
     if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=marks):
         saved = SavedRun(save_path)
@@ -102,6 +103,9 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             )
         report.results(console, saved.results, str(save_path))
         return
+    leaked, copies = leaks.check(data.corpora, cfg.data.leaks)
+    data.leave_out(copies)
+    data.check(then_test=then_test)
     network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
     prepare(network, data, settings, epochs=optimization.total_epochs, cache=_cache(cfg), cache_prefix=cfg.data.cache_prefix)
@@ -112,7 +116,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     logger = build(cfg.logger, folder=work, run=save_path.name)
     try:
         trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
-        report.annotations(console, data)
+        report.annotations(console, data, leaked)
         report.network(console, network.parts())
         logger.log_hyperparams(config)
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
@@ -138,6 +142,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "encoder": network.mark,
             "encoder_source": cfg.encoder.source,
             "data": marks,
+            "leaks": leaked,
             "sources": sources,
             "seed": cfg.seed,
             "precision": trainer.precision,
@@ -165,6 +170,7 @@ def test(cfg: DictConfig) -> None:
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     check_heads(saved, tasks)
+    tasks = _knowing(tasks, saved)
     for name, task in tasks.items():
         trained = saved.config["tasks"][name]["corpus"]["_target_"]
         if trained != cfg.tasks[name].corpus._target_ and cfg.save_path is None:
@@ -172,7 +178,7 @@ def test(cfg: DictConfig) -> None:
                 f"{saved.folder} was trained on {trained} and would be tested on {type(task.corpus).__name__}; type the "
                 f"corpus@tasks.{name}.corpus=NAME that it was trained on, or save_path=FOLDER to keep the results apart"
             )
-    data = DataModule(tasks, sampling=build(cfg.sampling), seed=cfg.seed, workers=cfg.data.workers)
+    data = _data(cfg, tasks)
     network = _network(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, _cache(cfg))
@@ -192,11 +198,12 @@ def predict(cfg: DictConfig) -> None:
     saved, tasks = _saved(cfg), _tasks(cfg)
     check_heads(saved, tasks)
     spaces = {task: saved.labels[task] for task in tasks}
+    outcome.check_predictable(spaces)
     network = _network(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     report.network(console, network.parts())
     pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [postfile.as_posts(frame, text)])
-    posts = loader(pool, build(cfg.sampling).in_order(pool.lengths), cfg.data.workers)
+    posts = loader(pool, build(cfg.batching).in_order(pool.lengths), cfg.data.workers)
     batches: Any = _evaluator(cfg, target.parent).predict(network.module, posts)
     postfile.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
     console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
@@ -219,6 +226,17 @@ def _network(
     )
     network.store(build(cfg.trainer).dtype)
     return network
+
+
+def _data(cfg: DictConfig, tasks: dict[str, Task]) -> DataModule:
+    return DataModule(
+        tasks,
+        batching=build(cfg.batching),
+        sampling=build(cfg.sampling),
+        step=build(cfg.weighting).step,
+        seed=cfg.seed,
+        workers=cfg.data.workers,
+    )
 
 
 def _heads_from(cfg: DictConfig) -> SavedRun | None:
@@ -289,6 +307,12 @@ def _tasks(cfg: DictConfig) -> dict[str, Task]:
     if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
     return {str(name): build(node) for name, node in cfg.tasks.items()}
+
+
+def _knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
+    """The tasks with the labels of the heads that are loaded."""
+    known = saved.labels if saved is not None else {}
+    return {name: task.knowing(known[name]) if name in known else task for name, task in tasks.items()}
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:

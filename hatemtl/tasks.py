@@ -1,6 +1,6 @@
 """A task: what is to be predicted, from which corpus, and by what kind of head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -8,43 +8,115 @@ from typing import Any
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
+from hatemtl.corpora.cells import as_column
+from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Head
-from hatemtl.labels import Part
+from hatemtl.labels import Kind, LabelSpace, Part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A column of a corpus and the head that predicts it.
 
-    head: makes the head, given hidden_size and space. mask_pattern: "i n" keeps part i of n of a multilabel column.
-    weight: the task's weight in the loss.
+    column: its name; of a user's table also several names, each a label of a multilabel task; None for a masked head.
+    head: makes the head, given hidden_size and space. weight: the task's weight in the loss.
+    names: the labels of a table's column, in their order; None finds them in the table.
+    labels: rewrites a multilabel column as {new name: [old names]}: a new label holds the largest of its old ones, of which
+        the column may lack some. Labels that nobody names are left out. None leaves all as they are.
+    mask_pattern: "i n" keeps part i of n of a multilabel column, after it was rewritten.
     """
 
     corpus: Corpus
-    column: str
+    column: str | Sequence[str] | None
     head: Callable[..., Head]
-    mask_pattern: str | None
-    weight: float
+    names: Sequence[str] | None = None
+    labels: Mapping[str, Sequence[str]] | None = None
+    mask_pattern: str | None = None
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.kind == "masked" and self.column is not None:
+            raise UserError(f"column={self.column!r}: a masked head guesses tokens of the text; type tasks.TASK.column=null")
+        if self.kind != "masked" and not self.column:
+            raise UserError("column=null: expected the column to be predicted; type tasks.TASK.column=NAME")
         if self.mask_pattern is not None:
             Part.parse(self.mask_pattern)
         if self.weight < 0:
             raise UserError(f"task weight={self.weight}: expected 0 or more")
+        if self.labels is not None:
+            wrong = [new for new, old in self.labels.items() if isinstance(old, str) or not old]
+            if wrong or not self.labels:
+                raise UserError(f"labels={dict(self.labels)}: expected {{new name: [old names]}}")
 
     @property
     def head_settings(self) -> dict[str, Any]:
         """What the head is made with, by keyword."""
         return dict(self.head.keywords) if isinstance(self.head, partial) else {}
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of labels that the head predicts."""
+        head: Any = self.head.func if isinstance(self.head, partial) else self.head
+        return head.kind
+
+    def knowing(self, space: LabelSpace) -> "Task":
+        """The task with the labels of a saved run instead of those that a table shows, which may lack some.
+
+        Those of a part or of rewritten labels stay inferred, since a saved run does not hold the table's own names.
+        """
+        inferred = isinstance(self.corpus, Table) and isinstance(self.column, str) and self.names is None
+        whole = self.labels is None and self.mask_pattern is None
+        return replace(self, names=space.names) if inferred and whole else self
+
     def annotations(self, posts: Posts) -> Column:
-        """This task's column of the corpus, cut to its part."""
-        if self.column not in posts.columns:
-            raise UserError(f"column={self.column!r} is not in the corpus: {did_you_mean(self.column, posts.columns)}")
-        column = posts.columns[self.column]
+        """This task's column of the corpus, its labels rewritten and cut to its part."""
+        column = self._column(posts)
+        if self.labels is not None:
+            column = _rewritten(column, self.labels)
         if self.mask_pattern is None:
             return column
         part = Part.parse(self.mask_pattern)
         space = column.space.part(part)
         return replace(column, space=space, values=np.ascontiguousarray(column.values[:, part.indices(len(column.space))]))
+
+    def _column(self, posts: Posts) -> Column:
+        if self.column is None:
+            return Column(LabelSpace("masked", ("tokens",)), np.zeros(len(posts), np.int64), np.ones(len(posts), bool))
+        if posts.raw is not None:
+            return as_column(posts, self.column, self.kind, self.names)
+        if not isinstance(self.column, str) or self.column not in posts.columns:
+            raise UserError(f"column={self.column!r} is not in the corpus: {did_you_mean(str(self.column), posts.columns)}")
+        if self.names is not None:
+            raise UserError(
+                f"names={list(self.names)}: the corpus names the labels of {self.column!r} itself; type names=null"
+            )
+        return posts.columns[self.column]
+
+
+def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
+    if column.space.kind != "multilabel":
+        raise UserError(
+            f"labels={dict(labels)} rewrites a multilabel column, but this one is {column.space.kind}; leave it null"
+        )
+    position = {name: place for place, name in enumerate(column.space.names)}
+    values = []
+    for new, old in labels.items():
+        places = [position[name] for name in old if name in position]
+        if not places:
+            near = did_you_mean(str(old[0]), position)
+            raise UserError(f"labels.{new}: the column has none of {', '.join(map(str, old))}: {near}")
+        values.append(column.values[:, places].max(axis=1))
+    return replace(column, space=LabelSpace("multilabel", tuple(labels)), values=np.stack(values, axis=1))
+
+
+def check_learnable(task: str, column: Column, splits: np.ndarray) -> None:
+    """Raises UserError where the training posts say nothing of a task, or all the same of a task of labels."""
+    values = column.values[(splits == "train") & column.has]
+    if not len(values):
+        raise UserError(f"task {task!r}: no post of the train split is annotated, so there is nothing to learn")
+    if column.space.kind in ("multiclass", "ordinal") and (values == values[0]).all():
+        raise UserError(
+            f"task {task!r}: all posts of the train split carry {column.space.names[values[0]]!r}, so there is nothing to "
+            f"learn; the labels are {', '.join(column.space.names)}"
+        )

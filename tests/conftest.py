@@ -70,3 +70,17 @@ def data() -> Path:
     if not (DATA / "hatexplain" / "dataset.json").exists():
         pytest.skip("../shared/data is not here")
     return DATA
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty hub cache on a machine without network."""
+    from huggingface_hub import configure_http_backend, constants
+
+    cache = tmp_path / "hub"
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        configure_http_backend()  # forgets sessions opened while online; below, those opened while offline
+        yield cache
+    configure_http_backend()

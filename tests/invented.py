@@ -11,11 +11,11 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hatemtl.batching import LengthBuckets
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoder import Encoder, Tokenizer
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
-from hatemtl.sampling import LengthBuckets
 from hatemtl.tasks import Task
 
 TEXTS = [
@@ -32,7 +32,7 @@ TEXTS = [
     "\u0430\u0431\u0432 \u0433 \u0434\u0435",
 ]
 ODD = ["two  spaces  here", " leading and trailing ", "", "   ", "a \u200d b", "wait \ufe0f what"]
-SAMPLING = LengthBuckets(batch_size=2, window=2, eval_batch_size=3)
+BATCHING = LengthBuckets(batch_size=2, window=2, eval_batch_size=3)
 
 
 @cache

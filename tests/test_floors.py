@@ -21,8 +21,8 @@ FLOORS = [
         "merging",
         "flops",
     },
-    {"corpora", "heads", "sampling", "weighting"},
-    {"tasks", "encoder", "methods", "optimization", "postfile", "tokencache", "pool", "prefix"},
+    {"corpora", "heads", "sampling", "weighting", "batching"},
+    {"tasks", "encoder", "methods", "optimization", "postfile", "tokencache", "pool", "masking", "prefix", "leaks"},
     {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome"},
     {"run"},
 ]

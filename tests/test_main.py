@@ -20,7 +20,7 @@ def files(folder: Path) -> set[Path]:
     ("arguments", "said"),
     [
         (["method=ah_lora61"], ["method=ah_lora61", "did you mean 'ah_lora16'"]),
-        (["tasks=[targets]"], ["tasks=targets", "did you mean 'target'?"]),
+        (["tasks=[targets]"], ["tasks=targets", "did you mean 'target'"]),
         (["tasks=[]"], ["tasks=[target]"]),
         (['tasks.target.mask_pattern="5 4"'], ["5 4", '"4 4"']),
         (['tasks.target.mask_pattern="0 4"'], ["0 4", '"1 4"']),
@@ -48,7 +48,7 @@ def files(folder: Path) -> set[Path]:
         (["encoder.source=./nowhere"], ["nowhere", "encoder=minilm"]),
         (["encoder=electra_small"], ["electra-small", "encoder=minilm"]),
         (["tasks.target.column=groups"], ["groups", "target"]),
-        (["sampling.batch_size=0"], ["sampling.batch_size=0"]),
+        (["batching.batch_size=0"], ["batching.batch_size=0"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

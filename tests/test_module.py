@@ -1,5 +1,6 @@
 """One step over all tasks: one forward, a gradient for every trained weight, metrics that do not depend on batching."""
 
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -206,6 +207,36 @@ def test_the_loss_is_the_weighted_sum_over_the_tasks_that_are_there() -> None:
     assert whole == pytest.approx(sum(WEIGHTS[task] * float(loss) for task, loss in losses.items()), rel=1e-6)
     for task in SPACES:
         assert whole - alone[task] == pytest.approx(WEIGHTS[task] * float(losses[task]), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
+@pytest.mark.parametrize("only", SPACES)
+def test_a_step_of_one_task_moves_the_encoder_and_that_head_alone(only: str) -> None:
+    multitask, posts = module().train(), batch(6)
+    optimizer, _ = multitask.optimization.optimizer(multitask.encoder.parameters(), multitask.heads.parameters(), 10)
+    multitask.training_step(posts, 0).backward()
+    optimizer.step()  # AdamW now has momentum everywhere, and would move what has a gradient of zero
+    optimizer.zero_grad()
+    before = {name: value.clone() for name, value in multitask.trained_state().items()}
+    multitask.training_step(replace(posts, only=only), 0).backward()
+    multitask.on_before_optimizer_step(optimizer)
+    optimizer.step()
+    moved = {name for name, value in multitask.trained_state().items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if name.startswith((f"heads.{only}.", "encoder."))}
+    for name, parameter in multitask.named_parameters():
+        assert (parameter.grad is None) is (name not in moved), name
+
+
+@pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
+def test_steps_apart_have_the_terms_of_the_sum_and_log_their_own_task() -> None:
+    multitask, posts = module().eval(), batch(6)
+    logged: list[dict[str, Tensor]] = []
+    multitask.log_dict = lambda rows, **_: logged.append(rows)  # type: ignore[assignment, method-assign, misc]
+    with torch.no_grad():
+        terms = [multitask.training_step(replace(posts, only=task), 0) for task in SPACES]
+        whole = multitask.training_step(posts, 0)
+    assert sum(map(float, terms)) == pytest.approx(float(whole), rel=1e-6)
+    assert [set(rows) for rows in logged[:-1]] == [{f"train_{task}_loss", "train_loss"} for task in SPACES]
 
 
 def test_heads_and_losses_stay_in_float32() -> None:

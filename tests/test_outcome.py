@@ -14,8 +14,11 @@ from hatemtl import outcome
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.datamodule import Pool
 from hatemtl.encoder import Tokenizer
+from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
+from hatemtl.heads.ordinal import OrdinalHead
+from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.module import Predictions
@@ -23,6 +26,10 @@ from hatemtl.module import Predictions
 LABEL = LabelSpace("multiclass", ("rude", "fine"))
 TARGET = LabelSpace("multilabel", ("women", "islam"))
 RATIONALE = LabelSpace("tokens", ("marked",))
+HATE = LabelSpace("score", ("hate",))
+LEVEL = LabelSpace("ordinal", ("none", "some", "much"))
+RIGHT = LabelSpace("choice", ("first", "second"))
+POOLED: Any = {"hidden_size": 4, "pooling": "cls", "layers": 1, "dropout": 0.0}
 TEXTS = ["you dronk", "fine", "hi you old dronk there"]
 
 
@@ -52,6 +59,9 @@ class Module:
         "target": MultilabelHead(
             hidden_size=4, space=TARGET, pooling="cls", layers=1, dropout=0.0, threshold=0.5, balance=0.0
         ),
+        "hate": ScoreHead(**POOLED, space=HATE, loss="mse"),
+        "level": OrdinalHead(**POOLED, space=LEVEL, balance=0.0),
+        "right": ChoiceHead(**POOLED, space=RIGHT),
         "rationale": TokensHead(hidden_size=4, space=RATIONALE, layers=1, dropout=0.0, threshold=0.5, balance=0.0),
     }
 
@@ -117,6 +127,48 @@ def test_predictions_have_a_row_a_post_and_task() -> None:
     expected = [[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.25, 1.0], [0.0, 0.5], words[1], words[2], words[0]]
     for scores, mine in zip(frame["scores"], expected, strict=True):
         assert scores == pytest.approx(mine)
+
+
+def test_numbers_levels_and_choices_are_told_as_lists_of_numbers() -> None:
+    pool, module, has = pool_of(TEXTS), Module(), np.array([True, True, True])
+    pool.annotate("hate", Column(HATE, np.array([-1.5, 0, 2], np.float32), has), 0)
+    pool.annotate("level", Column(LEVEL, np.array([2, 0, 1]), has), 0)
+    pool.annotate("right", Column(RIGHT, np.array([0, 0, 0]), has), 0)
+    posts = [torch.tensor([2, 0])]
+    module.predictions = {
+        "hate": Predictions(posts, [torch.tensor([[1.25], [-7.0]])], [torch.tensor([2.0, -1.5])]),
+        "level": Predictions(posts, [torch.tensor([[0.5, 0.25, 0.25], [0, 0, 1]])], [torch.tensor([1, 2])]),
+        "right": Predictions(posts, [torch.tensor([[0.25, 0.75], [1, 0]])], [torch.tensor([0, 0])]),
+    }
+    frame = outcome.predictions(as_module(module), pool)
+    assert [(row.post_id, row.task, row.gold, row.scores) for row in frame.itertuples()] == [
+        ("id2", "hate", [2.0], [1.25]),
+        ("id0", "hate", [-1.5], [-7.0]),
+        ("id2", "level", [1.0], [0.5, 0.25, 0.25]),
+        ("id0", "level", [2.0], [0.0, 0.0, 1.0]),
+        ("id2", "right", [0.0], [0.25, 0.75]),
+        ("id0", "right", [0.0], [1.0, 0.0]),
+    ]
+
+
+def test_score_columns_of_numbers_and_levels() -> None:
+    batches = [
+        (
+            torch.tensor([1, 0, 2]),
+            {
+                "hate": torch.tensor([[1.25], [-7.0], [0.5]]),
+                "level": torch.tensor([[0.25, 0.5, 0.25], [0, 0, 1], [0.5, 0.5, 0]]),
+            },
+        )
+    ]
+    assert outcome.score_columns(as_module(Module("hate", "level")), pool_of(TEXTS), batches) == {
+        "pred_hate": ["-7.0000", "1.2500", "0.5000"],
+        "pred_hate_hate": [-7.0, 1.25, 0.5],
+        "pred_level": ["much", "some", "none"],
+        "pred_level_none": [0.0, 0.25, 0.5],
+        "pred_level_some": [0.0, 0.5, 0.5],
+        "pred_level_much": [1.0, 0.25, 0.0],
+    }
 
 
 def test_predictions_survive_parquet(tmp_path: Any) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hatemtl.batch import IGNORED, PAD_TO
 from hatemtl.corpora.base import Column
 from hatemtl.encoder import Tokenizer
 from hatemtl.labels import LabelSpace
+from hatemtl.masking import Masking
 from hatemtl.pool import Pool
 
 
@@ -170,3 +172,135 @@ def test_a_post_that_fills_a_place_carries_no_annotation() -> None:
     assert filler.targets["label"].tolist() == [0]
     assert (filler.targets["words"] == IGNORED).all()
     assert pool[np.array([0])].targets["label"].tolist() == [1]  # and the pool is as it was
+
+
+# Second texts
+
+
+PAIRS: list[tuple[str, ...]] = [
+    ("so it is", "no", "fizzlewits are everywhere"), (), ("a pair",), ("ok then", "never"), ("another pair here",),
+]  # fmt: skip
+PAIRED = replace(as_posts(["you dronk", "hm", "hi there you", "fine", "x"]), pairs=PAIRS)
+
+
+def sequences(row: int) -> list[tuple[str, str | None]]:
+    """What a post of `PAIRED` is read as."""
+    return [(PAIRED.texts[row], second) for second in PAIRS[row] or (None,)]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [3, 0], [1, 2, 4], [2], [1], [4, ~0]], ids=str)
+def test_a_post_is_a_sequence_a_choice_as_the_tokenizer_makes_them(rows: list[int]) -> None:
+    pool = Pool(minilm(), 128, [as_posts(["another corpus", "before"]), PAIRED])
+    batch = pool[np.array([row + 2 if row >= 0 else row - 2 for row in rows])]
+    mine = [max(row, ~row) for row in rows]
+    pairs = [pair for row in mine for pair in sequences(row)]
+    own = [minilm()(*pair) for pair in pairs]
+    width = max(len(one["input_ids"]) for one in own)
+    for key, pad in (("input_ids", minilm().pad_token_id), ("attention_mask", 0), ("token_type_ids", 0)):
+        expected = [one[key] + [pad] * (width - len(one[key])) for one in own]
+        if key == "token_type_ids" and not any(map(sum, expected)):
+            assert batch.token_type_ids is None
+        else:
+            assert batch.inputs[key].tolist() == expected
+    assert batch.posts.tolist() == [row + 2 for row in mine]
+    owner = [i for i, row in enumerate(mine) for _ in sequences(row)]
+    assert (list(range(len(rows))) if batch.owner is None else batch.owner.tolist()) == owner
+    assert (batch.owner is None) is (len(owner) == len(rows))
+    assert batch.tokens == int(batch.attention_mask.sum())
+
+
+def test_a_posts_length_is_that_of_its_longest_sequence() -> None:
+    pool = Pool(minilm(), 128, [PAIRED, as_posts(["one more"])])
+    own = [max(len(minilm()(*pair)["input_ids"]) for pair in sequences(row)) for row in range(5)]
+    assert pool.lengths.tolist() == [*own, 4]
+    assert pool.width(np.arange(5)) == max(own)
+    batches = [np.array([0, 1]), np.array([2, 3])]
+    made = [pool[rows] for rows in batches]
+    places = sum(batch.input_ids.numel() for batch in made)
+    assert pool.padding(batches) == 1 - sum(batch.tokens for batch in made) / places
+
+
+def test_words_are_those_of_the_first_sequence() -> None:
+    marks = np.fromiter((np.arange(len(t.split(" ")), dtype=np.float32) for t in PAIRED.texts), object, 5)
+    pool = Pool(minilm(), 128, [as_posts(["before"]), PAIRED])
+    pool.annotate("words", Column(LabelSpace("tokens", ("m",)), marks, np.ones(5, bool)), 1)
+    batch = pool[np.array([3, 1, 2])]
+    for i, row in enumerate((3, 1, 2)):
+        assert pool.at_words(row, batch.targets["words"][i].tolist()) == list(range(len(pool.texts[row].split(" "))))
+    assert (pool.targets["words"] >= 0).sum() == sum(len(text.split(" ")) for text in PAIRED.texts)  # once each
+    assert pool.tokens_of(np.array([1])).nonzero()[0].tolist() == list(range(*pool.span(1)))
+    assert (batch.targets["words"].shape, batch.input_ids.shape[0]) == ((3, batch.input_ids.shape[1]), 5)
+
+
+def test_where_no_text_has_a_second_one_nothing_is_there_for_them() -> None:
+    for posts in (as_posts(TEXTS), replace(as_posts(TEXTS), pairs=[()] * len(TEXTS))):
+        pool = Pool(minilm(), 128, [posts])
+        batch = pool[np.arange(4)]
+        assert pool.firsts is pool.second is batch.owner is batch.token_type_ids is None
+
+
+def test_the_right_choice_is_one_of_those_that_are_there() -> None:
+    pool, has = Pool(minilm(), 128, [PAIRED]), np.array([True, False, False, True, False])
+    three, two = LabelSpace("choice", ("1", "2", "3")), LabelSpace("choice", ("1", "2"))
+    pool.annotate("right", Column(three, np.array([2, 0, 0, 1, 0]), has), 0)
+    assert pool[np.array([3, 0])].targets["right"].tolist() == [1, 2]
+    for space, values in ((three, [2, 0, 0, 2, 0]), (two, [1, 0, 0, 1, 0])):
+        with pytest.raises(ValueError, match="more choices than there are names, or fewer"):
+            pool.annotate("right", Column(space, np.array(values), has), 0)
+
+
+# Masks
+
+
+def masked(share: float = 0.3) -> Pool:
+    """`TEXTS` twice, the second time to be masked."""
+    posts = as_posts(TEXTS)
+    pool = Pool(minilm(), 128, [posts, posts])
+    everything = np.ones(len(TEXTS), bool)
+    pool.annotate("label", Column(LabelSpace("multiclass", ("x", "y")), np.arange(len(TEXTS)) % 2, everything), 0)
+    column = Column(LabelSpace("masked", ("tokens",)), np.zeros(len(TEXTS), np.int64), everything)
+    pool.annotate("masked", column, len(TEXTS))
+    pool.masks["masked"] = Masking.of(minilm(), share)
+    return pool
+
+
+def test_only_the_posts_of_the_masked_task_are_masked_and_nothing_is_lost() -> None:
+    pool, n = masked(), len(TEXTS)
+    batch = pool[np.arange(2 * n)]
+    targets, plain = batch.targets["masked"], Pool(minilm(), 128, [as_posts(TEXTS)])[np.arange(n)].input_ids
+    assert targets.dtype == torch.int64
+    assert torch.equal(batch.input_ids[:n], plain)
+    assert (targets[:n] == IGNORED).all()
+    assert torch.equal(batch.input_ids[n:].where(targets[n:] == IGNORED, targets[n:]), plain)
+    assert (targets[n:] != IGNORED).any(dim=1).all()
+    assert batch.has["masked"].tolist() == [False] * n + [True] * n
+
+
+def test_masks_depend_on_the_epoch_and_the_post_and_on_no_batch() -> None:
+    pool, n = masked(), len(TEXTS)
+
+    def read(pool: Pool, rows: list[int]) -> dict[int, list[int]]:
+        batch = pool[np.array(rows)]
+        return {row: ids[: pool.lengths[row]].tolist() for row, ids in zip(rows, batch.input_ids, strict=True)}
+
+    rows = list(range(n, 2 * n))
+    first = read(pool.drawn(3, 0), rows)
+    assert read(pool.drawn(3, 0), rows[::-1]) == first
+    assert {
+        row: ids for some in (rows[:2], rows[2:7], rows[7:]) for row, ids in read(pool.drawn(3, 0), some).items()
+    } == first
+    assert read(pool.drawn(3, 1), rows) != first
+    assert read(pool.drawn(4, 0), rows) != first
+    assert read(pool, rows) == read(masked(), rows)  # of evaluation, whatever the seed
+
+
+def test_a_masked_post_that_fills_a_place_is_as_it_is() -> None:
+    pool = masked()
+    filler = pool[np.array([~len(TEXTS)])]
+    assert torch.equal(filler.input_ids, pool[np.array([0])].input_ids)
+    assert (filler.targets["masked"] == IGNORED).all()
+
+
+def test_without_masks_an_epochs_pool_is_the_pool() -> None:
+    pool = Pool(minilm(), 128, [as_posts(TEXTS)])
+    assert pool.drawn(0, 3) is pool

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
-from invented import SAMPLING, TEXTS, as_posts, minilm
+from invented import BATCHING, TEXTS, as_posts, minilm
 from methods.test_base import KINDS, trained
 from methods.test_lora_linear import HALF, LIBRARIES, SHARED, moved, stored
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def pool(texts: list[str] = TEXTS) -> Pool:
 
 def filled(model: Any, posts: Pool, folder: Path, mark: str = "mark") -> Prefix:
     prefix = Prefix(model)
-    prefix.fill(posts, SAMPLING.in_order(posts.lengths), folder, mark)
+    prefix.fill(posts, BATCHING.in_order(posts.lengths), folder, mark)
     return prefix
 
 
@@ -88,6 +89,25 @@ def test_with_the_prefix_all_is_as_without(library: str, leave_out: list[int], k
         assert gradients.keys() == others.keys() == trained(plain).keys()
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, others[name], atol=1e-5, rtol=1e-4)
+
+
+def test_with_second_texts_and_choices_all_is_as_without(tmp_path: Path) -> None:
+    pairs: list[tuple[str, ...]] = [("so it is", "never here", "x"), (), ("ok then",)] * len(TEXTS)
+    model, posts = encoder(), Pool(minilm(), 16, [replace(as_posts(TEXTS), pairs=pairs[: len(TEXTS)])])
+    plain = deepcopy(model)
+    prefix = filled(model, posts, tmp_path)
+    prefix.install()
+    for rows in ([3, 1], [0, 2, 3], [1], [*range(len(posts))][::-1]):
+        batch = posts[np.array(rows)]
+        prefix.recall(batch.prefix)
+        with torch.no_grad():
+            hidden, expected = (
+                some(**batch.inputs).last_hidden_state[batch.attention_mask.bool()] for some in (model, plain)
+            )
+        torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=1e-5)
+    alone = Pool(minilm(), 16, [as_posts(TEXTS)])
+    filled(plain, alone, tmp_path)
+    assert len(files(tmp_path)) == 2
 
 
 @every_kind

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from invented import minilm
 from rich.console import Console
 
 from hatemtl import report
+from hatemtl.batching import LengthBuckets
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.datamodule import DataModule
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import Component
-from hatemtl.sampling import LengthBuckets
 from hatemtl.tasks import Task
 
 
@@ -75,6 +76,7 @@ class Few:
             ),
             "label": Column(LabelSpace("multiclass", self.labels), np.array([0, 1, 0, 0, 0, 0]), every),
             "rationale": Column(LabelSpace("tokens", ("rationale",)), marks, np.array([1, 0, 1, 0, 1, 1], bool)),
+            "anger": Column(LabelSpace("score", ("anger",)), np.array([0, 1, 2, 3, 3, 5], np.float32), every),
         }
         return Posts(names, ["word"] * 6, np.array(["train"] * 3 + ["val"] * 2 + ["test"]), columns)
 
@@ -82,20 +84,46 @@ class Few:
 def data(*columns: str, corpus: Few | None = None) -> DataModule:
     head = partial(MultilabelHead, pooling="mean", layers=1, dropout=0.0, threshold=0.5, balance=0.0)
     tasks = {f"my_{c}": Task(corpus=corpus or Few(), column=c, head=head, mask_pattern=None, weight=1.0) for c in columns}
-    return DataModule(tasks, sampling=LengthBuckets(batch_size=2, window=1, eval_batch_size=2), seed=0)
+    made = DataModule(tasks, batching=LengthBuckets(batch_size=2, window=1, eval_batch_size=2), seed=0)
+    made.tokenize(minilm(), 128)
+    return made
 
 
 def test_annotations_are_counted_and_absent_labels_are_told() -> None:
-    text = printed(lambda console: report.annotations(console, data("target", "label", "rationale")))
-    assert row(text, "task") == ["task", "labels", "train", "val", "test"]
-    assert row(text, "my_target") == ["my_target", "2", "3", "2", "0"]
-    assert row(text, "my_label") == ["my_label", "2", "3", "2", "1"]
-    assert row(text, "my_rationale") == ["my_rationale", "1", "2", "1", "1"]
+    text = printed(lambda console: report.annotations(console, data("target", "label", "rationale", "anger")))
+    assert row(text, "task and label") == ["task and label", "train", "val", "test"]
+    assert row(text, "posts") == ["posts", "3", "2", "1"]
+    assert row(text, "tokens") == ["tokens", "9", "6", "3"]  # [CLS] word [SEP]
+    assert row(text, "my_target (multilabel)") == ["my_target (multilabel)", "3", "2", "0"]
+    assert row(text, "my_label (multiclass)") == ["my_label (multiclass)", "3", "2", "1"]
+    counts = [line.split("│")[1:-1] for line in text.splitlines() if "  good" in line or "  odd" in line]
+    assert [[cell.strip() for cell in cells] for cells in counts] == [
+        *(["good", "2", "2", "0"], ["odd", "2", "0", "0"]),  # of target: a fifth of the annotators is not a half
+        *(["good", "2", "2", "1"], ["odd", "1", "0", "0"]),
+    ]
+    assert row(text, "my_rationale (tokens)") == ["my_rationale (tokens)", "2", "1", "1"]
+    assert row(text, "my_anger (score)") == ["my_anger (score)", "3", "2", "1"]
+    assert "1.00 ± 0.82" in text and "5.00 ± 0.00" in text  # 0, 1, 2 and the last post's 5
     assert [line for line in text.splitlines() if line.startswith("warning:")] == [
-        "warning: my_target: no post of the val split carries odd",  # a fifth of the annotators is not a half
+        "warning: my_target: no post of the val split carries odd",
         "warning: my_label: no post of the val split carries odd",
         "warning: my_label: no post of the test split carries odd",
     ]
+
+
+def test_of_many_labels_the_most_and_the_least_frequent_are_told() -> None:
+    labels = tuple(f"label {i}" for i in range(20))
+    text = printed(lambda console: report.annotations(console, data("label", corpus=Few(labels))))
+    shown = [line.split("│")[1].strip() for line in text.splitlines() if "  label" in line]
+    assert shown == ["label 0", "label 19"]
+    assert "of 20" in text
+    (train,) = [line for line in text.splitlines() if "of the train split" in line]
+    assert train.endswith(", ".join(f"label {i}" for i in range(2, 14)) + " and 6 more")
+
+
+def test_leaks_are_told_as_they_are() -> None:
+    text = printed(lambda console: report.annotations(console, data("label"), ["p1 = p2 [red]"]), width=30)
+    assert "warning: p1 = p2 [red]" in text
 
 
 def test_results_leave_out_the_counts_and_nothing_else() -> None:

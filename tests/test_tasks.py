@@ -1,14 +1,24 @@
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from conftest import Outcome
 
+from hatemtl.artifacts import SavedRun
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.corpora.hatexplain import COMMUNITIES
+from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError
 from hatemtl.heads.multilabel import MultilabelHead
-from hatemtl.labels import LabelSpace
-from hatemtl.tasks import Task
+from hatemtl.labels import Kind, LabelSpace
+from hatemtl.mistyped import CONF
+from hatemtl.tasks import Task, check_learnable
 
 HEAD = partial(MultilabelHead, pooling="cls", layers=1, dropout=0.0, threshold=0.5, balance=0.0)
 NAMES = ("a", "b", "c", "d", "e")
@@ -88,3 +98,130 @@ def test_a_negative_weight_is_refused_and_zero_is_not() -> None:
     assert task(weight=0).weight == 0
     with pytest.raises(UserError, match="weight=-1"):
         task(weight=-1)
+
+
+def mapped(labels: dict[str, list[str]], mask_pattern: str | None = None) -> Column:
+    return replace(task(mask_pattern=mask_pattern), labels=labels).annotations(Five().load())
+
+
+def test_a_new_label_is_the_largest_of_its_old_ones() -> None:
+    column, before = mapped({"new": ["b", "nowhere"], "both": ["a", "e"]}), Five().load().columns["target"]
+    assert column.space.names == ("new", "both")
+    np.testing.assert_array_equal(column.values[:, 0], before.values[:, 1])
+    np.testing.assert_array_equal(column.values[:, 1], np.maximum(before.values[:, 0], before.values[:, 4]))
+    np.testing.assert_array_equal(column.has, before.has)
+    assert column.values.dtype == np.float32
+
+
+def test_a_part_is_one_of_the_new_labels() -> None:
+    labels = {"x": ["a"], "y": ["b"], "z": ["c"]}
+    assert mapped(labels, "1 2").space.names == ("x", "z")
+    np.testing.assert_array_equal(mapped(labels, "2 2").values[:, 0], mapped(labels).values[:, 1])
+
+
+def test_a_new_label_without_any_old_one_is_refused() -> None:
+    with pytest.raises(UserError, match="labels.new: the column has none of f, aa: known: a, b, c, d, e"):
+        mapped({"new": ["f", "aa"]})
+    with pytest.raises(UserError, match="multiclass; leave it null"):
+        replace(task("label"), labels={"new": ["x"]}).annotations(Five().load())
+
+
+@pytest.mark.parametrize("labels", [{}, {"new": []}, {"new": "a"}])
+def test_labels_are_lists_of_names(labels: Any) -> None:
+    with pytest.raises(UserError, match="labels=.*new name: .old names"):
+        replace(task(), labels=labels)
+
+
+def test_a_corpus_that_names_its_labels_takes_no_others() -> None:
+    with pytest.raises(UserError, match="names=.*type names=null"):
+        replace(task(), names=["a"]).annotations(Five().load())
+    assert task().knowing(LabelSpace("multilabel", ("a",))) == task()
+
+
+def test_a_table_takes_the_labels_of_a_saved_run_unless_they_are_rewritten_or_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "posts.csv"
+    path.write_text("text,target\nhm,b\n")
+    of_table = replace(task(), corpus=Table(path=str(path)))
+    saved = LabelSpace("multilabel", ("a", "b"))
+    assert of_table.annotations(of_table.corpus.load()).space.names == ("b",)
+    assert of_table.knowing(saved).annotations(of_table.corpus.load()).space == saved
+    for changed in (
+        replace(of_table, mask_pattern="1 2"),
+        replace(of_table, labels={"new": ["a"]}),
+        replace(of_table, names=["b", "a"]),
+        replace(of_table, column=["a", "b"]),
+    ):
+        assert changed.knowing(saved) == changed
+
+
+def test_without_a_column_nothing_is_loaded() -> None:
+    with pytest.raises(UserError, match="column=null.*tasks.TASK.column=NAME"):
+        replace(task(), column=None)  # type: ignore[arg-type]
+
+
+def test_the_kind_is_the_heads() -> None:
+    assert task().kind == "multilabel"
+
+
+def column_of(kind: Kind, values: list[Any], has: list[bool]) -> Column:
+    names = ("x", "y") if kind != "score" else ("x",)
+    return Column(LabelSpace(kind, names), np.array(values), np.array(has))
+
+
+SPLITS_OF_FOUR = np.array(["train", "train", "val", "test"])
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (column_of("multiclass", [1, 1, 0, 0], [True] * 4), "'mine'.*carry 'y'.*labels are x, y"),
+        (column_of("ordinal", [0, 1, 0, 1], [True, False, True, True]), "carry 'x'"),
+        (column_of("multiclass", [0, 1, 0, 1], [False, False, True, True]), "'mine'.*train split is annotated"),
+        (column_of("score", [0, 1, 0, 1], [False, False, True, True]), "train split is annotated"),
+    ],
+)
+def test_a_task_that_says_nothing_is_refused(column: Column, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_learnable("mine", column, SPLITS_OF_FOUR)
+
+
+def test_a_task_that_says_something_is_not() -> None:
+    check_learnable("mine", column_of("multiclass", [0, 1, 0, 0], [True] * 4), SPLITS_OF_FOUR)
+    check_learnable("mine", column_of("score", [1.0, 1.0, 0, 0], [True] * 4), SPLITS_OF_FOUR)
+    check_learnable("mine", column_of("multilabel", [[0, 0]] * 4, [True] * 4), SPLITS_OF_FOUR)
+
+
+def test_the_shared_targets_fit_both_corpora() -> None:
+    node = yaml.safe_load((CONF / "tasks" / "shared_target.yaml").read_text(encoding="utf-8"))["shared_target"]
+    measured = {
+        *("race_black", "religion_muslim", "religion_jewish", "sexuality_gay", "sexuality_lesbian", "gender_women"),
+        *("origin_immigrant", "race_middle_eastern", "race_white", "race_asian", "race_latinx"),
+    }
+    named = {old for olds in node["labels"].values() for old in olds}
+    assert named == measured | set(COMMUNITIES) - {"other"}
+    for corpus in (measured, set(COMMUNITIES)):
+        assert all(corpus & set(olds) for olds in node["labels"].values())
+
+
+def test_shared_targets_are_trained_on_one_corpus_and_tested_on_another(cli: Callable[..., Outcome], tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    trained = cli(
+        *("encoder=tiny", "tasks=[shared_target]", "corpus@tasks.shared_target.corpus=sample"),
+        *("tasks.shared_target.corpus.size=300", "optimization.epochs=1", f"save_path={run}"),
+    )
+    assert trained.code == 0, trained.err
+    rows = ["the neighbours,race_black;gender_women", "a fair,sexuality_lesbian;disability_any"]
+    rows += [f"post {i},{name}" for i, name in enumerate(["race_white", "race_asian", "race_latinx", "race_middle_eastern"])]
+    rows += ["a,religion_jewish", "b,religion_muslim", "c,origin_immigrant"]
+    (tmp_path / "posts.csv").write_text("\n".join(["text,subgroup", *rows]) + "\n")
+    tested = cli(
+        *("encoder=tiny", "tasks=[shared_target]", "corpus@tasks.shared_target.corpus=table", "action=test"),
+        *(f"tasks.shared_target.corpus.path={tmp_path}/posts.csv", "tasks.shared_target.corpus.fractions=[0,0,1]"),
+        *("tasks.shared_target.column=subgroup", "method=ah_load", "heads.load=true", f"load_path={run}"),
+        f"save_path={other}",
+    )
+    assert tested.code == 0, tested.err
+    names = SavedRun(run).labels["shared_target"].names
+    gold = pd.read_parquet(other / "predictions.parquet").set_index("post_id")["gold"]
+    assert [name for name, value in zip(names, gold["posts.csv:2"], strict=True) if value] == ["black", "women"]
+    assert [name for name, value in zip(names, gold["posts.csv:3"], strict=True) if value] == ["gay_lesbian"]

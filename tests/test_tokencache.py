@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from hatemtl import tokencache
 from hatemtl.encoder import Tokenizer
+from hatemtl.errors import UserError
 from hatemtl.pool import Pool
 from hatemtl.tokencache import Tokens, cached, fingerprint, tokenize, word_begins
 
@@ -151,6 +152,70 @@ def test_tokenizing_in_chunks_changes_nothing(
         assert tokens.begins[here].tolist() == one_by_one(text, alone["offset_mapping"]).tolist()
 
 
+# Two texts
+
+
+FIRST = ["you dronk", "two  spaces", "fizzlewits are here and there", "", "fine"]
+SECOND = ["hyperglumpishtwaddlers everywhere you look", None, "x", "so it is", ""]
+
+
+@every_tokenizer
+@pytest.mark.parametrize("max_length", [128, 9, 6])
+def test_two_texts_are_the_tokenizers_own_pair(
+    make: Callable[[], Tokenizer], max_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokencache, "CHUNK", 2)
+    tokenizer = make()
+    tokens = tokenize(tokenizer, max_length, FIRST, SECOND)
+    assert tokens.fit(len(FIRST))
+    for row, (text, second) in enumerate(zip(FIRST, SECOND, strict=True)):
+        given = [text] if second is None else [(text, second)]  # called with an empty second, it would take it for none
+        how = {"truncation": "longest_first", "max_length": max_length, "return_token_type_ids": True}
+        own = tokenizer.batch_encode_plus(given, **how)
+        here = slice(tokens.offsets[row], tokens.offsets[row + 1])
+        assert tokens.ids[here].tolist() == own["input_ids"][0]
+        length = len(own["input_ids"][0])
+        assert tokens.second is not None
+        assert (np.arange(length) >= tokens.second[row]).astype(int).tolist() == own["token_type_ids"][0]
+        begins = tokens.begins[here]
+        assert {own.sequence_ids(0)[i] for i in np.flatnonzero(begins >= 0)} <= {0}
+        seen = begins[begins >= 0].tolist()
+        assert seen == sorted(set(seen))
+        assert set(seen) <= set(range(len(text.split(" "))))
+
+
+def test_word_pieces_have_a_second_segment_by_hand() -> None:
+    tokens = tokenize(minilm(), 128, ["you dronk", "fine"], ["ok then", None])
+    pieces = minilm().convert_ids_to_tokens(tokens.ids.tolist())
+    start = pieces.index("[SEP]") + 1
+    assert pieces[start : start + 3] == ["ok", "then", "[SEP]"]
+    assert tokens.second.tolist() == [start, 3]
+    assert tokens.begins.tolist() == [-1, 0, 1] + [-1] * (len(pieces) - 6) + [-1, 0, -1]
+
+
+def test_a_tokenizer_that_tells_no_segments_apart_has_none() -> None:
+    tokenizer = byte_level()
+    before = tokenizer.model_input_names
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    try:
+        assert tokenize(tokenizer, 128, FIRST, SECOND).second is None
+    finally:
+        tokenizer.model_input_names = before
+
+
+def test_texts_with_and_without_a_second_one_join() -> None:
+    alone, paired = tokenize(minilm(), 128, TEXTS), tokenize(minilm(), 128, FIRST, SECOND)
+    assert alone.second is None
+    both = Tokens.join([alone, paired])
+    assert both.fit(len(TEXTS) + len(FIRST))
+    assert both.second.tolist() == [*np.diff(alone.offsets).tolist(), *paired.second.tolist()]
+
+
+def test_a_length_without_room_for_two_texts_is_refused() -> None:
+    with pytest.raises(UserError, match="encoder.max_length=4: expected room for two texts.*encoder.max_length=5"):
+        tokenize(minilm(), 4, FIRST, SECOND)
+
+
 def test_no_posts_are_no_tokens() -> None:
     tokens = tokenize(minilm(), 128, [])
     assert tokens.fit(0)
@@ -161,7 +226,9 @@ def test_no_posts_are_no_tokens() -> None:
 
 
 def same(one: Tokens, other: Tokens) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("ids", "offsets", "begins"))
+    return one.arrays.keys() == other.arrays.keys() and all(
+        np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays
+    )
 
 
 @pytest.fixture
@@ -169,9 +236,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of posts that were tokenized."""
     numbers: list[int] = []
 
-    def counted(tokenizer: Tokenizer, max_length: int, texts: list[str]) -> Tokens:
+    def counted(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Any = None) -> Tokens:
         numbers.append(len(texts))
-        return tokenize(tokenizer, max_length, texts)
+        return tokenize(tokenizer, max_length, texts, seconds)
 
     monkeypatch.setattr(tokencache, "tokenize", counted)
     return numbers
@@ -183,6 +250,16 @@ def test_posts_are_tokenized_once(tmp_path: Path, calls: list[int]) -> None:
     assert same(first, tokenize(minilm(), 128, TEXTS))
     assert calls == [len(TEXTS)]
     assert [path.suffix for path in (tmp_path / "new" / "folder").iterdir()] == [".safetensors"]  # nothing half written
+
+
+def test_two_texts_are_tokenized_once(tmp_path: Path, calls: list[int]) -> None:
+    first, again = (cached(minilm(), 128, FIRST, tmp_path, SECOND) for _ in range(2))
+    assert same(first, again)
+    assert same(first, tokenize(minilm(), 128, FIRST, SECOND))
+    assert calls == [len(FIRST)]
+    path = next(tmp_path.iterdir())
+    flip(path)
+    assert same(cached(minilm(), 128, FIRST, tmp_path, SECOND), first)
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +389,9 @@ def test_whatever_may_change_a_token_changes_the_fingerprint(monkeypatch: pytest
     minilm.cache_clear()
     for texts in ([], TEXTS[::-1], TEXTS[:-1], [*TEXTS, ""], ["".join(TEXTS)], [TEXTS[0] + TEXTS[1][0], TEXTS[1][1:]]):
         marks.append(fingerprint(minilm(), 128, texts))
+    for seconds in ([None] * 3, ["", None, None], ["ab", "c", None], ["a", "bc", None], [None, "ab", "c"]):
+        marks.append(fingerprint(minilm(), 128, TEXTS[:3], seconds))
+    marks.append(fingerprint(minilm(), 128, TEXTS[:3]))
     monkeypatch.setattr(tokencache, "FORMAT", "0")
     marks.append(fingerprint(minilm(), 128, TEXTS))
     monkeypatch.setattr(tokencache, "version", lambda library: "0")

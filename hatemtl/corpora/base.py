@@ -1,9 +1,10 @@
 """What a corpus gives: posts, their splits and what annotators said of them."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -31,11 +32,34 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Raw:
+    """The columns of a user's table as the file has them: what one annotates, the head of a task decides.
+
+    source: the file or folder. cells[column][i]: a text, a number, a list, or None. places[i]: where row i stands, as an
+    error names it. pairs: the columns that `Posts.pairs` are from. separator: what stands between the labels of one cell.
+    strata: (N,) integers, equal where posts count as alike for `thinned`.
+    """
+
+    source: str
+    cells: dict[str, list[Any]]
+    places: list[str]
+    pairs: tuple[str, ...]
+    separator: str
+    strata: np.ndarray
+
+    def at(self, rows: np.ndarray) -> "Raw":
+        """The rows at these positions, in that order."""
+        cells = {name: [column[i] for i in rows] for name, column in self.cells.items()}
+        return replace(self, cells=cells, places=[self.places[i] for i in rows], strata=self.strata[rows])
+
+
+@dataclass(frozen=True)
 class Posts:
     """The N posts of a corpus. `texts[i].split(" ")` are the words of post i; `splits[i]` is train, val or test.
 
     pairs[i]: the second texts that text i is read with: none; one, a sentence pair; several, a post's choices, each read
         with the text in a sequence of its own. None where no post has any.
+    raw: the columns of a user's table, beside `columns`, whose kind is known.
     """
 
     ids: list[str]
@@ -43,10 +67,12 @@ class Posts:
     splits: np.ndarray
     columns: dict[str, Column]
     pairs: list[tuple[str, ...]] | None = None
+    raw: Raw | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.ids), len(self.texts), len(self.splits)}
         sizes |= {len(self.pairs)} if self.pairs is not None else set()
+        sizes |= {len(self.raw.places)} if self.raw is not None else set()
         sizes |= {n for column in self.columns.values() for n in (len(column.values), len(column.has))}
         if len(sizes) != 1:
             raise ValueError(f"ids, texts, pairs, splits and columns differ in length: {sorted(sizes)}")
@@ -60,7 +86,8 @@ class Posts:
         """The posts at these positions, in that order."""
         columns = {k: replace(c, values=c.values[rows], has=c.has[rows]) for k, c in self.columns.items()}
         pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
-        return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns, pairs)
+        raw = None if self.raw is None else self.raw.at(rows)
+        return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns, pairs, raw)
 
     def limited(self, limit: int | None) -> "Posts":
         """The first `limit` posts of each split; all of them if None."""
@@ -74,7 +101,7 @@ class Posts:
         """A share of the training posts, with all others: as the labels are distributed, drawn by seed, and nested.
 
         A smaller fraction's posts are among those of a larger one. Labels are those of the first multiclass or ordinal
-        column, else of the first multilabel one (a post's rarest label).
+        column, else of the first multilabel one (a post's rarest label); of a table, of its column `stratify_by`.
         """
         if not 0 < fraction <= 1:
             raise UserError(f"fraction={fraction}: expected a share of the training posts above 0, up to 1 for all")
@@ -85,6 +112,8 @@ class Posts:
         return self.at(np.sort(np.concatenate([kept, np.flatnonzero(self.splits != "train")])))
 
     def _strata(self) -> np.ndarray:
+        if self.raw is not None:
+            return self.raw.strata
         for column in self.columns.values():
             if column.space.kind in ("multiclass", "ordinal"):
                 return np.where(column.has, column.values, -1)
@@ -104,6 +133,8 @@ class Posts:
             values = np.concatenate(column.values) if column.values.dtype == object else column.values
             digest.update("\x1f".join([name, column.space.kind, *column.space.names]).encode())
             digest.update(values.tobytes() + column.has.tobytes())
+        if self.raw is not None:
+            digest.update(json.dumps([self.raw.separator, self.raw.cells], sort_keys=True, default=str).encode())
         return digest.hexdigest()[:16]
 
 
@@ -119,6 +150,11 @@ class Corpus(ABC):
     fraction: float = 1.0
     limit: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # a YAML's lists could not be hashed, so equal corpora not be found
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
 
     @abstractmethod
     def read(self) -> Posts:

@@ -2,15 +2,21 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.hub import fetch
 
 LONGEST = 1_000_000  # characters of a field: beyond it a quote was never closed, or it is no file of posts
+NOTHING = (None, "", "NA", "nan", "NaN")  # how files write that a number or a flag was not given
+YES, NO = (1, "1", "1.0", "True", "TRUE", "true"), (0, "0", "0.0", "False", "FALSE", "false")
 
 
 @dataclass(frozen=True)
@@ -18,12 +24,14 @@ class Rows:
     """The rows of one file: `columns[name][i]` is a string, or whatever JSON or Parquet hold; None where there is none.
 
     lines[i]: the line that row i starts at, counted from 1. again: the way out of a broken file, which ends its errors.
+    unit: what `lines` count, if not lines.
     """
 
     path: Path
     columns: Mapping[str, list[Any]]
     lines: Sequence[int]
     again: str
+    unit: str = "line"
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -34,9 +42,14 @@ class Rows:
             raise UserError(f"{self.path} has no column {name!r}: {did_you_mean(name, self.columns)}; {self.again}")
         return self.columns[name]
 
+    def at(self, rows: Sequence[int]) -> "Rows":
+        """The rows at these positions, in that order."""
+        columns = {name: [column[i] for i in rows] for name, column in self.columns.items()}
+        return replace(self, columns=columns, lines=[self.lines[i] for i in rows])
+
     def where(self, i: int, column: str | None = None) -> str:
         """How an error names row i."""
-        return f"{self.path}, line {self.lines[i]}" + (f", column {column!r}" if column else "")
+        return f"{self.path}, {self.unit} {self.lines[i]}" + (f", column {column!r}" if column else "")
 
     def wrong(self, i: int, column: str, expected: str) -> UserError:
         """The error about one cell."""
@@ -53,26 +66,61 @@ class Rows:
 
     def numbers(self, name: str, low: float | None = None, high: float | None = None) -> list[float]:
         """A column of numbers. Raises UserError where one is none, or lies outside."""
-        numbers = []
+        return self.array(name, low, high).tolist()
+
+    def array(self, name: str, low: float | None = None, high: float | None = None, *, gaps: bool = False) -> np.ndarray:
+        """(N,) float64, a column of numbers; with `gaps`, NaN where the file gives none.
+
+        Raises UserError where one is no number, or lies outside.
+        """
+        column = self[name]
+        if gaps:
+            column = [None if value in NOTHING else value for value in column]
         between = f" from {low} to {high}" if low is not None and high is not None else ""
-        for i, value in enumerate(self[name]):
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                raise self.wrong(i, name, f"a number{between}") from None
-            if not number - number == 0 or (low is not None and number < low) or (high is not None and number > high):
-                raise self.wrong(i, name, f"a number{between}")
-            numbers.append(number)
+        try:
+            numbers = np.array(column, np.float64).reshape(len(column))
+        except (TypeError, ValueError):
+            wrong = next(i for i, value in enumerate(column) if not (_numeric(value) or (gaps and value is None)))
+            raise self.wrong(wrong, name, f"a number{between}") from None
+        fits = np.isfinite(numbers) | (gaps & np.isnan(numbers))
+        with np.errstate(invalid="ignore"):
+            fits &= ~(numbers < low) if low is not None else True
+            fits &= ~(numbers > high) if high is not None else True
+        if not fits.all():
+            raise self.wrong(int(np.argmin(fits)), name, f"a number{between}")
         return numbers
 
-    def positions(self, name: str, known: Mapping[str, int]) -> list[int]:
-        """A column of names as the numbers that they stand for. Raises UserError where one is not known."""
+    def flags(self, name: str, *, gaps: bool = False) -> np.ndarray:
+        """(N,) float64 of 0 and 1, a column of yes and no; with `gaps`, NaN where the file gives neither."""
+        meant: dict[Any, float] = dict.fromkeys(YES, 1.0) | dict.fromkeys(NO, 0.0)
+        if gaps:
+            meant |= dict.fromkeys(NOTHING, np.nan)
+        flags: list[float] = []
+        try:
+            flags.extend(meant[value] for value in self[name])
+        except (KeyError, TypeError):
+            raise self.wrong(len(flags), name, "true or false, or 1 or 0") from None
+        return np.array(flags, np.float64)
+
+    def positions(self, name: str, known: Mapping[str, int], meant: Callable[[str], str] = str.strip) -> list[int]:
+        """A column of names as the numbers that they stand for. meant: makes a cell one of the known names.
+
+        Raises UserError where one is not known.
+        """
         found = []
         for i, value in enumerate(self[name]):
-            if str(value).strip() not in known:
+            if (read := meant(str(value))) not in known:
                 raise self.wrong(i, name, f"one of {', '.join(known)}")
-            found.append(known[str(value).strip()])
+            found.append(known[read])
         return found
+
+
+def _numeric(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _shown(value: object) -> str:
@@ -85,22 +133,60 @@ def again(path: Path, home: str) -> str:
     return f"download {path.name} again from {home}"
 
 
+def ways_out(folder: Path, file: str) -> str:
+    """What a user can type where a corpus is neither in its folder nor within reach."""
+    return f"{folder} has no {file} either: {_put(folder, file)}"
+
+
+def by_hand(folder: Path, file: str, home: str) -> UserError:
+    """The error about a corpus that nobody may hand on, and that is not in its folder."""
+    return UserError(f"{folder} has no {file}: get it by hand at {home}, then {_put(folder, file)}")
+
+
+def _put(folder: Path, file: str) -> str:
+    return f"type data.dir=FOLDER with {folder.name}/{file} in it, or corpus@tasks.TASK.corpus=sample to run without data"
+
+
+def label_name(written: str) -> str:
+    """A label as a file writes it, as a name that a metric can carry.
+
+    >>> label_name("Black people "), label_name("non-hateful")
+    ('black_people', 'non_hateful')
+    """
+    return re.sub(r"\W+", "_", written.strip().casefold()).strip("_")
+
+
 def read_delimited(
     path: Path,
     *,
     again: str,
     delimiter: str = ",",
     names: Sequence[str] | None = None,
-    quoted: bool = True,
+    quoted: bool | None = True,
     encoding: str = "utf-8-sig",
+    only: Callable[[str], bool] | None = None,
+    torn: bool = False,
 ) -> Rows:
-    """A file of cells between delimiters; `names` where it has no header. quoted: whether "..." may hold delimiters.
+    """A file of cells between delimiters; `names` where it has no header.
 
-    A byte order mark, CRLF and empty lines are passed over.
+    quoted: whether "..." may hold delimiters and ends of lines; None where nobody said: if all quotes pair up so.
+    only: which columns to keep, by name; the others take no memory. A byte order mark, CRLF and empty lines are passed over.
+    torn: whether rows with too few cells, as an end of line inside a text leaves them, are left out and not refused.
     Raises UserError with the line where the file cannot be read, or a row has more or fewer cells than the header.
     """
+    if quoted is None:
+        read = partial(read_delimited, path, again=again, delimiter=delimiter, names=names, encoding=encoding)
+        read = partial(read, only=only, torn=torn)
+        try:
+            return read(quoted=True)
+        except UserError as error:
+            try:
+                return read(quoted=False)
+            except UserError:
+                raise error from None
     csv.field_size_limit(LONGEST)
-    rows, lines = [], []
+    columns: dict[int, list[str]] = {}  # not a list a row, of which a million would keep the garbage collector busy
+    lines = []
     try:
         with path.open(newline="", encoding=encoding) as file:
             reader = csv.reader(
@@ -114,23 +200,40 @@ def read_delimited(
                 if header is None:
                     header = [name.strip() for name in row]
                     continue
+                if torn and len(row) < len(header):
+                    continue
                 if len(row) != len(header):
                     raise UserError(
                         f"{path}, line {line}: {len(row)} cells, expected {len(header)} ({', '.join(header)}); {again}"
                     )
-                rows.append(row)
+                columns = columns or {i: [] for i, name in enumerate(header) if only is None or only(name)}
+                for i, column in columns.items():
+                    column.append(row[i])
                 lines.append(line)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not {encoding} at byte {error.start} ({error.reason}); {again}") from error
+        raise UserError(f"{_undecodable(path, encoding)}; {again}") from error
     except csv.Error as error:
         raise UserError(f"{path}, line {before + 1}: cannot be read ({error}); {again}") from error
     except (OSError, LookupError) as error:
         raise UserError(f"{path} cannot be read ({error}); {again}") from error
-    if not rows or header is None:
+    if not lines or header is None:
         raise UserError(f"{path}: holds no rows; {again}")
-    if len(set(header)) != len(header):
+    kept = {header[i]: column for i, column in columns.items()}
+    if len(kept) != len(columns):
         raise UserError(f"{path}: two columns have one name ({', '.join(header)}); {again}")
-    return Rows(path, {name: [row[i] for row in rows] for i, name in enumerate(header)}, lines, again)
+    return Rows(path, kept, lines, again)
+
+
+def _undecodable(path: Path, encoding: str) -> str:
+    """Where in a file the first byte lies that is no such text; a reader that decodes by the piece cannot say."""
+    raw = path.read_bytes()
+    try:
+        raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        name, byte = encoding.removesuffix("-sig").upper(), raw[error.start]
+        return f"{path}, line {line}: byte {byte:#04x} is no {name} ({error.reason})"
+    return f"{path}: changed while it was read"
 
 
 def read_jsonl(path: Path, *, again: str) -> Rows:
@@ -152,7 +255,7 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
                 found.append(row)
                 lines.append(number)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); {again}") from error
+        raise UserError(f"{_undecodable(path, 'utf-8-sig')}; {again}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {again}") from error
     except OSError as error:
@@ -160,8 +263,8 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
     return _rows(path, found, lines, again)
 
 
-def read_parquet(paths: Iterable[Path], *, again: str) -> Rows:
-    """The rows of one or several Parquet files of the same columns."""
+def read_parquet(paths: Iterable[Path], *, again: str, only: Callable[[str], bool] | None = None) -> Rows:
+    """The rows of one or several Parquet files of the same columns, or `only` some of these, by name."""
     from pyarrow import ArrowException, concat_tables
     from pyarrow.parquet import read_table
 
@@ -172,9 +275,8 @@ def read_parquet(paths: Iterable[Path], *, again: str) -> Rows:
         raise UserError(f"{paths[0]} cannot be read ({str(error).splitlines()[0]}); {again}") from error
     if not table.num_rows:
         raise UserError(f"{paths[0]}: holds no rows; {again}")
-    return Rows(
-        paths[0], {name: table[name].to_pylist() for name in table.column_names}, range(1, table.num_rows + 1), again
-    )
+    columns = {name: table[name].to_pylist() for name in table.column_names if only is None or only(name)}
+    return Rows(paths[0], columns, range(1, table.num_rows + 1), again, unit="row")
 
 
 def _rows(path: Path, found: list[dict[str, Any]], lines: list[int], again: str) -> Rows:
@@ -192,18 +294,34 @@ class Hub:
     config: str
     revision: str = "refs/convert/parquet"
 
-    def splits(self, names: Sequence[str], way_out: str) -> Iterator[tuple[str, Rows]]:
+    def present(self, names: Sequence[str], way_out: str) -> list[str]:
+        """Which splits of these names it has. Raises UserError where it has none."""
+        folder = self._folder(names, way_out)
+        found = [name for name in names if any((folder / self.config / name).glob("*.parquet"))]
+        if not found:
+            raise UserError(
+                f"the hub's dataset {self.repo!r} has no splits {', '.join(names)} in its configuration {self.config!r}; "
+                "give another config"
+            )
+        return found
+
+    def splits(
+        self, names: Sequence[str], way_out: str, only: Callable[[str], bool] | None = None
+    ) -> Iterator[tuple[str, Rows]]:
         """The rows of each split of these names. way_out: what a user without network can type instead."""
-        folder = fetch(
+        folder = self._folder(names, way_out)
+        again = f"delete {folder} and run again to download it anew"
+        for name in names:
+            paths = list((folder / self.config / name).glob("*.parquet"))
+            if not paths:
+                raise UserError(f"{folder} has no {self.config}/{name}/*.parquet; {again}")
+            yield name, read_parquet(paths, again=again, only=only)
+
+    def _folder(self, names: Sequence[str], way_out: str) -> Path:
+        return fetch(
             self.repo,
             kind="dataset",
             patterns=[f"{self.config}/{name}/*.parquet" for name in names],
             revision=self.revision,
             way_out=way_out,
         )
-        again = f"delete {folder} and run again to download it anew"
-        for name in names:
-            paths = list((folder / self.config / name).glob("*.parquet"))
-            if not paths:
-                raise UserError(f"{folder} has no {self.config}/{name}/*.parquet; {again}")
-            yield name, read_parquet(paths, again=again)

@@ -20,6 +20,7 @@ Rationale = Literal["union", "majority", "soft"]
 
 ABUSIVE = ("hatespeech", "offensive")
 LABELS = ("hatespeech", "normal", "offensive")  # the hub counts them in this order
+TOXIC = ("normal", "toxic")
 COMMUNITIES = (
     *("african", "arab", "asian", "caucasian", "hispanic", "homosexual"),
     *("islam", "jewish", "other", "refugee", "women"),
@@ -32,10 +33,11 @@ MISFIT = "24439295_gab"
 
 @dataclass(frozen=True, kw_only=True)
 class HateXplain(Corpus):
-    """HateXplain's three official splits, 15,383 / 1,922 / 1,924 posts, with the columns label, target and rationale.
+    """HateXplain's three official splits, 15,383 / 1,922 / 1,924 posts: columns label, toxic, target and rationale.
 
     label: the majority of three. Posts with a three-way tie are in no official split; a divisions file that lists one
         leaves it without label.
+    toxic: that majority as two classes, as in the paper's study of bias: toxic is hatespeech or offensive, else normal.
     target: the communities that more than one annotator named; a post may have none.
     rationale: one value a word, for posts whose majority is hatespeech or offensive and which carry a mask.
 
@@ -63,12 +65,16 @@ class HateXplain(Corpus):
         if len(missing) == 1:
             raise UserError(f"{folder} has no {missing[0]}, but needs both {' and '.join(FILES)}; {_again(missing[0])}")
         posts = list(_from_hub(folder) if missing else _from_files(folder))
+        voted = np.array([post.label is not None for post in posts], bool)
         communities = tuple(name for name in COMMUNITIES if self.targets == 11 or name != "other")
         columns = {
             "label": Column(
                 LabelSpace("multiclass", LABELS),
                 np.array([LABELS.index(post.label or LABELS[0]) for post in posts], np.int64),
-                np.array([post.label is not None for post in posts], bool),
+                voted,
+            ),
+            "toxic": Column(
+                LabelSpace("multiclass", TOXIC), np.array([post.label in ABUSIVE for post in posts], np.int64), voted
             ),
             "target": Column(
                 LabelSpace("multilabel", communities),

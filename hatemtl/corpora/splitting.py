@@ -1,11 +1,27 @@
 """Splits for corpora that have no official ones, and shares of a corpus that lie within one another."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from hatemtl.errors import UserError
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raises UserError unless these are the shares of three splits."""
+    if len(fractions) != 3 or any(share < 0 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(f"fractions={list(fractions)}: expected the shares of train, val and test, summing to 1")
+
+
+def text_key(text: str) -> str:
+    """What texts that differ in case and space alone have in common.
+
+    >>> text_key("Snorfs  must\\tGO ")
+    'snorfs must go'
+    """
+    return " ".join(text.casefold().split())
 
 
 def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: np.ndarray | None = None) -> np.ndarray:
@@ -14,9 +30,10 @@ def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: n
     The order of a key is a function of key and seed alone. strata: (N,) integers whose values are spread alike over the
     splits, a key's being that of its first post.
     """
-    if len(fractions) != 3 or any(share < 0 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise UserError(f"fractions={list(fractions)}: expected the shares of train, val and test, summing to 1")
-    unique, first, inverse = np.unique(np.asarray(keys, object).astype(str), return_index=True, return_inverse=True)
+    check_fractions(fractions)
+    places: dict[str, int] = {}  # not np.unique, whose array of strings is as wide as the longest text
+    inverse = np.array([places.setdefault(str(key), len(places)) for key in keys], np.int64)
+    unique, first = list(places), np.unique(inverse, return_index=True)[1]
     groups = np.zeros(len(unique), np.int64) if strata is None else strata[first]
     sizes, place = np.bincount(inverse, minlength=len(unique)), np.empty(len(unique))
     draws = _draws(unique, seed)
@@ -26,6 +43,36 @@ def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: n
         place[members] = (sizes[members].cumsum() - sizes[members] / 2) / sizes[members].sum()
     split = np.searchsorted(np.cumsum(fractions)[:2], place, side="right")
     return np.array(["train", "val", "test"])[split[inverse]]
+
+
+def keys(texts: Sequence[str], pairs: Sequence[Sequence[str]] | None = None) -> list[str]:
+    """What `divide` keeps together: one key a post, equal for posts that share a text, whatever its case, marks and spaces.
+
+    pairs: further texts of each post. Posts that share any of theirs, directly or by way of others, have one key.
+
+    >>> keys(["A  cat.", "a cat", "a dog"]), keys(["a", "b", "d"], [["b"], ["c"], ["e"]])
+    (['a cat', 'a cat', 'a dog'], ['a', 'a', 'd'])
+    """
+    above: dict[str, str] = {}
+
+    def first(text: str) -> str:
+        while (up := above.setdefault(text, text)) != text:
+            above[text] = above[up]
+            text = up
+        return text
+
+    found = [_bare(text) for text in texts]
+    for text, others in zip(found, pairs if pairs is not None else (), strict=pairs is not None):
+        for other in others:
+            a, b = sorted((first(text), first(_bare(other))))
+            above[b] = a  # the first in the alphabet stands for all, so that keys do not depend on the order of posts
+    return [first(text) for text in found]
+
+
+def _bare(text: str) -> str:
+    """A text as copies of it are found: without marks, unless it is made of nothing else."""
+    key = text_key(text)
+    return " ".join(re.sub(r"[^\w\s]+", "", key).split()) or key
 
 
 def nested(keys: Sequence[str], strata: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -1,14 +1,14 @@
 """What every head shares: the contract, the pooling and the layers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import Kind, LabelSpace
 
 Pooling = Literal["cls", "mean", "attention"]
 
@@ -16,18 +16,23 @@ Pooling = Literal["cls", "mean", "attention"]
 class Head(Protocol):
     """What is read off the encoder for one task: an nn.Module with its loss, its metrics and its decoding.
 
-    primary: the metric that tells which of two epochs is better; higher is better.
+    kind: of the labels that it predicts. primary: the row that tells which of two epochs is better; higher is better.
     """
 
+    kind: ClassVar[Kind]
     space: LabelSpace
     primary: str
 
     def __call__(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits from hidden states (B, T, D): (B, C), or (B, T) for tokens."""
+        """Logits from hidden states (B, T, D).
+
+        (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; for choice (S,), one a sequence, of which the
+        loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states themselves.
+        """
         ...
 
-    def weigh(self, positives: Tensor, total: int) -> None:
-        """Takes in how many of the `total` training examples carry each label, (C,), to weigh the rare ones in the loss."""
+    def observe(self, values: Tensor) -> None:
+        """Takes in the training posts' annotations: (N,) or (N, C) as in `Column.values`, for tokens (words,) values."""
         ...
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
@@ -35,7 +40,7 @@ class Head(Protocol):
         ...
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Probabilities of the shape of the logits."""
+        """What is said of each post: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
         ...
 
     def metric(self) -> Metric:
@@ -84,6 +89,17 @@ def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float)
     return nn.Sequential(*stack, nn.Dropout(dropout), nn.Linear(hidden_size, outputs))
 
 
+def check_primary(primary: str, rows: Iterable[str]) -> str:
+    """The row that tells which of two epochs is better, if it is one of these. Raises UserError where it is not."""
+    known = list(rows)
+    if primary not in known:
+        raise UserError(
+            f"head primary={primary!r}: expected one of this head's rows of which higher is better; "
+            f"{did_you_mean(str(primary), known)}"
+        )
+    return primary
+
+
 def check_balance(balance: float) -> None:
     """The exponent of the inverse label frequency lies between 0 (no weighting) and 1 (fully balanced)."""
     if not 0 <= balance <= 1:
@@ -107,3 +123,28 @@ def count_rows(counts: Mapping[str, tuple[int, int, int]]) -> dict[str, float]:
         for name, triple in counts.items()
         for kind, value in zip(("tp", "fp", "fn"), triple, strict=True)
     }
+
+
+def label_weights(values: Tensor, labels: int, balance: float) -> Tensor:
+    """(C,) the weight of a label in the loss, by how often `values` (N,) show it: (1 / (C · frequency)) ** balance."""
+    positives = torch.bincount(values, minlength=labels).float()
+    return (max(len(values), 1) / (labels * positives.clamp(min=1))) ** balance
+
+
+def positive_weights(values: Tensor, balance: float) -> Tensor:
+    """(C,) the weight of a label's positives in the loss, by `values` (N, C): (negatives / positives) ** balance."""
+    positives = values.sum(dim=0).clamp(min=1)
+    return ((len(values) - positives).clamp(min=1) / positives) ** balance
+
+
+def ranks(values: Tensor) -> Tensor:
+    """(N,) places of the values in their order, from 1 on; equal ones share the mean of theirs."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[inverse]
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's correlation of (N,) values with others; 0 where either are all the same."""
+    x, y = (values.double() - values.double().mean() for values in (x, y))
+    scale = x.norm() * y.norm()
+    return float(x @ y / scale) if scale > 0 else 0.0

@@ -1,6 +1,7 @@
 """Any number of labels a post."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,18 @@ from torchmetrics import Metric
 from torchmetrics.classification import MultilabelStatScores
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Pool, Pooling, check_balance, count_rows, f1, feed_forward, masked_mean
-from hatemtl.labels import LabelSpace
+from hatemtl.heads.base import (
+    Pool,
+    Pooling,
+    check_balance,
+    check_primary,
+    count_rows,
+    f1,
+    feed_forward,
+    masked_mean,
+    positive_weights,
+)
+from hatemtl.labels import Kind, LabelSpace
 
 
 class MultilabelHead(nn.Module):
@@ -18,9 +29,10 @@ class MultilabelHead(nn.Module):
 
     threshold: the score from which a label is predicted. layers: linear layers, GELU between them.
     balance: exponent of the ratio of negatives to positives that weighs a label's positives: 0 not at all, 1 fully.
+    primary: the row by which epochs are compared: macro_f1, micro_f1 or f1_LABEL.
     """
 
-    primary = "macro_f1"
+    kind: ClassVar[Kind] = "multilabel"
 
     def __init__(
         self,
@@ -32,11 +44,13 @@ class MultilabelHead(nn.Module):
         dropout: float,
         threshold: float,
         balance: float,
+        primary: str = "macro_f1",
     ) -> None:
         super().__init__()
         if not 0 < threshold < 1:
             raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
         check_balance(balance)
+        self.primary = check_primary(primary, ["macro_f1", "micro_f1", *(f"f1_{name}" for name in space.names)])
         self.space, self.balance, self.threshold = space, balance, threshold
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
@@ -46,9 +60,8 @@ class MultilabelHead(nn.Module):
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         return self.layers(self.pool(hidden, attention_mask))
 
-    def weigh(self, positives: Tensor, total: int) -> None:
-        positives = positives.clamp(min=1)
-        self.positive_weights.copy_(((total - positives).clamp(min=1) / positives) ** self.balance)
+    def observe(self, values: Tensor) -> None:
+        self.positive_weights.copy_(positive_weights(values, self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.positive_weights, reduction="none")

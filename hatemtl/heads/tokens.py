@@ -1,6 +1,7 @@
 """One yes or no a word: rationales."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryStatScores
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import check_balance, count_rows, f1, feed_forward, masked_mean
-from hatemtl.labels import LabelSpace
+from hatemtl.heads.base import check_balance, count_rows, f1, feed_forward, masked_mean, positive_weights
+from hatemtl.labels import Kind, LabelSpace
 
 
 class TokensHead(nn.Module):
@@ -21,6 +22,7 @@ class TokensHead(nn.Module):
     threshold: the score from which a word is predicted. balance: as in MultilabelHead, over words.
     """
 
+    kind: ClassVar[Kind] = "tokens"
     primary = "f1"
 
     def __init__(
@@ -38,9 +40,8 @@ class TokensHead(nn.Module):
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         return self.layers(hidden).squeeze(-1)
 
-    def weigh(self, positives: Tensor, total: int) -> None:
-        positives = positives.clamp(min=1)
-        self.positive_weights.copy_(((total - positives).clamp(min=1) / positives) ** self.balance)
+    def observe(self, values: Tensor) -> None:
+        self.positive_weights.copy_(positive_weights(values[:, None], self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         counted = (targets >= 0) & has[:, None]

@@ -21,6 +21,7 @@ from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Merge
 from hatemtl.methods.base import check_leave_out, draw_lora_A, module_name, saved_by
+from hatemtl.methods.bert_layer import fuse
 from hatemtl.methods.lora_linear import LoRALinear
 
 LIBRARY = "adapterhub"
@@ -66,14 +67,21 @@ def load(model: Any, run: SavedRun, name: str) -> None:
 
 
 def train(model: Any, name: str) -> Any:
-    """Freezes the body, activates adapter `name` and, where it is a plain LoRA, computes it by LoRALinear."""
+    """Freezes the body, activates adapter `name` and, where it is a plain LoRA, computes it by LoRALinear and BertLayer."""
     model.train_adapter(name)
-    for _, layer, lora in loras(model, name):
-        if type(layer) is not LoRALinearTorch or layer.fan_in_fan_out or type(lora) is not LoRAModule:
-            continue
-        if not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout)):
-            layer.forward = LoRALinear(layer, lora.lora_A, lora.lora_B, lora.scaling)
+    adapted = list(loras(model, name))
+    plain = [(layer, lora) for _, layer, lora in adapted if _plain(layer, lora)]
+    for layer, lora in plain:
+        layer.forward = LoRALinear(layer, lora.lora_A, lora.lora_B, lora.scaling)
+    if type(model.adapters_config.get(name)) is LoRAConfig and len(plain) == len(adapted):
+        fuse(model)
     return model
+
+
+def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:
+    if type(layer) is not LoRALinearTorch or layer.fan_in_fan_out or type(lora) is not LoRAModule:
+        return False
+    return not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout))
 
 
 def active(model: Any) -> list[str]:

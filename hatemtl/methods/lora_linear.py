@@ -4,8 +4,6 @@ The libraries compute x·Aᵀ·Bᵀ, scale it and add it, a new tensor each time
 step. Here the frozen weight already has the type of the computation, and the update is accumulated into the layer's output.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,16 +61,3 @@ class LoRALinear:
         """Computes the merged weight, in float32, then in the type of the frozen one."""
         weight = self.layer.weight
         self.merged = torch.addmm(weight.float(), self.B.float(), self.A.float(), alpha=self.scale).to(weight.dtype)
-
-
-@contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """Inside, every LoRA of the model is merged into the weight under it; afterwards all is as before, to the last bit."""
-    steps = [m.forward for m in model.modules() if isinstance(m.forward, LoRALinear)]
-    try:
-        for step in steps:
-            step.merge()
-        yield
-    finally:
-        for step in steps:
-            step.merged = None

@@ -9,12 +9,14 @@ from typing import ClassVar
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LinearWithLoRA
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.methods.base import check_leave_out, draw_lora_A, saved_by
+from hatemtl.methods.bert_layer import fuse
 from hatemtl.methods.lora_linear import LoRALinear
 
 LIBRARY = "peft"
@@ -39,13 +41,25 @@ def active(model: nn.Module) -> list[str]:
 
 
 def train(model: PeftModel) -> PeftModel:
-    """Computes every plain LoRA of the model by LoRALinear."""
+    """Computes every plain LoRA of the model by LoRALinear, and layers with no other by BertLayer."""
+    others = False
     for module in model.modules():
-        if type(module) is LinearWithLoRA and type(module.base_layer) is nn.Linear and not module.lora_variant:
+        if not isinstance(module, LoraLayer):
+            continue
+        if _plain(module):
             A, B = module.lora_A[NAME], module.lora_B[NAME]
-            if isinstance(module.lora_dropout[NAME], nn.Identity) and B.bias is None and not module.fan_in_fan_out:
-                module.forward = LoRALinear(module.base_layer, A.weight, B.weight, module.scaling[NAME])
+            module.forward = LoRALinear(module.base_layer, A.weight, B.weight, module.scaling[NAME])  # type: ignore[arg-type]
+        else:
+            others = True
+    if not others:
+        fuse(model.get_base_model())
     return model
+
+
+def _plain(layer: LoraLayer) -> bool:
+    if type(layer) is not LinearWithLoRA or type(layer.base_layer) is not nn.Linear or layer.lora_variant:
+        return False
+    return isinstance(layer.lora_dropout[NAME], nn.Identity) and layer.lora_B[NAME].bias is None and not layer.fan_in_fan_out
 
 
 def save(model: nn.Module, name: str, folder: Path) -> None:

@@ -172,6 +172,28 @@ def test_columns_may_be_named(run: Run, runs: None) -> None:
     assert out.splitlines()[0] == "metric,one model,merged"
 
 
+def test_runs_of_one_name_become_one_column(run: Run, tmp_path: Path) -> None:
+    for name, x, y in (("a1", 0.1, 0.5), ("a2", 0.2, 0.5), ("a3", 0.6, 0.5), ("b1", 0.4, 0.25)):
+        save(tmp_path / name / "results.csv", {"test_x": x, "test_y": y, "test_x_tp": 10 * x})
+    save(tmp_path / "b2" / "results.csv", {"test_y": 0.75})
+    given = ("a?", "b?", "--name", "a", "a", "a", "b", "b", "--mean")
+    code, out, err = run(*given, "--best")
+    assert code == 0
+    assert out.splitlines() == [
+        "| metric |               a |               b |",
+        "|--------+-----------------+-----------------|",
+        "| test_x |   0.300 ± 0.265 |         *0.400* |",  # (0.04 + 0.01 + 0.09) / 2, its root
+        "| test_y | *0.500 ± 0.000* | *0.500 ± 0.354* |",
+    ]
+    assert err.splitlines()[0] == "note: test_x: means of unlike numbers of runs, 3 of a, 1 of b"
+    header, x, y = csv.reader(run(*given, "--format", "csv")[1].splitlines())
+    assert header == ["metric", "a", "b", "a sd", "b sd"] and x[4] == ""
+    assert [float(cell) for cell in (*x[1:4], *y[1:])] == pytest.approx([0.3, 0.4, 0.07**0.5, 0.5, 0.5, 0, 0.125**0.5])
+    assert run(*given, "--counts", "--metric", "*_tp", "--digits", "1", "--format", "csv")[1].splitlines()[1] == (
+        "test_x_tp,3.0,4.0,2.6,"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

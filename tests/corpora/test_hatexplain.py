@@ -146,6 +146,13 @@ def test_the_label_is_the_majority(tmp_path: Path) -> None:
     assert label.has.all()
 
 
+def test_toxic_is_hateful_or_offensive(tmp_path: Path) -> None:
+    toxic = write(tmp_path).load().columns["toxic"]
+    assert toxic.space.names == ("normal", "toxic")
+    assert toxic.values.tolist() == [1, 0, 1, 1, 1, 1] and toxic.has.all()
+    assert not write(tmp_path, divisions={**DIVISIONS, "train": ["7_gab"]}).load().columns["toxic"].has[0]
+
+
 def test_a_tie_has_neither_label_nor_rationale(tmp_path: Path) -> None:
     posts = write(tmp_path, divisions={**DIVISIONS, "train": ["7_gab", "1_gab"]}).load()
     assert not posts.columns["label"].has[0] and not posts.columns["rationale"].has[0]

@@ -12,13 +12,17 @@ from torch.nn import functional as F
 from hatemtl.batch import IGNORED
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Pool, check_balance, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
+from hatemtl.heads.ordinal import OrdinalHead
+from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 
 D, LENGTHS = 6, (7, 2, 5, 3)
-POST = {"hidden_size": D, "layers": 2, "dropout": 0.0, "balance": 1.0}
+LAYERS = {"hidden_size": D, "layers": 2, "dropout": 0.0}
+POST = {**LAYERS, "balance": 1.0}
 HEADS: dict[str, Callable[[], nn.Module]] = {
     **{
         f"multiclass-{pooling}": lambda pooling=pooling: MulticlassHead(
@@ -32,7 +36,28 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
         )
         for pooling in ("cls", "mean", "attention")
     },
+    **{
+        f"ordinal-{pooling}": lambda pooling=pooling: OrdinalHead(
+            space=LabelSpace("ordinal", ("a", "b", "c")), pooling=pooling, **POST
+        )
+        for pooling in ("cls", "mean", "attention")
+    },
+    **{
+        f"score-{pooling}": lambda pooling=pooling: ScoreHead(
+            space=LabelSpace("score", ("a",)), pooling=pooling, loss="huber", **LAYERS
+        )
+        for pooling in ("cls", "mean", "attention")
+    },
     "tokens": lambda: TokensHead(space=LabelSpace("tokens", ("marked",)), threshold=0.5, **POST),
+}
+# What each kind takes beside `LAYERS`.
+GIVEN: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
+    "multiclass": (MulticlassHead, {"pooling": "cls", "label_smoothing": 0.0, "balance": 1.0}),
+    "multilabel": (MultilabelHead, {"pooling": "cls", "threshold": 0.5, "balance": 1.0}),
+    "ordinal": (OrdinalHead, {"pooling": "cls", "balance": 1.0}),
+    "score": (ScoreHead, {"pooling": "cls", "loss": "mse"}),
+    "tokens": (TokensHead, {"threshold": 0.5, "balance": 1.0}),
+    "choice": (ChoiceHead, {"pooling": "cls"}),
 }
 every_head = pytest.mark.parametrize("kind", HEADS)
 
@@ -41,7 +66,12 @@ def weighed(kind: str, seed: int = 0) -> nn.Module:
     """A head of this kind, its labels of unlike frequency."""
     torch.manual_seed(seed)
     head = HEADS[kind]()
-    head.weigh(torch.tensor([5.0]) if kind == "tokens" else torch.tensor([60.0, 30.0, 10.0]), 100)
+    labels = torch.arange(3).repeat_interleave(torch.tensor([60, 30, 10]))
+    head.observe(
+        {"tokens": (labels == 2).float(), "multilabel": F.one_hot(labels).float(), "score": 10.0 + labels}.get(
+            head.kind, labels
+        )
+    )
     return head
 
 
@@ -57,6 +87,7 @@ def posts(kind: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         targets = torch.rand(len(mask), 3, generator=draw).round()
     else:
         targets = torch.randint(3, (len(mask),), generator=draw)
+        targets = 10.0 + targets if kind.startswith("score") else targets
     return hidden, mask, targets, torch.ones(len(mask), dtype=torch.bool)
 
 
@@ -139,9 +170,7 @@ def test_what_a_metric_says_does_not_depend_on_how_posts_are_batched(kind: str) 
     batch = posts(kind)
     singles = [tuple(x[i : i + 1] for x in batch) for i in reversed(range(len(LENGTHS)))]
     assert counted(head, *singles) == counted(head, batch)
-    assert counted(head, batch, batch)["f1" if kind == "tokens" else "macro_f1"] == pytest.approx(
-        counted(head, batch)["f1" if kind == "tokens" else "macro_f1"]
-    )
+    assert counted(head, batch, batch)[head.primary] == pytest.approx(counted(head, batch)[head.primary])
 
 
 @every_head
@@ -170,21 +199,21 @@ def test_the_primary_metric_is_one_of_the_rows_and_rows_are_plain_numbers(kind: 
 
 
 @every_head
-def test_scores_are_probabilities_of_the_shape_of_the_logits(kind: str) -> None:
+def test_scores_are_probabilities_but_those_of_a_scale(kind: str) -> None:
     head = weighed(kind)
     hidden, mask, _, _ = posts(kind)
-    logits = head(hidden, mask)
-    scores = head.scores(logits)
-    assert scores.shape == logits.shape
-    assert ((scores >= 0) & (scores <= 1)).all()
-    if kind.startswith("multiclass"):
+    scores = head.scores(head(hidden, mask))
+    assert scores.shape == (mask.shape if kind == "tokens" else (len(LENGTHS), len(head.space)))
+    assert head.kind == "score" or ((scores >= 0) & (scores <= 1)).all()
+    if head.kind in ("multiclass", "ordinal"):
         torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(LENGTHS)))
 
 
 @every_head
 def test_what_is_saved_is_what_is_trained(kind: str) -> None:
     head = weighed(kind)
-    assert set(head.state_dict()) == {name for name, _ in head.named_parameters()}
+    scale = {"scale"} if head.kind == "score" else set()  # without which its weights say nothing
+    assert set(head.state_dict()) == {name for name, _ in head.named_parameters()} | scale
 
 
 @every_head
@@ -203,24 +232,45 @@ def test_a_copy_loads_from_the_saved_weights(kind: str) -> None:
         ("multilabel", {"pooling": "max"}, "'max'.*cls, mean, attention"),
         ("multiclass", {"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ("multiclass", {"label_smoothing": -0.1}, "label_smoothing=-0.1"),
-        *((kind, {"balance": 1.5}, "balance=1.5.*0.*1") for kind in ("multiclass", "multilabel", "tokens")),
-        *((kind, {"layers": 0}, "layers=0.*at least 1") for kind in ("multiclass", "multilabel", "tokens")),
-        *((kind, {"dropout": 1.0}, "dropout=1.0") for kind in ("multiclass", "multilabel", "tokens")),
+        *((kind, {"balance": 1.5}, "balance=1.5.*0.*1") for kind in ("multiclass", "multilabel", "tokens", "ordinal")),
+        *((kind, {"layers": 0}, "layers=0.*at least 1") for kind in GIVEN),
+        *((kind, {"dropout": 1.0}, "dropout=1.0") for kind in GIVEN),
+        *(
+            (kind, {"primary": "mea"}, "primary='mea'.*higher is better")
+            for kind in GIVEN
+            if kind not in ("tokens", "choice")
+        ),
+        *((kind, {"primary": "mae"}, "primary='mae'.*higher is better") for kind in ("score", "ordinal")),
+        ("multiclass", {"primary": "mathews"}, "did you mean 'matthews'"),
+        ("score", {"loss": "hubert"}, "loss='hubert'.*did you mean 'huber'"),
         *((kind, {"threshold": 0.0}, "threshold=0.0") for kind in ("multilabel", "tokens")),
         *((kind, {"threshold": 1.0}, "threshold=1.0") for kind in ("multilabel", "tokens")),
     ],
 )
 def test_a_setting_out_of_range_is_named(kind: str, wrong: dict[str, object], says: str) -> None:
-    given = {
-        "multiclass": {"pooling": "cls", "label_smoothing": 0.0},
-        "multilabel": {"pooling": "cls", "threshold": 0.5},
-        "tokens": {"threshold": 0.5},
-    }[kind]
-    head = {"multiclass": MulticlassHead, "multilabel": MultilabelHead, "tokens": TokensHead}[kind]
-    space = LabelSpace(kind, ("a",))  # type: ignore[arg-type]
-    assert head(space=space, **(POST | given))
+    head, given = GIVEN[kind]
+    space = LabelSpace(kind, ("a",) if kind == "score" else ("a", "b"))  # type: ignore[arg-type]
+    assert head(space=space, **(LAYERS | given))
     with pytest.raises(UserError, match=says):
-        head(space=space, **(POST | given | wrong))
+        head(space=space, **(LAYERS | given | wrong))
+
+
+@pytest.mark.parametrize(
+    ("kind", "primaries"),
+    [
+        ("multiclass", ("macro_f1", "accuracy", "matthews", "f1_a", "f1_c")),
+        ("multilabel", ("macro_f1", "micro_f1", "f1_b")),
+        ("ordinal", ("quadratic_kappa", "accuracy", "macro_f1", "spearman")),
+        ("score", ("pearson", "spearman")),
+    ],
+)
+def test_any_row_of_which_higher_is_better_may_be_the_primary(kind: str, primaries: tuple[str, ...]) -> None:
+    make, given = GIVEN[kind]
+    space = LabelSpace(kind, ("a",) if kind == "score" else ("a", "b", "c"))  # type: ignore[arg-type]
+    for primary in primaries:
+        head = make(space=space, primary=primary, **(LAYERS | given))
+        assert head.primary == primary
+        assert primary in counted(head, posts(kind))
 
 
 def test_cls_pooling_takes_the_first_token() -> None:

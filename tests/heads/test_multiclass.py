@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
@@ -23,6 +23,11 @@ def head(*, balance: float = 0.0, label_smoothing: float = 0.0, names: tuple[str
     )
 
 
+def shown(*counts: int) -> torch.Tensor:
+    """The labels of posts of which so many carry each."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_are_scikit_learns_on_the_annotated_posts(seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -39,6 +44,7 @@ def test_rows_are_scikit_learns_on_the_annotated_posts(seed: int) -> None:
     assert [rows[f"f1_{name}"] for name in NAMES] == pytest.approx(each.tolist())
     assert rows["macro_f1"] == pytest.approx(each.mean())
     assert rows["accuracy"] == pytest.approx(accuracy_score(truth, given))
+    assert rows["matthews"] == pytest.approx(matthews_corrcoef(truth, given))
     matrix = confusion_matrix(truth, given, labels=range(4))
     for i, name in enumerate(NAMES):
         assert rows[f"tp_{name}"] == matrix[i, i]
@@ -69,7 +75,7 @@ def test_the_weighed_loss_is_torchs_on_the_annotated_posts() -> None:
     torch.manual_seed(0)
     logits, targets, has = torch.randn(50, 4), torch.randint(4, (50,)), torch.rand(50) < 0.5
     some = head(balance=1.0)
-    some.weigh(torch.tensor([80.0, 15.0, 4.0, 1.0]), 100)
+    some.observe(shown(80, 15, 4, 1))
     expected = F.cross_entropy(logits[has], targets[has], weight=torch.tensor([100 / (4 * n) for n in (80, 15, 4, 1)]))
     torch.testing.assert_close(some.loss(logits, targets, has), expected)
 
@@ -79,7 +85,7 @@ def test_with_smoothing_a_post_is_weighed_by_its_own_label() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(50, 4), torch.randint(4, (50,))
     some = head(balance=1.0, label_smoothing=0.2)
-    some.weigh(torch.tensor([80.0, 15.0, 4.0, 1.0]), 100)
+    some.observe(shown(80, 15, 4, 1))
     smooth = F.one_hot(targets, 4) * 0.8 + 0.2 / 4
     each = -(smooth * logits.log_softmax(1)).sum(1)
     weights = torch.tensor([100 / (4 * n) for n in (80, 15, 4, 1)])[targets]
@@ -87,17 +93,20 @@ def test_with_smoothing_a_post_is_weighed_by_its_own_label() -> None:
     torch.testing.assert_close(some.loss(logits, targets, torch.ones(50, dtype=torch.bool)), expected)
 
 
-@pytest.mark.parametrize(("balance", "weights"), [(0.0, (1, 1, 1)), (0.5, (0.25**0.5, 1, 2**0.5)), (1.0, (0.25, 1, 2))])
+@pytest.mark.parametrize(
+    ("balance", "weights"),
+    [(0.0, (1, 1, 1)), (0.5, ((11 / 24) ** 0.5, (11 / 6) ** 0.5, (11 / 3) ** 0.5)), (1.0, (11 / 24, 11 / 6, 11 / 3))],
+)
 def test_balance_by_hand(balance: float, weights: tuple[float, ...]) -> None:
     some = head(balance=balance, names=("often", "thrice", "rare"))
-    some.weigh(torch.tensor([32.0, 8.0, 4.0]), 24)  # 24 / (3 · 32) = 1/4, 24 / (3 · 8) = 1, 24 / (3 · 4) = 2
+    some.observe(shown(16, 4, 2))  # 22 / (3 · 16), 22 / (3 · 4), 22 / (3 · 2)
     torch.testing.assert_close(some.label_weights, torch.tensor(weights, dtype=torch.float32))
 
 
 def test_full_balance_is_scikit_learns_and_gives_every_label_the_same_say() -> None:
     labels = np.repeat([0, 1, 2, 3], [80, 15, 4, 1])
     some = head(balance=1.0)
-    some.weigh(torch.from_numpy(np.bincount(labels)).float(), len(labels))
+    some.observe(torch.from_numpy(labels))
     expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
     np.testing.assert_allclose(some.label_weights, expected, rtol=1e-6)
     np.testing.assert_allclose(some.label_weights.numpy() * np.bincount(labels), 25, rtol=1e-6)
@@ -105,14 +114,14 @@ def test_full_balance_is_scikit_learns_and_gives_every_label_the_same_say() -> N
 
 def test_a_label_that_training_never_shows_keeps_the_loss_finite() -> None:
     some = head(balance=1.0)
-    some.weigh(torch.tensor([50.0, 49.0, 1.0, 0.0]), 100)
+    some.observe(shown(50, 49, 1, 0))
     assert some.label_weights.isfinite().all()
     assert some.loss(torch.randn(4, 4), torch.arange(4), torch.ones(4, dtype=torch.bool)).isfinite()
 
 
 def test_a_corpus_without_any_annotation_to_train_on_keeps_the_loss_finite() -> None:
     some = head(balance=1.0)
-    some.weigh(torch.zeros(4), 0)
+    some.observe(shown())
     assert some.label_weights.isfinite().all()
 
 

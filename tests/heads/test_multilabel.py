@@ -22,6 +22,11 @@ def head(*, balance: float = 0.0, threshold: float = 0.5, names: tuple[str, ...]
     )
 
 
+def shown(posts: int, *carried: int) -> torch.Tensor:
+    """The labels of so many posts, of which so many carry each."""
+    return (torch.arange(posts)[:, None] < torch.tensor(carried)).float()
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("seed", range(2))
 def test_rows_are_scikit_learns_on_the_annotated_posts(seed: int, threshold: float) -> None:
@@ -85,7 +90,7 @@ def test_the_loss_is_torchs_on_the_annotated_posts(balance: float, soft: bool) -
     if not soft:
         targets = targets.round()
     some = head(balance=balance)
-    some.weigh(torch.tensor([50.0, 20.0, 10.0, 1.0]), 100)
+    some.observe(shown(100, 50, 20, 10, 1))
     weights = torch.tensor([1.0, 4.0, 9.0, 99.0]) if balance else torch.ones(4)
     expected = F.binary_cross_entropy_with_logits(logits[has], targets[has], pos_weight=weights)
     torch.testing.assert_close(some.loss(logits, targets, has), expected)
@@ -100,13 +105,13 @@ def test_a_soft_target_counts_from_a_half() -> None:
 @pytest.mark.parametrize(("balance", "weights"), [(0.0, (1, 1, 1)), (0.5, (3, 1, 0.5)), (1.0, (9, 1, 0.25))])
 def test_balance_by_hand(balance: float, weights: tuple[float, ...]) -> None:
     some = head(balance=balance, names=("rare", "even", "common"))
-    some.weigh(torch.tensor([10.0, 50.0, 80.0]), 100)  # 90 / 10, 50 / 50, 20 / 80
+    some.observe(shown(100, 10, 50, 80))  # 90 / 10, 50 / 50, 20 / 80
     torch.testing.assert_close(some.positive_weights, torch.tensor(weights, dtype=torch.float32))
 
 
 def test_full_balance_gives_positives_and_negatives_the_same_say() -> None:
     some = head(balance=1.0, names=("rare",))
-    some.weigh(torch.tensor([10.0]), 100)
+    some.observe(shown(100, 10))
     targets = (torch.arange(100) < 10).float()[:, None]
     logits = torch.zeros(100, 1, requires_grad=True)  # undecided: the gradients of both sides must cancel
     some.loss(logits, targets, torch.ones(100, dtype=torch.bool)).backward()
@@ -114,10 +119,10 @@ def test_full_balance_gives_positives_and_negatives_the_same_say() -> None:
     assert logits.grad.abs().sum().item() > 0.5
 
 
-@pytest.mark.parametrize(("positives", "total"), [((0.0, 100.0), 100), ((0.0, 0.0), 0)])
-def test_a_label_that_training_never_or_always_shows_keeps_a_finite_weight(positives: tuple[float, ...], total: int) -> None:
+@pytest.mark.parametrize(("positives", "total"), [((0, 100), 100), ((0, 0), 0)])
+def test_a_label_that_training_never_or_always_shows_keeps_a_finite_weight(positives: tuple[int, ...], total: int) -> None:
     some = head(balance=1.0, names=("never", "always"))
-    some.weigh(torch.tensor(positives), total)
+    some.observe(shown(total, *positives))
     assert some.positive_weights.isfinite().all()
     assert (some.positive_weights > 0).all()
 

@@ -47,7 +47,7 @@ def test_rows_are_scikit_learns_on_the_words_of_annotated_posts(seed: int, thres
 def test_the_loss_is_torchs_mean_over_the_words_of_annotated_posts(balance: float, weight: float, soft: bool) -> None:
     logits, targets, has = some_posts(0, soft=soft)
     some = head(balance=balance)
-    some.weigh(torch.tensor([20.0]), 100)
+    some.observe((torch.arange(100) < 20).float())
     words = (targets >= 0) & has[:, None]
     expected = F.binary_cross_entropy_with_logits(logits[words], targets[words], pos_weight=torch.tensor(weight))
     torch.testing.assert_close(some.loss(logits, targets, has), expected)
@@ -86,14 +86,14 @@ def test_any_share_of_the_annotators_is_a_yes_in_the_metric() -> None:
 @pytest.mark.parametrize(("balance", "weight"), [(0.0, 1.0), (0.5, 3.0), (1.0, 9.0)])
 def test_balance_by_hand(balance: float, weight: float) -> None:
     some = head(balance=balance)
-    some.weigh(torch.tensor([10.0]), 100)
+    some.observe((torch.arange(100) < 10).float())
     assert some.positive_weights.item() == pytest.approx(weight)
 
 
-@pytest.mark.parametrize(("positives", "total"), [(0.0, 0), (0.0, 100), (100.0, 100)])
-def test_words_that_are_never_or_always_marked_keep_a_finite_weight(positives: float, total: int) -> None:
+@pytest.mark.parametrize(("positives", "total"), [(0, 0), (0, 100), (100, 100)])
+def test_words_that_are_never_or_always_marked_keep_a_finite_weight(positives: int, total: int) -> None:
     some = head(balance=1.0)
-    some.weigh(torch.tensor([positives]), total)
+    some.observe((torch.arange(total) < positives).float())
     assert np.isfinite(some.positive_weights.item())
     assert some.positive_weights.item() > 0
 

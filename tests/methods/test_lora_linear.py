@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from hatemtl import module as module_file
 from hatemtl.artifacts import SavedRun
 from hatemtl.methods import adapter_hub, peft_lora
-from hatemtl.methods.lora_linear import LoRALinear, _LoRA, merged
+from hatemtl.methods.bert_layer import BertLayer, merged
+from hatemtl.methods.lora_linear import LoRALinear, _LoRA
 from hatemtl.network import Network
 
 SHARED: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.0, "leave_out": [], **RATES}
@@ -68,7 +69,7 @@ def by_library(model: Any) -> Any:
     """A copy of the model that the library itself computes."""
     copy = deepcopy(model)
     for module in copy.modules():
-        if isinstance(module.forward, LoRALinear):
+        if isinstance(module.forward, LoRALinear | BertLayer):
             del module.forward
     return copy
 

@@ -1,0 +1,252 @@
+"""The user's own table: posts in a CSV, TSV, JSON-lines or Parquet file, in a folder of such files, or on the hub.
+
+One command, and no YAML:
+
+    uv run main.py tasks=[table] tasks.table.corpus.path=posts.csv tasks.table.column=label
+
+What the column annotates is the head's matter: `head@tasks.table.head=score` reads the same cells as numbers, and
+`cells.as_column` says how each kind is read. A task with a name of its own is a YAML of eight lines, conf/tasks/mine.yaml:
+
+    defaults:
+      - /corpus@mine.corpus: table
+      - /head@mine.head: multiclass
+      - _self_
+    mine:
+      _target_: hatemtl.tasks.Task
+      column: label
+      corpus: {path: posts.csv, text: comment}
+
+Tasks whose corpora have the same keys read the file once and share each forward. To test a saved run on another table, give
+that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
+
+A byte order mark, CRLF and empty lines are passed over; space in a text is collapsed; half an emoji becomes "?".
+"""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hatemtl.corpora.base import Corpus, Posts, Raw, Split
+from hatemtl.corpora.cells import is_given, name_of
+from hatemtl.corpora.files import LONGEST, Hub, Rows, read_delimited, read_jsonl, read_parquet
+from hatemtl.corpora.splitting import check_fractions, divide, keys
+from hatemtl.errors import UserError, did_you_mean
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
+SPLIT_NAMES: dict[str, Split] = {
+    **{"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Corpus):
+    """A user's posts, one a row. Every column but those named here may be a task's.
+
+    path: a file; a folder with train, val (validation, valid, dev) and test, a file each; or a dataset of the hub,
+        OWNER/NAME. config: which of the hub dataset's configurations.
+    text: the column with the posts. pair: a column with the second texts of sentence pairs; several hold a post's choices.
+    id: a column of distinct names for the posts; None names them after file and line.
+    split: a column that says train, val (validation, valid, dev) or test; None draws the splits, unless a folder or the hub
+        gives them. Where train and test alone are given, val is drawn from train, in the proportion of these fractions.
+    fractions: the shares of train, val and test that are drawn. No first text stands in two drawn splits, not even in
+        another case or with other space.
+    group_by: a column of authors, threads or the like; no two splits share one, whether drawn or given.
+    stratify_by: a column whose values are spread alike over drawn splits, and over the `fraction` of the training posts.
+    separator: what stands between several labels in one cell.
+    delimiter: one character, or tab; None takes the comma, or a .tsv's tab. Files of other suffixes need it.
+    encoding: of delimited files; the others are UTF-8.
+    """
+
+    path: str | None
+    config: str = "default"
+    text: str = "text"
+    pair: str | Sequence[str] | None = None
+    id: str | None = None
+    split: str | None = None
+    fractions: Sequence[float] = (0.8, 0.1, 0.1)
+    group_by: str | None = None
+    stratify_by: str | None = None
+    separator: str = ";"
+    delimiter: str | None = None
+    encoding: str = "utf-8-sig"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fractions(self.fractions)
+        if not self.path:
+            raise UserError(f"corpus=table needs a file of posts; {_type('path', 'posts.csv')}")
+        if self.delimiter is not None and len(_delimiter(self.delimiter)) != 1:
+            raise UserError(f"delimiter={self.delimiter!r}: expected one character, tab, or null for the suffix's own")
+        if not self.separator:
+            raise UserError(f"separator={self.separator!r}: expected what stands between the labels of a cell, such as ;")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise UserError(f"encoding={self.encoding}: no such encoding; try utf-8-sig, cp1252 or utf-16") from None
+
+    def read(self) -> Posts:
+        """Reads the table. Raises UserError with file, line, column and the way out."""
+        parts = [(split, self._checked(rows)) for split, rows in self._parts()]
+        if self.split is not None and parts[0][0] is not None:
+            raise UserError(f"split={self.split}: {self.path} has a file for each split; {_type('split', 'null')}")
+        texts = [text for _, rows in parts for text in _texts(rows, self.text)]
+        second = [zip(*(_texts(rows, name) for name in self._pairs), strict=True) for _, rows in parts]
+        pairs = [pair for part in second for pair in part] if self._pairs else None
+        named = list(dict.fromkeys(name for _, rows in parts for name in rows.columns))
+        cells = {n: [v for _, rows in parts for v in rows.columns.get(n, [None] * len(rows))] for n in named}
+        places = [rows.where(i) for _, rows in parts for i in range(len(rows))]
+        strata = np.zeros(len(texts), np.int64)
+        if self.stratify_by is not None:
+            strata = np.unique([name_of(value) for value in cells[self.stratify_by]], return_inverse=True)[1]
+        own = {self.text, self.id, self.split, *self._pairs}
+        raw = Raw(
+            source=str(self.path),
+            cells={name: [_sound(value) for value in column] for name, column in cells.items() if name not in own},
+            places=places,
+            pairs=self._pairs,
+            separator=self.separator,
+            strata=strata,
+        )
+        groups = [""] * len(texts)
+        if self.group_by is not None:
+            groups = [name_of(value) if is_given(value) else "" for value in cells[self.group_by]]
+        splits = self._splits([split for split, rows in parts for _ in rows.lines], cells, texts, groups, raw)
+        return Posts(self._ids(parts, cells, places), texts, splits, {}, pairs, raw)
+
+    @property
+    def _pairs(self) -> tuple[str, ...]:
+        return () if self.pair is None else (self.pair,) if isinstance(self.pair, str) else tuple(self.pair)
+
+    def _parts(self) -> Iterator[tuple[Split | None, Rows]]:
+        """The files, each with the split that its name says, if any does."""
+        path = Path(str(self.path)).expanduser()
+        if path.is_file():
+            yield None, self._read(path)
+        elif path.is_dir():
+            all_files = sorted(file for file in path.iterdir() if file.stem in SPLIT_NAMES)
+            files = {SPLIT_NAMES[file.stem]: file for file in all_files}
+            if not files or len(files) < len(all_files):
+                found = ", ".join(file.name for file in all_files) or "none"
+                raise UserError(f"path={path}: expected one file for each split, such as train.csv; found {found}")
+            for split, file in files.items():
+                yield (None if list(files) == ["train"] else split), self._read(file)
+        elif path.suffix in SUFFIXES or len(str(self.path).split("/")) != 2:
+            near = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.*")))
+            raise UserError(f"path={self.path}: no such file; {near}")
+        else:
+            hub = Hub(str(self.path), self.config)
+            here = f"and {self.path} is no file here; {_type('path', 'posts.csv')}"
+            there = hub.present(list(SPLIT_NAMES), here)
+            for name, rows in hub.splits(there, here):
+                yield (None if there == ["train"] else SPLIT_NAMES[name]), rows
+
+    def _read(self, path: Path) -> Rows:
+        if path.suffix == ".jsonl":
+            return read_jsonl(path, again="mend the line")
+        if path.suffix == ".parquet":
+            return read_parquet([path], again="write the file anew")
+        if self.delimiter is None and path.suffix not in DELIMITERS:
+            near = did_you_mean(path.suffix, SUFFIXES)
+            raise UserError(f"path={path}: {near} For another file of delimited cells, {_type('delimiter', ',')}")
+        delimiter = _delimiter(self.delimiter) if self.delimiter is not None else DELIMITERS[path.suffix]
+        self._check_delimiter(path, delimiter)
+        again = 'mend the line (a cell that holds the delimiter stands between quotes: "…"), or ' + _type(
+            "encoding", "cp1252"
+        )
+        return read_delimited(path, again=again, delimiter=delimiter, quoted=None, encoding=self.encoding)
+
+    def _check_delimiter(self, path: Path, delimiter: str) -> None:
+        """Raises UserError where the header has one cell, but would have several between other delimiters."""
+        try:
+            with path.open(encoding=self.encoding) as file:
+                header = file.readline(LONGEST)
+        except (OSError, UnicodeError, LookupError):
+            return  # reading the file will say so, with the line
+        if delimiter in header:
+            return
+        other = max(",\t;|", key=header.count)
+        if other in header:
+            shown = "tab" if other == "\t" else f"'{other}'"
+            raise UserError(
+                f"{path}: one column only between delimiters {delimiter!r}, {header.strip()[:60]!r}; it looks as if it were "
+                f"{shown}: {_type('delimiter', shown)}"
+            )
+
+    def _checked(self, rows: Rows) -> Rows:
+        """The same rows, whose errors say how to name other columns, once it is sure that they have those named."""
+        for key in ("text", "pair", "id", "split", "group_by", "stratify_by"):
+            value = getattr(self, key)
+            for name in [value] if isinstance(value, str) else value or ():
+                replace(rows, again=_type(key, "COLUMN"))[name]
+        return replace(rows, again="mend the cell, or leave the row out")
+
+    def _splits(
+        self, given: Sequence[Split | None], cells: dict[str, list[Any]], texts: list[str], groups: list[str], raw: Raw
+    ) -> np.ndarray:
+        if self.split is not None:
+            given = [self._split(value, place) for value, place in zip(cells[self.split], raw.places, strict=True)]
+        together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
+        splits = np.array([split or "" for split in given], "<U5")
+        if given[0] is None:
+            return divide(together, self.fractions, self.seed, raw.strata)
+        if set(given) == {"train", "test"} and self.fractions[1]:
+            train, (kept, drawn, _) = np.flatnonzero(splits == "train"), self.fractions
+            shares = (kept / (kept + drawn), drawn / (kept + drawn), 0)
+            splits[train] = divide([together[i] for i in train], shares, self.seed, raw.strata[train])
+        first_seen: dict[str, int] = {}
+        for i, group in enumerate(groups):
+            before = first_seen.setdefault(group, i)
+            if group and splits[before] != splits[i]:
+                raise UserError(
+                    f"{raw.places[i]}, column {self.group_by!r}: {group!r} stands in {splits[i]}, but in {splits[before]} "
+                    f"at {raw.places[before]}; mend the splits, or {_type('group_by', 'null')} to let splits share it"
+                )
+        return splits
+
+    def _split(self, value: Any, place: str) -> Split:
+        name = name_of(value).lower() if is_given(value) else ""
+        if name not in SPLIT_NAMES:
+            raise UserError(f"{place}, column {self.split!r}: {name or 'empty'}, expected train, val or test; mend the cell")
+        return SPLIT_NAMES[name]
+
+    def _ids(self, parts: Sequence[tuple[Split | None, Rows]], cells: dict[str, list[Any]], places: list[str]) -> list[str]:
+        if self.id is None:
+            names = [rows.path.name if split is None else split for split, rows in parts]
+            return [f"{name}:{line}" for name, (_, rows) in zip(names, parts, strict=True) for line in rows.lines]
+        ids = [str(_sound(name_of(value))) if is_given(value) else "" for value in cells[self.id]]
+        seen: dict[str, int] = {}
+        for i, name in enumerate(ids):
+            if not name:
+                raise UserError(f"{places[i]}, column {self.id!r}: empty, expected an id; mend it, or {_type('id', 'null')}")
+            if seen.setdefault(name, i) != i:
+                raise UserError(
+                    f"{places[i]}, column {self.id!r}: {name!r} stands at {places[seen[name]]} already, expected distinct "
+                    f"ids; mend it, or {_type('id', 'null')}"
+                )
+        return ids
+
+
+def _type(key: str, value: str) -> str:
+    return f"type tasks.TASK.corpus.{key}={value}"
+
+
+def _delimiter(given: str) -> str:
+    return "\t" if given in ("tab", "\\t") else given
+
+
+def _texts(rows: Rows, column: str) -> list[str]:
+    texts = [str(_sound(" ".join(text.split()))) for text in rows.texts(column)]
+    for i, text in enumerate(texts):
+        if len(text) > LONGEST:
+            raise rows.wrong(i, column, f"a post of at most {LONGEST:,} characters, found {len(text):,}")
+    return texts
+
+
+def _sound(value: Any) -> Any:
+    """The value, without halves of emojis, which are no text that could be written."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value

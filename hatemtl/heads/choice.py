@@ -1,0 +1,51 @@
+"""Which of a post's second texts is right: multiple choice."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from hatemtl.heads.base import Pool, Pooling, feed_forward, masked_mean
+from hatemtl.heads.confusion import Confusion, likeliest
+from hatemtl.labels import Kind, LabelSpace
+
+
+class ChoiceHead(nn.Module):
+    """A score for each sequence of a text with one of its choices, softmax over those of a post, trained by cross-entropy.
+
+    layers: linear layers, GELU between them.
+    """
+
+    kind: ClassVar[Kind] = "choice"
+    primary = "accuracy"
+
+    def __init__(self, *, hidden_size: int, space: LabelSpace, pooling: Pooling, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.space = space
+        self.pool = Pool(pooling, hidden_size)
+        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """(S,), one a sequence; `Batch.by_post` puts those of a post side by side for all that follows."""
+        return self.layers(self.pool(hidden, attention_mask)).squeeze(1)
+
+    def observe(self, values: Tensor) -> None:
+        """Nothing: places are no classes, one being rarer than another says nothing."""
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        return masked_mean(F.cross_entropy(logits, targets, reduction="none"), has.to(logits.dtype))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1)
+
+    def metric(self) -> Metric:
+        return Confusion(len(self.space), likeliest)
+
+    def rows(self, computed: Tensor) -> dict[str, float]:
+        return {"accuracy": float(computed.trace() / torch.clamp(computed.sum(), min=1))}
+
+    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
+        return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]

@@ -1,0 +1,80 @@
+"""Which label was predicted for which: the counts that heads of one label a post are judged by."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from hatemtl.heads.base import correlation, count_rows, f1, ranks
+
+
+class Confusion(Metric):
+    """How often label j was predicted for a post of label i, (C, C) int64, over the posts that are annotated.
+
+    predict: the labels' positions (B,) that scores (B, C) say.
+    """
+
+    counts: Tensor
+
+    def __init__(self, labels: int, predict: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.labels, self.predict = labels, predict
+        self.add_state("counts", torch.zeros(labels * labels, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        # no bincount and no selection of rows: their sizes would have to come from the device first
+        self.counts.index_add_(0, targets * self.labels + self.predict(scores), has.to(self.counts.dtype))
+
+    def compute(self) -> Tensor:
+        return self.counts.view(self.labels, self.labels)
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """The label of the highest score, (B, C) → (B,)."""
+    return scores.argmax(dim=1)
+
+
+def label_rows(matrix: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """F1 of each label and their mean, accuracy, and the counts that F1 is made of."""
+    tp, given, true = matrix.diagonal().tolist(), matrix.sum(dim=0).tolist(), matrix.sum(dim=1).tolist()
+    counts = {name: (tp[i], given[i] - tp[i], true[i] - tp[i]) for i, name in enumerate(names)}
+    f1s = {name: f1(*triple) for name, triple in counts.items()}
+    return {
+        **{f"f1_{name}": value for name, value in f1s.items()},
+        "macro_f1": sum(f1s.values()) / len(f1s),
+        "accuracy": sum(tp) / sum(true) if sum(true) else 0.0,
+        **count_rows(counts),
+    }
+
+
+def matthews(matrix: Tensor) -> float:
+    """Matthews' correlation for any number of labels (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006, eq. 8).
+
+    0 where only one label was predicted, or only one occurs.
+    """
+    exact = matrix.double()
+    given, true, posts = exact.sum(dim=0), exact.sum(dim=1), exact.sum()
+    shared = posts * exact.trace() - given @ true
+    scale = ((posts**2 - given @ given) * (posts**2 - true @ true)).sqrt()
+    return float(shared / scale) if scale > 0 else 0.0
+
+
+def quadratic_kappa(matrix: Tensor) -> float:
+    """Agreement beyond chance, a miss counting by the square of its levels (Cohen 1968, doi:10.1037/h0026256).
+
+    0 where one level alone occurs and is predicted.
+    """
+    exact, levels = matrix.double(), torch.arange(len(matrix), dtype=torch.float64, device=matrix.device)
+    weights = (levels[:, None] - levels) ** 2
+    chance = exact.sum(dim=1)[:, None] * exact.sum(dim=0) / exact.sum().clamp(min=1)
+    missed, by_chance = (weights * exact).sum(), (weights * chance).sum()
+    return float(1 - missed / by_chance) if by_chance > 0 else 0.0
+
+
+def spearman(matrix: Tensor) -> float:
+    """Rank correlation of true and predicted levels."""
+    true, given = (m.flatten().repeat_interleave(matrix.flatten()) for m in torch.meshgrid(
+        torch.arange(len(matrix)), torch.arange(len(matrix)), indexing="ij"
+    ))  # fmt: skip
+    return correlation(ranks(true), ranks(given))

@@ -1,0 +1,101 @@
+"""The tokens of a text that were masked: masked language modelling."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from hatemtl.batch import IGNORED
+from hatemtl.errors import UserError
+from hatemtl.labels import Kind, LabelSpace
+
+
+class MaskedHead(nn.Module):
+    """Guesses masked tokens through the encoder's own input embedding, as BERT does (Devlin et al. 2019, arXiv:1810.04805).
+
+    embedding: (V, E) the encoder's, of which the head owns nothing: it is neither its parameter nor saved with it.
+    share: of a text's tokens that are masked. The vocabulary is read at masked tokens alone. Epochs are compared by the
+    geometric mean of the right tokens' likelihoods, 1 / perplexity, which lies in [0, 1] as other tasks' rows do.
+    """
+
+    kind: ClassVar[Kind] = "masked"
+    primary = "likelihood"
+
+    def __init__(self, *, hidden_size: int, space: LabelSpace, embedding: nn.Embedding, share: float) -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise UserError(f"head share={share}: expected a share of the tokens above 0 and below 1, such as 0.15")
+        self.space, self.share = space, share
+        self.tied = (embedding,)  # within a tuple, or it would count as a part of the head
+        words, width = embedding.weight.shape
+        self.transform = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(words))
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """The hidden states as they are: which of them are asked for, the targets say."""
+        return hidden
+
+    def observe(self, values: Tensor) -> None:
+        """Nothing: there are no annotations."""
+
+    def guesses(self, hidden: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (M, V) over the vocabulary at as many places as may be masked, and what stood there, `IGNORED` if not.
+
+        M does not depend on the targets, whose number of masked tokens a GPU would have to tell first.
+        """
+        asked = (targets != int(IGNORED)) & has[:, None]
+        most = min(targets.shape[1], math.ceil(self.share * targets.shape[1]) + 1)
+        there, places = asked.int().topk(most, dim=1)
+        chosen = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+        truth = targets.gather(1, places).where(there == 1, int(IGNORED))
+        weight = self.tied[0].weight
+        logits = F.linear(self.transform(chosen).to(weight.dtype), weight).float() + self.bias
+        return logits.flatten(0, 1), truth.flatten()
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        words, truth = self.guesses(logits, targets, has)
+        total = F.cross_entropy(words, truth, ignore_index=int(IGNORED), reduction="sum")
+        return total / (truth != int(IGNORED)).sum().clamp(min=1)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def metric(self) -> Metric:
+        return Guesses(self.guesses)
+
+    def rows(self, computed: Tensor) -> dict[str, float]:
+        loss, right, asked = computed.tolist()
+        if not asked:
+            return dict.fromkeys(("loss", "perplexity", "likelihood", "accuracy"), 0.0)
+        perplexity = math.exp(min(loss / asked, 700))  # beyond it no number is left
+        return {"loss": loss / asked, "perplexity": perplexity, "likelihood": 1 / perplexity, "accuracy": right / asked}
+
+    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
+        raise NotImplementedError("a masked head says nothing of a post")
+
+
+class Guesses(Metric):
+    """The sum of the masked tokens' negative log-likelihoods, how many were guessed, and how many there were, (3,).
+
+    guesses: as `MaskedHead.guesses`, whose vocabulary would be too wide to be handed over as scores.
+    """
+
+    sums: Tensor
+
+    def __init__(self, guesses: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.guesses = guesses
+        self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        words, truth = self.guesses(scores, targets, has)
+        loss = F.cross_entropy(words, truth, ignore_index=int(IGNORED), reduction="sum")
+        right, asked = (words.argmax(dim=1) == truth).sum(), (truth != int(IGNORED)).sum()
+        self.sums += torch.stack([loss, right.float(), asked.float()])
+
+    def compute(self) -> Tensor:
+        return self.sums

@@ -1,0 +1,104 @@
+"""One of ordered levels a post."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from hatemtl.errors import UserError
+from hatemtl.heads.base import Pool, Pooling, check_balance, check_primary, feed_forward, label_weights, masked_mean
+from hatemtl.heads.confusion import Confusion, label_rows, quadratic_kappa, spearman
+from hatemtl.labels import Kind, LabelSpace
+
+
+class OrdinalHead(nn.Module):
+    """The proportional-odds model over C levels: P(y > k) = σ(s - θₖ), one s a post, thresholds θ₁ < θ₂ < … learned.
+
+    Trained by the likelihood of the level, P(y > k - 1) - P(y > k) (McCullagh 1980, J. R. Stat. Soc. B 42, eq. 2.2). The
+    predicted level is the median, which makes the mean absolute error least: as many levels up as P(y > k) > 1/2.
+    layers: linear layers, GELU between them. balance: exponent of the inverse frequency of a level that weighs the loss.
+    primary: the row by which epochs are compared: quadratic_kappa, accuracy, macro_f1 or spearman.
+    """
+
+    kind: ClassVar[Kind] = "ordinal"
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        space: LabelSpace,
+        pooling: Pooling,
+        layers: int,
+        dropout: float,
+        balance: float,
+        primary: str = "quadratic_kappa",
+    ) -> None:
+        super().__init__()
+        if len(space) < 2:
+            raise UserError(f"an ordinal head needs two levels or more, given {', '.join(space.names)}")
+        check_balance(balance)
+        self.primary = check_primary(primary, ["quadratic_kappa", "accuracy", "macro_f1", "spearman"])
+        self.space, self.balance = space, balance
+        self.pool = Pool(pooling, hidden_size)
+        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
+        # at the start every level is as likely as another where s = 0
+        even = [math.log(k / (len(space) - k)) for k in range(1, len(space))]
+        gaps = [math.log(math.expm1(above - below)) for below, above in pairwise(even)]
+        self.first_and_gaps = nn.Parameter(torch.tensor([even[0], *gaps]))
+        self.label_weights: Tensor
+        self.register_buffer("label_weights", torch.ones(len(space)), persistent=False)
+
+    @property
+    def thresholds(self) -> Tensor:
+        """θ, (C - 1,), each above the one before it."""
+        first, gaps = self.first_and_gaps.split([1, len(self.space) - 2])
+        return torch.cat([first, F.softplus(gaps) + 1e-4]).cumsum(0)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.layers(self.pool(hidden, attention_mask)) - self.thresholds
+
+    def observe(self, values: Tensor) -> None:
+        self.label_weights.copy_(label_weights(values, len(self.space), self.balance))
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        losses = F.nll_loss(log_probabilities(logits), targets, reduction="none")
+        return masked_mean(losses, self.label_weights[targets] * has)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return log_probabilities(logits).exp()
+
+    def metric(self) -> Metric:
+        return Confusion(len(self.space), median)
+
+    def rows(self, computed: Tensor) -> dict[str, float]:
+        levels = torch.arange(len(computed), device=computed.device)
+        missed, posts = (computed * (levels[:, None] - levels).abs()).sum(), computed.sum()
+        return {
+            "mae": float(missed / posts.clamp(min=1)),
+            "quadratic_kappa": quadratic_kappa(computed),
+            "spearman": spearman(computed),
+            **label_rows(computed, self.space.names),
+        }
+
+    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
+        return [self.space.names[int(median(torch.tensor([scores])))]]
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """(B, C) log P(y = k) from the log odds (B, C - 1) of P(y > k), which fall with k.
+
+    σ(a) - σ(b) = σ(a)·σ(-b)·(1 - exp(b - a)), which neither underflows nor cancels.
+    """
+    between = torch.log(-torch.expm1((logits[:, 1:] - logits[:, :-1]).clamp(max=-1e-6)))
+    above, below = F.logsigmoid(logits), F.logsigmoid(-logits)
+    return torch.cat([below[:, :1], above[:, :-1] + below[:, 1:] + between, above[:, -1:]], dim=1)
+
+
+def median(scores: Tensor) -> Tensor:
+    """The lowest level that at least half of the probability (B, C) is not above, (B,)."""
+    return (scores.cumsum(dim=1)[:, :-1] < 0.5).sum(dim=1)

@@ -1,0 +1,106 @@
+"""A number a post: regression."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.heads.base import Pool, Pooling, check_primary, correlation, feed_forward, masked_mean, ranks
+from hatemtl.labels import Kind, LabelSpace
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "huber": F.huber_loss}
+
+
+class ScoreHead(nn.Module):
+    """One output, trained on the scale's numbers less their mean over their standard deviation in training.
+
+    layers: linear layers, GELU between them. loss: mse, or huber: linear beyond one standard deviation.
+    primary: the row by which epochs are compared: pearson or spearman.
+    """
+
+    kind: ClassVar[Kind] = "score"
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        space: LabelSpace,
+        pooling: Pooling,
+        layers: int,
+        dropout: float,
+        loss: Literal["mse", "huber"],
+        primary: str = "pearson",
+    ) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise UserError(f"head loss={loss!r}: {did_you_mean(str(loss), LOSSES)}")
+        self.primary = check_primary(primary, ["pearson", "spearman"])
+        self.space, self.loss_of = space, LOSSES[loss]
+        self.pool = Pool(pooling, hidden_size)
+        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
+        self.scale: Tensor
+        self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation; its weights mean nothing without
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.layers(self.pool(hidden, attention_mask))
+
+    def observe(self, values: Tensor) -> None:
+        if self.scale.tolist() != [0, 1]:
+            return  # a loaded head keeps what its weights were trained for
+        if len(values):
+            deviation = float(values.double().std(correction=0))
+            self.scale.copy_(torch.tensor([float(values.double().mean()), deviation or 1.0]))
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        mean, deviation = self.scale
+        losses = self.loss_of(logits.squeeze(1), (targets - mean) / deviation, reduction="none")
+        return masked_mean(losses, has.to(losses.dtype))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        mean, deviation = self.scale
+        return logits * deviation + mean
+
+    def metric(self) -> Metric:
+        return Numbers()
+
+    def rows(self, computed: Tensor) -> dict[str, float]:
+        if not len(computed):
+            return dict.fromkeys(("mae", "rmse", "pearson", "spearman"), 0.0)
+        given, true = computed.detach().double().T
+        return {
+            "mae": float((given - true).abs().mean()),
+            "rmse": float((given - true).square().mean().sqrt()),
+            "pearson": correlation(given, true),
+            "spearman": correlation(ranks(given), ranks(true)),
+        }
+
+    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
+        return [f"{scores[0]:.4f}"]
+
+
+class Numbers(Metric):
+    """What was predicted and what is true, (N, 2), of the posts that are annotated: a rank needs all others."""
+
+    scores: list[Tensor]
+    targets: list[Tensor]
+    has: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("scores", "targets", "has"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        # selected at the end: a selection's size would have to come from the device first
+        self.scores.append(scores.squeeze(1))
+        self.targets.append(targets)
+        self.has.append(has)
+
+    def compute(self) -> Tensor:
+        scores, targets, has = map(dim_zero_cat, (self.scores, self.targets, self.has))
+        return torch.stack([scores, targets.to(scores.dtype)], dim=1)[has]

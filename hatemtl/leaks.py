@@ -1,0 +1,194 @@
+"""Leaks: posts for training that stand, word for word or nearly, among those for validation or test.
+
+Texts are compared without case, punctuation and differences of space; links count as one another, and so do @names. Near
+is a Jaccard similarity of at least `NEAR` between their sets of five successive characters. Candidates come from MinHash
+with banding (Broder 1997; Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, chapter 3), which meets a pair of that
+similarity with probability 1 - (1 - .8^4)^10 = .995 and one of .9 almost surely; each is then compared exactly.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import Literal, get_args
+
+import numpy as np
+
+from hatemtl.corpora.base import SPLITS, Corpus, Posts, Split
+from hatemtl.errors import UserError, did_you_mean
+
+Policy = Literal["warn", "drop", "refuse"]
+NEAR = 0.8
+SHINGLE = 5  # characters
+BANDS, ROWS = 10, 4  # of a signature
+NEIGHBOURS = 50  # in a band's order: where hundreds of posts are alike, each is compared with so many
+CHUNK = 1_000_000  # characters whose shingles are held at a time
+LINK, NAME, MARK = re.compile(r"https?://\S+|www\.\S+"), re.compile(r"@\w+"), re.compile(r"[^\w\s]+")
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Copies between two splits, of which the earlier one's are to go.
+
+    exact, near: how many posts of the later split have an equal one, or only a near one, in the earlier.
+    copies: positions of the posts of the earlier split that have an equal or near one in the later.
+    examples: up to three pairs, equal ones first: the positions of the earlier and the later post, and whether equal.
+    """
+
+    earlier: Split
+    later: Split
+    exact: int
+    near: int
+    copies: np.ndarray
+    examples: tuple[tuple[int, int, bool], ...]
+
+
+def check(corpora: Mapping[Corpus, Posts], policy: Policy) -> tuple[list[str], dict[Corpus, np.ndarray]]:
+    """What to say of the leaks within and between the corpora of a run, and which posts of each are to be left out.
+
+    Raises UserError where there are leaks and the policy is to refuse them.
+    """
+    if policy not in get_args(Policy):
+        raise UserError(f"data.leaks={policy}: {did_you_mean(str(policy), get_args(Policy))}")
+    parts = list(corpora.values())
+    texts = [text for posts in parts for text in _texts(posts)]
+    found = between(texts, np.concatenate([posts.splits for posts in parts]))
+    ids = [post for posts in parts for post in posts.ids]
+    if len(parts) > 1:
+        names = [f"{type(corpus).__name__} " for corpus, posts in corpora.items() for _ in posts.ids]
+        ids = [name + post for name, post in zip(names, ids, strict=True)]
+    lines = [_line(leak, ids, policy) for leak in found]
+    if lines and policy == "refuse":
+        raise UserError("; ".join(lines) + "; type data.leaks=drop to leave the copies out, or data.leaks=warn")
+    if lines and policy == "warn":
+        lines[-1] += "; data.leaks=drop leaves copies out"
+    gone = np.zeros(len(texts), bool)
+    for leak in found:
+        gone[leak.copies] = policy == "drop"
+    ends = np.cumsum([len(posts) for posts in parts])[:-1]
+    left_out = dict(zip(corpora, map(np.flatnonzero, np.split(gone, ends)), strict=True))
+    return lines, {corpus: rows for corpus, rows in left_out.items() if len(rows)}
+
+
+def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
+    """The leaks from each split into a later one, of N texts in these splits (N,); pairs of splits without any left out."""
+    keys, of = np.unique(np.array(normalised(texts), object), return_inverse=True)
+    there = np.zeros((len(keys), len(SPLITS)), bool)  # which texts each split has
+    for place, split in enumerate(SPLITS):
+        there[of[splits == split], place] = True
+    a, b = _near(keys.tolist(), there @ (1 << np.arange(len(SPLITS))))
+    a, b = np.concatenate([a, b]), np.concatenate([b, a])
+    leaks = []
+    for (i, earlier), (j, later) in combinations(enumerate(SPLITS), 2):
+        equal = there[:, i] & there[:, j]
+        linked = there[a, i] & there[b, j]
+        near_earlier, near_later = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
+        near_earlier[a[linked]] = near_later[b[linked]] = True
+        exact = int((equal[of] & (splits == later)).sum())
+        near = int(((near_later & ~equal)[of] & (splits == later)).sum())
+        copies = np.flatnonzero((equal | near_earlier)[of] & (splits == earlier))
+        if len(copies):
+            pairs = [*((k, k) for k in np.flatnonzero(equal)[:3]), *zip(a[linked][:3], b[linked][:3], strict=True)][:3]
+            examples = tuple((_post(of, splits, x, earlier), _post(of, splits, y, later), bool(x == y)) for x, y in pairs)
+            leaks.append(Leak(earlier, later, exact, near, copies, examples))
+    return leaks
+
+
+def normalised(texts: Sequence[str]) -> list[str]:
+    """What copies of a text have in common.
+
+    >>> normalised(["@Anna: see https://a.b/c NOW!", "@bob  See www.d.e, now", "!?"])
+    ['user see url now', 'user see url now', '!?']
+    """
+    lines = [" ".join(text.casefold().split()) for text in texts]
+    joined = NAME.sub("user", LINK.sub("url", "\n".join(lines)))  # all at once, which takes a third of the time
+    words = (" ".join(line.split()) for line in MARK.sub("", joined).split("\n"))
+    return [bare or line for bare, line in zip(words, lines, strict=True)]
+
+
+def _texts(posts: Posts) -> list[str]:
+    if posts.pairs is None:
+        return posts.texts
+    return [" ".join([text, *pair]) for text, pair in zip(posts.texts, posts.pairs, strict=True)]
+
+
+def _post(of: np.ndarray, splits: np.ndarray, key: int, split: Split) -> int:
+    return int(np.flatnonzero((of == key) & (splits == split))[0])
+
+
+def _line(leak: Leak, ids: Sequence[str], policy: Policy) -> str:
+    pairs = ", ".join(f"{ids[x]} {'=' if equal else '~'} {ids[y]}" for x, y, equal in leak.examples)
+    return (
+        f"of the {leak.later} posts, {leak.exact:,} stand in {leak.earlier} word for word, {leak.near:,} nearly ({pairs}); "
+        f"{len(leak.copies):,} {leak.earlier} posts are {'left out' if policy == 'drop' else 'copies'}"
+    )
+
+
+def _near(texts: Sequence[str], splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of texts in different splits that are near: two arrays of one length. splits: (N,), a bit for each split."""
+    mixed = np.array([bits.bit_count() > 1 for bits in range(8)])
+    padded = [text.ljust(SHINGLE) for text in texts]
+    signatures = _signatures(padded)
+    found = [np.zeros(0, np.int64)]
+    for a, b in _candidates(signatures):
+        differ = mixed[splits[a] | splits[b]]
+        a, b = a[differ], b[differ]
+        alike = (signatures[a] == signatures[b]).mean(axis=1) >= 0.5  # at similarity .8 that fails once in a million
+        a, b = np.minimum(a, b)[alike], np.maximum(a, b)[alike]
+        found.append(a * len(texts) + b)
+
+    @cache
+    def shingles(text: int) -> frozenset[str]:
+        return frozenset(padded[text][i : i + SHINGLE] for i in range(len(padded[text]) - SHINGLE + 1))
+
+    def similarity(x: int, y: int) -> float:
+        shared = len(shingles(x) & shingles(y))
+        return shared / (len(shingles(x)) + len(shingles(y)) - shared)
+
+    a, b = np.divmod(np.unique(np.concatenate(found)), max(len(texts), 1))
+    kept = np.array([similarity(x, y) >= NEAR for x, y in zip(a.tolist(), b.tolist(), strict=True)], bool)
+    return a[kept], b[kept]
+
+
+def _candidates(signatures: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows that agree in a band, as two arrays of positions."""
+    bands = signatures.reshape(len(signatures), BANDS, ROWS).astype(np.uint64)
+    hashed = bands[..., 0]
+    for row in range(1, ROWS):
+        hashed = hashed * np.uint64(0x9E3779B97F4A7C15) + bands[..., row]
+    for band in range(BANDS):
+        mine, next_one = hashed[:, band], hashed[:, (band + 1) % BANDS]
+        order = np.lexsort((next_one, mine))  # in a crowded band the likest stand beside one another
+        for distance in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
+            same = np.flatnonzero(mine[order[distance:]] == mine[order[:-distance]])
+            if not len(same):
+                break
+            yield order[same], order[same + distance]
+
+
+def _signatures(texts: Sequence[str]) -> np.ndarray:
+    """(N, BANDS · ROWS) uint32: for each of so many hash functions, the least hash of any of a text's shingles."""
+    draw = np.random.default_rng(0)
+    factors = draw.integers(0, 1 << 31, BANDS * ROWS, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    signatures = np.zeros((len(texts), BANDS * ROWS), np.uint32)
+    chunks = np.flatnonzero(np.diff(sizes.cumsum() // CHUNK, prepend=-1)).tolist()
+    for begin, end in zip(chunks, [*chunks[1:], len(texts)], strict=False):
+        lengths = sizes[begin:end]
+        characters = np.frombuffer("".join(texts[begin:end]).encode("utf-32-le", "surrogatepass"), np.uint32)
+        places, ends = len(characters) - SHINGLE + 1, lengths.cumsum()
+        rolled = np.zeros(places, np.uint64)
+        for shift in range(SHINGLE):
+            rolled = rolled * np.uint64(0x100000001B3) + characters[shift : places + shift]
+        inside = np.ones(len(characters), bool)
+        inside[(ends[:, None] - np.arange(1, SHINGLE)).ravel()] = False  # a shingle that reaches into the next text
+        rolled = rolled[inside[:places]]
+        rolled ^= rolled >> np.uint64(33)
+        hashes = ((rolled * np.uint64(0xFF51AFD7ED558CCD)) >> np.uint64(32)).astype(np.uint32)
+        starts = (lengths - SHINGLE + 1).cumsum() - (lengths - SHINGLE + 1)
+        for k, factor in enumerate(factors):
+            mixed = hashes * factor
+            mixed ^= mixed >> np.uint32(15)
+            signatures[begin:end, k] = np.minimum.reduceat(mixed * factor, starts)
+    return signatures

@@ -1,0 +1,194 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hatemtl.corpora.files import Hub, Rows, by_hand, label_name, read_delimited, read_jsonl, read_parquet, ways_out
+from hatemtl.errors import UserError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows(**columns: list[object]) -> Rows:
+    return Rows(Path("posts.csv"), columns, range(2, 2 + len(next(iter(columns.values())))), "fix it")
+
+
+def test_rows_know_their_lines(tmp_path: Path) -> None:
+    read = read_delimited(write(tmp_path / "a.csv", 'id,text\n1,"two\nlines, here"\n\n2,one\n'), again="fix it")
+    assert read["text"] == ["two\nlines, here", "one"]
+    assert list(read.lines) == [2, 5]
+    assert read.where(1, "text") == f"{tmp_path}/a.csv, line 5, column 'text'"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbfid,text\r\n1,caf\xc3\xa9\r\n", b"id,text\n1,caf\xc3\xa9", b" id ,text\n\n1,caf\xc3\xa9\n\n"]
+)
+def test_marks_line_ends_and_empty_lines_are_passed_over(tmp_path: Path, content: bytes) -> None:
+    assert read_delimited(write(tmp_path / "a.csv", content), again="").columns == {"id": ["1"], "text": ["café"]}
+
+
+def test_only_some_columns_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "a,b,c\n1,2,3\n4,5,6\n")
+    assert read_delimited(path, again="", only={"c", "a"}.__contains__).columns == {"a": ["1", "4"], "c": ["3", "6"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('a\t"he said ""hm"""\nb\tplain\n', ['he said "hm"', "plain"]),
+        ('a\t"two\tcells"\n', ["two\tcells"]),
+        ('a\t"hm" he said\nb\tplain\n', ['"hm" he said', "plain"]),
+        ('a\t"never closed\nb\tplain\n', ['"never closed', "plain"]),
+    ],
+)
+def test_quotes_are_quotes_if_all_pair_up(tmp_path: Path, content: str, texts: list[str]) -> None:
+    path = write(tmp_path / "a.tsv", content)
+    assert read_delimited(path, again="", delimiter="\t", names=("id", "text"), quoted=None)["text"] == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("id,text\n1,a\n2,b,c\n", r"line 3: 3 cells, expected 2 \(id, text\)"),
+        ("id,text\n1,a\n2\n", "line 3: 1 cells, expected 2"),
+        ("", "holds no rows"),
+        ("id,text\n", "holds no rows"),
+        ("id,id\n1,2\n", "two columns have one name"),
+        (b"id,text\n1,a\n2,caf\xe9\n", r"line 3: byte 0xe9 is no UTF-8"),
+        (b"id,text\n" + 5000 * b"1,abc\n" + b"2,\xff\n", r"line 5002: byte 0xff is no UTF-8"),
+        ('id,text\n1,a\n2,"never closed\n3,b\n', r"line 3: cannot be read \(unexpected end of data\)"),
+        ("id,text\n1," + 10_000_000 * "a" + "\n", r"line 2: cannot be read \(field larger than"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line_and_the_way_out(tmp_path: Path, content: str | bytes, expected: str) -> None:
+    path = write(tmp_path / "a.csv", content)
+    with pytest.raises(UserError, match=rf"{path}.*{expected}.*; fetch it again"):
+        read_delimited(path, again="fetch it again")
+
+
+def test_a_missing_file_and_an_unknown_encoding_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file.*; fix it"):
+        read_delimited(tmp_path / "none.csv", again="fix it")
+    with pytest.raises(UserError, match="unknown encoding: klingon"):
+        read_delimited(write(tmp_path / "a.csv", "a\n1\n"), again="", encoding="klingon")
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    read = read_jsonl(write(tmp_path / "a.jsonl", '\ufeff{"a": 1}\n\n{"a": 2, "b": ["x"]}\r\n'), again="")
+    assert (read.columns, list(read.lines)) == ({"a": [1, 2], "b": [None, ["x"]]}, [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a": 1}\n{"a": \n', "line 2: not valid JSON"),
+        (b'{"a": 1}\n[1, 2]\n', r"line 2: \[1, 2\], expected a JSON object"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', "line 2: byte 0xff is no UTF-8"),
+        (b"\n", "holds no rows"),
+    ],
+)
+def test_a_broken_line_of_json_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    with pytest.raises(UserError, match=rf"{expected}.*; fix it"):
+        read_jsonl(write(tmp_path / "a.jsonl", content), again="fix it")
+
+
+def test_parquet_files_are_put_together_and_count_rows(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name, values in (("1", [3.5, None]), ("0", [1.0, 2.0])):
+        pq.write_table(pa.table({"x": values, "y": ["a", "b"], "z": [1, 2]}), tmp_path / f"{name}.parquet")
+    read = read_parquet(tmp_path.glob("*.parquet"), again="", only={"x", "y"}.__contains__)
+    assert read.columns == {"x": [1.0, 2.0, 3.5, None], "y": ["a", "b", "a", "b"]}
+    with pytest.raises(UserError, match="0.parquet, row 4, column 'x': None, expected a number"):
+        read.numbers("x")
+
+
+def test_numbers_are_what_python_reads() -> None:
+    written = ["1", " 2.5 ", "-3e2", 4, True, 0.5]
+    assert rows(x=written).numbers("x") == [float(number) for number in written]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["", None, "nan", float("nan"), "inf", "two", [1], {}, "3.5", -1])
+def test_what_is_no_number_or_lies_outside_is_named(value: object) -> None:
+    with pytest.raises(UserError, match=r"posts.csv, line 3, column 'x': .*, expected a number from 0 to 3; fix it"):
+        rows(x=[1, value, 2]).numbers("x", 0, 3)
+
+
+def test_gaps_are_nan_where_they_are_allowed_and_nowhere_else() -> None:
+    holes = rows(x=["1", "", None, "NA", "nan", 2.5])
+    assert np.array_equal(holes.array("x", 0, 3, gaps=True), [1, *4 * [np.nan], 2.5], equal_nan=True)
+    with pytest.raises(UserError, match=r"line 4, column 'x': 'x', expected a number"):
+        rows(x=["1", None, "x"]).array("x", gaps=True)
+
+
+def test_flags() -> None:
+    assert rows(x=[True, False, "TRUE", "false", "1", 0, 1.0]).flags("x").tolist() == [1, 0, 1, 0, 1, 0, 1]
+    assert np.isnan(rows(x=[None, "", True]).flags("x", gaps=True)).tolist() == [True, True, False]
+    for value in ("maybe", None, 2, []):
+        with pytest.raises(UserError, match="line 4, column 'x': .*, expected true or false"):
+            rows(x=[0, 1, value]).flags("x")
+
+
+def test_names_become_positions() -> None:
+    known = {"no": 0, "yes_sir": 1}
+    assert rows(x=["no", " yes_sir "]).positions("x", known) == [0, 1]
+    assert rows(x=["No ", "Yes, sir!"]).positions("x", known, label_name) == [0, 1]
+    with pytest.raises(UserError, match="line 3, column 'x': 'nope', expected one of no, yes_sir"):
+        rows(x=["no", "nope"]).positions("x", known)
+
+
+@pytest.mark.parametrize("value", ["", "  ", None, 3])
+def test_a_text_is_a_text(value: object) -> None:
+    assert rows(x=[" a b "]).texts("x") == ["a b"]
+    with pytest.raises(UserError, match="line 3, column 'x': .*, expected a text"):
+        rows(x=["a", value]).texts("x")
+
+
+def test_a_column_that_is_not_there_is_answered_with_the_closest() -> None:
+    with pytest.raises(UserError, match="posts.csv has no column 'txt': did you mean 'text'"):
+        rows(text=["a"])["txt"]
+
+
+def test_a_long_cell_is_shown_in_part() -> None:
+    with pytest.raises(UserError) as error:
+        rows(x=[1000 * "a"]).numbers("x")
+    assert len(str(error.value)) < 200
+
+
+def test_the_ways_out_say_what_to_type() -> None:
+    assert "type data.dir=FOLDER with ethos/a.csv in it" in ways_out(Path("data/ethos"), "a.csv")
+    assert "get it by hand at home.org, then type data.dir=FOLDER" in str(by_hand(Path("data/frenk"), "a.tsv", "home.org"))
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that stands for what the hub gave of some repository."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr("hatemtl.corpora.files.fetch", lambda repo, **how: asked.append({"repo": repo, **how}) or folder)
+    yield folder
+    assert json.dumps(asked[0]["patterns"]) == '["default/train/*.parquet", "default/test/*.parquet"]'
+    assert (asked[0]["repo"], asked[0]["revision"]) == ("owner/name", "refs/convert/parquet")
+
+
+def test_the_hub_gives_split_after_split(cached: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for split in ("train", "test"):
+        (cached / "default" / split).mkdir(parents=True)
+        pq.write_table(pa.table({"text": [split], "other": [1]}), cached / "default" / split / "0000.parquet")
+    found = {split: read.columns for split, read in Hub("owner/name", "default").splits(["train", "test"], "")}
+    assert found == {"train": {"text": ["train"], "other": [1]}, "test": {"text": ["test"], "other": [1]}}
+
+
+def test_a_split_that_the_hub_lacks_is_named(cached: Path) -> None:
+    with pytest.raises(UserError, match=r"hub has no default/train/\*.parquet; delete .*hub and run again"):
+        list(Hub("owner/name", "default").splits(["train", "test"], ""))

@@ -1,0 +1,52 @@
+import torch
+from torch.nn import functional as F
+
+from hatemtl.heads.choice import ChoiceHead
+from hatemtl.labels import LabelSpace
+
+
+def head() -> ChoiceHead:
+    space = LabelSpace("choice", ("first", "second", "third"))
+    return ChoiceHead(hidden_size=8, space=space, pooling="mean", layers=2, dropout=0.0)
+
+
+def test_a_sequence_has_one_score_whatever_stands_beside_it() -> None:
+    torch.manual_seed(0)
+    some, hidden, mask = head(), torch.randn(5, 4, 8), torch.ones(5, 4, dtype=torch.long)
+    assert some(hidden, mask).shape == (5,)
+    torch.testing.assert_close(some(hidden[2:3], mask[2:3]), some(hidden, mask)[2:3])
+
+
+def test_the_loss_is_torchs_over_the_choices_that_are_there() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 3)
+    logits[1, 2] = -torch.inf  # a post of two choices
+    logits.requires_grad_()
+    targets, has = torch.tensor([2, 1, 0]), torch.tensor([True, True, False])
+    loss = head().loss(logits, targets, has)
+    expected = (F.cross_entropy(logits[:1], targets[:1]) + F.cross_entropy(logits[1:2, :2], targets[1:2])) / 2
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[1, 2] == 0
+    assert (logits.grad[2] == 0).all()
+
+
+def test_where_no_post_has_choices_the_loss_is_a_zero_with_a_gradient_of_zeros() -> None:
+    logits = torch.tensor([[0.3, -torch.inf, -torch.inf]], requires_grad=True)
+    loss = head().loss(logits, torch.tensor([0]), torch.tensor([False]))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(1, 3))
+
+
+def test_accuracy_by_hand() -> None:
+    metric = head().metric()
+    scores = head().scores(torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, -torch.inf], [0.0, 1.0, 2.0]]))
+    assert scores[1, 2] == 0
+    metric.update(scores, torch.tensor([1, 1, 2]), torch.tensor([True, True, False]))
+    assert head().rows(metric.compute()) == {"accuracy": 0.5}
+
+
+def test_decoding_names_the_likeliest_choice() -> None:
+    assert head().decode([0.2, 0.5, 0.3], []) == ["second"]
