@@ -74,6 +74,10 @@ class DataModule(L.LightningDataModule):
         marks = {corpus: posts.fingerprint() for corpus, posts in self.corpora.items()}
         return {name: marks[task.corpus] for name, task in self.tasks.items()}
 
+    def readers(self) -> dict[Corpus, str]:
+        """The tasks that read each corpus."""
+        return {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
+
     def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
         """Takes the posts at these positions out of their corpora; to be called before `tokenize`."""
         for corpus, gone in posts.items():

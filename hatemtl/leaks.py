@@ -44,9 +44,12 @@ class Leak:
     examples: tuple[tuple[int, int, bool], ...]
 
 
-def check(corpora: Mapping[Corpus, Posts], policy: Policy) -> tuple[list[str], dict[Corpus, np.ndarray]]:
+def check(
+    corpora: Mapping[Corpus, Posts], policy: Policy, names: Mapping[Corpus, str]
+) -> tuple[list[str], dict[Corpus, np.ndarray]]:
     """What to say of the leaks within and between the corpora of a run, and which posts of each are to be left out.
 
+    names: how each is called where there are several.
     Raises UserError where there are leaks and the policy is to refuse them.
     """
     if policy not in get_args(Policy):
@@ -56,8 +59,7 @@ def check(corpora: Mapping[Corpus, Posts], policy: Policy) -> tuple[list[str], d
     found = between(texts, np.concatenate([posts.splits for posts in parts]))
     ids = [post for posts in parts for post in posts.ids]
     if len(parts) > 1:
-        names = [f"{type(corpus).__name__} " for corpus, posts in corpora.items() for _ in posts.ids]
-        ids = [name + post for name, post in zip(names, ids, strict=True)]
+        ids = [f"{names[corpus]} {post}" for corpus, posts in corpora.items() for post in posts.ids]
     lines = [_line(leak, ids, policy) for leak in found]
     if lines and policy == "refuse":
         raise UserError("; ".join(lines) + "; type data.leaks=drop to leave the copies out, or data.leaks=warn")

@@ -103,7 +103,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             )
         report.results(console, saved.results, str(save_path))
         return
-    leaked, copies = leaks.check(data.corpora, cfg.data.leaks)
+    leaked, copies = leaks.check(data.corpora, cfg.data.leaks, data.readers())
     data.leave_out(copies)
     data.check(then_test=then_test)
     network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)

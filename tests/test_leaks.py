@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hatemtl import leaks
 from hatemtl.artifacts import SavedRun
 from hatemtl.corpora.base import SPLITS, Posts
 from hatemtl.errors import UserError
-from hatemtl.leaks import NEAR, between, check, normalised
+from hatemtl.leaks import NEAR, between, normalised
 
 Cli = Callable[..., Outcome]
 WORDS = [
@@ -125,8 +126,12 @@ def posts() -> Posts:
     return as_posts(TEXTS, splits=FOLDS)
 
 
+def checked(corpora: dict[Any, Posts], policy: Any) -> tuple[list[str], dict[Any, np.ndarray]]:
+    return leaks.check(corpora, policy, {corpus: f"task_{corpus.name}" for corpus in corpora})
+
+
 def test_each_pair_of_splits_is_told_by_ids() -> None:
-    lines, left_out = check({Named("a"): posts()}, "warn")  # type: ignore[dict-item]
+    lines, left_out = checked({Named("a"): posts()}, "warn")
     assert lines == [
         "of the val posts, 1 stand in train word for word, 0 nearly (p3 = p6); 1 train posts are copies",
         "of the test posts, 1 stand in train word for word, 1 nearly (p3 = p7, p0 ~ p5); 2 train posts are copies",
@@ -137,7 +142,7 @@ def test_each_pair_of_splits_is_told_by_ids() -> None:
 
 
 def test_dropped_are_the_training_copies_and_val_before_test() -> None:
-    ((_, gone),) = check({Named("a"): posts()}, "drop")[1].items()  # type: ignore[dict-item]
+    ((_, gone),) = checked({Named("a"): posts()}, "drop")[1].items()
     assert gone.tolist() == [0, 3, 6]
     rest = posts().at(np.setdiff1d(np.arange(len(TEXTS)), gone))
     assert not between(rest.texts, rest.splits)
@@ -146,28 +151,28 @@ def test_dropped_are_the_training_copies_and_val_before_test() -> None:
 
 def test_between_corpora() -> None:
     train, test = as_posts(["you dronk", "else"]), as_posts(["ok then", "You dronk!"], splits=["train", "test"])
-    lines, left_out = check({Named("a"): train, Named("b"): test}, "drop")  # type: ignore[dict-item]
-    assert len(lines) == 1 and "Named p0 = Named p1" in lines[0]
-    assert {corpus.name: rows.tolist() for corpus, rows in left_out.items()} == {"a": [0]}  # type: ignore[attr-defined]
+    lines, left_out = checked({Named("a"): train, Named("b"): test}, "drop")
+    assert len(lines) == 1 and "task_a p0 = task_b p1" in lines[0]
+    assert {corpus.name: rows.tolist() for corpus, rows in left_out.items()} == {"a": [0]}
 
 
 def test_a_pair_of_texts_is_a_copy_as_a_whole() -> None:
     three = as_posts(["one premise", "one premise", "one premise"], splits=["train", "val", "test"])
     pairs = replace(three, pairs=[("first",), ("another guess",), ("First",)])
-    lines, _ = check({Named("a"): pairs}, "warn")  # type: ignore[dict-item]
+    lines, _ = checked({Named("a"): pairs}, "warn")
     assert len(lines) == 1 and "p0 = p2" in lines[0]
 
 
 def test_refusing_names_ids_and_no_text() -> None:
     with pytest.raises(UserError, match="p3 = p6.*data.leaks=drop") as error:
-        check({Named("a"): posts()}, "refuse")  # type: ignore[dict-item]
+        checked({Named("a"): posts()}, "refuse")
     assert "same" not in str(error.value) and "grumble" not in str(error.value)
-    assert check({Named("a"): as_posts(["one", "two"], splits=["train", "test"])}, "refuse") == ([], {})  # type: ignore[dict-item]
+    assert checked({Named("a"): as_posts(["one", "two"], splits=["train", "test"])}, "refuse") == ([], {})
 
 
 def test_another_policy() -> None:
     with pytest.raises(UserError, match="data.leaks=dorp: did you mean 'drop'"):
-        check({Named("a"): posts()}, "dorp")  # type: ignore[arg-type, dict-item]
+        checked({Named("a"): posts()}, "dorp")
 
 
 @pytest.mark.parametrize("policy", ["warn", "drop", "refuse"])

@@ -18,7 +18,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import Hub, Rows, again, read_delimited, ways_out
-from hatemtl.corpora.splitting import check_fractions, divide, text_key
+from hatemtl.corpora.splitting import check_fractions, divide, keys
 from hatemtl.labels import LabelSpace
 
 LABELS = ("hate", "offensive", "neither")  # in the order of their numbers
@@ -55,7 +55,7 @@ class Davidson(Corpus):
             "label": Column(LabelSpace("multiclass", LABELS), label, everywhere),
             "votes": Column(LabelSpace("multilabel", LABELS), _shares(rows), everywhere),
         }
-        splits = divide([text_key(text) for text in texts], self.fractions, self.seed, label)
+        splits = divide(keys(texts), self.fractions, self.seed, label)
         return Posts(_ids(rows), texts, splits, columns)
 
 

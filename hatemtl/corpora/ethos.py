@@ -17,7 +17,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import Hub, Rows, again, read_delimited, ways_out
-from hatemtl.corpora.splitting import check_fractions, divide, text_key
+from hatemtl.corpora.splitting import check_fractions, divide, keys, text_key
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
@@ -55,7 +55,7 @@ class Ethos(Corpus):
         text, said = ("comment", "isHate") if "comment" in hate.columns else ("text", "label")
         texts = hate.texts(text)
         label = (hate.array(said, 0, 1) >= 0.5).astype(np.int64)
-        splits = divide([text_key(text) for text in texts], self.fractions, self.seed, label)
+        splits = divide(keys(texts), self.fractions, self.seed, label)
         shares, has = _match(texts, aspects.texts(text), np.stack([aspects.array(name, 0, 1) for name in LABELS], axis=1))
         soft = self.soft & (splits == "train")
         columns = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import again, by_hand, read_delimited
-from hatemtl.corpora.splitting import check_fractions, divide, text_key
+from hatemtl.corpora.splitting import check_fractions, divide, keys
 from hatemtl.labels import LabelSpace
 
 LABELS = ("abusive", "hateful", "normal", "spam")
@@ -47,6 +47,6 @@ class Founta(Corpus):
         rows = read_delimited(path, again=again(path, HOME), delimiter="\t", names=("text", "label", "votes"), quoted=None)
         texts = rows.texts("text")
         label = np.array(rows.positions("label", {name: i for i, name in enumerate(LABELS)}), np.int64)
-        splits = divide([text_key(text) for text in texts], self.fractions, self.seed, label)
+        splits = divide(keys(texts), self.fractions, self.seed, label)
         columns = {"label": Column(LabelSpace("multiclass", LABELS), label, np.ones(len(rows), bool))}
         return Posts([f"founta_{i}" for i in range(len(rows))], texts, splits, columns)

@@ -18,7 +18,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
 from hatemtl.corpora.files import Rows, again, by_hand, label_name, read_delimited
-from hatemtl.corpora.splitting import divide, text_key
+from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 
@@ -76,7 +76,7 @@ class Frenk(Corpus):
         if not (splits == "val").any():
             train = np.flatnonzero(splits == "train")
             shares = (1 - self.val, self.val, 0.0)
-            splits[train] = divide([text_key(texts[i]) for i in train], shares, self.seed, values["label"][train])
+            splits[train] = divide(keys([texts[i] for i in train]), shares, self.seed, values["label"][train])
         columns = {
             name: Column(LabelSpace("multiclass", names), values[name], np.ones(len(texts), bool))
             for name, names in spaces.items()

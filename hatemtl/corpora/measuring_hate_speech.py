@@ -18,7 +18,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import Hub, Rows, again, read_delimited, read_parquet, ways_out
-from hatemtl.corpora.splitting import check_fractions, divide, text_key
+from hatemtl.corpora.splitting import check_fractions, divide, keys
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
@@ -65,7 +65,7 @@ class MeasuringHateSpeech(Corpus):
         texts = [said[i] for i in first]
         score, scored = _mean(rows.array(SCORE, gaps=True), of, len(comments))
         hate = np.where(score > 0.5, 0, np.where(score < -1, 2, 1))
-        splits = divide([text_key(text) for text in texts], self.fractions, self.seed, hate)
+        splits = divide(keys(texts), self.fractions, self.seed, hate)
         columns = {
             "hate": Column(LabelSpace("multiclass", HATE), hate, scored),
             "score": Column(LabelSpace("score", (SCORE,)), score.astype(np.float32), scored),
