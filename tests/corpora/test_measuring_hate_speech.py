@@ -1,12 +1,15 @@
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Outcome
 from laid_out import on_hub
 
+from hatemtl.artifacts import SavedRun
 from hatemtl.corpora.base import Posts
 from hatemtl.corpora.measuring_hate_speech import ITEMS, MeasuringHateSpeech
 from hatemtl.errors import UserError
@@ -186,3 +189,22 @@ def test_a_file_without_targets_is_refused(tmp_path: Path) -> None:
 def test_shares_are_checked_before_anything_is_read() -> None:
     with pytest.raises(UserError, match="summing to 1"):
         MeasuringHateSpeech(dir=".", fractions=[0.8, 0.1])
+
+
+def test_tasks_of_two_corpora_train_together_with_labels_missing_everywhere(
+    cli: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    write(tmp_path / "measuring_hate_speech", many(120))
+    other = [f"corpus@tasks.{task}.corpus=sample" for task in ("label", "target", "rationale")]
+    small = [f"tasks.{task}.corpus.size=150" for task in ("label", "target", "rationale")]
+    run = tmp_path / "run"
+    outcome = cli(
+        *("tasks=[label,target,rationale,mhs_score,mhs_target]", "encoder=tiny", f"data.dir={tmp_path}", *other, *small),
+        *("action=[train,test]", "optimization.epochs=1", f"save_path={run}"),
+    )
+    assert outcome.code == 0, outcome.err
+    rows = SavedRun(run).results
+    primaries = ("label_macro_f1", "target_macro_f1", "rationale_f1", "mhs_score_pearson", "mhs_target_macro_f1")
+    assert all(np.isfinite(rows[f"test_{row}"]) for row in primaries)
+    parts = {task: space.names for task, space in SavedRun(run).labels.items()}
+    assert parts["mhs_target"] == ("race", "age") and parts["mhs_score"] == ("hate_speech_score",)
