@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full"}  # by the library that saved the run
+# The method that loads a run, by the library that saved it.
+LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
 
 class ResultsError(Exception):

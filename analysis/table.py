@@ -36,6 +36,7 @@ class Table:
     digits: after the point; None for 3, and for all of them in CSV.
     best: mark the best value of each row.
     spread: beside a value that is a mean, the standard deviation of what it is the mean of.
+    corner: the header of the rows' names.
     """
 
     columns: Sequence[str]
@@ -43,6 +44,7 @@ class Table:
     digits: int | None = None
     best: bool = False
     spread: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    corner: str = "metric"
 
     def cells(self, metric: str, bold: Callable[[str], str] = str) -> list[str]:
         """One row as it is shown, the best values in `bold`."""
@@ -61,7 +63,7 @@ class Table:
 
     def grid(self, text: Callable[[str], str], bold: Callable[[str], str]) -> list[list[str]]:
         """The header and the rows as strings, with names passed through `text`."""
-        head = [text(" ".join(name.split())) for name in ("metric", *self.columns)]
+        head = [text(" ".join(name.split())) for name in (self.corner, *self.columns)]
         return [head, *([text(" ".join(metric.split())), *self.cells(metric, bold)] for metric in self.rows)]
 
     def terminal(self) -> RichTable:
@@ -97,7 +99,7 @@ class Table:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         names = [f"{name} sd" for name in self.columns] if self.spread else []
-        writer.writerow(["metric", *self.columns, *names])
+        writer.writerow([self.corner, *self.columns, *names])
         for metric, values in self.rows.items():
             given = [*values, *self.spread.get(metric, [])]
             digits = 0 if is_count(metric) and not self.spread else self.digits
@@ -156,9 +158,10 @@ def _aligned(grid: list[list[str]]) -> tuple[list[int], list[str]]:
     return widths, lines
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every script with a table has."""
-    parser.add_argument("--stage", default="test", choices=["test", "val"], help="which rows (default: %(default)s)")
+def add_output_options(parser: argparse.ArgumentParser, *, stage: bool = True) -> None:
+    """The options that every script with a table has; `stage` where its rows are of one."""
+    if stage:
+        parser.add_argument("--stage", default="test", choices=["test", "val"], help="which rows (default: %(default)s)")
     parser.add_argument("--format", choices=[*SUFFIXES.values()], help="default: as FILE's name says; piped: org")
     parser.add_argument("--digits", type=int, choices=range(18), metavar="N", help="decimals (default: 3; csv: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")

@@ -7,6 +7,7 @@
     labels.json          every task's label space
     results.csv          metric,value at full precision
     predictions.parquet  post id, task, gold, scores (after action=test)
+    fusion.csv           which source answers for which label (after action=test, of lora_fusion and lora_gate)
 
 A run at work lives in a hidden folder beside its final place and is renamed when it is finished, so a folder without a
 leading dot is a finished run, and a glob never meets an unfinished one. No pickle is read from a saved run.
@@ -32,7 +33,7 @@ from hatemtl.labels import LabelSpace
 
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
-    *("action", "save_path", "overwrite", "logger", "predict", "trainer.progress", "trainer.compile"),
+    *("action", "save_path", "overwrite", "logger", "predict", "export", "trainer.progress", "trainer.compile"),
     *("data.cache", "data.workers"),
 )
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -52,6 +53,7 @@ class Encoder:
     revision: the hub revision. max_length: token ids a post at most, the special ones included.
     attention: eager, sdpa, or auto: sdpa on a GPU where the model has it, else eager, faster on CPU at a post's length.
     random: if given, weights are drawn at random instead of loaded, and these keys replace those of config.json.
+    quantize: 8bit or 4bit keeps the frozen weights of all linear layers in so many bits; None in those of the computation.
     """
 
     source: str
@@ -59,12 +61,22 @@ class Encoder:
     max_length: int
     attention: Literal["auto", "eager", "sdpa"]
     random: Mapping[str, Any] | None
+    quantize: Literal["8bit", "4bit"] | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in ("auto", "eager", "sdpa"):
             raise UserError(f"encoder.attention={self.attention}: {did_you_mean(self.attention, ['auto', 'eager', 'sdpa'])}")
         if self.max_length < 3:
             raise UserError(f"encoder.max_length={self.max_length}: expected at least 3 token ids")
+        if self.quantize not in (None, "8bit", "4bit"):
+            raise UserError(
+                f"encoder.quantize={self.quantize}: {did_you_mean(str(self.quantize), ['8bit', '4bit', 'null'])}"
+            )
+        if self.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"encoder.quantize={self.quantize} needs the package bitsandbytes; type `uv sync --extra quantize`, or "
+                f"encoder.quantize=null"
+            )
 
     def folder(self) -> Path:
         """Where the files are; from the hub, downloaded unless cached."""
@@ -92,10 +104,11 @@ class Encoder:
             raise UserError(f"encoder.source={self.source}: has no fast tokenizer; {WAY_OUT}")
         return tokenizer
 
-    def model(self, *, dropout: bool, seed: int) -> Transformer:
-        """The transformer in float32, without a pooler, in evaluation mode.
+    def model(self, *, dropout: bool, seed: int, pooler: bool = False) -> Transformer:
+        """The transformer in float32, in evaluation mode.
 
-        dropout: whether its own dropout stays on in training. seed: for random weights.
+        dropout: whether its own dropout stays on in training. seed: for random weights. pooler: whether to keep BERT's,
+        which nothing here reads, for whoever reads the model elsewhere.
         """
         folder = self.folder()
         guard(folder)
@@ -136,7 +149,7 @@ class Encoder:
                     use_safetensors=True,
                     trust_remote_code=False,
                 )
-        if getattr(model, "pooler", None) is not None:
+        if getattr(model, "pooler", None) is not None and not pooler:
             model.pooler = None  # heads pool themselves, and an unused parameter stalls distributed training
         if attention == "eager" and hasattr(model, "get_extended_attention_mask"):
             # added to bf16 scores, a float32 mask lets softmax work in float32, which a CPU does several times faster
@@ -148,6 +161,34 @@ class Encoder:
         if self.max_length > longest:
             raise UserError(f"encoder.max_length={self.max_length}: this encoder takes {longest} token ids at most")
         return model.eval()
+
+    def quantized(self, model: Transformer) -> Transformer:
+        """The model itself, the weights of its linear layers in 8 or 4 bits where `quantize` says so.
+
+        8 bits as LLM.int8() has them (Dettmers et al. 2022, arXiv:2208.07339), 4 as QLoRA's NormalFloat (Dettmers et al.
+        2023, arXiv:2305.14314). The float weights must be there first: a fingerprint is taken of them.
+        """
+        if self.quantize is None:
+            return model
+        import bitsandbytes  # slow to import
+
+        bnb: Any = bitsandbytes.nn
+        for path, layer in [(path, m) for path, m in model.named_modules() if type(m) is nn.Linear]:
+            shape: Any = (layer.in_features, layer.out_features, layer.bias is not None)
+            small: Any
+            if self.quantize == "8bit":
+                small = bnb.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+                small.weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False).to("cpu")
+            else:
+                small = bnb.Linear4bit(*shape, quant_type="nf4")
+                small.weight = bnb.Params4bit(layer.weight.data, quant_type="nf4", module=small).to("cpu")
+            small.bias = layer.bias
+            model.set_submodule(path, small.train(layer.training))
+        # by these PEFT knows, as of a model that transformers quantized
+        flags: Any = model
+        flags.is_loaded_in_8bit, flags.is_loaded_in_4bit = self.quantize == "8bit", self.quantize == "4bit"
+        keep_trainable(model)
+        return model.requires_grad_(False)
 
     def _attention(self, config: PretrainedConfig) -> str:
         has_sdpa = MODEL_MAPPING[type(config)]._supports_sdpa  # type: ignore[attr-defined]
@@ -203,6 +244,22 @@ def _items(content: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(content, list):
         for value in content:
             yield from _items(value)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether linear layers of the model are of 8 or 4 bits."""
+    return any(type(module).__name__ in ("Linear8bitLt", "Linear4bit") for module in model.modules())
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keeps 4-bit layers as they are: else the first evaluation on a CPU repacks them, and no gradient gets through again.
+
+    To be called once adapters are attached, whose libraries make such layers of their own.
+    """
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def fingerprint(model: Transformer) -> str:

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from hatemtl.batch import Batch
 from hatemtl.heads.base import Head
 from hatemtl.methods.bert_layer import merged
+from hatemtl.methods.mtl_lora import reading, reads_by_task
 from hatemtl.optimization import Optimization
 from hatemtl.prefix import Prefix
 from hatemtl.seeds import derive
@@ -69,12 +70,21 @@ class MultitaskModule(L.LightningModule):
         return self._logits(batch, self.encoder)
 
     def _logits(self, batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
+        tasks = [*self.heads] if batch.only is None else [batch.only]  # what is not computed gets no gradient at all
+        if not reads_by_task(self.encoder):
+            return self._logits_of(tasks, batch, encoder)
+        logits: dict[str, Tensor] = {}
+        for task in tasks:
+            with reading(self.encoder, task):
+                logits |= self._logits_of([task], batch, encoder)
+        return logits
+
+    def _logits_of(self, tasks: list[str], batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
         if self.prefix is not None:
             self.prefix.recall(batch.prefix)
         hidden = encoder(**batch.inputs).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):  # heads and losses stay in float32
             hidden = hidden.float()
-            tasks = [*self.heads] if batch.only is None else [batch.only]  # what is not computed gets no gradient at all
             return {task: self._read(self.head(task), hidden, batch) for task in tasks}
 
     def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:

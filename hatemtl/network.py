@@ -8,7 +8,7 @@ import torch
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.datamodule import DataModule
-from hatemtl.encoder import Encoder, fingerprint
+from hatemtl.encoder import Encoder, Transformer, fingerprint, keep_trainable
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
@@ -28,7 +28,8 @@ TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
 class Network:
     """The module of a run, and what its saved run must say of it.
 
-    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands.
+    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
+    should know of it.
     """
 
     module: MultitaskModule
@@ -36,11 +37,16 @@ class Network:
     method: Method
     mark: str
     name: str
+    notes: tuple[str, ...] = ()
 
     def store(self, dtype: torch.dtype) -> None:
-        """Keeps the frozen weights in the type of the computation: no cast at every step, and half the memory in bf16."""
-        for parameter in self.module.encoder.parameters():
-            if not parameter.requires_grad:
+        """Keeps the body's frozen weights in the type of the computation: no cast at every step, half the memory in bf16."""
+        if not self.method.stores_bf16:
+            return
+        pattern = self.method.adapter_pattern
+        for name, parameter in self.module.encoder.named_parameters():
+            frozen = not parameter.requires_grad and parameter.is_floating_point()  # a quantized weight stays as it is
+            if frozen and not (pattern and pattern.search(name)):
                 parameter.data = parameter.data.to(dtype)
 
     def parts(self) -> list[Component]:
@@ -83,14 +89,23 @@ def assemble(
             )
     model = encoder.model(dropout=method.body_dropout, seed=seed)
     mark = fingerprint(model)
+    notes = {}
     for source in [*method.starts_from(), *([heads_from] if heads_from else [])]:
-        if source.record["encoder"] != mark:
-            raise UserError(
-                f"{source.folder} was trained on another encoder: {source.record['encoder_source']} "
-                f"({source.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
+        _same_encoder(source, mark, encoder)
+        bits = source.config["encoder"].get("quantize")  # a run from before there was such a key had none
+        if bits != encoder.quantize:
+            notes[source.folder] = (
+                f"{source.folder} was trained over {bits or 'float'} weights of this encoder and stands over "
+                f"{encoder.quantize or 'float'} ones here: its scores will differ a little"
             )
+    if encoder.quantize is not None and not method.quantizable:
+        raise UserError(
+            f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library}) needs the weights of "
+            f"{encoder.source} as floats; type encoder.quantize=null, or method=ah_lora16"
+        )
     name = module_name(name)
-    attached = method.attach(model, name=name, seed=seed)
+    attached = method.attach(encoder.quantized(model), name=name, seed=seed)
+    keep_trainable(attached)
     heads = {}
     for task, space in spaces.items():
         embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
@@ -106,7 +121,7 @@ def assemble(
     )
     if heads_from is not None:
         _load_heads(module, heads_from, tasks, spaces)
-    return Network(module, encoder, method, mark, name)
+    return Network(module, encoder, method, mark, name, tuple(notes.values()))
 
 
 def prepare(
@@ -118,17 +133,36 @@ def prepare(
     """
     module = network.module
     data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, cache)
-    module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
+    if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
+        module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
     if cache_prefix:
         if cache is None:
             raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
         if data.pool.masks:
             raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
+        if network.encoder.quantize is not None:
+            raise UserError(
+                "data.cache_prefix=true: what quantized layers make of a post is not kept; type data.cache_prefix=false, or "
+                "encoder.quantize=null"
+            )
         started()  # it may take long
         batches = data.batching.in_order(data.pool.lengths)
         module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
+
+
+def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None:
+    """Raises UserError where the saved run was trained on another encoder than this one, whose model is given."""
+    _same_encoder(saved, fingerprint(model), encoder)
+
+
+def _same_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
+    if saved.record["encoder"] != mark:
+        raise UserError(
+            f"{saved.folder} was trained on another encoder: {saved.record['encoder_source']} "
+            f"({saved.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
+        )
 
 
 def _load_heads(

@@ -14,11 +14,13 @@ def quiet() -> None:
         "lightning.fabric",
         "transformers",
         "adapters",
+        "bitsandbytes",
         "datasets",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
+        ".*Unsupported layer type.*proceed at your own risk.*",  # PEFT, of layers that it tunes itself
         ".*srun.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",

@@ -17,13 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatemtl import artifacts, leaks, loggers, report
+from hatemtl import artifacts, export, leaks, loggers, report
 from hatemtl.artifacts import SavedRun
 from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.flops import matmul_peak
 from hatemtl.methods.base import LOADERS
+from hatemtl.methods.lora_answers import watched
 from hatemtl.network import Network, assemble, check_heads, check_method, prepare
 from hatemtl.pool import Pool, loader
 from hatemtl.provenance import peak_memory, provenance
@@ -52,10 +53,11 @@ def run(cfg: DictConfig) -> None:
         test(cfg)
     elif actions == ["predict"]:
         predict(cfg)
+    elif actions == ["export"]:
+        export_run(cfg)
     else:
-        raise UserError(
-            f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', 'test', 'predict', '[train,test]'])}"
-        )
+        known = ["train", "test", "predict", "export", "[train,test]"]
+        raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), known)}")
 
 
 def build(node: Any, **runtime: Any) -> Any:
@@ -209,6 +211,26 @@ def predict(cfg: DictConfig) -> None:
     console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
 
 
+def export_run(cfg: DictConfig) -> None:
+    """Writes a saved run in the format of another program."""
+    encoder = build(cfg.encoder)
+    form, folder = export.check(cfg.export.format, cfg.export.path, encoder, overwrite=cfg.overwrite)
+    if cfg.load_path is None:
+        raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
+    saved = SavedRun(cfg.load_path)
+    if form == "onnx":
+        saved, tasks = _saved(cfg), _tasks(cfg)
+        check_heads(saved, tasks)
+        spaces = {task: saved.labels[task] for task in tasks}
+        network = _network(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+        export.onnx(saved, encoder, {task: network.module.head(task) for task in tasks}, folder, seed=cfg.seed)
+    elif form == "merged":
+        export.transformer(saved, encoder, folder, seed=cfg.seed)
+    else:
+        export.adapter(saved, encoder, form, folder, seed=cfg.seed)
+    Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
+
+
 def _network(
     cfg: DictConfig, tasks: dict[str, Task], spaces: dict[str, Any], method: Any, optimization: Any, name: str
 ) -> Network:
@@ -225,6 +247,8 @@ def _network(
         heads_from=_heads_from(cfg),
     )
     network.store(build(cfg.trainer).dtype)
+    for line in network.notes:
+        Console().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     return network
 
 
@@ -267,7 +291,9 @@ def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> 
 
     from hatemtl import outcome
 
-    _evaluator(cfg, folder).test(network.module, data, verbose=False)
+    with watched(network.module) as answers:
+        _evaluator(cfg, folder).test(network.module, data, verbose=False)
+    answers.write(folder / "fusion.csv")
     tasks, path = list(network.module.heads), folder / "predictions.parquet"
     frame = outcome.predictions(network.module, data.pool)
     if path.exists():

@@ -15,7 +15,7 @@ CONF = Path(__file__).parents[1] / "conf"
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("tasks", "experiment", "data"))
 # What only the run knows, by group.
 RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}}
-SLOW = {"peft_lora16", "peft_load"}  # import peft
+SLOW = "peft"  # what begins so imports peft
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:
@@ -27,7 +27,7 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def leaf(path: Path) -> Any:
-    marks = [pytest.mark.slow] if path.stem in SLOW else []
+    marks = [pytest.mark.slow] if path.stem.startswith(SLOW) else []
     return pytest.param(path, marks=marks, id=f"{path.parent.name}/{path.stem}")
 
 
@@ -39,6 +39,9 @@ def test_leaf_binds(path: Path) -> None:
     runtime = RUNTIME.get(path.parent.name, set()) | ({"embedding"} & set(parameters))  # which a masked head alone takes
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values()), "constructors are keyword-only"
     assert given | runtime == set(parameters), "a leaf names every key, and no other"
+    if path.parent.name == "method":
+        rules = [getattr(get_object(node["_target_"]), rule) for rule in ("stores_bf16", "quantizable")]
+        assert all(isinstance(rule, bool) for rule in rules), "a method says what types of number it takes"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ FLOORS = [
     },
     {"corpora", "heads", "sampling", "weighting", "batching"},
     {"tasks", "encoder", "methods", "optimization", "postfile", "tokencache", "pool", "masking", "prefix", "leaks"},
-    {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome"},
+    {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome", "export"},
     {"run"},
 ]
 OWNERS = {
@@ -31,8 +31,8 @@ OWNERS = {
     "omegaconf": {"run"},
     "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "run"},
     "transformers": {"encoder"},
-    "adapters": {"methods.adapter_hub"},
-    "peft": {"methods.peft_lora"},
+    "adapters": {"methods.adapter_hub", "methods.ah_config", "methods.ah_library", "methods.ah_setup"},
+    "peft": {"methods.peft_hub"},
     "datasets": {"corpora"},
     "torchmetrics": {"heads", "module"},
     "wandb": {"loggers"},
@@ -113,7 +113,7 @@ def test_analysis_never_imports_torch() -> None:
         ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes"}),
         ("methods.full", {"adapters", "peft"}),
         ("methods.adapter_hub", {"peft"}),
-        ("methods.peft_lora", {"adapters"}),
+        ("methods.peft_hub", {"adapters"}),
         ("corpora.hatexplain", {"torch", "pandas", "pyarrow", "datasets"}),
     ],
 )

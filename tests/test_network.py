@@ -252,3 +252,12 @@ def test_a_head_that_pools_or_cuts_otherwise_is_refused_and_one_that_only_traine
     check_heads(saved, tasks("target", dropout=0.5, balance=1.0))
     with pytest.raises(UserError, match="type tasks.target.head.threshold="):
         check_heads(saved, tasks("target", threshold=0.9))
+
+
+def test_a_source_from_over_other_widths_is_noted(source: Path, tmp_path: Path) -> None:
+    saved = save(network(source, "target"), tmp_path / "run")
+    assert network(source, "target", method=Load(path=str(saved.folder), **RATES)).notes == ()
+    config = saved.config
+    write_config(saved.folder, {**config, "encoder": {**config["encoder"], "quantize": "8bit"}})
+    loaded = network(source, "target", method=Load(path=str(saved.folder), **RATES), heads_from=saved)
+    assert len(loaded.notes) == 1 and "over 8bit weights of this encoder and stands over float ones here" in loaded.notes[0]

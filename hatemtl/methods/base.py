@@ -15,7 +15,7 @@ from hatemtl.errors import UserError
 from hatemtl.seeds import generator
 
 # Which method loads what a library saved.
-LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full"}
+LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
 
 class Method(Protocol):
@@ -23,9 +23,13 @@ class Method(Protocol):
 
     library: whose format it saves in. learning_rate: the encoder-side rate at which this method trains well.
     body_dropout: whether the pretrained body keeps its own dropout in training.
+    stores_bf16: whether the frozen body may be kept in bfloat16 where that is the type of the computation; what is trained
+    is float32 in any case. quantizable: whether its linear layers may be of 8 or 4 bits.
     """
 
     library: ClassVar[str]
+    stores_bf16: ClassVar[bool]
+    quantizable: ClassVar[bool]
     learning_rate: float
     body_dropout: bool
     adapter_pattern: ClassVar[re.Pattern[str] | None]
@@ -72,12 +76,18 @@ def components(method: Method, model: nn.Module) -> list[Component]:
         Component(
             name=adapter or "encoder",
             kind="adapter" if adapter else "body",
-            parameters=sum(p.numel() for p in parameters),
+            parameters=sum(map(_numbers, parameters)),
             trained=sum(p.numel() for p in parameters if p.requires_grad),
             active=not adapter or adapter in active,
         )
         for adapter, parameters in groups.items()
     ]
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter stands for; of 4 bits, a place holds two."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
 
 
 def module_name(folder: str, taken: Sequence[str] = ()) -> str:

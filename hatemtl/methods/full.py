@@ -21,6 +21,8 @@ class Full:
     learning_rate: float
     body_dropout: bool
     library: ClassVar[str] = "full"
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = False
     adapter_pattern: ClassVar[None] = None
 
     def starts_from(self) -> list[SavedRun]:

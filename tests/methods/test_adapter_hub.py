@@ -16,7 +16,8 @@ from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Exact, Linear, Merge
 from hatemtl.methods import adapter_hub
-from hatemtl.methods.adapter_hub import WEIGHTS, Load, LoRA, MergeLoRA, active, loras, updates
+from hatemtl.methods.adapter_hub import Load, LoRA, MergeLoRA, active, loras, updates
+from hatemtl.methods.ah_library import WEIGHTS
 from hatemtl.methods.base import components
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -343,14 +344,14 @@ def test_sources_are_finished_runs_in_order(tmp_path: Path, monkeypatch: pytest.
     assert [run.folder.name for run in merge("part_*").starts_from()] == ["part_1", "part_10", "part_2"]
     with pytest.raises(UserError, match=rf"method.sources='prat_\*' matches no saved run \(from {tmp_path}\)"):
         merge("prat_*").starts_from()
-    with pytest.raises(UserError, match="needs the saved runs to merge; type method.sources="):
+    with pytest.raises(UserError, match="needs the saved runs to start from; type method.sources="):
         merge("").starts_from()
     (tmp_path / "part_1" / "run.json").unlink()
     with pytest.raises(UserError, match="part_1: not a saved run, run.json is missing"):
         merge("part_*").starts_from()
 
 
-@pytest.mark.parametrize(("library", "loader"), [("peft", "peft_load"), ("full", "full")])
+@pytest.mark.parametrize(("library", "loader"), [("bank", "bank_load"), ("full", "full")])
 def test_a_source_of_another_library_is_refused(library: str, loader: str, tmp_path: Path) -> None:
     save(lora(), tmp_path / "part_1")
     record(tmp_path / "part_2", library)

@@ -79,11 +79,24 @@ def save(method: Any, folder: Path, kind: str = "bert", *, name: str = "run", ch
 
 def record(folder: Path, library: str) -> Path:
     """What makes a folder a saved run, but for its weights."""
-    method = {"adapterhub": "ah_lora16", "peft": "peft_lora16", "full": "full"}[library]
+    methods = {
+        "adapterhub": "ah_lora16",
+        "peft": "peft_lora16",
+        "full": "full",
+        "bank": "lora_fusion",
+        "mtl_lora": "mtl_lora",
+    }
     write_config(folder, {"tasks": {"target": {"mask_pattern": None}}})
     write_labels(folder, {"target": LabelSpace("multilabel", ("a", "b"))})
     write_record(
-        folder, {"method": method, "library": library, "encoder": "mark", "encoder_source": "someone/encoder", "sources": {}}
+        folder,
+        {
+            "method": methods[library],
+            "library": library,
+            "encoder": "mark",
+            "encoder_source": "someone/encoder",
+            "sources": {},
+        },
     )
     return folder
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from hatemtl import module as module_file
 from hatemtl.artifacts import SavedRun
-from hatemtl.methods import adapter_hub, peft_lora
+from hatemtl.methods import adapter_hub, peft_hub
 from hatemtl.methods.bert_layer import BertLayer, merged
 from hatemtl.methods.lora_linear import LoRALinear, _LoRA
 from hatemtl.network import Network
@@ -32,7 +32,7 @@ from hatemtl.network import Network
 SHARED: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.0, "leave_out": [], **RATES}
 LIBRARIES: dict[str, Callable[..., Any]] = {
     "adapterhub": partial(adapter_hub.LoRA, attention=["q", "k", "v"], intermediate=True, output=True),
-    "peft": partial(peft_lora.LoRA, targets=None),
+    "peft": partial(peft_hub.LoRA, targets=None),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_library = pytest.mark.parametrize("library", LIBRARIES)
@@ -76,7 +76,8 @@ def by_library(model: Any) -> Any:
 
 def stored(model: Any, dtype: torch.dtype) -> Any:
     """The model as a run keeps it."""
-    Network(SimpleNamespace(encoder=model), None, None, "", "").store(dtype)  # type: ignore[arg-type]
+    method = SimpleNamespace(stores_bf16=True, adapter_pattern=None)
+    Network(SimpleNamespace(encoder=model), None, method, "", "").store(dtype)  # type: ignore[arg-type]
     return model
 
 
@@ -336,8 +337,8 @@ PEFT = {
 @pytest.mark.parametrize("name", PEFT)
 def test_whatever_peft_adds_computes_as_without_us(name: str) -> None:
     settings, ours = PEFT[name]
-    config = peft.LoraConfig(**settings, target_modules=peft_lora.BERT_LIKE)  # type: ignore[arg-type]
-    model = moved(peft_lora.train(peft.get_peft_model(encoder(), config)))
+    config = peft.LoraConfig(**settings, target_modules=peft_hub.BERT_LIKE)  # type: ignore[arg-type]
+    model = moved(peft_hub.train(peft.get_peft_model(encoder(), config)))
     assert bool(steps(model)) is ours
     results = []
     for each in (model, by_library(model)):

@@ -1,4 +1,4 @@
-"""PEFT's LoRA: the same network as AdapterHub's, by another library, which takes long to import: only this file does."""
+"""PEFT's adapters: its LoRA the same network as AdapterHub's, every kind trained, saved, loaded and merged."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from hatemtl.errors import UserError
-from hatemtl.methods import adapter_hub
+from hatemtl.methods import adapter_hub, peft_hub
 from hatemtl.methods.base import components
-from hatemtl.methods.peft_lora import WEIGHTS, Load, LoRA, active
+from hatemtl.methods.peft_hub import REFUSED, WEIGHTS, Adapter, Load, LoRA, active, fold, kinds
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 SEPARATE = [kind for kind in KINDS if kind != "modernbert"]  # q, k and v are layers of their own
@@ -195,3 +195,158 @@ def test_a_run_to_load_must_be_named_and_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="load it with method=peft_load"):
         adapter_hub.Load(path=str(tmp_path / "good"), **RATES).starts_from()
     assert [run.folder for run in load(tmp_path / "good").starts_from()] == [tmp_path / "good"]
+
+
+# Other kinds
+
+# Options that fit layers 32 wide, where the defaults do not.
+NARROW: dict[str, dict[str, Any]] = {
+    "C3AConfig": {"block_size": 16},
+    "MissConfig": {"r": 8},
+    "RoadConfig": {"group_size": 16},
+    "ShiraConfig": {"r": 4},
+    "VBLoRAConfig": {"vector_length": 16, "num_vectors": 16},
+    "WaveFTConfig": {"n_frequency": 200},
+}
+# What conf/method/peft_*.yaml names, each as it is there but for widths.
+NAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("LoraConfig", {"r": 4}),
+    "dora": ("LoraConfig", {"r": 4, "use_dora": True}),
+    "rslora": ("LoraConfig", {"r": 4, "use_rslora": True}),
+    "pissa": ("LoraConfig", {"r": 4, "init_lora_weights": "pissa"}),
+    "ia3": ("IA3Config", {}),
+    "vera": ("VeraConfig", {"r": 16}),
+    "oft": ("OFTConfig", {"oft_block_size": 16}),
+}
+LIKE_BERT = ["bert", "electra", "roberta"]
+OTHERS = sorted(name for name, config in kinds().items() if not peft_hub._prompts(config) and name not in REFUSED)
+
+
+def adapter(kind: str, options: dict[str, Any] | None = None, **other: Any) -> Adapter:
+    return Adapter(**{"kind": kind, "options": options, "targets": None, "leave_out": [], **RATES, **other})
+
+
+def round_trip(kind: str, options: dict[str, Any], body: str, folder: Path) -> None:
+    """Trains a few steps, saves, loads in a process that has drawn other numbers, merges: all say the same."""
+    method, bare = adapter(kind, options), hidden(encoder(body))
+    model: Any = attached(method, body)
+    assert set(trained(model)) and all(".default" in name for name in trained(model))
+    parts = components(method, model)
+    assert parts[0].trained == 0 and parts[1].trained == sum(p.numel() for p in trained(model).values())
+    optimizer = torch.optim.SGD(trained(model).values(), lr=0.5)
+    for _ in range(3):
+        model.train()(input_ids=torch.tensor([[3, 4, 5]])).last_hidden_state[..., :5].square().sum().backward()
+        assert all(parameter.grad is not None for parameter in trained(model).values())
+        nn.utils.clip_grad_norm_(trained(model).values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        hidden(model)  # an evaluation between two steps
+    said = hidden(model)
+    assert not torch.allclose(said, bare, atol=1e-6)
+    record(folder, "peft")
+    method.save(model, "run", folder)
+    again = encoder(body)
+    torch.rand(9)
+    loaded: Any = load(folder).attach(again, name="other", seed=5)
+    assert torch.equal(hidden(loaded), said)
+    assert set(trained(loaded)) == set(trained(model))
+    if kind == "LilyConfig":
+        with pytest.raises(UserError, match=rf"LilyConfig on {body} cannot be merged .*type export.format=peft"):
+            fold(loaded)
+    else:
+        torch.testing.assert_close(hidden(fold(loaded)), said, atol=2e-4 if kind == "FourierFTConfig" else 1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("body", LIKE_BERT)
+@pytest.mark.parametrize("name", NAMED)
+def test_what_has_a_name_comes_back_as_it_was(name: str, body: str, tmp_path: Path) -> None:
+    round_trip(*NAMED[name], body, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", LIKE_BERT)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_kind_comes_back_as_it_was(kind: str, body: str, tmp_path: Path) -> None:
+    round_trip(kind, NARROW.get(kind, {}), body, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_kind_learns_in_bfloat16(name: str) -> None:
+    method = adapter(*NAMED[name])
+    model: Any = attached(method)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    single = hidden(attached(method))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(hidden(model).float(), single, atol=0.1, rtol=0.1)
+        loss = model.train()(input_ids=torch.tensor([[3, 4, 5]])).last_hidden_state.float()[..., :5].square().sum()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.dtype is torch.float32 for p in trained(model).values())
+
+
+def test_a_lora_by_name_is_the_lora() -> None:
+    named, own = attached(adapter("LoraConfig", {"r": 4, "lora_alpha": 8})), attached(lora())
+    assert equal(As(named), As(own))
+    assert [type(m.forward).__name__ for m in named.modules()] == [type(m.forward).__name__ for m in own.modules()]
+
+
+def test_only_plain_loras_are_computed_by_our_own_layers() -> None:
+    def own(method: Adapter) -> set[str]:
+        found = {type(module.forward).__name__ for module in attached(method).modules()}
+        return found & {"LoRALinear", "BertLayer"}
+
+    assert own(adapter("LoraConfig")) == {"LoRALinear", "BertLayer"}
+    assert own(adapter("LoraConfig", {"use_rslora": True})) == {"LoRALinear", "BertLayer"}
+    assert own(adapter("LoraConfig", {"use_dora": True})) == set()
+    assert own(adapter("LoraConfig", {"lora_dropout": 0.1})) == set()
+    assert "BertLayer" not in own(adapter("LoraConfig", {"bias": "all"}))  # which computes no gradient for a bias
+    assert own(adapter("IA3Config")) == set()
+
+
+def test_a_scaled_lora_computes_as_the_library_does() -> None:
+    """rsLoRA and PiSSA through LoRALinear and BertLayer, against PEFT's own forward."""
+    for options in ({"r": 4, "use_rslora": True}, {"r": 4, "init_lora_weights": "pissa"}):
+        model: Any = attached(adapter("LoraConfig", options))
+        with torch.no_grad():
+            for parameter in trained(model).values():
+                parameter += 0.05
+        ours = hidden(model)
+        for module in model.modules():
+            module.__dict__.pop("forward", None)
+        torch.testing.assert_close(ours, hidden(model), atol=1e-5, rtol=1e-5)
+
+
+def test_leaving_out_layers_and_choosing_targets_works_for_every_kind() -> None:
+    model = attached(adapter("IA3Config", leave_out=[0]))
+    assert all(".layer.1." in name for name in trained(model))
+    model = attached(adapter("OFTConfig", {"oft_block_size": 16}, targets=r".*query"))
+    assert len(trained(model)) == 2 and all(".query." in name for name in trained(model))
+    assert all("LayerNorm" in name for name in trained(attached(adapter("LNTuningConfig"))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("LoRAConfig", None, "method.kind=LoRAConfig: did you mean .*'LoraConfig'"),
+        ("PrefixTuningConfig", None, "virtual tokens .* type method=peft_lora16"),
+        ("PromptEncoderConfig", None, "virtual tokens"),
+        *((kind, None, f"method.kind={kind}: .*type method=peft_lora16") for kind in REFUSED),
+        ("LoraConfig", {"lora_alfa": 8}, "method.options.lora_alfa: no key of LoraConfig .*did you mean 'lora_alpha'"),
+        ("LoraConfig", {"target_modules": ["query"]}, "method.options.target_modules: type method.targets="),
+        ("IA3Config", {"modules_to_save": ["x"]}, "heads are trained and saved"),
+        ("LoraConfig", [8], "expected keys and values"),
+    ],
+)
+def test_a_kind_that_cannot_be_is_told(kind: str, options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        adapter(kind, options)
+
+
+def test_what_the_library_refuses_names_kind_encoder_and_way_out() -> None:
+    for kind, options in (("C3AConfig", {}), ("LoraConfig", {"r": 0}), ("IA3Config", {"feedforward_modules": 5})):
+        with pytest.raises(UserError, match=rf"{kind} on bert with .*type method=peft_lora16"):
+            attached(adapter(kind, options))
+    bare = DistilBertModel(DistilBertConfig(vocab_size=20, dim=32, hidden_dim=48, n_layers=1, n_heads=4))
+    with pytest.raises(UserError, match="no default for distilbert"):
+        adapter("IA3Config").attach(bare, name="run", seed=0)

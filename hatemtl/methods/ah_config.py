@@ -1,0 +1,124 @@
+"""AdapterHub's configuration strings, `lora[r=8]|par_bn`, and what kinds of change to the encoder they describe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from adapters.configuration import (
+    ADAPTER_CONFIG_MAP,
+    AdapterConfig,
+    BnConfig,
+    ConfigUnion,
+    LoRAConfig,
+    PrefixTuningConfig,
+    ReftConfig,
+)
+from adapters.utils import parse_adapter_config_string
+
+from hatemtl.errors import UserError, did_you_mean
+
+# Names that the library knows and that do not work, each with the reason and the way out.
+REFUSED = {
+    "prompt_tuning": "the library adds its tokens without widening the mask of attention; type method=ah_prefix",
+    "mtl_lora": "it needs the task of every post, where one forward serves all tasks; type method=mtl_lora",
+    "dvora": "the library scales the bias and trains whole matrices; type method=ah_dora, or method=ah_vera",
+    "direft": "the library saves it as noreft, and would load that; type method.config=noreft",
+}
+OLD_NAMES = ("pfeiffer", "houlsby", "parallel", "scaled_parallel", "pfeiffer+inv", "houlsby+inv")
+KNOWN = sorted(set(ADAPTER_CONFIG_MAP) - set(REFUSED) - set(OLD_NAMES))
+# The kinds that are a change of a layer's weight and bias, whatever the input.
+FOLDABLE = {"lora", "dora", "vera", "ia3"}
+
+
+def configuration(
+    text: str, *, reduction_factor: float | None = None, leave_out: Sequence[int] = (), given: str = "method.config"
+) -> AdapterConfig:
+    """The library's configuration of a string of names, joined by |, each with its keys in brackets.
+
+    reduction_factor: the encoder's width divided by that of its bottlenecks, None as the names have it. leave_out: layers
+    without an adapter. given: the key that the user typed it for. Raises UserError that names what is known.
+    """
+    try:
+        pairs = parse_adapter_config_string(text)
+    except ValueError as error:
+        raise UserError(f"{given}={text!r}: {error}; type {given}='lora[r=8]|par_bn'; known: {', '.join(KNOWN)}") from error
+    found: list[AdapterConfig] = []
+    for name, keys in pairs:
+        if name in REFUSED:
+            raise UserError(f"{given}={text!r}: {name} is refused: {REFUSED[name]}")
+        if name not in ADAPTER_CONFIG_MAP:
+            raise UserError(f"{given}={text!r}: no adapter is called {name!r}; {did_you_mean(name, KNOWN)}")
+        parts = _parts(ADAPTER_CONFIG_MAP[name])
+        fields = {key for part in parts for key in part.to_dict() if key != "architecture"}
+        for key in sorted(set(keys) - fields):
+            raise UserError(f"{given}={text!r}: {name} has no key {key!r}; {did_you_mean(key, sorted(fields))}")
+        found += [_replaced(part, keys) for part in parts]
+    if reduction_factor is not None:
+        if not any(isinstance(part, BnConfig) for part in found):
+            raise UserError(f"method.reduction_factor={reduction_factor}: {text!r} has no bottleneck; type null")
+        if not isinstance(reduction_factor, int | float) or reduction_factor <= 0:
+            raise UserError(f"method.reduction_factor={reduction_factor}: expected a number above 0; type 16")
+        found = [_replaced(part, {"reduction_factor": reduction_factor}) for part in found]
+    if leave_out:
+        if any(isinstance(part, ReftConfig) for part in found):
+            raise UserError(
+                f"method.leave_out={list(leave_out)}: ReFT has no such key; type method.config='loreft[layers=[3]]'"
+            )
+        found = [_replaced(part, {"leave_out": list(leave_out)}) for part in found]
+    try:
+        whole = found[0] if len(found) == 1 else ConfigUnion(*found)
+    except ValueError as error:
+        raise UserError(f"{given}={text!r}: two of these change the same place of a layer; name one") from error
+    _check(whole, f"{given}={text!r}")
+    return whole
+
+
+def _parts(config: AdapterConfig) -> list[AdapterConfig]:
+    return list(config.configs) if isinstance(config, ConfigUnion) else [config]
+
+
+def _replaced(part: AdapterConfig, keys: dict[str, Any]) -> AdapterConfig:
+    return part.replace(**{key: value for key, value in keys.items() if key in part.to_dict()})
+
+
+def kinds(config: AdapterConfig) -> set[str]:
+    """What a configuration is made of: lora, gated, dora, vera, ia3, seq_bn, par_bn, inv, prefix, reft."""
+    found = set()
+    for part in _parts(config):
+        if isinstance(part, PrefixTuningConfig):
+            found.add("prefix")
+        elif isinstance(part, ReftConfig):
+            found.add("reft")
+        elif isinstance(part, LoRAConfig):
+            found.add(_lora_kind(part))
+        else:
+            found |= {"par_bn" if part.is_parallel else "seq_bn"} | ({"inv"} if part.inv_adapter else set())
+        if getattr(part, "use_gating", False):
+            found.add("gated")
+    return found
+
+
+def _lora_kind(part: LoRAConfig) -> str:
+    if part.composition_mode == "scale":
+        return "ia3"
+    if part.vera_d is not None or part.vera_b is not None:
+        return "vera"
+    return "dora" if part.use_dora else "lora"
+
+
+def _check(config: AdapterConfig, given: str) -> None:
+    """Refuses keys with which the library fails at the first forward, or later."""
+    for part in _parts(config):
+        if isinstance(part, LoRAConfig) and _lora_kind(part) == "vera":
+            if part.use_dora:
+                raise UserError(f"{given}: {REFUSED['dvora']}")
+            if part.intermediate_lora or part.output_lora:
+                raise UserError(
+                    f"{given}: VeRA's matrices are shared by all layers, so they fit those of attention alone; leave "
+                    f"intermediate_lora and output_lora out"
+                )
+        if getattr(part, "init_weights_seed", None) is not None:
+            raise UserError(f"{given}: init_weights_seed gives every layer the same draw; type seed=N, the run's own")
+        if isinstance(part, BnConfig) and part.stochastic_depth:
+            raise UserError(f"{given}: stochastic_depth needs torchvision, which hatemtl does without; leave it out")
+        if getattr(part, "dtype", None) is not None:
+            raise UserError(f"{given}: what is trained stays float32; leave dtype out")

@@ -1,0 +1,109 @@
+"""What AdapterHub's library computes otherwise than the papers say, computed as they say.
+
+Each stands in for a function of one of its objects, which keep the weights and save them; see `adapter_hub`.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Diagonal(nn.Module):
+    """VeRA's trained vectors (Kopiczko et al. 2024, arXiv:2310.11454, eq. 2), where the library trains whole matrices."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return torch.diag(vector)
+
+    def right_inverse(self, matrix: Tensor) -> Tensor:
+        return matrix.diagonal().clone()
+
+
+def dora_scale(layer: Any, lora: Any) -> tuple[Tensor, Tensor]:
+    """DoRA's ΔW (out, in) and m/‖W + ΔW‖ (out,) of a layer, in float32 (Liu et al. 2024, arXiv:2402.09353, eq. 5).
+
+    The norm is a constant in the gradient (ibid., §4.3).
+    """
+    with torch.autocast(layer.weight.device.type, enabled=False):
+        change = lora.scaling * (lora.lora_B @ lora.lora_A)
+        norm = torch.linalg.norm(layer.weight.float() + change.detach(), dim=1)
+        return change, lora.m.weight.view(-1) / norm
+
+
+class DoRALinear:
+    """y = m·(W + ΔW)·x / ‖W + ΔW‖ + b: the library scales the bias too, and leaves alpha / r out of the norm.
+
+    Takes the place of `forward` in a layer with a DoRA, the active one.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        setup = self.layer.get_active_setup()
+        if setup is None:
+            return F.linear(x, weight, bias)
+        lora = self.layer.loras[setup.first()]
+        y = F.linear(x, weight)
+        y = (y + lora(None, x)[0]) * dora_scale(self.layer, lora)[1]
+        return y.to(weight.dtype) if bias is None else y.to(weight.dtype) + bias
+
+
+def added(layer: Any) -> Callable[..., Any]:
+    """A stack of LoRAs, or of parallel adapters, on a layer: the sum of their updates.
+
+    The library gives B₂·A₂·(B₁·A₁·x) for LoRAs and the last one's update for parallel adapters: a source is lost.
+    """
+
+    def compose_stack(setup: Sequence[str], state: Any, lvl: int = 0) -> Any:
+        names = [name for name in setup if name in layer.adapter_modules]
+        state = layer.pre_block(names[0], state)
+        states = [layer.compose_single(name, state, lvl=lvl + 1) for name in names]
+        return states[-1]._replace(hidden_states=sum(state.hidden_states for state in states))
+
+    return compose_stack
+
+
+def weighted(states: Sequence[Any], weights: Tensor) -> Any:
+    """Σ wᵢ·hᵢ of the adapters' states; the library divides it by their number once more, in float32."""
+    hidden = sum(w * state.hidden_states for w, state in zip(weights.flatten().tolist(), states, strict=True))
+    return states[0]._replace(hidden_states=hidden, last=states[-1].last)
+
+
+def keep_type(adapter: nn.Module, given: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A hook: a bottleneck with a learned scale answers in the type that it was asked in, not in float32."""
+    return tuple(part.to(given[0].dtype) for part in output)
+
+
+class WithoutResidual:
+    """AdapterFusion over parallel adapters, without the residual that the layer adds anyway; the library adds it twice."""
+
+    def __init__(self, fusion: nn.Module) -> None:
+        self.own = fusion.forward
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, residual: Tensor, **more: Any) -> Any:
+        return self.own(query, key, value, torch.zeros_like(residual), **more)
+
+
+class LateAverage:
+    """The weighted mean of what the encoder says with each adapter by itself: as many forwards as adapters.
+
+    only: makes an adapter the active one. Takes the place of the encoder's `forward`.
+    """
+
+    def __init__(self, own: Callable[..., Any], weights: dict[str, float], only: Callable[[str], Any]) -> None:
+        self.own, self.weights, self.only = own, weights, only
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        mean: Any = 0
+        for name, weight in self.weights.items():
+            context: AbstractContextManager[Any] = self.only(name)
+            with context:
+                output = self.own(*arguments, **keywords)
+            mean = mean + weight * output.last_hidden_state
+        output.last_hidden_state = mean
+        return output

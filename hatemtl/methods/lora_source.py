@@ -1,0 +1,148 @@
+"""A saved LoRA as a source: found by a glob, read from its library's files without the library."""
+
+import json
+import re
+from collections.abc import Mapping
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.errors import UserError
+from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.methods.base import LOADERS
+
+# The weights, by library.
+FILES = {"adapterhub": "adapter/adapter.safetensors", "peft": "adapter/adapter_model.safetensors"}
+# What makes a LoRA something else than W + s·B·A, by library: keys of its configuration that must be empty or false.
+OTHER = {
+    "adapterhub": ("use_gating", "use_dora", "vera_d", "vera_b"),
+    "peft": (
+        *("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens"),
+        *("arrow_config", "fan_in_fan_out", "layer_replication"),
+    ),
+}
+# PEFT's ways to start that leave the encoder's own weights alone.
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+def found(sources: str, method: str) -> list[SavedRun]:
+    """The saved LoRAs that the glob names, sorted.
+
+    Raises UserError where there is none, or one is no adapter of a library that saves LoRAs.
+    """
+    if not sources:
+        raise UserError(f"method={method} needs the saved LoRAs to start from; type method.sources=\"'adapters/run_*'\"")
+    folders = sorted(folder for folder in glob(sources) if Path(folder).is_dir())
+    if not folders:
+        raise UserError(
+            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
+        )
+    runs = [SavedRun(folder) for folder in folders]
+    for run in runs:
+        if (library := run.record["library"]) not in FILES:
+            raise UserError(
+                f"method.sources={sources!r}: {run.folder} was saved by {run.record['method']} ({library}), expected LoRAs "
+                f"saved by {' or '.join(FILES)}; load it with method={LOADERS[library]}"
+            )
+    return runs
+
+
+def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
+    """The saved LoRA as one update for each linear layer of this encoder that it adapts.
+
+    Where q, k and v share a layer, their LoRAs are one: the A's stacked, the B's each in its own rows.
+    Raises UserError where the adapter is no plain LoRA, is broken, or does not fit the encoder.
+    """
+    library = run.record["library"]
+    config, pairs = _config(run, library), _pairs(run, run.tensors(FILES[library]), library)
+    projections = [name for name in "qkv" if name in config.get("attn_matrices", ())]
+    updates = {}
+    for path, (A, B) in pairs.items():
+        try:
+            layer = model.get_submodule(path)
+        except AttributeError:
+            layer = model
+        if not isinstance(layer, nn.Linear):
+            raise UserError(
+                f"{run.folder}: this encoder has no linear layer {path}; give the encoder that it was trained on"
+            )
+        rank = B.shape[1]
+        if projections and (A.shape[0] != rank or B.shape[0] != layer.out_features):
+            B = _block(B, projections)
+        if (B.shape[0], A.shape[0], A.shape[1]) != (layer.out_features, B.shape[1], layer.in_features):
+            raise UserError(
+                f"{run.folder}: A {tuple(A.shape)} and B {tuple(B.shape)} do not fit layer {path} of this encoder; give the "
+                f"encoder that it was trained on"
+            )
+        updates[path] = LoRAUpdate(A, B, _scale(config, library, path, rank))
+    return updates
+
+
+def _config(run: SavedRun, library: str) -> dict[str, Any]:
+    """The adapter's configuration. Raises UserError where it is broken, or of something else than W + s·B·A."""
+    path = run.folder / "adapter" / "adapter_config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = dict(content["config"] if library == "adapterhub" else content)
+        if library == "adapterhub":
+            kind = config.get("architecture", "a bottleneck or several")  # these carry no such key
+            plain = kind == "lora" and config["composition_mode"] == "add"
+        else:
+            kind, plain = config["peft_type"], config["peft_type"] == "LORA"
+        if plain:
+            _scale(config, library, "", 1)  # has what it needs
+    except (OSError, ValueError, KeyError, TypeError, re.error) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); train the run again with overwrite=true") from error
+    out = "nothing else can be read here; leave it out"
+    if not plain:
+        raise UserError(f"{run.folder}: its adapter is no LoRA ({kind}), and {out}")
+    if other := [key for key in OTHER[library] if config.get(key)]:
+        raise UserError(f"{run.folder}: its LoRA is no plain one ({other[0]}={config[other[0]]}), and {out}")
+    if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise UserError(f"{run.folder}: its LoRA started by {start}, which changes the encoder's own weights, and {out}")
+    return config
+
+
+def _scale(config: Mapping[str, Any], library: str, path: str, rank: int) -> float:
+    """s of the LoRA of a layer."""
+    if library == "adapterhub":
+        return float(config["alpha"] / rank)
+    patterns = config.get("alpha_pattern") or {}  # of layers' paths, as PEFT matches them
+    own = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path))
+    return float(next(own, config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def _pairs(run: SavedRun, tensors: Mapping[str, Tensor], library: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B by the path of their layer."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if library == "adapterhub":
+            path, _, factor = key.partition(".loras.")
+            factor = factor.rpartition(".")[2]
+        else:
+            path, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
+            factor = f"lora_{factor.removesuffix('.weight')}"
+        if factor not in ("lora_A", "lora_B"):
+            raise UserError(f"{run.folder}: {key} belongs to no plain LoRA, and nothing else can be read here; leave it out")
+        factors.setdefault(path, {})[factor] = tensor
+    for path, pair in factors.items():
+        if len(pair) != 2:
+            raise UserError(f"{run.folder}: layer {path} lacks one of A and B; train the run again with overwrite=true")
+    if not factors:
+        raise UserError(f"{run.folder}: its LoRA adapts no layer; leave it out")
+    return {path: (pair["lora_A"], pair["lora_B"]) for path, pair in factors.items()}
+
+
+def _block(B: Tensor, projections: list[str]) -> Tensor:
+    """AdapterHub's B of some of q, k and v, (n·D, r), as that of the layer that holds all three, (3·D, n·r)."""
+    parts = B.chunk(len(projections))
+    rank, rows = B.shape[1], parts[0].shape[0]
+    whole = torch.zeros(3 * rows, len(projections) * rank, dtype=B.dtype)
+    for i, (name, part) in enumerate(zip(projections, parts, strict=True)):
+        begin = "qkv".index(name) * rows
+        whole[begin : begin + rows, i * rank : (i + 1) * rank] = part
+    return whole

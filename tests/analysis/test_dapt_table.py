@@ -1,0 +1,102 @@
+"""The study of domain pre-training: which run is which, and what stands in its row."""
+
+import csv
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+ANALYSIS = Path(__file__).parents[2] / "analysis"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The script, called from the folder that holds the runs: its exit code, stdout and stderr."""
+    monkeypatch.syspath_prepend(str(ANALYSIS))
+    spec = importlib.util.spec_from_file_location("dapt_table", ANALYSIS / "dapt_table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "dapt_table", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = module.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def save(
+    name: str, task: str, share: float, rows: Mapping[str, float], *, method: str = "ah_lora16", seconds: float = 1.0,
+    source: str | None = None, rate: float = 1e-3, seed: int = 0,
+) -> None:  # fmt: skip
+    folder = Path(name)
+    folder.mkdir()
+    corpus = {"fraction": share}
+    settings = {"column": None if task == "masked" else "label", "corpus": corpus}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"tasks": {task: settings}, "optimization": {"encoder_lr": rate}}))
+    record = {"method": method, "seed": seed, "seconds": seconds, "sources": {source: "digest"} if source else {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    lines = [f"test_{task}_{metric},{value}" for metric, value in rows.items()]
+    (folder / "results.csv").write_text("\n".join(["metric,value", *lines]) + "\n")
+
+
+@pytest.fixture
+def study(run: Run) -> None:
+    """Two seeds of one kind and amount; of the second nothing was stacked."""
+    for seed in (0, 1):
+        save(f"before{seed}", "masked", 0.5, {"loss": 6.0}, rate=0.0, seed=seed)
+        save(f"text{seed}", "masked", 0.5, {"loss": 4.0 + seed}, seconds=10, seed=seed)
+        save(f"none{seed}", "label", 0.1, {"macro_f1": 0.5}, seconds=2, seed=seed)
+        save(f"on{seed}", "label", 0.1, {"macro_f1": 0.6 + seed / 10}, method="ah_load", source=f"text{seed}", seed=seed)
+    save("stacked0", "label", 0.1, {"macro_f1": 0.55}, method="ah_stack", source="text0", seconds=3)
+    save("other", "label", 1.0, {"macro_f1": 0.9})  # of an amount that nothing goes on with
+
+
+def test_every_value_is_in_its_column(run: Run, study: None) -> None:
+    code, out, err = run("*/results.csv", "--format", "csv")
+    assert (code, err) == (0, "")
+    header, row = csv.reader(out.splitlines())
+    cells = dict(zip(header, row, strict=True))
+    assert cells.pop("adapter") == "ah_lora16, text 0.5, labelled 0.1"
+    means = {name: float(value) for name, value in cells.items() if value and not name.endswith(" sd")}
+    assert means == pytest.approx(
+        {
+            "masked loss before": 6.0, "masked loss after": 4.5, "pre-training s": 10,
+            "macro_f1 without": 0.5, "macro_f1 goes on": 0.65, "macro_f1 stacked": 0.55,
+            "without s": 2, "goes on s": 1, "stacked s": 3,
+        }
+    )  # fmt: skip
+    assert float(cells["macro_f1 goes on sd"]) == pytest.approx(0.1 / 2**0.5)  # half their difference, times the root of 2
+    assert cells["macro_f1 stacked sd"] == ""
+
+
+def test_rows_are_sorted_by_amount(run: Run, study: None) -> None:
+    save("text_more", "masked", 1.0, {"loss": 3.0})
+    save("on_less", "label", 0.1, {"macro_f1": 0.6}, method="ah_load", source="text_more")
+    save("on_more", "label", 1.0, {"macro_f1": 0.6}, method="ah_load", source="text0")
+    code, out, err = run("*/results.csv", "--format", "csv")
+    rows = [row[0] for row in csv.reader(out.splitlines())][1:]
+    assert code == 0 and "no run of 1 of the text before" in err
+    amounts = ["text 0.5, labelled 0.1", "text 0.5, labelled 1", "text 1, labelled 0.1"]
+    assert rows == [f"ah_lora16, {amount}" for amount in amounts]
+
+
+def test_what_is_refused(run: Run, study: None) -> None:
+    for arguments, message in (
+        (["none0"], "no run among these goes on from masked pre-training"),
+        (["on0"], "text0, which is not among the runs; name it too"),
+        (["*/results.csv", "--metric", "accuracy"], "has no row test_label_accuracy; it has test_label_macro_f1"),
+        (["nonesuch*"], "matches nothing"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "") and message in err
+    save("odd", "label", 0.1, {"macro_f1": 0.6}, method="ah_fusion", source="text0")
+    assert "goes on with method=ah_fusion; expected ah_load or ah_stack" in run("*/results.csv")[2]
