@@ -7,17 +7,15 @@ rows the gates tell no label from another. A post counts for each label it carri
 
 import argparse
 import csv
-import math
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from results import ResultsError
+from heatmap import Panel, drawn
+from results import ResultsError, write_whole
 from table import Table, add_output_options
 
 EXAMPLES = """examples:
@@ -27,7 +25,6 @@ EXAMPLES = """examples:
 """
 COLUMNS = ["task", "label", "layer", "source", "weight", "posts"]
 EVERY = "*"  # in place of a label: all posts of the task
-CELL, LINE = 90, 26  # pixels
 
 
 class Weight(NamedTuple):
@@ -88,35 +85,6 @@ def averaged(rows: Sequence[Weight], by: str) -> dict[str, list[float]]:
     return {name: [fmean(cells[name, source]) for source in sources] for name in names}
 
 
-def svg(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]], digits: int) -> str:
-    """A heat map: the darker a cell, the larger its weight, between the smallest and the largest shown."""
-    values = [value for row in rows.values() for value in row]
-    low, range_ = min(values), (max(values) - min(values)) or math.inf
-    margin = 10 + 7 * max(map(len, [corner, *rows]))
-    width, height = margin + CELL * len(columns) + 10, LINE * (len(rows) + 1) + 10
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="monospace" font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="5" y="{LINE - 8}">{escape(corner)}</text>',
-    ]
-    for j, column in enumerate(columns):
-        short = column if len(column) <= 12 else f"…{column[-11:]}"
-        x = margin + CELL * j + CELL // 2
-        lines.append(
-            f'<text x="{x}" y="{LINE - 8}" text-anchor="middle">{escape(short)}<title>{escape(column)}</title></text>'
-        )
-    for i, (name, row) in enumerate(rows.items(), start=1):
-        lines.append(f'<text x="5" y="{LINE * i + 17}">{escape(name)}</text>')
-        for j, value in enumerate(row):
-            share = (value - low) / range_
-            red, green, blue = (round(255 + share * (dark - 255)) for dark in (8, 48, 107))
-            x, y, ink = margin + CELL * j, LINE * i, "white" if share > 0.5 else "black"
-            lines.append(f'<rect x="{x}" y="{y}" width="{CELL}" height="{LINE}" fill="rgb({red},{green},{blue})"/>')
-            text = f'x="{x + CELL // 2}" y="{y + 17}" text-anchor="middle" fill="{ink}"'
-            lines.append(f"<text {text}>{value:.{digits}f}</text>")
-    return "\n".join([*lines, "</svg>"])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line; 2 where the user has something to mend."""
     verbatim = argparse.RawDescriptionHelpFormatter
@@ -144,14 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ResultsError("--label: labels are the rows already; type --by layer --label NAME")
         table, sources = averaged(rows, args.by), list(dict.fromkeys(row.source for row in rows))
         if args.output is not None and args.output.suffix == ".svg" and args.format is None:
-            drawn = svg(args.by, sources, table, 3 if args.digits is None else args.digits)
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}")
-            try:
-                temporary.write_text(drawn + "\n", encoding="utf-8")
-                os.replace(temporary, args.output)
-            finally:
-                temporary.unlink(missing_ok=True)
+            values = [value for row in table.values() for value in row]
+            panel = Panel(f"{args.by}: weight of each source", sources, table)
+            digits = 3 if args.digits is None else args.digits
+            picture = drawn([panel], format="svg", colours="Blues", low=min(values), high=max(values), digits=digits)
+            write_whole(args.output, picture)
         else:
             inputs = [args.run / "fusion.csv" if args.run.is_dir() else args.run]
             Table(sources, table, digits=args.digits, corner=args.by).show(args.format, args.output, inputs)

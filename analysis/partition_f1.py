@@ -123,6 +123,32 @@ def check_same_posts(task: str, runs: Sequence[Results]) -> None:
             raise ResultsError(f"{first} and {path} saw different posts: the fingerprints of {keys} in run.json differ")
 
 
+def multilabel_tasks(runs: Sequence[Results], stage: str) -> list[str]:
+    """The tasks whose labels are counted in these runs. Raises ResultsError where a run was not tested, or there is none."""
+    if rowless := [run for run in runs if not any(metric.startswith(f"{stage}_") for metric in run.rows)]:
+        cure = "test it: {}" if stage == "test" else "train it again, or type --stage test"
+        lines = (f"{run.path} has no {stage} rows; {cure.format(testing_line(run))}" for run in rowless)
+        raise ResultsError("\n".join(lines))
+    found = (re.fullmatch(rf"{stage}_(.+)_micro_f1", metric) for run in runs for metric in run.rows)
+    tasks = sorted({match[1] for match in found if match})
+    if not tasks:
+        raise ResultsError(f"no multilabel task in these runs; expected rows such as {stage}_target_micro_f1")
+    return tasks
+
+
+def read_parts(runs: Sequence[Results], stage: str, task: str) -> dict[str, Counts]:
+    """The counts of every label of the task, out of the runs that hold its parts.
+
+    Raises ResultsError where parts overlap, are missing, or saw different posts.
+    """
+    members = [run for run in runs if f"{stage}_{task}_micro_f1" in run.rows]
+    counts = {run.path: read_counts(run, stage, task) for run in members}
+    check_overlap(task, counts)
+    check_complete(task, members)
+    check_same_posts(task, members)
+    return {label: count for labels in counts.values() for label, count in labels.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line; 2 where the user has something to mend."""
     verbatim = argparse.RawDescriptionHelpFormatter
@@ -133,22 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         paths = find_results(args.runs)
         runs = [read_results(path) for path in paths]
-        if rowless := [run for run in runs if not any(metric.startswith(f"{args.stage}_") for metric in run.rows)]:
-            cure = "test it: {}" if args.stage == "test" else "train it again, or type --stage test"
-            lines = (f"{run.path} has no {args.stage} rows; {cure.format(testing_line(run))}" for run in rowless)
-            raise ResultsError("\n".join(lines))
-        found = (re.fullmatch(rf"{args.stage}_(.+)_micro_f1", metric) for run in runs for metric in run.rows)
-        tasks = sorted({match[1] for match in found if match})
-        if not tasks:
-            raise ResultsError(f"no multilabel task in these runs; expected rows such as {args.stage}_target_micro_f1")
         rows = {}
-        for task in tasks:
-            members = [run for run in runs if f"{args.stage}_{task}_micro_f1" in run.rows]
-            counts = {run.path: read_counts(run, args.stage, task) for run in members}
-            check_overlap(task, counts)
-            check_complete(task, members)
-            check_same_posts(task, members)
-            pooled = pool({label: count for labels in counts.values() for label, count in labels.items()})
+        for task in multilabel_tasks(runs, args.stage):
+            pooled = pool(read_parts(runs, args.stage, task))
             rows.update({f"{args.stage}_{task}_{metric}": [value] for metric, value in pooled.items()})
         Table(["value"], rows, args.digits).show(args.format, args.output, paths)
     except (ResultsError, OSError) as error:

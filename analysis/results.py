@@ -32,8 +32,8 @@ class Results:
     rows: Mapping[str, float]
 
 
-def find_results(patterns: Iterable[str]) -> list[Path]:
-    """The results files that `patterns` name (run folders, CSV files or quoted globs of them), each once, globs sorted.
+def find_results(patterns: Iterable[str], name: str = "results.csv") -> list[Path]:
+    """The files `name` of runs that `patterns` name (run folders, files or quoted globs of them), each once, globs sorted.
 
     Raises ResultsError for a pattern that matches nothing and for a folder without results.
     """
@@ -41,11 +41,11 @@ def find_results(patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            raise ResultsError(f"{pattern!r} matches nothing; expected runs or their results.csv; {_nearest(pattern)}")
+            raise ResultsError(f"{pattern!r} matches nothing; expected runs or their {name}; {_nearest(pattern)}")
         for match in map(Path, matches):
-            path = match / "results.csv" if match.is_dir() else match
+            path = match / name if match.is_dir() else match
             if not path.is_file():
-                raise ResultsError(f"{match}: no results.csv in it; expected a saved run; {_nearest(str(match))}")
+                raise ResultsError(f"{match}: no {name} in it; expected a saved run; {_nearest(str(match))}")
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
@@ -134,6 +134,17 @@ def column_names(paths: Iterable[Path]) -> list[str]:
             depth += 1
         names.append(str(Path(*own[-depth:])))
     return names
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file and the folders to it; the file is whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def note(text: str) -> None:

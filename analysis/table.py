@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from results import ResultsError, column_names, find_results, is_count, note, read_results, testing_line
+from results import ResultsError, column_names, find_results, is_count, note, read_results, testing_line, write_whole
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -117,13 +116,7 @@ class Table:
             raise ResultsError(f"--output {output}: expected one of {', '.join(SUFFIXES)}, or type --format as well")
         if output.resolve() in {path.resolve() for path in inputs}:
             raise ResultsError(f"--output {output} is one of the results read; expected a new file")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f".{output.name}.{os.getpid()}")
-        try:
-            temporary.write_text(getattr(self, format)() + "\n", encoding="utf-8")
-            os.replace(temporary, output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return write_whole(output, (getattr(self, format)() + "\n").encode())
 
 
 def _rounded(value: float | None, digits: int | None) -> str:

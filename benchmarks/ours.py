@@ -17,13 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples, draw
 from benchmarks.readings import Reading, Tasks
+from hatemtl.configuration import build
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.network import assemble, prepare
 from hatemtl.quiet import quiet
-from hatemtl.run import build
 from hatemtl.startup import keep_memory
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -7,6 +7,8 @@
     labels.json          every task's label space
     results.csv          metric,value at full precision
     predictions.parquet  post id, task, gold, scores (after action=test)
+    merge.csv            the share of a merge's energy that its cut to a rank lost, by layer
+    search.csv           what each candidate for a merge's coefficients was worth
     fusion.csv           which source answers for which label (after action=test, of lora_fusion and lora_gate)
 
 A run at work lives in a hidden folder beside its final place and is renamed when it is finished, so a folder without a
@@ -52,6 +54,16 @@ def write(path: Path, content: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write` for text."""
     write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes rows of one set of columns as CSV, or nothing where there are none."""
+    if rows:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
 
 
 class SavedRun:

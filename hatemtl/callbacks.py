@@ -20,11 +20,11 @@ from hatemtl.module import MultitaskModule
 class BestWeights(Callback):
     """Keeps the trained weights of the best epoch by `val_score`, and ends training `patience` epochs after it.
 
-    Epochs that end within the warm-up do not count against patience.
+    spared: epochs at the start that do not count against patience, since the encoder side has not yet its full rate.
     """
 
-    def __init__(self, *, patience: int | None, warmup: float) -> None:
-        self.patience, self.warmup = patience, warmup
+    def __init__(self, *, patience: int | None, spared: float) -> None:
+        self.patience, self.spared = patience, spared
         self.score, self.epoch, self.waited = -torch.inf, -1, 0
         self.weights: dict[str, Tensor] = {}
 
@@ -35,7 +35,7 @@ class BestWeights(Callback):
         if score > self.score:
             self.score, self.epoch, self.waited = score, trainer.current_epoch, 0
             self.weights = {k: v.clone() for k, v in _module(pl_module).trained_state().items()}
-        elif trainer.current_epoch + 1 > self.warmup:
+        elif trainer.current_epoch + 1 > self.spared:
             self.waited += 1
         self._stop(trainer)
 
@@ -75,11 +75,13 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0}
+        self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0, "flops": 0.0}
         self.read: dict[str | None, tuple[Batch, int]] = {}  # the first batch for each task, or for all, and places of all
-        self.flops_per_place, self.started = 0.0, 0.0
+        self.flops_per_place: dict[bool, float] = {}  # by whether the heads learn alone
+        self.started, self.tokens = 0.0, 0  # of the epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.read, self.tokens = {}, 0
         self.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -89,6 +91,7 @@ class Throughput(Callback):
         self.read[batch.only] = first, places + batch.input_ids.numel()
         self.counts["posts"] += len(batch)
         self.counts["tokens"] += batch.tokens
+        self.tokens += batch.tokens
         self.counts["places"] += batch.input_ids.numel()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,13 +100,15 @@ class Throughput(Callback):
             self.counts["seconds"] += time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.read and not self.flops_per_place:  # counted once, outside the time that is measured
-            module, flops = _module(pl_module), 0.0
+        module = _module(pl_module)
+        if self.read and module.heads_alone not in self.flops_per_place:  # counted once, outside the time that is measured
+            flops = 0.0
             with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
                 for batch, places in self.read.values():
                     flops += matmul_flops(partial(self._step, module, batch)) * places / batch.input_ids.numel()
             module.zero_grad()
-            self.flops_per_place = flops / sum(places for _, places in self.read.values())
+            self.flops_per_place[module.heads_alone] = flops / sum(places for _, places in self.read.values())
+        self.counts["flops"] += self.tokens * self.flops_per_place.get(module.heads_alone, 0.0)
 
     @staticmethod
     def _step(module: MultitaskModule, batch: Batch) -> None:
@@ -111,23 +116,23 @@ class Throughput(Callback):
 
     def record(self, peak: float) -> dict[str, float]:
         """For run.json. peak: the measured matmul FLOP/s of the machine. Padding counts as no achievement."""
-        seconds, posts, tokens, places = self.counts.values()
-        flops = self.flops_per_place * tokens / seconds
+        seconds, posts, tokens, places, flops = self.counts.values()
+        span = max(seconds, 1e-9)  # nothing may have been trained
         return {
             "seconds": seconds,
-            "examples_per_second": posts / seconds,
-            "tokens_per_second": tokens / seconds,
-            "padding": 1 - tokens / places,
-            "matmul_flops_per_second": flops,
+            "examples_per_second": posts / span,
+            "tokens_per_second": tokens / span,
+            "padding": 1 - tokens / max(places, 1),
+            "matmul_flops_per_second": flops / span,
             "matmul_peak_flops_per_second": peak,
-            "share_of_measured_peak": flops / peak,
+            "share_of_measured_peak": flops / span / peak,
         }
 
     def state_dict(self) -> dict[str, Any]:
         return {"counts": self.counts, "flops_per_place": self.flops_per_place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.counts, self.flops_per_place = dict(state_dict["counts"]), state_dict["flops_per_place"]
+        self.counts, self.flops_per_place = dict(state_dict["counts"]), dict(state_dict["flops_per_place"])
 
 
 class EpochLine(Callback):

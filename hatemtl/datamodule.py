@@ -96,10 +96,12 @@ class DataModule(L.LightningDataModule):
             check_learnable(name, column, self.corpora[self.tasks[name].corpus].splits)
 
     def tokenize(self, tokenizer: Tokenizer, max_length: int, cache: Path | None = None) -> None:
-        """Turns the posts into token ids, or takes them from the folder `cache`; to be called once, before any loader.
+        """Turns the posts into token ids, or takes them from the folder `cache`, before any loader; again, does nothing.
 
         Raises UserError where no batch can hold the longest post.
         """
+        if hasattr(self, "pool"):
+            return
         self._made: dict[int, Epochs] = {}
         self.pool = Pool(tokenizer, max_length, [self.corpora[corpus] for corpus, _ in self.parts], cache)
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
@@ -123,6 +125,12 @@ class DataModule(L.LightningDataModule):
         if not len(rows):
             raise UserError(f"no corpus of these tasks has posts in the {split} split")
         return rows
+
+    def some(self, split: Split, posts: int) -> list[Batch]:
+        """Batches of so many posts of a split, or of all if there are fewer, drawn by the seed."""
+        rows = self.rows(split)
+        drawn = np.sort(np.random.default_rng(derive(self.seed, "some", split)).permutation(rows)[:posts])
+        return [self.pool[drawn[batch]] for batch in self.batching.in_order(self.pool.lengths[drawn])]
 
     def observed(self, task: str) -> torch.Tensor:
         """The annotations that training shows, as `Head.observe` takes them."""

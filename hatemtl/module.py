@@ -60,6 +60,7 @@ class MultitaskModule(L.LightningModule):
         self.compiled: Callable[..., Any] | None = None  # the encoder as training calls it
         self.prefix: Prefix | None = None  # the layers whose hidden states come with a batch
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
+        self.heads_alone = False  # whether the encoder side stands still in this epoch
 
     def head(self, task: str) -> Head:
         """The head of a task."""
@@ -82,7 +83,8 @@ class MultitaskModule(L.LightningModule):
     def _logits_of(self, tasks: list[str], batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
         if self.prefix is not None:
             self.prefix.recall(batch.prefix)
-        hidden = encoder(**batch.inputs).last_hidden_state
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.heads_alone):
+            hidden = encoder(**batch.inputs).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):  # heads and losses stay in float32
             hidden = hidden.float()
             return {task: self._read(self.head(task), hidden, batch) for task in tasks}
@@ -116,6 +118,10 @@ class MultitaskModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
+        self.heads_alone = self.current_epoch < self.optimization.heads_first
+
+    def on_train_epoch_end(self) -> None:
+        self.heads_alone = False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast

@@ -1,17 +1,26 @@
 """The network of a run: encoder, method and heads put together, with everything checked that would be silently wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from hatemtl.artifacts import SavedRun
+from hatemtl.batch import Batch
 from hatemtl.datamodule import DataModule
 from hatemtl.encoder import Encoder, Transformer, fingerprint, keep_trainable
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
+from hatemtl.merging import heads as merged_heads
+from hatemtl.merging.base import NeedsStatistics
+from hatemtl.merging.learned import Learned
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
+from hatemtl.methods.calibration import informed
+from hatemtl.methods.coefficients import Candidate
 from hatemtl.module import MultitaskModule, Weighting
 from hatemtl.optimization import Optimization
 from hatemtl.prefix import Prefix
@@ -24,12 +33,15 @@ from hatemtl.trainer import TrainerSettings
 TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
 
 
+HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
+
+
 @dataclass(frozen=True)
 class Network:
     """The module of a run, and what its saved run must say of it.
 
     mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
-    should know of it.
+    should know of it. trace: what a search for a merge's coefficients tried.
     """
 
     module: MultitaskModule
@@ -38,6 +50,7 @@ class Network:
     mark: str
     name: str
     notes: tuple[str, ...] = ()
+    trace: Sequence[Candidate] = ()
 
     def store(self, dtype: torch.dtype) -> None:
         """Keeps the body's frozen weights in the type of the computation: no cast at every step, half the memory in bf16."""
@@ -48,6 +61,11 @@ class Network:
             frozen = not parameter.requires_grad and parameter.is_floating_point()  # a quantized weight stays as it is
             if frozen and not (pattern and pattern.search(name)):
                 parameter.data = parameter.data.to(dtype)
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """The share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where nothing was merged."""
+        return getattr(self.module.encoder, "energy_lost", {})
 
     def parts(self) -> list[Component]:
         """The body, each adapter and each head, with their parameters."""
@@ -75,8 +93,12 @@ def assemble(
     seed: int,
     name: str,
     heads_from: SavedRun | None,
+    heads_merge: HeadsMerge = "fresh",
+    posts: Callable[[str, int], list[Batch]] | None = None,
 ) -> Network:
-    """Builds the network; heads start from `heads_from`, or fresh by a draw of their own each.
+    """Builds the network; heads start from `heads_from`, from those of the method's sources, or fresh by their own draws.
+
+    posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand.
 
     Raises UserError where a head is of another kind than its labels, a source was trained on another encoder, or a saved
     head is not the one asked for.
@@ -103,25 +125,34 @@ def assemble(
             f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library}) needs the weights of "
             f"{encoder.source} as floats; type encoder.quantize=null, or method=ah_lora16"
         )
+    merge = getattr(method, "merge", None)
+    searched = isinstance(merge, Learned) and posts is not None
+    heads = _fresh_heads(model, tasks, spaces, seed)
+    if heads_from is not None:
+        _load_heads(heads, heads_from, tasks)
+    elif heads_merge in ("concat", "mean") or (heads_merge == "refit" and searched):  # a search needs some already
+        _merge_heads(heads, method.starts_from(), tasks, heads_merge)
+    elif searched:
+        raise UserError(
+            "merge=learned searches with the heads of the sources, and heads.merge=fresh draws new ones; type "
+            "heads.merge=concat for parts, or heads.merge=mean"
+        )
+    trace: list[Candidate] = []
+    if isinstance(merge, NeedsStatistics) and posts is not None:
+        trained = partial(_heads_of, tasks=tasks, hidden_size=model.config.hidden_size)
+        method, trace = informed(method, model, heads, trained, posts)
     name = module_name(name)
     attached = method.attach(encoder.quantized(model), name=name, seed=seed)
     keep_trainable(attached)
-    heads = {}
-    for task, space in spaces.items():
-        embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
-        with seeded(seed, "head", task):
-            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
     module = MultitaskModule(
         attached,
-        heads,  # type: ignore[arg-type]
+        heads,
         weights={task: tasks[task].weight for task in spaces},
         weighting=weighting,
         optimization=optimization,
         seed=seed,
     )
-    if heads_from is not None:
-        _load_heads(module, heads_from, tasks, spaces)
-    return Network(module, encoder, method, mark, name, tuple(notes.values()))
+    return Network(module, encoder, method, mark, name, tuple(notes.values()), trace)
 
 
 def prepare(
@@ -165,24 +196,79 @@ def _same_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
         )
 
 
-def _load_heads(
-    module: MultitaskModule, saved: SavedRun, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace]
-) -> None:
-    check_heads(saved, tasks)
+def _fresh_heads(
+    model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], seed: int
+) -> dict[str, Any]:
+    """A head for every task, each drawn by itself."""
+    heads = {}
     for task, space in spaces.items():
-        if space != saved.labels[task]:
+        embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
+        with seeded(seed, "head", task):
+            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
+    return heads
+
+
+def _heads_of(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
+    """The heads of a saved run for those of the tasks that it was trained on."""
+    weights, found = run.tensors("heads.safetensors"), {}
+    for task in [task for task in tasks if task in run.labels]:
+        head: Any = tasks[task].head(hidden_size=hidden_size, space=run.labels[task])
+        state = {key.removeprefix(f"{task}."): value for key, value in weights.items() if key.startswith(f"{task}.")}
+        head.load_state_dict(state)
+        found[task] = head
+    if not found:
+        raise UserError(f"{run.folder} has no head for {', '.join(tasks)}; type tasks=[{','.join(run.labels)}]")
+    return found
+
+
+def _load_heads(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -> None:
+    check_heads(saved, tasks)
+    for task, head in heads.items():
+        if head.space != saved.labels[task]:
             raise UserError(
                 f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
-                f"corpus has {', '.join(space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
+                f"corpus has {', '.join(head.space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
             )
     weights = saved.tensors("heads.safetensors")
     try:
-        module.heads.load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in spaces})
+        nn.ModuleDict(heads).load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in heads})
     except RuntimeError as error:
         raise UserError(
             f"load_path={saved.folder}: its heads are built otherwise ({str(error).splitlines()[-1].strip()}); "
             f"give the tasks.*.head.* keys of {saved.folder / 'config.yaml'}"
         ) from error
+
+
+def _merge_heads(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Task], how: HeadsMerge) -> None:
+    """Gives every head what the sources' heads for its task make together."""
+    if not runs:
+        raise UserError(
+            f"heads.merge={how} needs saved runs whose heads to merge, and this method starts from none; type "
+            f"method=ah_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
+        )
+    for task, head in heads.items():
+        sources = {}
+        for run in runs:
+            if task not in run.labels:
+                continue
+            _check_settings(run, task, tasks[task], f"method.sources: {run.folder}")
+            weights = run.tensors("heads.safetensors")
+            state = {key.removeprefix(f"{task}."): value for key, value in weights.items() if key.startswith(f"{task}.")}
+            sources[str(run.folder)] = run.labels[task], state
+        if not sources:
+            raise UserError(
+                f"heads.merge={how}: no source has a head for task {task!r}, they have {', '.join(runs[0].labels)}; type "
+                f"heads.merge=refit, or tasks=[{','.join(runs[0].labels)}]"
+            )
+        alike = all(known == head.space for known, _ in sources.values())
+        merge = merged_heads.mean if how == "mean" or (how == "refit" and alike) else merged_heads.concat
+        try:
+            head.load_state_dict(merge(task, sources, head.space))
+        except RuntimeError as error:
+            raise UserError(
+                f"heads.merge={how}: the sources' heads for task {task!r} are built otherwise "
+                f"({str(error).splitlines()[-1].strip()}); give the tasks.{task}.head.* keys that they were trained with"
+            ) from error
 
 
 def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
@@ -200,13 +286,18 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
                 f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
                 + ("mask_pattern=null" if pattern is None else f'mask_pattern="{pattern}"')
             )
-        for key, value in task.head_settings.items():
-            was = trained["head"].get(key)
-            if key not in TRAINING_ONLY and was != value:
-                raise UserError(
-                    f"load_path={saved.folder}: its head for task {name!r} has {key}={was}, this run asks for {value}; "
-                    f"type tasks.{name}.head.{key}={was}"
-                )
+        _check_settings(saved, name, task, f"load_path={saved.folder}")
+
+
+def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
+    """Raises UserError where the saved head computes otherwise than the task's; `given` is what names it."""
+    trained = saved.config["tasks"][name]["head"]
+    for key, value in task.head_settings.items():
+        if key not in TRAINING_ONLY and trained.get(key) != value:
+            raise UserError(
+                f"{given}: its head for task {name!r} has {key}={trained.get(key)}, this run asks for {value}; "
+                f"type tasks.{name}.head.{key}={trained.get(key)}"
+            )
 
 
 def _part(pattern: str | None) -> Part | None:

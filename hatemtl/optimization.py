@@ -19,8 +19,10 @@ class Optimization:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with one learning rate for the encoder side and one for the heads.
 
     encoder_lr: of adapters or the full encoder. head_lr: of the heads. weight_decay: on matrices only.
-    warmup: epochs, may be a fraction, in which the encoder side's rate rises from 0; heads learn at full rate at once.
-    epochs: at full rate; whole epochs of warm-up come before them.
+    heads_first: whole epochs at the start in which the heads learn alone.
+    warmup: epochs after that, may be a fraction, in which the encoder side's rate rises from 0; heads stay at full rate.
+    epochs: at full rate; those of heads_first and whole ones of warm-up come before them. Without any epoch at all, what a
+    run starts from is evaluated and saved as it is.
     schedule: of both rates after the warm-up. clip: largest gradient norm, None for any. accumulate: batches a step.
     patience: epochs after the warm-up without a better validation score before training ends, None for never.
     """
@@ -28,6 +30,7 @@ class Optimization:
     encoder_lr: float
     head_lr: float
     weight_decay: float
+    heads_first: int
     warmup: float
     epochs: int
     schedule: Schedule
@@ -40,15 +43,16 @@ class Optimization:
             raise UserError(
                 f"optimization.schedule={self.schedule}: {did_you_mean(self.schedule, ['linear', 'cosine', 'constant'])}"
             )
-        for name in ("epochs", "accumulate"):
+        for name in ("heads_first", "epochs", "accumulate"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"optimization.{name}={getattr(self, name)}: expected a whole number")
         for name, least in {
             "encoder_lr": 0,
             "head_lr": 0,
             "weight_decay": 0,
+            "heads_first": 0,
             "warmup": 0,
-            "epochs": 1,
+            "epochs": 0,
             "accumulate": 1,
         }.items():
             if getattr(self, name) < least:
@@ -60,15 +64,18 @@ class Optimization:
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of the whole run: those at full rate and the whole ones of warm-up."""
-        return self.epochs + math.floor(self.warmup)
+        """Epochs of the whole run: those of the heads alone, the whole ones of warm-up, and those at full rate."""
+        return self.heads_first + math.floor(self.warmup) + self.epochs
 
     def rate(self, step: int, *, total: int, encoder: bool) -> float:
         """The factor on the learning rate at optimizer step `step` of `total`."""
-        rising = self.warmup * total / self.total_epochs
-        if step < rising:
-            return step / rising if encoder else 1.0
-        done = (step - rising) / max(total - rising, 1)
+        alone, rising = (epochs * total / self.total_epochs for epochs in (self.heads_first, self.warmup))
+        if encoder and step < alone:
+            return 0.0
+        full = alone + rising if self.total_epochs > self.heads_first else 0.0  # from where both rates fall
+        if step < full:
+            return (step - alone) / rising if encoder else 1.0
+        done = (step - full) / max(total - full, 1)
         if self.schedule == "linear":
             return max(1 - done, 0.0)
         return (1 + math.cos(math.pi * min(done, 1.0))) / 2 if self.schedule == "cosine" else 1.0

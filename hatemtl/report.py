@@ -36,6 +36,19 @@ def network(console: Console, parts: Sequence[Component]) -> None:
     _print(console, "loaded, active and trained", table)
 
 
+def merge(console: Console, lost: Mapping[str, float]) -> None:
+    """How much of a merge's energy its cut to a rank kept, where anything was cut."""
+    if any(lost.values()):
+        worst = max(lost, key=lost.__getitem__)
+        console.print(
+            f"merge: cut to its rank, each layer keeps {1 - sum(lost.values()) / len(lost):.1%} of its energy in the mean, "
+            f"the least {worst} with {1 - lost[worst]:.1%}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) -> None:
     """Posts, tokens and labels of each split, labels that a split never shows, and what `leaks.check` said."""
     table = Table(Column("task and label", overflow="fold"), *(Column(split, justify="right") for split in SPLITS))

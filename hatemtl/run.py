@@ -1,17 +1,11 @@
-"""A run: the configuration is built, checked and trained, tested or used to predict; what it leaves is a saved run.
-
-With main.py this is the only reader of the configuration.
-"""
+"""A run: the configuration is built, checked, trained, tested, used to predict or exported; it leaves a saved run."""
 
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -20,17 +14,30 @@ from safetensors.torch import save_file
 from hatemtl import artifacts, export, leaks, loggers, report
 from hatemtl.artifacts import SavedRun
 from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
+from hatemtl.configuration import (
+    build,
+    cache_of,
+    check_heads_merge,
+    data_of,
+    evaluator,
+    heads_source,
+    knowing,
+    network_of,
+    plain,
+    saved_run,
+    tasks_of,
+)
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.flops import matmul_peak
 from hatemtl.methods.base import LOADERS
 from hatemtl.methods.lora_answers import watched
-from hatemtl.network import Network, assemble, check_heads, check_method, prepare
+from hatemtl.network import Network, check_heads, prepare
 from hatemtl.pool import Pool, loader
 from hatemtl.provenance import peak_memory, provenance
 from hatemtl.quiet import quiet
+from hatemtl.refit import check_refit, refit
 from hatemtl.startup import started
-from hatemtl.tasks import Task
 
 CHECKPOINT = "last.ckpt"
 
@@ -43,7 +50,7 @@ def run(cfg: DictConfig) -> None:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
-    _cache(cfg)
+    cache_of(cfg)
     if cfg.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
@@ -60,38 +67,21 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), known)}")
 
 
-def build(node: Any, **runtime: Any) -> Any:
-    """The object that a configuration node names, with what only the run knows.
-
-    Raises UserError as the constructor does, or where the node does not fit the constructor.
-    """
-    try:
-        return instantiate(node, **runtime, _convert_="all")
-    except InstantiationException as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, TypeError) and "argument" in str(cause):
-            raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
-        raise cause from error  # a bug, to be seen with its stack
-
-
 def train(cfg: DictConfig, *, then_test: bool) -> None:
     """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run."""
-    console, config = Console(), _resolved(cfg)
+    console, config = Console(), plain(cfg)
     save_path = Path(cfg.save_path or artifacts.named_after(config, HydraConfig.get().runtime.choices))
     if not save_path.name:
         raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
-    tasks, method, optimization = _tasks(cfg), build(cfg.method), build(cfg.optimization)
+    tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
     starts = method.starts_from()
     if cfg.load_path is not None and not cfg.heads.load and not starts:
         raise UserError(f"load_path={cfg.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
-    heads_from = _heads_from(cfg)
-    tasks = _knowing(tasks, heads_from)
+    heads_from = heads_source(cfg)
+    check_heads_merge(cfg, optimization)
+    tasks = knowing(tasks, heads_from)
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
-    data = _data(cfg, tasks)
+    data = data_of(cfg, tasks)
     marks = data.fingerprints()
     if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=marks):
         saved = SavedRun(save_path)
@@ -108,11 +98,16 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     leaked, copies = leaks.check(data.corpora, cfg.data.leaks, data.readers())
     data.leave_out(copies)
     data.check(then_test=then_test)
-    network = _network(cfg, tasks, data.spaces, method, optimization, save_path.name)
+    network = network_of(cfg, tasks, data.spaces, method, optimization, save_path.name, cfg.heads.merge, data)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
-    prepare(network, data, settings, epochs=optimization.total_epochs, cache=_cache(cfg), cache_prefix=cfg.data.cache_prefix)
+    if cfg.heads.merge == "refit":
+        check_refit({task: module.head(task) for task in tasks})
+    prepare(
+        network, data, settings, epochs=optimization.total_epochs, cache=cache_of(cfg), cache_prefix=cfg.data.cache_prefix
+    )
 
-    best, throughput = BestWeights(patience=optimization.patience, warmup=optimization.warmup), Throughput()
+    best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
+    throughput = Throughput()
     work = artifacts.start(save_path, config, sources, marks)
     callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
     logger = build(cfg.logger, folder=work, run=save_path.name)
@@ -120,13 +115,19 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
+        report.merge(console, network.lost)
+        artifacts.write_rows(work / "merge.csv", [{"layer": layer, "lost": lost} for layer, lost in network.lost.items()])
+        artifacts.write_rows(work / "search.csv", network.trace)
         logger.log_hyperparams(config)
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
         started()
-        trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
-        best.restore(module)
+        if cfg.heads.merge == "refit" and before is None:
+            refit(module, data, device=settings.device, seed=cfg.seed)
+        if optimization.total_epochs:
+            trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
+            best.restore(module)
         trainer.validate(module, data, verbose=False)
     except SIGTERMException:
         sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
@@ -149,6 +150,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "seed": cfg.seed,
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
             "best_epoch": best.epoch + 1,
             **throughput.record(peak),
             "peak_memory_bytes": memory,
@@ -167,12 +169,12 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
 
 def test(cfg: DictConfig) -> None:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
-    console, saved, tasks = Console(), _saved(cfg), _tasks(cfg)
+    console, saved, tasks = Console(), saved_run(cfg), tasks_of(cfg)
     folder = Path(cfg.save_path or saved.folder)
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     check_heads(saved, tasks)
-    tasks = _knowing(tasks, saved)
+    tasks = knowing(tasks, saved)
     for name, task in tasks.items():
         trained = saved.config["tasks"][name]["corpus"]["_target_"]
         if trained != cfg.tasks[name].corpus._target_ and cfg.save_path is None:
@@ -180,10 +182,10 @@ def test(cfg: DictConfig) -> None:
                 f"{saved.folder} was trained on {trained} and would be tested on {type(task.corpus).__name__}; type the "
                 f"corpus@tasks.{name}.corpus=NAME that it was trained on, or save_path=FOLDER to keep the results apart"
             )
-    data = _data(cfg, tasks)
-    network = _network(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+    data = data_of(cfg, tasks)
+    network = network_of(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
-    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, _cache(cfg))
+    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, cache_of(cfg))
     report.network(console, network.parts())
     report.results(console, _test(cfg, network, data, folder), f"{folder}: test split")
 
@@ -197,16 +199,16 @@ def predict(cfg: DictConfig) -> None:
     console, source, text = Console(), Path(cfg.predict.input), cfg.predict.text
     target = postfile.output_for(source, cfg.predict.output, overwrite=cfg.overwrite)
     frame = postfile.read(source, text)
-    saved, tasks = _saved(cfg), _tasks(cfg)
+    saved, tasks = saved_run(cfg), tasks_of(cfg)
     check_heads(saved, tasks)
     spaces = {task: saved.labels[task] for task in tasks}
     outcome.check_predictable(spaces)
-    network = _network(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+    network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     report.network(console, network.parts())
     pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [postfile.as_posts(frame, text)])
     posts = loader(pool, build(cfg.batching).in_order(pool.lengths), cfg.data.workers)
-    batches: Any = _evaluator(cfg, target.parent).predict(network.module, posts)
+    batches: Any = evaluator(cfg, target.parent).predict(network.module, posts)
     postfile.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
     console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
 
@@ -219,70 +221,16 @@ def export_run(cfg: DictConfig) -> None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
     saved = SavedRun(cfg.load_path)
     if form == "onnx":
-        saved, tasks = _saved(cfg), _tasks(cfg)
+        saved, tasks = saved_run(cfg), tasks_of(cfg)
         check_heads(saved, tasks)
         spaces = {task: saved.labels[task] for task in tasks}
-        network = _network(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+        network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
         export.onnx(saved, encoder, {task: network.module.head(task) for task in tasks}, folder, seed=cfg.seed)
     elif form == "merged":
         export.transformer(saved, encoder, folder, seed=cfg.seed)
     else:
         export.adapter(saved, encoder, form, folder, seed=cfg.seed)
     Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
-
-
-def _network(
-    cfg: DictConfig, tasks: dict[str, Task], spaces: dict[str, Any], method: Any, optimization: Any, name: str
-) -> Network:
-    L.seed_everything(cfg.seed, verbose=False)
-    network = assemble(
-        encoder=build(cfg.encoder),
-        method=method,
-        tasks=tasks,
-        spaces=spaces,
-        weighting=build(cfg.weighting),
-        optimization=optimization,
-        seed=cfg.seed,
-        name=name,
-        heads_from=_heads_from(cfg),
-    )
-    network.store(build(cfg.trainer).dtype)
-    for line in network.notes:
-        Console().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
-    return network
-
-
-def _data(cfg: DictConfig, tasks: dict[str, Task]) -> DataModule:
-    return DataModule(
-        tasks,
-        batching=build(cfg.batching),
-        sampling=build(cfg.sampling),
-        step=build(cfg.weighting).step,
-        seed=cfg.seed,
-        workers=cfg.data.workers,
-    )
-
-
-def _heads_from(cfg: DictConfig) -> SavedRun | None:
-    if cfg.heads.load and cfg.load_path is None:
-        raise UserError("heads.load=true needs the saved run whose heads to load; type load_path=FOLDER")
-    return SavedRun(cfg.load_path) if cfg.heads.load else None
-
-
-def _cache(cfg: DictConfig) -> Path | None:
-    if cfg.data.cache is not None and not (isinstance(cfg.data.cache, str) and cfg.data.cache):
-        raise UserError(f"data.cache={cfg.data.cache}: expected a folder, or null for none; type data.cache=FOLDER")
-    try:
-        return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()
-    except RuntimeError:  # a user without a home, as in some containers
-        return None
-
-
-def _evaluator(cfg: DictConfig, root: Path) -> L.Trainer:
-    started()
-    return build(cfg.trainer).trainer(
-        build(cfg.optimization), root=root, logger=False, callbacks=[], bar=Console().is_terminal
-    )
 
 
 def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:
@@ -292,7 +240,7 @@ def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> 
     from hatemtl import outcome
 
     with watched(network.module) as answers:
-        _evaluator(cfg, folder).test(network.module, data, verbose=False)
+        evaluator(cfg, folder).test(network.module, data, verbose=False)
     answers.write(folder / "fusion.csv")
     tasks, path = list(network.module.heads), folder / "predictions.parquet"
     frame = outcome.predictions(network.module, data.pool)
@@ -313,33 +261,3 @@ def _save(network: Network, data: DataModule, folder: Path, rows: dict[str, floa
     artifacts.write(folder / "heads.safetensors", lambda path: save_file(heads, path))
     artifacts.write_labels(folder, data.spaces)
     artifacts.write_results(folder, rows, "val")
-
-
-def _saved(cfg: DictConfig) -> SavedRun:
-    """The saved run to test or predict with, once it is sure that nothing untrained would be used."""
-    if not cfg.heads.load:
-        raise UserError(
-            f"action={cfg.action} with heads.load=false would use heads that were never trained; "
-            f"type method=ah_load heads.load=true load_path=FOLDER"
-        )
-    if cfg.load_path is None:
-        raise UserError(f"action={cfg.action} needs the saved run to use; type load_path=FOLDER")
-    saved = SavedRun(cfg.load_path)
-    check_method(saved, build(cfg.method), build(cfg.encoder))
-    return saved
-
-
-def _tasks(cfg: DictConfig) -> dict[str, Task]:
-    if "tasks" not in cfg:
-        raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
-    return {str(name): build(node) for name, node in cfg.tasks.items()}
-
-
-def _knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
-    """The tasks with the labels of the heads that are loaded."""
-    known = saved.labels if saved is not None else {}
-    return {name: task.knowing(known[name]) if name in known else task for name, task in tasks.items()}
-
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]

@@ -33,6 +33,7 @@ OPTIMIZATION = Optimization(
     encoder_lr=1e-2,
     head_lr=1e-2,
     weight_decay=0.0,
+    heads_first=0,
     warmup=0,
     epochs=1,
     schedule="constant",
@@ -140,7 +141,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     [([0.1, 0.5, 0.3], 1), ([0.9, 0.5, 0.3], 0), ([0.1, 0.2, 0.3], 2), ([0.4, 0.4, 0.4], 0), ([0.0, 0.0, 0.0], 0)],
 )
 def test_the_weights_of_the_best_epoch_are_kept_and_come_back(scores: list[float], best_epoch: int) -> None:
-    module, best = Scripted(scores), BestWeights(patience=None, warmup=0)
+    module, best = Scripted(scores), BestWeights(patience=None, spared=0)
     fit(module, 3, best)
     assert (best.epoch, best.score) == (best_epoch, pytest.approx(scores[best_epoch]))
     assert not same(module.after[0], module.after[1])  # training moves every epoch
@@ -151,14 +152,14 @@ def test_the_weights_of_the_best_epoch_are_kept_and_come_back(scores: list[float
 
 
 def test_only_what_is_trained_is_kept() -> None:
-    module, best = Scripted([0.1]), BestWeights(patience=None, warmup=0)
+    module, best = Scripted([0.1]), BestWeights(patience=None, spared=0)
     fit(module, 1, best)
     assert set(best.weights) == {"encoder.embed.weight", "heads.label.layers.1.weight", "heads.label.layers.1.bias"}
     assert not any(value.requires_grad for value in best.weights.values())
 
 
 def test_an_evaluation_after_training_does_not_count_as_an_epoch() -> None:
-    module, best = Scripted([0.5, 0.1]), BestWeights(patience=1, warmup=0)
+    module, best = Scripted([0.5, 0.1]), BestWeights(patience=1, spared=0)
     run = fit(module, 2, best)
     before = best.state_dict()
     run.validate(module, data(), verbose=False)
@@ -187,20 +188,20 @@ def test_training_ends_so_many_epochs_after_the_best_the_warm_up_not_counted(
     patience: int | None, warmup: float, scores: list[float], epochs: int
 ) -> None:
     module = Scripted(scores)
-    run = fit(module, len(scores), BestWeights(patience=patience, warmup=warmup))
+    run = fit(module, len(scores), BestWeights(patience=patience, spared=warmup))
     assert len(module.after) == epochs
     assert run.current_epoch == epochs
 
 
 def test_the_best_of_the_warm_up_is_kept_if_none_is_better() -> None:
-    module, best = Scripted([0.9, 0.1, 0.2]), BestWeights(patience=1, warmup=1)
+    module, best = Scripted([0.9, 0.1, 0.2]), BestWeights(patience=1, spared=1)
     fit(module, 3, best)
     assert best.epoch == 0
     assert same(best.weights, module.after[0])
 
 
 def test_the_state_is_enough_to_go_on() -> None:
-    module, best, other = Scripted([0.5, 0.4]), BestWeights(patience=3, warmup=0), BestWeights(patience=3, warmup=0)
+    module, best, other = Scripted([0.5, 0.4]), BestWeights(patience=3, spared=0), BestWeights(patience=3, spared=0)
     fit(module, 2, best)
     other.load_state_dict(best.state_dict())
     assert (other.score, other.epoch, other.waited) == (best.score, 0, 1)
@@ -215,12 +216,12 @@ def test_an_interrupted_run_goes_on_to_the_very_weights_of_an_uninterrupted_one(
     tmp_path: Path, interrupted_after: int
 ) -> None:
     scores = [0.1, 0.6, 0.3, 0.5]
-    whole, best = Scripted(scores), BestWeights(patience=None, warmup=0)
+    whole, best = Scripted(scores), BestWeights(patience=None, spared=0)
     fit(whole, 4, best)
     path = tmp_path / "last.ckpt"
     part = Scripted(scores)
-    fit(part, interrupted_after, BestWeights(patience=None, warmup=0), Checkpoint(path))
-    resumed, resumed_best = Scripted(scores), BestWeights(patience=None, warmup=0)
+    fit(part, interrupted_after, BestWeights(patience=None, spared=0), Checkpoint(path))
+    resumed, resumed_best = Scripted(scores), BestWeights(patience=None, spared=0)
     run = fit(resumed, 4, resumed_best, Checkpoint(path), resume=path)
     assert run.current_epoch == 4
     assert len(resumed.after) == 4 - interrupted_after
@@ -231,8 +232,8 @@ def test_an_interrupted_run_goes_on_to_the_very_weights_of_an_uninterrupted_one(
 
 def test_a_run_that_had_lost_patience_stays_ended_when_it_goes_on(tmp_path: Path) -> None:
     path, scores = tmp_path / "last.ckpt", [0.5, 0.4, 0.9, 0.9]
-    fit(Scripted(scores), 4, BestWeights(patience=1, warmup=0), Checkpoint(path))
-    module, best = Scripted(scores), BestWeights(patience=1, warmup=0)
+    fit(Scripted(scores), 4, BestWeights(patience=1, spared=0), Checkpoint(path))
+    module, best = Scripted(scores), BestWeights(patience=1, spared=0)
     fit(module, 4, best, Checkpoint(path), resume=path)
     assert module.after == []
     assert best.epoch == 0
@@ -263,7 +264,9 @@ def test_posts_tokens_and_places_are_counted_and_validation_is_left_out() -> Non
         batches.set_epoch(epoch)
         places += sum(len(taken) * pool.width(taken) for taken, _ in batches)
     tokens = 2 * int(pool.lengths[rows].sum())
-    assert throughput.counts | {"seconds": 0} == {"seconds": 0, "posts": 2 * POSTS, "tokens": tokens, "places": places}
+    assert throughput.counts | {"seconds": 0, "flops": 0} == {
+        "seconds": 0, "posts": 2 * POSTS, "tokens": tokens, "places": places, "flops": 0,
+    }  # fmt: skip
     assert tokens < places
     assert 0 < throughput.counts["seconds"] < passed - 2 * 0.4
     assert throughput.record(1.0)["padding"] == pytest.approx(1 - tokens / places)
@@ -274,8 +277,7 @@ def test_posts_tokens_and_places_are_counted_and_validation_is_left_out() -> Non
 
 def test_the_record_is_plain_arithmetic_of_the_counts() -> None:
     throughput = Throughput()
-    throughput.counts = {"seconds": 4.0, "posts": 100, "tokens": 1500, "places": 2000}
-    throughput.flops_per_place = 1e6
+    throughput.counts = {"seconds": 4.0, "posts": 100, "tokens": 1500, "places": 2000, "flops": 1.5e9}
     assert throughput.record(peak=1e9) == {
         "seconds": 4.0,
         "examples_per_second": 25.0,
@@ -294,7 +296,7 @@ def test_the_arithmetic_of_a_step_is_counted_as_by_hand() -> None:
     ((batch, _),) = throughput.read.values()
     posts, places = batch.input_ids.shape[0], batch.input_ids.numel()
     body, pooling, head = 2 * 2 * 4 * 4 * places, 2 * 2 * 4 * places, 3 * 2 * 4 * 2 * posts
-    assert throughput.flops_per_place * places == body + pooling + head
+    assert throughput.flops_per_place[False] * places == body + pooling + head
 
 
 def test_the_arithmetic_of_losses_stepped_apart_is_that_of_each_by_its_places() -> None:
@@ -308,7 +310,7 @@ def test_the_arithmetic_of_losses_stepped_apart_is_that_of_each_by_its_places() 
         both = {"targets": dict.fromkeys(read, batch.targets["label"]), "has": dict.fromkeys(read, batch.has["label"])}
         throughput.read = {task: (replace(batch, only=task, **both), places) for task, places in read.items()}
         throughput.on_train_epoch_end(trainer(1), module)
-        found.append(throughput.flops_per_place)
+        found.append(throughput.flops_per_place[False])
     assert found[1] > found[0]
     assert found[2] == pytest.approx((100 * found[0] + 300 * found[1]) / 400)
 
@@ -331,7 +333,7 @@ def test_a_resumed_run_adds_up(tmp_path: Path) -> None:
     for name in ("posts", "tokens", "places"):
         assert second.counts[name] == whole.counts[name]
     assert second.counts["seconds"] > first.counts["seconds"]
-    assert second.flops_per_place == pytest.approx(whole.flops_per_place, rel=0.2)  # of another first batch
+    assert second.counts["flops"] == pytest.approx(whole.counts["flops"], rel=0.2)  # of another first batch
 
 
 def test_a_run_that_resumes_with_nothing_left_to_train_still_knows_its_arithmetic(tmp_path: Path) -> None:
@@ -362,7 +364,7 @@ def test_the_arithmetic_a_place_hardly_depends_on_which_batch_came_first() -> No
         )
         throughput.read = {None: (batch, batch.input_ids.numel())}
         throughput.on_train_epoch_end(run, module)
-        found.append(throughput.flops_per_place)
+        found.append(throughput.flops_per_place[False])
     # forward, gradients of the weights, and of all but the first layer's input
     linear = 2 * (4 * 128 * 128 + 2 * 128 * 512)
     assert 2.5 * linear < min(found) <= max(found) < 1.1 * min(found)
@@ -372,7 +374,7 @@ def test_the_arithmetic_a_place_hardly_depends_on_which_batch_came_first() -> No
 
 
 def printed(scores: Sequence[float], module: Scripted | None = None) -> list[str]:
-    best, out = BestWeights(patience=None, warmup=0), io.StringIO()
+    best, out = BestWeights(patience=None, spared=0), io.StringIO()
     fit(module or Scripted(scores), len(scores), best, EpochLine(Console(file=out, width=200), best))
     return out.getvalue().splitlines()
 
@@ -399,6 +401,6 @@ def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change() -> None:
 
 def test_the_callbacks_ask_for_a_multitask_module() -> None:
     with pytest.raises(TypeError, match="expected a MultitaskModule, given LightningModule"):
-        EpochLine(Console(file=io.StringIO()), BestWeights(patience=None, warmup=0)).on_train_epoch_end(
+        EpochLine(Console(file=io.StringIO()), BestWeights(patience=None, spared=0)).on_train_epoch_end(
             trainer(1), L.LightningModule()
         )

@@ -156,9 +156,9 @@ def test_an_unknown_column_is_found_out_before_anything_is_tokenized() -> None:
 # Other samplings, workers and a whole fit
 
 
-def of_sample(batching: Batching = TOKENS, workers: int = 0, size: int = 240) -> DataModule:
+def of_sample(batching: Batching = TOKENS, workers: int = 0, size: int = 240, cache: Path | None = None) -> DataModule:
     module = DataModule({"label": task(Sample(size=size), "label")}, batching=batching, seed=0, workers=workers)
-    module.tokenize(minilm(), 128)
+    module.tokenize(minilm(), 128, cache)
     return module
 
 
@@ -407,9 +407,9 @@ def test_processes_share_what_any_sampling_draws(step: str, monkeypatch: pytest.
 
 
 def test_tokens_from_the_cache_are_those_that_would_be_made(tmp_path: Path) -> None:
-    module, again = of_sample(), of_sample()
+    module = of_sample()
     for _ in range(2):
-        again.tokenize(minilm(), 128, cache=tmp_path)
+        again = of_sample(cache=tmp_path)
         assert all(map(equal, module.train_dataloader(), again.train_dataloader()))
     assert len(list(tmp_path.iterdir())) == 1
 

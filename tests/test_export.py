@@ -17,7 +17,7 @@ from hatemtl.artifacts import SavedRun, write_config, write_labels, write_record
 from hatemtl.encoder import Encoder, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.methods import adapter_hub, peft_hub
+from hatemtl.methods import adapter_hub, ah_library, peft_hub
 from hatemtl.methods.full import Full
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
@@ -88,7 +88,7 @@ def test_an_adapter_is_written_for_either_library(name: str, form: str, tmp_path
     if form == "peft":
         model: Any = peft_hub.PeftModel.from_pretrained(body, str(tmp_path / "out"))
     else:
-        model = adapter_hub.enable(body)
+        model = ah_library.enable(body)
         model.load_adapter(str(tmp_path / "out"), set_active=True, use_safetensors=True)
     torch.testing.assert_close(hidden(model.eval(), ids()), said, atol=1e-6, rtol=1e-6)
     if METHODS[name].library == form:  # a copy

@@ -23,13 +23,13 @@ FLOORS = [
     },
     {"corpora", "heads", "sampling", "weighting", "batching"},
     {"tasks", "encoder", "methods", "optimization", "postfile", "tokencache", "pool", "masking", "prefix", "leaks"},
-    {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome", "export"},
-    {"run"},
+    {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome", "export", "refit"},
+    {"run", "configuration"},
 ]
 OWNERS = {
-    "hydra": {"run"},
-    "omegaconf": {"run"},
-    "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "run"},
+    "hydra": {"run", "configuration"},
+    "omegaconf": {"run", "configuration"},
+    "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "run", "configuration"},
     "transformers": {"encoder"},
     "adapters": {"methods.adapter_hub", "methods.ah_config", "methods.ah_library", "methods.ah_setup"},
     "peft": {"methods.peft_hub"},
@@ -38,7 +38,7 @@ OWNERS = {
     "wandb": {"loggers"},
     "bitsandbytes": {"encoder"},
     "huggingface_hub": {"hub"},
-    "rich": {"callbacks", "report", "run"},
+    "rich": {"callbacks", "report", "run", "configuration"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

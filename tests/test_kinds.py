@@ -115,8 +115,8 @@ def built(*names: str, epochs: int = 1, **other: Any) -> tuple[Network, DataModu
         spaces=data.spaces,
         weighting=Sum(),
         optimization=Optimization(
-            encoder_lr=1e-2, head_lr=1e-2, weight_decay=0.0, warmup=0, epochs=epochs, schedule="constant", clip=None,
-            accumulate=1, patience=None,
+            encoder_lr=1e-2, head_lr=1e-2, weight_decay=0.0, heads_first=0, warmup=0, epochs=epochs,
+            schedule="constant", clip=None, accumulate=1, patience=None,
         ),
         seed=0,
         name="run",

@@ -11,7 +11,7 @@ from hatemtl.mistyped import CONF, explain
         ("method=ah_lora61", "method=ah_lora61: no such option; did you mean 'ah_lora16'"),
         ("tasks=[label,targets]", "tasks=targets: no such option; did you mean 'target'"),
         ("corpus@tasks.target.corpus=smaple", "corpus=smaple: no such option; did you mean 'sample'?"),
-        ("merge=xyz", "merge=xyz: no such option; known: exact, linear"),
+        ("merge=xyz", "merge=xyz: no such option; known: breadcrumbs, core_space"),
         ("optimization.warm_up=3", "optimization.warm_up: no such key; did you mean 'optimization.warmup'"),
         ("save_pth=x", "save_pth: no such key; did you mean 'save_path'"),
         ("seed 3", "seed 3"),

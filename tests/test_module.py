@@ -44,7 +44,9 @@ def head(task: str) -> torch.nn.Module:
             return TokensHead(**shared, threshold=0.5)
 
 
-def module(*tasks: str, lora: bool = True, clip: float | None = None, seed: int = 0) -> MultitaskModule:
+def module(
+    *tasks: str, lora: bool = True, clip: float | None = None, seed: int = 0, heads_first: int = 0
+) -> MultitaskModule:
     torch.manual_seed(0)
     size = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     bert = BertModel(BertConfig(**size, vocab_size=30, attn_implementation="eager"), add_pooling_layer=False)
@@ -53,8 +55,8 @@ def module(*tasks: str, lora: bool = True, clip: float | None = None, seed: int 
         method = LoRA(rank=2, alpha=2, dropout=0.0, **where, learning_rate=1e-3, body_dropout=False)
         method.attach(bert, name="run", seed=0)
     optimization = Optimization(
-        encoder_lr=1e-3, head_lr=1e-2, weight_decay=0.0, warmup=0, epochs=1, schedule="constant", clip=clip, accumulate=1,
-        patience=None,
+        encoder_lr=1e-3, head_lr=1e-2, weight_decay=0.0, heads_first=heads_first, warmup=0, epochs=1,
+        schedule="constant", clip=clip, accumulate=1, patience=None,
     )  # fmt: skip
     heads = {task: head(task) for task in tasks or SPACES}
     return MultitaskModule(bert, heads, weights=WEIGHTS, weighting=Sum(), optimization=optimization, seed=seed)
@@ -324,6 +326,29 @@ class Waits(TorchDispatchMode):
         aten = torch.ops.aten
         self.count += func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal)
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
+def test_in_epochs_of_the_heads_alone_the_encoder_side_stands_still_and_then_moves() -> None:
+    multitask, seen = module(heads_first=1), []
+
+    class Watch(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append({key: value.clone() for key, value in multitask.trained_state().items()})
+
+        on_train_end = on_train_epoch_start
+
+    L.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Watch()],
+    ).fit(multitask, datamodule=Data(batch(9), 3))  # fmt: skip
+    start, between, end = seen
+    encoder = [key for key in start if key.startswith("encoder.")]
+    heads = [key for key in start if key.startswith("heads.") and "weight" in key]
+    assert encoder
+    assert all(torch.equal(start[key], between[key]) for key in encoder)
+    assert not any(torch.equal(start[key], between[key]) for key in heads)
+    assert not any(torch.equal(between[key], end[key]) for key in encoder if "lora_B" in key)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")

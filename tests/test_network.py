@@ -37,8 +37,8 @@ HEADS = {
 }
 RATES = {"learning_rate": 1e-3, "body_dropout": False}
 OPTIMIZATION = Optimization(
-    encoder_lr=1e-3, head_lr=1e-3, weight_decay=0.0, warmup=0, epochs=1, schedule="linear", clip=None, accumulate=1,
-    patience=None,
+    encoder_lr=1e-3, head_lr=1e-3, weight_decay=0.0, heads_first=0, warmup=0, epochs=1,
+    schedule="linear", clip=None, accumulate=1, patience=None,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ GIVEN: dict[str, Any] = {
     "encoder_lr": 1e-3,
     "head_lr": 1e-2,
     "weight_decay": 0.1,
+    "heads_first": 0,
     "warmup": 0,
     "epochs": 4,
     "schedule": "linear",
@@ -61,6 +62,22 @@ def test_warm_up_raises_the_encoder_side_from_zero_while_heads_learn_at_full_rat
     assert seen["encoder"][:20] == pytest.approx([1e-3 * step / 20 for step in range(20)])
     assert seen["encoder"][20:] == pytest.approx([1e-3] * 41)
     assert seen["heads"] == [1e-2] * 61
+
+
+def test_the_heads_learn_alone_before_the_warm_up() -> None:
+    # 1 epoch of the heads, 2 of warm-up, 3 at full rate, 10 steps each
+    seen = rates(60, heads_first=1, warmup=2, epochs=3)
+    assert seen["encoder"][:10] == [0.0] * 10
+    assert seen["encoder"][10:30] == pytest.approx([1e-3 * step / 20 for step in range(20)])
+    assert seen["encoder"][30:] == pytest.approx([1e-3 * (1 - step / 30) for step in range(31)])
+    assert seen["heads"][:30] == pytest.approx([1e-2] * 30)
+    assert seen["heads"][30:] == pytest.approx([1e-2 * (1 - step / 30) for step in range(31)])
+
+
+def test_heads_that_learn_alone_to_the_end_fall_to_zero_too() -> None:
+    seen = rates(20, heads_first=2, epochs=0)
+    assert seen["encoder"] == [0.0] * 21
+    assert seen["heads"] == pytest.approx([1e-2 * (1 - step / 20) for step in range(21)])
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -159,7 +176,8 @@ def test_a_frozen_encoder_leaves_the_heads_alone_to_train() -> None:
         ({"head_lr": -1}, "head_lr=-1"),
         ({"weight_decay": -0.1}, r"weight_decay=-0\.1"),
         ({"warmup": -1}, "warmup=-1"),
-        ({"epochs": 0}, "epochs=0.*1 or more"),
+        ({"epochs": -1}, "epochs=-1.*0 or more"),
+        ({"heads_first": 0.5}, r"heads_first=0\.5.*whole number"),
         ({"accumulate": 0}, "accumulate=0.*1 or more"),
         ({"patience": 0}, "patience=0.*null"),
         ({"clip": 0}, "clip=0.*null"),

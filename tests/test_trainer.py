@@ -25,8 +25,8 @@ def settings(**other: Any) -> TrainerSettings:
 
 def build(*, bar: bool = False, logger: Any = False, callbacks: Any = (), **other: Any) -> L.Trainer:
     optimization = Optimization(
-        encoder_lr=1e-3, head_lr=1e-3, weight_decay=0.0, warmup=1.5, epochs=2, schedule="linear", clip=1.0, accumulate=3,
-        patience=None,
+        encoder_lr=1e-3, head_lr=1e-3, weight_decay=0.0, heads_first=0, warmup=1.5, epochs=2, schedule="linear", clip=1.0,
+        accumulate=3, patience=None,
     )  # fmt: skip
     return settings(**other).trainer(optimization, root=Path("."), logger=logger, callbacks=list(callbacks), bar=bar)
 

@@ -11,7 +11,10 @@ Updates = Mapping[str, "LoRAUpdate"]  # by layer
 
 @dataclass(frozen=True)
 class LoRAUpdate:
-    """ΔW = scale · B · A, with A (r, in) and B (out, r) (Hu et al. 2022, LoRA, arXiv:2106.09685; scale = alpha / r)."""
+    """ΔW = scale · B · A, with A (r, in) and B (out, r) (Hu et al. 2022, LoRA, arXiv:2106.09685).
+
+    scale is alpha / r, or alpha / √r for rsLoRA; it may be of either sign. r may be 0: the update of a layer left alone.
+    """
 
     A: Tensor
     B: Tensor
@@ -22,16 +25,58 @@ class LoRAUpdate:
         """r, the width of the factors."""
         return self.A.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), of the layer's weight."""
+        return self.B.shape[0], self.A.shape[1]
+
     def dense(self) -> Tensor:
         """ΔW itself, (out, in), in double precision."""
         return self.scale * self.B.double() @ self.A.double()
 
+    def nothing(self) -> "LoRAUpdate":
+        """The update of zero on this layer, of rank 0."""
+        return LoRAUpdate(self.A[:0], self.B[:, :0])
+
 
 def combine(updates: Sequence[LoRAUpdate], weights: Sequence[float]) -> LoRAUpdate:
-    """Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side."""
-    A = torch.cat([update.A for update in updates])
-    B = torch.cat([update.B * (weight * update.scale) for update, weight in zip(updates, weights, strict=True)], dim=1)
+    """Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side, in single precision or better."""
+    A = torch.cat([_precise(update.A) for update in updates])
+    weighted = zip(updates, weights, strict=True)
+    B = torch.cat([_precise(update.B) * (weight * update.scale) for update, weight in weighted], dim=1)
     return LoRAUpdate(A, B)
+
+
+def _precise(factor: Tensor) -> Tensor:
+    """In single precision or better: bfloat16 would round each product with a weight to three digits."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Basis:
+    """An orthonormal basis in which several updates of one layer are small: ΔWᵢ = Q_out · Mᵢ · Q_inᵀ, exactly.
+
+    Q_out (out, p) spans the columns of all B's and Q_in (in, q) the rows of all A's, so p, q ≤ Σ rᵢ. Frobenius norms, inner
+    products and singular values of any linear combination of the updates are those of the same combination of the Mᵢ.
+    """
+
+    Q_out: Tensor
+    Q_in: Tensor
+
+    @classmethod
+    def of(cls, updates: Sequence[LoRAUpdate]) -> "Basis":
+        """The basis of these updates, in double precision: two QR decompositions, no matrix of (out, in)."""
+        Q_out, _ = torch.linalg.qr(torch.cat([update.B for update in updates], dim=1).double())
+        Q_in, _ = torch.linalg.qr(torch.cat([update.A for update in updates]).double().T)
+        return cls(Q_out, Q_in)
+
+    def core(self, update: LoRAUpdate) -> Tensor:
+        """M (p, q) of an update whose factors lie in this basis."""
+        return update.scale * (self.Q_out.T @ update.B.double()) @ (update.A.double() @ self.Q_in)
+
+    def update(self, core: Tensor) -> LoRAUpdate:
+        """The update whose core is M (p, q), of rank q."""
+        return LoRAUpdate(self.Q_in.T, self.Q_out @ core)
 
 
 def truncate(update: LoRAUpdate, rank: int) -> tuple[LoRAUpdate, float]:
@@ -48,3 +93,24 @@ def truncate(update: LoRAUpdate, rank: int) -> tuple[LoRAUpdate, float]:
     root = S[:rank].sqrt()
     A, B = (Qa @ Vh[:rank].T * root).T, Qb @ U[:, :rank] * root
     return LoRAUpdate(A.to(update.A.dtype).contiguous(), B.to(update.B.dtype).contiguous()), lost
+
+
+def factorise(matrix: Tensor, rank: int) -> tuple[LoRAUpdate, float]:
+    """The best approximation of rank `rank` of a dense ΔW (out, in), and the share of ‖ΔW‖² lost.
+
+    From the eigenvectors of the smaller Gram matrix, in double precision: min(out, in)³ and not a full SVD. What that
+    costs in accuracy concerns singular values below 1e-8 of the greatest, which no rank that matters keeps.
+    """
+    wide = matrix.double()
+    if turned := wide.shape[0] < wide.shape[1]:
+        wide = wide.T
+    gram = wide.T @ wide
+    _, vectors = torch.linalg.eigh(gram)
+    V = vectors[:, -rank:]
+    left = wide @ V
+    total = gram.trace()
+    lost = float((1 - left.square().sum() / total).clamp(min=0)) if total > 0 else 0.0
+    root = left.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+    tall, short = left / root, (V * root).T  # left has columns of length σ: evenly split, as in truncate
+    A, B = (tall.T, short.T) if turned else (short, tall)
+    return LoRAUpdate(A.float().contiguous(), B.float().contiguous()), lost

@@ -1,48 +1,43 @@
-"""The mean of LoRA updates: as it is defined, and as factor averaging approximates it."""
+"""The mean of updates: as it is defined, weighted, and as factor averaging approximates it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.lora import LoRAUpdate, Updates, combine, truncate
+from hatemtl.merging.base import Update, dense
+from hatemtl.merging.lora import LoRAUpdate, combine
 
 
-class Merge(Protocol):
-    """A way to make one set of LoRA updates out of several, layer by layer."""
-
-    def __call__(self, sources: Sequence[Updates]) -> tuple[dict[str, LoRAUpdate], dict[str, float]]:
-        """The merged update and the share of its energy ‖ΔW‖² that was cut away, each by layer.
-
-        A layer that a source does not adapt counts as an update of zero.
-        """
-        ...
+def total(updates: Sequence[Update], weights: Sequence[float]) -> Update:
+    """Σ wᵢ·ΔWᵢ: in factors where all are, else dense."""
+    if all(isinstance(update, LoRAUpdate) for update in updates):
+        return combine([update for update in updates if isinstance(update, LoRAUpdate)], weights)
+    return torch.tensordot(torch.tensor(weights, dtype=torch.float64), dense(updates), dims=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exact:
-    """The true mean of the updates, (1/n)·Σ sᵢ·Bᵢ·Aᵢ, cut back to the best rank `rank`, or kept whole if None."""
+class Mean:
+    """The true mean of the updates, Σ wᵢ·ΔWᵢ / Σ wᵢ (Wortsman et al. 2022, Model soups, arXiv:2203.05482), exactly.
 
-    rank: int | None
+    weights: one a source, in the sources' order, not negative; None weighs all alike.
+    """
+
+    weights: Sequence[float] | None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
+        if self.weights is not None and (min(self.weights, default=0.0) < 0 or sum(self.weights) <= 0):
             raise UserError(
-                f"merge.rank={self.rank}: expected a whole number from 1, or null for the lossless concatenation"
+                f"merge.weights={list(self.weights)}: expected numbers from 0, not all 0, one a source; "
+                f"merge=task_arithmetic takes negative ones"
             )
 
-    def __call__(self, sources: Sequence[Updates]) -> tuple[dict[str, LoRAUpdate], dict[str, float]]:
-        merged, lost = {}, {}
-        for layer in dict.fromkeys(layer for source in sources for layer in source):
-            updates = [source[layer] for source in sources if layer in source]
-            whole = combine(updates, [1 / len(sources)] * len(updates))
-            if self.rank is None or self.rank >= whole.rank:
-                merged[layer], lost[layer] = whole, 0.0
-            else:
-                merged[layer], lost[layer] = truncate(whole, self.rank)
-        return merged, lost
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        weights = [1.0] * len(updates) if self.weights is None else list(self.weights)
+        if len(weights) != len(updates):
+            raise UserError(f"merge.weights holds {len(weights)} numbers for {len(updates)} sources; give one a source")
+        return total(updates, [weight / sum(weights) for weight in weights])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +47,13 @@ class Linear:
     It is near the mean of the updates only where the sources started from the same A; kept to compare with.
     """
 
-    def __call__(self, sources: Sequence[Updates]) -> tuple[dict[str, LoRAUpdate], dict[str, float]]:
-        layers = list(sources[0])
-        shapes = {layer: sources[0][layer].A.shape for layer in layers}
-        for source in sources[1:]:
-            if {layer: update.A.shape for layer, update in source.items()} != shapes:
-                raise UserError(
-                    "merge=linear needs sources of one rank on the same layers; use merge=exact, which takes any"
-                )
-        if len({update.scale for source in sources for update in source.values()}) > 1:
-            raise UserError("merge=linear needs sources of one scale alpha / rank; use merge=exact, which takes any")
-        merged = {
-            layer: LoRAUpdate(
-                torch.stack([source[layer].A for source in sources]).mean(0),
-                torch.stack([source[layer].B for source in sources]).mean(0),
-                sources[0][layer].scale,
-            )
-            for layer in layers
-        }
-        return merged, dict.fromkeys(layers, 0.0)
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        factors = [update for update in updates if isinstance(update, LoRAUpdate)]
+        if len(factors) < len(updates):
+            raise UserError("merge=linear averages the factors of LoRAs; for other adapters use merge=mean")
+        if len({update.rank for update in factors}) > 1:
+            raise UserError("merge=linear needs sources of one rank on the same layers; use merge=mean, which takes any")
+        if len({update.scale for update in factors}) > 1:
+            raise UserError("merge=linear needs sources of one scale alpha / rank; use merge=mean, which takes any")
+        A, B = (torch.stack(both).mean(0) for both in ([u.A for u in factors], [u.B for u in factors]))
+        return LoRAUpdate(A, B, factors[0].scale)

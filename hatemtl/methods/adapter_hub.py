@@ -1,21 +1,16 @@
-"""Methods of AdapterHub's `adapters` library: train an adapter of any kind, load what was saved, merge several LoRAs."""
+"""Methods of AdapterHub's `adapters` library: train an adapter of any kind, load what was saved."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
-from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from adapters.configuration import LoRAConfig
 from torch import nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
-from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.mean import Merge
 from hatemtl.methods.ah_config import configuration
 from hatemtl.methods.ah_library import (
     LIBRARY,
@@ -24,33 +19,18 @@ from hatemtl.methods.ah_library import (
     active,
     add,
     enable,
-    factors,
-    is_lora,
     load,
-    loras,
     train,
     try_out,
-    updates,
 )
 from hatemtl.methods.ah_setup import restore, save
 from hatemtl.methods.base import check_leave_out, module_name, saved_by
-
-__all__ = [
-    *("LIBRARY", "PATTERN", "Adapter", "Load", "LoRA", "MergeLoRA"),
-    *("active", "add", "enable", "load", "loras", "save", "train", "updates"),
-]
+from hatemtl.methods.lora_source import folders
 
 
 def matching(sources: str, method: str) -> list[SavedRun]:
     """The finished runs that a glob matches, in order, at least one: AdapterHub's, and PEFT's, of which LoRAs are taken."""
-    if not sources:
-        raise UserError(f"method={method} needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
-    folders = sorted(folder for folder in glob(sources) if Path(folder).is_dir())
-    if not folders:
-        raise UserError(
-            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
-        )
-    runs = [SavedRun(folder) for folder in folders]
+    runs = folders(sources, method)
     return [r if r.record["library"] == "peft" else saved_by(r, LIBRARY, f"method.sources={sources!r}") for r in runs]
 
 
@@ -179,58 +159,3 @@ class Load:
             return restore(adapted, run, name, seed)
         load(adapted, run, name)
         return train(adapted, name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeLoRA:
-    """Starts from the merge of several saved LoRAs; the sources stay loaded, frozen and inactive.
-
-    sources: a glob of saved runs, at least one; each is loaded under its folder's name.
-    """
-
-    sources: str
-    merge: Merge
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
-
-    def starts_from(self) -> list[SavedRun]:
-        return matching(self.sources, "ah_merge16")
-
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        adapted = enable(model)
-        names = load_all(adapted, self.starts_from(), name)
-        if not all(is_lora(adapted, source) for source in names):
-            raise UserError(
-                f"method.sources={self.sources!r}: not every source is a LoRA, and this method merges nothing else"
-            )
-        merged, _ = self.merge([updates(adapted, source) for source in names])
-        add(adapted, name, _union([adapted.adapters_config.get(source) for source in names], merged), seed)
-        with torch.no_grad():
-            for path, layer, lora in loras(adapted, name):
-                for projection, A, B in factors(layer, lora):
-                    # fresh rows of A under zeros of B, where no source has any, add nothing and can learn
-                    if (update := merged.get(path + projection)) is None:
-                        continue
-                    A[: update.rank].copy_(update.A)
-                    B[:, : update.rank].copy_(update.B)
-        return train(adapted, name)
-
-
-def _union(configs: Sequence[LoRAConfig], merged: Mapping[str, LoRAUpdate]) -> LoRAConfig:
-    """The configuration of a LoRA on every layer that any source adapts, of the merged rank and scale."""
-    rank = max(update.rank for update in merged.values())
-    return configs[0].replace(
-        r=rank,
-        alpha=next(iter(merged.values())).scale * rank,  # a merge gives every layer one scale
-        selfattn_lora=any(config.selfattn_lora for config in configs),
-        attn_matrices=[name for name in "qkv" if any(name in config.attn_matrices for config in configs)],
-        intermediate_lora=any(config.intermediate_lora for config in configs),
-        output_lora=any(config.output_lora for config in configs),
-        leave_out=sorted(set.intersection(*(set(config.leave_out) for config in configs))),
-    )

@@ -97,6 +97,19 @@ def kinds(config: AdapterConfig) -> set[str]:
     return found
 
 
+def union(configs: Sequence[LoRAConfig], rank: int) -> LoRAConfig:
+    """The configuration of a LoRA of this rank and of scale 1 on every layer that any of these adapts."""
+    return configs[0].replace(
+        r=rank,
+        alpha=rank,
+        selfattn_lora=any(config.selfattn_lora for config in configs),
+        attn_matrices=[name for name in "qkv" if any(name in config.attn_matrices for config in configs)],
+        intermediate_lora=any(config.intermediate_lora for config in configs),
+        output_lora=any(config.output_lora for config in configs),
+        leave_out=sorted(set.intersection(*(set(config.leave_out) for config in configs))),
+    )
+
+
 def _lora_kind(part: LoRAConfig) -> str:
     if part.composition_mode == "scale":
         return "ia3"

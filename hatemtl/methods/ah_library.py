@@ -161,6 +161,15 @@ def _shared(model: Any, name: str) -> dict[str, nn.Parameter]:
     return dict(model.shared_parameters[name].items()) if name in model.shared_parameters else {}
 
 
+def own_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's parameters, by names that say `*` for its own: the same for adapters of one configuration."""
+    found = {}
+    for key, parameter in model.named_parameters():
+        if (match := PATTERN.search(key)) and match[1] == name:
+            found[f"{key[: match.start(1)]}*{key[match.end(1) :]}"] = parameter
+    return found
+
+
 def activate(model: Any, setup: AdapterCompositionBlock, trained: Collection[str]) -> Any:
     """Makes `setup` what every forward computes, and freezes all but the adapters or fusions called `trained`."""
     model.train()

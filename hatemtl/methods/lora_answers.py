@@ -1,7 +1,6 @@
 """Which source of a LoRA bank answers for which label: the gates' weights, averaged over the posts that carry it."""
 
 import csv
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.artifacts import write_text
+from hatemtl.artifacts import write_rows
 from hatemtl.batch import Batch
 from hatemtl.methods.lora_bank import banks, source_names
 
@@ -81,11 +80,7 @@ class Answers:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row["task"] not in self.sums] + rows
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
+        write_rows(path, rows)
 
 
 def _members(targets: Tensor, has: Tensor, kind: str, labels: int) -> Tensor:

@@ -189,6 +189,16 @@ def _ready(model: nn.Module, gating: Gating, sources: Sequence[str]) -> nn.Modul
     return model
 
 
+def empty(model: nn.Module) -> None:
+    """Takes the banks away again; the model is as it was before `fill`, and nothing of it frozen."""
+    for path in banks(model):
+        layer: Any = model.get_submodule(path)
+        layer.__dict__.pop("forward")
+        del layer.banks
+    del model.bank_settings
+    model.requires_grad_(True)
+
+
 def source_names(model: nn.Module) -> list[str]:
     """The names of the sources, in the order of the gates' weights."""
     settings: Any = model.bank_settings

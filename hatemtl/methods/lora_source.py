@@ -29,19 +29,24 @@ OTHER = {
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
+def folders(sources: str, method: str) -> list[SavedRun]:
+    """The saved runs that the glob names, sorted. Raises UserError where there is none."""
+    if not sources:
+        raise UserError(f"method={method} needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
+    found = sorted(folder for folder in glob(sources) if Path(folder).is_dir())
+    if not found:
+        raise UserError(
+            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
+        )
+    return [SavedRun(folder) for folder in found]
+
+
 def found(sources: str, method: str) -> list[SavedRun]:
     """The saved LoRAs that the glob names, sorted.
 
     Raises UserError where there is none, or one is no adapter of a library that saves LoRAs.
     """
-    if not sources:
-        raise UserError(f"method={method} needs the saved LoRAs to start from; type method.sources=\"'adapters/run_*'\"")
-    folders = sorted(folder for folder in glob(sources) if Path(folder).is_dir())
-    if not folders:
-        raise UserError(
-            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
-        )
-    runs = [SavedRun(folder) for folder in folders]
+    runs = folders(sources, method)
     for run in runs:
         if (library := run.record["library"]) not in FILES:
             raise UserError(

@@ -39,6 +39,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "partition_f1", module)  # doctest asks where a function is from
     spec.loader.exec_module(module)
     return module
 

@@ -2,20 +2,9 @@ from itertools import permutations
 
 import pytest
 import torch
+from drawn import DTYPES, IN, OUT, apart, cut, update
 
-from hatemtl.merging.lora import LoRAUpdate, combine, truncate
-
-OUT, IN = 24, 17
-
-
-def update(rank: int, scale: float = 1.0, seed: int = 0, out: int = OUT, into: int = IN) -> LoRAUpdate:
-    draw = torch.Generator().manual_seed(seed)
-    return LoRAUpdate(torch.randn(rank, into, generator=draw), torch.randn(out, rank, generator=draw), scale)
-
-
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The relative Frobenius distance of a from b."""
-    return float((a - b).norm() / b.norm())
+from hatemtl.merging.lora import Basis, LoRAUpdate, combine, factorise, truncate
 
 
 def test_an_update_is_its_scaled_product() -> None:
@@ -117,3 +106,92 @@ def test_the_factors_keep_their_number_format_and_stand_alone_in_memory(dtype: t
     assert cut.A.dtype == cut.B.dtype == dtype
     assert cut.A.is_contiguous()
     assert cut.B.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("other", DTYPES)
+def test_combining_rounds_no_factor_of_whatever_number_format(dtype: torch.dtype, other: torch.dtype) -> None:
+    pair = [update(3, 2 / 3, seed=1, dtype=dtype), update(2, -0.3, seed=2, dtype=other)]
+    expected = pair[0].dense() / 3 - pair[1].dense() / 7
+    assert apart(combine(pair, [1 / 3, -1 / 7]).dense(), expected) < 1e-6
+
+
+def test_a_layer_left_alone_adds_nothing() -> None:
+    some = update(3, 2.0)
+    nothing = some.nothing()
+    assert (nothing.rank, nothing.shape) == (0, some.shape)
+    assert nothing.dense().abs().max() == 0
+    torch.testing.assert_close(combine([nothing, some, nothing], [1, 1, 1]).dense(), some.dense())
+
+
+def mixed(seed: int) -> list[LoRAUpdate]:
+    """Updates of one layer that differ in rank, scale and number format, one of rank 0 and one of B = 0 among them."""
+    some = [update(1 + (seed + i) % 5, (-1.5) ** i, seed=10 * seed + i, dtype=DTYPES[i % 3]) for i in range(4)]
+    return [*some, some[0].nothing(), LoRAUpdate(some[1].A, torch.zeros_like(some[1].B), 3.0)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_basis_holds_its_updates_whole(seed: int) -> None:
+    updates = mixed(seed)
+    basis = Basis.of(updates)
+    for Q, width in ((basis.Q_out, OUT), (basis.Q_in, IN)):
+        assert Q.shape[0] == width
+        assert Q.shape[1] <= min(width, sum(u.rank for u in updates))
+        torch.testing.assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=torch.float64))
+    for some in updates:
+        back = basis.update(basis.core(some))
+        torch.testing.assert_close(back.dense(), some.dense(), rtol=0, atol=1e-12)
+        assert back.rank == basis.Q_in.shape[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_basis_keeps_inner_products_and_singular_values(seed: int) -> None:
+    updates = mixed(seed)
+    basis = Basis.of(updates)
+    cores, denses = [basis.core(u) for u in updates], [u.dense() for u in updates]
+    for i, j in permutations(range(len(updates)), 2):
+        assert float((cores[i] * cores[j]).sum()) == pytest.approx(float((denses[i] * denses[j]).sum()), abs=1e-9)
+    weights = torch.randn(len(updates), generator=torch.Generator().manual_seed(seed)).tolist()
+    small, great = (sum(w * m for w, m in zip(weights, ms, strict=True)) for ms in (cores, denses))
+    expected = torch.linalg.svdvals(great)
+    found = torch.linalg.svdvals(small)
+    torch.testing.assert_close(found, expected[: len(found)])
+    assert expected[len(found) :].abs().sum() < 1e-9
+
+
+def test_no_dense_matrix_is_ever_made_of_factors() -> None:
+    """The matrix alone would take 320 GB: the cost grows with the ranks, not with the layer's area."""
+    wide = [update(4, (-1.0) ** i, seed=i, out=200_000, into=200_000) for i in range(3)]
+    merged = combine(wide, [0.2, 0.3, 0.5])
+    cut_, lost = truncate(merged, 4)
+    assert cut_.rank == 4
+    assert 0.3 < lost < 0.7
+    basis = Basis.of(wide)
+    assert float(basis.core(merged).square().sum() * (1 - lost)) == pytest.approx(
+        float(basis.core(cut_).square().sum()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7, 17])
+@pytest.mark.parametrize("turned", [False, True])
+def test_factorising_is_the_truncated_svd(rank: int, turned: bool) -> None:
+    matrix = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    matrix = matrix.T if turned else matrix
+    best, expected = cut(matrix, rank)
+    made, lost = factorise(matrix, rank)
+    assert made.rank == rank
+    assert apart(made.dense(), best) < 1e-5
+    assert lost == pytest.approx(expected, abs=1e-10)
+    roots = torch.linalg.svdvals(matrix)[:rank].sqrt().float()
+    torch.testing.assert_close(torch.linalg.svdvals(made.A), roots)
+    torch.testing.assert_close(torch.linalg.svdvals(made.B), roots)
+
+
+def test_factorising_what_has_a_lower_rank_or_none() -> None:
+    low = update(3, 2.0)
+    made, lost = factorise(low.dense(), 10)
+    assert apart(made.dense(), low.dense()) < 1e-6
+    assert lost < 1e-10
+    none, lost = factorise(torch.zeros(5, 4), 3)
+    assert (none.A.shape, none.B.shape, lost) == ((3, 4), (5, 3), 0.0)
+    assert none.dense().abs().max() == 0

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
+from hatemtl.merging.base import Merge, merge_factors
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.mean import Exact, Linear, Merge
-from hatemtl.methods import adapter_hub
-from hatemtl.methods.adapter_hub import Load, LoRA, MergeLoRA, active, loras, updates
-from hatemtl.methods.ah_library import WEIGHTS
+from hatemtl.merging.mean import Linear, Mean
+from hatemtl.methods import ah_setup
+from hatemtl.methods.adapter_hub import Load, LoRA
+from hatemtl.methods.ah_library import WEIGHTS, active, loras, updates
 from hatemtl.methods.base import components
+from hatemtl.methods.merge import Merged
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -32,8 +34,11 @@ def load(path: Path) -> Load:
     return Load(path=str(path), **RATES)
 
 
-def merge(sources: str | Path, how: Merge | None = None) -> MergeLoRA:
-    return MergeLoRA(sources=str(sources), merge=how or Exact(rank=None), **RATES)
+MEAN = Mean(weights=None)
+
+
+def merge(sources: str | Path, how: Merge = MEAN, rank: int | None = None) -> Merged:
+    return Merged(sources=str(sources), merge=how, rank=rank, **RATES)
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
@@ -260,12 +265,12 @@ def test_merging_one_source_gives_it_back(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(hidden(merged), hidden(source), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("how", [Exact(rank=3), Linear()], ids=repr)
+@pytest.mark.parametrize(("how", "rank"), [(MEAN, 3), (Linear(), None)], ids=repr)
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
-def test_what_the_merge_says_is_what_is_attached(how: Merge, kind: str, tmp_path: Path) -> None:
+def test_what_the_merge_says_is_what_is_attached(how: Merge, rank: int | None, kind: str, tmp_path: Path) -> None:
     sources = [save(lora(), tmp_path / f"part_{i}", kind, change=i) for i in (1, 2)]
-    said, _ = how([updates(source, "run") for source in sources])
-    merged = attached(merge(tmp_path / "part_*", how), kind, name="merged")
+    said = merge_factors(how, [updates(source, "run") for source in sources], rank).updates
+    merged = attached(merge(tmp_path / "part_*", how, rank), kind, name="merged")
     assert equal(dense(merged, "merged"), {path: update.dense() for path, update in said.items()})
     assert {update.rank for update in updates(merged, "merged").values()} == {update.rank for update in said.values()}
 
@@ -293,7 +298,7 @@ def test_sources_may_differ_in_rank_and_alpha(kind: str, tmp_path: Path) -> None
     second = save(lora(rank=2, alpha=1), tmp_path / "part_2", kind, change=2)
     expected = mean(dense(first, "run"), dense(second, "run"))
     assert equal(dense(attached(merge(tmp_path / "part_*"), kind, name="merged"), "merged"), expected)
-    with pytest.raises(UserError, match="use merge=exact, which takes any"):
+    with pytest.raises(UserError, match="use merge=mean, which takes any"):
         attached(merge(tmp_path / "part_*", Linear()), kind, name="merged")
 
 
@@ -304,8 +309,8 @@ def test_sources_may_differ_in_their_layers(kind: str, rank: int | None, tmp_pat
         save(lora(), tmp_path / "part_1", kind),
         save(lora(attention=["q", "v"], intermediate=False), tmp_path / "part_2", kind, change=2),
     ]
-    said, _ = Exact(rank=rank)([updates(source, "run") for source in sources])
-    merged = attached(merge(tmp_path / "part_*", Exact(rank=rank)), kind, name="merged")
+    said = merge_factors(MEAN, [updates(source, "run") for source in sources], rank).updates
+    merged = attached(merge(tmp_path / "part_*", rank=rank), kind, name="merged")
     assert equal(dense(merged, "merged"), {path: update.dense() for path, update in said.items()})
     if rank is None:
         assert equal(dense(merged, "merged"), mean(*(dense(source, "run") for source in sources)))
@@ -359,13 +364,13 @@ def test_a_source_of_another_library_is_refused(library: str, loader: str, tmp_p
         merge(tmp_path / "part_*").starts_from()
 
 
-def test_a_source_that_is_no_lora_is_refused(tmp_path: Path) -> None:
+def test_a_lora_and_an_adapter_of_another_kind_are_not_merged(tmp_path: Path) -> None:
     save(lora(), tmp_path / "part_1")
     model = attached(lora())
     model.add_adapter("bottleneck", config=SeqBnConfig())
-    adapter_hub.save(model, "bottleneck", record(tmp_path / "part_2", "adapterhub"))
+    ah_setup.save(model, "bottleneck", record(tmp_path / "part_2", "adapterhub"))
     assert json.loads((tmp_path / "part_2" / "adapter" / "adapter_config.json").read_text())["config"]["original_ln_after"]
-    with pytest.raises(UserError, match="not every source is a LoRA"):
+    with pytest.raises(UserError, match="part_1 and part_2 are adapters of different configurations"):
         attached(merge(tmp_path / "part_*"), name="merged")
 
 

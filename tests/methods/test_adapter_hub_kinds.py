@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from hatemtl.encoder import Encoder
 from hatemtl.errors import UserError
-from hatemtl.merging.mean import Exact
-from hatemtl.methods.adapter_hub import Adapter, Load, LoRA, MergeLoRA, loras
+from hatemtl.merging.mean import Mean
+from hatemtl.methods.adapter_hub import Adapter, Load, LoRA
 from hatemtl.methods.ah_config import KNOWN, REFUSED, configuration, kinds
-from hatemtl.methods.ah_library import WEIGHTS, fold
+from hatemtl.methods.ah_library import WEIGHTS, fold, loras, own_parameters
 from hatemtl.methods.base import components
+from hatemtl.methods.merge import Merged
 from hatemtl.network import Network
 from scripts import zoo_table
 
@@ -293,11 +294,15 @@ def test_a_saved_adapter_goes_on_learning(config: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["ia3", "vera", "dora", "lora|par_bn", "lora[use_gating=True]", "prefix_tuning"])
-def test_only_loras_are_merged_with_each_other(config: str, tmp_path: Path) -> None:
-    for part in ("part_1", "part_2"):
-        save(adapter(config), tmp_path / part)
-    with pytest.raises(UserError, match="not every source is a LoRA"):
-        MergeLoRA(sources=str(tmp_path / "part_*"), merge=Exact(rank=None), **RATES).attach(encoder(), name="run", seed=0)
+def test_adapters_of_one_configuration_are_merged_parameter_by_parameter(config: str, tmp_path: Path) -> None:
+    parts = [own_parameters(save(adapter(config), tmp_path / f"part_{i}", change=i), "run") for i in (1, 2)]
+    method = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
+    merged = own_parameters(method.attach(encoder(), name="merged", seed=0), "merged")
+    assert merged
+    for key, parameter in merged.items():
+        torch.testing.assert_close(parameter, (parts[0][key] + parts[1][key]) / 2, atol=1e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="seed 0.*this run has seed 1.*type seed=0"):  # what they started from is not known
+        method.attach(encoder(), name="merged", seed=1)
 
 
 def test_a_configuration_that_was_tampered_with_is_told(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def record(folder: Path, library: str) -> Path:
             "encoder": "mark",
             "encoder_source": "someone/encoder",
             "sources": {},
+            "seed": 0,
         },
     )
     return folder

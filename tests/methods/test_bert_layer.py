@@ -9,7 +9,7 @@ from methods.test_base import encoder as with_dropout
 from methods.test_lora_linear import LIBRARIES, SHARED, adapted, by_library, every_library, moved, off, stored
 from torch import Tensor, nn
 
-from hatemtl.methods import adapter_hub
+from hatemtl.methods import adapter_hub, ah_library
 from hatemtl.methods.bert_layer import LEAST_KEYS, BertLayer, _attend, _Attention, _Projections, merged
 
 FUSED = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
@@ -163,9 +163,9 @@ def test_other_layers_keep_their_own_way(library: str, kind: str) -> None:
 def test_a_lora_that_is_not_plain_keeps_its_layers_from_it() -> None:
     for library in LIBRARIES:
         assert not fused(adapted(library, dropout=0.1))
-    model = adapter_hub.enable(with_dropout("bert"))
+    model = ah_library.enable(with_dropout("bert"))
     model.add_adapter("run", config="seq_bn")
-    assert not fused(adapter_hub.train(model, "run"))
+    assert not fused(ah_library.train(model, "run"))
 
 
 def test_what_was_joined_in_one_type_is_joined_anew_in_another() -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.errors import UserError
-from hatemtl.merging.mean import Exact
-from hatemtl.methods.adapter_hub import Load, MergeLoRA, active
-from hatemtl.methods.ah_library import SETUP
+from hatemtl.merging.mean import Mean
+from hatemtl.methods.adapter_hub import Load
+from hatemtl.methods.ah_library import SETUP, active
 from hatemtl.methods.ah_setup import fusions
 from hatemtl.methods.base import components
 from hatemtl.methods.composition import Averaged, Fusion, Stacked
+from hatemtl.methods.merge import Merged
 
 every_kind = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 
@@ -131,7 +132,7 @@ def test_another_kind_may_stand_on_top(below: str, tmp_path: Path) -> None:
 def test_the_average_of_loras_is_their_exact_merge(kind: str, tmp_path: Path) -> None:
     """The library's average divides by their number twice."""
     parts(lora(), tmp_path, kind, 3)
-    merge = MergeLoRA(sources=str(tmp_path / "part_*"), merge=Exact(rank=None), **RATES)  # type: ignore[arg-type]
+    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)  # type: ignore[arg-type]
     assert close(hidden(attached(averaged(tmp_path / "part_*"), kind)), hidden(attached(merge, kind)))
 
 
@@ -384,6 +385,7 @@ def test_keys_that_make_no_sense_are_told(make: Any, keys: dict[str, Any], expec
 # From the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["ah_fusion", *(pytest.param(way, marks=pytest.mark.slow) for way in ("ah_stack", "ah_average", "ah_parallel"))],

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from hatemtl.artifacts import SavedRun
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.mean import Exact
-from hatemtl.methods import adapter_hub, ah_library, exchange, lora_source
+from hatemtl.merging.mean import Mean
+from hatemtl.methods import ah_library, exchange, lora_source
+from hatemtl.methods.merge import Merged
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -39,7 +40,7 @@ def in_adapterhub(run: Path, kind: str) -> Any:
     save_file(tensors, folder / "adapter.safetensors")
     around = exchange.settings(config, name="given", encoder=body.config)
     (folder / "adapter_config.json").write_text(json.dumps(around))
-    model, seen = adapter_hub.enable(body), {}
+    model, seen = ah_library.enable(body), {}
     model.load_adapter(str(folder), set_active=True, use_safetensors=True, loading_info=seen)
     assert not seen["missing_keys"] and not seen["unexpected_keys"]
     return model
@@ -111,7 +112,7 @@ def test_a_layer_that_adapterhub_cannot_adapt_is_told(tmp_path: Path) -> None:
 def test_a_merge_takes_sources_of_either_library(kind: str, tmp_path: Path) -> None:
     save(hub_lora(), tmp_path / "part_1", kind, change=1)
     save(lora(), tmp_path / "part_2", kind, change=2)
-    merge = adapter_hub.MergeLoRA(sources=str(tmp_path / "part_*"), merge=Exact(rank=None), **RATES)
+    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
     merged = merge.attach(encoder(kind), name="run", seed=0)
     body = encoder(kind)
     with torch.no_grad():
@@ -123,6 +124,6 @@ def test_a_merge_takes_sources_of_either_library(kind: str, tmp_path: Path) -> N
 
 def test_a_source_of_peft_that_is_no_lora_is_told(tmp_path: Path) -> None:
     save(adapter("IA3Config"), tmp_path / "part_1")
-    merge = adapter_hub.MergeLoRA(sources=str(tmp_path / "part_*"), merge=Exact(rank=None), **RATES)
+    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
     with pytest.raises(UserError, match=r"no LoRA \(IA3\)"):
         merge.attach(encoder(), name="run", seed=0)

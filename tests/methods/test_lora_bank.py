@@ -468,7 +468,7 @@ def test_a_source_for_another_encoder_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gating", ["attention", "static"])
 def test_sources_must_be_named_be_there_and_be_loras(gating: str, tmp_path: Path) -> None:
     parts(tmp_path, n=1)
-    with pytest.raises(UserError, match="needs the saved LoRAs to start from; type method.sources="):
+    with pytest.raises(UserError, match="needs the saved runs to start from; type method.sources="):
         method(tmp_path, gating, sources="").starts_from()
     with pytest.raises(UserError, match="matches no saved run"):
         method(tmp_path / "prat_*", gating).starts_from()
@@ -491,6 +491,7 @@ def test_settings_that_make_no_sense_are_told() -> None:
 # By the command line
 
 
+@pytest.mark.slow
 def test_parts_are_fused_tested_and_loaded(
     cli: Callable[..., Outcome], sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

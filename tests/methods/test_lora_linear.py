@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from hatemtl import module as module_file
 from hatemtl.artifacts import SavedRun
-from hatemtl.methods import adapter_hub, peft_hub
+from hatemtl.methods import adapter_hub, ah_library, peft_hub
 from hatemtl.methods.bert_layer import BertLayer, merged
 from hatemtl.methods.lora_linear import LoRALinear, _LoRA
 from hatemtl.network import Network
@@ -314,9 +314,9 @@ ADAPTERS: dict[str, tuple[Any, bool]] = {
 )
 def test_whatever_adapterhub_adds_computes_as_without_us(name: str) -> None:
     config, ours = ADAPTERS[name]
-    model = adapter_hub.enable(encoder())
+    model = ah_library.enable(encoder())
     model.add_adapter("run", config=config)
-    moved(adapter_hub.train(model, "run"))
+    moved(ah_library.train(model, "run"))
     assert bool(steps(model)) is ours
     (hidden, gradients), (expected, others) = run(model), run(by_library(model))
     torch.testing.assert_close(hidden, expected, atol=2e-6, rtol=1e-5)

@@ -195,6 +195,7 @@ def test_settings_that_make_no_sense_are_told(settings: dict[str, Any], expected
         lora(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["joint", "per_task"])
 def test_two_tasks_train_and_test_by_the_command_line(
     step: str, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

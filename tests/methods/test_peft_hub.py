@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from hatemtl.errors import UserError
-from hatemtl.methods import adapter_hub, peft_hub
+from hatemtl.methods import adapter_hub, ah_library, peft_hub
 from hatemtl.methods.base import components
 from hatemtl.methods.peft_hub import REFUSED, WEIGHTS, Adapter, Load, LoRA, active, fold, kinds
 
@@ -96,7 +96,7 @@ def test_A_depends_on_seed_and_layer_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", SEPARATE)
 def test_both_libraries_build_the_same_network(kind: str) -> None:
     ours, theirs = attached(lora(), kind), attached(hub_lora(), kind)
-    updates = adapter_hub.updates(theirs, "run")
+    updates = ah_library.updates(theirs, "run")
     assert equal(As(ours), {path: update.A for path, update in updates.items()})
     with torch.no_grad():
         for i, (path, (_, B)) in enumerate(factors(ours).items()):

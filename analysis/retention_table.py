@@ -1,0 +1,140 @@
+"""One row for each way to put trained parts together: what it kept of their macro-F1, over seeds, and what it cost.
+
+STUDY holds a folder a seed, as the study scripts write them: parts named PART, a run of all labels named `single`, and any
+number of runs that put the parts together, each under one name in every seed. Retention is a run's macro-F1 over that of its
+seed's parts, pooled as partition_f1.py does; the intervals are Student's at 95 % over seeds. With --plot: retention against
+optimizer steps.
+"""
+
+import argparse
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from partition_f1 import multilabel_tasks, pool, read_parts
+from results import Results, ResultsError, mask_pattern, read_results, sidecar, write_whole
+from retention import read_whole
+from table import Table, add_output_options
+
+EXAMPLES = """examples:
+  uv run analysis/retention_table.py adapters/merge_study
+  uv run analysis/retention_table.py adapters/fusion_study --part "target_part_*" --plot retention.png --output table.org
+"""
+COLUMNS = ["macro-F1 %", "retention %", "from", "to", "of single %", "trained, thousands", "steps", "seconds"]
+WHOLE = "1 1"  # the part that is all labels
+# Student's t, 97.5 %, by degrees of freedom
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def read_study(study: Path, part: str, single: str, stage: str) -> dict[str, list[list[float | None]]]:
+    """By the name of each run of all labels, and `parts`, for every seed the values of COLUMNS but the interval.
+
+    Raises ResultsError where there is no folder of a seed, or one lacks its parts.
+    """
+    found: dict[str, list[list[float | None]]] = defaultdict(list)
+    seeds = sorted(path for path in study.iterdir() if path.is_dir() and any(path.glob(part))) if study.is_dir() else []
+    if not seeds:
+        raise ResultsError(f"{study}: no folder in it holds runs named {part}; train them with scripts/merge_study.sh")
+    for seed in seeds:
+        parts = [read_results(path / "results.csv") for path in sorted(seed.glob(part))]
+        [task] = multilabel_tasks(parts, stage)
+        labels = read_parts(parts, stage, task)
+        apart = pool(labels)["macro_f1"]
+        found["parts"].append([100 * apart, 100.0, None, *sums([cost(part) for part in parts])])
+        others = [read_results(path) for path in sorted(seed.glob("[!.]*/results.csv"))]
+        runs = {run.path.parent.name: run for run in others if mask_pattern(run, task) == WHOLE}
+        f1 = {name: read_whole(run, stage, task, labels, parts)["macro_f1"] for name, run in runs.items()}
+        for name, run in runs.items():
+            of_single = 100 * f1[name] / f1[single] if f1.get(single) else None
+            found[name].append([100 * f1[name], 100 * f1[name] / apart, of_single, *cost(run)])
+    return found
+
+
+def cost(run: Results) -> list[float | None]:
+    """Thousands of trained parameters, optimizer steps and seconds of training."""
+    record = sidecar(run, "run.json") or {}
+    trained = record.get("trained_parameters")
+    return [None if trained is None else trained / 1000, record.get("steps"), record.get("seconds")]
+
+
+def sums(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """By column; none where a value is missing."""
+    return [None if None in column else sum(v for v in column if v is not None) for column in zip(*rows, strict=True)]
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 95 % interval of a mean of a few values; none of one value."""
+    if len(values) < 2:
+        return None, None
+    half = STUDENT.get(len(values) - 1, 1.96) * stdev(values) / len(values) ** 0.5
+    return fmean(values) - half, fmean(values) + half
+
+
+def row(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """The values of COLUMNS, as means over seeds."""
+    f1, kept, of_single, *cost = ([v for v in column if v is not None] for column in zip(*seeds, strict=True))
+    return [mean(f1), mean(kept), *interval(kept), mean(of_single), *map(mean, cost)]
+
+
+def deviation(values: Sequence[float | None]) -> float | None:
+    """The standard deviation over seeds, of two or more."""
+    known = [value for value in values if value is not None]
+    return stdev(known) if len(known) > 1 else None
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Of what is there."""
+    return fmean(values) if values else None
+
+
+def plot(rows: dict[str, list[float | None]]) -> bytes:
+    """Retention against optimizer steps, a point a row, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for name, values in rows.items():
+        kept, steps = values[1], values[6]
+        if name != "parts" and kept is not None:
+            axes.scatter([steps or 0], [kept], s=18)
+            axes.annotate(name, (steps or 0, kept), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.axhline(100, color="grey", linewidth=0.8)
+    axes.set_xlabel("optimizer steps after merging")
+    axes.set_ylabel("retention: % of the parts' macro-F1")
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120, format="png")
+    return file.getvalue()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line; 2 where the user has something to mend."""
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
+    parser.add_argument("study", type=Path, metavar="STUDY", help="folder of a study: a folder a seed")
+    parser.add_argument("--part", default="target_part_*", help="glob of the parts in each (default: %(default)s)")
+    parser.add_argument("--single", default="target_single", help="run of all labels in each (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of retention against steps, as PNG")
+    add_output_options(parser)
+    args = parser.parse_args(argv)
+    try:
+        found = read_study(args.study, args.part, args.single, args.stage)
+        rows = dict(sorted(((name, row(seeds)) for name, seeds in found.items()), key=lambda item: -(item[1][0] or 0)))
+        spread = {name: [deviation([seed[0] for seed in seeds]), *[None] * 7] for name, seeds in found.items()}
+        Table(COLUMNS, rows, 1 if args.digits is None else args.digits, spread=spread, corner="run").show(
+            args.format, args.output, []
+        )
+        if args.plot:
+            write_whole(args.plot, plot(rows))
+    except (ResultsError, OSError) as error:
+        print(f"retention_table.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The configuration as objects: what each node of it builds, and what may not stand in it together.
+
+With run.py and main.py this is the only reader of the configuration.
+"""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import lightning as L
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.datamodule import DataModule
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.network import HeadsMerge, Network, assemble, check_method
+from hatemtl.startup import started
+from hatemtl.tasks import Task
+
+
+def build(node: Any, **runtime: Any) -> Any:
+    """The object that a configuration node names, with what only the run knows.
+
+    Raises UserError as the constructor does, or where the node does not fit the constructor.
+    """
+    try:
+        return instantiate(node, **runtime, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError) and "argument" in str(cause):
+            raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
+        raise cause from error  # a bug, to be seen with its stack
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def tasks_of(cfg: DictConfig) -> dict[str, Task]:
+    if "tasks" not in cfg:
+        raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
+    return {str(name): build(node) for name, node in cfg.tasks.items()}
+
+
+def knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
+    """The tasks with the labels of the heads that are loaded."""
+    known = saved.labels if saved is not None else {}
+    return {name: task.knowing(known[name]) if name in known else task for name, task in tasks.items()}
+
+
+def heads_source(cfg: DictConfig) -> SavedRun | None:
+    if cfg.heads.load and cfg.load_path is None:
+        raise UserError("heads.load=true needs the saved run whose heads to load; type load_path=FOLDER")
+    return SavedRun(cfg.load_path) if cfg.heads.load else None
+
+
+def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
+    """Raises UserError where heads would start from two things at once, or from nothing and then not be trained."""
+    if cfg.heads.merge not in get_args(HeadsMerge):
+        raise UserError(f"heads.merge={cfg.heads.merge}: {did_you_mean(str(cfg.heads.merge), get_args(HeadsMerge))}")
+    if cfg.heads.load and cfg.heads.merge != "fresh":
+        raise UserError(f"heads.load=true and heads.merge={cfg.heads.merge} both say where heads start; leave one out")
+    if not optimization.total_epochs and not cfg.heads.load and cfg.heads.merge == "fresh":
+        raise UserError(
+            "optimization.epochs=0 would leave fresh heads untrained; type optimization.epochs=1, or for a merge "
+            "heads.merge=concat or heads.merge=refit"
+        )
+
+
+def saved_run(cfg: DictConfig) -> SavedRun:
+    """The saved run to test or predict with, once it is sure that nothing untrained would be used."""
+    if not cfg.heads.load:
+        raise UserError(
+            f"action={cfg.action} with heads.load=false would use heads that were never trained; "
+            f"type method=ah_load heads.load=true load_path=FOLDER"
+        )
+    if cfg.load_path is None:
+        raise UserError(f"action={cfg.action} needs the saved run to use; type load_path=FOLDER")
+    saved = SavedRun(cfg.load_path)
+    check_method(saved, build(cfg.method), build(cfg.encoder))
+    return saved
+
+
+def data_of(cfg: DictConfig, tasks: dict[str, Task]) -> DataModule:
+    return DataModule(
+        tasks,
+        batching=build(cfg.batching),
+        sampling=build(cfg.sampling),
+        step=build(cfg.weighting).step,
+        seed=cfg.seed,
+        workers=cfg.data.workers,
+    )
+
+
+def network_of(
+    cfg: DictConfig,
+    tasks: dict[str, Task],
+    spaces: dict[str, Any],
+    method: Any,
+    optimization: Any,
+    name: str,
+    heads_merge: HeadsMerge = "fresh",
+    data: DataModule | None = None,
+) -> Network:
+    L.seed_everything(cfg.seed, verbose=False)
+    encoder = build(cfg.encoder)
+
+    def posts(split: Any, number: int) -> list[Any]:
+        assert data is not None
+        data.tokenize(encoder.tokenizer(), encoder.max_length, cache_of(cfg))
+        return data.some(split, number)
+
+    network = assemble(
+        encoder=encoder,
+        method=method,
+        tasks=tasks,
+        spaces=spaces,
+        weighting=build(cfg.weighting),
+        optimization=optimization,
+        seed=cfg.seed,
+        name=name,
+        heads_from=heads_source(cfg),
+        heads_merge=heads_merge,
+        posts=posts if data is not None else None,
+    )
+    network.store(build(cfg.trainer).dtype)
+    for line in network.notes:
+        Console().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+    return network
+
+
+def cache_of(cfg: DictConfig) -> Path | None:
+    if cfg.data.cache is not None and not (isinstance(cfg.data.cache, str) and cfg.data.cache):
+        raise UserError(f"data.cache={cfg.data.cache}: expected a folder, or null for none; type data.cache=FOLDER")
+    try:
+        return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
+
+
+def evaluator(cfg: DictConfig, root: Path) -> L.Trainer:
+    started()
+    return build(cfg.trainer).trainer(
+        build(cfg.optimization), root=root, logger=False, callbacks=[], bar=Console().is_terminal
+    )

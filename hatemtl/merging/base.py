@@ -1,0 +1,150 @@
+"""The contract of a merge, and what its result is kept as: factors of full or of a smaller rank, or dense weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from hatemtl.errors import UserError
+from hatemtl.merging.lora import LoRAUpdate, Updates, factorise, truncate
+
+Update = LoRAUpdate | Tensor
+
+
+class Merge(Protocol):
+    """A formula that makes one update of a weight out of the sources' updates of it.
+
+    The updates come as factors where the sources are LoRAs, else as tensors of the weight's own shape (a full model's or
+    another adapter's difference to the weights that all sources started from). A formula for entries takes any shape.
+    """
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        """The merged update of one layer: factors where the formula keeps the rank low, else (out, in).
+
+        A source that does not adapt the layer comes with an update of zero (rank 0). At least one update is given.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsStatistics(Protocol):
+    """A merge that weighs the sources by a statistic of each on its own posts; called without them it raises UserError.
+
+    statistic: what is gathered of a layer: `gram`, Xᵀ·X (in, in) of its inputs, or `fisher`, the mean squared gradient, of
+    the shape of the weight. posts: how many training posts it is gathered from.
+    """
+
+    statistic: ClassVar[str]
+    posts: int
+
+    def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
+        """The merge that has them: one mapping a source, in the sources' order, by layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge of LoRAs gave: an update a layer, and the share of its energy ‖ΔW‖² that the cut to a rank lost."""
+
+    updates: dict[str, LoRAUpdate]
+    lost: dict[str, float]
+
+
+def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str, list[LoRAUpdate]]:
+    """Every source's update of every layer that any of them adapts, zeros where it has none.
+
+    names: of the sources, to tell them by.
+
+    Raises UserError where one layer has two shapes or an update holds what is no number.
+    """
+    found: dict[str, list[LoRAUpdate]] = {}
+    for layer in dict.fromkeys(layer for source in sources for layer in source):
+        some = next(source[layer] for source in sources if layer in source)
+        found[layer] = [source.get(layer, some.nothing()) for source in sources]
+        for number, update in enumerate(found[layer]):
+            name = names[number] if names else f"source {number + 1}"
+            if update.shape != some.shape:
+                raise UserError(
+                    f"{name} adapts {layer} of shape {update.shape}, another one of shape {some.shape}: they come "
+                    f"from encoders of different width, and only adapters of one encoder can be merged"
+                )
+            if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
+                raise UserError(
+                    f"{name} holds what is no finite number in {layer}: its training diverged; leave it out, or "
+                    f"train it again with a smaller optimization.encoder_lr"
+                )
+    return found
+
+
+def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, names: Sequence[str] = ()) -> Merged:
+    """The merge of LoRAs as a LoRA of rank `rank`, the best there is, or of whatever rank it has if None: lossless."""
+    updates: dict[str, LoRAUpdate] = {}
+    lost: dict[str, float] = {}
+    for layer, given in layers_of(sources, names).items():
+        whole = merge(given, layer=layer)
+        full = whole.rank if isinstance(whole, LoRAUpdate) else min(whole.shape)
+        if isinstance(whole, Tensor):
+            updates[layer], lost[layer] = factorise(whole, min(rank or full, full))
+        elif rank is None or rank >= full:
+            updates[layer], lost[layer] = whole, 0.0
+        else:
+            updates[layer], lost[layer] = truncate(whole, rank)
+    return Merged(updates, lost)
+
+
+def merge_dense(merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The merge as it is added to the weights, in double precision, by layer or parameter: nothing is cut."""
+    if all(isinstance(update, LoRAUpdate) for source in sources for update in source.values()):
+        given: Mapping[str, Sequence[Update]] = layers_of(sources, names)  # type: ignore[arg-type]
+    else:
+        given = {layer: [source[layer] for source in sources] for layer in sources[0]}
+    merged = {layer: merge(updates, layer=layer) for layer, updates in given.items()}
+    return {layer: update.dense() if isinstance(update, LoRAUpdate) else update for layer, update in merged.items()}
+
+
+def dense(updates: Sequence[Update]) -> Tensor:
+    """The updates as one tensor (sources, *the weight's shape), in double precision."""
+    return torch.stack([update.dense() if isinstance(update, LoRAUpdate) else update.double() for update in updates])
+
+
+def factored(updates: Sequence[Update]) -> list[LoRAUpdate] | None:
+    """The updates as factors in double precision, a full matrix W as W·I or I·W; None where they are no matrices."""
+    if any(len(update.shape) != 2 for update in updates):
+        return None
+    return [_factors(update) for update in updates]
+
+
+def _factors(update: Update) -> LoRAUpdate:
+    if isinstance(update, LoRAUpdate):
+        return LoRAUpdate(update.A.double(), update.B.double(), update.scale)
+    W = update.double()
+    eye = torch.eye(min(W.shape), dtype=W.dtype, device=W.device)
+    return LoRAUpdate(eye, W) if W.shape[0] >= W.shape[1] else LoRAUpdate(W, eye)
+
+
+def statistics_of(
+    layer: str, statistics: Sequence[Mapping[str, Tensor]], *, sources: int, shape: tuple[int, ...]
+) -> list[Tensor] | None:
+    """Each source's statistic of a layer, in double precision; None where any source has none of it.
+
+    Raises UserError where they do not belong to these sources or this layer.
+    """
+    if len(statistics) != sources:
+        raise UserError(f"statistics of {len(statistics)} sources for {sources} sources; gather them from the posts of each")
+    if not all(layer in source for source in statistics):
+        return None
+    found = [source[layer].double() for source in statistics]
+    for number, own in enumerate(found, 1):
+        if tuple(own.shape) != shape:
+            raise UserError(
+                f"source {number}'s statistic of {layer} has shape {tuple(own.shape)}, expected {shape}; gather it from the "
+                f"encoder that the sources adapt"
+            )
+        if not torch.isfinite(own).all():
+            raise UserError(
+                f"source {number}'s statistic of {layer} holds what is no finite number; gather it in single precision, or "
+                f"leave the source out"
+            )
+    return found

@@ -1,0 +1,84 @@
+"""Fisher merging: each entry is a mean of the sources' entries, weighted by how sure each source is of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hatemtl.errors import UserError
+from hatemtl.merging.base import Merge, Update, dense, statistics_of
+from hatemtl.merging.mean import Mean
+
+
+def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
+    """Σ over posts of the squared gradient of a linear layer's weight, (out, in), in double precision; add up over batches.
+
+    inputs: what went into the layer (posts, tokens, in); gradients: of each post's own log-likelihood at what came out
+    (posts, tokens, out). A post's gradient is Σ over its tokens, so padding must be zero in one of them. One post at a
+    time is made dense.
+    """
+    total = torch.zeros(gradients.shape[-1], inputs.shape[-1], dtype=torch.float64, device=inputs.device)
+    for x, g in zip(inputs.double(), gradients.double(), strict=True):
+        total += (g.T @ x).square()
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fisher:
+    """ΔW = Σ Fᵢ ⊙ ΔWᵢ / Σ Fᵢ, entry by entry (Matena & Raffel 2022, Merging models with Fisher-weighted averaging,
+    arXiv:2111.09832), Fᵢ the diagonal Fisher information of source i's weights: the mean squared gradient of its
+    log-likelihood.
+
+    It is the most likely weight if each source is a normal distribution with precision Fᵢ around its own. The weights
+    Wᵢ = W₀ + ΔWᵢ start from the same W₀, so the formula for them is the one for the updates.
+
+    normalize: divide each source's Fᵢ by its norm over all layers, so that a source with great gradients does not
+    outweigh the others.
+    floor: a pull to the plain mean, Fᵢ + floor · the mean of all F in the layer: it decides where no source is sure.
+
+    posts: how many training posts each source reads for it.
+
+    One source gives that source. A layer without statistics of every source gets the mean. The result is dense.
+    """
+
+    normalize: bool
+    floor: float
+    posts: int
+    statistic: ClassVar[str] = "fisher"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.floor, (int, float)) and 0 < self.floor < float("inf")):
+            raise UserError(f"merge.floor={self.floor}: expected a number over 0, such as 1e-6")
+        if type(self.posts) is not int or self.posts < 1:
+            raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        raise UserError(
+            "merge=fisher weighs the sources by the Fisher information of their weights, which is gathered from posts "
+            "during a run; where no posts are at hand use merge=mean"
+        )
+
+    def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
+        """This merge with each source's Fisher information by layer, of the weight's shape, in the order of the sources."""
+        sizes = [sum(float(own.double().square().sum()) for own in source.values()) ** 0.5 for source in statistics]
+        return partial(self._merge, statistics=statistics, sizes=sizes if self.normalize else [1.0] * len(sizes))
+
+    def _merge(
+        self,
+        updates: Sequence[Update],
+        *,
+        layer: str,
+        statistics: Sequence[Mapping[str, Tensor]],
+        sizes: Sequence[float],
+    ) -> Update:
+        given = statistics_of(layer, statistics, sources=len(updates), shape=tuple(updates[0].shape))
+        if given is None:
+            return Mean(weights=None)(updates, layer=layer)
+        F = torch.stack([own / size if size > 0 else own for own, size in zip(given, sizes, strict=True)])
+        if not F.any():
+            return Mean(weights=None)(updates, layer=layer)
+        F = F + self.floor * F.mean()
+        return (F * dense(updates)).sum(dim=0) / F.sum(dim=0)

@@ -1,0 +1,64 @@
+"""Heads of several saved runs made one: their labels side by side, or the mean of heads that know the same labels."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+
+State = Mapping[str, Tensor]  # the weights of one head, by name
+
+
+def concat(task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: LabelSpace) -> dict[str, Tensor]:
+    """The head that knows every label as the one source that was trained for it does: their columns side by side.
+
+    sources: by name, what each knows and its weights. Where all know every label the answer is their `mean`.
+    Raises UserError where a label is known to none or to several, or the heads share more than what is one label's own.
+    """
+    if all(known == space for known, _ in sources.values()):
+        raise UserError(
+            f"heads.merge=concat: every source knows all labels of task {task!r}, so nothing stands side by side; type "
+            f"heads.merge=mean"
+        )
+    owner: dict[str, str] = {}
+    for label in space.names:
+        owners = [name for name, (known, _) in sources.items() if label in known.names]
+        if not owners:
+            raise UserError(
+                f"heads.merge=concat: no source was trained for the label {label!r} of task {task!r}; add one that was to "
+                f"method.sources, or type heads.merge=refit"
+            )
+        if len(owners) > 1:
+            raise UserError(
+                f"heads.merge=concat: {' and '.join(owners)} were both trained for the label {label!r} of task {task!r}; "
+                f"leave one out of method.sources, or type heads.merge=refit"
+            )
+        owner[label] = owners[0]
+    merged = {}
+    for key, tensor in next(iter(sources.values()))[1].items():
+        parts = {name: state[key] for name, (_, state) in sources.items()}
+        if all(len(part) == len(sources[name][0]) for name, part in parts.items()):
+            merged[key] = torch.stack([parts[owner[x]][sources[owner[x]][0].names.index(x)] for x in space.names])
+        elif all(torch.equal(part, tensor) for part in parts.values()):
+            merged[key] = tensor.clone()
+        else:
+            raise UserError(
+                f"heads.merge=concat: the heads for task {task!r} have weights that all their labels share ({key}), and "
+                f"each run has others; type heads.merge=refit, or train the sources with tasks.{task}.head.layers=1 "
+                f"tasks.{task}.head.pooling=mean"
+            )
+    return merged
+
+
+def mean(task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: LabelSpace) -> dict[str, Tensor]:
+    """The mean of the heads' weights. Raises UserError where one knows other labels than `space`, or in another order."""
+    for name, (known, _) in sources.items():
+        if known != space:
+            raise UserError(
+                f"heads.merge=mean: the head of {name} for task {task!r} knows {', '.join(known.names)}, and the mean needs "
+                f"{', '.join(space.names)}; type heads.merge=concat for parts, or heads.merge=refit"
+            )
+    states: Sequence[State] = [state for _, state in sources.values()]
+    return {key: torch.stack([state[key].double() for state in states]).mean(0).to(states[0][key]) for key in states[0]}

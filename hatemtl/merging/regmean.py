@@ -1,0 +1,86 @@
+"""RegMean: the weights whose outputs are nearest to every source's outputs on its own posts, layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hatemtl.errors import UserError
+from hatemtl.merging.base import Merge, Update, factored, statistics_of
+from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.merging.mean import Mean
+
+
+def gram(inputs: Tensor) -> Tensor:
+    """Xᵀ·X (in, in) of a linear layer's inputs X (..., in), in double precision; add up over batches.
+
+    Padding is no input: leave it out before. To weigh all sources alike divide by the number of tokens.
+    """
+    X = inputs.flatten(end_dim=-2).double()
+    return X.T @ X
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegMean:
+    """ΔW = (Σ ΔWᵢ·Gᵢ)·(Σ Gᵢ)⁻¹ (Jin et al. 2023, Dataless knowledge fusion by merging weights of language models,
+    arXiv:2212.09849), Gᵢ = Xᵢᵀ·Xᵢ the Gram matrix (in, in) of the layer's inputs on source i's posts.
+
+    It minimizes Σ ‖Xᵢ·Wᵀ − Xᵢ·Wᵢᵀ‖², the distance of outputs. The weights Wᵢ = W₀ + ΔWᵢ start from the same W₀, so the
+    formula for them is the one for the updates.
+
+    alpha: what is left of the Gram matrices' entries off the diagonal, 0 to 1; the paper's 0.9 keeps them from overfitting.
+    ridge: a pull to the plain mean, Gᵢ + ridge·g·I, g the mean of all diagonals: it decides where the inputs say nothing.
+
+    posts: how many training posts each source reads for its Gram matrices.
+
+    One source gives that source. A layer without statistics of every source, or one that is no matrix, gets the mean.
+    """
+
+    alpha: float
+    ridge: float
+    posts: int
+    statistic: ClassVar[str] = "gram"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
+            raise UserError(f"merge.alpha={self.alpha}: expected a number from 0 (diagonals) to 1 (whole Gram matrices)")
+        if not (isinstance(self.ridge, (int, float)) and 0 < self.ridge < float("inf")):
+            raise UserError(f"merge.ridge={self.ridge}: expected a number over 0, such as 1e-6")
+        if type(self.posts) is not int or self.posts < 1:
+            raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        raise UserError(
+            "merge=regmean weighs the sources by the Gram matrices of their layers' inputs, which are gathered from posts "
+            "during a run; where no posts are at hand use merge=mean"
+        )
+
+    def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
+        """This merge with each source's Gram matrices by layer (in, in), in the order of the sources."""
+        return partial(self._merge, statistics=statistics)
+
+    def _merge(self, updates: Sequence[Update], *, layer: str, statistics: Sequence[Mapping[str, Tensor]]) -> Update:
+        factors = factored(updates)
+        width = updates[0].shape[-1]
+        grams = statistics_of(layer, statistics, sources=len(updates), shape=(width, width))
+        if factors is None or grams is None or not any(G.any() for G in grams):
+            return Mean(weights=None)(updates, layer=layer)
+        pull = self.ridge * torch.stack([G.diagonal().mean() for G in grams]).mean()
+        rows: list[Tensor] = []
+        whole = torch.zeros_like(grams[0])
+        for update, G in zip(factors, grams, strict=True):
+            trusted = self.alpha * G
+            trusted.diagonal().copy_(G.diagonal() + pull)
+            rows.append(update.A @ trusted)
+            whole += trusted
+        factor, failed = torch.linalg.cholesky_ex(whole)
+        if failed:
+            raise UserError(
+                f"merge.ridge={self.ridge} is too small for the Gram matrices of {layer}, which leave inputs undecided; "
+                f"type merge.ridge={max(100 * self.ridge, 1e-9):g}"
+            )
+        A = torch.cholesky_solve(torch.cat(rows).T, factor).T
+        return LoRAUpdate(A, torch.cat([update.scale * update.B for update in factors], dim=1))

@@ -1,0 +1,175 @@
+"""What a merge must know of posts, gathered from each source as it computes: inputs' second moments, Fisher information."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.batch import Batch
+from hatemtl.encoder import Transformer
+from hatemtl.errors import UserError
+from hatemtl.merging.fisher import fisher
+from hatemtl.merging.learned import Learned
+from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.merging.regmean import gram
+from hatemtl.methods import full, lora_source
+from hatemtl.methods.base import Method
+from hatemtl.methods.coefficients import Candidate, search
+from hatemtl.seeds import generator
+
+Statistics = dict[str, Tensor]  # by layer
+Heads = Mapping[str, Any]  # by task
+
+
+def informed(
+    method: Method,
+    model: Transformer,
+    heads: Heads,
+    trained: Callable[[SavedRun], Heads],
+    posts: Callable[[str, int], list[Batch]],
+) -> tuple[Method, list[Candidate]]:
+    """The method with a merge that has been told what it must know, and what a search for coefficients tried on the way.
+
+    heads: of the merged network. trained: those that a source was trained with. posts: batches of so many posts of a split.
+    """
+    given: Any = method
+    merge, runs = given.merge, method.starts_from()
+    if isinstance(merge, Learned):
+        found, trace = search(merge, model, runs, heads, posts("val", merge.posts))
+    else:
+        found, trace = statistics(merge.statistic, model, runs, trained, posts("train", merge.posts)), []
+    return replace(given, merge=merge.with_statistics([by_projection(some, model) for some in found])), trace
+
+
+def statistics(
+    kind: str, model: Transformer, runs: Sequence[SavedRun], heads: Callable[[SavedRun], Heads], batches: Sequence[Batch]
+) -> list[Statistics]:
+    """For each source, by layer: `gram`, the second moments of the layer's inputs (in, in), or `fisher`, of W's shape.
+
+    model: the pretrained encoder, which computes as one source after the other and is as it was at the end.
+    heads: those that a source was trained with. Raises UserError where a source is neither a LoRA nor a full encoder.
+    """
+    found = []
+    model.requires_grad_(False)
+    layers = _layers(model, runs)
+    for run in runs:
+        with as_source(model, run):
+            if kind == "gram":
+                found.append(_grams(model, layers, batches))
+            else:
+                found.append(_fishers(model, layers, heads(run), batches, generator(run.record["seed"], "fisher")))
+    model.requires_grad_(True)
+    return found
+
+
+@contextmanager
+def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
+    """Inside, the pretrained encoder computes as the source does: its weights are the source's, exactly."""
+    before = {key: weight.detach().clone() for key, weight in model.state_dict().items()}
+    with torch.no_grad():
+        if run.record["library"] == "full":
+            model.load_state_dict(run.tensors(full.WEIGHTS))
+        else:
+            for path, update in lora_source.read(run, model).items():
+                weight: Any = model.get_submodule(path).weight
+                weight.add_(update.dense().to(weight))
+    try:
+        yield
+    finally:
+        model.load_state_dict(before)
+
+
+def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
+    """The linear layers that any source changes."""
+    if any(run.record["library"] == "full" for run in runs):
+        return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    updates: list[dict[str, LoRAUpdate]] = [lora_source.read(run, model) for run in runs]
+    return [*dict.fromkeys(path for source in updates for path in source)]
+
+
+def by_projection(some: Statistics, model: Transformer) -> Statistics:
+    """Also under the names that AdapterHub's q, k and v have where they share a matrix, and as a weight's parameter."""
+    named = dict(some)
+    for path, value in some.items():
+        layer: Any = model.get_submodule(path)
+        whole = value.shape == layer.weight.shape and layer.weight.shape[0] == 3 * layer.weight.shape[1]
+        named |= {f"{path}.{name}": part for name, part in zip("qkv", value.chunk(3) if whole else [value] * 3, strict=True)}
+        named[f"{path}.weight"] = value
+    return named
+
+
+@torch.no_grad()
+def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) -> Statistics:
+    sums: Statistics = {}
+    mask: Tensor
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...], *, path: str) -> None:
+        inputs = gram(arguments[0][mask].float())
+        sums[path] = sums[path] + inputs if path in sums else inputs
+
+    with ExitStack() as hooks:
+        for path in layers:
+            hooks.enter_context(_removed(model.get_submodule(path).register_forward_pre_hook(partial(add, path=path))))
+        for batch in batches:
+            mask = batch.attention_mask.bool()
+            model.eval()(**batch.inputs)
+    tokens = sum(batch.tokens for batch in batches)
+    return {path: value / tokens for path, value in sums.items()}
+
+
+def _fishers(
+    model: Transformer, layers: Sequence[str], heads: Heads, batches: Sequence[Batch], draw: torch.Generator
+) -> Statistics:
+    """The mean over posts of the squared gradient of log p(y | post), y drawn from the source's own prediction."""
+    sums: Statistics = {}
+
+    def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor, *, path: str) -> None:
+        inputs = arguments[0].detach()
+
+        def add(gradient: Tensor) -> None:
+            squares = fisher(inputs, gradient)
+            sums[path] = sums[path] + squares if path in sums else squares
+
+        output.register_hook(add)
+
+    def traced(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        return output.requires_grad_()  # a gradient has to get to the layers, whose weights are frozen
+
+    with ExitStack() as hooks, torch.enable_grad():
+        hooks.enter_context(_removed(model.get_input_embeddings().register_forward_hook(traced)))
+        for path in layers:
+            hooks.enter_context(_removed(model.get_submodule(path).register_forward_hook(partial(watch, path=path))))
+        for batch in batches:
+            hidden = batch.first(model.eval()(**batch.inputs).last_hidden_state)
+            losses = [
+                _surprise(head, head.eval()(hidden, batch.first(batch.attention_mask)), draw) for head in heads.values()
+            ]
+            torch.stack(losses).sum().backward()
+    posts = sum(len(batch) for batch in batches)
+    return {path: (value / posts).detach() for path, value in sums.items()}
+
+
+def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
+    """-log p(y | post), summed over posts, for labels y drawn from the prediction."""
+    scores = head.scores(logits).detach()
+    if head.kind == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits, torch.bernoulli(scores, generator=draw), reduction="sum")
+    if head.kind == "multiclass":
+        return F.cross_entropy(logits, torch.multinomial(scores, 1, generator=draw)[:, 0], reduction="sum")
+    raise UserError(
+        f"merge=fisher knows heads for multiclass and multilabel labels, not for {head.kind} ones; type merge=mean"
+    )
+
+
+@contextmanager
+def _removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,160 @@
+"""The search for a merge's coefficients: by gradient through a bank of the sources, or by forwards alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.batch import Batch
+from hatemtl.encoder import Transformer
+from hatemtl.errors import UserError
+from hatemtl.heads.base import Head
+from hatemtl.merging.learned import Learned
+from hatemtl.methods import lora_source
+from hatemtl.methods.lora_bank import Gating, banks, empty, fill
+from hatemtl.seeds import derive
+
+Heads = Mapping[str, Any]  # by task
+Candidate = dict[str, float]  # an objective's name and its value
+
+
+def search(
+    merge: Learned, model: Transformer, runs: Sequence[SavedRun], heads: Heads, batches: Sequence[Batch]
+) -> tuple[list[dict[str, Tensor]], list[Candidate]]:
+    """For each source the coefficient of every layer, and what each candidate on the way was worth by every objective.
+
+    model: the pretrained encoder, as it is again at the end. heads: of the merged network; they stay as they are.
+    """
+    if any(run.record["library"] not in lora_source.FILES for run in runs):
+        raise UserError("merge=learned weighs LoRAs; for fully trained encoders type merge=mean, or merge=task_arithmetic")
+    check_entropy(merge, heads)
+    sources = {str(i): lora_source.read(run, model) for i, run in enumerate(runs)}
+    fill(model, sources, gating=Gating(input=False, softmax=False), name="search", seed=merge.seed)
+    found = banks(model)
+    for bank in found.values():
+        bank.gate = _Given()
+    try:
+        start = 1 / len(runs) if merge.start is None else merge.start
+        rows = len(found) if merge.by == "layer" else 1
+        first = torch.full((rows, len(runs)), start)
+        net = nn.ModuleDict(heads).eval().requires_grad_(False)
+        worth = _Worth(merge, model.eval(), net, list(found.values()), batches)
+        best, trace = (_by_gradient if merge.search == "gradient" else _by_cmaes)(merge, first, worth)
+        nn.ModuleDict(heads).requires_grad_(True)
+    finally:
+        empty(model)
+    by_layer = best.expand(len(found), -1)
+    return [{path: by_layer[i, n] for i, path in enumerate(found)} for n in range(len(runs))], trace
+
+
+def check_entropy(merge: Learned, heads: Heads) -> None:
+    """Raises UserError where a head's predictions have no entropy."""
+    for task, head in heads.items():
+        if "entropy" in merge.objectives and head.kind not in ("multiclass", "multilabel"):
+            raise UserError(
+                f"merge.entropy: the {head.kind} head of task {task!r} has none; type merge.entropy=0 merge.loss=1"
+            )
+
+
+class _Given(nn.Module):
+    """A gate whose weights, one a source, are set from without."""
+
+    weights: Tensor
+
+    def forward(self, x: Tensor, low: Tensor) -> Tensor:
+        return self.weights
+
+
+class _Worth:
+    """What coefficients (layers or 1, sources) are worth: the weighted objectives, and each of them by itself."""
+
+    def __init__(
+        self, merge: Learned, model: Transformer, heads: nn.ModuleDict, found: Sequence[Any], batches: Sequence[Batch]
+    ) -> None:
+        self.merge, self.model, self.heads, self.banks, self.batches = merge, model, heads, found, batches
+
+    def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
+        for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):
+            bank.gate.weights = row
+        sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.merge.objectives if name != "error"}
+        metrics: dict[str, Any] = {task: self._head(task).metric() for task in self.heads}
+        posts = 0
+        for batch in self.batches if batches is None else batches:
+            hidden = batch.first(self.model(**batch.inputs).last_hidden_state.float())
+            for task in self.heads:
+                head = self._head(task)
+                logits = head(hidden, batch.first(batch.attention_mask))
+                for name in sums:
+                    value = self._loss(head, logits, batch, task) if name == "loss" else entropy(head, logits)
+                    sums[name] = sums[name] + value * len(batch)
+                metrics[task].update(head.scores(logits).detach(), batch.targets[task], batch.has[task])
+            posts += len(batch)
+        values = {name: value / posts for name, value in sums.items()}
+        if "error" in self.merge.objectives:
+            primary = [self._head(task).rows(metric.compute())[self._head(task).primary] for task, metric in metrics.items()]
+            values["error"] = torch.tensor(1 - sum(primary) / len(primary))
+        whole = torch.stack([weight * values[name] for name, weight in self.merge.objectives.items()]).sum()
+        return whole, {name: float(value.detach()) for name, value in values.items()}
+
+    def _head(self, task: str) -> Head:
+        return self.heads[task]  # type: ignore[return-value]
+
+    @staticmethod
+    def _loss(head: Head, logits: Tensor, batch: Batch, task: str) -> Tensor:
+        return head.loss(logits, batch.targets[task], batch.has[task])
+
+
+def entropy(head: Head, logits: Tensor) -> Tensor:
+    """The mean entropy, in nats, of a head's predictions: of a label each where any number may be right."""
+    if head.kind == "multilabel":
+        p = logits.sigmoid()
+        return -(p * nn.functional.logsigmoid(logits) + (1 - p) * nn.functional.logsigmoid(-logits)).mean()
+    return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def _by_gradient(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, list[Candidate]]:
+    coefficients, trace = start.clone().requires_grad_(), []
+    solver = torch.optim.Adam([coefficients], lr=merge.rate)
+    turns: Iterator[Batch] = (batch for _ in range(merge.steps) for batch in worth.batches)
+    for _, batch in zip(range(merge.steps), turns, strict=False):
+        solver.zero_grad()
+        with torch.enable_grad():
+            value, row = worth(coefficients, [batch])
+            value.backward()
+        trace.append(_weights(coefficients) | row)
+        solver.step()
+    return coefficients.detach(), trace
+
+
+def _weights(coefficients: Tensor) -> Candidate:
+    """Each source's weight, the mean over layers."""
+    return {f"weight_{n}": value for n, value in enumerate(coefficients.detach().mean(dim=0).tolist(), 1)}
+
+
+@torch.no_grad()
+def _by_cmaes(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, list[Candidate]]:
+    from cmaes import CMA
+
+    if start.numel() < 2:
+        raise UserError("merge.search=cmaes needs two coefficients at least; type merge.search=gradient")
+    solver, trace = (
+        CMA(mean=start.double().flatten().numpy(), sigma=merge.rate, seed=derive(merge.seed, "cmaes") % 2**32),
+        [],
+    )
+    value, row = worth(start)
+    best, least = start, float(value)
+    trace.append(_weights(start) | row)
+    for _ in range(merge.steps):
+        told = []
+        for _ in range(solver.population_size):
+            asked = solver.ask()
+            candidate = torch.from_numpy(asked).float().view_as(start)
+            value, row = worth(candidate)
+            told.append((asked, float(value)))
+            trace.append(_weights(candidate) | row)
+            if float(value) < least:
+                best, least = candidate, float(value)
+        solver.tell(told)
+    return best, trace

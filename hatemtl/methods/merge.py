@@ -1,0 +1,174 @@
+"""Methods that start from the merge of several saved runs: kept as a LoRA, as an adapter, or written into the weights."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.encoder import Transformer
+from hatemtl.errors import UserError
+from hatemtl.merging.base import Merge, merge_dense, merge_factors
+from hatemtl.methods import full, lora_source
+from hatemtl.methods.adapter_hub import load_all, matching
+from hatemtl.methods.ah_config import union
+from hatemtl.methods.ah_library import (
+    LIBRARY,
+    PATTERN,
+    active,
+    add,
+    enable,
+    factors,
+    is_lora,
+    loras,
+    own_parameters,
+    train,
+    try_out,
+    updates,
+)
+from hatemtl.methods.ah_setup import save
+
+Lost = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """Starts from the merge of saved adapters of one kind; the sources stay loaded, frozen and inactive.
+
+    LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA. Adapters of
+    another kind and one configuration are merged parameter by parameter, as differences to the weights that they started
+    from, which is the same for all runs of this seed.
+    sources: a glob of saved runs, at least one; each is loaded under its folder's name. rank: of the LoRA that the result is
+    cut to, the best there is in the Frobenius norm; None keeps all: the sum of the ranks, or the weight's own.
+    """
+
+    sources: str
+    merge: Merge
+    rank: int | None
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = True
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise UserError(
+                f"method.rank={self.rank}: expected a whole number from 1, or null for a result that nothing is cut from"
+            )
+
+    def starts_from(self) -> list[SavedRun]:
+        return matching(self.sources, "ah_merge16")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+        adapted = enable(model)
+        names = load_all(adapted, self.starts_from(), name)
+        if all(is_lora(adapted, source) for source in names):
+            return self._loras(adapted, names, name, seed)
+        return self._adapters(adapted, names, name, seed)
+
+    def _loras(self, adapted: Any, names: Sequence[str], name: str, seed: int) -> nn.Module:
+        merged = merge_factors(self.merge, [updates(adapted, source) for source in names], self.rank, names)
+        rank = max(update.rank for update in merged.updates.values())
+        add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
+        with torch.no_grad():
+            for path, layer, lora in loras(adapted, name):
+                for projection, A, B in factors(layer, lora):
+                    # fresh rows of A under zeros of B, where no source has any, add nothing and can learn
+                    if (update := merged.updates.get(path + projection)) is None:
+                        continue
+                    A[: update.rank].copy_(update.A)
+                    B[:, : update.rank].copy_(update.scale * update.B)
+        adapted.energy_lost = merged.lost
+        return train(adapted, name)
+
+    def _adapters(self, adapted: Any, names: Sequence[str], name: str, seed: int) -> nn.Module:
+        configs = [adapted.adapters_config.get(source) for source in names]
+        for source, config in zip(names, configs, strict=True):
+            if config != configs[0]:
+                raise UserError(
+                    f"method.sources={self.sources!r}: {names[0]} and {source} are adapters of different configurations, "
+                    f"and only LoRAs can be merged then; name sources of one method"
+                )
+        for run in self.starts_from():
+            if run.record["seed"] != seed:
+                raise UserError(
+                    f"method.sources={self.sources!r}: {run.folder} started from the weights of seed {run.record['seed']}, "
+                    f"this run has seed {seed}, and such adapters are merged as what they changed; type "
+                    f"seed={run.record['seed']}, or train them with one seed"
+                )
+        add(adapted, name, configs[0], seed)
+        start = own_parameters(adapted, name)
+        merged = merge_dense(self.merge, [_differences(own_parameters(adapted, each), start, each) for each in names])
+        with torch.no_grad():
+            for key, parameter in start.items():
+                parameter.add_(merged[key].to(parameter))
+        return try_out(train(adapted, name), f"method.sources={self.sources!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntoWeights:
+    """Starts from the merge of saved runs written into the encoder's weights, all of which are then trained.
+
+    sources: a glob of saved runs, at least one: LoRAs of either library, of which nothing is cut, or fully trained encoders.
+    """
+
+    sources: str
+    merge: Merge
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = full.Full.library
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = False
+    adapter_pattern: ClassVar[None] = None
+    active = full.Full.active
+    save = full.Full.save
+
+    def starts_from(self) -> list[SavedRun]:
+        runs = lora_source.folders(self.sources, "full_merge")
+        libraries = {run.record["library"] for run in runs}
+        if libraries - {*lora_source.FILES, self.library} or (self.library in libraries and len(libraries) > 1):
+            raise UserError(
+                f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}; expected LoRAs "
+                f"({', '.join(lora_source.FILES)}) or fully trained encoders ({self.library}), and not both"
+            )
+        return runs
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+        runs = self.starts_from()
+        if runs[0].record["library"] == self.library:
+            start = model.state_dict()
+            deltas = [_differences(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
+            merged = merge_dense(self.merge, deltas)
+        else:
+            folders = [str(run.folder) for run in runs]
+            found = merge_dense(self.merge, [lora_source.read(run, model) for run in runs], folders)
+            merged = {f"{layer}.weight": update for layer, update in found.items()}
+        weights = dict(model.named_parameters())
+        with torch.no_grad():
+            for key, update in merged.items():
+                weights[key].add_(update.to(weights[key]))
+        return model.requires_grad_(True)
+
+
+def _differences(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """What training changed of the weights that a source started from, in double precision.
+
+    Raises UserError where they are other weights, or hold what is no number.
+    """
+    changed = {}
+    for key, before in start.items():
+        if not before.is_floating_point():
+            continue
+        if key not in weights or weights[key].shape != before.shape:
+            raise UserError(f"{source} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
+        changed[key] = weights[key].detach().double() - before.detach().double()
+        if not torch.isfinite(changed[key]).all():
+            raise UserError(f"{source} holds what is no finite number in {key}: its training diverged; leave it out")
+    return changed
