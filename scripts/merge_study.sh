@@ -22,7 +22,7 @@ MERGES=${MERGES:-mean linear task_arithmetic,scale=0.5 task_arithmetic,scale=0.7
   breadcrumbs dare_linear dare_ties della knots core_space tsv_m iso_c iso_cts lego regmean fisher learned
   learned,loss=0,entropy=1
   learned,loss=0,error=1,search=cmaes,rate=0.2,steps=5,posts=256}
-TRAINED=${TRAINED:-mean task_arithmetic,scale=0.5 tsv_m}  # those that are trained afterwards too
+TRAINED=${TRAINED:-mean task_arithmetic,scale=0.5}  # those that are trained afterwards too
 
 read -ra seeds <<<"$SEEDS"
 read -ra merges <<<"$(tr '\n' ' ' <<<"$MERGES")"
