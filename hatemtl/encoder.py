@@ -262,6 +262,13 @@ def keep_trainable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def vocabulary(tokenizer: Tokenizer) -> str:
+    """Sixteen hex digits that tell one tokenizer from another: its words and rules, not how long a text it lets through."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def fingerprint(model: Transformer) -> str:
     """Sixteen hex digits that tell one pretrained encoder from another: names, shapes and 1,024 values of each weight."""
     digest = hashlib.sha256()

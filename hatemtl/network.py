@@ -12,7 +12,7 @@ from torch import nn
 from hatemtl.artifacts import SavedRun
 from hatemtl.batch import Batch
 from hatemtl.datamodule import DataModule
-from hatemtl.encoder import Encoder, Transformer, fingerprint, keep_trainable
+from hatemtl.encoder import Encoder, Tokenizer, Transformer, fingerprint, keep_trainable, vocabulary
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.merging import heads as merged_heads
@@ -160,10 +160,13 @@ def prepare(
 ) -> None:
     """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
 
-    cache: the folder that keeps the first three. Raises UserError where cache_prefix has no such folder, or nothing to keep.
+    cache: the folder that keeps the first three. Raises UserError where cache_prefix has no such folder, or nothing to keep,
+    or a source was trained on other tokens.
     """
-    module = network.module
-    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, cache)
+    module, tokenizer = network.module, network.encoder.tokenizer()
+    for source in network.method.starts_from():
+        check_tokenizer(source, tokenizer)
+    data.tokenize(tokenizer, network.encoder.max_length, cache)
     if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
         module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
     if cache_prefix:
@@ -186,6 +189,15 @@ def prepare(
 def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None:
     """Raises UserError where the saved run was trained on another encoder than this one, whose model is given."""
     _same_encoder(saved, fingerprint(model), encoder)
+
+
+def check_tokenizer(saved: SavedRun, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the saved run read its posts through another tokenizer: its weights know other token ids."""
+    if saved.record.get("tokenizer", mark := vocabulary(tokenizer)) != mark:
+        raise UserError(
+            f"{saved.folder} was trained with another tokenizer ({saved.record['tokenizer']}) than this encoder has ({mark}); "
+            f"type encoder=NAME of the one that it was trained on ({saved.record['encoder_source']})"
+        )
 
 
 def _same_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:

@@ -28,11 +28,12 @@ from hatemtl.configuration import (
     tasks_of,
 )
 from hatemtl.datamodule import DataModule
+from hatemtl.encoder import vocabulary
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.flops import matmul_peak
 from hatemtl.methods.base import LOADERS
 from hatemtl.methods.lora_answers import watched
-from hatemtl.network import Network, check_heads, prepare
+from hatemtl.network import Network, check_heads, check_tokenizer, prepare
 from hatemtl.pool import Pool, loader
 from hatemtl.provenance import peak_memory, provenance
 from hatemtl.quiet import quiet
@@ -143,6 +144,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "method": HydraConfig.get().runtime.choices["method"],
             "library": method.library,
             "encoder": network.mark,
+            "tokenizer": vocabulary(network.encoder.tokenizer()),
             "encoder_source": cfg.encoder.source,
             "data": marks,
             "leaks": leaked,
@@ -185,7 +187,9 @@ def test(cfg: DictConfig) -> None:
     data = data_of(cfg, tasks)
     network = network_of(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
-    data.tokenize(network.encoder.tokenizer(), network.encoder.max_length, cache_of(cfg))
+    tokenizer = network.encoder.tokenizer()
+    check_tokenizer(saved, tokenizer)
+    data.tokenize(tokenizer, network.encoder.max_length, cache_of(cfg))
     report.network(console, network.parts())
     report.results(console, _test(cfg, network, data, folder), f"{folder}: test split")
 

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from hatemtl import encoder as encoder_module
-from hatemtl.encoder import Encoder, fingerprint, guard
+from hatemtl.encoder import Encoder, fingerprint, guard, vocabulary
 from hatemtl.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf" / "encoder"
@@ -449,3 +449,12 @@ def test_a_cached_revision_of_the_hub_needs_no_network(cache: Path) -> None:
     assert electra.tokenizer()("this is fine")["input_ids"] == [1, 5, 7, 8, 2]
     with pytest.raises(UserError, match="encoder=minilm"):  # another revision is not this one
         Encoder(**{**settings("electra_small"), "revision": None}).model(dropout=False, seed=0)
+
+
+def test_a_tokenizer_is_told_by_its_words_and_rules_alone() -> None:
+    from invented import byte_level, minilm
+
+    first = vocabulary(minilm())
+    minilm()(["some text"], truncation=True, max_length=5, padding=True)  # which leaves its settings behind
+    assert vocabulary(minilm()) == first
+    assert len({first, vocabulary(byte_level()), vocabulary(byte_level(trim=False))}) == 3

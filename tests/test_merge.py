@@ -183,5 +183,11 @@ def test_damaged_sources_are_named(cli: Cli, sample: list[str], parts: Path) -> 
     assert ended.code == 2
     assert "no finite number" in ended.err
     assert "diverged" in ended.err
-    (parts / "part_2" / "run.json").write_text(json.dumps({"library": "adapterhub"})[:-1])
+    record = json.loads((parts / "part_2" / "run.json").read_text())
+    (parts / "part_2" / "run.json").write_text(json.dumps(record | {"tokenizer": "0123456789abcdef"}))
+    weights.write_bytes(whole)
+    ended = merge(cli, sample, parts, "merge", *UNTRAINED)
+    assert ended.code == 2
+    assert "part_2 was trained with another tokenizer" in ended.err
+    (parts / "part_2" / "run.json").write_text(json.dumps(record)[:-1])
     assert merge(cli, sample, parts, "merge", *UNTRAINED).code == 2
