@@ -11,6 +11,7 @@ import io
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -25,12 +26,14 @@ EXAMPLES = """examples:
 """
 COLUMNS = ["macro-F1 %", "retention %", "from", "to", "of single %", "trained, thousands", "steps", "seconds"]
 WHOLE = "1 1"  # the part that is all labels
-# Student's t, 97.5 %, by degrees of freedom
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# Student's t, 97.5 %, by degrees of freedom from 1 on; of more, that of the last is a little too wide
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
-def read_study(study: Path, part: str, single: str, stage: str) -> dict[str, list[list[float | None]]]:
+def read_study(study: Path, part: str, single: str, names: Sequence[str], stage: str) -> dict[str, list[list[float | None]]]:
     """By the name of each run of all labels, and `parts`, for every seed the values of COLUMNS but the interval.
+
+    names: globs of the runs wanted beside `single`.
 
     Raises ResultsError where there is no folder of a seed, or one lacks its parts.
     """
@@ -40,12 +43,17 @@ def read_study(study: Path, part: str, single: str, stage: str) -> dict[str, lis
         raise ResultsError(f"{study}: no folder in it holds runs named {part}; train them with scripts/merge_study.sh")
     for seed in seeds:
         parts = [read_results(path / "results.csv") for path in sorted(seed.glob(part))]
-        [task] = multilabel_tasks(parts, stage)
+        task, *more = multilabel_tasks(parts, stage)
+        if more:
+            raise ResultsError(f"{seed}: parts of {', '.join([task, *more])}; expected those of one task")
         labels = read_parts(parts, stage, task)
         apart = pool(labels)["macro_f1"]
+        if not apart:
+            raise ResultsError(f"{seed}: the parts' macro-F1 is 0, so there is nothing to keep; train them longer")
         found["parts"].append([100 * apart, 100.0, None, *sums([cost(part) for part in parts])])
         others = [read_results(path) for path in sorted(seed.glob("[!.]*/results.csv"))]
         runs = {run.path.parent.name: run for run in others if mask_pattern(run, task) == WHOLE}
+        runs = {name: run for name, run in runs.items() if any(fnmatchcase(name, glob) for glob in [single, *names])}
         f1 = {name: read_whole(run, stage, task, labels, parts)["macro_f1"] for name, run in runs.items()}
         for name, run in runs.items():
             of_single = 100 * f1[name] / f1[single] if f1.get(single) else None
@@ -69,7 +77,7 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """The 95 % interval of a mean of a few values; none of one value."""
     if len(values) < 2:
         return None, None
-    half = STUDENT.get(len(values) - 1, 1.96) * stdev(values) / len(values) ** 0.5
+    half = STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * stdev(values) / len(values) ** 0.5
     return fmean(values) - half, fmean(values) + half
 
 
@@ -118,11 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("study", type=Path, metavar="STUDY", help="folder of a study: a folder a seed")
     parser.add_argument("--part", default="target_part_*", help="glob of the parts in each (default: %(default)s)")
     parser.add_argument("--single", default="target_single", help="run of all labels in each (default: %(default)s)")
+    parser.add_argument("--run", nargs="+", default=["*"], help="globs of the others that are wanted (default: all)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of retention against steps, as PNG")
     add_output_options(parser)
     args = parser.parse_args(argv)
     try:
-        found = read_study(args.study, args.part, args.single, args.stage)
+        found = read_study(args.study, args.part, args.single, args.run, args.stage)
         rows = dict(sorted(((name, row(seeds)) for name, seeds in found.items()), key=lambda item: -(item[1][0] or 0)))
         spread = {name: [deviation([seed[0] for seed in seeds]), *[None] * 7] for name, seeds in found.items()}
         Table(COLUMNS, rows, 1 if args.digits is None else args.digits, spread=spread, corner="run").show(

@@ -81,13 +81,17 @@ class MultitaskModule(L.LightningModule):
         return logits
 
     def _logits_of(self, tasks: list[str], batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
-        if self.prefix is not None:
-            self.prefix.recall(batch.prefix)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.heads_alone):
-            hidden = encoder(**batch.inputs).last_hidden_state
+            hidden = self.hidden(batch, encoder)
         with torch.autocast(hidden.device.type, enabled=False):  # heads and losses stay in float32
             hidden = hidden.float()
             return {task: self._read(self.head(task), hidden, batch) for task in tasks}
+
+    def hidden(self, batch: Batch, encoder: Callable[..., Any]) -> Tensor:
+        """What the encoder, or a compiled one, makes of the posts' sequences, (S, T, D)."""
+        if self.prefix is not None:
+            self.prefix.recall(batch.prefix)
+        return encoder(**batch.inputs).last_hidden_state
 
     def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
         if head.kind == "choice":

@@ -1,13 +1,13 @@
 """The network of a run: encoder, method and heads put together, with everything checked that would be silently wrong."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.batch import Batch
@@ -20,7 +20,7 @@ from hatemtl.merging.base import NeedsStatistics
 from hatemtl.merging.learned import Learned
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
 from hatemtl.methods.calibration import informed
-from hatemtl.methods.coefficients import Candidate
+from hatemtl.methods.coefficients import Search
 from hatemtl.module import MultitaskModule, Weighting
 from hatemtl.optimization import Optimization
 from hatemtl.prefix import Prefix
@@ -41,7 +41,7 @@ class Network:
     """The module of a run, and what its saved run must say of it.
 
     mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
-    should know of it. trace: what a search for a merge's coefficients tried.
+    should know of it. search: for a merge's weights.
     """
 
     module: MultitaskModule
@@ -50,7 +50,7 @@ class Network:
     mark: str
     name: str
     notes: tuple[str, ...] = ()
-    trace: Sequence[Candidate] = ()
+    search: Search = field(default_factory=Search)
 
     def store(self, dtype: torch.dtype) -> None:
         """Keeps the body's frozen weights in the type of the computation: no cast at every step, half the memory in bf16."""
@@ -66,6 +66,14 @@ class Network:
     def lost(self) -> dict[str, float]:
         """The share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where nothing was merged."""
         return getattr(self.module.encoder, "energy_lost", {})
+
+    def merged(self) -> list[dict[str, object]]:
+        """A row a layer of a merge: what was lost, and the weight of each source where they were searched for."""
+        rows: list[dict[str, object]] = []
+        for layer, lost in self.lost.items():
+            weights = {f"weight_{n}": float(of.get(layer, 0)) for n, of in enumerate(self.search.found, 1)}
+            rows.append({"layer": layer, "lost": lost, **weights})
+        return rows
 
     def parts(self) -> list[Component]:
         """The body, each adapter and each head, with their parameters."""
@@ -137,10 +145,10 @@ def assemble(
             "merge=learned searches with the heads of the sources, and heads.merge=fresh draws new ones; type "
             "heads.merge=concat for parts, or heads.merge=mean"
         )
-    trace: list[Candidate] = []
+    told = Search()
     if isinstance(merge, NeedsStatistics) and posts is not None:
         trained = partial(_heads_of, tasks=tasks, hidden_size=model.config.hidden_size)
-        method, trace = informed(method, model, heads, trained, posts)
+        method, told = informed(method, model, heads, trained, posts)
     name = module_name(name)
     attached = method.attach(encoder.quantized(model), name=name, seed=seed)
     keep_trainable(attached)
@@ -152,7 +160,7 @@ def assemble(
         optimization=optimization,
         seed=seed,
     )
-    return Network(module, encoder, method, mark, name, tuple(notes.values()), trace)
+    return Network(module, encoder, method, mark, name, tuple(notes.values()), told)
 
 
 def prepare(
@@ -195,7 +203,7 @@ def check_tokenizer(saved: SavedRun, tokenizer: Tokenizer) -> None:
     """Raises UserError where the saved run read its posts through another tokenizer: its weights know other token ids."""
     if saved.record.get("tokenizer", mark := vocabulary(tokenizer)) != mark:
         raise UserError(
-            f"{saved.folder} was trained with another tokenizer ({saved.record['tokenizer']}) than this encoder has ({mark}); "
+            f"{saved.folder} was trained with another tokenizer ({saved.record['tokenizer']}) than this encoder's ({mark}); "
             f"type encoder=NAME of the one that it was trained on ({saved.record['encoder_source']})"
         )
 
@@ -225,8 +233,8 @@ def _heads_of(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> 
     weights, found = run.tensors("heads.safetensors"), {}
     for task in [task for task in tasks if task in run.labels]:
         head: Any = tasks[task].head(hidden_size=hidden_size, space=run.labels[task])
-        state = {key.removeprefix(f"{task}."): value for key, value in weights.items() if key.startswith(f"{task}.")}
-        head.load_state_dict(state)
+        _check_settings(run, task, tasks[task], f"method.sources: {run.folder}")
+        _load_head(head, {key: value for key, value in weights.items() if key.startswith(f"{task}.")}, task, str(run.folder))
         found[task] = head
     if not found:
         raise UserError(f"{run.folder} has no head for {', '.join(tasks)}; type tasks=[{','.join(run.labels)}]")
@@ -274,13 +282,18 @@ def _merge_heads(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[
             )
         alike = all(known == head.space for known, _ in sources.values())
         merge = merged_heads.mean if how == "mean" or (how == "refit" and alike) else merged_heads.concat
-        try:
-            head.load_state_dict(merge(task, sources, head.space))
-        except RuntimeError as error:
-            raise UserError(
-                f"heads.merge={how}: the sources' heads for task {task!r} are built otherwise "
-                f"({str(error).splitlines()[-1].strip()}); give the tasks.{task}.head.* keys that they were trained with"
-            ) from error
+        _load_head(head, merge(task, sources, head.space), task, "the sources")
+
+
+def _load_head(head: Any, state: Mapping[str, Tensor], task: str, owner: str) -> None:
+    """Loads the weights of one head. Raises UserError where they are of another one; `owner` has them."""
+    try:
+        head.load_state_dict({key.removeprefix(f"{task}."): value for key, value in state.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"{owner}: the head for task {task!r} is built otherwise ({str(error).splitlines()[-1].strip()}); give the "
+            f"tasks.{task}.head.* keys that it was trained with"
+        ) from error
 
 
 def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:

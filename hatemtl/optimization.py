@@ -57,6 +57,11 @@ class Optimization:
         }.items():
             if getattr(self, name) < least:
                 raise UserError(f"optimization.{name}={getattr(self, name)}: expected {least} or more")
+        if not self.epochs and self.warmup % 1:
+            raise UserError(
+                f"optimization.warmup={self.warmup} with optimization.epochs=0: part of an epoch is the beginning of one at "
+                f"full rate; type optimization.warmup={math.ceil(self.warmup)}, or optimization.epochs=1"
+            )
         if self.patience is not None and self.patience < 1:
             raise UserError(f"optimization.patience={self.patience}: expected at least 1 epoch, or null to never stop early")
         if self.clip is not None and self.clip <= 0:

@@ -10,6 +10,7 @@ from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.methods.bert_layer import merged
+from hatemtl.methods.mtl_lora import reads_by_task
 from hatemtl.module import MultitaskModule
 from hatemtl.seeds import generator
 
@@ -18,8 +19,13 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)  # on half the squared weights of standardi
 HELD_OUT = 5  # every fifth training post says which penalty is best
 
 
-def check_refit(heads: Mapping[str, Head]) -> None:
+def check_refit(encoder: nn.Module, heads: Mapping[str, Head]) -> None:
     """Raises UserError where a head cannot be fitted to one vector a post."""
+    if reads_by_task(encoder):
+        raise UserError(
+            "heads.merge=refit: what this method makes of a post depends on the task that reads it; type heads.merge=fresh "
+            "optimization.heads_first=1"
+        )
     for task, head in heads.items():
         if head.kind not in REFITTED:
             raise UserError(
@@ -43,7 +49,7 @@ def features(module: MultitaskModule, data: DataModule, device: torch.device) ->
     found: dict[str, tuple[list[Tensor], list[Tensor]]] = {task: ([], []) for task in module.heads}
     with merged(module.encoder), torch.autocast(device.type, weight.dtype, enabled=weight.dtype is torch.bfloat16):
         for batch in (pool[rows[some]].to(device) for some in data.batching.in_order(pool.lengths[rows])):
-            hidden = batch.first(module.encoder(**batch.inputs).last_hidden_state.float())
+            hidden = batch.first(module.hidden(batch, module.encoder).float())
             for task, (vectors, targets) in found.items():
                 head: Any = module.head(task)
                 with torch.autocast(device.type, enabled=False):
@@ -101,11 +107,13 @@ def refit(module: MultitaskModule, data: DataModule, *, device: torch.device, se
         head: Any = module.head(task).cpu()  # type: ignore[attr-defined]
         order = torch.randperm(len(vectors), generator=generator(seed, "refit", task))
         out, kept = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT != 0]
-        losses = {}
+        drawn, losses = {key: value.clone() for key, value in head.state_dict().items()}, {}
         for penalty in PENALTIES if len(kept) else ():
+            head.load_state_dict(drawn)
             fit(head, vectors[kept], targets[kept], penalty)
             with torch.no_grad():
                 losses[penalty] = float(_loss(head, vectors[out], targets[out]))
         chosen[task] = min(losses, key=losses.__getitem__, default=PENALTIES[-1])
+        head.load_state_dict(drawn)
         fit(head, vectors, targets, chosen[task])
     return chosen

@@ -31,7 +31,7 @@ from hatemtl.datamodule import DataModule
 from hatemtl.encoder import vocabulary
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.flops import matmul_peak
-from hatemtl.methods.base import LOADERS
+from hatemtl.methods.base import LOADERS, Component
 from hatemtl.methods.lora_answers import watched
 from hatemtl.network import Network, check_heads, check_tokenizer, prepare
 from hatemtl.pool import Pool, loader
@@ -102,7 +102,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     network = network_of(cfg, tasks, data.spaces, method, optimization, save_path.name, cfg.heads.merge, data)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
     if cfg.heads.merge == "refit":
-        check_refit({task: module.head(task) for task in tasks})
+        check_refit(module.encoder, {task: module.head(task) for task in tasks})
     prepare(
         network, data, settings, epochs=optimization.total_epochs, cache=cache_of(cfg), cache_prefix=cfg.data.cache_prefix
     )
@@ -117,8 +117,8 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
-        artifacts.write_rows(work / "merge.csv", [{"layer": layer, "lost": lost} for layer, lost in network.lost.items()])
-        artifacts.write_rows(work / "search.csv", network.trace)
+        artifacts.write_rows(work / "merge.csv", network.merged())
+        artifacts.write_rows(work / "search.csv", network.search.tried)
         logger.log_hyperparams(config)
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
@@ -152,13 +152,13 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "seed": cfg.seed,
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
-            "steps": trainer.global_step,
+            "steps": trainer.global_step + network.search.steps,
             "best_epoch": best.epoch + 1,
             **throughput.record(peak),
             "peak_memory_bytes": memory,
             "compiled": module.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
-            "trained_parameters": sum(part.trained for part in parts),
+            "trained_parameters": sum(part.trained for part in parts if _learned(part, optimization)),
             **origin,
         },
     )
@@ -235,6 +235,12 @@ def export_run(cfg: DictConfig) -> None:
     else:
         export.adapter(saved, encoder, form, folder, seed=cfg.seed)
     Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
+
+
+def _learned(part: Component, optimization: Any) -> bool:
+    """Whether the run trains this part: none without an epoch, and the heads alone where there is no other."""
+    alone = optimization.total_epochs == optimization.heads_first
+    return optimization.total_epochs > 0 and (part.kind == "head" or not alone)
 
 
 def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:

@@ -44,7 +44,10 @@ for seed in "${seeds[@]}"; do
   together "$folder" ah_merge16 "bottleneck_part_*" bottleneck_merge "seed=$seed"
 done
 
-table() { uv run analysis/retention_table.py "$OUT" --part "${1}_part_*" --single "${1}_single" "${@:2}"; }
-table target --format org --output "$OUT/table.org"
-table target --format csv --output "$OUT/table.csv"
-table target
+# what LoRAs became, over the parts that are LoRAs; what bottlenecks became, over theirs
+table() {
+  uv run analysis/retention_table.py "$OUT" --part "target_part_*" --run target_single ah_merge16 "lora_*" ah_stack "$@"
+  uv run analysis/retention_table.py "$OUT" --part "bottleneck_part_*" --run ah_fusion bottleneck_merge "$@"
+}
+table --format org >"$OUT/table.org"
+table

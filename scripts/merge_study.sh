@@ -49,6 +49,7 @@ after() {  # seed, kind of training, merges: those without keys of their own in 
     hatemtl "${merge[@]}" "merge=${spec%%,*}" "${options[@]/#/merge.}" \
       "save_path=$OUT/$seed/$(tr -cs 'a-zA-Z0-9.\n' _ <<<"$spec")-$kind"
   done
+  ((${#plain[@]})) || return 0
   hatemtl -m "${merge[@]}" "merge=$(IFS=,; echo "${plain[*]}")" "save_path=$OUT/$seed/\${hydra:runtime.choices.merge}-$kind"
 }
 

@@ -42,7 +42,7 @@ ENCODERS = {
     "electra": lambda: ElectraModel(ElectraConfig(**SHAPE, embedding_size=64)),
     "roberta": lambda: RobertaModel(RobertaConfig(**SHAPE)),
 }
-COLUMNS = ("train", "reload exact", "merge", "stack", "average", "parallel", "fuse")
+COLUMNS = ("train", "reload exact", "into weights", "stack", "average", "parallel", "fuse")
 RATES = {"learning_rate": 1e-3, "body_dropout": False}
 
 
@@ -137,7 +137,7 @@ def trial(name: str, kind: str, folder: Path) -> Row:
     outcomes.setdefault("train", "yes")
     loaded = adapter_hub.Load(path=str(folder / "part_2"), **RATES).attach(encoder(kind), name="other", seed=9)
     outcomes["reload exact"] = "yes" if torch.equal(said(loaded), said(model)) else _far(said(loaded), said(model))
-    outcomes["merge"] = _tried(lambda: _merged(loaded))
+    outcomes["into weights"] = _tried(lambda: _merged(loaded))
     two = {"sources": str(folder / "part_*"), **RATES}
     combined = {
         "stack": lambda: composition.Stacked(

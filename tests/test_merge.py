@@ -67,6 +67,7 @@ def test_every_merge_runs_from_the_command_line_without_training(cli: Cli, sampl
     assert len(searched) == 2
     assert list(searched) == ["weight_1", "weight_2", "loss"]
     assert searched["weight_1"][0] == 0.5
+    assert {"weight_1", "weight_2"} <= set(pd.read_csv(parts / "learned" / "merge.csv"))
 
 
 def test_without_training_the_heads_are_those_of_the_parts(cli: Cli, sample: list[str], parts: Path) -> None:

@@ -30,10 +30,11 @@ class Merge(Protocol):
 
 @runtime_checkable
 class NeedsStatistics(Protocol):
-    """A merge that weighs the sources by a statistic of each on its own posts; called without them it raises UserError.
+    """A merge that weighs the sources by a statistic of each, gathered on posts; called without one it raises UserError.
 
     statistic: what is gathered of a layer: `gram`, Xᵀ·X (in, in) of its inputs, or `fisher`, the mean squared gradient, of
-    the shape of the weight. posts: how many training posts it is gathered from.
+    the shape of the weight. posts: how many it is gathered from, the same
+    training posts of the run for all sources, also where a source was trained on others.
     """
 
     statistic: ClassVar[str]
@@ -132,7 +133,7 @@ def statistics_of(
     Raises UserError where they do not belong to these sources or this layer.
     """
     if len(statistics) != sources:
-        raise UserError(f"statistics of {len(statistics)} sources for {sources} sources; gather them from the posts of each")
+        raise UserError(f"statistics of {len(statistics)} sources for {sources} sources; gather one of each")
     if not all(layer in source for source in statistics):
         return None
     found = [source[layer].double() for source in statistics]

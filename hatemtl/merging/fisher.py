@@ -50,6 +50,8 @@ class Fisher:
     statistic: ClassVar[str] = "fisher"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.normalize, bool):
+            raise UserError(f"merge.normalize={self.normalize}: expected true or false")  # Hydra reads "no" as a word
         if not (isinstance(self.floor, (int, float)) and 0 < self.floor < float("inf")):
             raise UserError(f"merge.floor={self.floor}: expected a number over 0, such as 1e-6")
         if type(self.posts) is not int or self.posts < 1:

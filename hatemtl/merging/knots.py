@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Update, dense, factored
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
@@ -26,6 +27,10 @@ class KnOTS:
 
     inner: Merge
     sigma_inside: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sigma_inside, bool):
+            raise UserError(f"merge.sigma_inside={self.sigma_inside}: expected true or false")  # Hydra reads "no" as a word
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = factored(updates)

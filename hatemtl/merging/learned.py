@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.merging.base import Merge, Update
-from hatemtl.merging.mean import total
+from hatemtl.merging.mean import Mean, total
 
 OBJECTIVES = ("loss", "entropy", "error")
 
@@ -54,8 +54,10 @@ class Learned:
         for key in ("steps", "posts"):
             if type(getattr(self, key)) is not int or getattr(self, key) < 1:
                 raise UserError(f"merge.{key}={getattr(self, key)}: expected a whole number from 1")
-        if not self.rate > 0:
+        if type(self.rate) not in (int, float) or not self.rate > 0:
             raise UserError(f"merge.rate={self.rate}: expected a number above 0")
+        if self.start is not None and type(self.start) not in (int, float):
+            raise UserError(f"merge.start={self.start}: expected a number, or null for 1/n")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         raise UserError(
@@ -73,4 +75,6 @@ class Learned:
 
 
 def _weighted(updates: Sequence[Update], *, layer: str, statistics: Sequence[Mapping[str, Tensor]]) -> Update:
+    if not all(layer in source for source in statistics):
+        return Mean(weights=None)(updates, layer=layer)  # no source adapts it
     return total(updates, [float(source[layer]) for source in statistics])

@@ -1,5 +1,6 @@
 """The mean of updates: as it is defined, weighted, and as factor averaging approximates it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,17 @@ import torch
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Update, dense
 from hatemtl.merging.lora import LoRAUpdate, combine
+
+
+def check_weights(weights: object, given: str, *, negative: bool = False) -> None:
+    """Raises UserError where these are no weights, one a source, not all 0; `given` is the key that the user typed."""
+    numbers = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else []
+    sound = numbers and all(type(w) in (int, float) and math.isfinite(w) and (negative or w >= 0) for w in numbers)
+    if not sound or not any(numbers):
+        raise UserError(
+            f"{given}={weights}: expected {'numbers' if negative else 'numbers from 0'}, one a source, not all 0; type "
+            f"{given}=[1,2], or null for equal ones"
+        )
 
 
 def total(updates: Sequence[Update], weights: Sequence[float]) -> Update:
@@ -27,11 +39,8 @@ class Mean:
     weights: Sequence[float] | None
 
     def __post_init__(self) -> None:
-        if self.weights is not None and (min(self.weights, default=0.0) < 0 or sum(self.weights) <= 0):
-            raise UserError(
-                f"merge.weights={list(self.weights)}: expected numbers from 0, not all 0, one a source; "
-                f"merge=task_arithmetic takes negative ones"
-            )
+        if self.weights is not None:
+            check_weights(self.weights, "merge.weights")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         weights = [1.0] * len(updates) if self.weights is None else list(self.weights)

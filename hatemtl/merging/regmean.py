@@ -1,4 +1,4 @@
-"""RegMean: the weights whose outputs are nearest to every source's outputs on its own posts, layer by layer."""
+"""RegMean: the weights whose outputs are nearest to every source's outputs on posts, layer by layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def gram(inputs: Tensor) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class RegMean:
     """ΔW = (Σ ΔWᵢ·Gᵢ)·(Σ Gᵢ)⁻¹ (Jin et al. 2023, Dataless knowledge fusion by merging weights of language models,
-    arXiv:2212.09849), Gᵢ = Xᵢᵀ·Xᵢ the Gram matrix (in, in) of the layer's inputs on source i's posts.
+    arXiv:2212.09849), Gᵢ = Xᵢᵀ·Xᵢ the Gram matrix (in, in) of the layer's inputs as source i computes them.
 
     It minimizes Σ ‖Xᵢ·Wᵀ − Xᵢ·Wᵢᵀ‖², the distance of outputs. The weights Wᵢ = W₀ + ΔWᵢ start from the same W₀, so the
     formula for them is the one for the updates.

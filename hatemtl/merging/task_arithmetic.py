@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Update
-from hatemtl.merging.mean import total
+from hatemtl.merging.mean import check_weights, total
 from hatemtl.merging.sparsity import check_scale
 
 
@@ -24,6 +24,8 @@ class TaskArithmetic:
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
+        if self.weights is not None:
+            check_weights(self.weights, "merge.weights", negative=True)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         weights = [1.0] * len(updates) if self.weights is None else list(self.weights)

@@ -20,7 +20,7 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.regmean import gram
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.base import Method
-from hatemtl.methods.coefficients import Candidate, search
+from hatemtl.methods.coefficients import Search, search
 from hatemtl.seeds import generator
 
 Statistics = dict[str, Tensor]  # by layer
@@ -33,18 +33,21 @@ def informed(
     heads: Heads,
     trained: Callable[[SavedRun], Heads],
     posts: Callable[[str, int], list[Batch]],
-) -> tuple[Method, list[Candidate]]:
-    """The method with a merge that has been told what it must know, and what a search for coefficients tried on the way.
+) -> tuple[Method, Search]:
+    """The method with a merge that has been told what it must know, and what a search for weights found and tried.
 
     heads: of the merged network. trained: those that a source was trained with. posts: batches of so many posts of a split.
     """
     given: Any = method
     merge, runs = given.merge, method.starts_from()
     if isinstance(merge, Learned):
-        found, trace = search(merge, model, runs, heads, posts("val", merge.posts))
+        found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
+        told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
     else:
-        found, trace = statistics(merge.statistic, model, runs, trained, posts("train", merge.posts)), []
-    return replace(given, merge=merge.with_statistics([by_projection(some, model) for some in found])), trace
+        found, told = statistics(merge.statistic, model, runs, trained, posts("train", merge.posts)), Search()
+    full_runs = any(run.record["library"] == "full" for run in runs)
+    library = "full" if full_runs else "adapterhub" if method.library == "adapterhub" else "peft"
+    return replace(given, merge=merge.with_statistics([named(some, model, library) for some in found])), told
 
 
 def statistics(
@@ -93,15 +96,22 @@ def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
     return [*dict.fromkeys(path for source in updates for path in source)]
 
 
-def by_projection(some: Statistics, model: Transformer) -> Statistics:
-    """Also under the names that AdapterHub's q, k and v have where they share a matrix, and as a weight's parameter."""
-    named = dict(some)
+def named(some: Statistics, model: Transformer, library: str) -> Statistics:
+    """The statistics under the names that a method of this library merges by.
+
+    Those of a fully trained encoder are of parameters; AdapterHub tells q, k and v apart where they share a matrix.
+    """
+    if library == "full":
+        return {f"{path}.weight": value for path, value in some.items()}
+    found = {}
     for path, value in some.items():
-        layer: Any = model.get_submodule(path)
-        whole = value.shape == layer.weight.shape and layer.weight.shape[0] == 3 * layer.weight.shape[1]
-        named |= {f"{path}.{name}": part for name, part in zip("qkv", value.chunk(3) if whole else [value] * 3, strict=True)}
-        named[f"{path}.weight"] = value
-    return named
+        rows, columns = model.get_submodule(path).weight.shape  # type: ignore[misc]
+        if library != "adapterhub" or rows != 3 * columns or "qkv" not in path.lower():
+            found[path] = value
+            continue
+        parts = value.chunk(3) if value.shape == (rows, columns) else [value] * 3
+        found |= {f"{path}.{name}": part for name, part in zip("qkv", parts, strict=True)}
+    return found
 
 
 @torch.no_grad()
@@ -110,6 +120,8 @@ def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) 
     mask: Tensor
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...], *, path: str) -> None:
+        if arguments[0].shape[:2] != mask.shape:
+            return  # DeBERTa's layers read the posts first, then positions, which no post owns
         inputs = gram(arguments[0][mask].float())
         sums[path] = sums[path] + inputs if path in sums else inputs
 
@@ -131,6 +143,8 @@ def _fishers(
 
     def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor, *, path: str) -> None:
         inputs = arguments[0].detach()
+        if len(inputs) != posts_here or not output.requires_grad:
+            return  # as in _grams
 
         def add(gradient: Tensor) -> None:
             squares = fisher(inputs, gradient)
@@ -146,10 +160,10 @@ def _fishers(
         for path in layers:
             hooks.enter_context(_removed(model.get_submodule(path).register_forward_hook(partial(watch, path=path))))
         for batch in batches:
+            posts_here = len(batch.input_ids)
             hidden = batch.first(model.eval()(**batch.inputs).last_hidden_state)
-            losses = [
-                _surprise(head, head.eval()(hidden, batch.first(batch.attention_mask)), draw) for head in heads.values()
-            ]
+            logits = {task: head.eval()(hidden, batch.first(batch.attention_mask)) for task, head in heads.items()}
+            losses = [_surprise(head, logits[task][batch.has[task]], draw) for task, head in heads.items()]
             torch.stack(losses).sum().backward()
     posts = sum(len(batch) for batch in batches)
     return {path: (value / posts).detach() for path, value in sums.items()}

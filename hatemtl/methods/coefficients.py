@@ -1,6 +1,7 @@
 """The search for a merge's coefficients: by gradient through a bank of the sources, or by forwards alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,16 @@ from hatemtl.methods.lora_bank import Gating, banks, empty, fill
 from hatemtl.seeds import derive
 
 Heads = Mapping[str, Any]  # by task
-Candidate = dict[str, float]  # an objective's name and its value
+Candidate = dict[str, float]  # each source's weight and each objective's value, by name
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for a merge's weights tried and found, by source and layer, and its optimizer steps, if it had any."""
+
+    tried: Sequence[Candidate] = ()
+    found: Sequence[Mapping[str, Tensor]] = ()
+    steps: int = 0
 
 
 def search(
@@ -115,17 +125,24 @@ def entropy(head: Head, logits: Tensor) -> Tensor:
 
 
 def _by_gradient(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, list[Candidate]]:
+    """The weights after the last step, or those at the start if on all posts these are better."""
     coefficients, trace = start.clone().requires_grad_(), []
     solver = torch.optim.Adam([coefficients], lr=merge.rate)
     turns: Iterator[Batch] = (batch for _ in range(merge.steps) for batch in worth.batches)
     for _, batch in zip(range(merge.steps), turns, strict=False):
         solver.zero_grad()
         with torch.enable_grad():
-            value, row = worth(coefficients, [batch])
+            value, _ = worth(coefficients, [batch])
             value.backward()
-        trace.append(_weights(coefficients) | row)
         solver.step()
-    return coefficients.detach(), trace
+    ends = [start, coefficients.detach()]
+    with torch.no_grad():
+        values = []
+        for end in ends:
+            value, row = worth(end)
+            values.append(float(value))
+            trace.append(_weights(end) | row)
+    return ends[values.index(min(values))], trace
 
 
 def _weights(coefficients: Tensor) -> Candidate:

@@ -13,6 +13,7 @@ from torch import nn
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
+from hatemtl.merging.mean import check_weights
 from hatemtl.methods.adapter_hub import load_all, matching
 from hatemtl.methods.ah_config import configuration
 from hatemtl.methods.ah_library import LIBRARY, PATTERN, active, add, enable
@@ -83,10 +84,8 @@ class Averaged:
     def __post_init__(self) -> None:
         if self.where not in ("layers", "end"):
             raise UserError(f"method.where={self.where}: expected layers or end")
-        if self.weights is not None and (not self.weights or min(self.weights) < 0 or sum(self.weights) <= 0):
-            raise UserError(
-                f"method.weights={list(self.weights)}: expected numbers from 0, not all 0; type null for equal ones"
-            )
+        if self.weights is not None:
+            check_weights(self.weights, "method.weights")
 
     def starts_from(self) -> list[SavedRun]:
         return matching(self.sources, "ah_average" if self.where == "layers" else "ah_parallel")
@@ -125,6 +124,8 @@ class Fusion:
     save = staticmethod(save)
 
     def __post_init__(self) -> None:
+        if not all(isinstance(flag, bool) for flag in (self.query, self.key, self.value)):
+            raise UserError("method.query, method.key and method.value are true or false")  # Hydra reads "no" as a word
         if not (self.query or self.key or self.value):
             raise UserError("method: a fusion without query, key and value has nothing to train; type method=ah_average")
         if self.width is not None and (not isinstance(self.width, int) or self.width < 1):

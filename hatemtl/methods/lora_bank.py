@@ -100,7 +100,7 @@ class Gating:
 
 
 class LoRABank(nn.Module):
-    """The sources of one layer, frozen, in whatever type the body is kept, and their gate, trained in float32."""
+    """The sources of one layer, frozen, and their gate, trained; both in float32."""
 
     spread: Tensor
 

@@ -81,6 +81,7 @@ class Merged:
             for path, layer, lora in loras(adapted, name):
                 for projection, A, B in factors(layer, lora):
                     # fresh rows of A under zeros of B, where no source has any, add nothing and can learn
+                    B.zero_()
                     if (update := merged.updates.get(path + projection)) is None:
                         continue
                     A[: update.rank].copy_(update.A)

@@ -98,10 +98,15 @@ def reads_by_task(model: nn.Module) -> bool:
 @contextmanager
 def reading(model: nn.Module, task: str) -> Iterator[None]:
     """Inside, the encoder computes for this task."""
-    number = _settings(model).tasks.index(task)
-    for mixture in mixtures(model).values():
+    number, found = _settings(model).tasks.index(task), list(mixtures(model).values())
+    before = [mixture.task for mixture in found]
+    for mixture in found:
         mixture.task = number
-    yield
+    try:
+        yield
+    finally:
+        for mixture, task_before in zip(found, before, strict=True):
+            mixture.task = task_before
 
 
 def _settings(model: nn.Module) -> _Settings:

@@ -16,7 +16,7 @@ from hatemtl.errors import UserError
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.merging.learned import Learned
-from hatemtl.methods.calibration import as_source, by_projection, statistics
+from hatemtl.methods.calibration import _fishers, _grams, as_source, named, statistics
 from hatemtl.methods.coefficients import search
 from hatemtl.methods.full import Full
 
@@ -95,13 +95,38 @@ def test_fisher_information_is_the_mean_squared_gradient_of_a_posts_own_surprise
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_projections_and_parameters_have_names_too() -> None:
+def test_layers_that_also_read_positions_are_told_by_posts_alone() -> None:
+    """DeBERTa's query and key layers read relative positions after the posts."""
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    positions = {"relative_attention": True, "position_buckets": 8, "share_att_key": True, "pos_att_type": ["p2c", "c2p"]}
+    torch.manual_seed(0)
+    model = DebertaV2Model(DebertaV2Config(**size, **positions)).eval().requires_grad_(False)
+    path, posts = "encoder.layer.0.attention.self.query_proj", batches()
+    found = _grams(model, [path], posts)[path]
+    expected = torch.zeros(32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in posts:  # what the first layer reads are the embeddings
+            x = model.embeddings(input_ids=batch.input_ids, mask=batch.attention_mask)[batch.attention_mask.bool()].double()
+            expected += x.T @ x
+    torch.testing.assert_close(found.double(), expected / sum(batch.tokens for batch in posts), atol=1e-6, rtol=1e-5)
+    fisher = _fishers(model, [path], {"target": head()}, posts, torch.Generator().manual_seed(0))[path]
+    assert fisher.shape == (32, 32)
+    assert (fisher >= 0).all()
+    assert fisher.any()
+
+
+def test_statistics_have_the_names_that_a_method_merges_by() -> None:
     model = encoder("modernbert")
     path = next(path for path, module in model.named_modules() if path.endswith("Wqkv"))
     gram, fisher = torch.eye(32), torch.arange(96 * 32.0).view(96, 32)
-    assert torch.equal(by_projection({path: gram}, model)[f"{path}.v"], gram)
-    assert torch.equal(by_projection({path: fisher}, model)[f"{path}.v"], fisher[64:])
-    assert torch.equal(by_projection({path: fisher}, model)[f"{path}.weight"], fisher)
+    assert {key: value.shape for key, value in named({path: gram}, model, "adapterhub").items()} == {
+        f"{path}.{name}": (32, 32) for name in "qkv"
+    }
+    assert torch.equal(named({path: fisher}, model, "adapterhub")[f"{path}.v"], fisher[64:])
+    assert named({path: fisher}, model, "peft").keys() == {path}
+    assert named({path: fisher}, model, "full").keys() == {f"{path}.weight"}
 
 
 LEARNED: dict[str, Any] = {"start": None, "posts": 12, "seed": 0}
@@ -133,10 +158,9 @@ def test_a_search_finds_better_coefficients_and_leaves_all_as_it_was(
     merge = Learned(**{"loss": 0.0, "entropy": 0.0, "error": 0.0, "steps": steps, **how, **LEARNED})
     coefficients, trace = search(merge, model, runs, {"target": some}, posts)
     value = [sum(row[name] * weight for name, weight in merge.objectives.items()) for row in trace]
-    assert min(value) < value[0]
-    assert {len(c) for c in coefficients} == {len(set(c)) for c in coefficients}
-    if how["by"] == "source":
-        assert all(len({float(x) for x in c.values()}) == 1 for c in coefficients)
+    assert min(value) < value[0]  # the weights at the start
+    for by_layer in coefficients:
+        assert (len({float(x) for x in by_layer.values()}) == 1) == (how["by"] == "source")
     assert torch.equal(hidden(model), before)
     assert all(torch.equal(value, weights[key]) for key, value in some.state_dict().items())
     assert all(parameter.requires_grad for parameter in [*model.parameters(), *some.parameters()])

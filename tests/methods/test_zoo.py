@@ -25,7 +25,7 @@ def row(name: str, kind: str) -> zoo_table.Row:
 
 def expected(name: str) -> dict[str, bool]:
     return {
-        **{"train": True, "reload exact": True, "merge": name in MERGED, "stack": name not in NOT_STACKED},
+        **{"train": True, "reload exact": True, "into weights": name in MERGED, "stack": name not in NOT_STACKED},
         **{"average": name not in NOT_AVERAGED, "parallel": True, "fuse": name in FUSED},
     }
 
