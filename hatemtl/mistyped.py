@@ -1,6 +1,7 @@
 """What to type instead, where Hydra does not say."""
 
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -19,13 +20,25 @@ def explain(error: Exception) -> str:
             f"{group}={given}: no such option; {did_you_mean(given, sorted(p.stem for p in (CONF / group).glob('*.yaml')))}"
         )
     if unknown := re.search(r"Could not override '([\w.@]+)'", text):
-        return f"{unknown[1]}: no such key; {did_you_mean(unknown[1], _keys(unknown[1].split('.')[0]))}"
+        group = unknown[1].split(".")[0]
+        option = _chosen(group)
+        of = f"{group}={option} has no such key" if option else "no such key"
+        return f"{unknown[1]}: {of}; {did_you_mean(unknown[1], _keys(group, option))}"
     return text
 
 
-def _keys(group: str) -> list[str]:
-    """The keys that the options of a group have, or those at the top."""
-    files = sorted((CONF / group).glob("*.yaml"))
+def _chosen(group: str) -> str | None:
+    """The option of the group that was typed, or the default one; None where the group has no such option, or is none."""
+    typed = [word.split("=", 1)[1] for word in sys.argv if word.startswith(f"{group}=")]
+    top = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
+    default = [entry[group] for entry in top["defaults"] if isinstance(entry, dict) and group in entry]
+    option = str([*default, *typed][-1]) if default or typed else ""
+    return option if (CONF / group / f"{option}.yaml").is_file() else None
+
+
+def _keys(group: str, option: str | None) -> list[str]:
+    """The keys of an option of a group, or of all its options, or those at the top."""
+    files = [CONF / group / f"{option}.yaml"] if option else sorted((CONF / group).glob("*.yaml"))
     found = {f"{group}.{key}" for file in files for key in yaml.safe_load(file.read_text(encoding="utf-8"))}
     top = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
     return sorted(key for key in found or set(top) if not key.startswith(("_", f"{group}._")))

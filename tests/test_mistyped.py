@@ -12,7 +12,10 @@ from hatemtl.mistyped import CONF, explain
         ("tasks=[label,targets]", "tasks=targets: no such option; did you mean 'target'"),
         ("corpus@tasks.target.corpus=smaple", "corpus=smaple: no such option; did you mean 'sample'?"),
         ("merge=xyz", "merge=xyz: no such option; known: breadcrumbs, core_space"),
-        ("optimization.warm_up=3", "optimization.warm_up: no such key; did you mean 'optimization.warmup'"),
+        (
+            "optimization.warm_up=3",
+            "optimization.warm_up: optimization=adamw has no such key; did you mean 'optimization.warmup'",
+        ),
         ("save_pth=x", "save_pth: no such key; did you mean 'save_path'"),
         ("seed 3", "seed 3"),
     ],
@@ -25,3 +28,13 @@ def test_the_nearest_name_is_told(typed: str, said: str) -> None:
         compose("config", overrides=[typed])
     assert said in explain(error.value)
     assert "search path" not in explain(error.value)
+
+
+def test_keys_are_those_of_the_option_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["method=full_merge", "method.rank=8"]
+    monkeypatch.setattr("sys.argv", ["main.py", *overrides])
+    with pytest.raises(HydraException) as error, initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("config", overrides=overrides)
+    said = explain(error.value)
+    assert "method.rank: method=full_merge has no such key" in said
+    assert "'method.rank'" not in said

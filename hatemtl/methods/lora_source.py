@@ -102,7 +102,7 @@ def _config(run: SavedRun, library: str) -> dict[str, Any]:
             _scale(config, library, "", 1)  # has what it needs
     except (OSError, ValueError, KeyError, TypeError, re.error) as error:
         raise UserError(f"{path} cannot be read ({error!r}); train the run again with overwrite=true") from error
-    out = "nothing else can be read here; leave it out"
+    out = "nothing else can be read here; leave it out, or for a merge type method=ah_merge16 merge=mean"
     if not plain:
         raise UserError(f"{run.folder}: its adapter is no LoRA ({kind}), and {out}")
     if other := [key for key in OTHER[library] if config.get(key)]:
