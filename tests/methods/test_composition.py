@@ -374,7 +374,7 @@ def test_a_composition_is_no_source(tmp_path: Path) -> None:
         (stacked, {"sources": ""}, "method=ah_stack needs the saved runs"),
         (fusion, {"sources": "no_such_*"}, "matches no saved run"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_keys_that_make_no_sense_are_told(make: Any, keys: dict[str, Any], expected: str, tmp_path: Path) -> None:
     parts(adapter("seq_bn"), tmp_path)
