@@ -30,7 +30,9 @@ def expected(name: str) -> dict[str, bool]:
     }
 
 
-@pytest.mark.parametrize("kind", zoo_table.ENCODERS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "bert" else pytest.param(kind, marks=pytest.mark.slow) for kind in zoo_table.ENCODERS]
+)
 @pytest.mark.parametrize("name", zoo_table.methods())
 def test_what_a_method_can_do(name: str, kind: str) -> None:
     outcomes = row(name, kind).outcomes
