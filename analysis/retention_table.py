@@ -64,8 +64,9 @@ def read_study(study: Path, part: str, single: str, names: Sequence[str], stage:
 def cost(run: Results) -> list[float | None]:
     """Thousands of trained parameters, optimizer steps and seconds of training."""
     record = sidecar(run, "run.json") or {}
-    trained = record.get("trained_parameters")
-    return [None if trained is None else trained / 1000, record.get("steps"), record.get("seconds")]
+    trained, steps = record.get("trained_parameters"), record.get("steps")
+    thousands = None if trained is None else trained / 1000 if steps != 0 else 0.0
+    return [thousands, steps, record.get("seconds")]
 
 
 def sums(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
