@@ -15,7 +15,8 @@ from rich.console import Console
 from hatemtl.artifacts import SavedRun
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.network import HeadsMerge, Network, assemble, check_method
+from hatemtl.headstart import HeadsMerge
+from hatemtl.network import Network, assemble, check_method
 from hatemtl.startup import started
 from hatemtl.tasks import Task
 
@@ -39,10 +40,12 @@ def build(node: Any, **runtime: Any) -> Any:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dicts and lists."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
 def tasks_of(cfg: DictConfig) -> dict[str, Task]:
+    """The tasks by name. Raises UserError where there is none."""
     if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
     return {str(name): build(node) for name, node in cfg.tasks.items()}
@@ -55,6 +58,7 @@ def knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
 
 
 def heads_source(cfg: DictConfig) -> SavedRun | None:
+    """The saved run whose heads are loaded, if any."""
     if cfg.heads.load and cfg.load_path is None:
         raise UserError("heads.load=true needs the saved run whose heads to load; type load_path=FOLDER")
     return SavedRun(cfg.load_path) if cfg.heads.load else None
@@ -88,6 +92,7 @@ def saved_run(cfg: DictConfig) -> SavedRun:
 
 
 def data_of(cfg: DictConfig, tasks: dict[str, Task]) -> DataModule:
+    """The posts of these tasks, to be batched and sampled as the configuration says."""
     return DataModule(
         tasks,
         batching=build(cfg.batching),
@@ -108,6 +113,7 @@ def network_of(
     heads_merge: HeadsMerge = "fresh",
     data: DataModule | None = None,
 ) -> Network:
+    """The network, seeded and in the run's number format. data: where a merge that must know posts finds some."""
     L.seed_everything(cfg.seed, verbose=False)
     encoder = build(cfg.encoder)
 
@@ -136,6 +142,7 @@ def network_of(
 
 
 def cache_of(cfg: DictConfig) -> Path | None:
+    """The folder that keeps tokens and compiled code, if any."""
     if cfg.data.cache is not None and not (isinstance(cfg.data.cache, str) and cfg.data.cache):
         raise UserError(f"data.cache={cfg.data.cache}: expected a folder, or null for none; type data.cache=FOLDER")
     try:
@@ -145,6 +152,7 @@ def cache_of(cfg: DictConfig) -> Path | None:
 
 
 def evaluator(cfg: DictConfig, root: Path) -> L.Trainer:
+    """A trainer that only evaluates or predicts."""
     started()
     return build(cfg.trainer).trainer(
         build(cfg.optimization), root=root, logger=False, callbacks=[], bar=Console().is_terminal

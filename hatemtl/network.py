@@ -4,18 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
+from hatemtl import headstart
 from hatemtl.artifacts import SavedRun
 from hatemtl.batch import Batch
 from hatemtl.datamodule import DataModule
-from hatemtl.encoder import Encoder, Tokenizer, Transformer, fingerprint, keep_trainable, vocabulary
+from hatemtl.encoder import Encoder, Transformer, fingerprint, keep_trainable, vocabulary
 from hatemtl.errors import UserError
-from hatemtl.labels import LabelSpace, Part
-from hatemtl.merging import heads as merged_heads
+from hatemtl.headstart import HeadsMerge
+from hatemtl.labels import LabelSpace
 from hatemtl.merging.base import NeedsStatistics
 from hatemtl.merging.learned import Learned
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
@@ -24,16 +23,9 @@ from hatemtl.methods.coefficients import Search
 from hatemtl.module import MultitaskModule, Weighting
 from hatemtl.optimization import Optimization
 from hatemtl.prefix import Prefix
-from hatemtl.seeds import seeded
 from hatemtl.startup import started
 from hatemtl.tasks import Task
 from hatemtl.trainer import TrainerSettings
-
-# Keys of a head that matter while it is trained alone.
-TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
-
-
-HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
 
 
 @dataclass(frozen=True)
@@ -135,11 +127,11 @@ def assemble(
         )
     merge = getattr(method, "merge", None)
     searched = isinstance(merge, Learned) and posts is not None
-    heads = _fresh_heads(model, tasks, spaces, seed)
+    heads = headstart.fresh(model, tasks, spaces, seed)
     if heads_from is not None:
-        _load_heads(heads, heads_from, tasks)
+        headstart.load(heads, heads_from, tasks)
     elif heads_merge in ("concat", "mean") or (heads_merge == "refit" and searched):  # a search needs some already
-        _merge_heads(heads, method.starts_from(), tasks, heads_merge)
+        headstart.merge(heads, method.starts_from(), tasks, heads_merge)
     elif searched:
         raise UserError(
             "merge=learned searches with the heads of the sources, and heads.merge=fresh draws new ones; type "
@@ -147,7 +139,7 @@ def assemble(
         )
     told = Search()
     if isinstance(merge, NeedsStatistics) and posts is not None:
-        trained = partial(_heads_of, tasks=tasks, hidden_size=model.config.hidden_size)
+        trained = partial(headstart.of_run, tasks=tasks, hidden_size=model.config.hidden_size)
         method, told = informed(method, model, heads, trained, posts)
     name = module_name(name)
     attached = method.attach(encoder.quantized(model), name=name, seed=seed)
@@ -165,15 +157,16 @@ def assemble(
 
 def prepare(
     network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
-) -> None:
+) -> str:
     """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
 
-    cache: the folder that keeps the first three. Raises UserError where cache_prefix has no such folder, or nothing to keep,
-    or a source was trained on other tokens.
+    cache: the folder that keeps the first three. Gives what tells the tokenizer from others.
+    Raises UserError where cache_prefix has no such folder, or nothing to keep, or a source was trained on other tokens.
     """
     module, tokenizer = network.module, network.encoder.tokenizer()
+    words = vocabulary(tokenizer)
     for source in network.method.starts_from():
-        check_tokenizer(source, tokenizer)
+        check_tokenizer(source, words)
     data.tokenize(tokenizer, network.encoder.max_length, cache)
     if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
         module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
@@ -192,6 +185,7 @@ def prepare(
         module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
+    return words
 
 
 def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None:
@@ -199,9 +193,9 @@ def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None
     _same_encoder(saved, fingerprint(model), encoder)
 
 
-def check_tokenizer(saved: SavedRun, tokenizer: Tokenizer) -> None:
+def check_tokenizer(saved: SavedRun, mark: str) -> None:
     """Raises UserError where the saved run read its posts through another tokenizer: its weights know other token ids."""
-    if saved.record.get("tokenizer", mark := vocabulary(tokenizer)) != mark:
+    if saved.record.get("tokenizer", mark) != mark:
         raise UserError(
             f"{saved.folder} was trained with another tokenizer ({saved.record['tokenizer']}) than this encoder's ({mark}); "
             f"type encoder=NAME of the one that it was trained on ({saved.record['encoder_source']})"
@@ -214,119 +208,6 @@ def _same_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
             f"{saved.folder} was trained on another encoder: {saved.record['encoder_source']} "
             f"({saved.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
         )
-
-
-def _fresh_heads(
-    model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], seed: int
-) -> dict[str, Any]:
-    """A head for every task, each drawn by itself."""
-    heads = {}
-    for task, space in spaces.items():
-        embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
-        with seeded(seed, "head", task):
-            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
-    return heads
-
-
-def _heads_of(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
-    """The heads of a saved run for those of the tasks that it was trained on."""
-    weights, found = run.tensors("heads.safetensors"), {}
-    for task in [task for task in tasks if task in run.labels]:
-        head: Any = tasks[task].head(hidden_size=hidden_size, space=run.labels[task])
-        _check_settings(run, task, tasks[task], f"method.sources: {run.folder}")
-        _load_head(head, {key: value for key, value in weights.items() if key.startswith(f"{task}.")}, task, str(run.folder))
-        found[task] = head
-    if not found:
-        raise UserError(f"{run.folder} has no head for {', '.join(tasks)}; type tasks=[{','.join(run.labels)}]")
-    return found
-
-
-def _load_heads(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -> None:
-    check_heads(saved, tasks)
-    for task, head in heads.items():
-        if head.space != saved.labels[task]:
-            raise UserError(
-                f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
-                f"corpus has {', '.join(head.space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
-            )
-    weights = saved.tensors("heads.safetensors")
-    try:
-        nn.ModuleDict(heads).load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in heads})
-    except RuntimeError as error:
-        raise UserError(
-            f"load_path={saved.folder}: its heads are built otherwise ({str(error).splitlines()[-1].strip()}); "
-            f"give the tasks.*.head.* keys of {saved.folder / 'config.yaml'}"
-        ) from error
-
-
-def _merge_heads(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Task], how: HeadsMerge) -> None:
-    """Gives every head what the sources' heads for its task make together."""
-    if not runs:
-        raise UserError(
-            f"heads.merge={how} needs saved runs whose heads to merge, and this method starts from none; type "
-            f"method=ah_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
-        )
-    for task, head in heads.items():
-        sources = {}
-        for run in runs:
-            if task not in run.labels:
-                continue
-            _check_settings(run, task, tasks[task], f"method.sources: {run.folder}")
-            weights = run.tensors("heads.safetensors")
-            state = {key.removeprefix(f"{task}."): value for key, value in weights.items() if key.startswith(f"{task}.")}
-            sources[str(run.folder)] = run.labels[task], state
-        if not sources:
-            raise UserError(
-                f"heads.merge={how}: no source has a head for task {task!r}, they have {', '.join(runs[0].labels)}; type "
-                f"heads.merge=refit, or tasks=[{','.join(runs[0].labels)}]"
-            )
-        alike = all(known == head.space for known, _ in sources.values())
-        merge = merged_heads.mean if how == "mean" or (how == "refit" and alike) else merged_heads.concat
-        _load_head(head, merge(task, sources, head.space), task, "the sources")
-
-
-def _load_head(head: Any, state: Mapping[str, Tensor], task: str, owner: str) -> None:
-    """Loads the weights of one head. Raises UserError where they are of another one; `owner` has them."""
-    try:
-        head.load_state_dict({key.removeprefix(f"{task}."): value for key, value in state.items()})
-    except RuntimeError as error:
-        raise UserError(
-            f"{owner}: the head for task {task!r} is built otherwise ({str(error).splitlines()[-1].strip()}); give the "
-            f"tasks.{task}.head.* keys that it was trained with"
-        ) from error
-
-
-def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
-    """Raises UserError where the saved run has no trained head for a task, or has one for another part of its labels."""
-    for name, task in tasks.items():
-        if name not in saved.labels:
-            raise UserError(
-                f"load_path={saved.folder} has no trained head for task {name!r}; type tasks=[{','.join(saved.labels)}]"
-            )
-        trained = saved.config["tasks"][name]
-        pattern = trained.get("mask_pattern")  # a task may leave it out
-        if _part(pattern) != _part(task.mask_pattern):
-            raise UserError(
-                f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "
-                f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
-                + ("mask_pattern=null" if pattern is None else f'mask_pattern="{pattern}"')
-            )
-        _check_settings(saved, name, task, f"load_path={saved.folder}")
-
-
-def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
-    """Raises UserError where the saved head computes otherwise than the task's; `given` is what names it."""
-    trained = saved.config["tasks"][name]["head"]
-    for key, value in task.head_settings.items():
-        if key not in TRAINING_ONLY and trained.get(key) != value:
-            raise UserError(
-                f"{given}: its head for task {name!r} has {key}={trained.get(key)}, this run asks for {value}; "
-                f"type tasks.{name}.head.{key}={trained.get(key)}"
-            )
-
-
-def _part(pattern: str | None) -> Part | None:
-    return None if pattern is None else Part.parse(pattern)
 
 
 def check_method(saved: SavedRun, method: Method, encoder: Encoder) -> None:

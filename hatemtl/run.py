@@ -31,9 +31,10 @@ from hatemtl.datamodule import DataModule
 from hatemtl.encoder import vocabulary
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.flops import matmul_peak
+from hatemtl.headstart import check_heads
 from hatemtl.methods.base import LOADERS, Component
 from hatemtl.methods.lora_answers import watched
-from hatemtl.network import Network, check_heads, check_tokenizer, prepare
+from hatemtl.network import Network, check_tokenizer, prepare
 from hatemtl.pool import Pool, loader
 from hatemtl.provenance import peak_memory, provenance
 from hatemtl.quiet import quiet
@@ -103,7 +104,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     module, settings, origin = network.module, build(cfg.trainer), provenance()
     if cfg.heads.merge == "refit":
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
-    prepare(
+    words = prepare(
         network, data, settings, epochs=optimization.total_epochs, cache=cache_of(cfg), cache_prefix=cfg.data.cache_prefix
     )
 
@@ -144,7 +145,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             "method": HydraConfig.get().runtime.choices["method"],
             "library": method.library,
             "encoder": network.mark,
-            "tokenizer": vocabulary(network.encoder.tokenizer()),
+            "tokenizer": words,
             "encoder_source": cfg.encoder.source,
             "data": marks,
             "leaks": leaked,
@@ -188,7 +189,7 @@ def test(cfg: DictConfig) -> None:
     network = network_of(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     tokenizer = network.encoder.tokenizer()
-    check_tokenizer(saved, tokenizer)
+    check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, cache_of(cfg))
     report.network(console, network.parts())
     report.results(console, _test(cfg, network, data, folder), f"{folder}: test split")

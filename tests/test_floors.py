@@ -23,7 +23,19 @@ FLOORS = [
     },
     {"corpora", "heads", "sampling", "weighting", "batching"},
     {"tasks", "encoder", "methods", "optimization", "postfile", "tokencache", "pool", "masking", "prefix", "leaks"},
-    {"datamodule", "module", "callbacks", "trainer", "loggers", "network", "report", "outcome", "export", "refit"},
+    {
+        "datamodule",
+        "module",
+        "callbacks",
+        "trainer",
+        "loggers",
+        "network",
+        "report",
+        "outcome",
+        "export",
+        "refit",
+        "headstart",
+    },
     {"run", "configuration"},
 ]
 OWNERS = {

@@ -17,10 +17,11 @@ from hatemtl.errors import UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
+from hatemtl.headstart import check_heads
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.methods.adapter_hub import Load, LoRA
 from hatemtl.methods.full import Full
-from hatemtl.network import Network, assemble, check_heads, check_method
+from hatemtl.network import Network, assemble, check_method
 from hatemtl.optimization import Optimization
 from hatemtl.tasks import Task
 from hatemtl.weighting import Sum

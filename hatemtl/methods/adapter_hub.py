@@ -24,7 +24,7 @@ from hatemtl.methods.ah_library import (
     try_out,
 )
 from hatemtl.methods.ah_setup import restore, save
-from hatemtl.methods.base import check_leave_out, module_name, saved_by
+from hatemtl.methods.base import check_leave_out, module_name, saved_by, to_load
 from hatemtl.methods.lora_source import folders
 
 
@@ -149,9 +149,7 @@ class Load:
     save = staticmethod(save)
 
     def starts_from(self) -> list[SavedRun]:
-        if self.path is None:
-            raise UserError("method=ah_load needs the saved run to load; type load_path=FOLDER")
-        return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
+        return to_load(self.path, LIBRARY)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         adapted, run = enable(model), self.starts_from()[0]

@@ -123,6 +123,13 @@ def check_leave_out(leave_out: object, depth: int) -> list[int]:
     return sorted(layer for layer in layers if layer is not None)
 
 
+def to_load(path: str | None, library: str) -> list[SavedRun]:
+    """The saved run of this library that `load_path` names. Raises UserError where there is none."""
+    if path is None:
+        raise UserError(f"method={LOADERS[library]} needs the saved run to load; type load_path=FOLDER")
+    return [saved_by(SavedRun(path), library, f"load_path={path}")]
+
+
 def saved_by(run: SavedRun, library: str, given: str) -> SavedRun:
     """The run itself, if its method is of this library; `given` is what the user typed for it.
 

@@ -1,7 +1,8 @@
 """The search for a merge's coefficients: by gradient through a bank of the sources, or by forwards alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -89,20 +90,22 @@ class _Worth:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):
             bank.gate.weights = row
         sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.merge.objectives if name != "error"}
-        metrics: dict[str, Any] = {task: self._head(task).metric() for task in self.heads}
+        metrics = {task: self._head(task).metric() for task in self.heads if "error" in self.merge.objectives}
         posts = 0
         for batch in self.batches if batches is None else batches:
             hidden = batch.first(self.model(**batch.inputs).last_hidden_state.float())
             for task in self.heads:
                 head = self._head(task)
                 logits = head(hidden, batch.first(batch.attention_mask))
+                targets, has = batch.targets[task], batch.has[task]
                 for name in sums:
-                    value = self._loss(head, logits, batch, task) if name == "loss" else entropy(head, logits)
+                    value = head.loss(logits, targets, has) if name == "loss" else entropy(head, logits)
                     sums[name] = sums[name] + value * len(batch)
-                metrics[task].update(head.scores(logits).detach(), batch.targets[task], batch.has[task])
+                if task in metrics:
+                    metrics[task].update(head.scores(logits).detach(), targets, has)
             posts += len(batch)
         values = {name: value / posts for name, value in sums.items()}
-        if "error" in self.merge.objectives:
+        if metrics:
             primary = [self._head(task).rows(metric.compute())[self._head(task).primary] for task, metric in metrics.items()]
             values["error"] = torch.tensor(1 - sum(primary) / len(primary))
         whole = torch.stack([weight * values[name] for name, weight in self.merge.objectives.items()]).sum()
@@ -110,10 +113,6 @@ class _Worth:
 
     def _head(self, task: str) -> Head:
         return self.heads[task]  # type: ignore[return-value]
-
-    @staticmethod
-    def _loss(head: Head, logits: Tensor, batch: Batch, task: str) -> Tensor:
-        return head.loss(logits, batch.targets[task], batch.has[task])
 
 
 def entropy(head: Head, logits: Tensor) -> Tensor:
@@ -128,8 +127,7 @@ def _by_gradient(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, 
     """The weights after the last step, or those at the start if on all posts these are better."""
     coefficients, trace = start.clone().requires_grad_(), []
     solver = torch.optim.Adam([coefficients], lr=merge.rate)
-    turns: Iterator[Batch] = (batch for _ in range(merge.steps) for batch in worth.batches)
-    for _, batch in zip(range(merge.steps), turns, strict=False):
+    for batch in islice(cycle(worth.batches), merge.steps):
         solver.zero_grad()
         with torch.enable_grad():
             value, _ = worth(coefficients, [batch])

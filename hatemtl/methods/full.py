@@ -8,7 +8,7 @@ from torch import nn
 
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
-from hatemtl.methods.base import saved_by
+from hatemtl.methods.base import to_load
 
 WEIGHTS = "encoder/model.safetensors"
 
@@ -26,7 +26,7 @@ class Full:
     adapter_pattern: ClassVar[None] = None
 
     def starts_from(self) -> list[SavedRun]:
-        return [] if self.path is None else [saved_by(SavedRun(self.path), self.library, f"load_path={self.path}")]
+        return [] if self.path is None else to_load(self.path, self.library)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         for run in self.starts_from():

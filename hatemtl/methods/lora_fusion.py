@@ -10,7 +10,7 @@ from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import Updates
-from hatemtl.methods.base import module_name, saved_by
+from hatemtl.methods.base import module_name, to_load
 from hatemtl.methods.lora_bank import LIBRARY, PATTERN, Gating, active, fill, load, save
 from hatemtl.methods.lora_source import found, read
 
@@ -92,9 +92,7 @@ class Load:
     save = staticmethod(save)
 
     def starts_from(self) -> list[SavedRun]:
-        if self.path is None:
-            raise UserError("method=bank_load needs the saved run to load; type load_path=FOLDER")
-        return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
+        return to_load(self.path, LIBRARY)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         return load(model, self.starts_from()[0], name=name)

@@ -31,8 +31,6 @@ from hatemtl.methods.ah_library import (
 )
 from hatemtl.methods.ah_setup import save
 
-Lost = Mapping[str, float]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
@@ -68,10 +66,11 @@ class Merged:
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         adapted = enable(model)
-        names = load_all(adapted, self.starts_from(), name)
+        runs = self.starts_from()
+        names = load_all(adapted, runs, name)
         if all(is_lora(adapted, source) for source in names):
             return self._loras(adapted, names, name, seed)
-        return self._adapters(adapted, names, name, seed)
+        return self._adapters(adapted, runs, names, name, seed)
 
     def _loras(self, adapted: Any, names: Sequence[str], name: str, seed: int) -> nn.Module:
         merged = merge_factors(self.merge, [updates(adapted, source) for source in names], self.rank, names)
@@ -89,7 +88,7 @@ class Merged:
         adapted.energy_lost = merged.lost
         return train(adapted, name)
 
-    def _adapters(self, adapted: Any, names: Sequence[str], name: str, seed: int) -> nn.Module:
+    def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
         configs = [adapted.adapters_config.get(source) for source in names]
         for source, config in zip(names, configs, strict=True):
             if config != configs[0]:
@@ -97,7 +96,7 @@ class Merged:
                     f"method.sources={self.sources!r}: {names[0]} and {source} are adapters of different configurations, "
                     f"and only LoRAs can be merged then; name sources of one method"
                 )
-        for run in self.starts_from():
+        for run in runs:
             if run.record["seed"] != seed:
                 raise UserError(
                     f"method.sources={self.sources!r}: {run.folder} started from the weights of seed {run.record['seed']}, "

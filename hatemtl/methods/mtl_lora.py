@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from hatemtl.artifacts import SavedRun, write_text
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.methods.base import draw_lora_A, saved_by
+from hatemtl.methods.base import draw_lora_A, to_load
 from hatemtl.methods.exchange import ROLES
 from hatemtl.seeds import generator
 
@@ -211,9 +211,7 @@ class Load:
     save = staticmethod(save)
 
     def starts_from(self) -> list[SavedRun]:
-        if self.path is None:
-            raise UserError("method=mtl_load needs the saved run to load; type load_path=FOLDER")
-        return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
+        return to_load(self.path, LIBRARY)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         run = self.starts_from()[0]

@@ -16,9 +16,10 @@ from torch import nn
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.methods.base import check_leave_out, draw_lora_A, saved_by
+from hatemtl.methods.base import check_leave_out, draw_lora_A, to_load
 from hatemtl.methods.bert_layer import fuse
 from hatemtl.methods.lora_linear import LoRALinear
+from hatemtl.methods.lora_source import PLAIN_STARTS
 from hatemtl.seeds import seeded
 
 LIBRARY = "peft"
@@ -39,9 +40,6 @@ TARGETS = {
 FEED_FORWARD = r".*(layer\.\d+\.output\.dense|mlp\.Wo)"
 IA3_TARGETS = r".*(attention\.self\.(key|value)(_proj)?|attn\.Wqkv|layer\.\d+\.output\.dense|mlp\.Wo)"
 NORMS = r".*(LayerNorm|norm)"
-
-# Ways to start a LoRA that leave the weights under it alone.
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 # Kinds of which a run here could make nothing, and why.
 REFUSED = {
@@ -309,9 +307,7 @@ class Load:
     save = staticmethod(save)
 
     def starts_from(self) -> list[SavedRun]:
-        if self.path is None:
-            raise UserError("method=peft_load needs the saved run to load; type load_path=FOLDER")
-        return [saved_by(SavedRun(self.path), LIBRARY, f"load_path={self.path}")]
+        return to_load(self.path, LIBRARY)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         run = self.starts_from()[0]

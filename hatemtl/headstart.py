@@ -1,0 +1,135 @@
+"""Where heads start: fresh, from a saved run, or from what the heads of several saved runs make together."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from hatemtl.artifacts import SavedRun
+from hatemtl.encoder import Transformer
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace, Part
+from hatemtl.merging import heads as merged_heads
+from hatemtl.seeds import seeded
+from hatemtl.tasks import Task
+
+HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
+
+# Keys of a head that matter while it is trained alone.
+TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
+
+
+def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], seed: int) -> dict[str, Any]:
+    """A head for every task, each drawn by itself."""
+    heads = {}
+    for task, space in spaces.items():
+        embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
+        with seeded(seed, "head", task):
+            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
+    return heads
+
+
+def load(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -> None:
+    """Gives every head the weights of the saved run's."""
+    check_heads(saved, tasks)
+    for task, head in heads.items():
+        if head.space != saved.labels[task]:
+            raise UserError(
+                f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
+                f"corpus has {', '.join(head.space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
+            )
+    weights = saved.tensors("heads.safetensors")
+    try:
+        nn.ModuleDict(heads).load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in heads})
+    except RuntimeError as error:
+        raise UserError(
+            f"load_path={saved.folder}: its heads are built otherwise ({str(error).splitlines()[-1].strip()}); "
+            f"give the tasks.*.head.* keys of {saved.folder / 'config.yaml'}"
+        ) from error
+
+
+def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Task], how: HeadsMerge) -> None:
+    """Gives every head what the sources' heads for its task make together."""
+    if not runs:
+        raise UserError(
+            f"heads.merge={how} needs saved runs whose heads to merge, and this method starts from none; type "
+            f"method=ah_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
+        )
+    states = {run: _states(run, {task: tasks[task] for task in heads}) for run in runs}
+    for task, head in heads.items():
+        sources = {str(run.folder): (run.labels[task], known[task]) for run, known in states.items() if task in known}
+        if not sources:
+            raise UserError(
+                f"heads.merge={how}: no source has a head for task {task!r}, they have {', '.join(runs[0].labels)}; type "
+                f"heads.merge=refit, or tasks=[{','.join(runs[0].labels)}]"
+            )
+        alike = all(known == head.space for known, _ in sources.values())
+        together = merged_heads.mean if how == "mean" or (how == "refit" and alike) else merged_heads.concat
+        _load_head(head, together(task, sources, head.space), task, "the sources")
+
+
+def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
+    """The heads of a saved run for those of the tasks that it was trained on."""
+    found: dict[str, Any] = {}
+    for task, state in _states(run, tasks).items():
+        found[task] = tasks[task].head(hidden_size=hidden_size, space=run.labels[task])
+        _load_head(found[task], state, task, str(run.folder))
+    if not found:
+        raise UserError(f"{run.folder} has no head for {', '.join(tasks)}; type tasks=[{','.join(run.labels)}]")
+    return found
+
+
+def _states(run: SavedRun, tasks: Mapping[str, Task]) -> dict[str, dict[str, Tensor]]:
+    """The weights of a source's heads for those of the tasks that it was trained on.
+
+    Raises UserError where one computes otherwise than the task's.
+    """
+    weights, labels, found = run.tensors("heads.safetensors"), run.labels, {}
+    for task in [task for task in tasks if task in labels]:
+        _check_settings(run, task, tasks[task], f"method.sources: {run.folder}")
+        found[task] = {key.removeprefix(f"{task}."): w for key, w in weights.items() if key.startswith(f"{task}.")}
+    return found
+
+
+def _load_head(head: Any, state: Mapping[str, Tensor], task: str, owner: str) -> None:
+    """Loads the weights of one head. Raises UserError where they are of another one; `owner` has them."""
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{owner}: the head for task {task!r} is built otherwise ({str(error).splitlines()[-1].strip()}); give the "
+            f"tasks.{task}.head.* keys that it was trained with"
+        ) from error
+
+
+def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
+    """Raises UserError where the saved run has no trained head for a task, or has one for another part of its labels."""
+    for name, task in tasks.items():
+        if name not in saved.labels:
+            raise UserError(
+                f"load_path={saved.folder} has no trained head for task {name!r}; type tasks=[{','.join(saved.labels)}]"
+            )
+        trained = saved.config["tasks"][name]
+        pattern = trained.get("mask_pattern")  # a task may leave it out
+        if _part(pattern) != _part(task.mask_pattern):
+            raise UserError(
+                f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "
+                f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
+                + ("mask_pattern=null" if pattern is None else f'mask_pattern="{pattern}"')
+            )
+        _check_settings(saved, name, task, f"load_path={saved.folder}")
+
+
+def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
+    """Raises UserError where the saved head computes otherwise than the task's; `given` is what names it."""
+    trained = saved.config["tasks"][name]["head"]
+    for key, value in task.head_settings.items():
+        if key not in TRAINING_ONLY and trained.get(key) != value:
+            raise UserError(
+                f"{given}: its head for task {name!r} has {key}={trained.get(key)}, this run asks for {value}; "
+                f"type tasks.{name}.head.{key}={trained.get(key)}"
+            )
+
+
+def _part(pattern: str | None) -> Part | None:
+    return None if pattern is None else Part.parse(pattern)
