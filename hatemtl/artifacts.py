@@ -36,7 +36,7 @@ from hatemtl.labels import LabelSpace
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
     *("action", "save_path", "overwrite", "logger", "predict", "export", "trainer.progress", "trainer.compile"),
-    *("data.cache", "data.workers"),
+    *("data.cache", "data.workers", "cohort"),
 )
 
 

@@ -136,10 +136,13 @@ class Throughput(Callback):
 
 
 class EpochLine(Callback):
-    """Prints one line an epoch: loss, the primary metric of each task, and whether the epoch is the best so far."""
+    """Prints one line an epoch: loss, the primary metric of each task, and whether the epoch is the best so far.
 
-    def __init__(self, console: Console, best: BestWeights) -> None:
-        self.console, self.best = console, best
+    run: whose line it is, where several runs print.
+    """
+
+    def __init__(self, console: Console, best: BestWeights, *, run: str | None = None) -> None:
+        self.console, self.best, self.run = console, best, run
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, values = _module(pl_module), trainer.callback_metrics
@@ -155,7 +158,8 @@ class EpochLine(Callback):
         ]
         best = "  (best)" if self.best.epoch == trainer.current_epoch else ""
         self.console.print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(values['train_loss']):.4f}  "
+            (f"{self.run}  " if self.run else "")
+            + f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(values['train_loss']):.4f}  "
             + "  ".join(scores)
             + best,
             highlight=False,

@@ -3,6 +3,8 @@
 With run.py and main.py this is the only reader of the configuration.
 """
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,6 +57,50 @@ def knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
     """The tasks with the labels of the heads that are loaded."""
     known = saved.labels if saved is not None else {}
     return {name: task.knowing(known[name]) if name in known else task for name, task in tasks.items()}
+
+
+def is_seed(value: object) -> bool:
+    """Whether this is a number that random draws can start from."""
+    return type(value) is int and 0 <= value < 2**32
+
+
+def cohort_of(cfg: DictConfig, actions: Sequence[str]) -> dict[str, DictConfig]:
+    """The runs that train side by side, by what sets them apart: one a seed, one a part of the labels; else this one alone.
+
+    Raises UserError where they cannot.
+    """
+    seeds, parts = cfg.cohort.seeds, cfg.cohort.parts
+    if seeds is None and parts is None:
+        return {"": cfg}
+    if seeds is not None and not (
+        OmegaConf.is_list(seeds) and len(seeds) == len(set(seeds)) > 0 and all(map(is_seed, seeds))
+    ):
+        raise UserError(f"cohort.seeds={seeds}: expected different whole numbers from 0; type cohort.seeds=[0,1,2]")
+    if parts is not None and (type(parts) is not int or parts < 1):
+        raise UserError(f"cohort.parts={parts}: expected into how many parts to divide the labels; type cohort.parts=4")
+    if actions not in (["train"], ["train", "test"]):
+        raise UserError(f"action={cfg.action}: a cohort trains; type action=train, or action=[train,test]")
+    if parts is not None and (len(cfg.tasks) != 1 or next(iter(cfg.tasks.values())).mask_pattern is not None):
+        raise UserError(
+            "cohort.parts divides the labels of one task that is whole; type tasks=[target] and no tasks.target.mask_pattern"
+        )
+    for key, alone in (("trainer.compile", True), ("trainer.progress", True), ("data.cache_prefix", True)):
+        if OmegaConf.select(cfg, key) is alone:
+            raise UserError(f"{key}=true is for a run by itself; type {key}=false, or leave cohort out")
+    if cfg.logger._target_.endswith(".wandb"):
+        raise UserError("logger=wandb follows one run at a time; type logger=csv or logger=tensorboard, or leave cohort out")
+    runs = {}
+    for seed in [cfg.seed] if seeds is None else seeds:
+        for part in [None] if parts is None else range(1, parts + 1):
+            name = "_".join([*(() if seeds is None else (f"seed_{seed}",)), *(() if part is None else (f"part_{part}",))])
+            runs[name] = copy.deepcopy(cfg)
+            runs[name].seed = seed
+            runs[name].cohort = {"seeds": None, "parts": None}
+            if part is not None:
+                next(iter(runs[name].tasks.values())).mask_pattern = f"{part} {parts}"
+            if cfg.save_path is not None:
+                runs[name].save_path = f"{cfg.save_path}_{name}"
+    return runs
 
 
 def heads_source(cfg: DictConfig) -> SavedRun | None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from safetensors.torch import save_file
 from hatemtl import artifacts, export, leaks, loggers, report
 from hatemtl.artifacts import SavedRun
 from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
+from hatemtl.cohort import Member, train_together
 from hatemtl.configuration import (
     build,
     cache_of,
     check_heads_merge,
+    cohort_of,
     data_of,
     evaluator,
     heads_source,
+    is_seed,
     knowing,
     network_of,
     plain,
@@ -50,14 +54,17 @@ def run(cfg: DictConfig) -> None:
     for key in ("overwrite", "heads.load", "data.cache_prefix"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
-    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+    if not is_seed(cfg.seed):
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
     cache_of(cfg)
     if cfg.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
-    if actions == ["train"] or actions == ["train", "test"]:
-        train(cfg, then_test="test" in actions)
+    runs = cohort_of(cfg, actions)
+    if len(runs) > 1:
+        train_together({name: partial(train, member, then_test="test" in actions) for name, member in runs.items()})
+    elif actions == ["train"] or actions == ["train", "test"]:
+        train(next(iter(runs.values())), then_test="test" in actions)
     elif actions == ["test"]:
         test(cfg)
     elif actions == ["predict"]:
@@ -69,9 +76,14 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), known)}")
 
 
-def train(cfg: DictConfig, *, then_test: bool) -> None:
-    """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run."""
+def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> None:
+    """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run.
+
+    member: the run's place in a cohort.
+    """
     console, config = Console(), plain(cfg)
+    if member is not None:
+        console.rule(member.name)
     save_path = Path(cfg.save_path or artifacts.named_after(config, HydraConfig.get().runtime.choices))
     if not save_path.name:
         raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
@@ -111,10 +123,12 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
     work = artifacts.start(save_path, config, sources, marks)
-    callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
+    line = EpochLine(console, best, run=member.name if member is not None else None)
+    callbacks = [best, throughput, line, Checkpoint(work / CHECKPOINT), *([member] if member is not None else [])]
     logger = build(cfg.logger, folder=work, run=save_path.name)
     try:
-        trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
+        bar = console.is_terminal and member is None
+        trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=bar)
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
@@ -158,6 +172,7 @@ def train(cfg: DictConfig, *, then_test: bool) -> None:
             **throughput.record(peak),
             "peak_memory_bytes": memory,
             "compiled": module.compiled is not None,
+            "cohort": member.size if member is not None else 1,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(part.trained for part in parts if _learned(part, optimization)),
             **origin,

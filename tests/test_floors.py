@@ -35,13 +35,14 @@ FLOORS = [
         "export",
         "refit",
         "headstart",
+        "cohort",
     },
     {"run", "configuration"},
 ]
 OWNERS = {
     "hydra": {"run", "configuration"},
     "omegaconf": {"run", "configuration"},
-    "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "run", "configuration"},
+    "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "cohort", "run", "configuration"},
     "transformers": {"encoder"},
     "adapters": {"methods.adapter_hub", "methods.ah_config", "methods.ah_library", "methods.ah_setup"},
     "peft": {"methods.peft_hub"},
@@ -50,7 +51,7 @@ OWNERS = {
     "wandb": {"loggers"},
     "bitsandbytes": {"encoder"},
     "huggingface_hub": {"hub"},
-    "rich": {"callbacks", "report", "run", "configuration"},
+    "rich": {"callbacks", "cohort", "report", "run", "configuration"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

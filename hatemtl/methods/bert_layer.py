@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.methods.lora_linear import LoRALinear
+from hatemtl.methods.lora_linear import LoRALinear, each
 
 # transformers' layers of one form.
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
@@ -25,7 +25,8 @@ LEAST_KEYS = 16
 class _Projections(torch.autograd.Function):
     """Layers of one input side by side, y = x·Wᵀ + b, (M, in) to (M, out), some with a LoRA: y[:, i] += s·(x·Aᵀ)·Bᵀ.
 
-    loras: for each LoRA where its layer begins in y, and s. factors: their A and B by turns. Gradients for x and these.
+    Of N runs side by side, M / N rows are each one's. loras: for each layer with a LoRA where it begins in y, and s.
+    factors: its A and B for every run, then those of the next layer. Gradients for x and these.
     """
 
     @staticmethod
@@ -36,11 +37,14 @@ class _Projections(torch.autograd.Function):
         if not loras:
             ctx.save_for_backward(weight)
             return y
-        A = torch.cat(factors[::2]).to(x.dtype)
-        Bs = [(s * B).to(x.dtype) for (_, s), B in zip(loras, factors[1::2], strict=True)]
-        low, ranks = x @ A.T, [B.shape[1] for B in Bs]
-        for (begin, _), B, part in zip(loras, Bs, low.split(ranks, dim=1), strict=True):
-            y[:, begin : begin + len(B)].addmm_(part, B.T)
+        both = len(factors) // len(loras)
+        layers = [factors[i : i + both] for i in range(0, len(factors), both)]
+        As, runs = [torch.stack(layer[::2]) for layer in layers], both // 2
+        A, ranks = torch.cat(As, dim=1).to(x.dtype), [A.shape[1] for A in As]
+        Bs = [(s * torch.stack(layer[1::2])).to(x.dtype) for (_, s), layer in zip(loras, layers, strict=True)]
+        low = each(x, runs) @ A.mT
+        for (begin, _), B, part in zip(loras, Bs, low.split(ranks, dim=2), strict=True):
+            each(y, runs)[:, :, begin : begin + B.shape[1]].baddbmm_(part, B.mT)
         ctx.save_for_backward(weight, x, low, A, *Bs)
         ctx.loras, ctx.ranks = loras, ranks
         return y
@@ -52,16 +56,18 @@ class _Projections(torch.autograd.Function):
         if not kept:
             return dx, None, None, None
         x, low, A, *Bs = kept
+        runs = len(A)
         dlow, dBs = torch.empty_like(low), []
-        parts = zip(ctx.loras, Bs, low.split(ctx.ranks, dim=1), dlow.split(ctx.ranks, dim=1), strict=True)
+        parts = zip(ctx.loras, Bs, low.split(ctx.ranks, dim=2), dlow.split(ctx.ranks, dim=2), strict=True)
         for (begin, s), B, part, dpart in parts:
-            mine = dy[:, begin : begin + len(B)]
-            torch.mm(mine, B, out=dpart)
-            dBs.append((mine.T @ part).float().mul_(s))
+            mine = each(dy, runs)[:, :, begin : begin + B.shape[1]]
+            torch.bmm(mine, B, out=dpart)
+            dBs.append((part.mT @ mine).mT.float().mul_(s))  # a CPU takes three times as long for (mine.mT @ part)
         if dx is not None:
-            dx.addmm_(dlow, A)
-        dAs = (dlow.T @ x).float().split(ctx.ranks)
-        return dx, None, None, None, *chain.from_iterable(zip(dAs, dBs, strict=True))
+            each(dx, runs).baddbmm_(dlow, A)
+        dAs = (dlow.mT @ each(x, runs)).float().split(ctx.ranks, dim=1)
+        turns = (pair for dA, dB in zip(dAs, dBs, strict=True) for pair in zip(dA, dB, strict=True))
+        return dx, None, None, None, *chain.from_iterable(turns)
 
 
 class _Attention(torch.autograd.Function):
@@ -176,7 +182,8 @@ class BertLayer:
             x = self.norm(context(_attend(project(x).view(shape), attention_mask)[0]).add_(x))
             return (self.last_norm(output(intermediate(x)).add_(x)),)
         steps = [(i * width, m.forward) for i, m in enumerate(self.projections) if isinstance(m.forward, LoRALinear)]
-        loras, factors = [(begin, lora.scale) for begin, lora in steps], [f for _, lora in steps for f in (lora.A, lora.B)]
+        loras = [(begin, lora.scale) for begin, lora in steps]
+        factors = [factor for _, lora in steps for run in lora.beside for factor in (run.A, run.B)]
         y = _Projections.apply(x.reshape(-1, width), self.weight, self.bias, loras, *factors)
         x = self.norm(self.context(_Attention.apply(y.view(shape), attention_mask)).add_(x))
         return (self.last_norm(self.output(F.gelu(self.intermediate(x))).add_(x)),)

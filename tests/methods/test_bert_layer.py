@@ -117,6 +117,10 @@ def test_gradients_are_those_of_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda x, A, B: _Projections.apply(x, weight, bias, [(0, 0.7), (6, 1.3)], A, B, 2 * A, B), (x, A, B)
     )
+    assert torch.autograd.gradcheck(  # two runs, two rows each
+        lambda x, A, B: _Projections.apply(x, weight, bias, [(0, 0.7), (6, 1.3)], A, B, -A, 3 * B, 2 * A, B, A, -B),
+        (x, A, B),
+    )
 
 
 @pytest.mark.parametrize("length", [3, LEAST_KEYS + 1])

@@ -165,7 +165,21 @@ def test_gradients_are_those_of_differences() -> None:
     for tensor in (x, A, B):
         tensor.requires_grad_()
     for bias in (b, None):
-        assert torch.autograd.gradcheck(lambda x, A, B, bias=bias: _LoRA.apply(x, w, bias, A, B, 0.7), (x, A, B))
+        assert torch.autograd.gradcheck(lambda x, A, B, bias=bias: _LoRA.apply(x, w, bias, 0.7, A, B), (x, A, B))
+    x, C, D = (
+        torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in ((6, 6), (2, 6), (4, 2))
+    )
+    assert torch.autograd.gradcheck(lambda *given: _LoRA.apply(given[0], w, b, 0.7, *given[1:]), (x, A, B, C, D))
+
+
+def test_of_runs_side_by_side_each_row_meets_the_lora_of_its_run() -> None:
+    (x, step), (_, other) = one_layer(), one_layer()
+    with torch.no_grad():
+        other.A.add_(1)
+        other.B.mul_(-2)
+    apart = torch.cat([step(x), other(x + 1)])
+    step.beside = (step, other)
+    torch.testing.assert_close(step(torch.cat([x, x + 1])), apart)
 
 
 def test_under_the_compiler_the_plain_formula_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +276,7 @@ def test_factors_and_their_gradients_are_float32_and_what_is_frozen_is_of_the_ru
 
 @every_library
 def test_frozen_weights_of_another_type_than_the_runs_are_noticed(library: str) -> None:
-    with pytest.raises(RuntimeError, match="same dtype"):
+    with pytest.raises(RuntimeError, match="dtype"):
         run(adapted(library), HALF())  # float32 weights in a bf16 run: Network.store was forgotten
 
 
