@@ -77,7 +77,6 @@ class Member(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.module = pl_module
-        check(self.module.encoder)
         self.module.compiled = self._read
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,7 +97,7 @@ class Member(Callback):
 
 
 def check(encoder: nn.Module) -> None:
-    """Raises UserError where more than plain LoRAs is trained of this encoder, or its dropout is on."""
+    """Raises UserError where this encoder cannot be one of a cohort: it trains more than plain LoRAs, or has dropout."""
     trained = sum(parameter.requires_grad for parameter in encoder.parameters())
     if trained != 2 * len(loras(encoder)):
         raise UserError(
@@ -114,10 +113,7 @@ def check_body(encoders: Sequence[nn.Module]) -> None:
     frozen = [{key: p for key, p in encoder.named_parameters() if not p.requires_grad} for encoder in encoders]
     for others in frozen[1:]:
         if frozen[0].keys() != others.keys() or not all(torch.equal(p, others[key]) for key, p in frozen[0].items()):
-            raise UserError(
-                "cohort: these runs stand on different encoders, as each seed of encoder=tiny draws its own; type another "
-                "encoder, or train one run after another with main.py -m"
-            )
+            raise UserError("cohort: these runs stand on different encoders; train one run after another with main.py -m")
 
 
 def train_together(runs: Mapping[str, Callable[[Member], None]]) -> None:

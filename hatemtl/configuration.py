@@ -89,6 +89,8 @@ def cohort_of(cfg: DictConfig, actions: Sequence[str]) -> dict[str, DictConfig]:
             raise UserError(f"{key}=true is for a run by itself; type {key}=false, or leave cohort out")
     if cfg.logger._target_.endswith(".wandb"):
         raise UserError("logger=wandb follows one run at a time; type logger=csv or logger=tensorboard, or leave cohort out")
+    if seeds is not None and cfg.encoder.random is not None:
+        raise UserError("cohort.seeds: encoder.random draws another encoder for every seed; type another, as encoder=minilm")
     runs = {}
     for seed in [cfg.seed] if seeds is None else seeds:
         for part in [None] if parts is None else range(1, parts + 1):

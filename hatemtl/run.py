@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from hatemtl import artifacts, export, leaks, loggers, report
 from hatemtl.artifacts import SavedRun
 from hatemtl.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
-from hatemtl.cohort import Member, train_together
+from hatemtl.cohort import Member, check, train_together
 from hatemtl.configuration import (
     build,
     cache_of,
@@ -114,6 +114,8 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     data.check(then_test=then_test)
     network = network_of(cfg, tasks, data.spaces, method, optimization, save_path.name, cfg.heads.merge, data)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
+    if member is not None:
+        check(module.encoder)
     if cfg.heads.merge == "refit":
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(

@@ -16,7 +16,7 @@ from torch import Tensor
 from hatemtl import artifacts
 from hatemtl.artifacts import SavedRun, unfinished
 from hatemtl.callbacks import EpochLine
-from hatemtl.cohort import Member
+from hatemtl.cohort import Member, check_body
 from hatemtl.configuration import build
 from hatemtl.errors import UserError
 from hatemtl.methods import lora_linear
@@ -194,7 +194,7 @@ def test_what_is_broken_off_goes_on(cli: Cli, encoder: str, tmp_path: Path, monk
         (["cohort.seeds=[0,1]", "method=full", "method.learning_rate=1e-4"], "method=ah_lora16"),
         (["cohort.seeds=[0,1]", "method=ah_seq_bn"], "method=ah_lora16"),
         (["cohort.seeds=[0,1]", "method.dropout=0.1"], "without dropout"),
-        (["cohort.seeds=[0,1]", "encoder=tiny"], "different encoders"),
+        (["cohort.seeds=[0,1]", "encoder=tiny"], "type another, as encoder=minilm"),
         (["cohort.seeds=[0,1]", "method.body_dropout=true"], "method.body_dropout=false"),
     ],
 )
@@ -206,7 +206,21 @@ def test_what_cannot_train_side_by_side_is_refused(
     assert ended.code == 2
     assert said in ended.err
     assert "Traceback" not in ended.err
-    assert not list(tmp_path.glob("run*"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_on_different_encoders_are_told_apart() -> None:
+    one, other = (torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    for encoder in (one, other):
+        encoder[0].requires_grad_(False)
+    with torch.no_grad():
+        other[1].weight.add_(1)  # trained
+    check_body([one, other, one])
+    with torch.no_grad():
+        other[0].weight.add_(1e-3)
+    with pytest.raises(UserError, match="different encoders"):
+        check_body([one, other, one])
 
 
 def test_a_layer_that_reads_no_posts_is_refused() -> None:
