@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,18 @@ def measure(commands: Sequence[str], shared: Sequence[str], *, threads: int) -> 
     return Cost(whole, training)
 
 
+def report(costs: Mapping[tuple[str, str], Sequence[Cost]]) -> str:
+    """An org table: how many times as fast each cohort is as its runs one after another, of the costs by name and way."""
+    rows = []
+    for name in dict.fromkeys(name for name, _ in costs):
+        cells = []
+        for part in ("whole", "training"):
+            of = ratio(*([getattr(cost, part) for cost in costs[name, way]] for way in ("apart", "together")))
+            cells.append(f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})")
+        rows.append([name, *cells])
+    return org(["times as fast as one after another", "the whole command", "training alone"], rows)
+
+
 def main() -> None:
     parser = command_line.parser(__doc__, posts=True, quick="one round of few posts")
     parser.add_argument("--rounds", type=int, default=5)
@@ -79,14 +91,7 @@ def main() -> None:
             cost = measure([together] if way == "together" else apart, shared, threads=options.threads)
             print(f"{name}, {way}: {cost}", file=sys.stderr, flush=True)
             costs.setdefault((name, way), []).append(cost)
-    rows = []
-    for name in options.cohorts:
-        cells = []
-        for part in ("whole", "training"):
-            of = ratio(*([getattr(cost, part) for cost in costs[name, way]] for way in ("apart", "together")))
-            cells.append(f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})")
-        rows.append([name, *cells])
-    text = org(["times as fast as one after another", "the whole command", "training alone"], rows)
+    text = report(costs)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "cohort.org").write_text(text + "\n", encoding="utf-8")
     print(text)
