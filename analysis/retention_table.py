@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   uv run analysis/retention_table.py adapters/merge_study
   uv run analysis/retention_table.py adapters/fusion_study --part "target_part_*" --plot retention.png --output table.org
 """
-COLUMNS = ["macro-F1 %", "retention %", "from", "to", "of single %", "trained, thousands", "steps", "seconds"]
+COLUMNS = ["seeds", "macro-F1 %", "retention %", "from", "to", "of single %", "trained, thousands", "steps", "seconds"]
 WHOLE = "1 1"  # the part that is all labels
 # Student's t, 97.5 %, by degrees of freedom from 1 on; of more, that of the last is a little too wide
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -62,11 +62,11 @@ def read_study(study: Path, part: str, single: str, names: Sequence[str], stage:
 
 
 def cost(run: Results) -> list[float | None]:
-    """Thousands of trained parameters, optimizer steps and seconds of training."""
+    """Thousands of trained parameters, optimizer steps, and seconds of training and of what came before it."""
     record = sidecar(run, "run.json") or {}
-    trained, steps = record.get("trained_parameters"), record.get("steps")
-    thousands = None if trained is None else trained / 1000 if steps != 0 else 0.0
-    return [thousands, steps, record.get("seconds")]
+    trained, seconds = record.get("trained_parameters"), record.get("seconds")
+    thousands = None if trained is None else trained / 1000
+    return [thousands, record.get("steps"), None if seconds is None else seconds + record.get("preparing_seconds", 0.0)]
 
 
 def sums(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -85,7 +85,7 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
 def row(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
     """The values of COLUMNS, as means over seeds."""
     f1, kept, of_single, *cost = ([v for v in column if v is not None] for column in zip(*seeds, strict=True))
-    return [mean(f1), mean(kept), *interval(kept), mean(of_single), *map(mean, cost)]
+    return [len(seeds), mean(f1), mean(kept), *interval(kept), mean(of_single), *map(mean, cost)]
 
 
 def deviation(values: Sequence[float | None]) -> float | None:
@@ -108,7 +108,7 @@ def plot(rows: dict[str, list[float | None]]) -> bytes:
 
     figure, axes = plt.subplots(figsize=(9, 6))
     for name, values in rows.items():
-        kept, steps = values[1], values[6]
+        kept, steps = values[2], values[7]
         if name != "parts" and kept is not None:
             axes.scatter([steps or 0], [kept], s=18)
             axes.annotate(name, (steps or 0, kept), fontsize=6, xytext=(3, 3), textcoords="offset points")
@@ -133,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         found = read_study(args.study, args.part, args.single, args.run, args.stage)
-        rows = dict(sorted(((name, row(seeds)) for name, seeds in found.items()), key=lambda item: -(item[1][0] or 0)))
-        spread = {name: [deviation([seed[0] for seed in seeds]), *[None] * 7] for name, seeds in found.items()}
+        rows = dict(sorted(((name, row(seeds)) for name, seeds in found.items()), key=lambda item: -(item[1][1] or 0)))
+        spread = {name: [None, deviation([seed[0] for seed in seeds]), *[None] * 7] for name, seeds in found.items()}
         Table(COLUMNS, rows, 1 if args.digits is None else args.digits, spread=spread, corner="run").show(
             args.format, args.output, []
         )

@@ -1,5 +1,6 @@
 """The network of a run: encoder, method and heads put together, with everything checked that would be silently wrong."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +34,7 @@ class Network:
     """The module of a run, and what its saved run must say of it.
 
     mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
-    should know of it. search: for a merge's weights.
+    should know of it. search: for a merge's weights. seconds: that merging took, statistics of posts and search included.
     """
 
     module: MultitaskModule
@@ -43,6 +44,7 @@ class Network:
     name: str
     notes: tuple[str, ...] = ()
     search: Search = field(default_factory=Search)
+    seconds: float = 0.0
 
     def store(self, dtype: torch.dtype) -> None:
         """Keeps the body's frozen weights in the type of the computation: no cast at every step, half the memory in bf16."""
@@ -137,12 +139,13 @@ def assemble(
             "merge=learned searches with the heads of the sources, and heads.merge=fresh draws new ones; type "
             "heads.merge=concat for parts, or heads.merge=mean"
         )
-    told = Search()
+    told, begun = Search(), time.perf_counter()
     if isinstance(merge, NeedsStatistics) and posts is not None:
         trained = partial(headstart.of_run, tasks=tasks, hidden_size=model.config.hidden_size)
         method, told = informed(method, model, heads, trained, posts)
     name = module_name(name)
     attached = method.attach(encoder.quantized(model), name=name, seed=seed)
+    seconds = time.perf_counter() - begun if merge is not None else 0.0
     keep_trainable(attached)
     module = MultitaskModule(
         attached,
@@ -152,7 +155,7 @@ def assemble(
         optimization=optimization,
         seed=seed,
     )
-    return Network(module, encoder, method, mark, name, tuple(notes.values()), told)
+    return Network(module, encoder, method, mark, name, tuple(notes.values()), told, seconds)
 
 
 def prepare(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,10 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
         started()
+        begun = time.perf_counter()
         if cfg.heads.merge == "refit" and before is None:
             refit(module, data, device=settings.device, seed=cfg.seed)
+        preparing = network.seconds + time.perf_counter() - begun
         if optimization.total_epochs:
             trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
             best.restore(module)
@@ -172,11 +175,14 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
             "steps": trainer.global_step + network.search.steps,
             "best_epoch": best.epoch + 1,
             **throughput.record(peak),
+            "preparing_seconds": preparing,
             "peak_memory_bytes": memory,
             "compiled": module.compiled is not None,
             "cohort": member.size if member is not None else 1,
             "parameters": sum(part.parameters for part in parts),
-            "trained_parameters": sum(part.trained for part in parts if _learned(part, optimization)),
+            "trained_parameters": sum(
+                part.trained for part in parts if _learned(part, optimization, refitted=cfg.heads.merge == "refit")
+            ),
             **origin,
         },
     )
@@ -255,10 +261,11 @@ def export_run(cfg: DictConfig) -> None:
     Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
 
 
-def _learned(part: Component, optimization: Any) -> bool:
-    """Whether the run trains this part: none without an epoch, and the heads alone where there is no other."""
-    alone = optimization.total_epochs == optimization.heads_first
-    return optimization.total_epochs > 0 and (part.kind == "head" or not alone)
+def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:
+    """Whether the run trains this part: heads by a fit or an epoch, the encoder side by an epoch of its own."""
+    if part.kind == "head":
+        return refitted or optimization.total_epochs > 0
+    return optimization.total_epochs > optimization.heads_first
 
 
 def _test(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:

@@ -4,7 +4,7 @@
 # over partitioned macro-F1. With every seed:
 #
 #   none    the parts' heads side by side, nothing trained          refit  heads fitted in one pass, nothing else moved
-#   heads   the same, then one epoch of the heads                   joint  one epoch of the heads, then one of everything
+#   heads   the former, then one epoch of the heads                 joint  the latter, then one epoch of everything
 #
 # Parameters come from the environment; finished runs are skipped, so it may be interrupted and started again:
 #
@@ -22,7 +22,7 @@ MERGES=${MERGES:-mean linear task_arithmetic,scale=0.5 task_arithmetic,scale=0.7
   breadcrumbs dare_linear dare_ties della knots core_space tsv_m iso_c iso_cts lego regmean fisher learned
   learned,loss=0,entropy=1
   learned,loss=0,error=1,search=cmaes,rate=0.2,steps=5,posts=256}
-TRAINED=${TRAINED:-mean task_arithmetic,scale=0.5}  # those that are trained afterwards too
+TRAINED=${TRAINED:-mean ties tsv_m task_arithmetic,scale=0.5}  # those that are trained afterwards too
 
 read -ra seeds <<<"$SEEDS"
 read -ra merges <<<"$(tr '\n' ' ' <<<"$MERGES")"
@@ -33,7 +33,7 @@ hatemtl() { uv run main.py "$@" "tasks=[target]" "tasks.target.corpus.fraction=$
 none=(heads.merge=concat optimization.epochs=0)
 refit=(heads.merge=refit optimization.epochs=0)
 heads=(heads.merge=concat optimization.epochs=0 optimization.heads_first=1)
-joint=(heads.merge=concat optimization.epochs=1 optimization.heads_first=1)
+joint=(heads.merge=refit optimization.epochs=1)
 
 after() {  # seed, kind of training, merges: those without keys of their own in one process
   local seed=$1 kind=$2 plain=() spec key options

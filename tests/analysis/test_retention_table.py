@@ -22,7 +22,14 @@ def save(folder: Path, counts: dict[str, tuple[int, int, int]], *, pattern: str 
     (folder / "results.csv").write_text("metric,value\n" + "".join(f"{k},{float(v)}\n" for k, v in rows.items()))
     (folder / "config.yaml").write_text(yaml.safe_dump({"tasks": {"target": {"mask_pattern": pattern}}}))
     (folder / "labels.json").write_text(json.dumps({"target": {"kind": "multilabel", "names": list(counts)}}))
-    record = {"trained_parameters": 2000, "steps": steps, "seconds": 3.0, "data": {"target": "x"}, "sources": {}}
+    record = {
+        "trained_parameters": 2000,
+        "steps": steps,
+        "seconds": 1.0,
+        "preparing_seconds": 2.0,
+        "data": {"target": "x"},
+        "sources": {},
+    }
     (folder / "run.json").write_text(json.dumps(record))
 
 
@@ -41,9 +48,10 @@ def test_the_rows_are_those_of_hand(study: Path) -> None:
     assert found.keys() == {"parts", "target_single", "merge"}
     assert found["parts"][0] == pytest.approx([65.0, 100.0, None, 4.0, 20, 6.0])
     assert found["target_single"][0] == pytest.approx([65.0, 100.0, 100.0, 2.0, 20, 3.0])
-    assert found["merge"][0] == pytest.approx([45.0, 100 * 45 / 65, 100 * 45 / 65, 0.0, 0, 3.0])  # no step, nothing trained
+    assert found["merge"][0] == pytest.approx([45.0, 100 * 45 / 65, 100 * 45 / 65, 2.0, 0, 3.0])
     assert found["merge"][1][:2] == pytest.approx([65.0, 100.0])
-    assert row(found["merge"])[0] == pytest.approx(55.0)
+    assert row(found["merge"])[:1] == [2]
+    assert row(found["merge"])[1] == pytest.approx(55.0)
     assert len(row(found["merge"])) == len(COLUMNS)
     assert read_study(study, "target_part_*", "target_single", ["nothing"], "test").keys() == {"parts", "target_single"}
 
@@ -56,7 +64,7 @@ def test_the_interval_is_students() -> None:
 
 def test_table_and_plot_are_written(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(study), "--format", "csv", "--plot", str(study / "kept.png")]) == 0
-    assert capsys.readouterr().out.startswith("run,macro-F1 %,retention %,from,to")
+    assert capsys.readouterr().out.startswith("run,seeds,macro-F1 %,retention %,from,to")
     assert (study / "kept.png").read_bytes().startswith(b"\x89PNG")
 
 
