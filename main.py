@@ -36,7 +36,9 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        from hatemtl.mistyped import explain
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        from hatemtl.mistyped import NO_OPTION, explain
 
+        if isinstance(error, ValueError) and NO_OPTION not in str(error):
+            raise
         fail(explain(error))

@@ -5,7 +5,10 @@ own. One thread is at work at a time, until it needs what the encoder makes of i
 have come so far, the encoder is computed once for all of them, the posts of each with its own LoRAs.
 """
 
+import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +19,12 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatemtl.encoder import is_quantized
 from hatemtl.errors import UserError
 from hatemtl.methods.lora_linear import loras, side_by_side
 
 Inputs = Mapping[str, Tensor]
+PATIENCE = 60  # seconds that a broken-off cohort waits for the run whose turn it is
 
 
 class Abandoned(Exception):
@@ -29,9 +34,9 @@ class Abandoned(Exception):
 class Member(Callback):
     """A run of a cohort: a callback of its trainer, through which it asks for hidden states and their gradient.
 
-    size: how many runs the cohort has. request: what it waits for: the hidden states of a batch, or that their gradient be
-    taken further; None before its first step and after its end. hidden: the states that it was given last. error: what
-    ended it too early.
+    size: how many runs the cohort has. request: what it waits for: the first step of all (no inputs), the hidden states of a
+    batch, or that their gradient be taken further; None while it works. hidden: the states that it was given last. error:
+    what ended it too early.
     """
 
     def __init__(self, run: Callable[["Member"], None], *, name: str, size: int) -> None:
@@ -40,7 +45,9 @@ class Member(Callback):
         self.error: BaseException | None = None
         self.module: Any = None
         self.hidden: Any = None
+        self.shared = 0.0  # seconds of its share in what was computed for all since its request
         self._leaf: Tensor | None = None  # the same states, without what they came from
+        self._others = 0.0  # seconds that passed while others worked
         self._random = _random_numbers()
         self._turn, self._back, self._abandoned = threading.Semaphore(0), threading.Semaphore(0), False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -55,10 +62,17 @@ class Member(Callback):
         self._back.acquire()
         self._random = _random_numbers()
 
+    def clock(self) -> float:
+        """Seconds that were spent on this run, its share of what was computed for all included."""
+        return time.perf_counter() - self._others
+
     def abandon(self) -> None:
-        """Ends the run where it waits; its folder stays as an unfinished one."""
+        """Ends the run at its next request, or where it waits; its folder stays as an unfinished one."""
         self._abandoned = True
-        self.go_on()
+        if self._thread.is_alive() and self.request is None:
+            self._back.acquire(timeout=PATIENCE)  # whoever broke it off did so in the middle of this run's turn
+        if self.request is not None:
+            self.go_on()
 
     def _work(self) -> None:
         self._turn.acquire()
@@ -69,15 +83,18 @@ class Member(Callback):
         self._back.release()
 
     def _ask(self, request: Inputs | Tensor) -> None:
-        self.request = request
+        self.request, asked = request, time.perf_counter()
         self._back.release()
         self._turn.acquire()
+        self._others += time.perf_counter() - asked - self.shared
+        self.shared = 0.0
         if self._abandoned:
             raise Abandoned("the cohort ended before this run")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.module = pl_module
         self.module.compiled = self._read
+        self._ask({})
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._leaf is not None:
@@ -96,16 +113,26 @@ class Member(Callback):
         return SimpleNamespace(last_hidden_state=self._leaf)
 
 
-def check(encoder: nn.Module) -> None:
-    """Raises UserError where this encoder cannot be one of a cohort: it trains more than plain LoRAs, or has dropout."""
-    trained = sum(parameter.requires_grad for parameter in encoder.parameters())
-    if trained != 2 * len(loras(encoder)):
+def check(encoder: nn.Module, *, method: str, name: str) -> None:
+    """Raises UserError where the encoder called `name`, as this method left it, cannot be one of a cohort."""
+    apart = "or train one run after another with main.py -m"
+    found, trained = loras(encoder), sum(parameter.requires_grad for parameter in encoder.parameters())
+    if is_quantized(encoder):
         raise UserError(
-            "cohort: runs train side by side where all that is trained of the encoder are LoRAs without dropout; type "
-            "method=ah_lora16 or method=peft_lora16, or train one run after another with main.py -m"
+            f"cohort: encoder={name} is quantized, which no run reads for another; type encoder.quantize=null, {apart}"
+        )
+    if not found or trained != 2 * len(found):
+        raise UserError(
+            f"cohort: method={method} on encoder={name} is more than LoRAs without dropout, each on a linear layer; "
+            f"type method=ah_lora16 or method=peft_lora16 with method.dropout=0, {apart}"
         )
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in encoder.modules()):
         raise UserError("cohort: the encoder's dropout would be drawn for all runs at once; type method.body_dropout=false")
+    try:
+        with torch.no_grad(), side_by_side([encoder, encoder]):
+            encoder(input_ids=torch.ones(2, 4, dtype=torch.long), attention_mask=torch.ones(2, 4, dtype=torch.long))
+    except UserError as error:
+        raise UserError(f"cohort: method={method} on encoder={name}: {error}; choose another encoder, {apart}") from error
 
 
 def check_body(encoders: Sequence[nn.Module]) -> None:
@@ -117,35 +144,47 @@ def check_body(encoders: Sequence[nn.Module]) -> None:
 
 
 def train_together(runs: Mapping[str, Callable[[Member], None]]) -> None:
-    """Does the runs, by their names, side by side. What fails before any has begun ends all; later, that run alone.
+    """Does the runs, by their names, side by side. What fails before the first step ends all; later, that run alone.
 
     Raises what was raised in the first that failed, at the end.
     """
     members = [Member(run, name=name, size=len(runs)) for name, run in runs.items()]
-    at_work, begun = members, False
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell counts it
     try:
-        while at_work:
-            for member in at_work:
-                member.go_on()
-                if member.error is not None and not begun:
-                    raise member.error
-                if member.error is not None:
-                    Console(stderr=True).print(f"{member.name}: {member.error}; the others go on", markup=False)
-            at_work = [member for member in at_work if member.request is not None]
-            if not begun:
-                check_body([member.module.encoder for member in at_work])
-            begun = True
-            if at_work and isinstance(at_work[0].request, Tensor):  # they take the same turns
-                learn(at_work)
-            elif at_work:
-                read(at_work)
-    finally:  # those that wait yet, where one of them or the user broke it off
+        _take_turns(members)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
         for member in members:
-            if member.request is not None:
-                member.abandon()
+            member.abandon()
     for member in members:
         if member.error is not None:
             raise member.error
+
+
+def _take_turns(members: Sequence[Member]) -> None:
+    at_work, begun = members, False
+    while at_work:
+        for member in at_work:
+            member.go_on()
+            if member.error is not None and not begun:
+                raise member.error
+        waiting = [member for member in at_work if member.request is not None]
+        for member in at_work:
+            if member.error is not None:
+                rest = "; the others go on" if waiting else ""
+                Console(stderr=True).print(f"{member.name}: {member.error}{rest}", markup=False, soft_wrap=True)
+        at_work, started = waiting, time.perf_counter()
+        if not begun:
+            check_body([member.module.encoder for member in at_work])
+            begun = True
+        elif at_work and isinstance(at_work[0].request, Tensor):  # they take the same turns
+            learn(at_work)
+        elif at_work:
+            read(at_work)
+        for member in at_work:
+            member.shared = (time.perf_counter() - started) / len(at_work)
 
 
 def read(members: Sequence[Member]) -> None:

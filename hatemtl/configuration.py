@@ -5,6 +5,7 @@ With run.py and main.py this is the only reader of the configuration.
 
 import copy
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,44 +66,60 @@ def is_seed(value: object) -> bool:
 
 
 def cohort_of(cfg: DictConfig, actions: Sequence[str]) -> dict[str, DictConfig]:
-    """The runs that train side by side, by what sets them apart: one a seed, one a part of the labels; else this one alone.
+    """The runs that train side by side, by what sets them apart: seed, rate, part of the labels; else this one alone.
 
     Raises UserError where they cannot.
     """
-    seeds, parts = cfg.cohort.seeds, cfg.cohort.parts
-    if seeds is None and parts is None:
+    given = {axis: values for axis, values in cfg.cohort.items() if values is not None}
+    if not given:
         return {"": cfg}
-    if seeds is not None and not (
-        OmegaConf.is_list(seeds) and len(seeds) == len(set(seeds)) > 0 and all(map(is_seed, seeds))
-    ):
-        raise UserError(f"cohort.seeds={seeds}: expected different whole numbers from 0; type cohort.seeds=[0,1,2]")
-    if parts is not None and (type(parts) is not int or parts < 1):
+    for axis, fits, example in (("seeds", is_seed, "[0,1,2]"), ("rates", _is_rate, "[1e-4,1e-3]")):
+        values = given.get(axis)
+        if values is None:
+            continue
+        if isinstance(values, int | float | str) or not len(values) == len(set(values)) > 0 or not all(map(fits, values)):
+            raise UserError(f"cohort.{axis}={values}: expected different numbers; type cohort.{axis}={example}")
+    parts = given.get("parts", 1)
+    if type(parts) is not int or parts < 1:
         raise UserError(f"cohort.parts={parts}: expected into how many parts to divide the labels; type cohort.parts=4")
     if actions not in (["train"], ["train", "test"]):
         raise UserError(f"action={cfg.action}: a cohort trains; type action=train, or action=[train,test]")
-    if parts is not None and (len(cfg.tasks) != 1 or next(iter(cfg.tasks.values())).mask_pattern is not None):
+    tasks = list(tasks_of(cfg))
+    if "parts" in given and (len(tasks) != 1 or cfg.tasks[tasks[0]].mask_pattern is not None):
         raise UserError(
             "cohort.parts divides the labels of one task that is whole; type tasks=[target] and no tasks.target.mask_pattern"
         )
-    for key, alone in (("trainer.compile", True), ("trainer.progress", True), ("data.cache_prefix", True)):
-        if OmegaConf.select(cfg, key) is alone:
+    for key in ("trainer.compile", "trainer.progress", "data.cache_prefix"):
+        if OmegaConf.select(cfg, key) is True:
             raise UserError(f"{key}=true is for a run by itself; type {key}=false, or leave cohort out")
     if cfg.logger._target_.endswith(".wandb"):
         raise UserError("logger=wandb follows one run at a time; type logger=csv or logger=tensorboard, or leave cohort out")
-    if seeds is not None and cfg.encoder.random is not None:
+    if "seeds" in given and cfg.encoder.random is not None:
         raise UserError("cohort.seeds: encoder.random draws another encoder for every seed; type another, as encoder=minilm")
     runs = {}
-    for seed in [cfg.seed] if seeds is None else seeds:
-        for part in [None] if parts is None else range(1, parts + 1):
-            name = "_".join([*(() if seeds is None else (f"seed_{seed}",)), *(() if part is None else (f"part_{part}",))])
-            runs[name] = copy.deepcopy(cfg)
-            runs[name].seed = seed
-            runs[name].cohort = {"seeds": None, "parts": None}
-            if part is not None:
-                next(iter(runs[name].tasks.values())).mask_pattern = f"{part} {parts}"
-            if cfg.save_path is not None:
-                runs[name].save_path = f"{cfg.save_path}_{name}"
+    for seed, rate, part in product(given.get("seeds", [None]), given.get("rates", [None]), range(1, parts + 1)):
+        run = copy.deepcopy(cfg)
+        run.cohort = dict.fromkeys(cfg.cohort)
+        names = []
+        if seed is not None:
+            run.seed = seed
+            names.append(f"seed_{seed}")
+        if rate is not None:
+            run.method.learning_rate = rate
+            names.append(f"rate_{rate:g}")
+        if "parts" in given:
+            run.tasks[tasks[0]].mask_pattern = f"{part} {parts}"
+            names.append(f"part_{part}")
+        name = "_".join(names)
+        if run.save_path is not None:
+            whole = Path(run.save_path)
+            run.save_path = str(whole.with_name(f"{whole.name}_{name}") if whole.name else whole)
+        runs[name] = run
     return runs
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def heads_source(cfg: DictConfig) -> SavedRun | None:

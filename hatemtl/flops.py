@@ -12,7 +12,8 @@ PEAK_SECONDS = 0.3  # of measuring, a size
 
 def matmul_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of the matrix multiplications in `step`, gradients included, padding too."""
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
+    in_place = {torch.ops.aten.addmm_: _in_place, torch.ops.aten.baddbmm_: _in_place}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         step()
     return counter.get_total_flops()
 
@@ -35,7 +36,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _in_place(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
-    return 2 * a[0] * a[1] * b[1]  # torch counts addmm, and not its form in place
+    return 2 * a.numel() * b[-1]  # torch counts addmm and baddbmm, and not their forms in place
 
 
 def wait(device: torch.device) -> None:

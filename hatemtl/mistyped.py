@@ -9,22 +9,31 @@ import yaml
 from hatemtl.errors import did_you_mean
 
 CONF = Path(__file__).parents[1] / "conf"
+NO_OPTION = "Config group override must be"  # how Hydra's ValueError begins where a group is set to null
 
 
 def explain(error: Exception) -> str:
     """An error of composing the configuration, with the nearest option or key in place of Hydra's search paths."""
     text = str(error)
+    if NO_OPTION in text:
+        for group in [word.removesuffix("=null") for word in sys.argv if word.endswith("=null")]:
+            if options := _options(group):
+                return f"{group}=null: expected one of its options; {did_you_mean('', options)}"
     if missing := re.search(r"Could not (?:find|load) '([\w/]+)/(\w+)'", text):
         group, given = missing.groups()
-        return (
-            f"{group}={given}: no such option; {did_you_mean(given, sorted(p.stem for p in (CONF / group).glob('*.yaml')))}"
-        )
+        return f"{group}={given}: no such option; {did_you_mean(given, _options(group))}"
     if unknown := re.search(r"Could not override '([\w.@]+)'", text):
         group = unknown[1].split(".")[0]
         option = _chosen(group)
+        if whole := [key for key in _keys("", None) if key.endswith(f".{unknown[1]}")]:
+            return f"{unknown[1]}: no such key; did you mean {whole[0]!r}?"
         of = f"{group}={option} has no such key" if option else "no such key"
         return f"{unknown[1]}: {of}; {did_you_mean(unknown[1], _keys(group, option))}"
     return text
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def _chosen(group: str) -> str | None:
@@ -41,4 +50,6 @@ def _keys(group: str, option: str | None) -> list[str]:
     files = [CONF / group / f"{option}.yaml"] if option else sorted((CONF / group).glob("*.yaml"))
     found = {f"{group}.{key}" for file in files for key in yaml.safe_load(file.read_text(encoding="utf-8"))}
     top = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
+    nested = {f"{name}.{key}" for name, node in top.items() if isinstance(node, dict) and name != "hydra" for key in node}
+    found |= {key for key in nested if key.startswith(f"{group}.") or not group}
     return sorted(key for key in found or set(top) if not key.startswith(("_", f"{group}._")))

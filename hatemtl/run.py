@@ -47,11 +47,16 @@ from hatemtl.refit import check_refit, refit
 from hatemtl.startup import started
 
 CHECKPOINT = "last.ckpt"
+# What to type for what is no group of files but has keys.
+EXAMPLES = {"cohort": "seeds=[0,1,2]", "heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 
 
 def run(cfg: DictConfig) -> None:
     """Does what the configuration says: train, test or predict, or train and then test."""
     quiet()
+    for group, example in EXAMPLES.items():
+        if not OmegaConf.is_dict(cfg[group]):
+            raise UserError(f"{group}={cfg[group]}: expected one of its keys; type {group}.{example}")
     for key in ("overwrite", "heads.load", "data.cache_prefix"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
@@ -85,10 +90,10 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     console, config = Console(), plain(cfg)
     if member is not None:
         console.rule(member.name)
+    tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
     save_path = Path(cfg.save_path or artifacts.named_after(config, HydraConfig.get().runtime.choices))
     if not save_path.name:
         raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
-    tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
     starts = method.starts_from()
     if cfg.load_path is not None and not cfg.heads.load and not starts:
         raise UserError(f"load_path={cfg.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
@@ -116,7 +121,8 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     network = network_of(cfg, tasks, data.spaces, method, optimization, save_path.name, cfg.heads.merge, data)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
     if member is not None:
-        check(module.encoder)
+        choices = HydraConfig.get().runtime.choices
+        check(module.encoder, method=choices["method"], name=choices["encoder"])
     if cfg.heads.merge == "refit":
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(
@@ -124,7 +130,7 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     )
 
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
-    throughput = Throughput()
+    throughput = Throughput() if member is None else Throughput(member.clock)
     work = artifacts.start(save_path, config, sources, marks)
     line = EpochLine(console, best, run=member.name if member is not None else None)
     callbacks = [best, throughput, line, Checkpoint(work / CHECKPOINT), *([member] if member is not None else [])]

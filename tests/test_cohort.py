@@ -96,6 +96,35 @@ def test_seeds_side_by_side_are_the_seeds_trained_apart(cli: Cli, encoder: str, 
     assert distance(tmp_path / "run_seed_0", tmp_path / "run_seed_1") > 0.1  # what is told apart can be told apart
 
 
+def test_rates_side_by_side_are_the_rates_trained_apart(cli: Cli, encoder: str, tmp_path: Path) -> None:
+    """From a saved LoRA on, in bf16 where the processor has it."""
+    assert cli(*RUN, encoder, f"save_path={tmp_path}/start").code == 0
+    run = [*RUN, encoder, "trainer.precision=auto", "method=ah_load", f"load_path={tmp_path}/start", "heads.load=true"]
+    together = cli(*run, "cohort.rates=[1e-3,1e-2]", f"save_path={tmp_path}/run/")
+    assert together.code == 0, together.err
+    for rate in (0.001, 0.01):
+        solo = tmp_path / f"solo_{rate}"
+        assert cli(*run, f"method.learning_rate={rate}", f"save_path={solo}").code == 0
+        cohort = tmp_path / f"run_rate_{rate}"
+        assert not artifacts.differences(SavedRun(cohort).config, SavedRun(solo).config)
+        assert SavedRun(cohort).record["steps"] == SavedRun(solo).record["steps"]
+        assert distance(cohort, solo) < 0.05  # bf16 rounds to one part in 256
+    assert distance(tmp_path / "run_rate_0.001", tmp_path / "run_rate_0.01") > 0.1
+
+
+def test_several_tasks_stepped_apart_are_as_each_run_has_them(cli: Cli, encoder: str, tmp_path: Path) -> None:
+    """Masked words among them, and batches made by another process."""
+    tasks = ("label", "target", "mlm")
+    sample = [option for task in tasks for option in (f"corpus@tasks.{task}.corpus=sample", f"tasks.{task}.corpus.size=100")]
+    run = [option for option in RUN if not option.startswith(("corpus", "tasks"))]
+    run += [encoder, f"tasks=[{','.join(tasks)}]", *sample, "weighting.step=per_task", "data.workers=1"]
+    together = cli(*run, "cohort.seeds=[0,1]", f"save_path={tmp_path}/run")
+    assert together.code == 0, together.err
+    for seed in (0, 1):
+        assert cli(*run, f"seed={seed}", f"save_path={tmp_path}/solo_{seed}").code == 0
+        same(tmp_path / f"run_seed_{seed}", tmp_path / f"solo_{seed}")
+
+
 def test_each_stops_by_its_own_scores(cli: Cli, encoder: str, tmp_path: Path) -> None:
     run = [
         *RUN,
@@ -129,7 +158,8 @@ def test_parts_and_seeds_multiply_and_what_is_finished_stays(cli: Cli, encoder: 
 def test_one_that_fails_leaves_the_others_whole(
     cli: Cli, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, line = [*RUN, encoder, "cohort.seeds=[0,1]", f"save_path={tmp_path}/run"], EpochLine.on_train_epoch_end
+    solo, line = [*RUN, encoder, "optimization.epochs=3"], EpochLine.on_train_epoch_end
+    run = [*solo, "cohort.seeds=[0,1]", f"save_path={tmp_path}/run"]
 
     def diverge(self: EpochLine, trainer: Trainer, module: LightningModule) -> None:
         if module.seed == 0 and trainer.current_epoch == 1:  # type: ignore[operator]
@@ -142,12 +172,12 @@ def test_one_that_fails_leaves_the_others_whole(
     assert ended.code == 2
     assert "seed_0: the training loss is nan; the others go on" in ended.err
     assert unfinished(tmp_path / "run_seed_0").is_dir()
-    assert cli(*RUN, encoder, "seed=1", f"save_path={tmp_path}/solo").code == 0
+    assert cli(*solo, "seed=1", f"save_path={tmp_path}/solo").code == 0
     same(tmp_path / "run_seed_1", tmp_path / "solo")
     resumed = cli(*run)  # of which one run goes on by itself
     assert resumed.code == 0, resumed.err
     assert "goes on after its last whole epoch" in resumed.out
-    assert cli(*RUN, encoder, f"save_path={tmp_path}/first").code == 0
+    assert cli(*solo, f"save_path={tmp_path}/first").code == 0
     same(tmp_path / "run_seed_0", tmp_path / "first")
 
 
@@ -163,8 +193,7 @@ def test_what_is_broken_off_goes_on(cli: Cli, encoder: str, tmp_path: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(Member, "go_on", cut)
-        with pytest.raises(KeyboardInterrupt):
-            cli(*run)
+        assert cli(*run).code == 130
     assert {path.name for path in tmp_path.iterdir()} == {".run_part_1.unfinished", ".run_part_2.unfinished"}
     assert cli(*run).code == 0
     for part in (1, 2):
@@ -176,11 +205,14 @@ def test_what_is_broken_off_goes_on(cli: Cli, encoder: str, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        (["cohort=4"], "type cohort.seeds=[0,1,2]"),
+        (["cohort.rates=[0]"], "type cohort.rates=[1e-4,1e-3]"),
+        (["cohort.rates=1e-3"], "type cohort.rates=[1e-4,1e-3]"),
         (["cohort.seeds=3"], "type cohort.seeds=[0,1,2]"),
-        (["cohort.seeds=[1,1]"], "expected different whole numbers"),
-        (["cohort.seeds=[]"], "expected different whole numbers"),
-        (["cohort.seeds=[1.5]"], "expected different whole numbers"),
-        (["cohort.seeds=[-1]"], "whole numbers from 0"),
+        (["cohort.seeds=[1,1]"], "expected different numbers"),
+        (["cohort.seeds=[]"], "expected different numbers"),
+        (["cohort.seeds=[1.5]"], "expected different numbers"),
+        (["cohort.seeds=[-1]"], "expected different numbers"),
         (["cohort.parts=0"], "type cohort.parts=4"),
         (["cohort.parts=two"], "type cohort.parts=4"),
         (["cohort.parts=99"], "99"),

@@ -72,7 +72,7 @@ class LoRALinear:
         if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
             return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
         if len(x) % len(self.beside):  # DeBERTa projects positions, which no run owns, with the weights of q and k
-            raise UserError("cohort: this encoder has a layer that reads something else than posts; train its runs apart")
+            raise UserError("it has a layer that reads something else than posts")
         factors = chain.from_iterable((lora.A, lora.B) for lora in self.beside)
         y = _LoRA.apply(x.reshape(-1, x.shape[-1]), weight, bias, self.scale, *factors)
         return y.view(*x.shape[:-1], y.shape[-1])
