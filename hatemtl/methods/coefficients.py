@@ -1,8 +1,8 @@
 """The search for a merge's coefficients: by gradient through a bank of the sources, or by forwards alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from hatemtl.batch import Batch
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
+from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.merging.learned import Learned
 from hatemtl.methods import lora_source
 from hatemtl.methods.lora_bank import Gating, banks, empty, fill
-from hatemtl.seeds import derive
+from hatemtl.seeds import derive, generator
 
 Heads = Mapping[str, Any]  # by task
 Candidate = dict[str, float]  # each source's weight and each objective's value, by name
@@ -40,7 +41,7 @@ def search(
     """
     if any(run.record["library"] not in lora_source.FILES for run in runs):
         raise UserError("merge=learned weighs LoRAs; for fully trained encoders type merge=mean, or merge=task_arithmetic")
-    check_entropy(merge, heads)
+    check_objectives(merge, heads)
     sources = {str(i): lora_source.read(run, model) for i, run in enumerate(runs)}
     fill(model, sources, gating=Gating(input=False, softmax=False), name="search", seed=merge.seed)
     found = banks(model)
@@ -60,12 +61,17 @@ def search(
     return [{path: by_layer[i, n] for i, path in enumerate(found)} for n in range(len(runs))], trace
 
 
-def check_entropy(merge: Learned, heads: Heads) -> None:
-    """Raises UserError where a head's predictions have no entropy."""
+def check_objectives(merge: Learned, heads: Heads) -> None:
+    """Raises UserError where a head's predictions have no entropy, or no bias, and that counts."""
     for task, head in heads.items():
         if "entropy" in merge.objectives and head.kind not in ("multiclass", "multilabel"):
             raise UserError(
                 f"merge.entropy: the {head.kind} head of task {task!r} has none; type merge.entropy=0 merge.loss=1"
+            )
+        if "bias" in merge.objectives and not isinstance(head, MultilabelHead):
+            raise UserError(
+                f"merge.bias={merge.bias}: expected multilabel tasks, whose labels are the groups, and task {task!r} has a "
+                f"{head.kind} head; type merge.bias=0 merge.error=1"
             )
 
 
@@ -85,12 +91,16 @@ class _Worth:
         self, merge: Learned, model: Transformer, heads: nn.ModuleDict, found: Sequence[Any], batches: Sequence[Batch]
     ) -> None:
         self.merge, self.model, self.heads, self.banks, self.batches = merge, model, heads, found, batches
+        known = {task: head.threshold for task, head in heads.items() if isinstance(head, MultilabelHead)}
+        # also where it does not count, so that it can be plotted against what does
+        self.thresholds = known if merge.search == "cmaes" and len(known) == len(heads) else {}
 
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):
             bank.gate.weights = row
-        sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.merge.objectives if name != "error"}
+        sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.merge.objectives if name in ("loss", "entropy")}
         metrics = {task: self._head(task).metric() for task in self.heads if "error" in self.merge.objectives}
+        said: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {task: [] for task in self.thresholds}
         posts = 0
         for batch in self.batches if batches is None else batches:
             hidden = batch.first(self.model(**batch.inputs).last_hidden_state.float())
@@ -103,11 +113,19 @@ class _Worth:
                     sums[name] = sums[name] + value * len(batch)
                 if task in metrics:
                     metrics[task].update(head.scores(logits).detach(), targets, has)
+                if task in said:
+                    said[task].append((head.scores(logits).detach(), targets, has))
             posts += len(batch)
         values = {name: value / posts for name, value in sums.items()}
         if metrics:
             primary = [self._head(task).rows(metric.compute())[self._head(task).primary] for task, metric in metrics.items()]
             values["error"] = torch.tensor(1 - sum(primary) / len(primary))
+        if said:
+            biases = [
+                float(self.merge.bias_of(*map(torch.cat, zip(*of, strict=True)), threshold=self.thresholds[task]))
+                for task, of in said.items()
+            ]
+            values["bias"] = torch.tensor(sum(biases) / len(biases))
         whole = torch.stack([weight * values[name] for name, weight in self.merge.objectives.items()]).sum()
         return whole, {name: float(value.detach()) for name, value in values.items()}
 
@@ -127,7 +145,7 @@ def _by_gradient(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, 
     """The weights after the last step, or those at the start if on all posts these are better."""
     coefficients, trace = start.clone().requires_grad_(), []
     solver = torch.optim.Adam([coefficients], lr=merge.rate)
-    for batch in islice(cycle(worth.batches), merge.steps):
+    for batch in islice(_shuffled(worth.batches, merge.seed), merge.steps):
         solver.zero_grad()
         with torch.enable_grad():
             value, _ = worth(coefficients, [batch])
@@ -141,6 +159,14 @@ def _by_gradient(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, 
             values.append(float(value))
             trace.append(_weights(end) | row)
     return ends[values.index(min(values))], trace
+
+
+def _shuffled(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:
+    """The batches again and again, each time in another order: they come from short to long."""
+    draw = generator(seed, "batches")
+    while True:
+        for i in torch.randperm(len(batches), generator=draw).tolist():
+            yield batches[i]
 
 
 def _weights(coefficients: Tensor) -> Candidate:
