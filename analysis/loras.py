@@ -22,6 +22,9 @@ KEYS = {
     "peft": re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight"),
 }
 FUSED = re.compile(r"(.*\.)?Wqkv")  # ModernBERT's query, key and value, one above the other
+# What makes PEFT's LoRA another one, and its ways to start that leave the encoder's own weights alone.
+OTHER = ("fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "arrow_config")
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 AGAIN = "train it again with overwrite=true"
 
@@ -189,10 +192,15 @@ def _of_peft(
     run: Path, config: Mapping[str, Any], factors: Mapping[str, tuple[Matrix, Matrix]]
 ) -> Iterator[tuple[str, LoRA]]:
     kind = config.get("peft_type")
-    # A variant of LoRA is switched on by use_...; but for the scale of rsLoRA, its update is not B·A.
-    variants = [key for key, value in config.items() if key.startswith("use_") and value and key != "use_rslora"]
-    transposed = ["fan_in_fan_out"] if config.get("fan_in_fan_out") else []
-    _check_plain(run, ([] if kind == "LORA" else [f"peft_type={kind}"]) + variants + transposed)
+    # A variant of LoRA is switched on by use_... or one of OTHER; but for the scale of rsLoRA, its update is not B·A.
+    variants = [key for key, on in config.items() if on and (key.startswith("use_") or key in OTHER) and key != "use_rslora"]
+    start = config.get("init_lora_weights", True)
+    _check_plain(
+        run,
+        ([] if kind == "LORA" else [f"peft_type={kind}"])
+        + variants
+        + ([] if start in PLAIN_STARTS else [f"init_lora_weights={start}"]),
+    )
     for layer, (A, B) in factors.items():
         rank = _number(run, config, "r", layer, config.get("rank_pattern"))
         alpha = _number(run, config, "lora_alpha", layer, config.get("alpha_pattern"))

@@ -22,9 +22,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -33,6 +35,7 @@ from torch import Tensor
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
+AGAIN = "train the run again with overwrite=true"
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
     *("action", "save_path", "overwrite", "logger", "predict", "export", "trainer.progress", "trainer.compile"),
@@ -85,21 +88,19 @@ class SavedRun:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration. To be read and compared, never instantiated."""
-        path = self.folder / "config.yaml"
-        try:
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: not valid YAML ({error}); train the run again with overwrite=true") from error
+        return _config(self.folder)
 
     @property
     def record(self) -> dict[str, Any]:
         """run.json: what was measured."""
-        return read_record(self.folder)
+        path = self.folder / "run.json"
+        return _holding(path, _json(path), "method", "library", "encoder", "encoder_source")
 
     @property
     def labels(self) -> dict[str, LabelSpace]:
         """The label space of every task whose head was trained."""
-        return {task: LabelSpace(s["kind"], tuple(s["names"])) for task, s in _json(self.folder / "labels.json").items()}
+        path = self.folder / "labels.json"
+        return {task: _space(path, task, content) for task, content in _json(path).items()}
 
     @property
     def results(self) -> dict[str, float]:
@@ -126,13 +127,20 @@ class SavedRun:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of the safetensors file `name`, on the CPU.
 
-        Raises UserError where it is missing or broken.
+        Raises UserError where it is missing or broken, or one holds what is no finite number.
         """
         path = self.weights(name)
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}); train the run again with overwrite=true") from error
+            raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from error
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{path}: {key} holds what is no finite number: its training diverged; leave it out, or train the run "
+                    f"again with a smaller optimization.encoder_lr and optimization.head_lr"
+                )
+        return tensors
 
     def digest(self) -> str:
         """Sixteen hex digits that change with any weight of the run."""
@@ -146,9 +154,34 @@ class SavedRun:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); train the run again with overwrite=true") from error
+        return _holding(path, json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    try:
+        return _holding(path, yaml.safe_load(path.read_text(encoding="utf-8")), "tasks")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({error}); {AGAIN}") from error
+
+
+def _holding(path: Path, content: Any, *keys: str) -> dict[str, Any]:
+    """The content of a file. Raises UserError where it is no mapping, or lacks a key."""
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {str(content)[:40]}, expected keys with values; {AGAIN}")
+    if lacking := [key for key in keys if key not in content]:
+        raise UserError(f"{path}: has no {', '.join(lacking)}; {AGAIN}")
+    return content
+
+
+def _space(path: Path, task: str, content: Any) -> LabelSpace:
+    match content:
+        case {"kind": kind, "names": [*names]} if all(isinstance(name, str) for name in names):
+            with suppress(UserError):  # of another kind, or a label twice
+                return LabelSpace(kind, tuple(names))
+    raise UserError(f"{path}: the labels of task {task!r} are {content}, expected their kind and names; {AGAIN}")
 
 
 def write_results(folder: Path, rows: Mapping[str, float], stage: str, tasks: Sequence[str] | None = None) -> None:
@@ -222,21 +255,18 @@ def claim(
     Raises UserError where another run stands there, finished or not, and may not be overwritten.
     """
     work, way_out = unfinished(save_path), "give another save_path, or overwrite=true to replace it"
-    if save_path.exists():
-        saved = SavedRun(save_path)
+    saved = SavedRun(save_path) if save_path.exists() else None  # what is no run is never overwritten
+    if overwrite:
+        return True
+    if saved is not None:
         changed = differences(saved.config, config) + _other_inputs(saved.record, sources, data)
-        if not overwrite and not changed:
+        if not changed:
             return False
-        if not overwrite:
-            raise UserError(
-                f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}"
-            )
-    if (work / "config.yaml").exists():
-        changed = _changed_since(work, config, sources, data)
-        if changed and not overwrite:
-            raise UserError(
-                f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
-            )
+        raise UserError(f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}")
+    if (work / "config.yaml").exists() and (changed := _changed_since(work, config, sources, data)):
+        raise UserError(
+            f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
+        )
     return True
 
 
@@ -256,8 +286,10 @@ def start(
 def _changed_since(
     work: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None
 ) -> list[str]:
-    saved = yaml.safe_load((work / "config.yaml").read_text(encoding="utf-8"))
-    return differences(saved, config) + _other_inputs(read_record(work), sources, data)
+    try:
+        return differences(_config(work), config) + _other_inputs(read_record(work), sources, data)
+    except UserError as error:  # a broken one cannot go on
+        return [str(error).removesuffix(f"; {AGAIN}")]
 
 
 def _other_inputs(record: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None) -> list[str]:

@@ -61,17 +61,27 @@ def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Ta
         if not sources:
             raise UserError(
                 f"heads.merge={how}: no source has a head for task {task!r}, they have {', '.join(runs[0].labels)}; type "
-                f"heads.merge=refit, or tasks=[{','.join(runs[0].labels)}]"
+                f"tasks=[{','.join(runs[0].labels)}], or {merged_heads.instead(how)}"
             )
-        alike = all(known == head.space for known, _ in sources.values())
-        together = merged_heads.mean if how == "mean" or (how == "refit" and alike) else merged_heads.concat
-        _load_head(head, together(task, sources, head.space), task, "the sources")
+        if how == "mean":
+            state = merged_heads.mean(task, sources, head.space)
+        else:
+            state = merged_heads.concat(task, sources, head.space, how)
+        _load_head(head, state, task, "the sources")
 
 
 def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
-    """The heads of a saved run for those of the tasks that it was trained on."""
+    """The heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts.
+
+    Raises UserError where it has none, or one that guesses tokens.
+    """
     found: dict[str, Any] = {}
     for task, state in _states(run, tasks).items():
+        if run.labels[task].kind == "masked":  # it reads labels off an embedding, and draws none
+            raise UserError(
+                f"merge=fisher reads labels off every source's heads, and that of task {task!r} guesses masked tokens; type "
+                f"merge=mean"
+            )
         found[task] = tasks[task].head(hidden_size=hidden_size, space=run.labels[task])
         _load_head(found[task], state, task, str(run.folder))
     if not found:
@@ -82,7 +92,7 @@ def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dic
 def _states(run: SavedRun, tasks: Mapping[str, Task]) -> dict[str, dict[str, Tensor]]:
     """The weights of a source's heads for those of the tasks that it was trained on.
 
-    Raises UserError where one computes otherwise than the task's.
+    Raises UserError where one is for other labels or computes otherwise than the task's.
     """
     weights, labels, found = run.tensors("heads.safetensors"), run.labels, {}
     for task in [task for task in tasks if task in labels]:
@@ -121,7 +131,13 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
 
 
 def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
-    """Raises UserError where the saved head computes otherwise than the task's; `given` is what names it."""
+    """Raises UserError where the saved head is of another kind or computes otherwise; `given` is what names it."""
+    kind = saved.labels[name].kind
+    if kind != task.kind:
+        raise UserError(
+            f"{given}: its head for task {name!r} is for {kind} labels, this run's is for {task.kind} ones; give the "
+            f"tasks.{name}.* keys of {saved.folder / 'config.yaml'}"
+        )
     trained = saved.config["tasks"][name]["head"]
     for key, value in task.head_settings.items():
         if key not in TRAINING_ONLY and trained.get(key) != value:

@@ -155,7 +155,8 @@ def assemble(
         optimization=optimization,
         seed=seed,
     )
-    return Network(module, encoder, method, mark, name, tuple(notes.values()), told, seconds)
+    all_notes = (*notes.values(), *getattr(attached, "merge_notes", ()))
+    return Network(module, encoder, method, mark, name, all_notes, told, seconds)
 
 
 def prepare(

@@ -67,7 +67,7 @@ def fit(head: Head, vectors: Tensor, targets: Tensor, penalty: float) -> None:
     """
     own: Any = head
     linear = [layer for layer in own.layers if isinstance(layer, nn.Linear)]
-    mean, scale = vectors.mean(0), vectors.std(0).clamp(min=1e-6)
+    mean, scale = vectors.mean(0), vectors.std(0, correction=0).clamp(min=1e-6)
     inputs = (vectors - mean) / scale
     parameters = list(own.parameters())
     if len(linear) == 1:  # a deeper head starts as it was drawn: from zero it would never move

@@ -62,7 +62,8 @@ def fill(folder: Path, config: dict[str, Any] = CONFIG, sources: dict[str, str] 
     folder.mkdir(parents=True)
     write_config(folder, config)
     write_labels(folder, {"target": LabelSpace("multilabel", ("a", "b"))})
-    write_record(folder, {"status": "finished", "method": "ah_lora16", "sources": sources or {}})
+    made = {"method": "ah_lora16", "library": "adapterhub", "encoder": "mark", "encoder_source": "someone/encoder"}
+    write_record(folder, {"status": "finished", **made, "sources": sources or {}})
     return folder
 
 
@@ -168,6 +169,52 @@ def test_a_garbled_file_is_named(name: str, tmp_path: Path) -> None:
     read = {"run.json": lambda: saved.record, "labels.json": lambda: saved.labels, "config.yaml": lambda: saved.config}
     with pytest.raises(UserError, match=f"{name}: not valid"):
         read[name]()
+
+
+DAMAGED = [
+    ("run.json", b"\xff{}", "not valid JSON"),
+    ("run.json", b"{}", "has no method, library, encoder, encoder_source"),
+    ("run.json", b"[]", r"holds \[\]"),
+    ("labels.json", b"\xff{}", "not valid JSON"),
+    ("labels.json", b"[]", r"holds \[\]"),
+    ("labels.json", b'{"target": {"kind": "multilabel"}}', "the labels of task 'target' are .*, expected their kind"),
+    ("labels.json", b'{"target": {"kind": "many", "names": ["a"]}}', "the labels of task 'target' are"),
+    ("labels.json", b'{"target": {"kind": "multilabel", "names": "ab"}}', "the labels of task 'target' are"),
+    ("labels.json", b'{"target": null}', "the labels of task 'target' are None"),
+    ("config.yaml", b"\xff: 1", "not valid YAML"),
+    ("config.yaml", b"", "holds None"),
+    ("config.yaml", b"seed: 0", "has no tasks"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), DAMAGED)
+def test_a_damaged_file_is_named_with_the_way_out(name: str, content: bytes, expected: str, tmp_path: Path) -> None:
+    (fill(tmp_path / "run") / name).write_bytes(content)
+    saved = SavedRun(tmp_path / "run")
+    read = {"run.json": lambda: saved.record, "labels.json": lambda: saved.labels, "config.yaml": lambda: saved.config}
+    with pytest.raises(UserError, match=f"run/{name}: {expected}.*train the run again with overwrite=true$"):
+        read[name]()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+@pytest.mark.parametrize("content", [b"\xff", b"", b"[]"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_run_can_be_trained_again(finished: bool, content: bytes, name: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (fill(run if finished else unfinished(run)) / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}.*overwrite=true"):
+        claim(run, CONFIG, {}, overwrite=False)
+    assert claim(run, CONFIG, {}, overwrite=True)
+    work = start(run, CONFIG, {})
+    assert read_record(work)["status"] == "unfinished"
+    assert not (work / "labels.json").exists()  # of the damaged one nothing goes on
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    saved = SavedRun(fill(tmp_path / "run"))
+    save_file({"ids": torch.arange(3), "target.bias": torch.tensor([1.0, torch.nan])}, saved.folder / "heads.safetensors")
+    with pytest.raises(UserError, match=r"run/heads.safetensors: target.bias holds what is no finite number.*diverged"):
+        saved.tensors("heads.safetensors")
 
 
 def test_missing_weights_name_the_method_that_fits(tmp_path: Path) -> None:

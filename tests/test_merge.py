@@ -184,6 +184,8 @@ def test_damaged_sources_are_named(cli: Cli, sample: list[str], parts: Path) -> 
     assert ended.code == 2
     assert "no finite number" in ended.err
     assert "diverged" in ended.err
+    ended = merge(cli, sample, parts, "merge", *UNTRAINED, "merge=fisher", "merge.posts=16")  # which first reads posts by it
+    assert (ended.code, f"part_2/adapter/adapter.safetensors: {key} holds" in ended.err.replace("\n", " ")) == (2, True)
     record = json.loads((parts / "part_2" / "run.json").read_text())
     (parts / "part_2" / "run.json").write_text(json.dumps(record | {"tokenizer": "0123456789abcdef"}))
     weights.write_bytes(whole)

@@ -1,5 +1,6 @@
 """The network: what would be silently wrong is refused, and no draw depends on what else is drawn."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
+from hatemtl import headstart
 from hatemtl.artifacts import SavedRun, write_config, write_labels, write_record
 from hatemtl.corpora.sample import Sample
 from hatemtl.encoder import Encoder
 from hatemtl.errors import UserError
+from hatemtl.heads.masked import MaskedHead
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
@@ -253,6 +256,75 @@ def test_a_head_that_pools_or_cuts_otherwise_is_refused_and_one_that_only_traine
     check_heads(saved, tasks("target", dropout=0.5, balance=1.0))
     with pytest.raises(UserError, match="type tasks.target.head.threshold="):
         check_heads(saved, tasks("target", threshold=0.9))
+
+
+@pytest.fixture
+def parts(source: Path, tmp_path: Path) -> list[SavedRun]:
+    """Two runs that know all labels of one task and a part each of another's."""
+    runs, given = [], tasks("label", "target", pooling="mean", layers=1)
+    for i in (1, 2):
+        spaces = {"label": SPACES["label"], "target": SPACES["target"].part(Part(i, 2))}
+        runs.append(save(network(source, tasks=given, spaces=spaces, seed=i), tmp_path / f"part_{i}"))
+        trained = {name: {"mask_pattern": None, "head": task.head_settings} for name, task in given.items()}
+        write_config(runs[-1].folder, {"tasks": trained, "encoder": {"max_length": 16}})
+    return runs
+
+
+def merged(source: Path, runs: list[SavedRun], how: Any, *names: str) -> Any:
+    """Heads for these tasks that start from those of the runs."""
+    given = tasks(*names, pooling="mean", layers=1)
+    heads = network(source, tasks=given, spaces={name: SPACES[name] for name in names}).module.heads
+    headstart.merge(heads, runs, given, how)  # type: ignore[arg-type]
+    return heads
+
+
+@pytest.mark.parametrize("how", ["concat", "refit"])
+def test_tasks_that_are_whole_and_tasks_that_are_cut_are_merged_at_once(
+    how: str, source: Path, parts: list[SavedRun]
+) -> None:
+    states, heads = (
+        [load_file(run.folder / "heads.safetensors") for run in parts],
+        merged(source, parts, how, "label", "target"),
+    )
+    key = "layers.1.weight"
+    torch.testing.assert_close(heads["label"].state_dict()[key], (states[0][f"label.{key}"] + states[1][f"label.{key}"]) / 2)
+    rows = [states[i][f"target.{key}"][row] for row in (0, 1) for i in (0, 1)]
+    assert torch.equal(heads["target"].state_dict()[key], torch.stack(rows))
+
+
+def test_heads_that_make_no_one_head_are_told_with_a_way_out(source: Path, parts: list[SavedRun]) -> None:
+    with pytest.raises(UserError, match="part_1 for task 'target' knows a, c, .*type heads.merge=concat for parts"):
+        merged(source, parts, "mean", "label", "target")
+    twice = [*parts, SavedRun(shutil.copytree(parts[0].folder, parts[0].folder.with_name("again")))]
+    for how, out in (("concat", "heads.merge=refit"), ("refit", "merge=mean")):
+        with pytest.raises(UserError, match=f"heads.merge={how}: .* both trained for the label 'a' .*or type {out}"):
+            merged(source, twice, how, "target")
+        with pytest.raises(UserError, match=f"heads.merge={how}: no source has a head .*type tasks=.*, or {out}"):
+            merged(source, twice, how, "rationale")
+
+
+def test_a_source_whose_head_diverged_or_is_of_another_kind_is_named(source: Path, parts: list[SavedRun]) -> None:
+    path = parts[1].folder / "heads.safetensors"
+    whole = load_file(path)
+    save_file(whole | {"label.layers.1.bias": torch.full((3,), torch.nan)}, path)
+    with pytest.raises(UserError, match=r"part_2/heads.safetensors: label.layers.1.bias .*no finite number"):
+        merged(source, parts, "mean", "label")
+    save_file(whole, path)
+    write_labels(parts[1].folder, {"target": LabelSpace("multiclass", ("b", "d"))})
+    with pytest.raises(
+        UserError, match=r"part_2: its head for task 'target' is for multiclass labels.*tasks.target.\* keys"
+    ):
+        merged(source, parts, "concat", "target")
+
+
+def test_a_head_that_guesses_tokens_says_nothing_of_labels(source: Path, tmp_path: Path) -> None:
+    given = {"mlm": Task(corpus=Sample(size=100), column=None, head=partial(MaskedHead, share=0.15))}
+    write_config(tmp_path, {"tasks": {"mlm": {"head": {"share": 0.15}}}})
+    write_labels(tmp_path, {"mlm": LabelSpace("masked", ("tokens",))})
+    write_record(tmp_path, {})
+    save_file({"mlm.bias": torch.zeros(30)}, tmp_path / "heads.safetensors")
+    with pytest.raises(UserError, match="merge=fisher .* task 'mlm' guesses masked tokens; type merge=mean"):
+        headstart.of_run(SavedRun(tmp_path), tasks=given, hidden_size=16)
 
 
 def test_a_source_from_over_other_widths_is_noted(source: Path, tmp_path: Path) -> None:

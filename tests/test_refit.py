@@ -24,7 +24,7 @@ def posts(seed: int = 0) -> Tensor:
 
 
 def standard(vectors: Tensor) -> Tensor:
-    return (vectors - vectors.mean(0)) / vectors.std(0)
+    return (vectors - vectors.mean(0)) / vectors.std(0, correction=0)
 
 
 def test_one_of_several_labels_is_penalised_logistic_regression() -> None:
@@ -62,6 +62,14 @@ def test_a_score_is_ridge_regression() -> None:
     reference = Ridge(alpha=PENALTY * POSTS / 2).fit(standard(vectors), scaled)
     expected = torch.from_numpy(reference.predict(standard(vectors))).float()
     assert torch.allclose(head.layers(vectors)[:, 0].detach(), expected, atol=1e-2)
+
+
+def test_one_post_is_enough() -> None:
+    """Its features have no spread, so that the intercept alone can learn."""
+    head = ScoreHead(hidden_size=WIDTH, space=LabelSpace("score", ("s",)), pooling="cls", layers=1, dropout=0.0, loss="mse")
+    truth = torch.tensor([0.5])
+    fit(head, posts()[:1], truth, PENALTY)
+    torch.testing.assert_close(head.layers(posts()[:1])[:, 0].detach(), truth)
 
 
 def test_it_is_the_same_on_any_machine_and_in_any_state_of_the_generator() -> None:

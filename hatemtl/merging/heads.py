@@ -11,29 +11,34 @@ from hatemtl.labels import LabelSpace
 State = Mapping[str, Tensor]  # the weights of one head, by name
 
 
-def concat(task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: LabelSpace) -> dict[str, Tensor]:
+def instead(how: str) -> str:
+    """What to type in place of a heads.merge that the sources' heads do not allow."""
+    return "heads.merge=refit" if how != "refit" else "merge=mean, for a search needs heads before they are fitted"
+
+
+def concat(
+    task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: LabelSpace, how: str = "concat"
+) -> dict[str, Tensor]:
     """The head that knows every label as the one source that was trained for it does: their columns side by side.
 
-    sources: by name, what each knows and its weights. Where all know every label the answer is their `mean`.
+    sources: by name, what each knows and its weights. Where all know every label the answer is their `mean`. how: the
+    heads.merge that was typed.
     Raises UserError where a label is known to none or to several, or the heads share more than what is one label's own.
     """
     if all(known == space for known, _ in sources.values()):
-        raise UserError(
-            f"heads.merge=concat: every source knows all labels of task {task!r}, so nothing stands side by side; type "
-            f"heads.merge=mean"
-        )
+        return mean(task, sources, space)
     owner: dict[str, str] = {}
     for label in space.names:
         owners = [name for name, (known, _) in sources.items() if label in known.names]
         if not owners:
             raise UserError(
-                f"heads.merge=concat: no source was trained for the label {label!r} of task {task!r}; add one that was to "
-                f"method.sources, or type heads.merge=refit"
+                f"heads.merge={how}: no source was trained for the label {label!r} of task {task!r}; add one that was to "
+                f"method.sources, or type {instead(how)}"
             )
         if len(owners) > 1:
             raise UserError(
-                f"heads.merge=concat: {' and '.join(owners)} were both trained for the label {label!r} of task {task!r}; "
-                f"leave one out of method.sources, or type heads.merge=refit"
+                f"heads.merge={how}: {' and '.join(owners)} were both trained for the label {label!r} of task {task!r}; "
+                f"leave one out of method.sources, or type {instead(how)}"
             )
         owner[label] = owners[0]
     merged = {}
@@ -45,9 +50,9 @@ def concat(task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: La
             merged[key] = tensor.clone()
         else:
             raise UserError(
-                f"heads.merge=concat: the heads for task {task!r} have weights that all their labels share ({key}), and "
-                f"each run has others; type heads.merge=refit, or train the sources with tasks.{task}.head.layers=1 "
-                f"tasks.{task}.head.pooling=mean"
+                f"heads.merge={how}: the heads for task {task!r} have weights that all their labels share ({key}), and "
+                f"each run has others; train the sources with tasks.{task}.head.layers=1 tasks.{task}.head.pooling=mean, or "
+                f"type {instead(how)}"
             )
     return merged
 

@@ -98,10 +98,11 @@ def kinds(config: AdapterConfig) -> set[str]:
 
 
 def union(configs: Sequence[LoRAConfig], rank: int) -> LoRAConfig:
-    """The configuration of a LoRA of this rank and of scale 1 on every layer that any of these adapts."""
-    return configs[0].replace(
+    """The configuration of a LoRA of this rank and of scale 1 on every layer that any of these, in any order, adapts."""
+    return LoRAConfig(
         r=rank,
         alpha=rank,
+        dropout=0.0,  # of a training, not of what was learnt; that of one source would depend on their order
         selfattn_lora=any(config.selfattn_lora for config in configs),
         attn_matrices=[name for name in "qkv" if any(name in config.attn_matrices for config in configs)],
         intermediate_lora=any(config.intermediate_lora for config in configs),

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, merge_dense, merge_factors
+from hatemtl.merging.lora import Updates
+from hatemtl.merging.mean import Mean
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.adapter_hub import load_all, matching
 from hatemtl.methods.ah_config import union
@@ -69,11 +71,12 @@ class Merged:
         runs = self.starts_from()
         names = load_all(adapted, runs, name)
         if all(is_lora(adapted, source) for source in names):
-            return self._loras(adapted, names, name, seed)
+            return self._loras(adapted, runs, names, name, seed)
         return self._adapters(adapted, runs, names, name, seed)
 
-    def _loras(self, adapted: Any, names: Sequence[str], name: str, seed: int) -> nn.Module:
-        merged = merge_factors(self.merge, [updates(adapted, source) for source in names], self.rank, names)
+    def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
+        sources = [updates(adapted, source) for source in names]
+        merged = merge_factors(self.merge, sources, self.rank, names)
         rank = max(update.rank for update in merged.updates.values())
         add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
         with torch.no_grad():
@@ -85,7 +88,7 @@ class Merged:
                         continue
                     A[: update.rank].copy_(update.A)
                     B[:, : update.rank].copy_(update.scale * update.B)
-        adapted.energy_lost = merged.lost
+        adapted.energy_lost, adapted.merge_notes = merged.lost, _left_alone(runs, sources)
         return train(adapted, name)
 
     def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
@@ -102,6 +105,12 @@ class Merged:
                     f"method.sources={self.sources!r}: {run.folder} started from the weights of seed {run.record['seed']}, "
                     f"this run has seed {seed}, and such adapters are merged as what they changed; type "
                     f"seed={run.record['seed']}, or train them with one seed"
+                )
+            if run.record.get("sources") and not isinstance(self.merge, Mean):  # from the mean the start drops out
+                raise UserError(
+                    f"method.sources={self.sources!r}: {run.folder} started from {', '.join(run.record['sources'])}, not "
+                    f"from what its seed draws, and this merge needs what each changed since its start; type merge=mean, or "
+                    f"leave it out"
                 )
         add(adapted, name, configs[0], seed)
         start = own_parameters(adapted, name)
@@ -141,15 +150,16 @@ class IntoWeights:
         return runs
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        runs = self.starts_from()
+        runs, adapted = self.starts_from(), cast(Any, model)
         if runs[0].record["library"] == self.library:
             start = model.state_dict()
             deltas = [_differences(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
             merged = merge_dense(self.merge, deltas)
         else:
-            folders = [str(run.folder) for run in runs]
-            found = merge_dense(self.merge, [lora_source.read(run, model) for run in runs], folders)
+            sources = [lora_source.read(run, model) for run in runs]
+            found = merge_dense(self.merge, sources, [str(run.folder) for run in runs])
             merged = {f"{layer}.weight": update for layer, update in found.items()}
+            adapted.merge_notes = _left_alone(runs, sources)
         weights = dict(model.named_parameters())
         with torch.no_grad():
             for key, update in merged.items():
@@ -157,10 +167,21 @@ class IntoWeights:
         return model.requires_grad_(True)
 
 
+def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[str, ...]:
+    """For each source that leaves layers as they are which another one changes, what a user should know of it."""
+    changed = [[layer for layer, update in source.items() if update.B.any()] for source in sources]
+    adapted, notes = dict.fromkeys(layer for layers in changed for layer in layers), []
+    for run, own in zip(runs, changed, strict=True):
+        if alone := [layer for layer in adapted if layer not in own]:
+            some = ", ".join(alone[:2]) + (f" and {len(alone) - 2} more" if len(alone) > 2 else "")
+            notes.append(f"{run.folder} does not adapt {some}, which another source does: there it is counted as zero")
+    return tuple(notes)
+
+
 def _differences(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """What training changed of the weights that a source started from, in double precision.
 
-    Raises UserError where they are other weights, or hold what is no number.
+    Raises UserError where they are other weights.
     """
     changed = {}
     for key, before in start.items():
@@ -169,6 +190,4 @@ def _differences(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], sou
         if key not in weights or weights[key].shape != before.shape:
             raise UserError(f"{source} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
         changed[key] = weights[key].detach().double() - before.detach().double()
-        if not torch.isfinite(changed[key]).all():
-            raise UserError(f"{source} holds what is no finite number in {key}: its training diverged; leave it out")
     return changed

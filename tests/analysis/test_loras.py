@@ -220,12 +220,24 @@ def test_sources_that_meet_on_no_layer_are_noted(tmp_path: Path, capsys: pytest.
         (peft, {"peft_type": "IA3"}, "peft_type=IA3"),
         (peft, {"use_dora": True}, "use_dora"),
         (peft, {"fan_in_fan_out": True}, "fan_in_fan_out"),
+        (peft, {"layer_replication": [[0, 2]]}, "layer_replication"),
+        (peft, {"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
+        (peft, {"arrow_config": {"top_k": 1}}, "arrow_config"),
+        (peft, {"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
     ],
 )
 def test_another_adapter_is_named(save: Save, config: dict[str, Any], told: str, tmp_path: Path) -> None:
     run = save(tmp_path / "run", {QUERY: draw(2)}, alpha=2, **config)
     with pytest.raises(ResultsError, match=rf"run: its adapter is no plain LoRA \({told}\).*leave it out"):
         read_source(run, "run")
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
+def test_a_start_that_leaves_the_encoder_alone_is_plain(start: Any, tmp_path: Path) -> None:
+    run = peft(
+        tmp_path / "run", {QUERY: draw(2)}, alpha=2, init_lora_weights=start, layer_replication=None, arrow_config=None
+    )
+    assert list(dense(run)) == [QUERY]
 
 
 def test_a_full_model_is_named(tmp_path: Path) -> None:

@@ -48,8 +48,14 @@ def test_labels_of_no_part_or_of_two_are_named() -> None:
         concat("target", {"part_1": sources["part_1"], "part_3": sources["part_3"]}, WHOLE)
     with pytest.raises(UserError, match="part_1 and again were both trained for the label 'a'"):
         concat("target", {**sources, "again": sources["part_1"]}, WHOLE)
-    with pytest.raises(UserError, match="every source knows all labels.*heads.merge=mean"):
-        concat("target", {"one": (WHOLE, head(5, 1)), "two": (WHOLE, head(5, 2))}, WHOLE)
+    with pytest.raises(UserError, match="^heads.merge=refit: part_1 and again were both.*, or type merge=mean"):
+        concat("target", {**sources, "again": sources["part_1"]}, WHOLE, "refit")
+
+
+def test_labels_that_every_source_knows_are_read_by_the_mean() -> None:
+    sources = {"one": (WHOLE, head(5, 1)), "two": (WHOLE, head(5, 2))}
+    side_by_side, together = concat("target", sources, WHOLE), mean("target", sources, WHOLE)
+    assert all(torch.equal(side_by_side[key], together[key]) for key in together)
 
 
 def test_what_all_labels_share_must_be_the_same() -> None:

@@ -95,7 +95,7 @@ def test_weights_that_are_no_mean_are_refused(weights: Any) -> None:
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "much", None])
 def test_a_scale_is_a_number(scale: float) -> None:
-    with pytest.raises(UserError, match=rf"merge\.scale={scale}.*type merge\.scale=1"):
+    with pytest.raises(UserError, match=rf"^scale={scale}:.*type merge\.scale=1"):
         TaskArithmetic(scale=scale, weights=None)
 
 

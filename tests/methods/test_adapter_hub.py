@@ -9,6 +9,7 @@ import torch
 from adapters import SeqBnConfig
 from broken import WAYS, damage
 from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
+from methods.test_peft_hub import lora as peft_lora
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from hatemtl.methods import ah_setup
 from hatemtl.methods.adapter_hub import Load, LoRA
 from hatemtl.methods.ah_library import WEIGHTS, active, loras, updates
 from hatemtl.methods.base import components
-from hatemtl.methods.merge import Merged
+from hatemtl.methods.merge import IntoWeights, Merged
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -316,6 +317,27 @@ def test_sources_may_differ_in_their_layers(kind: str, rank: int | None, tmp_pat
         assert equal(dense(merged, "merged"), mean(*(dense(source, "run") for source in sources)))
     for update in updates(merged, "merged").values():
         assert update.A.any(dim=1).all()  # with zeros in A under zeros in B, a part of the LoRA could never learn
+
+
+def test_layers_that_a_source_leaves_alone_are_noted(tmp_path: Path) -> None:
+    save(lora(), tmp_path / "part_1")
+    save(lora(attention=["q", "v"], output=False), tmp_path / "part_2", change=2)
+    save(peft_lora(targets=r".*(query|key|value|intermediate\.dense)|.*layer\.0\.output\.dense"), tmp_path / "part_3")
+    for method in (merge(tmp_path / "part_*"), IntoWeights(sources=str(tmp_path / "part_*"), merge=MEAN, **RATES)):
+        second, third = attached(method, name="merged").merge_notes
+        assert "part_2 does not adapt encoder.layer.0.attention.self.key, encoder.layer.0.output.dense and 2 more" in second
+        assert "part_3 does not adapt encoder.layer.1.output.dense, which another source does" in third
+        assert second.endswith("counted as zero")
+    assert attached(merge(tmp_path / "part_1"), name="merged").merge_notes == ()
+
+
+def test_the_merged_lora_is_the_same_in_any_order(tmp_path: Path) -> None:
+    for folder, dropouts in (("a", (0.1, 0.0)), ("b", (0.0, 0.1))):
+        for i, dropout in enumerate(dropouts):
+            save(lora(dropout=dropout), tmp_path / folder / f"part_{i}")
+    one, other = (attached(merge(tmp_path / folder / "part_*"), name="m").adapters_config.get("m") for folder in "ab")
+    assert one == other
+    assert one.dropout == 0
 
 
 def test_names_of_sources_may_meet(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hatemtl.encoder import Encoder
 from hatemtl.errors import UserError
 from hatemtl.merging.mean import Mean
+from hatemtl.merging.task_arithmetic import TaskArithmetic
 from hatemtl.methods.adapter_hub import Adapter, Load, LoRA
 from hatemtl.methods.ah_config import KNOWN, REFUSED, configuration, kinds
 from hatemtl.methods.ah_library import WEIGHTS, fold, loras, own_parameters
@@ -303,6 +304,21 @@ def test_adapters_of_one_configuration_are_merged_parameter_by_parameter(config:
         torch.testing.assert_close(parameter, (parts[0][key] + parts[1][key]) / 2, atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="seed 0.*this run has seed 1.*type seed=0"):  # what they started from is not known
         method.attach(encoder(), name="merged", seed=1)
+
+
+def test_adapters_that_went_on_from_another_run_have_a_mean_and_no_difference(tmp_path: Path) -> None:
+    parts = [own_parameters(save(adapter("seq_bn"), tmp_path / f"part_{i}", change=i), "run") for i in (1, 2)]
+    run = tmp_path / "part_2" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"sources": {"adapters/mlm": "0123"}}))
+
+    def merged(merge: Any) -> dict[str, nn.Parameter]:
+        method = Merged(sources=str(tmp_path / "part_*"), merge=merge, rank=None, **RATES)
+        return own_parameters(method.attach(encoder(), name="merged", seed=0), "merged")
+
+    for key, parameter in merged(Mean(weights=None)).items():
+        torch.testing.assert_close(parameter, (parts[0][key] + parts[1][key]) / 2, atol=1e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="part_2 started from adapters/mlm, not from what its seed draws.*type merge=mean"):
+        merged(TaskArithmetic(scale=1.0, weights=None))
 
 
 def test_a_configuration_that_was_tampered_with_is_told(tmp_path: Path) -> None:

@@ -122,6 +122,16 @@ def test_a_merge_takes_sources_of_either_library(kind: str, tmp_path: Path) -> N
     torch.testing.assert_close(hidden(merged), hidden(body), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", [hub_lora, lora])
+def test_a_source_that_diverged_is_told_with_its_layer(method: Any, tmp_path: Path) -> None:
+    save(method(), tmp_path / "part_1")
+    path = next((tmp_path / "part_1" / "adapter").glob("*.safetensors"))
+    key, tensor = next(item for item in load_file(path).items() if "layer.1.attention.self.value" in item[0])
+    save_file(load_file(path) | {key: tensor.fill_(torch.inf)}, path)
+    with pytest.raises(UserError, match=r"part_1/.*layer\.1\.attention\.self\.value.*no finite number.*diverged"):
+        lora_source.read(SavedRun(tmp_path / "part_1"), encoder())
+
+
 def test_a_source_of_peft_that_is_no_lora_is_told(tmp_path: Path) -> None:
     save(adapter("IA3Config"), tmp_path / "part_1")
     merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
