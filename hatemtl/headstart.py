@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from hatemtl.artifacts import SavedRun
@@ -10,7 +11,7 @@ from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.merging import heads as merged_heads
-from hatemtl.seeds import seeded
+from hatemtl.seeds import generator, seeded
 from hatemtl.tasks import Task
 
 HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
@@ -26,7 +27,23 @@ def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, La
         embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
         with seeded(seed, "head", task):
             heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
+        _draw_labels(heads[task], seed, task)
     return heads
+
+
+@torch.no_grad()
+def _draw_labels(head: Any, seed: int, task: str) -> None:
+    """Draws what a head reads each label with by the label's name, where it has a row of its last layer for each.
+
+    So a label starts alike in a part and in the whole, and those of two parts apart. Drawn by place, the parts' heads would
+    start along the same few directions, their adapters learn to move posts along these, and a merge mix them up.
+    """
+    last = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1:]
+    if last and len(last[0].weight) == len(head.space):
+        for weights, bias, label in zip(last[0].weight, last[0].bias, head.space.names, strict=True):
+            draw, bound = generator(seed, "head", task, label), last[0].in_features ** -0.5  # as nn.Linear draws
+            weights.uniform_(-bound, bound, generator=draw)
+            bias.uniform_(-bound, bound, generator=draw)
 
 
 def load(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from hatemtl import headstart
@@ -158,6 +159,23 @@ def test_a_save_path_may_end_in_any_name(name: str, source: Path) -> None:
 
 
 # Saved runs
+
+
+def test_a_label_starts_alike_in_a_part_and_in_the_whole_and_like_no_other(source: Path) -> None:
+    encoder = Encoder(source=str(source), revision=None, max_length=16, attention="eager", random=None)
+    model, whole = encoder.model(dropout=False, seed=0), SPACES["target"]
+
+    def last(space: LabelSpace, seed: int = 0) -> Tensor:
+        head = headstart.fresh(model, tasks("target"), {"target": space}, seed)["target"]
+        return torch.cat([head.layers[-1].weight, head.layers[-1].bias[:, None]], dim=1)
+
+    of = dict(zip(whole.names, last(whole), strict=True))
+    assert len({tuple(row.tolist()) for row in of.values()}) == len(whole)
+    for part in ("1 2", "2 2"):
+        space = whole.part(Part.parse(part))
+        assert torch.equal(last(space), torch.stack([of[label] for label in space.names]))
+    assert not torch.equal(last(whole, seed=1), last(whole))
+    assert last(whole).abs().max() <= model.config.hidden_size**-0.5
 
 
 def test_heads_come_from_the_saved_run(source: Path, tmp_path: Path) -> None:
