@@ -29,7 +29,7 @@ COHORTS: dict[str, tuple[str, list[str]]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds from the command to its end, and of training alone."""
+    """Seconds from the command to its end, and of training alone, each run with its share of what a cohort computes for all."""
 
     whole: float
     training: float
@@ -49,8 +49,7 @@ def measure(commands: Sequence[str], shared: Sequence[str], *, threads: int) -> 
                 stdout=subprocess.DEVNULL,
             )
             whole += time.perf_counter() - begun
-            # runs of a cohort wait for each other, so the last one's time is that of all
-            training += max(json.loads(path.read_text())["seconds"] for path in Path(folder).glob("run*/run.json"))
+            training += sum(json.loads(path.read_text())["seconds"] for path in Path(folder).glob("run*/run.json"))
     return Cost(whole, training)
 
 
@@ -69,12 +68,13 @@ def report(costs: Mapping[tuple[str, str], Sequence[Cost]]) -> str:
 def main() -> None:
     parser = command_line.parser(__doc__, posts=True, quick="one round of few posts")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--fraction", type=float, default=0.1, help="share of the training posts that both sides read")
     parser.add_argument("--encoder", default="minilm", help="as conf/encoder/ names it")
     parser.add_argument("--cohorts", nargs="+", choices=list(COHORTS), default=list(COHORTS))
     parser.add_argument("--overrides", nargs="*", default=[], help="of both sides, as batching.posts=8")
     options = parser.parse_args()
     sample = ["corpus@tasks.target.corpus=sample", f"tasks.target.corpus.size={400 if options.quick else 4000}"]
-    real = [f"data.dir={Path(options.posts).resolve()}", f"tasks.target.corpus.fraction={0.02 if options.quick else 0.1}"]
+    real = [f"data.dir={Path(options.posts).resolve()}", f"tasks.target.corpus.fraction={options.fraction}"]
     shared = [
         f"encoder={options.encoder}",
         *(sample if options.posts == "sample" else real),
