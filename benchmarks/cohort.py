@@ -29,7 +29,7 @@ COHORTS: dict[str, tuple[str, list[str]]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds from the command to its end, and of training alone, each run with its share of what a cohort computes for all."""
+    """Seconds from the command to its end, and of training alone, all runs together."""
 
     whole: float
     training: float
