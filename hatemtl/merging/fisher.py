@@ -79,8 +79,13 @@ class Fisher:
         given = statistics_of(layer, statistics, sources=len(updates), shape=tuple(updates[0].shape))
         if given is None:
             return Mean(weights=None)(updates, layer=layer)
-        F = torch.stack([own / size if size > 0 else own for own, size in zip(given, sizes, strict=True)])
-        if not F.any():
+        shares = [1 / size if size > 0 else 1.0 for size in sizes]
+        pull = self.floor * torch.stack([share * own.mean() for share, own in zip(shares, given, strict=True)]).mean()
+        if not pull:
             return Mean(weights=None)(updates, layer=layer)
-        F = F + self.floor * F.mean()
-        return (F * dense(updates)).sum(dim=0) / F.sum(dim=0)
+        weighted, weights = torch.zeros_like(given[0]), torch.zeros_like(given[0])
+        for update, own, share in zip(updates, given, shares, strict=True):  # of dense matrices, few at once
+            F = share * own + pull
+            weights += F
+            weighted += F.mul_(dense([update])[0])
+        return weighted / weights

@@ -13,6 +13,8 @@ from hatemtl.merging.base import Merge, Update, factored, statistics_of
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 
+ROWS = 64  # of a block; to move single ones is slow
+
 
 def gram(inputs: Tensor) -> Tensor:
     """Xᵀ·X (in, in) of a linear layer's inputs X (..., in), in double precision; add up over batches.
@@ -21,6 +23,26 @@ def gram(inputs: Tensor) -> Tensor:
     """
     X = inputs.flatten(end_dim=-2).double()
     return X.T @ X
+
+
+def packed(G: Tensor) -> Tensor:
+    """A symmetric matrix (n, n) in a quarter of the memory: blocks of rows from their diagonal on, in single precision."""
+    return torch.cat([G[i : i + ROWS, i:].float().flatten() for i in range(0, len(G), ROWS)])
+
+
+def unpacked(entries: Tensor, width: int) -> Tensor:
+    """The symmetric matrix (width, width) that was packed, in double precision."""
+    G = torch.empty(width, width, dtype=torch.float64, device=entries.device)
+    for i, block in zip(range(0, width, ROWS), entries.split(_sizes(width)), strict=True):
+        rows = block.view(-1, width - i)
+        G[i : i + ROWS, i:] = rows
+        G[i:, i : i + ROWS] = rows.T
+    return G
+
+
+def _sizes(width: int) -> list[int]:
+    """How many entries each block has."""
+    return [min(ROWS, width - i) * (width - i) for i in range(0, width, ROWS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +55,7 @@ class RegMean:
 
     alpha: what is left of the Gram matrices' entries off the diagonal, 0 to 1; the paper's 0.9 keeps them from overfitting.
     ridge: a pull to the plain mean, Gᵢ + ridge·g·I, g the mean of all diagonals: it decides where the inputs say nothing.
+    With alpha 1 and fewer tokens than the layer is wide, one below 1e-4 is hardly above what packed matrices are rounded by.
 
     posts: how many training posts each source reads for its Gram matrices.
 
@@ -59,23 +82,32 @@ class RegMean:
         )
 
     def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
-        """This merge with each source's Gram matrices by layer (in, in), in the order of the sources."""
+        """This merge with each source's Gram matrices by layer, (in, in) or `packed`, in the order of the sources."""
         return partial(self._merge, statistics=statistics)
 
     def _merge(self, updates: Sequence[Update], *, layer: str, statistics: Sequence[Mapping[str, Tensor]]) -> Update:
         factors = factored(updates)
-        width = updates[0].shape[-1]
-        grams = statistics_of(layer, statistics, sources=len(updates), shape=(width, width))
-        if factors is None or grams is None or not any(G.any() for G in grams):
+        if factors is None:
             return Mean(weights=None)(updates, layer=layer)
-        pull = self.ridge * torch.stack([G.diagonal().mean() for G in grams]).mean()
-        rows: list[Tensor] = []
-        whole = torch.zeros_like(grams[0])
-        for update, G in zip(factors, grams, strict=True):
-            trusted = self.alpha * G
-            trusted.diagonal().copy_(G.diagonal() + pull)
-            rows.append(update.A @ trusted)
-            whole += trusted
+        width = updates[0].shape[-1]
+        as_packed = all(layer in source and source[layer].ndim == 1 for source in statistics)
+        shape = (sum(_sizes(width)),) if as_packed else (width, width)
+        grams = statistics_of(layer, statistics, sources=len(updates), shape=shape)
+        if grams is None or not any(G.any() for G in grams):
+            return Mean(weights=None)(updates, layer=layer)
+        rows, diagonals = [], []
+        whole = torch.zeros(width, width, dtype=torch.float64, device=grams[0].device)
+        for update, own in zip(factors, grams, strict=True):
+            G = unpacked(own, width) if as_packed else own
+            diagonals.append(G.diagonal().clone())
+            rows.append(self.alpha * update.A @ G)
+            whole += G
+        pull = self.ridge * torch.stack(diagonals).mean()
+        rows = [
+            row + update.A * ((1 - self.alpha) * diagonal + pull)
+            for row, update, diagonal in zip(rows, factors, diagonals, strict=True)
+        ]
+        whole.mul_(self.alpha).diagonal().copy_(torch.stack(diagonals).sum(dim=0) + len(grams) * pull)
         factor, failed = torch.linalg.cholesky_ex(whole)
         if failed:
             raise UserError(

@@ -17,7 +17,7 @@ from hatemtl.errors import UserError
 from hatemtl.merging.fisher import fisher
 from hatemtl.merging.learned import Learned
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.regmean import gram
+from hatemtl.merging.regmean import gram, packed
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.base import Method
 from hatemtl.methods.coefficients import Search, search
@@ -25,6 +25,7 @@ from hatemtl.seeds import generator
 
 Statistics = dict[str, Tensor]  # by layer
 Heads = Mapping[str, Any]  # by task
+TOKENS = 256  # with padding, that are computed at once where a backward follows: until then all that layers make is kept
 
 
 def informed(
@@ -53,7 +54,9 @@ def informed(
 def statistics(
     kind: str, model: Transformer, runs: Sequence[SavedRun], heads: Callable[[SavedRun], Heads], batches: Sequence[Batch]
 ) -> list[Statistics]:
-    """For each source, by layer: `gram`, the second moments of the layer's inputs (in, in), or `fisher`, of W's shape.
+    """For each source, by layer: `gram`, the second moments of the layer's inputs, `packed`, or `fisher`, of W's shape.
+
+    In single precision, and one Gram matrix for layers that read the same: those of four sources are all kept at once.
 
     model: the pretrained encoder, which computes as one source after the other and is as it was at the end.
     heads: those that a source was trained with. Raises UserError where a source is neither a LoRA nor a full encoder.
@@ -74,18 +77,20 @@ def statistics(
 @contextmanager
 def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
     """Inside, the pretrained encoder computes as the source does: its weights are the source's, exactly."""
-    before = {key: weight.detach().clone() for key, weight in model.state_dict().items()}
+    whole = run.record["library"] == "full"
+    updates = {} if whole else lora_source.read(run, model)
+    changed = [f"{path}.weight" for path in updates]
+    before = {key: weight.clone() for key, weight in model.state_dict().items() if whole or key in changed}
     with torch.no_grad():
-        if run.record["library"] == "full":
+        if whole:
             model.load_state_dict(run.tensors(full.WEIGHTS))
-        else:
-            for path, update in lora_source.read(run, model).items():
-                weight: Any = model.get_submodule(path).weight
-                weight.add_(update.dense().to(weight))
+        for path, update in updates.items():
+            weight: Any = model.get_submodule(path).weight
+            weight.add_(update.dense().to(weight))
     try:
         yield
     finally:
-        model.load_state_dict(before)
+        model.load_state_dict(before, strict=False)
 
 
 def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
@@ -117,29 +122,38 @@ def named(some: Statistics, model: Transformer, library: str) -> Statistics:
 @torch.no_grad()
 def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) -> Statistics:
     sums: Statistics = {}
+    first: dict[str, str] = {}  # by layer, that which reads the same before it, or itself: q, k and v read one tensor
     mask: Tensor
+    read: tuple[Tensor | None, str] = None, ""
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...], *, path: str) -> None:
+        nonlocal read
         if arguments[0].shape[:2] != mask.shape:
             return  # DeBERTa's layers read the posts first, then positions, which no post owns
-        inputs = gram(arguments[0][mask].float())
-        sums[path] = sums[path] + inputs if path in sums else inputs
+        if arguments[0] is not read[0]:
+            read = arguments[0], path
+        if first.setdefault(path, read[1]) != path:
+            return
+        inputs = packed(gram(arguments[0][mask].float()))
+        sums[path] = sums[path].add_(inputs) if path in sums else inputs
 
     with ExitStack() as hooks:
         for path in layers:
             hooks.enter_context(_removed(model.get_submodule(path).register_forward_pre_hook(partial(add, path=path))))
-        for batch in batches:
+        for batch in _pieces(batches, 4 * TOKENS):
             mask = batch.attention_mask.bool()
             model.eval()(**batch.inputs)
     tokens = sum(batch.tokens for batch in batches)
-    return {path: value / tokens for path, value in sums.items()}
+    for value in sums.values():
+        value /= tokens
+    return {path: sums[own] for path, own in first.items()}
 
 
 def _fishers(
     model: Transformer, layers: Sequence[str], heads: Heads, batches: Sequence[Batch], draw: torch.Generator
 ) -> Statistics:
     """The mean over posts of the squared gradient of log p(y | post), y drawn from the source's own prediction."""
-    sums: Statistics = {}
+    sums = {path: torch.zeros_like(model.get_parameter(f"{path}.weight"), dtype=torch.float32) for path in layers}
 
     def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor, *, path: str) -> None:
         inputs = arguments[0].detach()
@@ -147,8 +161,7 @@ def _fishers(
             return  # as in _grams
 
         def add(gradient: Tensor) -> None:
-            squares = fisher(inputs, gradient)
-            sums[path] = sums[path] + squares if path in sums else squares
+            sums[path] += fisher(inputs, gradient)
 
         output.register_hook(add)
 
@@ -159,14 +172,16 @@ def _fishers(
         hooks.enter_context(_removed(model.get_input_embeddings().register_forward_hook(traced)))
         for path in layers:
             hooks.enter_context(_removed(model.get_submodule(path).register_forward_hook(partial(watch, path=path))))
-        for batch in batches:
+        for batch in _pieces(batches, TOKENS):
             posts_here = len(batch.input_ids)
             hidden = batch.first(model.eval()(**batch.inputs).last_hidden_state)
             logits = {task: head.eval()(hidden, batch.first(batch.attention_mask)) for task, head in heads.items()}
             losses = [_surprise(head, logits[task][batch.has[task]], draw) for task, head in heads.items()]
             torch.stack(losses).sum().backward()
     posts = sum(len(batch) for batch in batches)
-    return {path: (value / posts).detach() for path, value in sums.items()}
+    for value in sums.values():
+        value /= posts
+    return sums
 
 
 def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
@@ -179,6 +194,27 @@ def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
     raise UserError(
         f"merge=fisher knows heads for multiclass and multilabel labels, not for {head.kind} ones; type merge=mean"
     )
+
+
+def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:
+    """The batches in pieces of so many tokens, padding included, or of one post."""
+    for batch in batches:
+        posts = max(1, tokens // batch.input_ids.shape[1])
+        if len(batch) <= posts or batch.owner is not None:
+            yield batch
+            continue
+        for start in range(0, len(batch), posts):
+            rows = slice(start, start + posts)
+            yield replace(
+                batch,
+                input_ids=batch.input_ids[rows],
+                attention_mask=batch.attention_mask[rows],
+                token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[rows],
+                targets={task: values[rows] for task, values in batch.targets.items()},
+                has={task: there[rows] for task, there in batch.has.items()},
+                posts=batch.posts[rows],
+                tokens=-1,
+            )
 
 
 @contextmanager
