@@ -69,7 +69,7 @@ def same(cohort: Path, solo: Path) -> None:
     assert sum(abs(results[name] - others[name]) for name in counts) <= 2  # scores that lay on the threshold
 
 
-@pytest.mark.parametrize("method", ["ah_lora16", "peft_lora16"])
+@pytest.mark.parametrize("method", ["ah_lora16", pytest.param("peft_lora16", marks=pytest.mark.slow)])
 def test_parts_side_by_side_are_the_parts_trained_apart(cli: Cli, encoder: str, tmp_path: Path, method: str) -> None:
     run = [*RUN, encoder, f"method={method}", "action=[train,test]"]
     together = cli(*run, "cohort.parts=2", f"save_path={tmp_path}/target")
@@ -96,6 +96,7 @@ def test_seeds_side_by_side_are_the_seeds_trained_apart(cli: Cli, encoder: str, 
     assert distance(tmp_path / "run_seed_0", tmp_path / "run_seed_1") > 0.1  # what is told apart can be told apart
 
 
+@pytest.mark.slow
 def test_rates_side_by_side_are_the_rates_trained_apart(cli: Cli, encoder: str, tmp_path: Path) -> None:
     """From a saved LoRA on, in bf16 where the processor has it."""
     assert cli(*RUN, encoder, f"save_path={tmp_path}/start").code == 0
@@ -112,6 +113,7 @@ def test_rates_side_by_side_are_the_rates_trained_apart(cli: Cli, encoder: str, 
     assert distance(tmp_path / "run_rate_0.001", tmp_path / "run_rate_0.01") > 0.1
 
 
+@pytest.mark.slow
 def test_several_tasks_stepped_apart_are_as_each_run_has_them(cli: Cli, encoder: str, tmp_path: Path) -> None:
     """Masked words among them, and batches made by another process."""
     tasks = ("label", "target", "mlm")
@@ -125,6 +127,7 @@ def test_several_tasks_stepped_apart_are_as_each_run_has_them(cli: Cli, encoder:
         same(tmp_path / f"run_seed_{seed}", tmp_path / f"solo_{seed}")
 
 
+@pytest.mark.slow
 def test_each_stops_by_its_own_scores(cli: Cli, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = [*RUN, encoder, "optimization.epochs=4", "optimization.patience=1", "tasks.target.corpus.size=100"]
     judge = BestWeights.on_validation_end
@@ -142,6 +145,7 @@ def test_each_stops_by_its_own_scores(cli: Cli, encoder: str, tmp_path: Path, mo
         assert SavedRun(tmp_path / f"run_seed_{seed}").record["epochs"] == epochs
 
 
+@pytest.mark.slow
 def test_parts_and_seeds_multiply_and_what_is_finished_stays(cli: Cli, encoder: str, tmp_path: Path) -> None:
     run = [*RUN, encoder, "optimization.epochs=1"]
     alone = tmp_path / "run_seed_1_part_2"
@@ -181,6 +185,7 @@ def test_one_that_fails_leaves_the_others_whole(
     same(tmp_path / "run_seed_0", tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_what_is_broken_off_goes_on(cli: Cli, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = [*RUN, encoder, "cohort.parts=2", f"save_path={tmp_path}/run"]
 
