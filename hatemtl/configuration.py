@@ -23,6 +23,9 @@ from hatemtl.network import Network, assemble, check_method
 from hatemtl.startup import started
 from hatemtl.tasks import Task
 
+# What to type for what is no group of files but has keys.
+EXAMPLES = {"cohort": "seeds=[0,1,2]", "heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
+
 
 def build(node: Any, **runtime: Any) -> Any:
     """The object that a configuration node names, with what only the run knows.
@@ -47,6 +50,19 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
+def check_types(cfg: DictConfig) -> None:
+    """Raises UserError where a key that no constructor checks holds what it cannot."""
+    for group, example in EXAMPLES.items():
+        if not OmegaConf.is_dict(cfg[group]):
+            raise UserError(f"{group}={cfg[group]}: expected one of its keys; type {group}.{example}")
+    for key in ("overwrite", "heads.load", "data.cache_prefix"):
+        if not isinstance(OmegaConf.select(cfg, key), bool):
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
+    if not _is_seed(cfg.seed):
+        raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
+    cache_of(cfg)
+
+
 def tasks_of(cfg: DictConfig) -> dict[str, Task]:
     """The tasks by name. Raises UserError where there is none."""
     if "tasks" not in cfg:
@@ -60,11 +76,6 @@ def knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
     return {name: task.knowing(known[name]) if name in known else task for name, task in tasks.items()}
 
 
-def is_seed(value: object) -> bool:
-    """Whether this is a number that random draws can start from."""
-    return type(value) is int and 0 <= value < 2**32
-
-
 def cohort_of(cfg: DictConfig, actions: Sequence[str]) -> dict[str, DictConfig]:
     """The runs that train side by side, by what sets them apart: seed, rate, part of the labels; else this one alone.
 
@@ -73,7 +84,7 @@ def cohort_of(cfg: DictConfig, actions: Sequence[str]) -> dict[str, DictConfig]:
     given = {axis: values for axis, values in cfg.cohort.items() if values is not None}
     if not given:
         return {"": cfg}
-    for axis, fits, example in (("seeds", is_seed, "[0,1,2]"), ("rates", _is_rate, "[1e-4,1e-3]")):
+    for axis, fits, example in (("seeds", _is_seed, "[0,1,2]"), ("rates", _is_rate, "[1e-4,1e-3]")):
         values = given.get(axis)
         if values is None:
             continue
@@ -116,6 +127,10 @@ def cohort_of(cfg: DictConfig, actions: Sequence[str]) -> dict[str, DictConfig]:
             run.save_path = str(whole.with_name(f"{whole.name}_{name}") if whole.name else whole)
         runs[name] = run
     return runs
+
+
+def _is_seed(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**32
 
 
 def _is_rate(value: object) -> bool:

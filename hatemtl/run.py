@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -21,11 +21,11 @@ from hatemtl.configuration import (
     build,
     cache_of,
     check_heads_merge,
+    check_types,
     cohort_of,
     data_of,
     evaluator,
     heads_source,
-    is_seed,
     knowing,
     network_of,
     plain,
@@ -47,22 +47,12 @@ from hatemtl.refit import check_refit, refit
 from hatemtl.startup import started
 
 CHECKPOINT = "last.ckpt"
-# What to type for what is no group of files but has keys.
-EXAMPLES = {"cohort": "seeds=[0,1,2]", "heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 
 
 def run(cfg: DictConfig) -> None:
     """Does what the configuration says: train, test or predict, or train and then test."""
     quiet()
-    for group, example in EXAMPLES.items():
-        if not OmegaConf.is_dict(cfg[group]):
-            raise UserError(f"{group}={cfg[group]}: expected one of its keys; type {group}.{example}")
-    for key in ("overwrite", "heads.load", "data.cache_prefix"):
-        if not isinstance(OmegaConf.select(cfg, key), bool):
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
-    if not is_seed(cfg.seed):
-        raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
-    cache_of(cfg)
+    check_types(cfg)
     if cfg.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)

@@ -26,7 +26,7 @@ from hatemtl import module as module_file
 from hatemtl.artifacts import SavedRun
 from hatemtl.methods import adapter_hub, ah_library, peft_hub
 from hatemtl.methods.bert_layer import BertLayer, merged
-from hatemtl.methods.lora_linear import LoRALinear, _LoRA
+from hatemtl.methods.lora_linear import LoRALinear, _LoRA, loras
 from hatemtl.network import Network
 
 SHARED: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.0, "leave_out": [], **RATES}
@@ -59,10 +59,6 @@ def moved(model: Any, by: float = 0.1) -> Any:
         for parameter in trained(model).values():
             parameter += by * torch.randn(parameter.shape, generator=draw)
     return model
-
-
-def steps(model: nn.Module) -> dict[str, LoRALinear]:
-    return {path: m.forward for path, m in model.named_modules() if isinstance(m.forward, LoRALinear)}
 
 
 def by_library(model: Any) -> Any:
@@ -231,7 +227,7 @@ def test_in_bf16_a_layer_errs_no_more_than_the_formula_under_autocast(sizes: tup
 @every_library
 def test_an_encoder_gives_what_the_library_gives(library: str, kind: str) -> None:
     model = adapted(library, kind)
-    assert steps(model)
+    assert loras(model)
     for mode in ("train", "eval"):
         with torch.no_grad():
             ours, theirs = (getattr(m, mode)()(**tokens()).last_hidden_state for m in (model, by_library(model)))
@@ -251,9 +247,9 @@ def test_every_adapted_layer_is_taken_over_and_no_other(library: str, kind: str)
     # AdapterHub's layer for q, k and v in one matrix is of a type of its own
     carrying = {name.split(".loras.")[0].split(".lora_")[0] for name in trained(model)}
     expected = {path for path in carrying if type(model.get_submodule(path)) is kinds[library]}
-    assert set(steps(model)) == expected
+    assert set(loras(model)) == expected
     assert len(expected) == 2 * ({"adapterhub": 2, "peft": 3}[library] if kind == "modernbert" else 5)
-    left_out = steps(adapted(library, kind, leave_out=[0]))
+    left_out = loras(adapted(library, kind, leave_out=[0]))
     assert set(left_out) == {path for path in expected if ".0." not in path}
 
 
@@ -304,7 +300,7 @@ def minilm() -> Any:
 @every_library
 def test_with_dropout_on_its_input_the_library_computes(library: str) -> None:
     model = adapted(library, dropout=0.5)
-    assert not steps(model)
+    assert not loras(model)
     torch.manual_seed(0)
     first, _ = run(model)
     assert not torch.equal(first, run(model)[0])  # the dropout is there
@@ -331,7 +327,7 @@ def test_whatever_adapterhub_adds_computes_as_without_us(name: str) -> None:
     model = ah_library.enable(encoder())
     model.add_adapter("run", config=config)
     moved(ah_library.train(model, "run"))
-    assert bool(steps(model)) is ours
+    assert bool(loras(model)) is ours
     (hidden, gradients), (expected, others) = run(model), run(by_library(model))
     torch.testing.assert_close(hidden, expected, atol=2e-6, rtol=1e-5)
     for key, gradient in gradients.items():
@@ -353,7 +349,7 @@ def test_whatever_peft_adds_computes_as_without_us(name: str) -> None:
     settings, ours = PEFT[name]
     config = peft.LoraConfig(**settings, target_modules=peft_hub.BERT_LIKE)  # type: ignore[arg-type]
     model = moved(peft_hub.train(peft.get_peft_model(encoder(), config)))
-    assert bool(steps(model)) is ours
+    assert bool(loras(model)) is ours
     results = []
     for each in (model, by_library(model)):
         torch.manual_seed(0)
@@ -394,7 +390,7 @@ def test_a_copy_computes_with_its_own_weights(library: str) -> None:
     hidden, _ = run(model)
     copy = deepcopy(model)
     assert torch.equal(run(copy)[0], hidden)
-    ours, theirs = steps(model), steps(copy)
+    ours, theirs = loras(model), loras(copy)
     assert ours.keys() == theirs.keys()
     for path, step in theirs.items():
         assert step is not ours[path]
@@ -441,13 +437,13 @@ def test_merged_it_gives_the_same_and_afterwards_all_is_as_before(library: str, 
     with torch.inference_mode(), merged(model):
         batch = tokens()
         inside = model.eval()(**batch).last_hidden_state[batch["attention_mask"].bool()]
-        assert all(step.merged is not None for step in steps(model).values())
+        assert all(step.merged is not None for step in loras(model).values())
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(inside, hidden, atol=1e-5, rtol=1e-5)
     again, others = run(model)
     assert torch.equal(again, hidden)
     assert all(torch.equal(others[name], gradient) for name, gradient in gradients.items())
-    assert all(step.merged is None for step in steps(model).values())
+    assert all(step.merged is None for step in loras(model).values())
 
 
 @every_library
@@ -456,7 +452,7 @@ def test_an_error_leaves_all_as_before(library: str, where: str, monkeypatch: py
     model = adapted(library)
     hidden, gradients = run(model)
     if where == "while merging":
-        last, merge = list(steps(model).values())[-1], LoRALinear.merge
+        last, merge = list(loras(model).values())[-1], LoRALinear.merge
 
         def fail(step: LoRALinear) -> None:
             if step is last:
