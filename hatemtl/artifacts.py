@@ -20,8 +20,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,6 @@ from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
 AGAIN = "train the run again with overwrite=true"
-# What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
-NOT_PART_OF_A_RUN = (
-    *("action", "save_path", "overwrite", "logger", "predict", "export", "trainer.progress", "trainer.compile"),
-    *("data.cache", "data.workers", "cohort"),
-)
 
 
 def write(path: Path, content: Callable[[Path], object]) -> None:
@@ -88,7 +82,7 @@ class SavedRun:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration. To be read and compared, never instantiated."""
-        return _config(self.folder)
+        return read_config(self.folder)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -159,7 +153,8 @@ def _json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads config.yaml. Raises UserError where it is broken."""
     path = folder / "config.yaml"
     try:
         return _holding(path, yaml.safe_load(path.read_text(encoding="utf-8")), "tasks")
@@ -228,99 +223,3 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 def unfinished(save_path: Path) -> Path:
     """Where a run for `save_path` lives until it is finished."""
     return save_path.with_name(f".{save_path.name}.unfinished")
-
-
-def finish(work: Path, save_path: Path) -> None:
-    """Renames a finished run to its final place, replacing what `overwrite=true` allowed to be replaced."""
-    old = save_path.with_name(f".{save_path.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if save_path.exists():
-        os.replace(save_path, old)
-    os.replace(work, save_path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def claim(
-    save_path: Path,
-    config: Mapping[str, Any],
-    sources: Mapping[str, str],
-    *,
-    overwrite: bool,
-    data: Mapping[str, str] | None = None,
-) -> bool:
-    """Whether `save_path` is free for a run of this configuration, or holds an unfinished one of it to go on with.
-
-    False where this very run is finished. sources: the digests of the saved runs that it starts from. data: the
-    fingerprints of the corpora. Nothing is written or removed.
-    Raises UserError where another run stands there, finished or not, and may not be overwritten.
-    """
-    work, way_out = unfinished(save_path), "give another save_path, or overwrite=true to replace it"
-    saved = SavedRun(save_path) if save_path.exists() else None  # what is no run is never overwritten
-    if overwrite:
-        return True
-    if saved is not None:
-        changed = differences(saved.config, config) + _other_inputs(saved.record, sources, data)
-        if not changed:
-            return False
-        raise UserError(f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}")
-    if (work / "config.yaml").exists() and (changed := _changed_since(work, config, sources, data)):
-        raise UserError(
-            f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
-        )
-    return True
-
-
-def start(
-    save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None = None
-) -> Path:
-    """The folder of a run at work, with its configuration and inputs; what `claim` let pass as replaceable is removed."""
-    work = unfinished(save_path)
-    if work.exists() and (not (work / "config.yaml").exists() or _changed_since(work, config, sources, data)):
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    write_record(work, {"status": "unfinished", "sources": dict(sources), "data": dict(data or {})})
-    write_config(work, config)
-    return work
-
-
-def _changed_since(
-    work: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None
-) -> list[str]:
-    try:
-        return differences(_config(work), config) + _other_inputs(read_record(work), sources, data)
-    except UserError as error:  # a broken one cannot go on
-        return [str(error).removesuffix(f"; {AGAIN}")]
-
-
-def _other_inputs(record: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None) -> list[str]:
-    changed = []
-    if record.get("sources", sources) != sources:
-        changed.append("the saved runs that it starts from are others, or were trained anew")
-    if data is not None and record.get("data", data) != data:
-        changed.append("the corpora hold other posts or annotations")
-    return changed
-
-
-def _some(changes: list[str]) -> str:
-    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
-
-
-def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """What sets two resolved configurations apart, as 'key: saved X, given Y'; keys that make no other run left out."""
-    a, b = dict(_leaves(saved)), dict(_leaves(given))
-    keys = [key for key in {**a, **b} if not any(key == k or key.startswith(f"{k}.") for k in NOT_PART_OF_A_RUN)]
-    return [f"{key}: saved {a.get(key)!r}, given {b.get(key)!r}" for key in keys if a.get(key) != b.get(key)]
-
-
-def named_after(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
-    """A save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
-    digest = hashlib.sha256("\n".join(sorted(differences({}, config))).encode()).hexdigest()[:8]
-    return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif key != "dir":  # where a corpus lies; that it is the same corpus, its fingerprint says
-            yield f"{prefix}{key}", value

@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from hatemtl.configuration import (
 )
 from hatemtl.datamodule import DataModule
 from hatemtl.encoder import vocabulary
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import Refusal, UserError, did_you_mean, refusing
 from hatemtl.flops import matmul_peak
 from hatemtl.headstart import check_heads
 from hatemtl.methods.base import LOADERS, Component
@@ -44,6 +46,7 @@ from hatemtl.pool import Pool, loader
 from hatemtl.provenance import peak_memory, provenance
 from hatemtl.quiet import quiet
 from hatemtl.refit import check_refit, refit
+from hatemtl.save_path import claim, finish, named_after, start
 from hatemtl.startup import started
 
 CHECKPOINT = "last.ckpt"
@@ -72,6 +75,17 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), known)}")
 
 
+@contextmanager
+def _naming() -> Iterator[None]:
+    """Inside, what a method refuses is told with the names that the user typed."""
+    try:
+        yield
+    except Refusal as error:
+        choices = HydraConfig.get().runtime.choices
+        raise error.named(choices["method"], choices["encoder"]) from error
+
+
+@_naming()
 def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> None:
     """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run.
 
@@ -81,10 +95,11 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     if member is not None:
         console.rule(member.name)
     tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
-    save_path = Path(cfg.save_path or artifacts.named_after(config, HydraConfig.get().runtime.choices))
+    save_path = Path(cfg.save_path or named_after(config, HydraConfig.get().runtime.choices))
     if not save_path.name:
         raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
-    starts = method.starts_from()
+    with refusing():
+        starts = method.starts_from()
     if cfg.load_path is not None and not cfg.heads.load and not starts:
         raise UserError(f"load_path={cfg.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
     heads_from = heads_source(cfg)
@@ -93,7 +108,7 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
     data = data_of(cfg, tasks)
     marks = data.fingerprints()
-    if not artifacts.claim(save_path, config, sources, overwrite=cfg.overwrite, data=marks):
+    if not claim(save_path, config, sources, overwrite=cfg.overwrite, data=marks):
         saved = SavedRun(save_path)
         console.print(
             f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
@@ -121,7 +136,7 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
 
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput() if member is None else Throughput(member.clock)
-    work = artifacts.start(save_path, config, sources, marks)
+    work = start(save_path, config, sources, marks)
     line = EpochLine(console, best, run=member.name if member is not None else None)
     callbacks = [best, throughput, line, Checkpoint(work / CHECKPOINT), *([member] if member is not None else [])]
     logger = build(cfg.logger, folder=work, run=save_path.name)
@@ -185,10 +200,11 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     if then_test:
         rows = rows | _test(cfg, network, data, work)
     (work / CHECKPOINT).unlink(missing_ok=True)
-    artifacts.finish(work, save_path)
+    finish(work, save_path)
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
 
 
+@_naming()
 def test(cfg: DictConfig) -> None:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, tasks = Console(), saved_run(cfg), tasks_of(cfg)
@@ -214,6 +230,7 @@ def test(cfg: DictConfig) -> None:
     report.results(console, _test(cfg, network, data, folder), f"{folder}: test split")
 
 
+@_naming()
 def predict(cfg: DictConfig) -> None:
     """Scores the posts of the user's own file with a saved run."""
     from hatemtl import outcome, postfile  # and pandas, which training does without
@@ -237,6 +254,7 @@ def predict(cfg: DictConfig) -> None:
     console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
 
 
+@_naming()
 def export_run(cfg: DictConfig) -> None:
     """Writes a saved run in the format of another program."""
     encoder = build(cfg.encoder)

@@ -13,13 +13,13 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hatemtl import artifacts
 from hatemtl.artifacts import SavedRun, unfinished
 from hatemtl.callbacks import BestWeights, EpochLine
 from hatemtl.cohort import Member, check_body
 from hatemtl.configuration import build
 from hatemtl.errors import UserError
 from hatemtl.methods import lora_linear
+from hatemtl.save_path import differences
 
 Cli = Callable[..., Outcome]
 RUN = [
@@ -59,7 +59,7 @@ def distance(a: Path, b: Path) -> float:
 
 def same(cohort: Path, solo: Path) -> None:
     """Both are one run: its configuration, its course, its results and weights but for the order of sums."""
-    assert not artifacts.differences(SavedRun(cohort).config, SavedRun(solo).config)
+    assert not differences(SavedRun(cohort).config, SavedRun(solo).config)
     for key in ("epochs", "best_epoch", "steps", "trained_parameters", "seed", "data", "tokenizer"):
         assert SavedRun(cohort).record[key] == SavedRun(solo).record[key], key
     assert distance(cohort, solo) < 1e-3
@@ -107,7 +107,7 @@ def test_rates_side_by_side_are_the_rates_trained_apart(cli: Cli, encoder: str, 
         solo = tmp_path / f"solo_{rate}"
         assert cli(*run, f"method.learning_rate={rate}", f"save_path={solo}").code == 0
         cohort = tmp_path / f"run_rate_{rate}"
-        assert not artifacts.differences(SavedRun(cohort).config, SavedRun(solo).config)
+        assert not differences(SavedRun(cohort).config, SavedRun(solo).config)
         assert SavedRun(cohort).record["steps"] == SavedRun(solo).record["steps"]
         assert distance(cohort, solo) < 0.05  # bf16 rounds to one part in 256
     assert distance(tmp_path / "run_rate_0.001", tmp_path / "run_rate_0.01") > 0.1

@@ -14,6 +14,7 @@ FLOORS = [
         "batch",
         "hub",
         "artifacts",
+        "save_path",
         "provenance",
         "quiet",
         "mistyped",
