@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hatemtl.corpora.base import Column, Posts, Raw
-from hatemtl.corpora.files import NO, NOTHING, YES
+from hatemtl.corpora.rows import NO, NOTHING, YES
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind, LabelSpace
 

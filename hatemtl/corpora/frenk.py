@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
-from hatemtl.corpora.files import Rows, again, by_hand, label_name, read_delimited
+from hatemtl.corpora.files import again, by_hand, label_name, read_delimited
+from hatemtl.corpora.rows import Rows
 from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace

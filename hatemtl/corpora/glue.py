@@ -31,8 +31,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
-from hatemtl.corpora.files import Hub, Rows, read_delimited, ways_out
+from hatemtl.corpora.files import Hub, read_delimited, ways_out
 from hatemtl.corpora.labelled import Part, check_validation, complete, gather, paired, whole
+from hatemtl.corpora.rows import Rows
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts
-from hatemtl.corpora.files import Rows, again, by_hand, read_delimited
+from hatemtl.corpora.files import again, by_hand, read_delimited
+from hatemtl.corpora.rows import Rows
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hatemtl.corpora.base import Column, Posts, Split
-from hatemtl.corpora.files import Rows
+from hatemtl.corpora.rows import Rows
 from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace

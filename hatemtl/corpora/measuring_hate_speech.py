@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import Hub, Rows, again, read_delimited, read_parquet, ways_out
+from hatemtl.corpora.files import Hub, again, read_delimited, read_parquet, ways_out
+from hatemtl.corpora.rows import Rows
 from hatemtl.corpora.splitting import check_fractions, divide, keys
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import Rows, again, read_jsonl, ways_out
+from hatemtl.corpora.files import again, read_jsonl, ways_out
 from hatemtl.corpora.labelled import whole
+from hatemtl.corpora.rows import Rows
 from hatemtl.corpora.splitting import check_fractions, divide, text_key
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace

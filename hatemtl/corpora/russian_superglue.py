@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hatemtl.corpora.base import Corpus, Posts
-from hatemtl.corpora.files import Hub, Rows, read_jsonl, ways_out
+from hatemtl.corpora.files import Hub, read_jsonl, ways_out
 from hatemtl.corpora.labelled import Part, check_validation, complete, gather, paired
+from hatemtl.corpora.rows import Rows
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 

@@ -32,7 +32,8 @@ import numpy as np
 
 from hatemtl.corpora.base import Corpus, Posts, Raw, Split
 from hatemtl.corpora.cells import is_given, name_of
-from hatemtl.corpora.files import LONGEST, Hub, Rows, read_delimited, read_jsonl, read_parquet
+from hatemtl.corpora.files import LONGEST, Hub, read_delimited, read_jsonl, read_parquet
+from hatemtl.corpora.rows import Rows
 from hatemtl.corpora.splitting import check_fractions, divide, keys
 from hatemtl.errors import UserError, did_you_mean
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hatemtl.corpora.base import SPLITS, Corpus, Posts
-from hatemtl.corpora.files import Hub, Rows, read_delimited, ways_out
+from hatemtl.corpora.files import Hub, read_delimited, ways_out
 from hatemtl.corpora.labelled import Part, complete, gather, paired, whole
+from hatemtl.corpora.rows import Rows
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 

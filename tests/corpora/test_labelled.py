@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hatemtl.corpora.files import Rows
 from hatemtl.corpora.labelled import Part, check_validation, complete, gather, paired, whole
+from hatemtl.corpora.rows import Rows
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 

@@ -1,0 +1,123 @@
+"""Rows of a file, each with the place that an error names, and what their cells say."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hatemtl.errors import UserError, did_you_mean
+
+NOTHING = (None, "", "NA", "nan", "NaN")  # how files write that a number or a flag was not given
+YES, NO = (1, "1", "1.0", "True", "TRUE", "true"), (0, "0", "0.0", "False", "FALSE", "false")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one file: `columns[name][i]` is a string, or whatever JSON or Parquet hold; None where there is none.
+
+    lines[i]: the line that row i starts at, counted from 1. again: the way out of a broken file, which ends its errors.
+    unit: what `lines` count, if not lines.
+    """
+
+    path: Path
+    columns: Mapping[str, list[Any]]
+    lines: Sequence[int]
+    again: str
+    unit: str = "line"
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """A column. Raises UserError where there is none of this name."""
+        if name not in self.columns:
+            raise UserError(f"{self.path} has no column {name!r}: {did_you_mean(name, self.columns)}; {self.again}")
+        return self.columns[name]
+
+    def at(self, rows: Sequence[int]) -> "Rows":
+        """The rows at these positions, in that order."""
+        columns = {name: [column[i] for i in rows] for name, column in self.columns.items()}
+        return replace(self, columns=columns, lines=[self.lines[i] for i in rows])
+
+    def where(self, i: int, column: str | None = None) -> str:
+        """How an error names row i."""
+        return f"{self.path}, {self.unit} {self.lines[i]}" + (f", column {column!r}" if column else "")
+
+    def wrong(self, i: int, column: str, expected: str) -> UserError:
+        """The error about one cell."""
+        return UserError(f"{self.where(i, column)}: {shown(self.columns[column][i])}, expected {expected}; {self.again}")
+
+    def texts(self, name: str) -> list[str]:
+        """A column of texts, without space around. Raises UserError where one is empty or none at all."""
+        texts = []
+        for i, value in enumerate(self[name]):
+            if not isinstance(value, str) or not value.strip():
+                raise self.wrong(i, name, "a text")
+            texts.append(value.strip())
+        return texts
+
+    def numbers(self, name: str, low: float | None = None, high: float | None = None) -> list[float]:
+        """A column of numbers. Raises UserError where one is none, or lies outside."""
+        return self.array(name, low, high).tolist()
+
+    def array(self, name: str, low: float | None = None, high: float | None = None, *, gaps: bool = False) -> np.ndarray:
+        """(N,) float64, a column of numbers; with `gaps`, NaN where the file gives none.
+
+        Raises UserError where one is no number, or lies outside.
+        """
+        column = self[name]
+        if gaps:
+            column = [None if value in NOTHING else value for value in column]
+        between = f" from {low} to {high}" if low is not None and high is not None else ""
+        try:
+            numbers = np.array(column, np.float64).reshape(len(column))
+        except (TypeError, ValueError):
+            wrong = next(i for i, value in enumerate(column) if not (_numeric(value) or (gaps and value is None)))
+            raise self.wrong(wrong, name, f"a number{between}") from None
+        fits = np.isfinite(numbers) | (gaps & np.isnan(numbers))
+        with np.errstate(invalid="ignore"):
+            fits &= ~(numbers < low) if low is not None else True
+            fits &= ~(numbers > high) if high is not None else True
+        if not fits.all():
+            raise self.wrong(int(np.argmin(fits)), name, f"a number{between}")
+        return numbers
+
+    def flags(self, name: str, *, gaps: bool = False) -> np.ndarray:
+        """(N,) float64 of 0 and 1, a column of yes and no; with `gaps`, NaN where the file gives neither."""
+        meant: dict[Any, float] = dict.fromkeys(YES, 1.0) | dict.fromkeys(NO, 0.0)
+        if gaps:
+            meant |= dict.fromkeys(NOTHING, np.nan)
+        flags: list[float] = []
+        try:
+            flags.extend(meant[value] for value in self[name])
+        except (KeyError, TypeError):
+            raise self.wrong(len(flags), name, "true or false, or 1 or 0") from None
+        return np.array(flags, np.float64)
+
+    def positions(self, name: str, known: Mapping[str, int], meant: Callable[[str], str] = str.strip) -> list[int]:
+        """A column of names as the numbers that they stand for. meant: makes a cell one of the known names.
+
+        Raises UserError where one is not known.
+        """
+        found = []
+        for i, value in enumerate(self[name]):
+            if (read := meant(str(value))) not in known:
+                raise self.wrong(i, name, f"one of {', '.join(known)}")
+            found.append(known[read])
+        return found
+
+
+def _numeric(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
