@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from heatmap import Panel, drawn
-from results import ResultsError, write_whole
+from results import ResultsError, chosen, write_whole
 from table import Table, add_output_options
 
 EXAMPLES = """examples:
@@ -63,16 +63,6 @@ def read(run: Path) -> list[Weight]:
     if not rows:
         raise ResultsError(f"{path}: holds no rows; test the run again")
     return rows
-
-
-def chosen(name: str, given: str | None, known: Sequence[str]) -> str:
-    """The one that was asked for, or the only one. Raises ResultsError that names what there is."""
-    if given is None and len(known) == 1:
-        return known[0]
-    if given is None or given not in known:
-        asked = "one of several is needed" if given is None else f"{given!r} is none of them"
-        raise ResultsError(f"--{name}: {asked}; known: {', '.join(known)}")
-    return given
 
 
 def averaged(rows: Sequence[Weight], by: str) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,16 @@ def column_names(paths: Iterable[Path]) -> list[str]:
     return names
 
 
+def chosen(name: str, given: str | None, known: Sequence[str]) -> str:
+    """The one that was asked for, or the only one. Raises ResultsError that names what there is."""
+    if given is None and len(known) == 1:
+        return known[0]
+    if given is None or given not in known:
+        asked = "one of several is needed" if given is None else f"{given!r} is none of them"
+        raise ResultsError(f"--{name}: {asked}; known: {', '.join(known)}")
+    return given
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file and the folders to it; the file is whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,5 +167,7 @@ def is_count(metric: str) -> bool:
 
     >>> is_count("test_target_tp_arab"), is_count("test_rationale_fn"), is_count("test_target_f1_arab")
     (True, True, False)
+    >>> is_count("author=an_fn_reader (3)")  # a group of posts, whatever its name
+    False
     """
-    return "_f1_" not in metric and re.search(r"_(tp|fp|fn)(_|$)", metric) is not None
+    return "_f1_" not in metric and re.match(r"[^=]*_(tp|fp|fn)(_|$)", metric) is not None

@@ -141,6 +141,15 @@ def averaged(columns: Sequence[str], rows: Mapping[str, Sequence[float | None]],
     return Table(names, means, spread=spread, **options)
 
 
+def run_names(given: Sequence[str] | None, paths: Sequence[Path]) -> Sequence[str]:
+    """A column's name for each run: those given, or the runs' own. Raises ResultsError for more or fewer than runs."""
+    names = given or column_names(paths)
+    if len(names) != len(paths):
+        runs = ", ".join(map(str, paths))
+        raise ResultsError(f"--name: {len(names)} names for {len(paths)} runs; expected one for each of {runs}")
+    return names
+
+
 def _aligned(grid: list[list[str]]) -> tuple[list[int], list[str]]:
     """Column widths, and lines with the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
@@ -175,10 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         paths = find_results(args.runs)
         runs = [read_results(path) for path in paths]
-        names = args.name or column_names(paths)
-        if len(names) != len(runs):
-            given = ", ".join(map(str, paths))
-            raise ResultsError(f"--name: {len(names)} names for {len(runs)} runs; expected one for each of {given}")
+        names = run_names(args.name, paths)
         stage = f"{args.stage}_"
         for run in runs:
             if not any(metric.startswith(stage) for metric in run.rows):

@@ -43,11 +43,11 @@ WORDS = ("snorf", "dronk", "cake", "choir", "garden", "soup")
 POST: dict[str, Any] = {"pooling": "mean", "layers": 1, "dropout": 0.0}
 HEADS: dict[str, Any] = {
     "label": partial(MulticlassHead, **POST, label_smoothing=0.1, balance=0.5),
-    "target": partial(MultilabelHead, **POST, threshold=0.5, balance=0.5),
-    "rationale": partial(TokensHead, layers=1, dropout=0.0, threshold=0.5, balance=0.5),
+    "target": partial(MultilabelHead, **POST, threshold=0.5, balance=0.5, label_smoothing=0.1),
+    "rationale": partial(TokensHead, layers=1, dropout=0.0, threshold=0.5, balance=0.5, label_smoothing=0.1),
     "hate": partial(ScoreHead, **POST, loss="mse"),
     "level": partial(OrdinalHead, **POST, balance=0.5),
-    "right": partial(ChoiceHead, **POST),
+    "right": partial(ChoiceHead, **POST, label_smoothing=0.1),
     "masked": partial(MaskedHead, share=0.15),
 }
 SIZE = 72

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError, did_you_mean
@@ -106,6 +107,12 @@ def check_balance(balance: float) -> None:
         raise UserError(f"head balance={balance}: expected 0 (no weighting) to 1 (fully balanced)")
 
 
+def check_label_smoothing(label_smoothing: float) -> None:
+    """The share of a target that is spread over all answers is below 1, or no target would be left."""
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"head label_smoothing={label_smoothing}: expected a share below 1")
+
+
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Σ values·weights / Σ weights; zero, but connected to the graph, where no weight is left."""
     return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
@@ -135,6 +142,20 @@ def positive_weights(values: Tensor, balance: float) -> Tensor:
     """(C,) the weight of a label's positives in the loss, by `values` (N, C): (negatives / positives) ** balance."""
     positives = values.sum(dim=0).clamp(min=1)
     return ((len(values) - positives).clamp(min=1) / positives) ** balance
+
+
+def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, label_smoothing: float) -> Tensor:
+    """Binary cross-entropy of each answer, with targets y in [0, 1] smoothed to y·(1 - ε) + ε/2; shapes as the logits'.
+
+    That is label smoothing over two classes, yes and no (Szegedy et al. 2016, arXiv:1512.00567, section 7). Positives are
+    weighed by what they are, not by what is smoothed into them: of a weight of 99, ε/2 of every no would make a yes.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weights, reduction="none")
+    if not label_smoothing:
+        return losses
+    # -logits are the log odds of the opposite answer, so this is what the same targets cost if they said the opposite
+    opposite = F.binary_cross_entropy_with_logits(-logits, targets, pos_weight=positive_weights, reduction="none")
+    return losses.lerp(opposite, label_smoothing / 2)
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Pool, Pooling, feed_forward, masked_mean
+from hatemtl.heads.base import Pool, Pooling, check_label_smoothing, feed_forward, masked_mean
 from hatemtl.heads.confusion import Confusion, likeliest
 from hatemtl.labels import Kind, LabelSpace
 
@@ -16,15 +16,26 @@ from hatemtl.labels import Kind, LabelSpace
 class ChoiceHead(nn.Module):
     """A score for each sequence of a text with one of its choices, softmax over those of a post, trained by cross-entropy.
 
-    layers: linear layers, GELU between them.
+    layers: linear layers, GELU between them. label_smoothing: share of the target spread over a post's choices, however many
+    it has (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
 
     kind: ClassVar[Kind] = "choice"
     primary = "accuracy"
 
-    def __init__(self, *, hidden_size: int, space: LabelSpace, pooling: Pooling, layers: int, dropout: float) -> None:
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        space: LabelSpace,
+        pooling: Pooling,
+        layers: int,
+        dropout: float,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.space = space
+        check_label_smoothing(label_smoothing)
+        self.space, self.label_smoothing = space, label_smoothing
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
 
@@ -36,7 +47,12 @@ class ChoiceHead(nn.Module):
         """Nothing: places are no classes, one being rarer than another says nothing."""
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        return masked_mean(F.cross_entropy(logits, targets, reduction="none"), has.to(logits.dtype))
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        if self.label_smoothing:
+            there = logits != -torch.inf  # torch's own smoothing would ask for choices that are not, at an infinite loss
+            each = -logits.log_softmax(dim=1).where(there, 0)
+            losses = losses.lerp(each.sum(dim=1) / there.sum(dim=1), self.label_smoothing)
+        return masked_mean(losses, has.to(logits.dtype))
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=1)

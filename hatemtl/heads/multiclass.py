@@ -8,8 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.errors import UserError
-from hatemtl.heads.base import Pool, Pooling, check_balance, check_primary, feed_forward, label_weights, masked_mean
+from hatemtl.heads.base import (
+    Pool,
+    Pooling,
+    check_balance,
+    check_label_smoothing,
+    check_primary,
+    feed_forward,
+    label_weights,
+    masked_mean,
+)
 from hatemtl.heads.confusion import Confusion, label_rows, likeliest, matthews
 from hatemtl.labels import Kind, LabelSpace
 
@@ -37,8 +45,7 @@ class MulticlassHead(nn.Module):
         primary: str = "macro_f1",
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"head label_smoothing={label_smoothing}: expected a share below 1")
+        check_label_smoothing(label_smoothing)
         check_balance(balance)
         self.primary = check_primary(primary, ["macro_f1", "accuracy", "matthews", *(f"f1_{name}" for name in space.names)])
         self.space, self.balance, self.label_smoothing = space, balance, label_smoothing

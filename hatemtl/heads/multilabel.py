@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MultilabelStatScores
 
@@ -13,7 +12,9 @@ from hatemtl.errors import UserError
 from hatemtl.heads.base import (
     Pool,
     Pooling,
+    binary_losses,
     check_balance,
+    check_label_smoothing,
     check_primary,
     count_rows,
     f1,
@@ -29,6 +30,7 @@ class MultilabelHead(nn.Module):
 
     threshold: the score from which a label is predicted. layers: linear layers, GELU between them.
     balance: exponent of the ratio of negatives to positives that weighs a label's positives: 0 not at all, 1 fully.
+    label_smoothing: the share ε of each target that is spread over yes and no: y·(1 - ε) + ε/2, as in `binary_losses`.
     primary: the row by which epochs are compared: macro_f1, micro_f1 or f1_LABEL.
     """
 
@@ -45,13 +47,16 @@ class MultilabelHead(nn.Module):
         threshold: float,
         balance: float,
         primary: str = "macro_f1",
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 < threshold < 1:
             raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
         check_balance(balance)
+        check_label_smoothing(label_smoothing)
         self.primary = check_primary(primary, ["macro_f1", "micro_f1", *(f"f1_{name}" for name in space.names)])
         self.space, self.balance, self.threshold = space, balance, threshold
+        self.label_smoothing = label_smoothing
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
         self.positive_weights: Tensor
@@ -64,7 +69,7 @@ class MultilabelHead(nn.Module):
         self.positive_weights.copy_(positive_weights(values, self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.positive_weights, reduction="none")
+        losses = binary_losses(logits, targets, self.positive_weights, self.label_smoothing)
         return masked_mean(losses.mean(dim=1), has.to(losses.dtype))
 
     def scores(self, logits: Tensor) -> Tensor:

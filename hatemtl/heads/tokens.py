@@ -5,12 +5,20 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryStatScores
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import check_balance, count_rows, f1, feed_forward, masked_mean, positive_weights
+from hatemtl.heads.base import (
+    binary_losses,
+    check_balance,
+    check_label_smoothing,
+    count_rows,
+    f1,
+    feed_forward,
+    masked_mean,
+    positive_weights,
+)
 from hatemtl.labels import Kind, LabelSpace
 
 
@@ -20,19 +28,30 @@ class TokensHead(nn.Module):
     Targets below 0 (special tokens, padding, later pieces of a word) count in no loss and no metric, so that a word
     counts once, however many pieces a tokenizer makes of it.
     threshold: the score from which a word is predicted. balance: as in MultilabelHead, over words.
+    label_smoothing: as in MultilabelHead, of the words that count.
     """
 
     kind: ClassVar[Kind] = "tokens"
     primary = "f1"
 
     def __init__(
-        self, *, hidden_size: int, space: LabelSpace, layers: int, dropout: float, threshold: float, balance: float
+        self,
+        *,
+        hidden_size: int,
+        space: LabelSpace,
+        layers: int,
+        dropout: float,
+        threshold: float,
+        balance: float,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 < threshold < 1:
             raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
         check_balance(balance)
+        check_label_smoothing(label_smoothing)
         self.space, self.balance, self.threshold = space, balance, threshold
+        self.label_smoothing = label_smoothing
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
         self.positive_weights: Tensor
         self.register_buffer("positive_weights", torch.ones(1), persistent=False)
@@ -45,8 +64,7 @@ class TokensHead(nn.Module):
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         counted = (targets >= 0) & has[:, None]
-        truth = targets.clamp(min=0)
-        losses = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=self.positive_weights, reduction="none")
+        losses = binary_losses(logits, targets.clamp(min=0), self.positive_weights, self.label_smoothing)
         return masked_mean(losses, counted.to(losses.dtype))
 
     def scores(self, logits: Tensor) -> Tensor:

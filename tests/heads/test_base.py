@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hatemtl.batch import IGNORED
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Pool, check_balance, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.base import Pool, binary_losses, check_balance, count_rows, f1, feed_forward, masked_mean
 from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
@@ -32,7 +32,7 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
     },
     **{
         f"multilabel-{pooling}": lambda pooling=pooling: MultilabelHead(
-            space=LabelSpace("multilabel", ("a", "b", "c")), pooling=pooling, threshold=0.5, **POST
+            space=LabelSpace("multilabel", ("a", "b", "c")), pooling=pooling, threshold=0.5, label_smoothing=0.1, **POST
         )
         for pooling in ("cls", "mean", "attention")
     },
@@ -48,7 +48,7 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
         )
         for pooling in ("cls", "mean", "attention")
     },
-    "tokens": lambda: TokensHead(space=LabelSpace("tokens", ("marked",)), threshold=0.5, **POST),
+    "tokens": lambda: TokensHead(space=LabelSpace("tokens", ("marked",)), threshold=0.5, label_smoothing=0.1, **POST),
 }
 # What each kind takes beside `LAYERS`.
 GIVEN: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
@@ -59,6 +59,7 @@ GIVEN: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
     "tokens": (TokensHead, {"threshold": 0.5, "balance": 1.0}),
     "choice": (ChoiceHead, {"pooling": "cls"}),
 }
+SMOOTHED = ("multiclass", "multilabel", "tokens", "choice")
 every_head = pytest.mark.parametrize("kind", HEADS)
 
 
@@ -89,6 +90,13 @@ def posts(kind: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         targets = torch.randint(3, (len(mask),), generator=draw)
         targets = 10.0 + targets if kind.startswith("score") else targets
     return hidden, mask, targets, torch.ones(len(mask), dtype=torch.bool)
+
+
+def answers(soft: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log odds (50, 3), what is true of them, as shares if soft, and the weights of a yes (3,)."""
+    draw = torch.Generator().manual_seed(0)
+    logits, targets = (make(50, 3, generator=draw, dtype=torch.float64) for make in (torch.randn, torch.rand))
+    return logits, targets if soft else targets.round(), torch.tensor([1.0, 9.0, 99.0], dtype=torch.float64)
 
 
 def counted(head: nn.Module, *batches: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, float]:
@@ -230,8 +238,8 @@ def test_a_copy_loads_from_the_saved_weights(kind: str) -> None:
     [
         ("multiclass", {"pooling": "men"}, "'men'.*did you mean 'mean'"),
         ("multilabel", {"pooling": "max"}, "'max'.*cls, mean, attention"),
-        ("multiclass", {"label_smoothing": 1.0}, "label_smoothing=1.0"),
-        ("multiclass", {"label_smoothing": -0.1}, "label_smoothing=-0.1"),
+        *((kind, {"label_smoothing": 1.0}, "label_smoothing=1.0.*below 1") for kind in SMOOTHED),
+        *((kind, {"label_smoothing": -0.1}, "label_smoothing=-0.1") for kind in SMOOTHED),
         *((kind, {"balance": 1.5}, "balance=1.5.*0.*1") for kind in ("multiclass", "multilabel", "tokens", "ordinal")),
         *((kind, {"layers": 0}, "layers=0.*at least 1") for kind in GIVEN),
         *((kind, {"dropout": 1.0}, "dropout=1.0") for kind in GIVEN),
@@ -271,6 +279,46 @@ def test_any_row_of_which_higher_is_better_may_be_the_primary(kind: str, primari
         head = make(space=space, primary=primary, **(LAYERS | given))
         assert head.primary == primary
         assert primary in counted(head, posts(kind))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_without_smoothing_the_loss_is_torchs_bit_by_bit(soft: bool) -> None:
+    logits, targets, weights = answers(soft)
+    expected = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+    assert torch.equal(binary_losses(logits, targets, weights, 0.0), expected)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.9])
+def test_a_smoothed_loss_is_torchs_for_the_smoothed_targets(share: float, soft: bool) -> None:
+    logits, targets, _ = answers(soft)
+    expected = F.binary_cross_entropy_with_logits(logits, targets * (1 - share) + share / 2, reduction="none")
+    torch.testing.assert_close(binary_losses(logits, targets, torch.ones(3), share), expected)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.9])
+def test_with_smoothing_an_answer_is_weighed_by_what_it_is_and_a_soft_one_is_a_mixture_of_both(share: float) -> None:
+    """Not as torch's `pos_weight`, which weighs what is smoothed into a no as if it were a yes."""
+    logits, targets, weights = answers(soft=True)
+    yes = weights * F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, 1 - share / 2), reduction="none")
+    no = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, share / 2), reduction="none")
+    for given in (targets, targets.round()):
+        torch.testing.assert_close(binary_losses(logits, given, weights, share), given * yes + (1 - given) * no)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.9])
+@pytest.mark.parametrize(("soft", "weighed"), [(False, False), (False, True), (True, False)])
+def test_a_smoothed_loss_is_least_where_the_score_is_the_smoothed_target(share: float, soft: bool, weighed: bool) -> None:
+    """Whatever positives weigh, a sure answer is never pulled to the other side of a half."""
+    _, targets, weights = answers(soft)
+    if not weighed:
+        weights = torch.ones_like(weights)
+    logits = (targets * (1 - share) + share / 2).logit().requires_grad_()
+    least = binary_losses(logits, targets, weights, share)
+    least.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), atol=1e-12, rtol=0)
+    for other in (logits - 0.5, logits + 0.5):
+        assert (binary_losses(other, targets, weights, share) > least).all()
 
 
 def test_cls_pooling_takes_the_first_token() -> None:

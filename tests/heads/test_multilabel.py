@@ -10,7 +10,9 @@ from hatemtl.labels import LabelSpace
 NAMES = ("women", "jewish", "islam", "never")
 
 
-def head(*, balance: float = 0.0, threshold: float = 0.5, names: tuple[str, ...] = NAMES) -> MultilabelHead:
+def head(
+    *, balance: float = 0.0, threshold: float = 0.5, label_smoothing: float = 0.0, names: tuple[str, ...] = NAMES
+) -> MultilabelHead:
     return MultilabelHead(
         hidden_size=8,
         space=LabelSpace("multilabel", names),
@@ -19,6 +21,7 @@ def head(*, balance: float = 0.0, threshold: float = 0.5, names: tuple[str, ...]
         dropout=0.0,
         threshold=threshold,
         balance=balance,
+        label_smoothing=label_smoothing,
     )
 
 
@@ -94,6 +97,26 @@ def test_the_loss_is_torchs_on_the_annotated_posts(balance: float, soft: bool) -
     weights = torch.tensor([1.0, 4.0, 9.0, 99.0]) if balance else torch.ones(4)
     expected = F.binary_cross_entropy_with_logits(logits[has], targets[has], pos_weight=weights)
     torch.testing.assert_close(some.loss(logits, targets, has), expected)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_smoothed_loss_is_torchs_for_smoothed_targets_on_the_annotated_posts(soft: bool) -> None:
+    torch.manual_seed(0)
+    logits, targets, has = torch.randn(50, 4), torch.rand(50, 4), torch.rand(50) < 0.5
+    if not soft:
+        targets = targets.round()
+    expected = F.binary_cross_entropy_with_logits(logits[has], targets[has] * 0.8 + 0.1)
+    torch.testing.assert_close(head(label_smoothing=0.2).loss(logits, targets, has), expected)
+
+
+def test_smoothing_changes_the_loss_alone() -> None:
+    logits, targets, has = torch.randn(9, 4), torch.rand(9, 4).round(), torch.ones(9, dtype=torch.bool)
+    rows = []
+    for some in (head(), head(label_smoothing=0.5)):
+        metric = some.metric()
+        metric.update(some.scores(logits), targets, has)
+        rows.append(some.rows(metric.compute()))
+    assert rows[0] == rows[1]
 
 
 def test_a_soft_target_counts_from_a_half() -> None:

@@ -9,9 +9,16 @@ from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 
 
-def head(*, balance: float = 0.0, threshold: float = 0.5) -> TokensHead:
-    space = LabelSpace("tokens", ("marked",))
-    return TokensHead(hidden_size=8, space=space, layers=1, dropout=0.0, threshold=threshold, balance=balance)
+def head(*, balance: float = 0.0, threshold: float = 0.5, label_smoothing: float = 0.0) -> TokensHead:
+    return TokensHead(
+        hidden_size=8,
+        space=LabelSpace("tokens", ("marked",)),
+        layers=1,
+        dropout=0.0,
+        threshold=threshold,
+        balance=balance,
+        label_smoothing=label_smoothing,
+    )
 
 
 def some_posts(seed: int, *, soft: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -53,9 +60,18 @@ def test_the_loss_is_torchs_mean_over_the_words_of_annotated_posts(balance: floa
     torch.testing.assert_close(some.loss(logits, targets, has), expected)
 
 
-def test_tokens_that_do_not_count_change_neither_loss_nor_gradient_nor_metric() -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_smoothed_loss_is_torchs_for_smoothed_targets_over_the_words_of_annotated_posts(soft: bool) -> None:
+    logits, targets, has = some_posts(0, soft=soft)
+    words = (targets >= 0) & has[:, None]
+    expected = F.binary_cross_entropy_with_logits(logits[words], targets[words] * 0.8 + 0.1)
+    torch.testing.assert_close(head(label_smoothing=0.2).loss(logits, targets, has), expected)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_tokens_that_do_not_count_change_neither_loss_nor_gradient_nor_metric(label_smoothing: float) -> None:
     logits, targets, has = some_posts(1)
-    some = head()
+    some = head(label_smoothing=label_smoothing)
     wild = torch.where(targets == IGNORED, 50 * torch.randn_like(logits), logits).requires_grad_()
     loss = some.loss(wild, targets, has)
     torch.testing.assert_close(loss, some.loss(logits, targets, has))

@@ -1,0 +1,158 @@
+"""Shows how often tested runs are right in each group of posts: in HateCheck's functional tests, target groups and labels.
+
+Groups are the values in columns of a CSV with a row a post, found by the post's id; --id and --by name the columns of other
+files than HateCheck's. A post whose cell is empty is in no group of that column. The number of a group's posts stands behind
+its name. For tasks with one right label a post; with several seeds type one --name for each run, and --mean.
+"""
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from pyarrow import parquet
+from results import Results, ResultsError, chosen, find_results, note, read_results, testing_line
+from table import Table, add_output_options, averaged, run_names
+
+EXAMPLES = """examples:
+  uv run analysis/functional_tests.py adapters/hatecheck --posts data/hatecheck/test_suite_cases.csv
+  uv run analysis/functional_tests.py "adapters/hatecheck_seed_?" --name lora lora lora --mean \\
+      --posts data/hatecheck/test_suite_cases.csv --by functionality --output hatecheck.tex
+  uv run analysis/functional_tests.py adapters/mine --posts posts.csv --id id --by author year
+"""
+
+
+def read_right(run: Results, task: str | None) -> dict[str, bool]:
+    """Whether the run's likeliest label is the right one, by post id; `task` where it has several.
+
+    Raises ResultsError where the run was not tested, has no likeliest labels, or another accuracy than these give.
+    """
+    path = run.path.parent / "predictions.parquet"
+    if not path.is_file():
+        raise ResultsError(f"{run.path.parent}: no predictions.parquet in it; test it: {testing_line(run)}")
+    try:
+        rows = parquet.read_table(path, columns=["post_id", "task", "gold", "scores"]).to_pylist()
+    except ValueError as error:
+        raise ResultsError(f"{path}: cannot be read ({error}); test it again: {testing_line(run)}") from None
+    task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))
+    metric = f"test_{task}_accuracy"
+    if metric not in run.rows or f"test_{task}_quadratic_kappa" in run.rows:  # of levels, whose median is predicted
+        raise ResultsError(
+            f"{run.path}: task {task!r} has no likeliest label a post; expected one with head=multiclass (or choice), whose "
+            f"row {metric} is the share of posts where that is right"
+        )
+    mine = [row for row in rows if row["task"] == task]
+    right = {row["post_id"]: row["scores"].index(max(row["scores"])) == row["gold"][0] for row in mine}
+    share = fmean(right.values())
+    if not math.isclose(share, run.rows[metric], abs_tol=1e-9):
+        raise ResultsError(
+            f"{path}: the likeliest label is right for {share:.4f} of the posts, but {metric} in {run.path} is "
+            f"{run.rows[metric]:.4f}; expected both of one test; test it again: {testing_line(run)}"
+        )
+    return right
+
+
+def read_groups(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[str]]:
+    """The ids of the posts in each group, by COLUMN=VALUE, in the order of the columns and of the file.
+
+    Raises ResultsError, with file and line, where the file is not a CSV with these columns and one row a post.
+    """
+    if not path.is_file():
+        raise ResultsError(
+            f"--posts {path}: there is no such file; expected the CSV that the posts came from, as test_suite_cases.csv of "
+            "github.com/paul-rottger/hatecheck-data"
+        )
+    groups: dict[str, dict[str, list[str]]] = {column: {} for column in columns}
+    seen: set[str] = set()
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            known = reader.fieldnames or []
+            for option, name in (("--id", key), *(("--by", column) for column in columns)):
+                if name not in known:
+                    raise ResultsError(
+                        f"{path} has no column {name!r}; type {option} with one of {', '.join(filter(None, known))}"
+                    )
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise ResultsError(f"{where}: expected {len(known)} cells, {','.join(known)}")
+                if row[key] in seen:
+                    raise ResultsError(
+                        f"{where}: a row above has {key} {row[key]!r} too; expected one a post, or another --id"
+                    )
+                seen.add(row[key])
+                for column in columns:
+                    if value := row[column].strip():
+                        groups[column].setdefault(f"{column}={value}", []).append(row[key])
+        except csv.Error as error:
+            raise ResultsError(
+                f"{path}:{reader.reader.line_num}: {error}; expected a CSV file, commas between cells"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise ResultsError(f"{path}: {error}; expected a CSV file in UTF-8") from None
+    return {group: posts for found in groups.values() for group, posts in found.items()}
+
+
+def shares(rights: Sequence[Mapping[str, bool]], groups: Mapping[str, Sequence[str]]) -> dict[str, list[float | None]]:
+    """The share of right answers in each run, of all posts and of each group that the runs answered posts of.
+
+    Raises ResultsError where they answered none of any group.
+    """
+    answered = list(rights[0])
+    known = dict.fromkeys(post for posts in groups.values() for post in posts)
+    others = [post for post in answered if post not in known]
+    if len(others) == len(answered):
+        ids, expected = (", ".join(list(some)[:3]) for some in (known, answered))
+        raise ResultsError(
+            f"--posts: no post of a group was tested; their ids are {ids or 'none'}, ..., expected some of {expected}, ...; "
+            "type the CSV that the posts came from, and --id with its column of ids"
+        )
+    if others:
+        note(f"{len(others)} of {len(answered)} posts are in no group, as {others[0]}")
+    found = {group: [post for post in posts if post in rights[0]] for group, posts in groups.items()}
+    everything = {"every post": answered, **found}
+    return {
+        f"{group} ({len(posts)})": [fmean(right[post] for post in posts) for right in rights]
+        for group, posts in everything.items()
+        if posts
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line; 2 where the user has something to mend."""
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="tested run, its results.csv, or a quoted glob of them")
+    parser.add_argument("--posts", required=True, type=Path, metavar="FILE", help="CSV with a row a post")
+    parser.add_argument("--id", default="case_id", metavar="COLUMN", help="its column of post ids (default: %(default)s)")
+    hatecheck = ["functionality", "target_ident", "label_gold"]
+    parser.add_argument("--by", nargs="+", default=hatecheck, metavar="COLUMN", help=f"default: {' '.join(hatecheck)}")
+    parser.add_argument("--task", help="needed where a run has several")
+    parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, in the order of the runs")
+    parser.add_argument("--mean", action="store_true", help="one column for runs of one name: mean ± standard deviation")
+    add_output_options(parser, stage=False)
+    args = parser.parse_args(argv)
+    try:
+        paths = find_results(args.runs)
+        names = run_names(args.name, paths)
+        groups = read_groups(args.posts, args.id, args.by)
+        rights = [read_right(read_results(path), args.task) for path in paths]
+        for path, right in zip(paths, rights, strict=True):
+            if right.keys() != rights[0].keys():
+                raise ResultsError(f"{paths[0]} and {path} saw different posts; type runs that were tested on the same ones")
+        make = averaged if args.mean else Table
+        table = make(names, shares(rights, groups), digits=args.digits, corner="group")
+        inputs = [args.posts, *paths, *(path.parent / "predictions.parquet" for path in paths)]
+        table.show(args.format, args.output, inputs)
+    except (ResultsError, OSError) as error:
+        print(f"functional_tests.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
