@@ -4,6 +4,7 @@ With run.py and main.py this is the only reader of the configuration.
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -19,12 +20,17 @@ from hatemtl.artifacts import SavedRun
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.headstart import HeadsMerge
+from hatemtl.merging.base import at
+from hatemtl.mistyped import targets
 from hatemtl.network import Network, assemble, check_method
 from hatemtl.startup import started
 from hatemtl.tasks import Task
 
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"cohort": "seeds=[0,1,2]", "heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
+# How Hydra's error begins where `_target_` names no class or function, and what it has for a cause where that is a typo.
+NOT_FOUND = ("Error locating target", "Expected a callable target")
+TYPOS = (ImportError, AttributeError, ValueError, InstantiationException)
 
 
 def build(node: Any, **runtime: Any) -> Any:
@@ -38,11 +44,26 @@ def build(node: Any, **runtime: Any) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
+        key = _key_of(error)
         if isinstance(cause, UserError):
-            raise cause from None
+            raise (at(cause, key) if key.startswith("merge.inner") else cause) from None
+        if str(error).startswith(NOT_FOUND) and isinstance(cause, TYPOS):
+            target = OmegaConf.select(node._get_root(), f"{key}._target_")
+            # where a module is there but lacks another one that it needs, the latter is told by the stack
+            if not isinstance(cause, ModuleNotFoundError) or f"{target}.".startswith(f"{cause.name}."):
+                reason = "it is neither" if cause is error else cause
+                known = did_you_mean(str(target), targets(key))
+                raise UserError(f"{key}._target_={target}: no class or function has this name ({reason}); {known}") from None
         if isinstance(cause, TypeError) and "argument" in str(cause):
             raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
         raise cause from error  # a bug, to be seen with its stack
+
+
+def _key_of(error: InstantiationException) -> str:
+    """The key of the node that could not be built, as a user types it: method.merge is what the group `merge` says."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    key = found[1] if found else ""
+    return key.removeprefix("method.") if key.startswith("method.merge") else key
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

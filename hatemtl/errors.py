@@ -1,7 +1,8 @@
 """The one error that a user can mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -9,6 +10,31 @@ class UserError(Exception):
 
     `main.py` prints it without a stack and exits with 2; nothing has been written by then.
     """
+
+
+class Refusal(UserError):
+    """What a method cannot do on an encoder or with its sources, told where neither method nor encoder has a name."""
+
+    def named(self, method: str, encoder: str) -> UserError:
+        """The same with the names that the user typed.
+
+        >>> print(Refusal("no such layer; type method=full").named("ah_lora16", "tiny"))
+        method=ah_lora16 on encoder=tiny: no such layer; type method=full
+        >>> print(Refusal("method=ah_load needs a run; type load_path=FOLDER").named("ah_load", "tiny"))
+        method=ah_load on encoder=tiny needs a run; type load_path=FOLDER
+        """
+        given, said = f"method={method}", str(self)
+        told = said.removeprefix(f"{given} ")
+        return UserError(f"{given} on encoder={encoder}{': ' if told == said else ' '}{told}")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Inside, what the user can mend is a method's refusal."""
+    try:
+        yield
+    except UserError as error:
+        raise Refusal(str(error)) from error
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

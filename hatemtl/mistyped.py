@@ -32,6 +32,19 @@ def explain(error: Exception) -> str:
     return text
 
 
+def targets(key: str) -> list[str]:
+    """What the files of its group give as `_target_` at a key: of merge.bias_of, that of conf/merge/learned.yaml."""
+    names, found = key.split("."), set()
+    groups = [i for i, name in enumerate(names) if name and (CONF / name).is_dir()]
+    for file in sorted((CONF / names[groups[-1]]).glob("*.yaml")) if groups else []:
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for name in names[groups[-1] + 1 :]:
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, dict) and "_target_" in node:
+            found.add(str(node["_target_"]))
+    return sorted(found)
+
+
 def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 

@@ -13,7 +13,7 @@ from hatemtl.artifacts import SavedRun
 from hatemtl.batch import Batch
 from hatemtl.datamodule import DataModule
 from hatemtl.encoder import Encoder, Transformer, fingerprint, keep_trainable, vocabulary
-from hatemtl.errors import UserError
+from hatemtl.errors import Refusal, UserError, refusing
 from hatemtl.headstart import HeadsMerge
 from hatemtl.labels import LabelSpace
 from hatemtl.merging.base import NeedsStatistics
@@ -102,8 +102,8 @@ def assemble(
 
     posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand.
 
-    Raises UserError where a head is of another kind than its labels, a source was trained on another encoder, or a saved
-    head is not the one asked for.
+    Raises UserError where a head is of another kind than its labels or a saved one is not the one asked for, Refusal where
+    the method cannot stand on this encoder or start from its sources.
     """
     for task, space in spaces.items():
         if tasks[task].kind != space.kind:
@@ -114,8 +114,11 @@ def assemble(
     model = encoder.model(dropout=method.body_dropout, seed=seed)
     mark = fingerprint(model)
     notes = {}
-    for source in [*method.starts_from(), *([heads_from] if heads_from else [])]:
-        _same_encoder(source, mark, encoder)
+    with refusing():
+        starts = [*method.starts_from(), *([heads_from] if heads_from else [])]
+        for source in starts:
+            _same_encoder(source, mark, encoder)
+    for source in starts:
         bits = source.config["encoder"].get("quantize")  # a run from before there was such a key had none
         if bits != encoder.quantize:
             notes[source.folder] = (
@@ -123,7 +126,7 @@ def assemble(
                 f"{encoder.quantize or 'float'} ones here: its scores will differ a little"
             )
     if encoder.quantize is not None and not method.quantizable:
-        raise UserError(
+        raise Refusal(
             f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library}) needs the weights of "
             f"{encoder.source} as floats; type encoder.quantize=null, or method=ah_lora16"
         )
@@ -142,9 +145,11 @@ def assemble(
     told, begun = Search(), time.perf_counter()
     if isinstance(merge, NeedsStatistics) and posts is not None:
         trained = partial(headstart.of_run, tasks=tasks, hidden_size=model.config.hidden_size)
-        method, told = informed(method, model, heads, trained, posts)
-    name = module_name(name)
-    attached = method.attach(encoder.quantized(model), name=name, seed=seed)
+        with refusing():
+            method, told = informed(method, model, heads, trained, posts, seed)
+    name, body = module_name(name), encoder.quantized(model)
+    with refusing():
+        attached = method.attach(body, name=name, seed=seed)
     seconds = time.perf_counter() - begun if merge is not None else 0.0
     keep_trainable(attached)
     module = MultitaskModule(
@@ -216,8 +221,10 @@ def _same_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
 
 def check_method(saved: SavedRun, method: Method, encoder: Encoder) -> None:
     """Raises UserError where the encoder side under the saved heads would be another than the one trained with them."""
-    if [source.folder.resolve() for source in method.starts_from()] != [saved.folder.resolve()]:
-        raise UserError(
+    with refusing():
+        starts = method.starts_from()
+    if [source.folder.resolve() for source in starts] != [saved.folder.resolve()]:
+        raise Refusal(
             f"the given method does not load the encoder side of {saved.folder}, which its heads were trained with; "
             f"type method={LOADERS[saved.record['library']]}"
         )

@@ -55,16 +55,18 @@ class Optimization:
             "epochs": 0,
             "accumulate": 1,
         }.items():
-            if getattr(self, name) < least:
-                raise UserError(f"optimization.{name}={getattr(self, name)}: expected {least} or more")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= least:  # nor is it NaN
+                same = " (method.learning_rate, where it is not given)" if name == "encoder_lr" else ""
+                raise UserError(f"optimization.{name}={value}{same}: expected a number, {least} or more")
         if not self.epochs and self.warmup % 1:
             raise UserError(
                 f"optimization.warmup={self.warmup} with optimization.epochs=0: part of an epoch is the beginning of one at "
                 f"full rate; type optimization.warmup={math.ceil(self.warmup)}, or optimization.epochs=1"
             )
-        if self.patience is not None and self.patience < 1:
+        if self.patience is not None and not (isinstance(self.patience, int) and self.patience >= 1):
             raise UserError(f"optimization.patience={self.patience}: expected at least 1 epoch, or null to never stop early")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not (isinstance(self.clip, int | float) and self.clip > 0):
             raise UserError(f"optimization.clip={self.clip}: expected a norm above 0, or null for no clipping")
 
     @property

@@ -49,6 +49,11 @@ def files(folder: Path) -> set[Path]:
         (["encoder=electra_small"], ["electra-small", "encoder=minilm"]),
         (["tasks.target.column=groups"], ["groups", "target"]),
         (["batching.batch_size=0"], ["batching.batch_size=0"]),
+        (
+            ["method=ah_merge16", "merge=learned", "merge.bias_of._target_=typo"],
+            ["merge.bias_of._target_=typo", "known: hatemtl.merging.learned.false_positive_equality_difference"],
+        ),
+        (["method=ah_merge16", "merge=knots", "merge.inner.elect=x"], ["merge.inner.elect=x: known: total, count"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

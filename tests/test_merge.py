@@ -137,6 +137,27 @@ def test_loras_and_full_encoders_are_merged_into_the_weights(cli: Cli, sample: l
     assert merge(cli, sample, folder, "wrong", *UNTRAINED).code == 2
 
 
+@pytest.mark.slow
+def test_bottlenecks_are_merged_by_what_posts_tell_of_them(cli: Cli, sample: list[str], tmp_path: Path) -> None:
+    for i in (1, 2):
+        part = (f'tasks.target.mask_pattern="{i} 2"', f"save_path={tmp_path}/part_{i}", "method.learning_rate=1e-2")
+        assert cli(*sample, "method=ah_seq_bn", *part).code == 0
+        assert cli(*sample, "method=ah_ia3", *part[:1], f"save_path={tmp_path}/ia3/part_{i}").code == 0
+    found = {}
+    for how, more in (("mean", []), ("linear", []), ("fisher", ["merge.posts=16"]), ("regmean", ["merge.posts=16"])):
+        assert merge(cli, sample, tmp_path, how, f"merge={how}", *UNTRAINED, *more).code == 0
+        weights = load_file(tmp_path / how / "adapter" / "adapter.safetensors")
+        found[how] = torch.cat([weights[key].flatten() for key in sorted(weights)])
+    assert torch.equal(found["linear"], found["mean"])
+    assert not any(torch.allclose(found[how], found["mean"], atol=1e-4) for how in ("fisher", "regmean"))
+    assert cli(*sample, "action=test", "method=ah_load", "heads.load=true", f"load_path={tmp_path}/fisher").code == 0
+    assert merge(cli, sample, tmp_path / "ia3", "fisher", "merge=fisher", "merge.posts=16", *UNTRAINED).code == 0
+    refused = merge(cli, sample, tmp_path / "ia3", "regmean", "merge=regmean", *UNTRAINED)
+    assert refused.code == 2
+    assert all(word in refused.err for word in ("merge=regmean", "part_1 (ah_ia3) has ia3", "merge=fisher", "merge=mean"))
+    assert not (tmp_path / "ia3" / "regmean").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

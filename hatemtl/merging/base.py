@@ -1,6 +1,7 @@
 """The contract of a merge, and what its result is kept as: factors of full or of a smaller rank, or dense weights."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -97,17 +98,46 @@ def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, na
 
 def merge_dense(merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()) -> dict[str, Tensor]:
     """The merge as it is added to the weights, in double precision, by layer or parameter: nothing is cut."""
+    return dict(merge_each(merge, sources, names))
+
+
+def merge_each(
+    merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """`merge_dense`, one layer or parameter after the other: what is read of the sources, and made, is of one at a time."""
+    given: Iterable[tuple[str, Sequence[Update]]]
     if all(isinstance(update, LoRAUpdate) for source in sources for update in source.values()):
-        given: Mapping[str, Sequence[Update]] = layers_of(sources, names)  # type: ignore[arg-type]
+        given = layers_of(sources, names).items()  # type: ignore[arg-type]
     else:
-        given = {layer: [source[layer] for source in sources] for layer in sources[0]}
-    merged = {layer: merge(updates, layer=layer) for layer, updates in given.items()}
-    return {layer: update.dense() if isinstance(update, LoRAUpdate) else update for layer, update in merged.items()}
+        given = ((layer, [source[layer] for source in sources]) for layer in sources[0])
+    for layer, updates in given:
+        merged = merge(updates, layer=layer)
+        yield layer, merged.dense() if isinstance(merged, LoRAUpdate) else merged
 
 
 def dense(updates: Sequence[Update]) -> Tensor:
     """The updates as one tensor (sources, *the weight's shape), in double precision."""
     return torch.stack([update.dense() if isinstance(update, LoRAUpdate) else update.double() for update in updates])
+
+
+def check_inner(inner: object) -> None:
+    """Raises UserError where what stands in a merge's `inner` is no merge."""
+    if not callable(inner):
+        raise UserError(f"merge.inner={inner}: expected a merge of entries; leave it out, or type merge.inner.density=0.5")
+
+
+def merged_inside(inner: Merge, parts: Sequence[Tensor], *, layer: str) -> Tensor:
+    """What the merge that stands in another's `inner` makes of parts, as a tensor in double precision."""
+    try:
+        (merged,) = dense([inner(parts, layer=layer)])
+    except UserError as error:
+        raise at(error, "merge.inner") from None
+    return merged
+
+
+def at(error: UserError, place: str) -> UserError:
+    """The error of a merge that stands not at `merge` but at `place`, such as merge.inner: with the keys to type there."""
+    return UserError(re.sub(r"\bmerge\.", f"{place}.", str(error)))
 
 
 def factored(updates: Sequence[Update]) -> list[LoRAUpdate] | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hatemtl.merging.base import Merge, Update, dense, factored
+from hatemtl.merging.base import Merge, Update, check_inner, factored, merged_inside
 from hatemtl.merging.lora import Basis, LoRAUpdate, combine
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.spectrum import EXACT, canonical, cleared
@@ -27,6 +27,9 @@ class CoreSpace:
 
     inner: Merge
 
+    def __post_init__(self) -> None:
+        check_inner(self.inner)
+
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = factored(updates)
         if factors is None:
@@ -40,5 +43,5 @@ class CoreSpace:
             return factors[0].nothing()
         basis = Basis(left[:, :p], right[:, :q])
         cores = cleared(torch.stack([basis.core(update) for update in factors]))
-        (core,) = dense([self.inner(list(cores), layer=layer)])
+        core = merged_inside(self.inner, list(cores), layer=layer)
         return basis.update(core) if q <= p else LoRAUpdate(core @ basis.Q_in.T, basis.Q_out)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, dense, factored
+from hatemtl.merging.base import Merge, Update, check_inner, factored, merged_inside
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.spectrum import EXACT, canonical, cleared, norm, svd
@@ -29,6 +29,7 @@ class KnOTS:
     sigma_inside: bool
 
     def __post_init__(self) -> None:
+        check_inner(self.inner)
         if not isinstance(self.sigma_inside, bool):
             raise UserError(f"merge.sigma_inside={self.sigma_inside}: expected true or false")  # Hydra reads "no" as a word
 
@@ -46,5 +47,5 @@ class KnOTS:
             return factors[0].nothing()
         rows = cleared(S[:, None] * Vt if self.sigma_inside else Vt)
         parts = dict(zip(order, rows.chunk(len(factors), dim=1), strict=True))
-        (merged,) = dense([self.inner([parts[i] for i in range(len(factors))], layer=layer)])
+        merged = merged_inside(self.inner, [parts[i] for i in range(len(factors))], layer=layer)
         return LoRAUpdate(merged, U if self.sigma_inside else U * S)

@@ -26,7 +26,10 @@ def total(updates: Sequence[Update], weights: Sequence[float]) -> Update:
     """Σ wᵢ·ΔWᵢ: in factors where all are, else dense."""
     if all(isinstance(update, LoRAUpdate) for update in updates):
         return combine([update for update in updates if isinstance(update, LoRAUpdate)], weights)
-    return torch.tensordot(torch.tensor(weights, dtype=torch.float64), dense(updates), dims=1)
+    merged = torch.zeros(tuple(updates[0].shape), dtype=torch.float64)
+    for update, weight in zip(updates, weights, strict=True):  # of embeddings, a stack of them would be great
+        merged.add_(dense([update])[0], alpha=weight)
+    return merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +56,14 @@ class Mean:
 class Linear:
     """What AdapterHub's `average_adapter("linear")` does: the mean of the A's and the mean of the B's, apart.
 
-    It is near the mean of the updates only where the sources started from the same A; kept to compare with.
+    It is near the mean of the updates only where the sources started from the same A; kept to compare with. Of other
+    adapters and full models, whose parameters are averaged each by itself, it is the mean.
     """
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = [update for update in updates if isinstance(update, LoRAUpdate)]
         if len(factors) < len(updates):
-            raise UserError("merge=linear averages the factors of LoRAs; for other adapters use merge=mean")
+            return Mean(weights=None)(updates, layer=layer)
         if len({update.rank for update in factors}) > 1:
             raise UserError("merge=linear needs sources of one rank on the same layers; use merge=mean, which takes any")
         if len({update.scale for update in factors}) > 1:

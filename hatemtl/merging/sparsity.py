@@ -24,18 +24,14 @@ def check_density(density: float) -> None:
     """Raises UserError where no share of the entries is so great."""
     if not (isinstance(density, (int, float)) and 0 < density <= 1):
         raise UserError(
-            f"density={density}: expected the share of entries to keep, above 0 and up to 1; type merge.density=0.5, or "
-            f"within merge=knots or merge=core_space merge.inner.density=0.5"
+            f"merge.density={density}: expected the share of entries to keep, above 0 and up to 1; type merge.density=0.5"
         )
 
 
 def check_scale(scale: float) -> None:
     """Raises UserError where a merge cannot be multiplied by it."""
     if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
-        raise UserError(
-            f"scale={scale}: expected a number to multiply the merge by; type merge.scale=1, or within merge=knots or "
-            f"merge=core_space merge.inner.scale=1"
-        )
+        raise UserError(f"merge.scale={scale}: expected a number to multiply the merge by; type merge.scale=1")
 
 
 def between(stack: Tensor, *, smallest: float, greatest: float) -> Tensor:

@@ -34,16 +34,21 @@ def informed(
     heads: Heads,
     trained: Callable[[SavedRun], Heads],
     posts: Callable[[str, int], list[Batch]],
+    seed: int,
 ) -> tuple[Method, Search]:
     """The method with a merge that has been told what it must know, and what a search for weights found and tried.
 
     heads: of the merged network. trained: those that a source was trained with. posts: batches of so many posts of a split.
+    seed: the run's.
     """
     given: Any = method
     merge, runs = given.merge, method.starts_from()
     if isinstance(merge, Learned):
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
+    elif method.library == "adapterhub" and not all(map(lora_source.is_lora, runs)):
+        by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
+        return replace(given, merge=merge.with_statistics(by_parameter)), Search()
     else:
         found, told = statistics(merge.statistic, model, runs, trained, posts("train", merge.posts)), Search()
     full_runs = any(run.record["library"] == "full" for run in runs)
@@ -71,6 +76,27 @@ def statistics(
             else:
                 found.append(_fishers(model, layers, heads(run), batches, generator(run.record["seed"], "fisher")))
     model.requires_grad_(True)
+    return found
+
+
+def of_adapters(
+    method: Any, model: Transformer, heads: Callable[[SavedRun], Heads], batches: Sequence[Batch], seed: int
+) -> list[Statistics]:
+    """As `statistics`, where the sources are no LoRAs, by the names of the parameters that the method merges.
+
+    `gram` is of the linear layers among them, `fisher` of every entry. Raises UserError where they cannot be merged.
+    """
+    found, kind = [], method.merge.statistic
+    sources = method.each(model, seed=seed, linear=kind == "gram")
+    for run, (adapted, own) in zip(method.starts_from(), sources, strict=True):
+        if kind == "gram":
+            weights = {id(weight): key for key, weight in own.items()}
+            linear = [(path, module) for path, module in adapted.named_modules() if isinstance(module, nn.Linear)]
+            layers = {path: weights[id(module.weight)] for path, module in linear if id(module.weight) in weights}
+            found.append({layers[path]: value for path, value in _grams(adapted, list(layers), batches).items()})
+        else:
+            draw = generator(run.record["seed"], "fisher")
+            found.append(_entry_fishers(adapted, own, heads(run), batches, draw))
     return found
 
 
@@ -174,14 +200,35 @@ def _fishers(
             hooks.enter_context(_removed(model.get_submodule(path).register_forward_hook(partial(watch, path=path))))
         for batch in _pieces(batches, TOKENS):
             posts_here = len(batch.input_ids)
-            hidden = batch.first(model.eval()(**batch.inputs).last_hidden_state)
-            logits = {task: head.eval()(hidden, batch.first(batch.attention_mask)) for task, head in heads.items()}
-            losses = [_surprise(head, logits[task][batch.has[task]], draw) for task, head in heads.items()]
-            torch.stack(losses).sum().backward()
+            _surprises(model, heads, batch, draw).backward()
     posts = sum(len(batch) for batch in batches)
     for value in sums.values():
         value /= posts
     return sums
+
+
+def _entry_fishers(
+    model: nn.Module, own: Mapping[str, nn.Parameter], heads: Heads, batches: Sequence[Batch], draw: torch.Generator
+) -> Statistics:
+    """As `_fishers`, of parameters of any shape that are used in any way: so posts are read one by one."""
+    trained = {key: parameter for key, parameter in own.items() if parameter.requires_grad}
+    sums = {key: torch.zeros_like(parameter, dtype=torch.float32) for key, parameter in trained.items()}
+    with torch.enable_grad():
+        for post in _pieces([_firsts(batch) for batch in batches], 1):
+            surprise = _surprises(model, heads, post, draw)
+            gradients = torch.autograd.grad(surprise, list(trained.values()), allow_unused=True)
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.square()
+    posts = sum(len(batch) for batch in batches)
+    return {key: value / posts for key, value in sums.items()}
+
+
+def _surprises(model: nn.Module, heads: Heads, batch: Batch, draw: torch.Generator) -> Tensor:
+    """-log p(y | post), summed over posts and the tasks that they have."""
+    hidden = batch.first(model.eval()(**batch.inputs).last_hidden_state)
+    logits = {task: head.eval()(hidden, batch.first(batch.attention_mask)) for task, head in heads.items()}
+    return torch.stack([_surprise(head, logits[task][batch.has[task]], draw) for task, head in heads.items()]).sum()
 
 
 def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
@@ -194,6 +241,13 @@ def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
     raise UserError(
         f"merge=fisher knows heads for multiclass and multilabel labels, not for {head.kind} ones; type merge=mean"
     )
+
+
+def _firsts(batch: Batch) -> Batch:
+    """The batch with each post's first sequence alone, off which all heads are read but those of choices."""
+    kinds = None if batch.token_type_ids is None else batch.first(batch.token_type_ids)
+    ids, mask = batch.first(batch.input_ids), batch.first(batch.attention_mask)
+    return replace(batch, input_ids=ids, attention_mask=mask, token_type_ids=kinds, owner=None, tokens=-1)
 
 
 def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:

@@ -25,6 +25,8 @@ OTHER = {
         *("arrow_config", "fan_in_fan_out", "layer_replication"),
     ),
 }
+# What to do with an adapter that is something else: AdapterHub merges its own of any kind, and knows PEFT's by this file.
+INSTEAD = {"adapterhub": "for a merge type method=ah_merge16 merge=mean", "peft": "train it with method=peft_lora16"}
 # PEFT's ways to start that leave the encoder's own weights alone.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -87,8 +89,21 @@ def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
     return updates
 
 
+def is_lora(run: SavedRun) -> bool:
+    """Whether the saved adapter is a LoRA that `read` takes. Raises UserError where its configuration is broken."""
+    return not _described(run, run.record["library"])[1]
+
+
 def _config(run: SavedRun, library: str) -> dict[str, Any]:
     """The adapter's configuration. Raises UserError where it is broken, or of something else than W + s·B·A."""
+    config, other = _described(run, library)
+    if other:
+        raise UserError(f"{run.folder}: {other}, and nothing else can be read here; leave it out, or {INSTEAD[library]}")
+    return config
+
+
+def _described(run: SavedRun, library: str) -> tuple[dict[str, Any], str]:
+    """The adapter's configuration, and what makes it something else than W + s·B·A, if anything does."""
     path = run.folder / "adapter" / "adapter_config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -102,14 +117,13 @@ def _config(run: SavedRun, library: str) -> dict[str, Any]:
             _scale(config, library, "", 1)  # has what it needs
     except (OSError, ValueError, KeyError, TypeError, re.error) as error:
         raise UserError(f"{path} cannot be read ({error!r}); train the run again with overwrite=true") from error
-    out = "nothing else can be read here; leave it out, or for a merge type method=ah_merge16 merge=mean"
     if not plain:
-        raise UserError(f"{run.folder}: its adapter is no LoRA ({kind}), and {out}")
+        return config, f"its adapter is no LoRA ({kind})"
     if other := [key for key in OTHER[library] if config.get(key)]:
-        raise UserError(f"{run.folder}: its LoRA is no plain one ({other[0]}={config[other[0]]}), and {out}")
+        return config, f"its LoRA is no plain one ({other[0]}={config[other[0]]})"
     if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
-        raise UserError(f"{run.folder}: its LoRA started by {start}, which changes the encoder's own weights, and {out}")
-    return config
+        return config, f"its LoRA started by {start}, which changes the encoder's own weights"
+    return config, ""
 
 
 def _scale(config: Mapping[str, Any], library: str, path: str, rank: int) -> float:

@@ -1,8 +1,10 @@
 """Methods that start from the merge of several saved runs: kept as a LoRA, as an adapter, or written into the weights."""
 
+import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -11,12 +13,14 @@ from torch import Tensor, nn
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, merge_dense, merge_factors
+from hatemtl.merging.base import Merge, merge_dense, merge_each, merge_factors
+from hatemtl.merging.fisher import Fisher
 from hatemtl.merging.lora import Updates
-from hatemtl.merging.mean import Mean
+from hatemtl.merging.mean import Linear, Mean
+from hatemtl.merging.regmean import RegMean
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.adapter_hub import load_all, matching
-from hatemtl.methods.ah_config import union
+from hatemtl.methods.ah_config import kinds, union
 from hatemtl.methods.ah_library import (
     LIBRARY,
     PATTERN,
@@ -32,6 +36,12 @@ from hatemtl.methods.ah_library import (
     updates,
 )
 from hatemtl.methods.ah_setup import save
+
+# Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out; the last
+# is Fisher or RegMean with its statistics.
+MEANS = (Mean, Linear, Fisher, RegMean, partial)
+# The kinds of adapter whose matrices are the weights of linear layers that read the tokens of posts, but for their gates.
+LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +77,38 @@ class Merged:
         return matching(self.sources, "ah_merge16")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        adapted = enable(model)
         runs = self.starts_from()
+        adapted, names = self._loaded(model, runs, name, seed)
+        how = self._loras if is_lora(adapted, names[0]) else self._adapters
+        return how(adapted, runs, names, name, seed)
+
+    def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
+        """A copy of the encoder as one source after the other computes, and what is merged of that source, by name.
+
+        linear: only the weights of linear layers that read posts. Raises UserError where the sources cannot be merged, or
+        have anything else but such layers with their biases, norms, scales and gates.
+        """
+        runs = self.starts_from()
+        adapted, names = self._loaded(copy.deepcopy(model), runs, "merged", seed)
+        for run, name in zip(runs, names, strict=True):
+            own = own_parameters(adapted, name)
+            if linear:
+                own = {key: p for key, p in own.items() if p.ndim == 2 and key.endswith(".weight") and ".gate." not in key}
+                if (others := sorted(kinds(adapted.adapters_config.get(name)) - LINEAR)) or not own:
+                    raise UserError(
+                        f"merge=regmean weighs linear layers by what they read of posts, and {run.folder} "
+                        f"({run.record['method']}) has {', '.join(others) or 'products in place of matrices'}; type "
+                        f"merge=fisher, which takes adapters of any kind, or merge=mean"
+                    )
+            yield train(adapted, name), own
+
+    def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
+        """The encoder with every source's adapter, and their names, none of them `name`."""
+        adapted = enable(model)
         names = load_all(adapted, runs, name)
-        if all(is_lora(adapted, source) for source in names):
-            return self._loras(adapted, runs, names, name, seed)
-        return self._adapters(adapted, runs, names, name, seed)
+        if not all(is_lora(adapted, source) for source in names):
+            self._check_alike(adapted, runs, names, seed)
+        return adapted, names
 
     def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
         sources = [updates(adapted, source) for source in names]
@@ -91,7 +127,8 @@ class Merged:
         adapted.energy_lost, adapted.merge_notes = merged.lost, _left_alone(runs, sources)
         return train(adapted, name)
 
-    def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
+    def _check_alike(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], seed: int) -> None:
+        """Raises UserError where the sources cannot be merged parameter by parameter."""
         configs = [adapted.adapters_config.get(source) for source in names]
         for source, config in zip(names, configs, strict=True):
             if config != configs[0]:
@@ -106,15 +143,17 @@ class Merged:
                     f"this run has seed {seed}, and such adapters are merged as what they changed; type "
                     f"seed={run.record['seed']}, or train them with one seed"
                 )
-            if run.record.get("sources") and not isinstance(self.merge, Mean):  # from the mean the start drops out
+            if run.record.get("sources") and not isinstance(self.merge, MEANS):
                 raise UserError(
                     f"method.sources={self.sources!r}: {run.folder} started from {', '.join(run.record['sources'])}, not "
                     f"from what its seed draws, and this merge needs what each changed since its start; type merge=mean, or "
                     f"leave it out"
                 )
-        add(adapted, name, configs[0], seed)
+
+    def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
+        add(adapted, name, adapted.adapters_config.get(names[0]), seed)
         start = own_parameters(adapted, name)
-        merged = merge_dense(self.merge, [_differences(own_parameters(adapted, each), start, each) for each in names])
+        merged = merge_dense(self.merge, [_Changes(own_parameters(adapted, each), start, each) for each in names])
         with torch.no_grad():
             for key, parameter in start.items():
                 parameter.add_(merged[key].to(parameter))
@@ -153,16 +192,16 @@ class IntoWeights:
         runs, adapted = self.starts_from(), cast(Any, model)
         if runs[0].record["library"] == self.library:
             start = model.state_dict()
-            deltas = [_differences(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
-            merged = merge_dense(self.merge, deltas)
+            deltas = [_Changes(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
+            merged = merge_each(self.merge, deltas)
         else:
             sources = [lora_source.read(run, model) for run in runs]
-            found = merge_dense(self.merge, sources, [str(run.folder) for run in runs])
-            merged = {f"{layer}.weight": update for layer, update in found.items()}
+            found = merge_each(self.merge, sources, [str(run.folder) for run in runs])
+            merged = ((f"{layer}.weight", update) for layer, update in found)
             adapted.merge_notes = _left_alone(runs, sources)
         weights = dict(model.named_parameters())
         with torch.no_grad():
-            for key, update in merged.items():
+            for key, update in merged:  # one at a time: all of them in double precision are twice the encoder
                 weights[key].add_(update.to(weights[key]))
         return model.requires_grad_(True)
 
@@ -178,16 +217,24 @@ def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[s
     return tuple(notes)
 
 
-def _differences(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """What training changed of the weights that a source started from, in double precision.
+class _Changes(Mapping[str, Tensor]):
+    """What training changed of the weights that a source started from, in double precision, each made when it is read.
 
     Raises UserError where they are other weights.
     """
-    changed = {}
-    for key, before in start.items():
-        if not before.is_floating_point():
-            continue
-        if key not in weights or weights[key].shape != before.shape:
-            raise UserError(f"{source} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
-        changed[key] = weights[key].detach().double() - before.detach().double()
-    return changed
+
+    def __init__(self, weights: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:
+        self.weights = weights
+        self.start = {key: before for key, before in start.items() if before.is_floating_point()}
+        for key, before in self.start.items():
+            if key not in weights or weights[key].shape != before.shape:
+                raise UserError(f"{source} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.weights[key].detach().double() - self.start[key].detach().double()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.start)
+
+    def __len__(self) -> int:
+        return len(self.start)

@@ -1,12 +1,13 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 import torch
 from drawn import IN, LAYERS, OUT, apart, cut, mean, source, unlike, update, whole
+from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, dense, layers_of, merge_dense, merge_factors
+from hatemtl.merging.base import Merge, Update, dense, layers_of, merge_dense, merge_each, merge_factors
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.trimmed import TIES
@@ -105,6 +106,27 @@ def test_the_merge_is_told_the_layer_and_gets_every_source_in_order() -> None:
 
     merge_factors(spy, [source(0, rank=1, layers=LAYERS[:2]), source(1, rank=2, layers=LAYERS[1:])], None)
     assert seen == [(LAYERS[0], [1, 0]), (LAYERS[1], [1, 2]), (LAYERS[2], [0, 2])]
+
+
+def test_of_full_updates_one_layer_is_made_at_a_time() -> None:
+    """Those of an encoder, all at once in double precision, are twice its size for every source."""
+    made: list[str] = []
+
+    class Changes(Mapping[str, Tensor]):
+        def __getitem__(self, layer: str) -> Tensor:
+            made.append(layer)
+            return torch.ones(2, 2)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(LAYERS)
+
+        def __len__(self) -> int:
+            return len(LAYERS)
+
+    merged = merge_each(Mean(weights=None), [Changes(), Changes()])
+    assert next(merged)[0] == LAYERS[0]
+    assert set(made) == {LAYERS[0]}
+    assert [layer for layer, _ in merged] == list(LAYERS[1:])
 
 
 def test_sources_of_other_widths_are_named() -> None:

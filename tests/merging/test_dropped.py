@@ -127,7 +127,7 @@ def test_an_elected_mean_of_what_is_kept_is_greater_than_the_sources() -> None:
 @pytest.mark.parametrize("density", [0, 1.01, float("nan"), "all"])
 def test_a_density_is_a_chance(density: float) -> None:
     for make in (dare, della):
-        with pytest.raises(UserError, match=rf"^density={density}:.*type merge\.density=0\.5"):
+        with pytest.raises(UserError, match=rf"^merge\.density={density}:.*type merge\.density=0\.5$"):
             make(density)
 
 
@@ -150,5 +150,5 @@ def test_scale_and_election_are_checked() -> None:
         with pytest.raises(UserError, match=r"merge\.elect=sum: known: total, count"):
             make()
     for make in (lambda: dare(scale=float("inf")), lambda: della(scale=float("inf"))):
-        with pytest.raises(UserError, match=r"^scale=inf.*merge\.scale=1"):
+        with pytest.raises(UserError, match=r"^merge\.scale=inf.*merge\.scale=1$"):
             make()

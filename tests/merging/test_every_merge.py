@@ -31,7 +31,7 @@ ALONE: dict[str, tuple[float | None, str]] = {
 SEARCHED = ("learned",)
 # What needs LoRAs of one rank and scale, or factors at all.
 ONE_SHAPE = {"linear": "it averages the A's and the B's"}
-FACTORS = {"linear": "it averages the A's and the B's", "lego": "it takes LoRAs apart"}
+FACTORS = {"lego": "it takes LoRAs apart"}
 
 
 def built(path: Path) -> Any:

@@ -3,7 +3,9 @@ import torch
 from drawn import LAYERS, apart, mean, unlike, update, whole
 from torch import Tensor
 
+from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, layers_of, merge_dense
+from hatemtl.merging.core_space import CoreSpace
 from hatemtl.merging.knots import KnOTS
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
@@ -69,3 +71,20 @@ def test_a_layer_of_one_source_is_that_sources() -> None:
     some = update(3, seed=1)
     merged = merge_dense(KnOTS(inner=INNER[0], sigma_inside=True), [{LAYERS[0]: some}])
     assert apart(merged[LAYERS[0]], some.dense()) < 1e-9
+
+
+def test_an_error_inside_names_the_key_inside() -> None:
+    """Weights are told to fit or not when the sources are there, so Hydra cannot say where."""
+    inner = Mean(weights=[1, 2, 3])
+    knots, core = KnOTS(inner=inner, sigma_inside=True), CoreSpace(inner=inner)
+    for merge in (knots, core):
+        with pytest.raises(UserError, match=r"^merge\.inner\.weights holds 3 numbers for 2 sources"):
+            merge([update(2), update(3)], layer="x")
+    with pytest.raises(UserError, match=r"^merge\.inner\.inner\.weights holds 3 numbers for 2 sources"):
+        KnOTS(inner=core, sigma_inside=True)([update(2), update(3)], layer="x")
+
+
+def test_an_inner_merge_that_is_none_is_refused_at_once() -> None:
+    for make in (lambda: KnOTS(inner=None, sigma_inside=False), lambda: CoreSpace(inner=None)):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="merge.inner=None: expected a merge of entries; leave it out"):
+            make()
