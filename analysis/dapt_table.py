@@ -1,7 +1,8 @@
 """The table of a study of domain pre-training: does an adapter that first guessed masked tokens classify better?
 
-A row for each kind of adapter, share of text and share of labelled posts: the loss on masked tokens before and after, the
-score of each way to go on, and the seconds of training. Seeds are averaged. What a run is, its config.yaml and run.json say.
+A row for each training: by kind of adapter, what text of so large a share made of the loss on masked tokens, and what score
+each way to go on gave with so large a share of labelled posts; beside it the cost, in thousands of trained parameters,
+optimizer steps and seconds. Seeds are averaged. What a run is, its config.yaml and run.json say.
 """
 
 import argparse
@@ -14,18 +15,24 @@ from statistics import fmean, stdev
 from typing import Any
 
 from results import Results, ResultsError, find_results, note, read_results, sidecar
+from retention_table import cost
 from table import Table, add_output_options
 
 EXAMPLES = """examples:
   uv run analysis/dapt_table.py "adapters/dapt/*/results.csv"
   uv run analysis/dapt_table.py "adapters/dapt/*/results.csv" --metric accuracy --format org --output adapters/dapt/table.org
 """
-WAYS = {"none": "without", "ah_load": "goes on", "ah_stack": "stacked"}  # by the method of the classifying run
+COST = ("thousands", "steps", "s")  # as `cost` gives them
+WAYS = {"ah_load": "goes on", "ah_stack": "stacked"}  # by the method of the classifying run
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of the study is. share: of the training posts. source: where its pre-training lies, if it has any."""
+    """What a run of the study is.
+
+    share: of the training posts. cost: the values of COST, None where run.json lacks one. source: where its pre-training
+    lies, if it has any.
+    """
 
     results: Results
     task: str
@@ -34,7 +41,7 @@ class Run:
     share: float
     method: str
     seed: int
-    seconds: float
+    cost: Sequence[float | None]
     source: Path | None
 
 
@@ -59,26 +66,17 @@ def describe(results: Results) -> Run:
         share=settings["corpus"]["fraction"],
         method=record["method"],
         seed=record["seed"],
-        seconds=record["seconds"],
+        cost=cost(results),
         source=Path(sources[0]).resolve() if sources else None,
     )
 
 
-def columns(metric: str) -> list[str]:
-    """The names of the columns, in their order."""
-    return [
-        *("masked loss before", "masked loss after", "pre-training s"),
-        *(f"{metric} {way}" for way in WAYS.values()),
-        *(f"{way} s" for way in WAYS.values()),
-    ]
-
-
 def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str, list[float]]]:
-    """The values of each cell, one a seed, by row and column."""
+    """The values of each cell, one a seed, by row and column; amounts of labels that nothing goes on with are left out."""
     pretrained = {run.results.path.parent.resolve(): run for run in runs if run.masked and run.trained}
     before = {(run.share, run.seed): run for run in runs if run.masked and not run.trained}
     classified = [run for run in runs if not run.masked]
-    cells: dict[tuple[str, float, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    cells: dict[tuple[str, float, int, float], tuple[str, dict[str, list[float]]]] = {}
 
     def value(run: Run, name: str) -> float:
         row = f"{stage}_{run.task}_{name}"
@@ -87,6 +85,13 @@ def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str
             raise ResultsError(f"{run.results.path} has no row {row}; it has {near or f'no {stage} rows'}")
         return run.results.rows[row]
 
+    def add(place: tuple[str, float, int, float], name: str, run: Run, values: Mapping[str, float]) -> None:
+        _, row = cells.setdefault(place, (name, defaultdict(list)))
+        for column, amount in {**values, **dict(zip(COST, run.cost, strict=True))}.items():
+            if amount is not None:
+                row[column].append(amount)
+
+    used = set()
     for run in classified:
         if run.source is None:
             continue
@@ -94,25 +99,24 @@ def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str
         if first is None:
             raise ResultsError(f"{run.results.path} goes on from {run.source}, which is not among the runs; name it too")
         if run.method not in WAYS:
-            raise ResultsError(
-                f"{run.results.path} goes on with method={run.method}; expected {' or '.join(list(WAYS)[1:])}"
-            )
-        row = cells[first.method, first.share, run.share]
-        row[f"{metric} {WAYS[run.method]}"].append(value(run, metric))
-        row[f"{WAYS[run.method]} s"].append(run.seconds)
-        if run.method != "ah_load":
-            continue  # a seed's pre-training counts once
-        row["masked loss after"].append(value(first, "loss"))
-        row["pre-training s"].append(first.seconds)
+            raise ResultsError(f"{run.results.path} goes on with method={run.method}; expected {' or '.join(WAYS)}")
+        used.add((first.method, run.share))
+        name = f"{first.method}, labelled {run.share:g}, text {first.share:g}, {WAYS[run.method]}"
+        place = first.method, run.share, 1 + list(WAYS).index(run.method), first.share
+        add(place, name, run, {metric: value(run, metric)})
+    for run in classified:
+        if run.source is None and (run.method, run.share) in used:
+            name = f"{run.method}, labelled {run.share:g}, without"
+            add((run.method, run.share, 0, 0.0), name, run, {metric: value(run, metric)})
+    for first in pretrained.values():
+        losses = {"masked loss after": value(first, "loss")}
         if start := before.get((first.share, first.seed)):
-            row["masked loss before"].append(value(start, "loss"))
+            losses["masked loss before"] = value(start, "loss")
         else:
             note(f"no run of {first.share:g} of the text before pre-training, seed {first.seed}")
-        for other in classified:
-            if other.source is None and (other.method, other.share, other.seed) == (first.method, run.share, run.seed):
-                row[f"{metric} {WAYS['none']}"].append(value(other, metric))
-                row[f"{WAYS['none']} s"].append(other.seconds)
-    return {f"{kind}, text {text:g}, labelled {of:g}": cells[kind, text, of] for kind, text, of in sorted(cells)}
+        if used:
+            add((first.method, -1.0, 0, first.share), f"{first.method}, text {first.share:g}", first, losses)
+    return {name: row for _, (name, row) in sorted(cells.items(), key=lambda cell: cell[0])}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,10 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = tabulate([describe(read_results(path)) for path in paths], args.stage, args.metric)
         if not cells:
             raise ResultsError("no run among these goes on from masked pre-training; train them with scripts/dapt_study.sh")
-        names = columns(args.metric)
+        names = ["masked loss before", "masked loss after", args.metric, *COST]
         rows = {row: [fmean(of[name]) if of[name] else None for name in names] for row, of in cells.items()}
         spread = {row: [stdev(of[name]) if len(of[name]) > 1 else None for name in names] for row, of in cells.items()}
-        Table(names, rows, args.digits, spread=spread, corner="adapter").show(args.format, args.output, paths)
+        Table(names, rows, args.digits, spread=spread, corner="trained").show(args.format, args.output, paths)
     except (ResultsError, OSError) as error:
         print(f"dapt_table.py: {error}", file=sys.stderr)
         return 2

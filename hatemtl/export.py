@@ -66,8 +66,8 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
         updates = lora_source.read(run, model)
     except UserError as error:
         raise UserError(
-            f"export.format={library}: both libraries hold plain LoRAs alone, and {error}; type export.format={own}, or "
-            f"export.format=merged"
+            f"export.format={library}: both libraries hold plain LoRAs alone, not what {run.record['method']} trained on "
+            f"{encoder.source} ({error}); type export.format={own}, or export.format=merged"
         ) from error
     if library == "peft":
         tensors, config = exchange.to_peft(updates, base=encoder.source)
@@ -108,15 +108,19 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     elif library == "adapterhub":
         from hatemtl.methods import adapter_hub, ah_library
 
-        attached = adapter_hub.Load(**rates).attach(body, name="run", seed=seed)
+        name = module_name(run.record["method"])  # by which it is named where it cannot be merged
+        attached = adapter_hub.Load(**rates).attach(body, name=name, seed=seed)
         before = _hidden(attached)
         if len(ah_library.active(attached)) != 1:
-            raise UserError(f"export.format=merged: {run.folder} holds several adapters at work together; {way_out}")
+            raise UserError(
+                f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
+                f"({run.record['method']}); {way_out}"
+            )
         attached = ah_library.fold(attached, ah_library.active(attached)[0])
     else:
         raise UserError(
-            f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post, "
-            f"so no weights hold it; train one adapter instead, such as method=ah_merge16"
+            f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post or "
+            f"its task, so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
         )
     state = attached.state_dict()
     plain.load_state_dict({**plain.state_dict(), **{key: state[key] for key in plain.state_dict() if key in state}})

@@ -2,7 +2,7 @@
 # Adapt to the domain first? An adapter learns to guess masked tokens of posts whose labels nobody reads; then (a) the same
 # adapter goes on to classification, (b) a new one is stacked on it, frozen, or (c) a new one starts without it. By amount of
 # text, amount of labelled posts and kind of adapter. Trains and tests all with each seed, and writes one table: loss on
-# masked tokens before and after, macro-F1 of the three ways, seconds of training.
+# masked tokens before and after, macro-F1 of the three ways, and what each training cost.
 #
 # "Before" is the encoder as it was pretrained, under a masked head trained on the same text: an adapter whose learning rate
 # is 0. So what differs between before and after is the adapter alone.

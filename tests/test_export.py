@@ -107,7 +107,7 @@ def test_what_cannot_be_is_told_before_anything_is_written(tmp_path: Path) -> No
     bottleneck, _ = trained(BOTTLENECK, encoder, tmp_path / "bottleneck")
     with pytest.raises(UserError, match=r"no LoRA .* type export.format=adapterhub, or"):
         export.adapter(bottleneck, encoder, "peft", tmp_path / "out", seed=0)
-    with pytest.raises(UserError, match=r"on the encoder bert is no mere change of its weights"):
+    with pytest.raises(UserError, match=r"the adapter some on the encoder bert is no mere change of its weights"):
         export.transformer(bottleneck, encoder, tmp_path / "out", seed=0)
     other = Encoder(source=str(tmp_path / "else" / "encoder"), revision=None, max_length=32, attention="eager", random=None)
     save_encoder("bert", tmp_path / "else" / "encoder", seed=1)

@@ -24,7 +24,7 @@ from hatemtl.methods.ah_library import (
     try_out,
 )
 from hatemtl.methods.ah_setup import restore, save
-from hatemtl.methods.base import check_leave_out, module_name, saved_by, to_load
+from hatemtl.methods.base import check_leave_out, check_lora, module_name, saved_by, to_load
 from hatemtl.methods.lora_source import folders
 
 
@@ -68,10 +68,7 @@ class LoRA:
     save = staticmethod(save)
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout}: expected a probability below 1")
+        check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
         if not isinstance(self.intermediate, bool) or not isinstance(self.output, bool):
             raise UserError("method.intermediate and method.output are true or false")  # Hydra reads "no" as a word
         if not set(self.attention) <= set("qkv"):

@@ -120,8 +120,12 @@ def _lora_kind(part: LoRAConfig) -> str:
 
 
 def _check(config: AdapterConfig, given: str) -> None:
-    """Refuses keys with which the library fails at the first forward, or later."""
+    """Refuses keys with which the library fails at the first forward, or later, or trains nothing without a word."""
     for part in _parts(config):
+        for key in ("r", "prefix_length", "reduction_factor"):
+            value = getattr(part, key, 1)
+            if isinstance(value, int | float) and value <= 0:
+                raise UserError(f"{given}: {key}={value}, expected a number above 0; leave it out, or type {key}=8")
         if isinstance(part, LoRAConfig) and _lora_kind(part) == "vera":
             if part.use_dora:
                 raise UserError(f"{given}: {REFUSED['dvora']}")

@@ -67,10 +67,15 @@ def enable(model: Transformer) -> Any:
 def add(model: Any, name: str, config: AdapterConfig, seed: int) -> None:
     """Adds an adapter that is drawn by the seed and its configuration, a LoRA's A by layer; no other random draw moves.
 
-    Raises UserError where the encoder cannot take it.
+    Raises UserError where the encoder cannot take it, or has no layer that it is for.
     """
     with seeded(seed, "adapter"):
         _insert(model, name, config)
+    if not any(parameter.numel() for parameter in own_parameters(model, name).values()):
+        raise UserError(
+            f"the adapter ({_said(config)}) changes none of the {model.config.num_hidden_layers} layers of the encoder "
+            f"{model.config.model_type}; give other keys, or type method=ah_lora16, which changes them all"
+        )
     for path, layer, lora in loras(model, name):
         if isinstance(lora, LoRAModule) and model.adapters_config.match(name, LoRAConfig).init_weights == "lora":
             for projection, A, _ in factors(layer, lora):
@@ -101,6 +106,8 @@ def _insert(model: Any, name: str, config: AdapterConfig) -> None:
             layer.forward = DoRALinear(layer)
     for module in model.modules():
         bottleneck = module.adapters[name] if isinstance(module, BottleneckLayer) and name in module.adapters else None
+        if bottleneck is not None and hasattr(bottleneck, "adapter_norm_before"):
+            del bottleneck.adapter_norm_before  # a second name of what adapter_down begins with: safetensors would refuse it
         if bottleneck is not None and isinstance(bottleneck.scaling, nn.Parameter):
             bottleneck.register_forward_hook(keep_type)
 

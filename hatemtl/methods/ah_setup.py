@@ -26,7 +26,7 @@ from hatemtl.errors import UserError
 from hatemtl.methods.ah_config import kinds
 from hatemtl.methods.ah_library import SETUP, activate, load, save_one, try_out
 from hatemtl.methods.base import module_name
-from hatemtl.methods.corrections import LateAverage, WithoutResidual, added, weighted
+from hatemtl.methods.corrections import LateAverage, WithoutResidual, added, in_order, weighted
 from hatemtl.seeds import seeded
 
 # What the library would compute wrongly, or not at all, in each way of working together: by kind, with the reason.
@@ -38,10 +38,8 @@ WRONG = {
         "prefix": "the library cannot average prefixes",
     },
     "Fuse": {
-        **dict.fromkeys(
-            ("lora", "dora", "vera", "ia3"), "the library fuses bottlenecks alone; for LoRAs type method=lora_fusion"
-        ),
-        **dict.fromkeys(("prefix", "reft"), "the library fuses bottlenecks alone"),
+        "lora": "the library fuses bottlenecks alone (for LoRAs type method=lora_fusion)",
+        **dict.fromkeys(("dora", "vera", "ia3", "prefix", "reft"), "the library fuses bottlenecks alone"),
         "inv": FIRST_ALONE,
     },
     "Parallel": {},
@@ -49,7 +47,7 @@ WRONG = {
 WAY_OUT = {
     "Stack": "go on with the source itself, method=ah_load, or let each answer by itself, method=ah_parallel",
     "Average": "type method=ah_parallel, which averages what they say at the end",
-    "Fuse": "or type method=ah_parallel, or train sources with method=ah_seq_bn",
+    "Fuse": "type method=ah_parallel, or train sources with method=ah_seq_bn",
     "Parallel": "name other sources",
 }
 
@@ -91,12 +89,12 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
     encoder = model.config.model_type
     for name in names:
         config = model.adapters_config.get(name)
-        for kind in sorted(kinds(config) & WRONG[how].keys()):
-            raise UserError(f"{name} ({kind}) on {encoder}: {WRONG[how][kind]}; {WAY_OUT[how]}")
         if how == "Fuse" and isinstance(config, ConfigUnion):
             raise UserError(
                 f"{name} is made of several adapters on {encoder}, which the library does not fuse; {WAY_OUT[how]}"
             )
+        for kind in sorted(kinds(config) & WRONG[how].keys()):
+            raise UserError(f"{name} ({kind}) on {encoder}: {WRONG[how][kind]}; {WAY_OUT[how]}")
     if how == "Parallel":
         return
     for path, layer in model.named_modules():
@@ -131,6 +129,7 @@ def add_fusion(model: Any, name: str, names: Sequence[str], config: dict[str, An
                 layer.delete_fusion_layer(name)  # a layer that the sources leave out
                 continue
             fusion = layer.adapter_fusion_layer[name]
+            fusion.register_forward_pre_hook(in_order)
             if width is not None:
                 fusion.query = nn.Linear(fusion.dense_size, width).apply(Bottleneck.init_bert_weights)
                 # a bias of keys would shift the scores of all sources alike

@@ -111,6 +111,21 @@ def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
     A.copy_(values)
 
 
+def check_lora(*, rank: object, alpha: object, dropout: object = 0.0) -> None:
+    """Raises UserError where one is no number that a LoRA can have."""
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"method.rank={rank}: expected a whole number from 1; type method.rank=16")
+    if not isinstance(alpha, int | float):
+        raise UserError(f"method.alpha={alpha}: expected a number; type method.alpha={rank}")
+    check_dropout(dropout)
+
+
+def check_dropout(dropout: object) -> None:
+    """Raises UserError where it is no probability."""
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"method.dropout={dropout}: expected a probability below 1; type method.dropout=0.1")
+
+
 def check_leave_out(leave_out: object, depth: int) -> list[int]:
     """The layers without an adapter, in order. Raises UserError where one is not there, or none is left to adapt."""
     layers = set(leave_out) if isinstance(leave_out, list | tuple) else {None}

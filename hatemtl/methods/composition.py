@@ -18,6 +18,7 @@ from hatemtl.methods.adapter_hub import load_all, matching
 from hatemtl.methods.ah_config import configuration
 from hatemtl.methods.ah_library import LIBRARY, PATTERN, active, add, enable
 from hatemtl.methods.ah_setup import add_fusion, check, combine, save
+from hatemtl.methods.base import check_dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,10 @@ class Averaged:
         adapted = enable(model)
         names = load_all(adapted, self.starts_from(), name)
         if self.weights is not None and len(self.weights) != len(names):
-            raise UserError(f"method.weights={list(self.weights)}: expected one a source: {', '.join(names)}")
+            raise UserError(
+                f"method.weights={list(self.weights)}: expected one a source: {', '.join(names)}; type "
+                f"method.weights=[{','.join('1' for _ in names)}]"
+            )
         shares = None if self.weights is None else [weight / sum(self.weights) for weight in self.weights]
         how = "Average" if self.where == "layers" else "Parallel"
         return combine(adapted, how, names, trained=None, weights=shares)
@@ -135,8 +139,7 @@ class Fusion:
                 f"method.width={self.width} needs both matrices, a narrow query cannot meet a whole key; type "
                 f"method.query=true method.key=true"
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout}: expected a probability below 1")
+        check_dropout(self.dropout)
 
     def starts_from(self) -> list[SavedRun]:
         return matching(self.sources, "ah_fusion")

@@ -79,6 +79,16 @@ def keep_type(adapter: nn.Module, given: tuple[Tensor, ...], output: tuple[Tenso
     return tuple(part.to(given[0].dtype) for part in output)
 
 
+def in_order(fusion: nn.Module, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A hook: AdapterFusion reads what its sources say as one block of memory, not as the library's view of another order.
+
+    Without a gradient to come, a CPU multiplies such a view in bf16 post by post and takes a hundred times as long.
+    """
+    query, key, _, residual = given  # keys and values are the same
+    said = key.contiguous()
+    return query, said, said, residual
+
+
 class WithoutResidual:
     """AdapterFusion over parallel adapters, without the residual that the layer adds anyway; the library adds it twice."""
 

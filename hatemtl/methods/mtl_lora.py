@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from hatemtl.artifacts import SavedRun, write_text
 from hatemtl.encoder import Transformer
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.methods.base import draw_lora_A, to_load
+from hatemtl.methods.base import check_lora, draw_lora_A, to_load
 from hatemtl.methods.exchange import ROLES
 from hatemtl.seeds import generator
 
@@ -169,10 +169,10 @@ class MTLLoRA:
     save = staticmethod(save)
 
     def __post_init__(self) -> None:
-        for key in ("rank", "ups"):
-            if type(getattr(self, key)) is not int or getattr(self, key) < 1:
-                raise UserError(f"method.{key}={getattr(self, key)}: expected a whole number from 1")
-        if not self.temperature > 0:
+        check_lora(rank=self.rank, alpha=self.alpha)
+        if type(self.ups) is not int or self.ups < 1:
+            raise UserError(f"method.ups={self.ups}: expected a whole number from 1; type method.ups=2")
+        if not isinstance(self.temperature, int | float) or not self.temperature > 0:
             raise UserError(f"method.temperature={self.temperature}: expected a number above 0; type method.temperature=1")
 
     def starts_from(self) -> list[SavedRun]:

@@ -16,7 +16,7 @@ from torch import nn
 from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.methods.base import check_leave_out, draw_lora_A, to_load
+from hatemtl.methods.base import check_leave_out, check_lora, draw_lora_A, to_load
 from hatemtl.methods.bert_layer import fuse
 from hatemtl.methods.lora_linear import LoRALinear
 from hatemtl.methods.lora_source import PLAIN_STARTS
@@ -148,7 +148,7 @@ def add(
         _check_quantized(model, given)
         with seeded(seed, "peft", config.__name__):
             wrapped = get_peft_model(model, given, adapter_name=NAME)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError) as error:
         raise UserError(
             f"{config.__name__} on {kind} with method.targets={targets!r}: {error}; give others, or other method.options, "
             f"or type method=peft_lora16"
@@ -213,10 +213,7 @@ class LoRA:
     save = staticmethod(save)
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"method.rank={self.rank}: expected a whole number from 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout}: expected a probability below 1")
+        check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
         _check_pattern(self.targets)
 
     def starts_from(self) -> list[SavedRun]:

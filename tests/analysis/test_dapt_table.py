@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def save(
     name: str, task: str, share: float, rows: Mapping[str, float], *, method: str = "ah_lora16", seconds: float = 1.0,
-    source: str | None = None, rate: float = 1e-3, seed: int = 0,
+    source: str | None = None, rate: float = 1e-3, seed: int = 0, steps: int | None = 7,
 ) -> None:  # fmt: skip
     folder = Path(name)
     folder.mkdir()
@@ -43,6 +43,8 @@ def save(
     settings = {"column": None if task == "masked" else "label", "corpus": corpus}
     (folder / "config.yaml").write_text(yaml.safe_dump({"tasks": {task: settings}, "optimization": {"encoder_lr": rate}}))
     record = {"method": method, "seed": seed, "seconds": seconds, "sources": {source: "digest"} if source else {}}
+    if steps is not None:  # a run of long ago
+        record |= {"steps": steps, "trained_parameters": 500 * steps}
     (folder / "run.json").write_text(json.dumps(record))
     lines = [f"test_{task}_{metric},{value}" for metric, value in rows.items()]
     (folder / "results.csv").write_text("\n".join(["metric,value", *lines]) + "\n")
@@ -53,8 +55,8 @@ def study(run: Run) -> None:
     """Two seeds of one kind and amount; of the second nothing was stacked."""
     for seed in (0, 1):
         save(f"before{seed}", "masked", 0.5, {"loss": 6.0}, rate=0.0, seed=seed)
-        save(f"text{seed}", "masked", 0.5, {"loss": 4.0 + seed}, seconds=10, seed=seed)
-        save(f"none{seed}", "label", 0.1, {"macro_f1": 0.5}, seconds=2, seed=seed)
+        save(f"text{seed}", "masked", 0.5, {"loss": 4.0 + seed}, seconds=10, seed=seed, steps=20 + seed)
+        save(f"none{seed}", "label", 0.1, {"macro_f1": 0.5}, seconds=2, seed=seed, steps=[8, None][seed])
         save(f"on{seed}", "label", 0.1, {"macro_f1": 0.6 + seed / 10}, method="ah_load", source=f"text{seed}", seed=seed)
     save("stacked0", "label", 0.1, {"macro_f1": 0.55}, method="ah_stack", source="text0", seconds=3)
     save("other", "label", 1.0, {"macro_f1": 0.9})  # of an amount that nothing goes on with
@@ -63,19 +65,30 @@ def study(run: Run) -> None:
 def test_every_value_is_in_its_column(run: Run, study: None) -> None:
     code, out, err = run("*/results.csv", "--format", "csv")
     assert (code, err) == (0, "")
-    header, row = csv.reader(out.splitlines())
-    cells = dict(zip(header, row, strict=True))
-    assert cells.pop("adapter") == "ah_lora16, text 0.5, labelled 0.1"
-    means = {name: float(value) for name, value in cells.items() if value and not name.endswith(" sd")}
-    assert means == pytest.approx(
-        {
-            "masked loss before": 6.0, "masked loss after": 4.5, "pre-training s": 10,
-            "macro_f1 without": 0.5, "macro_f1 goes on": 0.65, "macro_f1 stacked": 0.55,
-            "without s": 2, "goes on s": 1, "stacked s": 3,
-        }
-    )  # fmt: skip
-    assert float(cells["macro_f1 goes on sd"]) == pytest.approx(0.1 / 2**0.5)  # half their difference, times the root of 2
-    assert cells["macro_f1 stacked sd"] == ""
+    rows = {row.pop("trained"): row for row in csv.DictReader(out.splitlines())}
+    means = {
+        name: {column: float(value) for column, value in row.items() if value and not column.endswith(" sd")}
+        for name, row in rows.items()
+    }
+    labelled = "ah_lora16, labelled 0.1"
+    expected = {
+        "ah_lora16, text 0.5": {
+            "masked loss before": 6,
+            "masked loss after": 4.5,
+            "thousands": 10.25,
+            "steps": 20.5,
+            "s": 10,
+        },
+        f"{labelled}, without": {"macro_f1": 0.5, "thousands": 4, "steps": 8, "s": 2},
+        f"{labelled}, text 0.5, goes on": {"macro_f1": 0.65, "thousands": 3.5, "steps": 7, "s": 1},
+        f"{labelled}, text 0.5, stacked": {"macro_f1": 0.55, "thousands": 3.5, "steps": 7, "s": 3},
+    }
+    assert list(means) == list(expected)
+    for name, row in expected.items():
+        assert means[name] == pytest.approx(row)
+    goes_on = rows[f"{labelled}, text 0.5, goes on"]
+    assert float(goes_on["macro_f1 sd"]) == pytest.approx(0.1 / 2**0.5)  # half their difference, times the root of 2
+    assert rows[f"{labelled}, text 0.5, stacked"]["macro_f1 sd"] == ""
 
 
 def test_rows_are_sorted_by_amount(run: Run, study: None) -> None:
@@ -85,8 +98,10 @@ def test_rows_are_sorted_by_amount(run: Run, study: None) -> None:
     code, out, err = run("*/results.csv", "--format", "csv")
     rows = [row[0] for row in csv.reader(out.splitlines())][1:]
     assert code == 0 and "no run of 1 of the text before" in err
-    amounts = ["text 0.5, labelled 0.1", "text 0.5, labelled 1", "text 1, labelled 0.1"]
-    assert rows == [f"ah_lora16, {amount}" for amount in amounts]
+    less = ["without", "text 0.5, goes on", "text 1, goes on", "text 0.5, stacked"]
+    more = ["without", "text 0.5, goes on"]
+    trained = ["text 0.5", "text 1", *(f"labelled 0.1, {way}" for way in less), *(f"labelled 1, {way}" for way in more)]
+    assert rows == [f"ah_lora16, {what}" for what in trained]
 
 
 def test_what_is_refused(run: Run, study: None) -> None:

@@ -63,6 +63,9 @@ def moved(model: Any) -> Any:
         ("lora[init_weights_seed=3]", "type seed=N"),
         ("seq_bn[stochastic_depth=0.1]", "needs torchvision.*leave it out"),
         ("lora[dtype='bfloat16']", "leave dtype out"),
+        ("lora[r=0]|par_bn", "r=0, expected a number above 0; leave it out, or type r=8"),
+        ("prefix_tuning[prefix_length=0]", "prefix_length=0, expected a number above 0"),
+        ("seq_bn[reduction_factor=-2]", "reduction_factor=-2, expected a number above 0"),
     ],
 )
 def test_a_string_that_cannot_be_is_told(text: str, expected: str) -> None:
@@ -125,6 +128,16 @@ def test_what_does_not_fit_an_encoder_is_told() -> None:
         attached("dora", "modernbert")
 
 
+@pytest.mark.parametrize(
+    "config",
+    ["loreft[layers=[7]]", "lora[leave_out=[0,1]]", "lora[attn_matrices=['x']]", "seq_bn[output_adapter=False]"],
+)
+def test_an_adapter_of_no_layer_is_told(config: str) -> None:
+    """The library would train nothing, without a word."""
+    with pytest.raises(UserError, match=r"changes none of the 2 layers of the encoder bert; .*type method=ah_lora16"):
+        attached(config)
+
+
 # What is trained
 
 
@@ -161,7 +174,7 @@ def test_what_never_acts_is_not_trained() -> None:
     assert any(".units.1." in name for name in trained(attached("loreft[suffix_positions=1]")))
 
 
-@pytest.mark.parametrize("name", zoo_table.methods())
+@pytest.mark.parametrize("name", [name for name in zoo_table.methods() if name.startswith("ah_")])
 def test_the_body_has_no_dropout(name: str) -> None:
     small = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
     source = Encoder(
@@ -277,7 +290,7 @@ def test_what_all_layers_share_is_saved(config: str, tmp_path: Path) -> None:
         Load(path=str(tmp_path / "run"), **RATES).attach(encoder(), name="run", seed=0)
 
 
-@pytest.mark.parametrize("config", ["seq_bn", "lora[r=4]", "unipelt"])
+@pytest.mark.parametrize("config", ["seq_bn", "seq_bn[ln_before=True]", "lora[r=4]", "unipelt"])
 def test_a_saved_adapter_goes_on_learning(config: str, tmp_path: Path) -> None:
     """As after training on unlabelled text: what was learnt is where it starts."""
     before = save(adapter(config), tmp_path / "first")

@@ -187,7 +187,10 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({"rank": 0}, "method.rank=0"), ({"ups": 1.5}, "method.ups=1.5"), ({"temperature": 0}, "method.temperature=0")],
+    [
+        *(({"rank": 0}, "method.rank=0"), ({"ups": 1.5}, "method.ups=1.5"), ({"temperature": 0}, "method.temperature=0")),
+        *(({"alpha": "x"}, "method.alpha=x"), ({"temperature": "x"}, "method.temperature=x: .*type method.temperature=1")),
+    ],
     ids=str,
 )
 def test_settings_that_make_no_sense_are_told(settings: dict[str, Any], expected: str) -> None:

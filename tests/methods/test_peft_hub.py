@@ -116,6 +116,8 @@ def test_targets_choose_the_layers() -> None:
         lora().attach(bare, name="run", seed=0)
     with pytest.raises(UserError, match="method.rank=0"):
         lora(rank=0)
+    with pytest.raises(UserError, match="method.rank=x: .*type method.rank=16"):
+        lora(rank="x")
 
 
 def test_a_pattern_that_is_none_is_told() -> None:
@@ -344,7 +346,8 @@ def test_a_kind_that_cannot_be_is_told(kind: str, options: Any, message: str) ->
 
 
 def test_what_the_library_refuses_names_kind_encoder_and_way_out() -> None:
-    for kind, options in (("C3AConfig", {}), ("LoraConfig", {"r": 0}), ("IA3Config", {"feedforward_modules": 5})):
+    broken: list[tuple[str, dict[str, Any]]] = [("C3AConfig", {}), ("LoraConfig", {"r": 0}), ("VeraConfig", {"r": 0})]
+    for kind, options in (*broken, ("IA3Config", {"feedforward_modules": 5})):
         with pytest.raises(UserError, match=rf"{kind} on bert with .*type method=peft_lora16"):
             attached(adapter(kind, options))
     bare = DistilBertModel(DistilBertConfig(vocab_size=20, dim=32, hidden_dim=48, n_layers=1, n_heads=4))
