@@ -3,14 +3,14 @@
 STUDY holds a folder a seed, as the study scripts write them: parts named PART, a run of all labels named `single`, and any
 number of runs that put the parts together, each under one name in every seed. Retention is a run's macro-F1 over that of its
 seed's parts, pooled as partition_f1.py does; the intervals are Student's at 95 % over seeds. With --plot: retention against
-optimizer steps.
+optimizer steps. With --wide: a row a merge and a column a kind of training, for runs named MERGE-TRAINING.
 """
 
 import argparse
 import io
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean, stdev
@@ -88,6 +88,34 @@ def row(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
     return [len(seeds), mean(f1), mean(kept), *interval(kept), mean(of_single), *map(mean, cost)]
 
 
+def wide(found: Mapping[str, Sequence[Sequence[float | None]]], digits: int) -> Table:
+    """Retention of the runs named MERGE-TRAINING, ± half its interval: the best merges and the cheapest trainings first.
+
+    Raises ResultsError where no run is named so.
+    """
+    kept: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    steps: dict[str, float] = {}
+    for name, seeds in found.items():
+        merge, dash, training = name.rpartition("-")
+        if dash:
+            kept[merge][training] = [seed[1] for seed in seeds if seed[1] is not None]
+            steps[training] = seeds[0][4] or 0
+    if not kept:
+        raise ResultsError("--wide: no run is named MERGE-TRAINING, as scripts/merge_study.sh names them; leave it out")
+    trainings = sorted(steps, key=lambda training: steps[training])
+    values = {merge: [of.get(training, []) for training in trainings] for merge, of in kept.items()}
+    means = {merge: [mean(cell) for cell in row] for merge, row in values.items()}
+    best = sorted(means, key=lambda merge: -max(value or 0 for value in means[merge]))
+    spread = {merge: [half(cell) for cell in row] for merge, row in values.items()}
+    return Table(trainings, {merge: means[merge] for merge in best}, digits, spread=spread, corner="retention %")
+
+
+def half(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of their mean; none of one value."""
+    low, high = interval(values)
+    return None if low is None or high is None else (high - low) / 2
+
+
 def deviation(values: Sequence[float | None]) -> float | None:
     """The standard deviation over seeds, of two or more."""
     known = [value for value in values if value is not None]
@@ -128,6 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", default="target_part_*", help="glob of the parts in each (default: %(default)s)")
     parser.add_argument("--single", default="target_single", help="run of all labels in each (default: %(default)s)")
     parser.add_argument("--run", nargs="+", default=["*"], help="globs of the others that are wanted (default: all)")
+    parser.add_argument(
+        "--wide", action="store_true", help="a row a merge, a column a training: retention ± half its interval"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of retention against steps, as PNG")
     add_output_options(parser)
     args = parser.parse_args(argv)
@@ -135,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = read_study(args.study, args.part, args.single, args.run, args.stage)
         rows = dict(sorted(((name, row(seeds)) for name, seeds in found.items()), key=lambda item: -(item[1][1] or 0)))
         spread = {name: [None, deviation([seed[0] for seed in seeds]), *[None] * 7] for name, seeds in found.items()}
-        Table(COLUMNS, rows, 1 if args.digits is None else args.digits, spread=spread, corner="run").show(
-            args.format, args.output, []
-        )
+        digits = 1 if args.digits is None else args.digits
+        long = Table(COLUMNS, rows, digits, spread=spread, corner="run")
+        (wide(found, digits) if args.wide else long).show(args.format, args.output, [])
         if args.plot:
             write_whole(args.plot, plot(rows))
     except (ResultsError, OSError) as error:

@@ -65,4 +65,5 @@ done
 table() { uv run analysis/retention_table.py "$OUT" "$@"; }
 table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
-table --plot "$OUT/retention.png"
+table --wide --format org --output "$OUT/wide.org"
+table --wide --plot "$OUT/retention.png"

@@ -68,6 +68,22 @@ def test_table_and_plot_are_written(study: Path, capsys: pytest.CaptureFixture[s
     assert (study / "kept.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_wide_has_a_row_a_merge_and_a_column_a_training(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(study), "--wide"]) == 2
+    assert "no run is named MERGE-TRAINING" in capsys.readouterr().err
+    for seed, merged in (("0", MERGED), ("1", COUNTS)):
+        save(study / seed / "mean-joint", COUNTS, pattern=None, steps=7)
+        save(study / seed / "mean-none", merged, pattern=None, steps=0)
+        save(study / seed / "of-two-none", MERGED, pattern=None, steps=0)
+    assert main([str(study), "--wide", "--format", "csv", "--digits", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "retention %,none,joint,none sd,joint sd"
+    first, second = 100 * 45 / 65, 100.0
+    spread = f"{12.706 * (second - first) / 2:.2f}"
+    assert lines[1] == f"mean,{(first + second) / 2:.2f},100.00,{spread},0.00"
+    assert lines[2] == f"of-two,{first:.2f},,0.00,"
+
+
 def test_what_is_no_study_is_told(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(study / "0")]) == 2
     assert "no folder in it holds runs named target_part_*" in capsys.readouterr().err
