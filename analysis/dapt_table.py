@@ -133,9 +133,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cells:
             raise ResultsError("no run among these goes on from masked pre-training; train them with scripts/dapt_study.sh")
         names = ["masked loss before", "masked loss after", args.metric, *COST]
+        seeds = {row: max(map(len, of.values())) for row, of in cells.items()}
+        for row, number in seeds.items():
+            if number < max(seeds.values()):
+                note(f"{row}: the mean of {number} seeds, others are of {max(seeds.values())}")
         rows = {row: [fmean(of[name]) if of[name] else None for name in names] for row, of in cells.items()}
         spread = {row: [stdev(of[name]) if len(of[name]) > 1 else None for name in names] for row, of in cells.items()}
-        Table(names, rows, args.digits, spread=spread, corner="trained").show(args.format, args.output, paths)
+        Table(names, rows, args.digits, spread=spread, corner="trained", decimals=dict.fromkeys(COST, 0)).show(
+            args.format, args.output, paths
+        )
     except (ResultsError, OSError) as error:
         print(f"dapt_table.py: {error}", file=sys.stderr)
         return 2

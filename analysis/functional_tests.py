@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pyarrow import parquet
-from results import Results, ResultsError, chosen, find_results, note, read_results, testing_line
+from results import Results, ResultsError, chosen, find_results, note, read_results, sidecar, testing_line
 from table import Table, add_output_options, averaged, run_names
 
 EXAMPLES = """examples:
@@ -32,11 +32,11 @@ def read_right(run: Results, task: str | None) -> dict[str, bool]:
     """
     path = run.path.parent / "predictions.parquet"
     if not path.is_file():
-        raise ResultsError(f"{run.path.parent}: no predictions.parquet in it; test it: {testing_line(run)}")
+        raise ResultsError(f"{run.path.parent}: no predictions.parquet in it; test it: {again(run)}")
     try:
         rows = parquet.read_table(path, columns=["post_id", "task", "gold", "scores"]).to_pylist()
     except ValueError as error:
-        raise ResultsError(f"{path}: cannot be read ({error}); test it again: {testing_line(run)}") from None
+        raise ResultsError(f"{path}: cannot be read ({error}); test it again: {again(run)}") from None
     task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))
     metric = f"test_{task}_accuracy"
     if metric not in run.rows or f"test_{task}_quadratic_kappa" in run.rows:  # of levels, whose median is predicted
@@ -50,9 +50,14 @@ def read_right(run: Results, task: str | None) -> dict[str, bool]:
     if not math.isclose(share, run.rows[metric], abs_tol=1e-9):
         raise ResultsError(
             f"{path}: the likeliest label is right for {share:.4f} of the posts, but {metric} in {run.path} is "
-            f"{run.rows[metric]:.4f}; expected both of one test; test it again: {testing_line(run)}"
+            f"{run.rows[metric]:.4f}; expected both of one test; test it again: {again(run)}"
         )
     return right
+
+
+def again(run: Results) -> str:
+    """What to type to test the run; one that was sent to a folder of its own leaves nothing there that would say so."""
+    return testing_line(run) if sidecar(run, "config.yaml") else "the command with action=test that made it, once more"
 
 
 def read_groups(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -145,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if right.keys() != rights[0].keys():
                 raise ResultsError(f"{paths[0]} and {path} saw different posts; type runs that were tested on the same ones")
         make = averaged if args.mean else Table
-        table = make(names, shares(rights, groups), digits=args.digits, corner="group")
+        table = make(names, shares(rights, groups), digits=args.digits, corner="group", counts=False)
         inputs = [args.posts, *paths, *(path.parent / "predictions.parquet" for path in paths)]
         table.show(args.format, args.output, inputs)
     except (ResultsError, OSError) as error:

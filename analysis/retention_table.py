@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   uv run analysis/retention_table.py adapters/fusion_study --part "target_part_*" --plot retention.png --output table.org
 """
 COLUMNS = ["seeds", "macro-F1 %", "retention %", "from", "to", "of single %", "trained, thousands", "steps", "seconds"]
+WHOLE_NUMBERS = {"seeds": 0, "steps": 0, "seconds": 0}
 WHOLE = "1 1"  # the part that is all labels
 # Student's t, 97.5 %, by degrees of freedom from 1 on; of more, that of the last is a little too wide
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -99,7 +100,7 @@ def wide(found: Mapping[str, Sequence[Sequence[float | None]]], digits: int) -> 
         merge, dash, training = name.rpartition("-")
         if dash:
             kept[merge][training] = [seed[1] for seed in seeds if seed[1] is not None]
-            steps[training] = seeds[0][4] or 0
+            steps[training] = min(seeds[0][4] or 0, steps.get(training, float("inf")))  # a search has steps too
     if not kept:
         raise ResultsError("--wide: no run is named MERGE-TRAINING, as scripts/merge_study.sh names them; leave it out")
     trainings = sorted(steps, key=lambda training: steps[training])
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = dict(sorted(((name, row(seeds)) for name, seeds in found.items()), key=lambda item: -(item[1][1] or 0)))
         spread = {name: [None, deviation([seed[0] for seed in seeds]), *[None] * 7] for name, seeds in found.items()}
         digits = 1 if args.digits is None else args.digits
-        long = Table(COLUMNS, rows, digits, spread=spread, corner="run")
+        long = Table(COLUMNS, rows, digits, spread=spread, corner="run", decimals=WHOLE_NUMBERS)
         (wide(found, digits) if args.wide else long).show(args.format, args.output, [])
         if args.plot:
             write_whole(args.plot, plot(rows))

@@ -35,7 +35,8 @@ class Table:
     digits: after the point; None for 3, and for all of them in CSV.
     best: mark the best value of each row.
     spread: beside a value that is a mean, the standard deviation of what it is the mean of.
-    corner: the header of the rows' names.
+    corner: the header of the rows' names. counts: whether rows named as counts are whole numbers.
+    decimals: after the point, of columns that have their own.
     """
 
     columns: Sequence[str]
@@ -44,15 +45,18 @@ class Table:
     best: bool = False
     spread: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     corner: str = "metric"
+    counts: bool = True
+    decimals: Mapping[str, int] = field(default_factory=dict)
 
     def cells(self, metric: str, bold: Callable[[str], str] = str) -> list[str]:
         """One row as it is shown, the best values in `bold`."""
-        counted = is_count(metric) and not self.spread
+        counted = self.counts and is_count(metric) and not self.spread
         digits = 0 if counted else 3 if self.digits is None else self.digits
+        places = [self.decimals.get(column, digits) for column in self.columns]
         known = [value for value in self.rows[metric] if value is not None and not math.isnan(value)]
-        means = ["" if value is None else f"{value:.{digits}f}" for value in self.rows[metric]]
+        means = [_rounded(value, of) for value, of in zip(self.rows[metric], places, strict=True)]
         spread = self.spread.get(metric, [None] * len(means))
-        shown = [cell if sd is None else f"{cell} ± {sd:.{digits}f}" for cell, sd in zip(means, spread, strict=True)]
+        shown = [cell if sd is None else f"{cell} ± {sd:.{of}f}" for cell, sd, of in zip(means, spread, places, strict=True)]
         if not self.best or is_count(metric) or len(known) < 2:
             return shown
         best = min(known) if LOWER_IS_BETTER.search(metric) else max(known)

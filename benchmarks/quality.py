@@ -4,8 +4,9 @@ Every arm trains the label task on the same posts, with LoRA of rank 16 on the s
 epochs, a learning rate of 5e-4 that falls linearly, gradients clipped at norm 1, and keeps its last weights: no validation
 chooses among epochs, for the Trainer's quick start has none. What differs stays each library's own: hatemtl's head reads the
 mean of the tokens and learns at 1e-3, with weight decay .01 and bf16; the Trainer's reads the pooled first token at the one
-rate that there is, without decay, in float32. A second Trainer has hatemtl's head and its rate, so that nothing differs but
-what makes hatemtl fast. Three further arms take choices of hatemtl's back: one, one, and all together.
+rate that there is, without decay, in float32. A second Trainer has hatemtl's head, its rate and decay, so that what is
+left but for the draws is what makes hatemtl fast. Three further arms
+take choices of hatemtl's back: one, one, and all together.
 """
 
 import argparse

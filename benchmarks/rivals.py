@@ -228,12 +228,14 @@ def silence() -> None:
 
 
 def _optimizer(network: Any, rate: float, head_rate: float) -> torch.optim.Optimizer:
-    groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            groups["classifier" in name].append(parameter)
     return torch.optim.AdamW(
-        [{"params": groups[False], "lr": rate}, {"params": groups[True], "lr": head_rate}], weight_decay=0.0
+        {
+            "params": [parameter],
+            "lr": head_rate if "classifier" in name else rate,
+            "weight_decay": 0.01 * (parameter.ndim > 1),
+        }
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
     )
 
 

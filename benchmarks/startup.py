@@ -1,7 +1,7 @@
 """What a command costs before it does anything: `--help`, and the way to the first training step, with tokens in the cache.
 
 Each beside an import of the four libraries that any such run needs, in turns; a ratio says what hatemtl adds to them. The
-first step is timed to the line of an epoch of one step, whose few validation posts it contains.
+first step is timed to the line of an epoch of few steps, whose few validation posts it contains. On the CPU.
 """
 
 import os
@@ -26,7 +26,7 @@ def until(command: Sequence[str], line: str | None, *, threads: int) -> float:
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -37,7 +37,9 @@ def until(command: Sequence[str], line: str | None, *, threads: int) -> float:
                 process.communicate()
                 return seconds
     if process.returncode or line is not None:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} and without {line!r}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {process.returncode}" + (f" and without {line!r}" if line else "")
+        )
     return time.perf_counter() - begun
 
 

@@ -6,6 +6,7 @@ With run.py and main.py this is the only reader of the configuration.
 import copy
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -28,9 +29,8 @@ from hatemtl.tasks import Task
 
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"cohort": "seeds=[0,1,2]", "heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
-# How Hydra's error begins where `_target_` names no class or function, and what it has for a cause where that is a typo.
+# How Hydra's error begins where `_target_` names no class or function.
 NOT_FOUND = ("Error locating target", "Expected a callable target")
-TYPOS = (ImportError, AttributeError, ValueError, InstantiationException)
 
 
 def build(node: Any, **runtime: Any) -> Any:
@@ -47,16 +47,30 @@ def build(node: Any, **runtime: Any) -> Any:
         key = _key_of(error)
         if isinstance(cause, UserError):
             raise (at(cause, key) if key.startswith("merge.inner") else cause) from None
-        if str(error).startswith(NOT_FOUND) and isinstance(cause, TYPOS):
-            target = OmegaConf.select(node._get_root(), f"{key}._target_")
-            # where a module is there but lacks another one that it needs, the latter is told by the stack
-            if not isinstance(cause, ModuleNotFoundError) or f"{target}.".startswith(f"{cause.name}."):
-                reason = "it is neither" if cause is error else cause
-                known = did_you_mean(str(target), targets(key))
-                raise UserError(f"{key}._target_={target}: no class or function has this name ({reason}); {known}") from None
+        if str(error).startswith(NOT_FOUND):
+            target = str(OmegaConf.select(node._get_root(), f"{key}._target_"))
+            if _has_no_module_that_fails(target):
+                known = did_you_mean(target, targets(key))
+                raise UserError(f"{key}._target_={target}: no class or function has this name; {known}") from None
         if isinstance(cause, TypeError) and "argument" in str(cause):
             raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
         raise cause from error  # a bug, to be seen with its stack
+
+
+def _has_no_module_that_fails(target: str) -> bool:
+    """Whether all modules on the way to a name are imported, as far as there are any: then the name is mistyped."""
+    module = target.rpartition(".")[0]
+    while module:
+        try:
+            import_module(module)
+            return True
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                return False  # it is there, but lacks another one
+            module = module.rpartition(".")[0]
+        except Exception:  # whatever the user's own module raises
+            return False
+    return True
 
 
 def _key_of(error: InstantiationException) -> str:

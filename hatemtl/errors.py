@@ -24,8 +24,8 @@ class Refusal(UserError):
         method=ah_load on encoder=tiny needs a run; type load_path=FOLDER
         """
         given, said = f"method={method}", str(self)
-        told = said.removeprefix(f"{given} ")
-        return UserError(f"{given} on encoder={encoder}{': ' if told == said else ' '}{told}")
+        told = said.removeprefix(f"{given} ").removeprefix(f"{given}: ")
+        return UserError(f"{given} on encoder={encoder}{' ' if said.startswith(f'{given} ') else ': '}{told}")
 
 
 @contextmanager

@@ -145,8 +145,7 @@ def assemble(
     told, begun = Search(), time.perf_counter()
     if isinstance(merge, NeedsStatistics) and posts is not None:
         trained = partial(headstart.of_run, tasks=tasks, hidden_size=model.config.hidden_size)
-        with refusing():
-            method, told = informed(method, model, heads, trained, posts, seed)
+        method, told = informed(method, model, heads, trained, posts, seed)
     name, body = module_name(name), encoder.quantized(model)
     with refusing():
         attached = method.attach(body, name=name, seed=seed)

@@ -39,12 +39,11 @@ class Optimization:
     patience: int | None
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise UserError(
-                f"optimization.schedule={self.schedule}: {did_you_mean(self.schedule, ['linear', 'cosine', 'constant'])}"
-            )
+        known = ["linear", "cosine", "constant"]
+        if self.schedule not in known:
+            raise UserError(f"optimization.schedule={self.schedule}: {did_you_mean(str(self.schedule), known)}")
         for name in ("heads_first", "epochs", "accumulate"):
-            if not isinstance(getattr(self, name), int):
+            if type(getattr(self, name)) is not int:
                 raise UserError(f"optimization.{name}={getattr(self, name)}: expected a whole number")
         for name, least in {
             "encoder_lr": 0,
@@ -56,7 +55,7 @@ class Optimization:
             "accumulate": 1,
         }.items():
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value >= least:  # nor is it NaN
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
                 same = " (method.learning_rate, where it is not given)" if name == "encoder_lr" else ""
                 raise UserError(f"optimization.{name}={value}{same}: expected a number, {least} or more")
         if not self.epochs and self.warmup % 1:

@@ -15,6 +15,7 @@ NOT_PART_OF_A_RUN = (
     *("action", "save_path", "overwrite", "logger", "predict", "export", "trainer.progress", "trainer.compile"),
     *("data.cache", "data.workers", "cohort"),
 )
+OFF = (None, False, 0)
 
 
 def claim(
@@ -93,10 +94,14 @@ def _some(changes: list[str]) -> str:
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """What sets two resolved configurations apart, as 'key: saved X, given Y'; keys that make no other run left out."""
+    """What sets two resolved configurations apart, as 'key: saved X, given Y'; keys that make no other run left out.
+
+    A key that one of them lacks, for it is of an older version, is a switch that is off there: null, false or 0.
+    """
     a, b = dict(_leaves(saved)), dict(_leaves(given))
     keys = [key for key in {**a, **b} if not any(key == k or key.startswith(f"{k}.") for k in NOT_PART_OF_A_RUN)]
-    return [f"{key}: saved {a.get(key)!r}, given {b.get(key)!r}" for key in keys if a.get(key) != b.get(key)]
+    other = [key for key in keys if (a[key] != b[key] if key in a and key in b else (a.get(key) or b.get(key)) not in OFF)]
+    return [f"{key}: saved {a.get(key)!r}, given {b.get(key)!r}" for key in other]
 
 
 def named_after(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:

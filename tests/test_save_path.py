@@ -64,11 +64,14 @@ def test_what_makes_another_run(other: dict[str, Any], expected: list[str]) -> N
     assert differences(CONFIG, changed(**other)) == expected
 
 
-def test_a_new_key_that_is_null_makes_no_other_run() -> None:
+def test_a_new_key_that_is_off_makes_no_other_run() -> None:
     """A later version may add a switch that is off."""
-    assert differences(CONFIG, {**CONFIG, "new": None, "group": {"switch": None}}) == []
+    for off in (None, False, 0, 0.0):
+        assert differences(CONFIG, {**CONFIG, "new": off, "group": {"switch": off}}) == []
+        assert differences({**CONFIG, "new": off}, CONFIG) == []
     assert differences({**CONFIG, "new": None}, CONFIG) == []
-    assert differences(CONFIG, {**CONFIG, "new": 0}) == ["new: saved None, given 0"]
+    assert differences(CONFIG, {**CONFIG, "new": 0.1}) == ["new: saved None, given 0.1"]
+    assert differences({**CONFIG, "known": None}, {**CONFIG, "known": 0}) == ["known: saved None, given 0"]
     assert differences({**CONFIG, "old": [1, {"x": 2}]}, CONFIG) == ["old: saved [1, {'x': 2}], given None"]
 
 
@@ -103,7 +106,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trained anew"):
         claim(run, CONFIG, {**sources, "runs/second": "x"}, overwrite=False)
     with pytest.raises(UserError, match="; and 3 more"):
-        claim(run, {**CONFIG, **{f"key{i}": i for i in range(7)}}, sources, overwrite=False)
+        claim(run, {**CONFIG, **{f"key{i}": i for i in range(1, 8)}}, sources, overwrite=False)
     assert claim(run, CONFIG, sources, overwrite=True)
     assert claim(run, changed(seed=1), {}, overwrite=True)
     assert SavedRun(run).config == CONFIG  # it stays until the new one is finished

@@ -1,5 +1,6 @@
 """The contract of a method: how the encoder is made trainable, and what of it is saved."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def check_lora(*, rank: object, alpha: object, dropout: object = 0.0) -> None:
     """Raises UserError where one is no number that a LoRA can have."""
     if type(rank) is not int or rank < 1:
         raise UserError(f"method.rank={rank}: expected a whole number from 1; type method.rank=16")
-    if not isinstance(alpha, int | float):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise UserError(f"method.alpha={alpha}: expected a number; type method.alpha={rank}")
     check_dropout(dropout)
 

@@ -90,8 +90,9 @@ def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
 
 
 def is_lora(run: SavedRun) -> bool:
-    """Whether the saved adapter is a LoRA that `read` takes. Raises UserError where its configuration is broken."""
-    return not _described(run, run.record["library"])[1]
+    """Whether all that is saved is one LoRA that `read` takes. Raises UserError where its configuration is broken."""
+    several = (run.folder / "adapter" / "setup.json").is_file()  # of AdapterHub's, as ah_setup writes them
+    return not several and not _described(run, run.record["library"])[1]
 
 
 def _config(run: SavedRun, library: str) -> dict[str, Any]:

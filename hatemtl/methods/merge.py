@@ -4,7 +4,6 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -37,9 +36,8 @@ from hatemtl.methods.ah_library import (
 )
 from hatemtl.methods.ah_setup import save
 
-# Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out; the last
-# is Fisher or RegMean with its statistics.
-MEANS = (Mean, Linear, Fisher, RegMean, partial)
+# Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out.
+MEANS = (Mean, Linear, Fisher, RegMean)
 # The kinds of adapter whose matrices are the weights of linear layers that read the tokens of posts, but for their gates.
 LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 
@@ -140,10 +138,10 @@ class Merged:
             if run.record["seed"] != seed:
                 raise UserError(
                     f"method.sources={self.sources!r}: {run.folder} started from the weights of seed {run.record['seed']}, "
-                    f"this run has seed {seed}, and such adapters are merged as what they changed; type "
-                    f"seed={run.record['seed']}, or train them with one seed"
+                    f"this run has seed {seed}, and the entries of such adapters mean the same only if they started alike; "
+                    f"type seed={run.record['seed']}, or train them with one seed"
                 )
-            if run.record.get("sources") and not isinstance(self.merge, MEANS):
+            if run.record.get("sources") and not _is_mean(self.merge):
                 raise UserError(
                     f"method.sources={self.sources!r}: {run.folder} started from {', '.join(run.record['sources'])}, not "
                     f"from what its seed draws, and this merge needs what each changed since its start; type merge=mean, or "
@@ -215,6 +213,10 @@ def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[s
             some = ", ".join(alone[:2]) + (f" and {len(alone) - 2} more" if len(alone) > 2 else "")
             notes.append(f"{run.folder} does not adapt {some}, which another source does: there it is counted as zero")
     return tuple(notes)
+
+
+def _is_mean(merge: Merge) -> bool:
+    return isinstance(getattr(getattr(merge, "func", None), "__self__", merge), MEANS)  # with statistics it is a partial
 
 
 class _Changes(Mapping[str, Tensor]):

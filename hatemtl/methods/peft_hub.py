@@ -1,7 +1,8 @@
 """Methods of the `peft` library, which only this file imports: train an adapter of any of its kinds, load one."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,22 +144,31 @@ def add(
         raise UserError(f"method.targets: no default for {kind}; type method.targets='.*(query|value)'")
     left_out = check_leave_out(leave_out, model.config.num_hidden_layers)
     beyond = rf"(?!.*\blayers?\.({'|'.join(map(str, left_out))})\.)" if left_out else ""
-    try:
+    with _library_says(f"{config.__name__} on {kind} with method.targets={targets!r}"):
         given = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
-        _check_quantized(model, given)
-        with seeded(seed, "peft", config.__name__):
-            wrapped = get_peft_model(model, given, adapter_name=NAME)
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"{config.__name__} on {kind} with method.targets={targets!r}: {error}; give others, or other method.options, "
-            f"or type method=peft_lora16"
-        ) from error
+    _check_quantized(model, given)
+    with (
+        _library_says(f"{config.__name__} on {kind} with method.targets={targets!r}"),
+        seeded(seed, "peft", config.__name__),
+    ):
+        wrapped = get_peft_model(model, given, adapter_name=NAME)
     if config is LoraConfig and settings.get("init_lora_weights", True) is True:
         for path, module in wrapped.get_base_model().named_modules():
             if isinstance(module, LoraLayer) and NAME in module.lora_A:
                 A: Any = module.lora_A[NAME].weight
                 draw_lora_A(A, seed=seed, layer=path)
     return wrapped
+
+
+@contextmanager
+def _library_says(what: str) -> Iterator[None]:
+    """Inside, the library looks at what the user gave it, and fails in many ways where that does not fit."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"{what}: {type(error).__name__}: {error}; give others, or other method.options, or type method=peft_lora16"
+        ) from error
 
 
 def _check_quantized(model: Transformer, config: PeftConfig) -> None:

@@ -198,8 +198,8 @@ def test_equal_sources_give_what_they_are(name: str, sources: int) -> None:
     ("wrong", "says"),
     [
         (lambda: TSVM(share=0.0, scale=1.0), r"merge\.share=0\.0"),
-        (lambda: TSVM(share=None, scale=float("nan")), r"^scale=nan.*merge\.scale=1"),
-        (lambda: IsoC(scale=float("inf")), r"^scale=inf.*merge\.scale=1"),
+        (lambda: TSVM(share=None, scale=float("nan")), r"^merge.scale=nan.*merge\.scale=1"),
+        (lambda: IsoC(scale=float("inf")), r"^merge.scale=inf.*merge\.scale=1"),
         (lambda: IsoCTS(common=1.5, scale=1.0), r"merge\.common=1\.5"),
         (lambda: LEGO(units=0, seed=0), r"merge\.units=0"),
         (lambda: LEGO(units=None, seed=0)([torch.ones(2, 2)], layer="x"), r"merge=lego.*merge=mean"),
