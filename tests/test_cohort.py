@@ -85,6 +85,7 @@ def test_parts_side_by_side_are_the_parts_trained_apart(cli: Cli, encoder: str, 
     assert {path.name for path in tmp_path.iterdir()} == {"target_part_1", "target_part_2", "solo_1", "solo_2"}
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_the_seeds_trained_apart(cli: Cli, encoder: str, tmp_path: Path) -> None:
     """Batches of other posts, lengths and numbers of posts; the heads learn alone at first; two batches a step."""
     run = [*RUN, encoder, "optimization.heads_first=1", "optimization.accumulate=2", "batching=tokens"]
@@ -159,6 +160,7 @@ def test_parts_and_seeds_multiply_and_what_is_finished_stays(cli: Cli, encoder: 
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+@pytest.mark.slow
 def test_one_that_fails_leaves_the_others_whole(
     cli: Cli, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

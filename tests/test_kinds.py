@@ -324,6 +324,7 @@ def test_guessing_masked_tokens_is_learned_and_its_lora_serves_another_task(cli:
     }
 
 
+@pytest.mark.slow
 def test_a_corpus_is_read_as_it_is_and_masked_in_one_run(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "both"
     label = ["corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=300", "optimization.epochs=3"]

@@ -312,7 +312,7 @@ RUN = ["method.leave_out=[0]", "action=[train,test]", "optimization.epochs=2", "
     ("precision", "off", "method"),
     [
         ("32", 1e-6, "ah_lora16"),
-        ("bf16", 0.05, "ah_lora16"),
+        pytest.param("bf16", 0.05, "ah_lora16", marks=pytest.mark.slow),
         pytest.param("32", 1e-6, "peft_lora16", marks=pytest.mark.slow),
     ],
 )

@@ -74,6 +74,7 @@ def test_what_cannot_be_joined() -> None:
         joint(a=Few(), b=Few(kind="ordinal")).load()
 
 
+@pytest.mark.slow
 def test_one_head_is_tested_on_each_corpus_alone(tmp_path: Path, cli: Callable[..., Any]) -> None:
     for folder, names, header in (
         ("CoLA", ("train.tsv", "dev.tsv"), None),
