@@ -150,7 +150,7 @@ def test_the_table_is_written(run: Run, tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["none", *ONE[1:]], "'none' matches nothing"),
-        (["untested", *ONE[1:]], "untested: no predictions.parquet in it; test it: the command with action=test that made it"),
+        (["untested", *ONE[1:]], "untested: no predictions.parquet in it; test it: the command with action=test"),
         (["hatecheck", "--posts", "nowhere.csv"], "--posts nowhere.csv: there is no such file; expected the CSV"),
         (
             [*ONE, "--by", "functionalty"],
