@@ -129,23 +129,31 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def plot(rows: dict[str, list[float | None]]) -> bytes:
-    """Retention against optimizer steps, a point a row, as a PNG."""
+    """Retention against optimizer steps, a point a row, as a PNG; the names of those at the same step stand apart."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 6))
-    for name, values in rows.items():
-        kept, steps = values[2], values[7]
-        if name != "parts" and kept is not None:
-            axes.scatter([steps or 0], [kept], s=18)
-            axes.annotate(name, (steps or 0, kept), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    points = sorted(((of[7] or 0.0, of[2], name) for name, of in rows.items() if name != "parts" and of[2] is not None))
+    lowest = min((kept for _, kept, _ in points), default=0.0)
+    apart = (100 - lowest) / 80  # percent between names
+    figure, axes = plt.subplots(figsize=(10, 10))
+    step, above = None, 0.0
+    for steps, kept, name in sorted(points, key=lambda point: (point[0], -point[1])):
+        above = kept if steps != step else min(above - apart, kept)
+        step = steps
+        (drawn,) = axes.plot([steps], [kept], "o", markersize=4)
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": drawn.get_color(), "relpos": (0, 0.5)}
+        axes.annotate(
+            name, (steps, kept), (18, above), fontsize=6, va="center", textcoords=("offset points", "data"), arrowprops=line
+        )
     axes.axhline(100, color="grey", linewidth=0.8)
+    axes.margins(x=0.15)
     axes.set_xlabel("optimizer steps after merging")
     axes.set_ylabel("retention: % of the parts' macro-F1")
     file = io.BytesIO()
-    figure.savefig(file, dpi=120, format="png")
+    figure.savefig(file, dpi=120, format="png", bbox_inches="tight")
     return file.getvalue()
 
 
