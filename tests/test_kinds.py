@@ -297,6 +297,7 @@ MASKED = ["encoder=tiny", "corpus@tasks.mlm.corpus=sample", "tasks.mlm.corpus.si
 MASKED += ["batching.batch_size=8"]
 
 
+@pytest.mark.slow
 def test_guessing_masked_tokens_is_learned_and_its_lora_serves_another_task(cli: Cli, tmp_path: Path) -> None:
     run, other = tmp_path / "masked", tmp_path / "other"
     trained = cli(*MASKED, "tasks=[mlm]", "optimization.epochs=3", "action=[train,test]", f"save_path={run}")

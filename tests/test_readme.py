@@ -26,6 +26,7 @@ def block(name: str) -> list[list[str]]:
     return commands(next(text for label, text in BLOCKS if label == name))
 
 
+@pytest.mark.slow
 def test_the_partition_experiment_runs_as_it_stands(
     cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

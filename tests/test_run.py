@@ -166,7 +166,9 @@ def test_heads_that_do_not_fit_are_refused(cli: Cli, sample: list[str], tmp_path
     assert not (run / "predictions.parquet").exists()
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ".txt"])
+@pytest.mark.parametrize(
+    "ending", [".csv", *(pytest.param(other, marks=pytest.mark.slow) for other in (".jsonl", ".parquet", ".txt"))]
+)
 def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, ending: str) -> None:
     run = tmp_path / "run"
     if not run.exists():

@@ -358,6 +358,7 @@ def test_the_fingerprint_is_the_same_for_the_same() -> None:
     assert fingerprint(fresh(), 128, list(TEXTS)) == first
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process() -> None:
     code = "from invented import *; from hatemtl.tokencache import fingerprint; print(fingerprint(minilm(), 128, TEXTS))"
     paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}

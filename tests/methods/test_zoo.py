@@ -46,8 +46,8 @@ def every(names: list[str], fast: set[str]) -> pytest.MarkDecorator:
     )
 
 
-# the others of PEFT's have their way on a BERT in test_peft_hub.py
-OFTEN = {name for name in zoo_table.methods() if not name.startswith("peft_") and " " not in name} | {"peft_lora16"}
+# a kind each; the others' own tests, test_adapter_hub_kinds.py and test_peft_hub.py among them, are fast
+OFTEN = {"ah_lora16", "ah_seq_bn", "ah_prefix", "ah_dora", "ah_reft", "full", "mtl_lora", "peft_lora16"}
 
 
 @every(zoo_table.methods(), OFTEN)
