@@ -77,10 +77,15 @@ def sums(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """The 95 % interval of a mean of a few values; none of one value."""
+    around = half(values)
+    return (None, None) if around is None else (fmean(values) - around, fmean(values) + around)
+
+
+def half(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of their mean; none of one value."""
     if len(values) < 2:
-        return None, None
-    half = STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * stdev(values) / len(values) ** 0.5
-    return fmean(values) - half, fmean(values) + half
+        return None
+    return STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * stdev(values) / len(values) ** 0.5
 
 
 def row(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -111,12 +116,6 @@ def wide(found: Mapping[str, Sequence[Sequence[float | None]]], digits: int) -> 
     return Table(trainings, {merge: means[merge] for merge in best}, digits, spread=spread, corner="retention %")
 
 
-def half(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of their mean; none of one value."""
-    low, high = interval(values)
-    return None if low is None or high is None else (high - low) / 2
-
-
 def deviation(values: Sequence[float | None]) -> float | None:
     """The standard deviation over seeds, of two or more."""
     known = [value for value in values if value is not None]
@@ -135,7 +134,7 @@ def plot(rows: dict[str, list[float | None]]) -> bytes:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    points = sorted(((of[7] or 0.0, of[2], name) for name, of in rows.items() if name != "parts" and of[2] is not None))
+    points = [(of[7] or 0.0, of[2], name) for name, of in rows.items() if name != "parts" and of[2] is not None]
     lowest = min((kept for _, kept, _ in points), default=0.0)
     apart = (100 - lowest) / 80  # percent between names
     figure, axes = plt.subplots(figsize=(10, 10))

@@ -91,10 +91,7 @@ def main() -> None:
             cost = measure([together] if way == "together" else apart, shared, threads=options.threads)
             print(f"{name}, {way}: {cost}", file=sys.stderr, flush=True)
             costs.setdefault((name, way), []).append(cost)
-    text = report(costs)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "cohort.org").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    command_line.leave(options.out, "cohort", report(costs))
 
 
 if __name__ == "__main__":

@@ -15,3 +15,10 @@ def parser(about: str | None, *, posts: bool, quick: str) -> argparse.ArgumentPa
     made.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     made.add_argument("--quick", action="store_true", help=f"{quick}: to try the script, not to report")
     return made
+
+
+def leave(out: Path, name: str, text: str) -> None:
+    """Prints a report and keeps it as `name`.org in the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.org").write_text(f"{text}\n", encoding="utf-8")
+    print(text)

@@ -58,6 +58,8 @@ def main() -> None:
     parser = command_line.parser(__doc__, posts=True, quick="one round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    if options.device != "cpu":
+        parser.error("a start is measured on the CPU; leave --device out")
     sample, real = "corpus@tasks.label.corpus=sample", f"data.dir={Path(options.posts).resolve()}"
     with tempfile.TemporaryDirectory() as folder:
         run = ["main.py", "tasks=[label]", "encoder=minilm", "tasks.label.corpus.limit=100", "optimization.epochs=1"]
@@ -75,10 +77,7 @@ def main() -> None:
                 if number:  # the first round fills the caches
                     seconds[name].append(taken)
                 print(f"round {number}, {name}: {taken:.2f} s", file=sys.stderr, flush=True)
-    text = report(seconds)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "startup.org").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    command_line.leave(options.out, "startup", report(seconds))
 
 
 if __name__ == "__main__":

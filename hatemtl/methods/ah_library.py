@@ -37,7 +37,7 @@ from hatemtl.seeds import seeded
 
 LIBRARY = "adapterhub"
 WEIGHTS = "adapter/adapter.safetensors"
-SETUP = "adapter/setup.json"  # of a run with several adapters
+SETUP = lora_source.SEVERAL
 # The adapter's name inside the name of a parameter, whatever the kind of adapter.
 PATTERN = re.compile(
     r"(?:^|\.)(?:loras|adapters|invertible_adapters|prefix_tunings|prefix_gates|refts|shared_parameters|adapter_fusion_layer)"

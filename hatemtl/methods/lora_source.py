@@ -25,6 +25,7 @@ OTHER = {
         *("arrow_config", "fan_in_fan_out", "layer_replication"),
     ),
 }
+SEVERAL = "adapter/setup.json"  # of a run with several of AdapterHub's adapters, as ah_setup writes it
 # What to do with an adapter that is something else: AdapterHub merges its own of any kind, and knows PEFT's by this file.
 INSTEAD = {"adapterhub": "for a merge type method=ah_merge16 merge=mean", "peft": "train it with method=peft_lora16"}
 # PEFT's ways to start that leave the encoder's own weights alone.
@@ -91,8 +92,7 @@ def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
 
 def is_lora(run: SavedRun) -> bool:
     """Whether all that is saved is one LoRA that `read` takes. Raises UserError where its configuration is broken."""
-    several = (run.folder / "adapter" / "setup.json").is_file()  # of AdapterHub's, as ah_setup writes them
-    return not several and not _described(run, run.record["library"])[1]
+    return not (run.folder / SEVERAL).is_file() and not _described(run, run.record["library"])[1]
 
 
 def _config(run: SavedRun, library: str) -> dict[str, Any]:

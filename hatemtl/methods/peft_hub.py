@@ -144,13 +144,11 @@ def add(
         raise UserError(f"method.targets: no default for {kind}; type method.targets='.*(query|value)'")
     left_out = check_leave_out(leave_out, model.config.num_hidden_layers)
     beyond = rf"(?!.*\blayers?\.({'|'.join(map(str, left_out))})\.)" if left_out else ""
-    with _library_says(f"{config.__name__} on {kind} with method.targets={targets!r}"):
+    what = f"{config.__name__} on {kind} with method.targets={targets!r}"
+    with _library_says(what):
         given = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
     _check_quantized(model, given)
-    with (
-        _library_says(f"{config.__name__} on {kind} with method.targets={targets!r}"),
-        seeded(seed, "peft", config.__name__),
-    ):
+    with _library_says(what), seeded(seed, "peft", config.__name__):
         wrapped = get_peft_model(model, given, adapter_name=NAME)
     if config is LoraConfig and settings.get("init_lora_weights", True) is True:
         for path, module in wrapped.get_base_model().named_modules():
