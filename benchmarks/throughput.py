@@ -16,6 +16,7 @@ from benchmarks import chart, command_line, machine
 from benchmarks.flops import MINILM, evaluation_flops, training_flops
 from benchmarks.readings import THREE, Reading, Spread, Stage, Tasks, one_after_another, org, ratio, spread
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
+from hatemtl.startup import keep_memory
 
 ONE: Tasks = ("label",)
 BASE = "trainer"
@@ -55,6 +56,8 @@ class Build:
     setting: Setting
 
     def __call__(self) -> Arm:
+        if self.name.startswith("hatemtl"):
+            keep_memory()  # as main.py does before it imports what makes tensors
         from benchmarks.ours import UNKNOWN, HatemtlArm, Source, examples
         from benchmarks.rivals import Recipe, TrainerArm
 

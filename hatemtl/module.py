@@ -32,6 +32,20 @@ class Predictions:
     targets: list[Tensor] = field(default_factory=list)
 
 
+class Mean:
+    """The mean of scalars, each weighed by how many posts it stands for; it waits for no GPU."""
+
+    def __init__(self) -> None:
+        self.sum: Tensor | float = 0.0
+        self.posts = 0
+
+    def update(self, value: Tensor, posts: int) -> None:
+        self.sum, self.posts = self.sum + value * posts, self.posts + posts
+
+    def compute(self) -> Tensor | float:
+        return self.sum / self.posts
+
+
 class MultitaskModule(L.LightningModule):
     """The encoder, run once a batch, and every task's head on its hidden states.
 
@@ -59,6 +73,7 @@ class MultitaskModule(L.LightningModule):
         self.metrics: dict[str, Metric] = {}
         self.compiled: Callable[..., Any] | None = None  # the encoder as training calls it
         self.prefix: Prefix | None = None  # the layers whose hidden states come with a batch
+        self.losses_so_far: dict[str, Mean] = {}  # of the posts of this epoch
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
         self.heads_alone = False  # whether the encoder side stands still in this epoch
 
@@ -110,9 +125,14 @@ class MultitaskModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         losses = self.losses(batch, self.compiled or self.encoder)
         loss = self.weighted(losses)
-        rows = {f"train_{task}_loss": value.detach() for task, value in losses.items()}
-        self.log_dict(rows | {"train_loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=len(batch))
+        for name, value in [("train_loss", loss), *((f"train_{task}_loss", value) for task, value in losses.items())]:
+            self.losses_so_far.setdefault(name, Mean()).update(value.detach(), len(batch))
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
+            means = {name: mean.compute() for name, mean in self.losses_so_far.items()}
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(batch))
 
     def train(self, mode: bool = True) -> "MultitaskModule":
         if mode:
@@ -123,13 +143,15 @@ class MultitaskModule(L.LightningModule):
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
         self.heads_alone = self.current_epoch < self.optimization.heads_first
+        self.losses_so_far = {}
 
     def on_train_epoch_end(self) -> None:
         self.heads_alone = False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
-            nn.utils.clip_grad_norm_(self.trained_parameters(), self.optimization.clip)
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.optimization.clip)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._evaluate(batch)

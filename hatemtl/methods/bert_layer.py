@@ -5,116 +5,176 @@ transpose. Here the three projections are one product, scale and mask one pass, 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.methods.lora_linear import LoRALinear, each
+from hatemtl.methods.lora_linear import Joint, LoRALinear
 
 # transformers' layers of one form.
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
+# oneDNN's products lose up to a third of their speed where 1 to 3 rows are left over from blocks of 8.
+ROWS = 16
 
 
-class _Projections(torch.autograd.Function):
-    """Layers of one input side by side, y = x·Wᵀ + b, (M, in) to (M, out), some with a LoRA: y[:, i] += s·(x·Aᵀ)·Bᵀ.
-
-    Of N runs side by side, M / N rows are each one's. loras: for each layer with a LoRA where it begins in y, and s.
-    factors: its A and B for every run, then those of the next layer. Gradients for x and these.
-    """
+class _Layer(torch.autograd.Function):
+    """A whole `BertLayer`, with gradients for its input (B, T, D) and its factors, named here so that they get theirs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, loras: Sequence[tuple[int, float]], *factors: Tensor
-    ) -> Tensor:
-        y = F.linear(x, weight, bias)
-        if not loras:
-            ctx.save_for_backward(weight)
-            return y
-        both = len(factors) // len(loras)
-        layers = [factors[i : i + both] for i in range(0, len(factors), both)]
-        As, runs = [torch.stack(layer[::2]) for layer in layers], both // 2
-        A, ranks = torch.cat(As, dim=1).to(x.dtype), [A.shape[1] for A in As]
-        Bs = [(s * torch.stack(layer[1::2])).to(x.dtype) for (_, s), layer in zip(loras, layers, strict=True)]
-        low = each(x, runs) @ A.mT
-        for (begin, _), B, part in zip(loras, Bs, low.split(ranks, dim=2), strict=True):
-            each(y, runs)[:, :, begin : begin + B.shape[1]].baddbmm_(part, B.mT)
-        ctx.save_for_backward(weight, x, low, A, *Bs)
-        ctx.loras, ctx.ranks = loras, ranks
-        return y
+    def forward(ctx: Any, hidden: Tensor, mask: Tensor | None, layer: "BertLayer", *factors: Tensor) -> Tensor:
+        tokens = Tokens.of(hidden, mask)
+        x = tokens.pack(hidden)
+        y, low_1 = layer.projections.forward(x)
+        context, *attention = _attend(y, tokens, layer.heads)
+        y, low_2 = layer.context.forward(context)
+        middle, norm_1 = layer.norms[0].forward(y.add_(x))
+        inner, low_3 = layer.intermediate.forward(middle)
+        outer = F.gelu(inner)
+        y, low_4 = layer.output.forward(outer)
+        last, norm_2 = layer.norms[1].forward(y.add_(middle))
+        parts = ([x], low_1, attention, [context], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2)
+        ctx.save_for_backward(*chain.from_iterable(parts))
+        ctx.layer, ctx.sizes, ctx.tokens = layer, [len(part) for part in parts], tokens
+        return tokens.unpack(last)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (dy,), (weight, *kept) = grads, ctx.saved_tensors
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
-        if not kept:
-            return dx, None, None, None
-        x, low, A, *Bs = kept
-        runs = len(A)
-        dlow, dBs = torch.empty_like(low), []
-        parts = zip(ctx.loras, Bs, low.split(ctx.ranks, dim=2), dlow.split(ctx.ranks, dim=2), strict=True)
-        for (begin, s), B, part, dpart in parts:
-            mine = each(dy, runs)[:, :, begin : begin + B.shape[1]]
-            torch.bmm(mine, B, out=dpart)
-            dBs.append((part.mT @ mine).mT.float().mul_(s))  # a CPU takes three times as long for (mine.mT @ part)
-        if dx is not None:
-            each(dx, runs).baddbmm_(dlow, A)
-        dAs = (dlow.mT @ each(x, runs)).float().split(ctx.ranks, dim=1)
-        turns = (pair for dA, dB in zip(dAs, dBs, strict=True) for pair in zip(dA, dB, strict=True))
-        return dx, None, None, None, *chain.from_iterable(turns)
+        kept, layer, (dy,) = iter(ctx.saved_tensors), ctx.layer, grads
+        (x,), low_1, attention, (context,), low_2, norm_1, (middle,), low_3, (inner, outer), low_4, norm_2 = (
+            list(islice(kept, size)) for size in ctx.sizes
+        )
+        below = ctx.needs_input_grad[0]
+        dy_2 = layer.norms[1].backward(ctx.tokens.pack(dy), norm_2)
+        dy, found_4 = layer.output.backward(dy_2, outer, low_4, dx=True)
+        dy = torch.ops.aten.gelu_backward(dy, inner)
+        dy, found_3 = layer.intermediate.backward(dy, middle, low_3, dx=True)
+        dy_1 = layer.norms[0].backward(dy.add_(dy_2), norm_1)
+        dy, found_2 = layer.context.backward(dy_1, context, low_2, dx=True)
+        dy = _attend_backward(dy, ctx.tokens, *attention)
+        dy, found_1 = layer.projections.backward(dy, x, low_1, dx=below)
+        dx = ctx.tokens.unpack(dy.add_(dy_1)) if below else None
+        return dx, None, None, *found_1, *found_2, *found_3, *found_4
 
 
-class _Attention(torch.autograd.Function):
-    """softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1): (B, T, 3, H, d) of q, k, v, to (B, T, H·d)."""
+class _Norm:
+    """A frozen layer norm, (M, D)."""
 
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        context, *kept = _attend(qkv, mask)
-        ctx.save_for_backward(*kept)
-        return context
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.norm = norm
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (dy,) = grads
-        q, k, v, p = ctx.saved_tensors
-        posts, length, _ = dy.shape
-        heads, width = len(q) // posts, q.shape[2]
-        do = dy.view(posts, length, heads, width).transpose(1, 2).reshape(-1, length, width)
-        dp = torch.bmm(do, v.transpose(1, 2)).float()
-        ds = torch._softmax_backward_data(dp, p.float(), -1, torch.float32).mul_(width**-0.5).to(q.dtype)
-        dqkv = dy.new_empty(posts, length, 3, heads, width)
-        for i, (left, right) in enumerate(((ds, k), (ds.transpose(1, 2), q), (p.transpose(1, 2), do))):
-            dqkv[:, :, i] = torch.bmm(left, right)[:, :length].view(posts, heads, length, width).transpose(1, 2)
-        return dqkv, None
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The normed x, and what its gradient needs."""
+        norm = self.norm
+        y, mean, rstd = torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return y, [x, mean, rstd]
+
+    def backward(self, dy: Tensor, kept: list[Tensor]) -> Tensor:
+        """The gradient of x."""
+        x, mean, rstd = kept
+        norm, which = self.norm, [True, False, False]
+        return torch.ops.aten.native_layer_norm_backward(
+            dy, x, norm.normalized_shape, mean, rstd, norm.weight, norm.bias, which
+        )[0]
 
 
-def _attend(qkv: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The context (B, T, H·d), and what its gradient needs: q (B·H, T, d), k and v (B·H, K, d), the weights (B·H, T, K).
+@dataclass(frozen=True)
+class Tokens:
+    """Which places of a padded batch (B, T) hold a token: what is computed token by token leaves the padding out.
 
-    K is T, but `LEAST_KEYS` at least; keys of nothing get no weight. mask: (B or 1, 1, 1, T) float32, 0 for a token.
+    mask: (B or 1, 1, 1, T) float32, 0 for a token, as attention adds it. count: how many tokens there are; M is the next
+    multiple of `ROWS`. places: (M,) where the tokens stand among the B·T. sources: (B·T,) which token stands at each place,
+    anyone's at padding. padding: where that is. These are None where M is B·T, or on a GPU, which would be waited for.
     """
-    posts, length, _, heads, width = qkv.shape
+
+    shape: tuple[int, int]
+    mask: Tensor | None
+    count: int = 0
+    places: Tensor | None = None
+    sources: Tensor | None = None
+    padding: Tensor | None = None
+
+    @staticmethod
+    def of(hidden: Tensor, mask: Tensor | None) -> "Tokens":
+        """Those of a batch's hidden states (B, T, D)."""
+        posts, length, _ = hidden.shape
+        if mask is None or hidden.device.type != "cpu" or mask.shape != (posts, 1, 1, length):
+            return Tokens((posts, length), mask)
+        return _tokens(mask)  # every layer asks
+
+    def pack(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) or (B·T, D) to (M, D), the last of which are zero."""
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        if self.places is None:
+            return hidden
+        x = hidden.index_select(0, self.places)
+        x[self.count :] = 0
+        return x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(M, D) to (B, T, D), zero at padding."""
+        if self.sources is not None and self.padding is not None:
+            x = x.index_select(0, self.sources).index_fill_(0, self.padding, 0.0)
+        return x.view(*self.shape, -1)
+
+
+@lru_cache(maxsize=1)
+def _tokens(mask: Tensor) -> Tokens:
+    real, shape = mask.flatten() == 0, (len(mask), mask.shape[-1])
+    places = real.nonzero()[:, 0]
+    count = len(places)
+    if -(-count // ROWS) * ROWS >= len(real):
+        return Tokens(shape, mask)
+    sources = real.cumsum(0).sub_(1).clamp_(min=0)
+    return Tokens(shape, mask, count, F.pad(places, (0, -count % ROWS)), sources, (~real).nonzero()[:, 0])
+
+
+def _attend(qkv: Tensor, tokens: Tokens, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1), of (M, 3·H·d) of q, k and v, and what its gradient needs.
+
+    The context (M, H·d); q (B·H, T, d), k and v (B·H, K, d), the weights (B·H, T, K). K is T, but `LEAST_KEYS` at least;
+    keys of nothing get no weight.
+    """
+    (posts, length), mask = tokens.shape, tokens.mask
     keys = max(length, LEAST_KEYS)
     if mask is None:
         mask = qkv.new_zeros(1, 1, 1, length, dtype=torch.float32)
+    if tokens.sources is not None:  # the mask hides what stands at padding
+        qkv = qkv.index_select(0, tokens.sources)
+    qkv = qkv.view(posts, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     if keys == length:
-        parts = qkv.permute(2, 0, 3, 1, 4).contiguous()
+        parts = qkv.contiguous()
     else:
-        parts = qkv.new_zeros(3, posts, heads, keys, width)
-        parts[..., :length, :] = qkv.permute(2, 0, 3, 1, 4)
+        parts = qkv.new_zeros(3, posts, heads, keys, qkv.shape[-1])
+        parts[..., :length, :] = qkv
         mask = F.pad(mask, (0, keys - length), value=-math.inf)
-    q, k, v = parts.view(3, posts * heads, keys, width).unbind()
+    q, k, v = parts.flatten(1, 2).unbind()
     q = q[:, :length]
     scores = torch.bmm(q, k.transpose(1, 2)).view(posts, heads, length, keys)
-    p = torch.softmax(torch.add(mask, scores, alpha=width**-0.5), dim=-1).to(q.dtype).view(-1, length, keys)
-    context = torch.bmm(p, v).view(posts, heads, length, width).transpose(1, 2).reshape(posts, length, -1)
-    return context, q, k, v, p
+    p = torch.softmax(torch.add(mask, scores, alpha=q.shape[-1] ** -0.5), dim=-1).to(q.dtype).view(-1, length, keys)
+    context = torch.bmm(p, v).view(posts, heads, length, -1).transpose(1, 2).reshape(posts * length, -1)
+    return tokens.pack(context), q, k, v, p
+
+
+def _attend_backward(dy: Tensor, tokens: Tokens, q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> Tensor:
+    """The gradient (M, 3·H·d) of q, k and v, from that of the context, (M, H·d), and from what `_attend` kept."""
+    (posts, length), width = tokens.shape, q.shape[-1]
+    heads = len(q) // posts
+    do = tokens.unpack(dy).view(posts, length, heads, width).transpose(1, 2).reshape(-1, length, width)
+    dp = torch.bmm(do, v.transpose(1, 2)).float()
+    ds = torch._softmax_backward_data(dp, p.float(), -1, torch.float32).mul_(width**-0.5).to(q.dtype)
+    dqkv = dy.new_empty(posts, length, 3, heads, width)
+    for i, (left, right) in enumerate(((ds, k), (ds.transpose(1, 2), q), (p.transpose(1, 2), do))):
+        dqkv[:, :, i] = torch.bmm(left, right)[:, :length].view(posts, heads, length, width).transpose(1, 2)
+    return tokens.pack(dqkv.view(posts * length, -1))
 
 
 class _Packed:
@@ -156,11 +216,16 @@ class BertLayer:
         attention, feed_forward = layer.attention, layer.output
         self.own, self.dropouts = layer.forward, [m for m in layer.modules() if isinstance(m, nn.Dropout)]
         self.heads: int = attention.self.num_attention_heads
-        self.projections: list[nn.Linear] = [attention.self.query, attention.self.key, attention.self.value]
-        self.context, self.norm = attention.output.dense, attention.output.LayerNorm
-        self.intermediate, self.output, self.last_norm = layer.intermediate.dense, feed_forward.dense, feed_forward.LayerNorm
-        self.weight = self.bias = torch.empty(0)
+        self.projections = _joint(attention.self.query, attention.self.key, attention.self.value)
+        self.context, self.intermediate = _joint(attention.output.dense), _joint(layer.intermediate.dense)
+        self.output = _joint(feed_forward.dense)
+        self.norms = _Norm(attention.output.LayerNorm), _Norm(feed_forward.LayerNorm)
         self.merged: list[_Packed | _Plain] | None = None
+
+    @property
+    def joints(self) -> list[Joint]:
+        """The linear layers, in the order in which they are computed."""
+        return [self.projections, self.context, self.intermediate, self.output]
 
     def __call__(
         self,
@@ -173,48 +238,33 @@ class BertLayer:
         dropout = any(m.training and m.p > 0 for m in self.dropouts)
         if dropout or output_attentions or torch.compiler.is_compiling():
             return self.own(hidden, attention_mask, *rest, output_attentions=output_attentions, **more)
-        self._join()
-        x = hidden.to(self.weight.dtype)
-        posts, length, width = x.shape
-        shape = posts, length, 3, self.heads, width // self.heads
-        if self.merged is not None:
-            project, context, intermediate, output = self.merged
-            x = self.norm(context(_attend(project(x).view(shape), attention_mask)[0]).add_(x))
-            return (self.last_norm(output(intermediate(x)).add_(x)),)
-        steps = [(i * width, m.forward) for i, m in enumerate(self.projections) if isinstance(m.forward, LoRALinear)]
-        loras = [(begin, lora.scale) for begin, lora in steps]
-        factors = [factor for _, lora in steps for run in lora.beside for factor in (run.A, run.B)]
-        y = _Projections.apply(x.reshape(-1, width), self.weight, self.bias, loras, *factors)
-        x = self.norm(self.context(_Attention.apply(y.view(shape), attention_mask)).add_(x))
-        return (self.last_norm(self.output(F.gelu(self.intermediate(x))).add_(x)),)
-
-    def _join(self) -> None:
-        """Makes one weight (3·D, D) and one bias of the three projections', which become views of them."""
-        if self.weight.data_ptr() == self.projections[0].weight.data_ptr():  # else first called, or moved since
-            return
-        with torch.inference_mode(False):  # they serve training too, whoever comes first
-            self.weight = torch.cat([step.weight.data for step in self.projections])
-            self.bias = torch.cat([step.bias.data for step in self.projections])
-            for step, weight, bias in zip(self.projections, self.weight.chunk(3), self.bias.chunk(3), strict=True):
-                step.weight.data, step.bias.data = weight, bias
+        hidden = hidden.to(self.context.layers[0].weight.dtype)
+        if self.merged is None:
+            factors = chain.from_iterable(joint.factors for joint in self.joints)
+            return (_Layer.apply(hidden, attention_mask, self, *factors),)
+        tokens, (project, context, intermediate, output) = Tokens.of(hidden, attention_mask), self.merged
+        x = tokens.pack(hidden)
+        x = self.norms[0].norm(context(_attend(project(x), tokens, self.heads)[0]).add_(x))
+        return (tokens.unpack(self.norms[1].norm(output(intermediate(x)).add_(x))),)
 
     @torch.no_grad()
     def merge(self) -> None:
         """Takes over the merged weights of the LoRAs in it, which were merged before."""
+        self.merged = []
+        for joint in self.joints:
+            joint.join()
+            weight = joint.weight
+            if joint.loras:
+                weight = weight.clone()
+                for begin, end, lora in joint.loras:
+                    assert lora.merged is not None
+                    weight[begin:end] = lora.merged
+            kind = _Packed if _Packed.fits(weight) else _Plain
+            self.merged.append(kind(weight, joint.bias, gelu=joint is self.intermediate))
 
-        def merged(step: nn.Linear) -> Tensor:
-            found = step.forward.merged if isinstance(step.forward, LoRALinear) else None
-            return step.weight if found is None else found
 
-        self._join()
-        weight = torch.cat([merged(step) for step in self.projections])
-        kind = _Packed if _Packed.fits(weight) else _Plain
-        self.merged = [
-            kind(weight, self.bias),
-            kind(merged(self.context), self.context.bias),
-            kind(merged(self.intermediate), self.intermediate.bias, gelu=True),
-            kind(merged(self.output), self.output.bias),
-        ]
+def _joint(*layers: Any) -> Joint:
+    return Joint([(layer, layer.forward if isinstance(layer.forward, LoRALinear) else None) for layer in layers])
 
 
 def fuse(model: nn.Module) -> None:

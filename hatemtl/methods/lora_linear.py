@@ -6,7 +6,6 @@ step. Here the frozen weight already has the type of the computation, and the up
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,39 +15,114 @@ from torch.nn import functional as F
 from hatemtl.errors import UserError
 
 
-class _LoRA(torch.autograd.Function):
-    """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ (Hu et al. 2022, arXiv:2106.09685, eq. 3), with gradients for x, A and B.
+class Joint:
+    """Frozen layers of one input side by side, and their LoRAs as one: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
 
-    x: (M, in), of N runs side by side M / N rows each, for N LoRAs. factors: their A (r, in) and B (out, r) by turns.
+    That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the layers' one upon the other.
+    B: (out, R), theirs on the diagonal. Of N runs side by side, M / N rows are each one's, and A and B have N of these.
+    layers: each with its LoRA, if it has one. Their weights become views of a joint one.
     """
 
+    def __init__(self, layers: Sequence[tuple[nn.Linear, "LoRALinear | None"]]) -> None:
+        self.layers = [layer for layer, _ in layers]
+        self.weight, self.bias = torch.empty(0), None if layers[0][0].bias is None else torch.empty(0)
+        self.loras: list[tuple[int, int, LoRALinear]] = []  # with the part of y that each adds to
+        end = 0
+        for layer, lora in layers:
+            begin, end = end, end + layer.out_features
+            if lora is not None:
+                self.loras.append((begin, end, lora))
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        """What is trained: A and B by turns, of every run, then those of the next layer."""
+        return [factor for *_, lora in self.loras for run in lora.beside for factor in (run.A, run.B)]
+
+    def join(self) -> None:
+        """Makes one weight and one bias of the layers', unless they are."""
+        first = self.layers[0]
+        if self.weight.data_ptr() == first.weight.data_ptr():  # else first called, or moved since
+            return
+        if len(self.layers) == 1:
+            self.weight, self.bias = first.weight.data, None if first.bias is None else first.bias.data
+            return
+        with torch.inference_mode(False):  # they serve training too, whoever comes first
+            self.weight = torch.cat([layer.weight.data for layer in self.layers])
+            self.bias = torch.cat([layer.bias.data for layer in self.layers])
+            sizes = [layer.out_features for layer in self.layers]
+            for layer, weight, bias in zip(self.layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
+                layer.weight.data, layer.bias.data = weight, bias
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """y, and what its gradient needs besides x: nothing where there is no LoRA, else x·Aᵀ, A and B."""
+        self.join()
+        y = F.linear(x, self.weight, self.bias)
+        if not self.loras:
+            return y, []
+        A, B = self._joint_factors(x)
+        low = each(x, A) @ A.mT
+        _add_product(each(y, A), low, B.mT)
+        return y, [low, A, B]
+
+    def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradient of x, if it is asked for, and those of `factors`. kept: what `forward` gave."""
+        gradient = dy @ self.weight if dx else None
+        if not kept:
+            return gradient, []
+        low, A, B = kept
+        mine = each(dy, A)
+        dlow = mine @ B
+        if gradient is not None:
+            _add_product(each(gradient, A), dlow, A)
+        # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
+        dA, dBt, row, found = dlow.mT @ each(x, A), low.mT @ mine, 0, []
+        for begin, end, lora in self.loras:
+            rows = slice(row, row := row + len(lora.A))
+            for run, factors in enumerate(lora.beside):
+                of_A, of_B = (dA, dBt) if dA.ndim == 2 else (dA[run], dBt[run])
+                found.append(of_A[rows].to(factors.A.dtype))
+                of_B = of_B[rows, begin:end].mT.to(factors.B.dtype, memory_format=torch.contiguous_format)
+                found.append(of_B if lora.scale == 1 else of_B.mul_(lora.scale))
+        return gradient, found
+
+    def _joint_factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B in the type of x, for all runs."""
+        (_, _, first), runs = self.loras[0], len(self.loras[0][2].beside)
+        if len(self.layers) == runs == 1:
+            return first.A.to(x.dtype), (first.B if first.scale == 1 else first.scale * first.B).to(x.dtype)
+        As = [torch.cat([lora.beside[run].A for *_, lora in self.loras]) for run in range(runs)]
+        B = x.new_zeros(runs, len(self.weight), len(As[0]))
+        for run, each_B in enumerate(B):
+            row = 0
+            for begin, end, lora in self.loras:
+                torch.mul(lora.beside[run].B, lora.scale, out=each_B[begin:end, row : (row := row + len(lora.A))])
+        return (As[0].to(x.dtype), B[0]) if runs == 1 else (torch.stack(As).to(x.dtype), B)
+
+
+class _Linear(torch.autograd.Function):
+    """What a `Joint` computes, with gradients for x and its factors, which are named so that they get theirs."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, *factors: Tensor) -> Tensor:
-        a, b = torch.stack(factors[::2]).to(x.dtype), (scale * torch.stack(factors[1::2])).to(x.dtype)
-        low = each(x, len(a)) @ a.mT
-        y = F.linear(x, weight, bias)
-        each(y, len(a)).baddbmm_(low, b.mT)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale = scale
+    def forward(ctx: Any, x: Tensor, joint: Joint, *factors: Tensor) -> Tensor:
+        y, kept = joint.forward(x)
+        ctx.save_for_backward(x, *kept)
+        ctx.joint = joint
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        x, weight, a, b, low = ctx.saved_tensors
-        mine = each(dy, len(a))
-        dlow = mine @ b
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
-        if dx is not None:
-            each(dx, len(a)).baddbmm_(dlow, a)
-        dA = (dlow.mT @ each(x, len(a))).float()
-        dB = (low.mT @ mine).mT.float().mul_(ctx.scale)  # a CPU takes five times as long for (mine.mT @ low)
-        return dx, None, None, None, *chain.from_iterable(zip(dA, dB, strict=True))
+        x, *kept = ctx.saved_tensors
+        dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
+        return dx, None, *found
 
 
-def each(x: Tensor, runs: int) -> Tensor:
-    """(M, D) of several runs side by side as (runs, M / runs, D)."""
-    return x.view(runs, len(x) // runs, x.shape[-1])
+def each(x: Tensor, A: Tensor) -> Tensor:
+    """(M, D) of N runs side by side as (N, M / N, D), if A, (N, R, in), is of several; of one it stays."""
+    return x if A.ndim == 2 else x.view(len(A), -1, x.shape[-1])
+
+
+def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
+    y.addmm_(a, b) if y.ndim == 2 else y.baddbmm_(a, b)
 
 
 class LoRALinear:
@@ -63,6 +137,7 @@ class LoRALinear:
         self.layer, self.A, self.B, self.scale = layer, A, B, scale
         self.merged: Tensor | None = None
         self.beside: Sequence[LoRALinear] = (self,)
+        self.joint = Joint([(layer, self)])
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
@@ -73,8 +148,7 @@ class LoRALinear:
             return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
         if len(x) % len(self.beside):  # DeBERTa projects positions, which no run owns, with the weights of q and k
             raise UserError("it has a layer that reads something else than posts")
-        factors = chain.from_iterable((lora.A, lora.B) for lora in self.beside)
-        y = _LoRA.apply(x.reshape(-1, x.shape[-1]), weight, bias, self.scale, *factors)
+        y = _Linear.apply(x.reshape(-1, x.shape[-1]), self.joint, *self.joint.factors)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @torch.no_grad()
