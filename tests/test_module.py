@@ -1,6 +1,7 @@
 """One step over all tasks: one forward, a gradient for every trained weight, metrics that do not depend on batching."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,7 @@ from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.adapter_hub import LoRA
 from hatemtl.methods.lora_linear import LoRALinear
-from hatemtl.module import MultitaskModule
+from hatemtl.module import Mean, MultitaskModule
 from hatemtl.optimization import Optimization
 from hatemtl.weighting import Sum
 
@@ -229,16 +230,33 @@ def test_a_step_of_one_task_moves_the_encoder_and_that_head_alone(only: str) -> 
         assert (parameter.grad is None) is (name not in moved), name
 
 
-@pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
 def test_steps_apart_have_the_terms_of_the_sum_and_log_their_own_task() -> None:
     multitask, posts = module().eval(), batch(6)
     logged: list[dict[str, Tensor]] = []
     multitask.log_dict = lambda rows, **_: logged.append(rows)  # type: ignore[assignment, method-assign, misc]
+    multitask._trainer = SimpleNamespace(is_last_batch=False)  # type: ignore[assignment]
+    terms = {}
     with torch.no_grad():
-        terms = [multitask.training_step(replace(posts, only=task), 0) for task in SPACES]
+        for task in SPACES:
+            terms[task] = float(multitask.training_step(replace(posts, only=task), 0))
+            multitask.on_train_batch_end(None, posts, 0)
+            assert set(multitask.losses_so_far) == {"train_loss", *(f"train_{name}_loss" for name in terms)}
+        multitask._trainer.is_last_batch = True  # type: ignore[union-attr]
+        assert not logged
+        multitask.on_train_batch_end(None, posts, 0)
         whole = multitask.training_step(posts, 0)
-    assert sum(map(float, terms)) == pytest.approx(float(whole), rel=1e-6)
-    assert [set(rows) for rows in logged[:-1]] == [{f"train_{task}_loss", "train_loss"} for task in SPACES]
+    assert sum(terms.values()) == pytest.approx(float(whole), rel=1e-6)
+    expected = {"train_loss": sum(terms.values()) / len(terms)} | {
+        f"train_{task}_loss": terms[task] / multitask.weights[task] for task in terms
+    }
+    assert {name: float(value) for name, value in logged[0].items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_losses_of_an_epoch_are_means_over_its_posts() -> None:
+    mean = Mean()
+    for value, posts in ((1.0, 32), (4.0, 16)):
+        mean.update(torch.tensor(value), posts)
+    assert float(mean.compute()) == pytest.approx(2.0)
 
 
 def test_heads_and_losses_stay_in_float32() -> None:

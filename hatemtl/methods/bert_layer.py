@@ -31,7 +31,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, mask: Tensor | None, layer: "BertLayer", *factors: Tensor) -> Tensor:
-        tokens = Tokens.of(hidden, mask)
+        tokens = Tokens.of(hidden, mask, runs=layer.runs)
         x = tokens.pack(hidden)
         y, low_1 = layer.projections.forward(x)
         context, *attention = _attend(y, tokens, layer.heads)
@@ -103,10 +103,10 @@ class Tokens:
     padding: Tensor | None = None
 
     @staticmethod
-    def of(hidden: Tensor, mask: Tensor | None) -> "Tokens":
-        """Those of a batch's hidden states (B, T, D)."""
+    def of(hidden: Tensor, mask: Tensor | None, *, runs: int = 1) -> "Tokens":
+        """Those of a batch's hidden states (B, T, D); padding stays where several runs own as many rows each."""
         posts, length, _ = hidden.shape
-        if mask is None or hidden.device.type != "cpu" or mask.shape != (posts, 1, 1, length):
+        if mask is None or runs > 1 or hidden.device.type != "cpu" or mask.shape != (posts, 1, 1, length):
             return Tokens((posts, length), mask)
         return _tokens(mask)  # every layer asks
 
@@ -246,6 +246,11 @@ class BertLayer:
         x = tokens.pack(hidden)
         x = self.norms[0].norm(context(_attend(project(x), tokens, self.heads)[0]).add_(x))
         return (tokens.unpack(self.norms[1].norm(output(intermediate(x)).add_(x))),)
+
+    @property
+    def runs(self) -> int:
+        """How many are read side by side."""
+        return max((len(lora.beside) for joint in self.joints for *_, lora in joint.loras), default=1)
 
     @torch.no_grad()
     def merge(self) -> None:

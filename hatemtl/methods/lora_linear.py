@@ -76,12 +76,12 @@ class Joint:
             _add_product(each(gradient, A), dlow, A)
         # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
         dA, dBt, row, found = dlow.mT @ each(x, A), low.mT @ mine, 0, []
+        runs = [(dA, dBt)] if A.ndim == 2 else [*zip(dA, dBt, strict=True)]  # not `beside`, which may be others by now
         for begin, end, lora in self.loras:
             rows = slice(row, row := row + len(lora.A))
-            for run, factors in enumerate(lora.beside):
-                of_A, of_B = (dA, dBt) if dA.ndim == 2 else (dA[run], dBt[run])
-                found.append(of_A[rows].to(factors.A.dtype))
-                of_B = of_B[rows, begin:end].mT.to(factors.B.dtype, memory_format=torch.contiguous_format)
+            for of_A, of_B in runs:
+                found.append(of_A[rows].to(lora.A.dtype))
+                of_B = of_B[rows, begin:end].mT.to(lora.B.dtype, memory_format=torch.contiguous_format)
                 found.append(of_B if lora.scale == 1 else of_B.mul_(lora.scale))
         return gradient, found
 

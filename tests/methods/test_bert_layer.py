@@ -1,6 +1,5 @@
 """BertLayer computes what transformers' own layer computes, at any length, in training and merged, or lets it compute."""
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from methods.test_lora_linear import LIBRARIES, SHARED, adapted, by_library, eve
 from torch import Tensor, nn
 
 from hatemtl.methods import adapter_hub, ah_library
-from hatemtl.methods.bert_layer import LEAST_KEYS, BertLayer, _attend, _Attention, _Projections, merged
+from hatemtl.methods.bert_layer import LEAST_KEYS, ROWS, BertLayer, Tokens, _attend, _attend_backward, merged
 
 FUSED = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 LENGTHS = pytest.mark.parametrize("length", [1, 5, LEAST_KEYS - 1, LEAST_KEYS, LEAST_KEYS + 1, 28])
@@ -108,35 +107,59 @@ def _encoder() -> Any:
     return model
 
 
-def test_gradients_are_those_of_differences() -> None:
-    draw = torch.Generator().manual_seed(0)
-    rand = partial(torch.randn, generator=draw, dtype=torch.float64)
-    x, weight, bias, A, B = rand(4, 5), rand(9, 5), rand(9), rand(2, 5), rand(3, 2)
-    for tensor in (x, A, B):
-        tensor.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x, A, B: _Projections.apply(x, weight, bias, [(0, 0.7), (6, 1.3)], A, B, 2 * A, B), (x, A, B)
-    )
-    assert torch.autograd.gradcheck(  # two runs, two rows each
-        lambda x, A, B: _Projections.apply(x, weight, bias, [(0, 0.7), (6, 1.3)], A, B, -A, 3 * B, 2 * A, B, A, -B),
-        (x, A, B),
-    )
+def padded_to(lengths: list[int], length: int) -> Tensor:
+    """A mask as transformers gives it, for posts of these lengths."""
+    there = torch.arange(length) < torch.tensor(lengths)[:, None]
+    return torch.zeros(len(lengths), 1, 1, length).masked_fill(~there[:, None, None], torch.finfo(torch.float32).min)
 
 
-@pytest.mark.parametrize("length", [3, LEAST_KEYS + 1])
-def test_the_attentions_gradient_is_that_of_its_formula(length: int) -> None:
-    draw = torch.Generator().manual_seed(0)
-    qkv = torch.randn(2, length, 3, 2, 4, generator=draw).requires_grad_()
-    mask = torch.zeros(2, 1, 1, length)
-    mask[1, ..., length // 2 :] = torch.finfo(torch.float32).min
-    towards = torch.randn(2, length, 8, generator=draw)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    formula = ((q @ k.mT / 2 + mask).softmax(dim=-1) @ v).transpose(1, 2).reshape(2, length, 8)
-    ours = _Attention.apply(qkv, mask)
-    torch.testing.assert_close(ours, formula, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("lengths", [[3, 2], [LEAST_KEYS + 1, 9], [20, 20, 20], [20, 11, 5]], ids=str)
+def test_the_attentions_gradient_is_that_of_its_formula(lengths: list[int]) -> None:
+    draw, posts, length = torch.Generator().manual_seed(0), len(lengths), max(lengths)
+    full, mask = torch.randn(posts * length, 24, generator=draw), padded_to(lengths, length)
+    places = Tokens.of(full.view(posts, length, 24), mask)
+    qkv = places.pack(full).requires_grad_()
+    q, k, v = places.unpack(qkv).view(posts, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    formula = places.pack(((q @ k.mT / 2 + mask).softmax(dim=-1) @ v).transpose(1, 2).reshape(posts, length, 8))
+    ours, *kept = _attend(qkv, places, 2)
+    count = sum(lengths)
+    torch.testing.assert_close(ours[:count], formula[:count], atol=1e-6, rtol=1e-5)
+    towards = torch.randn(ours.shape, generator=draw)
+    towards[count:] = 0
     (expected,) = torch.autograd.grad(formula, qkv, towards)
-    torch.testing.assert_close(torch.autograd.grad(ours, qkv, towards)[0], expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(_attend(qkv, None)[0], ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).reshape(2, length, 8))
+    gradient = _attend_backward(towards, places, *kept)
+    torch.testing.assert_close(gradient[:count], expected[:count], atol=1e-5, rtol=1e-4)
+    assert not gradient[count:].any()  # what stands beyond the tokens must not reach the factors' gradients
+
+
+def test_without_a_mask_every_place_holds_a_token() -> None:
+    qkv = torch.randn(2 * 7, 24, generator=torch.Generator().manual_seed(0))
+    q, k, v = qkv.view(2, 7, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    expected = ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).reshape(14, 8)
+    torch.testing.assert_close(_attend(qkv, Tokens.of(qkv.view(2, 7, 24), None), 2)[0], expected)
+
+
+@pytest.mark.parametrize("lengths", [[1], [16, 16], [20, 20, 20], [5, 20, 1], [20, 19], [17, 40, 3, 3]], ids=str)
+def test_padding_is_left_out_and_comes_back_as_zero(lengths: list[int]) -> None:
+    length = max(lengths)
+    hidden, mask = torch.randn(len(lengths), length, 6), padded_to(lengths, length)
+    there = (mask == 0)[:, 0, 0]
+    places = Tokens.of(hidden, mask)
+    packed = places.pack(hidden)
+    if len(packed) == hidden[..., 0].numel():  # nothing to gain
+        assert torch.equal(packed, hidden.flatten(0, 1))
+    else:
+        assert len(packed) % ROWS == 0 and 0 <= len(packed) - sum(lengths) < ROWS
+        assert torch.equal(packed[: sum(lengths)], hidden[there]) and not packed[sum(lengths) :].any()
+        assert not places.unpack(packed)[~there].any()
+    assert torch.equal(places.unpack(packed)[there], hidden[there])
+
+
+def test_the_places_of_a_batch_are_found_once_and_those_of_the_next_anew() -> None:
+    first, second = padded_to([20, 3], 20), padded_to([3, 20], 20)
+    hidden = torch.zeros(2, 20, 4)
+    assert Tokens.of(hidden, first) is Tokens.of(hidden, first)
+    assert not torch.equal(*(Tokens.of(hidden, mask).pack(torch.arange(160.0).view(2, 20, 4)) for mask in (first, second)))
 
 
 @every_library

@@ -26,7 +26,7 @@ from hatemtl import module as module_file
 from hatemtl.artifacts import SavedRun
 from hatemtl.methods import adapter_hub, ah_library, peft_hub
 from hatemtl.methods.bert_layer import BertLayer, merged
-from hatemtl.methods.lora_linear import LoRALinear, _LoRA, loras
+from hatemtl.methods.lora_linear import Joint, LoRALinear, _Linear, loras
 from hatemtl.network import Network
 
 SHARED: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.0, "leave_out": [], **RATES}
@@ -152,20 +152,61 @@ def test_gradients_are_those_of_the_formula(x_learns: bool) -> None:
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_those_of_differences() -> None:
-    """gradcheck in float64; the gradients of A and B are summed there but handed over in float32."""
-    draw = torch.Generator().manual_seed(0)
-    x, w, b, A, B = (
-        torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((5, 6), (4, 6), (4,), (2, 6), (4, 2))
+def doubled(*steps: LoRALinear) -> list[nn.Parameter]:
+    """The factors of these layers, which are float64 from now on."""
+    for step in steps:
+        step.layer.double()
+        step.A.data, step.B.data = step.A.data.double(), step.B.data.double()
+    return [factor for step in steps for factor in (step.A, step.B)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_gradients_are_those_of_differences(bias: bool, scale: float) -> None:
+    x, step = one_layer(6, 5, 4, 2, scale=scale, bias=bias)
+    other = one_layer(6, 5, 4, 2, scale=scale, bias=bias)[1]
+    x, factors, others = x.double().requires_grad_(), doubled(step), doubled(other)
+    assert torch.autograd.gradcheck(lambda *_: step(x), (x, *factors))
+    with torch.no_grad():
+        other.A.mul_(-2)
+    step.beside = (step, other)
+    assert torch.autograd.gradcheck(lambda *_: step(x), (x, *factors, *others))
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_layers_of_one_input_are_one(runs: int) -> None:
+    """Three layers, the first and last with LoRAs of different ranks and scales, of one run or two."""
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    sizes, beside = ((4, 2, 0.7), (3, 1, 1.0), (2, 3, 1.3)), []
+    for _ in range(runs):
+        steps = [one_layer(6, 5, m, r, scale=scale)[1] for m, r, scale in sizes]
+        factors = doubled(*steps)
+        with torch.no_grad():
+            for factor in factors:
+                factor.add_(len(beside))
+        beside.append(steps)
+    for place, step in enumerate(beside[0]):
+        step.beside = [run[place] for run in beside]
+    (first, plain, last) = beside[0]
+    joint = Joint([(first.layer, first), (plain.layer, None), (last.layer, last)])
+    weights = [step.layer.weight.clone() for step in (first, plain, last)]
+    expected = torch.cat(
+        [
+            torch.cat(
+                [formula(rows, run[0]), F.linear(rows, plain.layer.weight, plain.layer.bias), formula(rows, run[2])], 1
+            )
+            for rows, run in zip(x.chunk(runs), beside, strict=True)
+        ]
     )
-    for tensor in (x, A, B):
-        tensor.requires_grad_()
-    for bias in (b, None):
-        assert torch.autograd.gradcheck(lambda x, A, B, bias=bias: _LoRA.apply(x, w, bias, 0.7, A, B), (x, A, B))
-    x, C, D = (
-        torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in ((6, 6), (2, 6), (4, 2))
-    )
-    assert torch.autograd.gradcheck(lambda *given: _LoRA.apply(given[0], w, b, 0.7, *given[1:]), (x, A, B, C, D))
+    torch.testing.assert_close(_Linear.apply(x, joint, *joint.factors), expected)
+    assert [id(factor) for factor in joint.factors] == [
+        id(factor) for place in (0, 2) for run in beside for factor in (run[place].A, run[place].B)
+    ]
+    assert torch.autograd.gradcheck(lambda *_: _Linear.apply(x, joint, *joint.factors), (x, *joint.factors))
+    assert joint.weight.shape == (9, 5)
+    for step, weight in zip((first, plain, last), weights, strict=True):
+        assert torch.equal(step.layer.weight, weight)
+        assert step.layer.weight.untyped_storage().data_ptr() == joint.weight.untyped_storage().data_ptr()
 
 
 def test_of_runs_side_by_side_each_row_meets_the_lora_of_its_run() -> None:
@@ -183,7 +224,7 @@ def test_under_the_compiler_the_plain_formula_stands(monkeypatch: pytest.MonkeyP
     hidden, gradients = run(model)
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        patch.setattr(_LoRA, "apply", None)
+        patch.setattr(_Linear, "apply", None)
         again, others = run(model)
     torch.testing.assert_close(again, hidden, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients.items():
@@ -228,9 +269,10 @@ def test_in_bf16_a_layer_errs_no_more_than_the_formula_under_autocast(sizes: tup
 def test_an_encoder_gives_what_the_library_gives(library: str, kind: str) -> None:
     model = adapted(library, kind)
     assert loras(model)
+    real = tokens()["attention_mask"].bool()
     for mode in ("train", "eval"):
         with torch.no_grad():
-            ours, theirs = (getattr(m, mode)()(**tokens()).last_hidden_state for m in (model, by_library(model)))
+            ours, theirs = (getattr(m, mode)()(**tokens()).last_hidden_state[real] for m in (model, by_library(model)))
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
     (hidden, gradients), (expected, others) = run(model), run(by_library(model))
     torch.testing.assert_close(hidden, expected, atol=2e-6, rtol=1e-5)
