@@ -106,7 +106,7 @@ class Tokens:
     def of(hidden: Tensor, mask: Tensor | None, *, runs: int = 1) -> "Tokens":
         """Those of a batch's hidden states (B, T, D); padding stays where several runs own as many rows each."""
         posts, length, _ = hidden.shape
-        if mask is None or runs > 1 or hidden.device.type != "cpu" or mask.shape != (posts, 1, 1, length):
+        if mask is None or runs > 1 or waits(hidden.device) or mask.shape != (posts, 1, 1, length):
             return Tokens((posts, length), mask)
         return _tokens(mask)  # every layer asks
 
@@ -124,6 +124,11 @@ class Tokens:
         if self.sources is not None and self.padding is not None:
             x = x.index_select(0, self.sources).index_fill_(0, self.padding, 0.0)
         return x.view(*self.shape, -1)
+
+
+def waits(device: torch.device) -> bool:
+    """Whether to count what is on this device would have to wait for it."""
+    return device.type != "cpu"
 
 
 @lru_cache(maxsize=1)
