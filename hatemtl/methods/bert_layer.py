@@ -1,7 +1,8 @@
 """The layer of BERT and its kin (ELECTRA, RoBERTa) with LoRAs, in as few passes over memory as its formula allows.
 
-transformers projects queries, keys and values apart, scales and masks the scores in passes of their own and copies at every
-transpose. Here the three projections are one product, scale and mask one pass, and the residual is added in place.
+transformers projects queries, keys and values apart, scales and masks the scores in passes of their own, copies at every
+transpose and computes padding like tokens. Here the three projections are one product, scale and mask one pass, the residual
+is added in place, the whole layer is one step of autograd, and only attention sees padding.
 """
 
 import math
@@ -53,12 +54,15 @@ class _Layer(torch.autograd.Function):
             list(islice(kept, size)) for size in ctx.sizes
         )
         below = ctx.needs_input_grad[0]
+        projected = below or bool(layer.projections.loras)  # whether anything learns below the attention's weights
         dy_2 = layer.norms[1].backward(ctx.tokens.pack(dy), norm_2)
         dy, found_4 = layer.output.backward(dy_2, outer, low_4, dx=True)
         dy = torch.ops.aten.gelu_backward(dy, inner)
         dy, found_3 = layer.intermediate.backward(dy, middle, low_3, dx=True)
         dy_1 = layer.norms[0].backward(dy.add_(dy_2), norm_1)
-        dy, found_2 = layer.context.backward(dy_1, context, low_2, dx=True)
+        dy, found_2 = layer.context.backward(dy_1, context, low_2, dx=projected)
+        if not projected:
+            return None, None, None, *found_2, *found_3, *found_4
         dy = _attend_backward(dy, ctx.tokens, *attention)
         dy, found_1 = layer.projections.backward(dy, x, low_1, dx=below)
         dx = ctx.tokens.unpack(dy.add_(dy_1)) if below else None

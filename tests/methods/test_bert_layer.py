@@ -82,7 +82,8 @@ def test_in_bf16_merged_errs_about_as_unmerged(library: str, length: int) -> Non
 
 def test_loras_on_some_layers_and_projections_only() -> None:
     batch = tokens(20)
-    for changes in ({"leave_out": [0]}, {"attention": ["q", "v"], "intermediate": False}, {"attention": ["k"]}):
+    parts = ({"attention": ["q", "v"], "intermediate": False}, {"attention": ["k"]}, {"attention": []})
+    for changes in ({"leave_out": [0]}, *parts):
         model = moved(adapter_hub.LoRA(**_lora(**changes)).attach(_encoder(), name="run", seed=0))
         (hidden, gradients), (expected, others) = step(model, batch), step(by_library(model), batch)
         torch.testing.assert_close(hidden, expected, atol=5e-6, rtol=1e-5)
