@@ -92,7 +92,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     about = machine.description(options.device, options.threads)
-    scores: dict[str, dict[str, list[float]]] = {arm: {score: [] for score in SCORES} for arm in (*VARIANTS, *RIVALS)}
+    scores: dict[str, dict[str, list[float]]] = {arm: {score: [] for score in SCORES} for arm in (OURS, *options.arms)}
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "quality.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -127,6 +127,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--train-posts", type=int, default=2000, help="drawn once, the same for all seeds (default 2000)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
+    others = [arm for arm in (*VARIANTS, *RIVALS) if arm != OURS]
+    parser.add_argument("--arms", nargs="*", choices=others, default=others, help=f"what {OURS} is compared with")
     given = parser.parse_args()
     if given.quick:
         given.train_posts, given.epochs, given.seeds = 96, 1, 2
