@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hatemtl.batch import IGNORED, PAD_TO, Batch
+from hatemtl.batch import IGNORED, Batch, padded
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoder import Tokenizer
 from hatemtl.errors import UserError
@@ -54,7 +54,7 @@ class Pool(Dataset[Batch]):
         self.targets: dict[str, np.ndarray] = {}
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
-        self.pad_to = PAD_TO if torch.cuda.is_available() else 1  # to ask at every batch takes half a millisecond
+        self.on_gpu = torch.cuda.is_available()  # to ask at every batch takes half a millisecond
         self.draw = derive(0, "masks", -1)  # of evaluation, so that runs of all seeds are asked the same
 
     @property
@@ -153,7 +153,7 @@ class Pool(Dataset[Batch]):
 
     def _width(self, lengths: np.ndarray) -> int:
         longest = lengths.max()
-        return min(-(-int(longest) // self.pad_to) * self.pad_to, self.max_length)
+        return min(int(padded(longest) if self.on_gpu else longest), self.max_length)
 
     def padding(self, batches: Iterable[np.ndarray]) -> float:
         """The share of places in these batches of rows that hold no token."""
