@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from hatemtl.errors import UserError, did_you_mean
@@ -29,6 +30,7 @@ from hatemtl.seeds import seeded
 
 Transformer = PreTrainedModel
 Tokenizer = PreTrainedTokenizerFast
+LayersOutput = BaseModelOutputWithPastAndCrossAttentions
 
 # Keys that make transformers import or download code while a model is loaded: `auto_map` by design, the attention ones
 # because 4.57 takes a hub kernel's name from them (CVE-2026-4372).

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,8 +13,10 @@ PEAK_SECONDS = 0.3  # of measuring, a size
 
 def matmul_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of the matrix multiplications in `step`, gradients included, padding too."""
-    in_place = {torch.ops.aten.addmm_: _in_place, torch.ops.aten.baddbmm_: _in_place}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    uncounted: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: _in_place, torch.ops.aten.baddbmm_: _in_place}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        uncounted[torch.ops.mkldnn._linear_pointwise] = _linear
+    with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
         step()
     return counter.get_total_flops()
 
@@ -37,6 +40,10 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def _in_place(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
     return 2 * a.numel() * b[-1]  # torch counts addmm and baddbmm, and not their forms in place
+
+
+def _linear(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    return 2 * x.numel() * weight[0]
 
 
 def wait(device: torch.device) -> None:

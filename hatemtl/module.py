@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from hatemtl.batch import Batch
 from hatemtl.heads.base import Head
-from hatemtl.methods.bert_layer import merged
+from hatemtl.methods.bert_stack import merged
 from hatemtl.methods.mtl_lora import reading, reads_by_task
 from hatemtl.optimization import Optimization
 from hatemtl.prefix import Prefix

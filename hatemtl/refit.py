@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
-from hatemtl.methods.bert_layer import merged
+from hatemtl.methods.bert_stack import merged
 from hatemtl.methods.mtl_lora import reads_by_task
 from hatemtl.module import MultitaskModule
 from hatemtl.seeds import generator

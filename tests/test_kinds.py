@@ -30,7 +30,7 @@ from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
-from hatemtl.methods import bert_layer
+from hatemtl.methods import bert_stack
 from hatemtl.methods.adapter_hub import LoRA
 from hatemtl.module import MultitaskModule
 from hatemtl.network import Network, assemble, prepare
@@ -227,7 +227,7 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
 def test_no_step_waits_for_the_device_whatever_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bert_layer, "waits", lambda device: True)  # as on a GPU; on a CPU to count costs nothing
+    monkeypatch.setattr(bert_stack, "waits", lambda device: True)  # as on a GPU; on a CPU to count costs nothing
     module, data = everything()
     batch = data.pool[data.rows("train")[:16]]
     metrics = {name: module.head(name).metric() for name in module.heads}

@@ -19,7 +19,7 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
-from hatemtl.methods import bert_layer
+from hatemtl.methods import bert_stack
 from hatemtl.methods.adapter_hub import LoRA
 from hatemtl.methods.lora_linear import LoRALinear
 from hatemtl.module import Mean, MultitaskModule
@@ -372,7 +372,7 @@ def test_in_epochs_of_the_heads_alone_the_encoder_side_stands_still_and_then_mov
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
 def test_no_training_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bert_layer, "waits", lambda device: True)  # as on a GPU
+    monkeypatch.setattr(bert_stack, "waits", lambda device: True)  # as on a GPU
 
     def waits(batches: int) -> int:
         multitask, data = module(clip=1.0), Data(batch(6), batches)

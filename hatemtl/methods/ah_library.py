@@ -30,7 +30,7 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import exchange, lora_source
 from hatemtl.methods.ah_config import FOLDABLE, kinds
 from hatemtl.methods.base import draw_lora_A
-from hatemtl.methods.bert_layer import fuse
+from hatemtl.methods.bert_stack import fuse
 from hatemtl.methods.corrections import Diagonal, DoRALinear, dora_scale, keep_type
 from hatemtl.methods.lora_linear import LoRALinear
 from hatemtl.seeds import seeded
@@ -197,7 +197,7 @@ def activate(model: Any, setup: AdapterCompositionBlock, trained: Collection[str
 
 
 def train(model: Any, name: str) -> Any:
-    """Freezes the body, activates adapter `name` and, where it is a plain LoRA, computes it by LoRALinear and BertLayer."""
+    """Freezes the body, activates adapter `name` and, where it is a plain LoRA, computes it by LoRALinear and BertStack."""
     activate(model, Stack(name), {name})
     adapted = list(loras(model, name))
     plain = [(layer, lora) for _, layer, lora in adapted if _plain(layer, lora)]
@@ -318,7 +318,7 @@ def fold(model: Any, name: str) -> Any:
         if bias is not None:
             layer.bias.data.copy_(bias)
     for module in model.modules():
-        module.__dict__.pop("forward", None)  # LoRALinear's, DoRALinear's, BertLayer's
+        module.__dict__.pop("forward", None)  # LoRALinear's, DoRALinear's, BertStack's
     model.set_active_adapters(None)
     model.delete_adapter(name)
     return model

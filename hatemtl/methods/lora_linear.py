@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError
+from hatemtl.methods.frozen_linear import FrozenLinear
 
 
 class Joint:
@@ -26,6 +27,9 @@ class Joint:
     def __init__(self, layers: Sequence[tuple[nn.Linear, "LoRALinear | None"]]) -> None:
         self.layers = [layer for layer, _ in layers]
         self.weight, self.bias = torch.empty(0), None if layers[0][0].bias is None else torch.empty(0)
+        self.version: list[tuple[int, int]] = []  # of the layers' weights
+        self.product: FrozenLinear
+        self.transposed: FrozenLinear | None = None
         self.loras: list[tuple[int, int, LoRALinear]] = []  # with the part of y that each adds to
         end = 0
         for layer, lora in layers:
@@ -40,23 +44,25 @@ class Joint:
 
     def join(self) -> None:
         """Makes one weight and one bias of the layers', unless they are."""
-        first = self.layers[0]
-        if self.weight.data_ptr() == first.weight.data_ptr():  # else first called, or moved since
-            return
-        if len(self.layers) == 1:
-            self.weight, self.bias = first.weight.data, None if first.bias is None else first.bias.data
+        weights = [layer.weight for layer in self.layers]
+        version = [(weight.data_ptr(), weight._version) for weight in weights]
+        if version == self.version:  # else first called, moved or changed since
             return
         with torch.inference_mode(False):  # they serve training too, whoever comes first
-            self.weight = torch.cat([layer.weight.data for layer in self.layers])
-            self.bias = torch.cat([layer.bias.data for layer in self.layers])
-            sizes = [layer.out_features for layer in self.layers]
-            for layer, weight, bias in zip(self.layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
-                layer.weight.data, layer.bias.data = weight, bias
+            self.weight, self.bias = weights[0].data, None if self.layers[0].bias is None else self.layers[0].bias.data
+            if len(self.layers) > 1:
+                self.weight = torch.cat([weight.data for weight in weights])
+                self.bias = torch.cat([layer.bias.data for layer in self.layers])
+                sizes = [layer.out_features for layer in self.layers]
+                for layer, weight, bias in zip(self.layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
+                    layer.weight.data, layer.bias.data = weight, bias
+            self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
+        self.version = [(weight.data_ptr(), weight._version) for weight in weights]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """y, and what its gradient needs besides x: nothing where there is no LoRA, else x·Aᵀ, A and B."""
         self.join()
-        y = F.linear(x, self.weight, self.bias)
+        y = self.product(x)
         if not self.loras:
             return y, []
         A, B = self._joint_factors(x)
@@ -66,7 +72,7 @@ class Joint:
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
         """The gradient of x, if it is asked for, and those of `factors`. kept: what `forward` gave."""
-        gradient = dy @ self.weight if dx else None
+        gradient = self._gradient(dy) if dx else None
         if not kept:
             return gradient, []
         low, A, B = kept
@@ -84,6 +90,12 @@ class Joint:
                 of_B = of_B[rows, begin:end].mT.to(lora.B.dtype, memory_format=torch.contiguous_format)
                 found.append(of_B if lora.scale == 1 else of_B.mul_(lora.scale))
         return gradient, found
+
+    def _gradient(self, dy: Tensor) -> Tensor:
+        """dy·W."""
+        if self.transposed is None:
+            self.transposed = FrozenLinear(self.weight.mT, None)
+        return self.transposed(dy)
 
     def _joint_factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A and B in the type of x, for all runs."""

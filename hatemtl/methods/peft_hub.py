@@ -18,7 +18,7 @@ from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import check_leave_out, check_lora, draw_lora_A, to_load
-from hatemtl.methods.bert_layer import fuse
+from hatemtl.methods.bert_stack import fuse
 from hatemtl.methods.lora_linear import LoRALinear
 from hatemtl.methods.lora_source import PLAIN_STARTS
 from hatemtl.seeds import seeded
@@ -76,7 +76,7 @@ def active(model: nn.Module) -> list[str]:
 
 
 def train(model: PeftModel) -> PeftModel:
-    """Computes every plain LoRA of the model by LoRALinear, and layers with nothing else trained by BertLayer."""
+    """Computes every plain LoRA of the model by LoRALinear, and layers with nothing else trained by BertStack."""
     fast = 0
     for module in model.modules():
         if isinstance(module, LoraLayer) and _plain(module):
@@ -109,7 +109,7 @@ def fold(model: PeftModel) -> nn.Module:
     Raises UserError where the kind cannot be merged.
     """
     for module in model.modules():
-        module.__dict__.pop("forward", None)  # LoRALinear's, BertLayer's
+        module.__dict__.pop("forward", None)  # LoRALinear's, BertStack's
     try:
         return model.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:

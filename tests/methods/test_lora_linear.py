@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from hatemtl import module as module_file
 from hatemtl.artifacts import SavedRun
 from hatemtl.methods import adapter_hub, ah_library, peft_hub
-from hatemtl.methods.bert_layer import BertLayer, merged
+from hatemtl.methods.bert_stack import BertStack, merged
 from hatemtl.methods.lora_linear import Joint, LoRALinear, _Linear, loras
 from hatemtl.network import Network
 
@@ -65,7 +65,7 @@ def by_library(model: Any) -> Any:
     """A copy of the model that the library itself computes."""
     copy = deepcopy(model)
     for module in copy.modules():
-        if isinstance(module.forward, LoRALinear | BertLayer):
+        if isinstance(module.forward, LoRALinear | BertStack):
             del module.forward
     return copy
 
