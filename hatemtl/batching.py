@@ -9,8 +9,9 @@ import torch
 from hatemtl.batch import padded
 from hatemtl.errors import UserError
 
-WASTE = 0.06  # of an evaluation batch's places
+WASTE = 0.12  # of an evaluation batch's places; on a CPU next to none of it is computed
 SMALL = 512  # places: a smaller batch takes as long
+MOST = 8192  # places: a larger batch takes no shorter, and more memory
 
 
 class Batching(Protocol):
@@ -125,14 +126,14 @@ def _cuts(widths: np.ndarray, tokens: int, posts: int) -> list[int]:
 def _tight(lengths: np.ndarray, posts: int) -> list[int]:
     """Where batches of so many posts at most begin but the first, among lengths (N,) from short to long.
 
-    A batch holds no more than `WASTE` of padding, unless it is small.
+    A batch holds no more than `MOST` places, unless one post does, and than `WASTE` of padding, unless it is small.
     """
     cuts, end = [], len(lengths)
     while end:
         sizes = np.arange(1, min(posts, end) + 1)
         places = sizes * lengths[end - 1]
         padding = places - lengths[end - len(sizes) : end][::-1].cumsum()
-        end -= int(sizes[(padding <= WASTE * places) | (places <= SMALL)].max(initial=1))
+        end -= int(sizes[(padding <= WASTE * places) & (places <= MOST) | (places <= SMALL)].max(initial=1))
         cuts.append(end)
     return cuts[:-1][::-1]
 

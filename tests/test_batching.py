@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hatemtl.batch import padded
-from hatemtl.batching import SMALL, WASTE, Batching, LengthBuckets, TokenBudget, share
+from hatemtl.batching import MOST, SMALL, WASTE, Batching, LengthBuckets, TokenBudget, share
 from hatemtl.errors import UserError
 
 
@@ -129,6 +129,12 @@ def test_an_evaluation_batch_is_full_or_small_or_would_be_padded_too_much(n: int
             places = len(wider) * of[wider].max()
             assert places - of[wider].sum() > WASTE * places and places > SMALL
     assert padding(batches, of) <= WASTE or n < 3000  # a few small ones weigh nothing there
+
+
+def test_of_long_posts_an_evaluation_batch_holds_fewer() -> None:
+    for length, expected in ((MOST // 16, 16), (MOST, 1), (MOST + 1, 1), (MOST // 200, 64)):
+        batches = buckets(eval_batch_size=64).in_order(np.full(128, length))
+        assert {len(batch) for batch in batches} == {expected}
 
 
 def test_posts_of_one_length_keep_their_order_in_evaluation() -> None:

@@ -20,7 +20,7 @@ from hatemtl.methods.bert_layer import KINDS, BertLayer
 from hatemtl.methods.lora_linear import LoRALinear
 
 # Places of padding that cost as much as one more group.
-PADDING = 24
+PADDING = 64
 # oneDNN's products lose up to a third of their speed where 1 to 3 rows are left over from blocks of 8.
 ROWS = 16
 
