@@ -10,7 +10,7 @@ from benchmarks.ours import Run, Source, composed
 from benchmarks.readings import org
 
 KINDS = {
-    "products of matrices": ("mm", "addmm", "addmm_", "bmm", "baddbmm_"),
+    "products of matrices": ("mm", "addmm", "addmm_", "bmm", "baddbmm_", "mkldnn::_linear_pointwise"),
     "softmax": ("_softmax", "_softmax_backward_data"),
     "GELU": ("gelu", "gelu_backward"),
     "layer norm": ("native_layer_norm", "native_layer_norm_backward"),

@@ -17,11 +17,12 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.methods.bert_stack import fused
 from hatemtl.optimization import Optimization
 
-# Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py found 47 s
-# for MiniLM and a gain of 6 % of 130 µs a token. Both grow with the layers. On a GPU, where nothing was measured, it must be
-# asked for.
+# Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
+# 47 s for MiniLM's own layers and a gain of 6 % of 130 µs a token. Both grow with the layers. `BertStack` is faster than
+# compiled code. On a GPU, where nothing was measured, it must be asked for.
 COMPILE_FROM = 2.5e9
 
 
@@ -102,7 +103,8 @@ class TrainerSettings:
         """
         on_gpu = self.device.type == "cuda"
         work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
-        if self.compile is False or (self.compile == "auto" and (on_gpu or work < COMPILE_FROM or not _compiler())):
+        pays = work >= COMPILE_FROM and not on_gpu and _compiler() and not fused(encoder)
+        if self.compile is False or (self.compile == "auto" and not pays):
             return None
         with suppress(OSError):  # a folder that cannot be written is no cache
             if cache is not None:

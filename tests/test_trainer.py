@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from hatemtl import trainer as trainer_module
 from hatemtl.errors import UserError
+from hatemtl.methods.bert_stack import BertStack
 from hatemtl.optimization import Optimization
 from hatemtl.trainer import COMPILE_FROM, TrainerSettings, exact_onednn, fastest_precision
 
@@ -84,7 +85,7 @@ def test_what_is_not_known_or_not_there_is_told(
 
 # Compiling
 
-ENCODER: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=384), forward=lambda: None)
+ENCODER: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=384), forward=lambda: None, modules=list)
 MANY, FEW = int(COMPILE_FROM / 384) + 1, int(COMPILE_FROM / 384) - 1
 
 
@@ -116,6 +117,13 @@ def test_what_pays_or_is_asked_for_is_compiled(given: bool | str, tokens: int, a
 def test_what_does_not_pay_or_is_not_asked_for_is_not(given: bool | str, tokens: int, asked: list[dict[str, Any]]) -> None:
     assert settings(compile=given).compiled(ENCODER, tokens=tokens, cache=None) is None
     assert asked == []
+
+
+def test_what_is_fused_is_faster_than_compiled_code(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = SimpleNamespace(forward=BertStack(SimpleNamespace(forward=None, layer=[], modules=list)))
+    monkeypatch.setattr(ENCODER, "modules", lambda: [ENCODER, stack])
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
+    assert settings(compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"
 
 
 def test_without_a_compiler_nothing_is_compiled_unasked(

@@ -184,6 +184,11 @@ def fuse(model: nn.Module) -> None:
                 module.forward = BertStack(module)
 
 
+def fused(model: nn.Module) -> bool:
+    """Whether layers of the model are computed by `BertStack`."""
+    return any(isinstance(module.forward, BertStack) for module in model.modules())
+
+
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
     """Inside, every LoRA of the model is merged into the weight under it; afterwards all is as before, to the last bit."""
