@@ -21,6 +21,8 @@ from hatemtl.methods.lora_linear import LoRALinear
 
 # Places of padding that cost as much as one more group.
 PADDING = 64
+# Posts times squared length of a group at most, unless of one post: what attention computes of it shall stay in the cache.
+AREA = 2**17
 # oneDNN's products lose up to a third of their speed where 1 to 3 rows are left over from blocks of 8.
 ROWS = 16
 
@@ -112,13 +114,14 @@ class Posts:
 
 
 def _cuts(lengths: np.ndarray) -> list[int]:
-    """Where groups begin but the first, among lengths (N,) from short to long: with little padding, or of one length."""
-    cuts, padding, longest = [], 0, int(lengths[-1])
+    """Where groups begin but the first, among lengths (N,) from short to long: of little padding, and not too large."""
+    cuts, padding, end = [], 0, len(lengths)
     for i, length in reversed([*enumerate(lengths.tolist())]):
+        longest = int(lengths[end - 1])
         padding += longest - length
-        if padding > PADDING and length < longest:
+        if (padding > PADDING and length < longest) or (end - i > 1 and (end - i) * longest**2 > AREA):
             cuts.append(i + 1)
-            padding, longest = 0, length
+            padding, end = 0, i + 1
     return cuts[::-1]
 
 

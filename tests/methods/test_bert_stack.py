@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hatemtl.methods import adapter_hub, ah_library
 from hatemtl.methods.attention import LEAST_KEYS
 from hatemtl.methods.bert_layer import BertLayer
-from hatemtl.methods.bert_stack import PADDING, ROWS, BertStack, Posts, merged
+from hatemtl.methods.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, merged
 
 FUSED = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 LENGTHS = pytest.mark.parametrize("length", [1, 5, LEAST_KEYS - 1, LEAST_KEYS, LEAST_KEYS + 1, 28])
@@ -143,9 +143,17 @@ def test_posts_stand_one_behind_the_other_and_come_back(lengths: list[int], left
         begin = group.end
 
 
-def test_posts_of_one_length_are_one_group_however_many() -> None:
-    assert len(Posts.of(torch.zeros(64, 90, 2), padded_to(64 * [90], 90)).groups) == 1
-    assert len(Posts.of(torch.zeros(64, 90, 2), padded_to([*63 * [90], 1], 90)).groups) == 2
+def test_groups_are_of_one_length_or_little_padding_and_not_too_large() -> None:
+    def sizes(lengths: list[int]) -> list[int]:
+        return [
+            len(group.mask)
+            for group in Posts.of(torch.zeros(len(lengths), max(lengths), 2), padded_to(lengths, max(lengths))).groups
+        ]
+
+    assert sizes(64 * [40]) == [64]
+    assert sizes([*63 * [40], 1, 2]) == [1, 64] and 38 < PADDING < 38 + 39
+    assert sizes(5 * [256]) == [1, 2, 2] and AREA == 2 * 256**2
+    assert sizes([600, 600, 8]) == [1, 1, 1]
 
 
 def test_a_mask_of_another_form_leaves_the_batch_whole() -> None:
