@@ -170,7 +170,12 @@ def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Te
     hidden = hidden.to(dtype)
     posts = Posts.of(hidden, mask, runs=max(layer.runs for layer in layers))
     with torch.autocast(kind, enabled=False):  # all is of one type
-        return _Stack.apply(hidden, posts, layers, *chain.from_iterable(layer.factors for layer in layers))
+        if torch.is_grad_enabled():
+            return _Stack.apply(hidden, posts, layers, *chain.from_iterable(layer.factors for layer in layers))
+        x = posts.pack(hidden)
+        for layer in layers:
+            x, _ = layer.forward(x, posts.groups)  # what a gradient would need is let go at once
+        return posts.unpack(x)
 
 
 def fuse(model: nn.Module) -> None:
