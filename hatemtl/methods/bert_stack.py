@@ -152,7 +152,7 @@ class BertStack:
                 for layer, *_ in group:
                     hidden = layer(hidden, attention_mask)[0]
             else:
-                hidden = _through([fused for _, fused, _ in group], hidden, attention_mask)
+                hidden = _through([ours for _, ours, _ in group], hidden, attention_mask)
         return LayersOutput(last_hidden_state=hidden)
 
 
@@ -161,10 +161,7 @@ def _hooks(layer: nn.Module) -> int:
 
 
 def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Tensor:
-    for layer in layers:
-        for joint in layer.joints:
-            joint.join()
-    kind, dtype = hidden.device.type, layers[0].context.weight.dtype
+    kind, dtype = hidden.device.type, layers[0].context.layers[0].weight.dtype
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is not dtype:
         raise RuntimeError(f"frozen weights of dtype {dtype} in a run of {torch.get_autocast_dtype(kind)}")
     hidden = hidden.to(dtype)

@@ -26,8 +26,9 @@ class Joint:
 
     def __init__(self, layers: Sequence[tuple[nn.Linear, "LoRALinear | None"]]) -> None:
         self.layers = [layer for layer, _ in layers]
-        self.weight, self.bias = torch.empty(0), None if layers[0][0].bias is None else torch.empty(0)
-        self.version: list[tuple[int, int]] = []  # of the layers' weights
+        self.joined: list[tuple[int, int]] = []  # which weights, as `_found` tells, the rest was made of
+        self.weight: Tensor
+        self.bias: Tensor | None
         self.product: FrozenLinear
         self.transposed: FrozenLinear | None = None
         self.loras: list[tuple[int, int, LoRALinear]] = []  # with the part of y that each adds to
@@ -44,10 +45,9 @@ class Joint:
 
     def join(self) -> None:
         """Makes one weight and one bias of the layers', unless they are."""
-        weights = [layer.weight for layer in self.layers]
-        version = [(weight.data_ptr(), weight._version) for weight in weights]
-        if version == self.version:  # else first called, moved or changed since
+        if self.joined == self._found():  # else first called, moved or changed since
             return
+        weights = [layer.weight for layer in self.layers]
         with torch.inference_mode(False):  # they serve training too, whoever comes first
             self.weight, self.bias = weights[0].data, None if self.layers[0].bias is None else self.layers[0].bias.data
             if len(self.layers) > 1:
@@ -57,7 +57,11 @@ class Joint:
                 for layer, weight, bias in zip(self.layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
                     layer.weight.data, layer.bias.data = weight, bias
             self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
-        self.version = [(weight.data_ptr(), weight._version) for weight in weights]
+        self.joined = self._found()
+
+    def _found(self) -> list[tuple[int, int]]:
+        """Where the layers' weights are and how often they were changed there."""
+        return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """y, and what its gradient needs besides x: nothing where there is no LoRA, else x·Aᵀ, A and B."""
