@@ -15,7 +15,7 @@ KINDS = {
     "GELU": ("gelu", "gelu_backward"),
     "layer norm": ("native_layer_norm", "native_layer_norm_backward"),
     "sums, masks and scales": ("add", "add_", "mul", "mul_", "div", "sub", "sum"),
-    "copies and casts": ("copy_", "clone", "cat", "fill_", "index_select", "gather", "embedding"),
+    "copies and casts": ("copy_", "_foreach_copy_", "clone", "cat", "fill_", "index_select", "gather", "embedding"),
     "optimizer and clipping": ("_fused_adamw_", "_foreach_norm", "linalg_vector_norm", "_foreach_mul_"),
 }
 

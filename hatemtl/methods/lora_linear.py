@@ -20,7 +20,8 @@ class Joint:
     """Frozen layers of one input side by side, and their LoRAs as one: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
 
     That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the layers' one upon the other.
-    B: (out, R), theirs on the diagonal. Of N runs side by side, M / N rows are each one's, and A and B have N of these.
+    B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers have one of the same shape. Of N runs side
+    by side, M / N rows are each one's, and A and B, which is on the diagonal then, have N of these.
     layers: each with its LoRA, if it has one. Their weights become views of a joint one.
     """
 
@@ -31,6 +32,8 @@ class Joint:
         self.bias: Tensor | None
         self.product: FrozenLinear
         self.transposed: FrozenLinear | None = None
+        self.A: Tensor | None = None
+        self.B: Tensor | None = None
         self.loras: list[tuple[int, int, LoRALinear]] = []  # with the part of y that each adds to
         end = 0
         for layer, lora in layers:
@@ -64,36 +67,28 @@ class Joint:
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """y, and what its gradient needs besides x: nothing where there is no LoRA, else x·Aᵀ, A and B."""
-        self.join()
+        """y, and what its gradient needs besides x: nothing where there is no LoRA, else x·Aᵀ, A and B. See `prepare`."""
         y = self.product(x)
-        if not self.loras:
+        if self.A is None or self.B is None:
             return y, []
-        A, B = self._joint_factors(x)
-        low = each(x, A) @ A.mT
-        _add_product(each(y, A), low, B.mT)
-        return y, [low, A, B]
+        low = each(x, self.A) @ self.A.mT
+        _add_product(_outputs(y, self.A, self.B), _outputs(low, self.A, self.B), self.B.mT)
+        return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradient of x, if it is asked for, and those of `factors`. kept: what `forward` gave."""
+        """The gradient of x, if it is asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
         gradient = self._gradient(dy) if dx else None
         if not kept:
             return gradient, []
         low, A, B = kept
-        mine = each(dy, A)
+        mine = _outputs(dy, A, B)
         dlow = mine @ B
+        if A.ndim < B.ndim:
+            dlow = dlow.transpose(0, 1).reshape(low.shape)
         if gradient is not None:
             _add_product(each(gradient, A), dlow, A)
         # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
-        dA, dBt, row, found = dlow.mT @ each(x, A), low.mT @ mine, 0, []
-        runs = [(dA, dBt)] if A.ndim == 2 else [*zip(dA, dBt, strict=True)]  # not `beside`, which may be others by now
-        for begin, end, lora in self.loras:
-            rows = slice(row, row := row + len(lora.A))
-            for of_A, of_B in runs:
-                found.append(of_A[rows].to(lora.A.dtype))
-                of_B = of_B[rows, begin:end].mT.to(lora.B.dtype, memory_format=torch.contiguous_format)
-                found.append(of_B if lora.scale == 1 else of_B.mul_(lora.scale))
-        return gradient, found
+        return gradient, [dlow.mT @ each(x, A), _outputs(low, A, B).mT @ mine]
 
     def _gradient(self, dy: Tensor) -> Tensor:
         """dy·W."""
@@ -101,18 +96,57 @@ class Joint:
             self.transposed = FrozenLinear(self.weight.mT, None)
         return self.transposed(dy)
 
-    def _joint_factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B in the type of x, for all runs."""
-        (_, _, first), runs = self.loras[0], len(self.loras[0][2].beside)
-        if len(self.layers) == runs == 1:
-            return first.A.to(x.dtype), (first.B if first.scale == 1 else first.scale * first.B).to(x.dtype)
-        As = [torch.cat([lora.beside[run].A for *_, lora in self.loras]) for run in range(runs)]
-        B = x.new_zeros(runs, len(self.weight), len(As[0]))
-        for run, each_B in enumerate(B):
-            row = 0
-            for begin, end, lora in self.loras:
-                torch.mul(lora.beside[run].B, lora.scale, out=each_B[begin:end, row : (row := row + len(lora.A))])
-        return (As[0].to(x.dtype), B[0]) if runs == 1 else (torch.stack(As).to(x.dtype), B)
+    def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
+        """Where in A and B, or what is shaped as they, each of `factors` stands."""
+        if A.ndim < B.ndim:
+            return [part for pair in zip(A.chunk(len(B)), B, strict=True) for part in pair]
+        runs, row, found = [(A, B)] if A.ndim == 2 else [*zip(A, B, strict=True)], 0, []
+        for begin, end, lora in self.loras:
+            rows = slice(row, row := row + len(lora.A))
+            found += [part for a, b in runs for part in (a[rows], b[begin:end, rows])]
+        return found
+
+
+@torch.no_grad()
+def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
+    """Makes weights and factors of these layers ready for `Joint.forward`; needed whenever they may have changed.
+
+    All factors are cast in one go: one by one their calls take three times as long.
+    """
+    into, factors = [], []
+    for joint in joints:
+        joint.join()
+        if not joint.loras:
+            continue
+        runs, rank = len(joint.loras[0][2].beside), sum(len(lora.A) for *_, lora in joint.loras)
+        several, shapes = (runs,) if runs > 1 else (), {lora.B.shape for *_, lora in joint.loras}
+        joint.A = joint.weight.new_empty(*several, rank, joint.weight.shape[1], dtype=dtype)
+        joint.B = joint.weight.new_zeros(*several, len(joint.weight), rank, dtype=dtype)
+        if runs == len(shapes) == 1 < len(joint.loras) == len(joint.layers):
+            joint.B = joint.weight.new_empty(len(joint.layers), *shapes.pop(), dtype=dtype)
+        into += joint.parts(joint.A, joint.B)
+        for *_, lora in joint.loras:
+            factors += [f for run in lora.beside for f in (run.A, run.B if lora.scale == 1 else lora.scale * run.B)]
+    if into:
+        torch._foreach_copy_(into, factors)
+
+
+def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
+    parts, into, scales = [], [], []
+    for joint, of in zip(joints, found, strict=True):
+        if of:
+            own = joint.parts(of[0], of[1].mT)
+            runs = len(own) // (2 * len(joint.loras))  # not of `beside`, which may be others by now
+            scales += [lora.scale for *_, lora in joint.loras for _ in range(runs)]
+            into += [torch.empty(part.shape, dtype=joint.loras[0][2].A.dtype, device=part.device) for part in own]
+            parts += own
+    if into:
+        torch._foreach_copy_(into, parts)
+    for of_B, scale in zip(into[1::2], scales, strict=True):
+        if scale != 1:
+            of_B.mul_(scale)
+    return into
 
 
 class _Linear(torch.autograd.Function):
@@ -120,6 +154,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, joint: Joint, *factors: Tensor) -> Tensor:
+        prepare([joint], x.dtype)
         y, kept = joint.forward(x)
         ctx.save_for_backward(x, *kept)
         ctx.joint = joint
@@ -129,12 +164,17 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *kept = ctx.saved_tensors
         dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
-        return dx, None, *found
+        return dx, None, *gradients([ctx.joint], [found])
 
 
 def each(x: Tensor, A: Tensor) -> Tensor:
     """(M, D) of N runs side by side as (N, M / N, D), if A, (N, R, in), is of several; of one it stays."""
     return x if A.ndim == 2 else x.view(len(A), -1, x.shape[-1])
+
+
+def _outputs(y: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, else of `each` run."""
+    return y.view(len(y), len(B), -1).transpose(0, 1) if A.ndim < B.ndim else each(y, A)
 
 
 def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:

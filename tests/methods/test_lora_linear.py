@@ -209,6 +209,21 @@ def test_layers_of_one_input_are_one(runs: int) -> None:
         assert step.layer.weight.untyped_storage().data_ptr() == joint.weight.untyped_storage().data_ptr()
 
 
+def test_layers_of_one_shape_are_multiplied_as_a_batch() -> None:
+    """So that nobody multiplies the zeros beside the diagonal."""
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    steps = [one_layer(6, 5, 4, 2, scale=scale)[1] for scale in (0.7, 1.0, 1.3)]
+    factors = doubled(*steps)
+    with torch.no_grad():
+        for i, factor in enumerate(factors):
+            factor.mul_(i + 1)
+    joint = Joint([(step.layer, step) for step in steps])
+    expected = torch.cat([formula(x, step) for step in steps], 1)
+    torch.testing.assert_close(_Linear.apply(x, joint, *joint.factors), expected)
+    assert joint.B is not None and joint.B.shape == (3, 4, 2)
+    assert torch.autograd.gradcheck(lambda *_: _Linear.apply(x, joint, *joint.factors), (x, *joint.factors))
+
+
 def test_of_runs_side_by_side_each_row_meets_the_lora_of_its_run() -> None:
     (x, step), (_, other) = one_layer(), one_layer()
     with torch.no_grad():
