@@ -1,7 +1,5 @@
 """The machine under a benchmark: what it is, and how fast it multiplies matrices."""
 
-import multiprocessing as mp
-import os
 import platform
 import subprocess
 import time
@@ -26,40 +24,27 @@ def description(device: str, threads: int) -> dict[str, str]:
     }
 
 
-def peak_flops(device: str, *, seconds: float = 0.25) -> dict[str, float]:
-    """The best FLOP/s of `torch.mm` over SHAPES: `float32` (at either matmul precision) and `bfloat16`.
+def peak_flops(device: str, *, seconds: float = 0.05) -> float:
+    """The best FLOP/s of `torch.mm` in bf16 over SHAPES.
 
     Each shape runs for about `seconds` after one call that is not counted, and its fastest call counts: a peak is what the
     machine can do, not what it did on average.
     """
     import torch
 
-    before = torch.get_float32_matmul_precision()
-    best = {"float32": 0.0, "bfloat16": 0.0}
-    for dtype, precision in ((torch.bfloat16, before), (torch.float32, "highest"), (torch.float32, "medium")):
-        torch.set_float32_matmul_precision(precision)
-        for m, k, n in SHAPES:
-            a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
-            out = torch.mm(a, b)
-            end = time.perf_counter() + seconds
-            calls = 20 if device == "cuda" else 1  # a single call on a GPU is shorter than its launch
-            while time.perf_counter() < end:
-                synchronize(device)
-                start = time.perf_counter()
-                for _ in range(calls):
-                    torch.mm(a, b, out=out)
-                synchronize(device)
-                name = str(dtype).removeprefix("torch.")
-                best[name] = max(best[name], calls * 2 * m * k * n / (time.perf_counter() - start))
-    torch.set_float32_matmul_precision(before)
+    best, calls = 0.0, 20 if device == "cuda" else 1  # a single call on a GPU is shorter than its launch
+    for m, k, n in SHAPES:
+        a, b = (torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in ((m, k), (k, n)))
+        out = torch.mm(a, b)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(calls):
+                torch.mm(a, b, out=out)
+            synchronize(device)
+            best = max(best, calls * 2 * m * k * n / (time.perf_counter() - start))
     return best
-
-
-def peak_in_a_process(device: str, threads: int) -> dict[str, float]:
-    """`peak_flops` in a process that is gone afterwards, so that the caller need not import torch."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    with mp.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_flops, (device,))
 
 
 def synchronize(device: str) -> None:

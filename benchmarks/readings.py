@@ -12,13 +12,17 @@ THREE: Tasks = ("label", "target", "rationale")
 
 @dataclass(frozen=True)
 class Reading:
-    """One pass over posts. tokens: real ones; squares: Σ (tokens of a post)²; padded: positions computed, with padding."""
+    """One pass over posts. tokens: real ones; squares: Σ (tokens of a post)²; padded: positions computed, with padding.
+
+    peak: the best FLOP/s of bf16 products in the same process just before or after the pass; 0 where nobody measured.
+    """
 
     posts: int
     seconds: float
     tokens: int
     squares: int
     padded: int
+    peak: float = 0.0
 
     @property
     def posts_per_second(self) -> float:
@@ -63,6 +67,7 @@ def one_after_another(readings: Sequence[Reading]) -> Reading:
         tokens=sum(r.tokens for r in readings),
         squares=sum(r.squares for r in readings),
         padded=sum(r.padded for r in readings),
+        peak=sum(r.peak * r.seconds for r in readings) / sum(r.seconds for r in readings),
     )
 
 

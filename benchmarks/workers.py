@@ -5,10 +5,11 @@ import multiprocessing as mp
 import os
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from benchmarks.machine import peak_flops
 from benchmarks.readings import Reading, Stage, Tasks
 
 
@@ -43,14 +44,14 @@ class Job:
 
 
 class Worker:
-    """A process with one arm, imports and warm-up paid."""
+    """A process with one arm, imports and warm-up paid. peak_of: the device whose peak is measured beside each pass."""
 
-    def __init__(self, name: str, build: Builder, *, threads: int) -> None:
+    def __init__(self, name: str, build: Builder, *, threads: int, peak_of: str | None = None) -> None:
         self.name = name
         context = mp.get_context("spawn")  # fork would share the parent's threads and its random state
         self.pipe, theirs = context.Pipe()
         os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited, and read when torch is imported
-        self.process = context.Process(target=_serve, args=(build, theirs, threads), daemon=False)
+        self.process = context.Process(target=_serve, args=(build, theirs, threads, peak_of), daemon=False)
         self.process.start()
         theirs.close()
         self.notes: dict[str, str] = self._answer()
@@ -81,7 +82,7 @@ class Worker:
         return answer
 
 
-def _serve(build: Builder, pipe: Connection, threads: int) -> None:
+def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None) -> None:
     try:
         import torch
 
@@ -89,7 +90,9 @@ def _serve(build: Builder, pipe: Connection, threads: int) -> None:
         arm = build()
         pipe.send(dict(arm.warm_up()))
         while (job := pipe.recv()) is not None:
-            pipe.send(arm.train(job.tasks) if job.stage == "train" else arm.evaluate(job.tasks))
+            before = peak_flops(peak_of) if peak_of else 0.0
+            reading = arm.train(job.tasks) if job.stage == "train" else arm.evaluate(job.tasks)
+            pipe.send(replace(reading, peak=max(before, peak_flops(peak_of))) if peak_of else reading)
     except EOFError:
         pass  # the parent is gone
     except ArmFailed as failure:
