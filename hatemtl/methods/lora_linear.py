@@ -120,10 +120,10 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
             continue
         runs, rank = len(joint.loras[0][2].beside), sum(len(lora.A) for *_, lora in joint.loras)
         several, shapes = (runs,) if runs > 1 else (), {lora.B.shape for *_, lora in joint.loras}
+        alike = runs == len(shapes) == 1 < len(joint.loras) == len(joint.layers)
+        shape = (len(joint.layers), *shapes.pop()) if alike else (*several, len(joint.weight), rank)
         joint.A = joint.weight.new_empty(*several, rank, joint.weight.shape[1], dtype=dtype)
-        joint.B = joint.weight.new_zeros(*several, len(joint.weight), rank, dtype=dtype)
-        if runs == len(shapes) == 1 < len(joint.loras) == len(joint.layers):
-            joint.B = joint.weight.new_empty(len(joint.layers), *shapes.pop(), dtype=dtype)
+        joint.B = joint.weight.new_zeros(*shape, dtype=dtype)
         into += joint.parts(joint.A, joint.B)
         for *_, lora in joint.loras:
             factors += [f for run in lora.beside for f in (run.A, run.B if lora.scale == 1 else lora.scale * run.B)]
