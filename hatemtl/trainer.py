@@ -21,7 +21,7 @@ from hatemtl.methods.bert_stack import fused
 from hatemtl.optimization import Optimization
 
 # Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
-# 47 s for MiniLM's own layers and a gain of 6 % of 130 µs a token. Both grow with the layers. `BertStack` is faster than
+# 47 s for MiniLM's own layers and a gain of 6 % of 130 µs a token. Both grow with the layers. `BertStack` is as fast as
 # compiled code. On a GPU, where nothing was measured, it must be asked for.
 COMPILE_FROM = 2.5e9
 
