@@ -153,7 +153,7 @@ def speedups(table: Mapping[tuple[str, str], Sequence[Reading]], over: str, meas
 def shares(table: Mapping[tuple[str, str], Sequence[Reading]], peak: float | None = None) -> dict[tuple[str, str], float]:
     """What share of a peak goes into real tokens, by arm and measure, the median of the rounds.
 
-    peak: FLOP/s; None takes what was measured beside each pass: like the ratios, it does not depend on the machine's mood.
+    peak: FLOP/s; None takes what was measured beside each pass, so that most of the machine's mood falls out.
     """
     return {
         (arm, measure): spread(
