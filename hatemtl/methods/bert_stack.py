@@ -4,10 +4,11 @@ transformers computes every post as long as the longest of its batch. Here the p
 as long as the longest of a group of like length, so that only attention has to know where a group begins.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import accumulate, chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,11 @@ from hatemtl.methods.bert_layer import KINDS, BertLayer
 from hatemtl.methods.lora_linear import LoRALinear, gradients, prepare
 
 # Places of padding that cost as much as one more group.
-PADDING = 64
+PADDING = 48
 # Posts times squared length of a group at most, unless of one post: what attention computes of it shall stay in the cache.
 AREA = 2**17
-# oneDNN's products lose up to a third of their speed where 1 to 3 rows are left over from blocks of 8.
-ROWS = 16
+# oneDNN computes blocks of rows: what is left over from them costs up to 2 % more.
+ROWS = 4
 
 
 class _Stack(torch.autograd.Function):
@@ -116,15 +117,23 @@ class Posts:
 
 
 def _cuts(lengths: np.ndarray) -> list[int]:
-    """Where groups begin but the first, among lengths (N,) from short to long: of little padding, and not too large."""
-    cuts, padding, end = [], 0, len(lengths)
-    for i, length in reversed([*enumerate(lengths.tolist())]):
-        longest = int(lengths[end - 1])
-        padding += longest - length
-        if (padding > PADDING and length < longest) or (end - i > 1 and (end - i) * longest**2 > AREA):
-            cuts.append(i + 1)
-            padding, end = 0, i + 1
-    return cuts[::-1]
+    """Where groups begin but the first, among lengths (N,) from short to long: the least padding, and `PADDING` a group."""
+    longest, counts = (found.tolist() for found in np.unique(lengths, return_counts=True))
+    ends = [0, *accumulate(counts)]
+    best: list[tuple[float, list[int]]] = [(0, [])]  # for the posts of so many lengths: its cost, and where its groups end
+    for j, length in enumerate(longest, 1):
+        least, found, padding, most = math.inf, [], 0, max(1, AREA // length**2)
+        for i in range(j - 1, -1, -1):  # a group of the lengths from i on
+            padding += counts[i] * (length - longest[i])
+            if padding + PADDING >= least:
+                break
+            posts = ends[j] - ends[i]
+            parts = -(-posts // most)
+            cost = best[i][0] + padding + PADDING * parts
+            if cost < least:
+                least, found = cost, best[i][1] + [ends[i] + posts * part // parts for part in range(1, parts + 1)]
+        best.append((least, found))
+    return best[-1][1][:-1]
 
 
 def waits(device: torch.device) -> bool:

@@ -1,8 +1,11 @@
 """BertStack computes what transformers' own layers compute, at any length, in training and merged, or lets them compute."""
 
+from collections.abc import Iterable
 from copy import deepcopy
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from methods.test_base import encoder as with_dropout
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from hatemtl.methods import adapter_hub, ah_library
 from hatemtl.methods.attention import LEAST_KEYS
 from hatemtl.methods.bert_layer import BertLayer
-from hatemtl.methods.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, merged
+from hatemtl.methods.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, _cuts, merged
 
 FUSED = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 LENGTHS = pytest.mark.parametrize("length", [1, 5, LEAST_KEYS - 1, LEAST_KEYS, LEAST_KEYS + 1, 28])
@@ -151,9 +154,22 @@ def test_groups_are_of_one_length_or_little_padding_and_not_too_large() -> None:
         ]
 
     assert sizes(64 * [40]) == [64]
-    assert sizes([*63 * [40], 1, 2]) == [1, 64] and 38 < PADDING < 38 + 39
+    assert sizes([*63 * [40], 10]) == [64] and PADDING > 30
+    assert sizes([*63 * [40], 1, 2]) == [2, 63] and 1 < PADDING < 38 + 39
     assert sizes(5 * [256]) == [1, 2, 2] and AREA == 2 * 256**2
     assert sizes([600, 600, 8]) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_groups_cost_less(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    lengths = np.sort(draw.integers(1, 60, draw.integers(1, 11)))
+
+    def cost(cuts: Iterable[int]) -> int:
+        return sum(PADDING + int((group[-1] - group).sum()) for group in np.split(lengths, [*cuts]))
+
+    places = range(1, len(lengths))
+    assert cost(_cuts(lengths)) == min(cost(cuts) for n in range(len(lengths)) for cuts in combinations(places, n))
 
 
 def test_a_mask_of_another_form_leaves_the_batch_whole() -> None:
