@@ -1,8 +1,8 @@
 """What a measurement gives, and what may be said of several rounds of it."""
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 Stage = Literal["train", "eval"]
@@ -69,6 +69,17 @@ def one_after_another(readings: Sequence[Reading]) -> Reading:
         padded=sum(r.padded for r in readings),
         peak=sum(r.peak * r.seconds for r in readings) / sum(r.seconds for r in readings),
     )
+
+
+def lasting(measure: Callable[[], Reading], seconds: float) -> Reading:
+    """Passes again and again until they have taken so many seconds, one at least, as one reading of all.
+
+    The machine's mood changes within seconds: a pass of two would catch one of them, where a rival's of twenty has several.
+    """
+    found = [measure()]
+    while sum(reading.seconds for reading in found) < seconds:
+        found.append(measure())
+    return replace(one_after_another(found), posts=sum(reading.posts for reading in found))
 
 
 @dataclass(frozen=True)

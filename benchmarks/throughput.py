@@ -88,7 +88,7 @@ SEVERAL = ("trainer", "trainer_tuned")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One pass of one arm in one round."""
+    """What one arm did of one job in one round."""
 
     round: int
     arm: str
@@ -211,7 +211,7 @@ def report(table: Mapping[tuple[str, str], Sequence[Reading]], facts: Mapping[st
 
 
 def write_rows(path: Path, measurements: Iterable[Measurement], setting: Setting, about: Mapping[str, str]) -> None:
-    """The raw figures: a row a pass, each with all there is to know of machine and versions."""
+    """The raw figures: a row a measurement, each with all there is to know of machine and versions."""
     rows = [
         {
             "round": m.round,
@@ -244,7 +244,8 @@ def main() -> None:
     try:
         for name in options.arms:
             try:
-                workers[name] = Worker(name, Build(name, setting), threads=options.threads, peak_of=options.device)
+                ready = {"threads": options.threads, "peak_of": options.device, "seconds": options.seconds}
+                workers[name] = Worker(name, Build(name, setting), **ready)
                 if workers[name].notes:
                     facts[f"{TITLES[name]}, found"] = ", ".join(f"{k}={v}" for k, v in workers[name].notes.items())
                 say(f"{name}: ready {workers[name].notes or ''}")
@@ -273,10 +274,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="at least 5 to be reported (default)")
     parser.add_argument("--train-posts", type=int, default=1024, help="posts a training pass, drawn once (default 1024)")
     parser.add_argument("--eval-posts", type=int, default=1922, help="posts an evaluation pass (default 1922: all of val)")
+    parser.add_argument("--seconds", type=float, default=8, help="that a measurement takes at least, in passes (default 8)")
     parser.add_argument("--arms", nargs="+", choices=list(TITLES), default=list(TITLES))
     given = parser.parse_args()
     if given.quick:
-        given.rounds, given.train_posts, given.eval_posts = 2, 96, 128
+        given.rounds, given.train_posts, given.eval_posts, given.seconds = 2, 96, 128, 0
     return given
 
 

@@ -6,11 +6,12 @@ import os
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from benchmarks.machine import peak_flops
-from benchmarks.readings import Reading, Stage, Tasks
+from benchmarks.readings import Reading, Stage, Tasks, lasting
 
 
 class Arm(Protocol):
@@ -44,20 +45,24 @@ class Job:
 
 
 class Worker:
-    """A process with one arm, imports and warm-up paid. peak_of: the device whose peak is measured beside each pass."""
+    """A process with one arm, imports and warm-up paid.
 
-    def __init__(self, name: str, build: Builder, *, threads: int, peak_of: str | None = None) -> None:
+    peak_of: the device whose peak is measured beside each measurement. seconds: that a measurement takes at least, in as
+    many passes as it needs.
+    """
+
+    def __init__(self, name: str, build: Builder, *, threads: int, peak_of: str | None = None, seconds: float = 0) -> None:
         self.name = name
         context = mp.get_context("spawn")  # fork would share the parent's threads and its random state
         self.pipe, theirs = context.Pipe()
         os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited, and read when torch is imported
-        self.process = context.Process(target=_serve, args=(build, theirs, threads, peak_of), daemon=False)
+        self.process = context.Process(target=_serve, args=(build, theirs, threads, peak_of, seconds), daemon=False)
         self.process.start()
         theirs.close()
         self.notes: dict[str, str] = self._answer()
 
     def measure(self, job: Job) -> Reading:
-        """One pass. Raises ArmFailed with the reason."""
+        """One measurement. Raises ArmFailed with the reason."""
         self.pipe.send(job)
         answer: Reading = self._answer()
         return answer
@@ -82,7 +87,7 @@ class Worker:
         return answer
 
 
-def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None) -> None:
+def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None, seconds: float) -> None:
     try:
         import torch
 
@@ -91,7 +96,7 @@ def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None) 
         pipe.send(dict(arm.warm_up()))
         while (job := pipe.recv()) is not None:
             before = peak_flops(peak_of) if peak_of else 0.0
-            reading = arm.train(job.tasks) if job.stage == "train" else arm.evaluate(job.tasks)
+            reading = lasting(partial(arm.train if job.stage == "train" else arm.evaluate, job.tasks), seconds)
             pipe.send(replace(reading, peak=max(before, peak_flops(peak_of))) if peak_of else reading)
     except EOFError:
         pass  # the parent is gone

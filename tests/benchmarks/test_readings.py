@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from benchmarks import chart
 from benchmarks.flops import MINILM, Shape, evaluation_flops, training_flops
 from benchmarks.posts import draw, macro_f1
-from benchmarks.readings import Line, Reading, Spread, fit, one_after_another, org, ratio, spread
+from benchmarks.readings import Line, Reading, Spread, fit, lasting, one_after_another, org, ratio, spread
 
 
 def reading(posts: int = 10, seconds: float = 1.0) -> Reading:
@@ -26,6 +26,13 @@ def test_models_one_after_another_take_their_seconds_together() -> None:
     whole = one_after_another([reading(10, 1.0), reading(10, 2.0), reading(6, 1.0)])
     assert (whole.posts, whole.seconds, whole.tokens, whole.padded) == (10, 4.0, 300, 480)
     assert whole.posts_per_second == 2.5
+
+
+def test_passes_are_repeated_until_they_have_lasted() -> None:
+    draw = iter([reading(10, 1.0), reading(10, 2.0), reading(10, 3.0)])
+    whole = lasting(lambda: next(draw), 2.5)
+    assert (whole.posts, whole.seconds, whole.tokens, whole.padded) == (20, 3.0, 200, 320)
+    assert lasting(lambda: reading(10, 1.0), 0) == reading(10, 1.0)
 
 
 def test_fit_is_least_squares() -> None:
