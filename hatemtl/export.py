@@ -100,13 +100,13 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
         attached = Full(**rates).attach(body, name="run", seed=seed)
         before = _hidden(attached)
     elif library == "peft":
-        from hatemtl.methods import peft_hub
+        from hatemtl.methods import peft_hub, peft_library
 
         attached = peft_hub.Load(**rates).attach(body, name="run", seed=seed)
         before = _hidden(attached)
-        attached = peft_hub.fold(attached)
+        attached = peft_library.fold(attached)
     elif library == "adapterhub":
-        from hatemtl.methods import adapter_hub, ah_library
+        from hatemtl.methods import adapter_hub, ah_fold, ah_library
 
         name = module_name(run.record["method"])  # by which it is named where it cannot be merged
         attached = adapter_hub.Load(**rates).attach(body, name=name, seed=seed)
@@ -116,7 +116,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
                 f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
                 f"({run.record['method']}); {way_out}"
             )
-        attached = ah_library.fold(attached, ah_library.active(attached)[0])
+        attached = ah_fold.fold(attached, ah_library.active(attached)[0])
     else:
         raise UserError(
             f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post or "

@@ -17,7 +17,7 @@ from hatemtl.artifacts import SavedRun, write_config, write_labels, write_record
 from hatemtl.encoder import Encoder, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.methods import adapter_hub, ah_library, peft_hub
+from hatemtl.methods import adapter_hub, ah_library, peft_hub, peft_library
 from hatemtl.methods.full import Full
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
@@ -86,7 +86,7 @@ def test_an_adapter_is_written_for_either_library(name: str, form: str, tmp_path
     export.adapter(run, encoder, form, tmp_path / "out", seed=0)
     body: Any = encoder.model(dropout=False, seed=0)
     if form == "peft":
-        model: Any = peft_hub.PeftModel.from_pretrained(body, str(tmp_path / "out"))
+        model: Any = peft_library.PeftModel.from_pretrained(body, str(tmp_path / "out"))
     else:
         model = ah_library.enable(body)
         model.load_adapter(str(tmp_path / "out"), set_active=True, use_safetensors=True)

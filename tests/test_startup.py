@@ -45,6 +45,7 @@ def test_what_is_kept_can_be_chosen_in_the_environment(monkeypatch: pytest.Monke
     assert {os.environ[name] for name in KEPT} == {"0"}
 
 
+@pytest.mark.slow  # a start of its own
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="reads Linux's own count")
 def test_large_tensors_of_a_run_stand_on_large_pages() -> None:
     """If nothing makes a tensor before the environment is set: torch looks at it once."""

@@ -15,7 +15,7 @@ from adapters.composition import AdapterCompositionBlock, Stack
 from adapters.configuration import AdapterConfig, LoRAConfig
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.lora import LoRA as LoRAModule
-from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear, Vera
+from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear
 from adapters.methods.prefix_tuning import PrefixTuningLayer
 from adapters.methods.reft import ReftModule
 from safetensors import SafetensorError
@@ -28,10 +28,10 @@ from hatemtl.encoder import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import exchange, lora_source
-from hatemtl.methods.ah_config import FOLDABLE, kinds
+from hatemtl.methods.ah_config import kinds
 from hatemtl.methods.base import draw_lora_A
 from hatemtl.methods.bert_stack import fuse
-from hatemtl.methods.corrections import Diagonal, DoRALinear, dora_scale, keep_type
+from hatemtl.methods.corrections import Diagonal, DoRALinear, keep_type
 from hatemtl.methods.lora_linear import LoRALinear
 from hatemtl.seeds import seeded
 
@@ -281,44 +281,3 @@ def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
         for path, layer, lora in loras(model, name)
         for projection, A, B in factors(layer, lora)
     }
-
-
-@torch.no_grad()
-def fold(model: Any, name: str) -> Any:
-    """Writes adapter `name` into the weights under it, in float32, and takes it away: the model computes the same.
-
-    Raises UserError where the adapter is more than a change of weights; the library would silently do nothing.
-    """
-    config = model.adapters_config.get(name)
-    if more := sorted(kinds(config) - FOLDABLE):
-        raise UserError(
-            f"the adapter {name} on the encoder {model.config.model_type} is no mere change of its weights "
-            f"({', '.join(more)}), so it cannot be merged into them; keep it beside the encoder, method=ah_load"
-        )
-    for path, layer, lora in list(loras(model, name)):
-        weight, bias = layer.weight.float(), layer.bias
-        if isinstance(layer, LoRAMergedLinear) and kinds(config) != {"lora"}:
-            raise UserError(
-                f"{path}: only a LoRA can be merged into a matrix of queries, keys and values; type method=ah_lora16"
-            )
-        if lora.composition_mode == "scale":
-            scale = lora.lora_B.flatten() * lora.scaling
-            weight, bias = weight * scale[:, None], None if bias is None else bias * scale
-        elif lora.use_dora:
-            change, scale = dora_scale(layer, lora)
-            weight = (weight + change) * scale[:, None]
-        elif isinstance(lora, Vera):
-            A, B = (model.shared_parameters[name][key] for key in ("lora_A", "lora_B"))
-            weight = weight + lora.scaling * (lora.vera_B @ B @ lora.vera_D @ A)
-        else:
-            for projection, A, B in factors(layer, lora):
-                rows = weight.chunk(3)["qkv".index(projection[1])] if projection else weight
-                rows += lora.scaling * (B @ A)
-        layer.weight.data.copy_(weight)
-        if bias is not None:
-            layer.bias.data.copy_(bias)
-    for module in model.modules():
-        module.__dict__.pop("forward", None)  # LoRALinear's, DoRALinear's, BertStack's
-    model.set_active_adapters(None)
-    model.delete_adapter(name)
-    return model

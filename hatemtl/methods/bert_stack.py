@@ -59,20 +59,29 @@ class _Stack(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class Packing:
+    """How the B·T places of a batch become M rows, a multiple of `ROWS`, and come back.
+
+    places: (M,) which one each row holds. nothing: the rows that hold no token. sources: (B·T,) which row holds each place,
+    any at padding. padding: where that is.
+    """
+
+    places: Tensor
+    nothing: Tensor
+    sources: Tensor
+    padding: Tensor
+
+
+@dataclass(frozen=True)
 class Posts:
     """Where the posts of a padded batch (B, T) stand when they stand one behind the other, in M rows.
 
-    groups: of like length. places: (M,) which of the B·T places each row holds; M is a multiple of `ROWS`. nothing: the rows
-    that hold no token. sources: (B·T,) which row holds each place, any at padding. padding: where that is. All are None
-    where the batch stays as it is.
+    groups: of like length. packing: None where the batch stays as it is.
     """
 
     shape: tuple[int, int]
     groups: list[Group]
-    places: Tensor | None = None
-    nothing: Tensor | None = None
-    sources: Tensor | None = None
-    padding: Tensor | None = None
+    packing: Packing | None = None
 
     @staticmethod
     def of(hidden: Tensor, mask: Tensor | None, *, runs: int = 1) -> "Posts":
@@ -100,19 +109,19 @@ class Posts:
         rest = -len(rows) % ROWS
         nothing = np.append(np.flatnonzero(~tokens[rows]), np.arange(len(rows), len(rows) + rest))
         found = np.append(rows, np.zeros(rest, dtype=np.int64)), nothing, sources, np.flatnonzero(~tokens)
-        return Posts((posts, length), groups, *map(torch.from_numpy, found))
+        return Posts((posts, length), groups, Packing(*map(torch.from_numpy, found)))
 
     def pack(self, hidden: Tensor) -> Tensor:
         """(B, T, D) to (M, D), zero where no token is."""
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        if self.places is None or self.nothing is None:
+        if self.packing is None:
             return hidden
-        return hidden.index_select(0, self.places).index_fill_(0, self.nothing, 0.0)
+        return hidden.index_select(0, self.packing.places).index_fill_(0, self.packing.nothing, 0.0)
 
     def unpack(self, x: Tensor) -> Tensor:
         """(M, D) to (B, T, D), zero at padding."""
-        if self.sources is not None and self.padding is not None:
-            x = x.index_select(0, self.sources).index_fill_(0, self.padding, 0.0)
+        if self.packing is not None:
+            x = x.index_select(0, self.packing.sources).index_fill_(0, self.packing.padding, 0.0)
         return x.view(*self.shape, -1)
 
 

@@ -83,7 +83,7 @@ class Joint:
         low, A, B = kept
         mine = _outputs(dy, A, B)
         dlow = mine @ B
-        if A.ndim < B.ndim:
+        if _alike(A, B):
             dlow = dlow.transpose(0, 1).reshape(low.shape)
         if gradient is not None:
             _add_product(each(gradient, A), dlow, A)
@@ -98,7 +98,7 @@ class Joint:
 
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
         """Where in A and B, or what is shaped as they, each of `factors` stands."""
-        if A.ndim < B.ndim:
+        if _alike(A, B):
             return [part for pair in zip(A.chunk(len(B)), B, strict=True) for part in pair]
         runs, row, found = [(A, B)] if A.ndim == 2 else [*zip(A, B, strict=True)], 0, []
         for begin, end, lora in self.loras:
@@ -172,9 +172,14 @@ def each(x: Tensor, A: Tensor) -> Tensor:
     return x if A.ndim == 2 else x.view(len(A), -1, x.shape[-1])
 
 
+def _alike(A: Tensor, B: Tensor) -> bool:
+    """Whether B has a block for each layer, as it has where the LoRAs of all are of one shape."""
+    return A.ndim < B.ndim
+
+
 def _outputs(y: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, else of `each` run."""
-    return y.view(len(y), len(B), -1).transpose(0, 1) if A.ndim < B.ndim else each(y, A)
+    return y.view(len(y), len(B), -1).transpose(0, 1) if _alike(A, B) else each(y, A)
 
 
 def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:

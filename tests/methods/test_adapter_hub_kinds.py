@@ -17,7 +17,8 @@ from hatemtl.merging.mean import Mean
 from hatemtl.merging.task_arithmetic import TaskArithmetic
 from hatemtl.methods.adapter_hub import Adapter, Load, LoRA
 from hatemtl.methods.ah_config import KNOWN, REFUSED, configuration, kinds
-from hatemtl.methods.ah_library import WEIGHTS, fold, loras, own_parameters
+from hatemtl.methods.ah_fold import fold
+from hatemtl.methods.ah_library import WEIGHTS, loras, own_parameters
 from hatemtl.methods.base import components
 from hatemtl.methods.merge import Merged
 from hatemtl.network import Network

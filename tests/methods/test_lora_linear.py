@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from hatemtl import module as module_file
 from hatemtl.artifacts import SavedRun
-from hatemtl.methods import adapter_hub, ah_library, peft_hub
+from hatemtl.methods import adapter_hub, ah_library, peft_hub, peft_library
 from hatemtl.methods.bert_stack import BertStack, merged
 from hatemtl.methods.lora_linear import Joint, LoRALinear, _Linear, loras
 from hatemtl.network import Network
@@ -404,8 +404,8 @@ PEFT = {
 @pytest.mark.parametrize("name", PEFT)
 def test_whatever_peft_adds_computes_as_without_us(name: str) -> None:
     settings, ours = PEFT[name]
-    config = peft.LoraConfig(**settings, target_modules=peft_hub.BERT_LIKE)  # type: ignore[arg-type]
-    model = moved(peft_hub.train(peft.get_peft_model(encoder(), config)))
+    config = peft.LoraConfig(**settings, target_modules=peft_library.BERT_LIKE)  # type: ignore[arg-type]
+    model = moved(peft_library.train(peft.get_peft_model(encoder(), config)))
     assert bool(loras(model)) is ours
     results = []
     for each in (model, by_library(model)):

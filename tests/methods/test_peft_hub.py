@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from hatemtl.errors import UserError
-from hatemtl.methods import adapter_hub, ah_library, peft_hub
+from hatemtl.methods import adapter_hub, ah_library, peft_library
 from hatemtl.methods.base import components
-from hatemtl.methods.peft_hub import REFUSED, WEIGHTS, Adapter, Load, LoRA, active, fold, kinds
+from hatemtl.methods.peft_hub import Adapter, Load, LoRA
+from hatemtl.methods.peft_library import REFUSED, WEIGHTS, active, fold, kinds
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 SEPARATE = [kind for kind in KINDS if kind != "modernbert"]  # q, k and v are layers of their own
@@ -221,7 +222,7 @@ NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "oft": ("OFTConfig", {"oft_block_size": 16}),
 }
 LIKE_BERT = ["bert", "electra", "roberta"]
-OTHERS = sorted(name for name, config in kinds().items() if not peft_hub._prompts(config) and name not in REFUSED)
+OTHERS = sorted(name for name, config in kinds().items() if not peft_library._prompts(config) and name not in REFUSED)
 
 
 def adapter(kind: str, options: dict[str, Any] | None = None, **other: Any) -> Adapter:
