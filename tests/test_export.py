@@ -121,10 +121,10 @@ def test_what_cannot_be_is_told_before_anything_is_written(tmp_path: Path) -> No
 
 
 def test_what_is_asked_for_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = source(tmp_path)
+    encoder, out = source(tmp_path), str(tmp_path / "out")
     for form, path, message in (
-        ("pefd", "out", "export.format=pefd: did you mean 'peft'"),
-        (None, "out", "known: peft, adapterhub, merged, onnx"),
+        ("pefd", out, "export.format=pefd: did you mean 'peft'"),
+        (None, out, "known: peft, adapterhub, merged, onnx"),
         ("peft", None, "type export.path=FOLDER"),
         ("peft", str(tmp_path), "exists already; .*overwrite=true"),
     ):
@@ -133,7 +133,7 @@ def test_what_is_asked_for_must_be_whole(tmp_path: Path, monkeypatch: pytest.Mon
     assert export.check("peft", str(tmp_path), encoder, overwrite=True) == ("peft", tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs onnx and onnxscript; type `uv sync --extra onnx`"):
-        export.check("onnx", "out", encoder, overwrite=False)
+        export.check("onnx", out, encoder, overwrite=False)
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
