@@ -69,7 +69,8 @@ def same(cohort: Path, solo: Path) -> None:
     assert sum(abs(results[name] - others[name]) for name in counts) <= 2  # scores that lay on the threshold
 
 
-@pytest.mark.parametrize("method", ["ah_lora16", pytest.param("peft_lora16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ah_lora16", "peft_lora16"])
 def test_parts_side_by_side_are_the_parts_trained_apart(cli: Cli, encoder: str, tmp_path: Path, method: str) -> None:
     run = [*RUN, encoder, f"method={method}", "action=[train,test]"]
     together = cli(*run, "cohort.parts=2", f"save_path={tmp_path}/target")

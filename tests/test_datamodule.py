@@ -381,7 +381,7 @@ def test_losses_stepped_apart_get_batches_of_posts_with_that_task() -> None:
 
 
 @pytest.mark.parametrize("options", [{"temperature": 2.0, "balance": 0.5}, {"steps": 9, "batch": "alternating"}], ids=str)
-@pytest.mark.parametrize("step", ["joint", "per_task"])
+@pytest.mark.parametrize("step", ["joint", pytest.param("per_task", marks=pytest.mark.slow)])
 def test_any_sampling_goes_on_where_it_was_with_any_number_of_workers(
     step: str, options: dict[str, Any], tmp_path: Path
 ) -> None:

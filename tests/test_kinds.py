@@ -195,6 +195,7 @@ def trainer(epochs: int) -> L.Trainer:
     return L.Trainer(accelerator="cpu", devices=1, max_epochs=epochs, **how)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
 def test_all_kinds_learn_together_and_are_tested() -> None:
     network, data = built(epochs=8)

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.startup import IMPORTS, report, until
 
 
+@pytest.mark.slow  # starts of its own
 def test_the_clock_stops_at_the_line() -> None:
     begun = time.perf_counter()
     seconds = until(["-c", "import time; print('epoch 1/1  loss'); time.sleep(3)"], "epoch 1/1", threads=1)
