@@ -244,8 +244,9 @@ def main() -> None:
     try:
         for name in options.arms:
             try:
-                ready = {"threads": options.threads, "peak_of": options.device, "seconds": options.seconds}
-                workers[name] = Worker(name, Build(name, setting), **ready)
+                workers[name] = Worker(
+                    name, Build(name, setting), threads=options.threads, peak_of=options.device, seconds=options.seconds
+                )
                 if workers[name].notes:
                     facts[f"{TITLES[name]}, found"] = ", ".join(f"{k}={v}" for k, v in workers[name].notes.items())
                 say(f"{name}: ready {workers[name].notes or ''}")

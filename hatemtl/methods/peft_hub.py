@@ -90,7 +90,7 @@ class Adapter:
         return []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        config = check_kind(self.kind, self.options)
+        config = kinds()[self.kind]
         wrapped = add(model, config, self.options or {}, targets=self.targets, leave_out=self.leave_out, seed=seed)
         check_forward(wrapped, f"{self.kind} on {model.config.model_type}")
         return train(wrapped)

@@ -1,4 +1,4 @@
-"""The `peft` library, which only this file imports, as the methods here use it: add, compute, fold, save and load one."""
+"""The `peft` library, which only this file imports, as the methods here use it: add, compute, fold, save, load adapters."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,8 +197,8 @@ def check_forward(model: PeftModel, given: str) -> None:
         raise UserError(f"{given}: it gives {hidden.shape[1]} hidden states for 4 tokens; type method=peft_lora16")
 
 
-def check_kind(kind: str, options: Mapping[str, Any] | None) -> type[PeftConfig]:
-    """The configuration of a kind of adapter. Raises UserError where a run can make nothing of it, or of these options."""
+def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
+    """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
     known = kinds()
     if kind in REFUSED:
         raise UserError(f"method.kind={kind}: {REFUSED[kind]}; type method=peft_lora16")
@@ -218,7 +218,6 @@ def check_kind(kind: str, options: Mapping[str, Any] | None) -> type[PeftConfig]
             raise UserError(f"method.options.{key}: {INSTEAD[key]}")
         if key not in keys:
             raise UserError(f"method.options.{key}: no key of {kind} to be set here; {did_you_mean(key, keys)}")
-    return known[kind]
 
 
 def _prompts(config: type[PeftConfig]) -> bool:
