@@ -121,6 +121,8 @@ class TrainerSettings:
         """The trainer of one run, whose folder at work is `root`."""
         if self.device.type == "cpu":
             exact_onednn()  # on a GPU the same switch would round float32
+            # lightning has every step of AdamW look for NVIDIA's driver on the disk; torch's own look takes no time
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         shown = bar if self.progress is None else self.progress
         return L.Trainer(
             default_root_dir=root,

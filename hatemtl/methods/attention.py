@@ -30,7 +30,7 @@ def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[T
     and the weights (n·H, T, K). K is T, but `LEAST_KEYS` at least; keys of nothing get no weight.
     """
     width = qkv.shape[-1] // (3 * heads)
-    context, kept = qkv.new_empty(len(qkv), heads * width), []
+    context, kept = qkv.new_empty(qkv.shape[0], heads * width), []
     for group in groups:
         length, mask = group.mask.shape[-1], group.mask
         keys = max(length, LEAST_KEYS)
@@ -55,7 +55,7 @@ def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[T
 def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor]) -> Tensor:
     """The gradient (M, 3·H·d) of q, k and v, from that of the context, (M, H·d), and from what `attend` kept."""
     width = kept[0].shape[-1]
-    heads, dqkv = dy.shape[-1] // width, dy.new_empty(len(dy), 3 * dy.shape[-1])
+    heads, dqkv = dy.shape[-1] // width, dy.new_empty(dy.shape[0], 3 * dy.shape[-1])
     for group, q, k, v, p in zip(groups, *(kept[i::4] for i in range(4)), strict=True):
         length = q.shape[1]
         do = dy[group.begin : group.end].view(-1, length, heads, width).transpose(1, 2).reshape(-1, length, width)

@@ -20,6 +20,9 @@ from hatemtl.methods.attention import Group
 from hatemtl.methods.bert_layer import KINDS, BertLayer
 from hatemtl.methods.lora_linear import LoRALinear, gradients, prepare
 
+# Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
 # Places of padding that cost as much as one more group.
 PADDING = 48
 # Posts times squared length of a group at most, unless of one post: what attention computes of it shall stay in the cache.
@@ -35,27 +38,30 @@ class _Stack(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, posts: "Posts", layers: list[BertLayer], *factors: Tensor) -> Tensor:
         # nothing learns below the first of these
         first = 0 if ctx.needs_input_grad[0] else next((i for i, layer in enumerate(layers) if layer.factors), len(layers))
-        x, kept = posts.pack(hidden), []
-        for i, layer in enumerate(layers):
-            x, found = layer.forward(x, posts.groups)
-            if i >= first:
-                kept.append(found)
+        with _BelowAutograd():
+            x, kept = posts.pack(hidden), []
+            for i, layer in enumerate(layers):
+                x, found = layer.forward(x, posts.groups)
+                if i >= first:
+                    kept.append(found)
+            y = posts.unpack(x)
         ctx.sizes = [[len(tensors) for tensors in layer] for layer in kept]
         ctx.save_for_backward(*(tensor for layer in kept for tensors in layer for tensor in tensors))
         ctx.posts, ctx.layers = posts, layers[first:]
-        return posts.unpack(x)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         flat, below = iter(ctx.saved_tensors), ctx.needs_input_grad[0]
         kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
-        dy, found = ctx.posts.pack(grads[0]), []
-        for i, layer in reversed([*enumerate(ctx.layers)]):
-            dy, of = layer.backward(dy, ctx.posts.groups, kept[i], dx=i > 0 or below)
-            found.append(of)
-        joints = [joint for layer in ctx.layers for joint in layer.joints]
-        factors = gradients(joints, [*chain.from_iterable(reversed(found))])
-        return ctx.posts.unpack(dy) if below else None, None, None, *factors
+        with _BelowAutograd():
+            dy, found = ctx.posts.pack(grads[0]), []
+            for i, layer in reversed([*enumerate(ctx.layers)]):
+                dy, of = layer.backward(dy, ctx.posts.groups, kept[i], dx=i > 0 or below)
+                found.append(of)
+            joints = [joint for layer in ctx.layers for joint in layer.joints]
+            factors = gradients(joints, [*chain.from_iterable(reversed(found))])
+            return ctx.posts.unpack(dy) if below else None, None, None, *factors
 
 
 @dataclass(frozen=True)

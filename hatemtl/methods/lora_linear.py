@@ -4,12 +4,14 @@ The libraries compute x·Aᵀ·Bᵀ, scale it and add it, a new tensor each time
 step. Here the frozen weight already has the type of the computation, and the update is accumulated into the layer's output.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError
@@ -62,6 +64,14 @@ class Joint:
             self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
         self.joined = self._found()
 
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of A and B."""
+        runs, out, rank = len(self.loras[0][2].beside), self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
+        several = (runs,) if runs > 1 else ()
+        alike = runs == len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
+        blocks = (len(self.layers), *self.loras[0][2].B.shape) if alike else (*several, out, rank)
+        return [(*several, rank, self.weight.shape[1]), blocks]
+
     def _found(self) -> list[tuple[int, int]]:
         """Where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
@@ -99,10 +109,12 @@ class Joint:
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
         """Where in A and B, or what is shaped as they, each of `factors` stands."""
         if _alike(A, B):
-            return [part for pair in zip(A.chunk(len(B)), B, strict=True) for part in pair]
+            return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
+        if len(self.layers) == 1 and A.ndim == 2:
+            return [A, B]
         runs, row, found = [(A, B)] if A.ndim == 2 else [*zip(A, B, strict=True)], 0, []
         for begin, end, lora in self.loras:
-            rows = slice(row, row := row + len(lora.A))
+            rows = slice(row, row := row + lora.A.shape[0])
             found += [part for a, b in runs for part in (a[rows], b[begin:end, rows])]
         return found
 
@@ -111,38 +123,41 @@ class Joint:
 def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
     """Makes weights and factors of these layers ready for `Joint.forward`; needed whenever they may have changed.
 
-    All factors are cast in one go: one by one their calls take three times as long.
+    All factors stand in one tensor and are cast in one go: one by one their calls take three times as long.
     """
-    into, factors = [], []
+    trained, shapes, factors = [joint for joint in joints if joint.loras], [], []
     for joint in joints:
         joint.join()
-        if not joint.loras:
-            continue
-        runs, rank = len(joint.loras[0][2].beside), sum(len(lora.A) for *_, lora in joint.loras)
-        several, shapes = (runs,) if runs > 1 else (), {lora.B.shape for *_, lora in joint.loras}
-        alike = runs == len(shapes) == 1 < len(joint.loras) == len(joint.layers)
-        shape = (len(joint.layers), *shapes.pop()) if alike else (*several, len(joint.weight), rank)
-        joint.A = joint.weight.new_empty(*several, rank, joint.weight.shape[1], dtype=dtype)
-        joint.B = joint.weight.new_zeros(*shape, dtype=dtype)
-        into += joint.parts(joint.A, joint.B)
+    for joint in trained:
+        shapes += joint.shapes()
         for *_, lora in joint.loras:
             factors += [f for run in lora.beside for f in (run.A, run.B if lora.scale == 1 else lora.scale * run.B)]
-    if into:
-        torch._foreach_copy_(into, factors)
+    if not trained:
+        return
+    # a tensor for each would take as long to make as to fill
+    sizes = [math.prod(shape) for shape in shapes]
+    room = trained[0].weight.new_zeros(sum(sizes), dtype=dtype)
+    found = [part.view(shape) for part, shape in zip(room.split(sizes), shapes, strict=True)]
+    into = []
+    for joint, joint.A, joint.B in zip(trained, found[::2], found[1::2], strict=True):
+        into += joint.parts(joint.A, joint.B)
+    torch._foreach_copy_(into, factors)
 
 
 def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Tensor]:
     """Those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
-    parts, into, scales = [], [], []
+    parts, scales = [], []
     for joint, of in zip(joints, found, strict=True):
         if of:
             own = joint.parts(of[0], of[1].mT)
             runs = len(own) // (2 * len(joint.loras))  # not of `beside`, which may be others by now
             scales += [lora.scale for *_, lora in joint.loras for _ in range(runs)]
-            into += [torch.empty(part.shape, dtype=joint.loras[0][2].A.dtype, device=part.device) for part in own]
             parts += own
-    if into:
-        torch._foreach_copy_(into, parts)
+    if not parts:
+        return []
+    like = next(joint.loras[0][2].A for joint in joints if joint.loras)
+    into = [*_unflatten_dense_tensors(like.new_empty(sum(part.numel() for part in parts)), parts)]
+    torch._foreach_copy_(into, parts)
     for of_B, scale in zip(into[1::2], scales, strict=True):
         if scale != 1:
             of_B.mul_(scale)
@@ -169,7 +184,7 @@ class _Linear(torch.autograd.Function):
 
 def each(x: Tensor, A: Tensor) -> Tensor:
     """(M, D) of N runs side by side as (N, M / N, D), if A, (N, R, in), is of several; of one it stays."""
-    return x if A.ndim == 2 else x.view(len(A), -1, x.shape[-1])
+    return x if A.ndim == 2 else x.view(A.shape[0], -1, x.shape[-1])
 
 
 def _alike(A: Tensor, B: Tensor) -> bool:
@@ -179,7 +194,7 @@ def _alike(A: Tensor, B: Tensor) -> bool:
 
 def _outputs(y: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, else of `each` run."""
-    return y.view(len(y), len(B), -1).transpose(0, 1) if _alike(A, B) else each(y, A)
+    return y.view(y.shape[0], B.shape[0], -1).transpose(0, 1) if _alike(A, B) else each(y, A)
 
 
 def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
