@@ -110,8 +110,6 @@ class Joint:
         """Where in A and B, or what is shaped as they, each of `factors` stands."""
         if _alike(A, B):
             return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
-        if len(self.layers) == 1 and A.ndim == 2:
-            return [A, B]
         runs, row, found = [(A, B)] if A.ndim == 2 else [*zip(A, B, strict=True)], 0, []
         for begin, end, lora in self.loras:
             rows = slice(row, row := row + lora.A.shape[0])
