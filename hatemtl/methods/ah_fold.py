@@ -8,6 +8,7 @@ from adapters.methods.lora import LoRAMergedLinear, Vera
 from hatemtl.errors import UserError
 from hatemtl.methods.ah_config import FOLDABLE, kinds
 from hatemtl.methods.ah_library import factors, loras
+from hatemtl.methods.bert_stack import unfuse
 from hatemtl.methods.corrections import dora_scale
 
 
@@ -45,8 +46,7 @@ def fold(model: Any, name: str) -> Any:
         layer.weight.data.copy_(weight)
         if bias is not None:
             layer.bias.data.copy_(bias)
-    for module in model.modules():
-        module.__dict__.pop("forward", None)  # LoRALinear's, DoRALinear's, BertStack's
+    unfuse(model)
     model.set_active_adapters(None)
     model.delete_adapter(name)
     return model

@@ -216,6 +216,12 @@ def fuse(model: nn.Module) -> None:
                 module.forward = BertStack(module)
 
 
+def unfuse(model: nn.Module) -> None:
+    """Lets every module of the model compute as its library has it: what stands in the place of a `forward` goes."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)  # LoRALinear, DoRALinear, BertStack
+
+
 def fused(model: nn.Module) -> bool:
     """Whether layers of the model are computed by `BertStack`."""
     return any(isinstance(module.forward, BertStack) for module in model.modules())

@@ -18,7 +18,7 @@ from hatemtl.artifacts import SavedRun
 from hatemtl.encoder import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import check_leave_out, draw_lora_A
-from hatemtl.methods.bert_stack import fuse
+from hatemtl.methods.bert_stack import fuse, unfuse
 from hatemtl.methods.lora_linear import LoRALinear
 from hatemtl.methods.lora_source import PLAIN_STARTS
 from hatemtl.seeds import seeded
@@ -108,8 +108,7 @@ def fold(model: PeftModel) -> nn.Module:
 
     Raises UserError where the kind cannot be merged.
     """
-    for module in model.modules():
-        module.__dict__.pop("forward", None)  # LoRALinear's, BertStack's
+    unfuse(model)
     try:
         return model.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
