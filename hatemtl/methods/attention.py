@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from torch.nn import functional as F
 
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
+
+
+# Between these powers of the least and the greatest number, a sum of exponentials and what it weighs are far from either.
+SAFE = 0.75
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,11 @@ class Group:
     end: int
     mask: Tensor
 
+    @cached_property
+    def factor(self) -> Tensor | None:
+        """What multiplies an exponential where the mask would be added to its exponent; None where that is 1."""
+        return self.mask.exp() if self.mask.any() else None
+
 
 def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[Tensor]]:
     """softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1), of q, k and v, (M, 3·H·d), and what its gradient needs.
@@ -34,22 +44,64 @@ def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[T
     for group in groups:
         length, mask = group.mask.shape[-1], group.mask
         keys = max(length, LEAST_KEYS)
-        own = qkv[group.begin : group.end].view(-1, length, 3, heads, width).permute(2, 0, 3, 1, 4)
-        if keys == length:
-            parts = own.contiguous()
-        else:
-            parts = own.new_zeros(*own.shape[:3], keys, width)
-            parts[..., :length, :] = own
-            mask = F.pad(mask, (0, keys - length), value=-math.inf)
-        q, k, v = parts.flatten(1, 2).unbind()
+        q, k, v = _apart(qkv, group, heads, keys)
         q = q[:, :length]
-        scores = torch.bmm(q, k.transpose(1, 2)).view(-1, heads, length, keys)
-        p = torch.softmax(torch.add(mask, scores, alpha=width**-0.5), dim=-1).to(q.dtype).view(-1, length, keys)
+        p = _softmax(q, k, mask if keys == length else F.pad(mask, (0, keys - length), value=-math.inf), heads)
         into = context[group.begin : group.end].view(-1, length, heads, width)
         into.copy_(torch.bmm(p, v).view(-1, heads, length, width).transpose(1, 2))
         kept += [q, k, v, p]
     context[groups[-1].end :] = 0
     return context, kept
+
+
+def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
+    """The context alone, as `attend` gives it, in fewer passes over memory.
+
+    Exponentials are taken of the scores as they are. Softmax takes the greatest of a row off first, for which a CPU goes row
+    by row; it is left to groups where some sum would be near the ends of what numbers can hold.
+    """
+    if waits(qkv.device):
+        return attend(qkv, groups, heads)[0]
+    width, range_ = qkv.shape[-1] // (3 * heads), torch.finfo(qkv.dtype)
+    context = qkv.new_empty(qkv.shape[0], heads * width)
+    for group in groups:
+        length = group.mask.shape[-1]
+        q, k, v = _apart(qkv, group, heads, length)
+        # powers of two are the faster ones
+        e = torch.baddbmm(q.new_empty(1), q, k.mT, beta=0, alpha=math.log2(math.e) * width**-0.5).exp2_()
+        if group.factor is not None:
+            e.view(-1, heads, length, length).mul_(group.factor.to(e.dtype))
+        total = torch.mv(e.view(-1, length), e.new_ones(length))
+        least, greatest = (float(end) for end in total.aminmax())
+        if not range_.tiny**SAFE < least <= greatest < range_.max**SAFE:  # nor where one is no number
+            e, total = _softmax(q, k, group.mask, heads), total.fill_(1)
+        into = context[group.begin : group.end].view(-1, length, heads, width).transpose(1, 2)
+        torch.div(torch.bmm(e, v, out=q).view(into.shape), total.view(-1, heads, length, 1), out=into)
+    context[groups[-1].end :] = 0
+    return context
+
+
+def waits(device: torch.device) -> bool:
+    """Whether to look at what is on this device would have to wait for it."""
+    return device.type != "cpu"
+
+
+def _apart(qkv: Tensor, group: Group, heads: int, keys: int) -> tuple[Tensor, ...]:
+    """q, k and v of a group, each (n·H, K, d), zero beyond its T places."""
+    length = group.mask.shape[-1]
+    own = qkv[group.begin : group.end].view(-1, length, 3, heads, qkv.shape[-1] // (3 * heads)).permute(2, 0, 3, 1, 4)
+    if keys == length:
+        return own.clone(memory_format=torch.contiguous_format).flatten(1, 2).unbind()
+    parts = own.new_zeros(*own.shape[:3], keys, own.shape[-1])
+    parts[..., :length, :] = own
+    return parts.flatten(1, 2).unbind()
+
+
+def _softmax(q: Tensor, k: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """The weights, (n·H, T, K), of queries (n·H, T, d) and keys (n·H, K, d)."""
+    scores = torch.bmm(q, k.transpose(1, 2))
+    masked = torch.add(mask, scores.view(-1, heads, *scores.shape[1:]), alpha=q.shape[-1] ** -0.5)
+    return torch.softmax(masked, dim=-1).to(q.dtype).view(scores.shape)
 
 
 def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.methods.attention import Group, attend, attend_backward
+from hatemtl.methods.attention import Group, attend, attend_backward, attend_only
 from hatemtl.methods.frozen_linear import FrozenLinear
 from hatemtl.methods.lora_linear import Joint, LoRALinear
 
@@ -68,7 +68,7 @@ class BertLayer:
         """The next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
         if self.merged is not None:
             project, context, intermediate, output = self.merged
-            y = self.norms[0].forward(context(attend(project(x), groups, self.heads)[0]).add_(x))[0]
+            y = self.norms[0].forward(context(attend_only(project(x), groups, self.heads)).add_(x))[0]
             return self.norms[1].forward(output(intermediate(y)).add_(y))[0], []
         y, low_1 = self.projections.forward(x)
         mixed, attention = attend(y, groups, self.heads)

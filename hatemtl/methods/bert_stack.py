@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.encoder import LayersOutput
-from hatemtl.methods.attention import Group
+from hatemtl.methods.attention import Group, waits
 from hatemtl.methods.bert_layer import KINDS, BertLayer
 from hatemtl.methods.lora_linear import LoRALinear, gradients, prepare
 
@@ -24,7 +24,7 @@ from hatemtl.methods.lora_linear import LoRALinear, gradients, prepare
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 # Places of padding that cost as much as one more group.
-PADDING = 48
+PADDING = 24
 # Posts times squared length of a group at most, unless of one post: what attention computes of it shall stay in the cache.
 AREA = 2**17
 # oneDNN computes blocks of rows: what is left over from them costs up to 2 % more.
@@ -149,11 +149,6 @@ def _cuts(lengths: np.ndarray) -> list[int]:
                 least, found = cost, best[i][1] + [ends[i] + posts * part // parts for part in range(1, parts + 1)]
         best.append((least, found))
     return best[-1][1][:-1]
-
-
-def waits(device: torch.device) -> bool:
-    """Whether to count what is on this device would have to wait for it."""
-    return device.type != "cpu"
 
 
 class BertStack:

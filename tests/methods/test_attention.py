@@ -1,11 +1,14 @@
 """Attention over posts that stand one behind the other, and its gradient, against the formula by autograd."""
 
+import math
+
 import pytest
 import torch
 from methods.test_bert_stack import padded_to
 from torch import Tensor
 
-from hatemtl.methods.attention import LEAST_KEYS, Group, attend, attend_backward
+from hatemtl.methods import attention
+from hatemtl.methods.attention import LEAST_KEYS, Group, attend, attend_backward, attend_only
 
 HEADS, WIDTH = 2, 4
 
@@ -30,6 +33,9 @@ def test_values_and_gradient_are_those_of_the_formula(lengths: list[list[int]], 
     context, kept = attend(qkv.detach(), groups, HEADS)
     torch.testing.assert_close(context[:end], expected, atol=1e-6, rtol=1e-5)
     assert not context[end:].any()
+    alone = attend_only(qkv.detach(), groups, HEADS)
+    torch.testing.assert_close(alone[:end], expected, atol=1e-6, rtol=1e-5)
+    assert not alone[end:].any()
     towards = torch.randn(context.shape, generator=draw)
     (of_qkv,) = torch.autograd.grad(expected, qkv, towards[:end])
     gradient = attend_backward(towards, groups, kept)
@@ -41,3 +47,34 @@ def test_one_mask_may_serve_all_posts() -> None:
     qkv = torch.randn(2 * 7, 3 * HEADS * WIDTH, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 1, 7, 7).masked_fill(~torch.ones(7, 7).tril().bool(), torch.finfo(torch.float32).min)
     torch.testing.assert_close(attend(qkv, [Group(0, 14, mask)], HEADS)[0], formula(qkv, mask))
+    torch.testing.assert_close(attend_only(qkv, [Group(0, 14, mask)], HEADS), formula(qkv, mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("score", [0.0, 40.0, 60.0, -40.0, -60.0, 80.0, -80.0, 200.0, -200.0, 1e4, math.nan])
+def test_sums_beyond_what_numbers_hold_are_left_to_softmax(
+    score: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, taken = torch.Generator().manual_seed(0), []
+    softmax = attention._softmax
+    monkeypatch.setattr(attention, "_softmax", lambda *given: taken.append(given) or softmax(*given))
+    qkv = torch.randn(2, 5, 3, HEADS, WIDTH, generator=draw)
+    qkv[1, :, 0], qkv[1, :, 1, :, 0] = 0, WIDTH**0.5  # of the second post every query says the same of every key
+    qkv[1, :, 0, :, 0] = score
+    qkv = qkv.view(10, -1).to(dtype)
+    groups, mask = [Group(0, 5, padded_to([5], 5)), Group(5, 10, padded_to([3], 5))], padded_to([5, 3], 5)
+    context = attend_only(qkv, groups, HEADS)
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.02, "rtol": 0.01}
+    torch.testing.assert_close(context.float(), formula(qkv.float(), mask), equal_nan=True, **tolerance)
+    assert len(taken) == (not abs(score) <= 60)  # of one group, for one post's sake
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_alone_a_context_is_rounded_no_more_than_with_its_gradient(seed: int) -> None:
+    qkv = torch.randn(300, 3 * HEADS * WIDTH, generator=torch.Generator().manual_seed(seed)).mul(2).bfloat16()
+    groups = [Group(0, 300, padded_to(10 * [25, 30], 30)[:10])]
+    exact = formula(qkv.double(), groups[0].mask.double())
+    usual, alone = (
+        found.double().sub(exact).norm() for found in (attend(qkv, groups, HEADS)[0], attend_only(qkv, groups, HEADS))
+    )
+    assert alone < 1.3 * usual
