@@ -38,12 +38,12 @@ FLOORS = [
         "headstart",
         "cohort",
     },
-    {"run", "configuration"},
+    {"configuration", "using", "training", "run"},
 ]
 OWNERS = {
-    "hydra": {"run", "configuration"},
-    "omegaconf": {"run", "configuration"},
-    "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "cohort", "run", "configuration"},
+    "hydra": {"run", "training", "configuration"},
+    "omegaconf": {"run", "training", "using", "configuration"},
+    "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "cohort", "training", "configuration"},
     "transformers": {"encoder"},
     "adapters": {"methods.adapter_hub", "methods.ah_config", "methods.ah_fold", "methods.ah_library", "methods.ah_setup"},
     "peft": {"methods.peft_library"},
@@ -52,7 +52,7 @@ OWNERS = {
     "wandb": {"loggers"},
     "bitsandbytes": {"encoder"},
     "huggingface_hub": {"hub"},
-    "rich": {"callbacks", "cohort", "report", "run", "configuration"},
+    "rich": {"callbacks", "cohort", "report", "training", "using", "configuration"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
