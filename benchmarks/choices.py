@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.readings import Reading, org, ratio, spread
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
+from hatemtl.startup import keep_memory
 
 CHOICES: dict[str, list[str]] = {
     "default": [],
@@ -22,19 +23,26 @@ CHOICES: dict[str, list[str]] = {
     "method=full": ["method=full"],
     "method.leave_out=[0,1,2]": ["method.leave_out=[0,1,2]"],
     "the same, data.cache_prefix=true": ["method.leave_out=[0,1,2]", "data.cache_prefix=true"],
+    "jemalloc": [],
 }
+# What a choice sets in the environment that its process starts in. An allocator takes the place of the C library's.
+ENVIRONMENTS = {"jemalloc": {"LD_PRELOAD": "libjemalloc.so.2", "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}}
 
 
 @dataclass(frozen=True)
 class Build:
-    """Makes hatemtl with these overrides."""
+    """Makes hatemtl with these overrides. preloaded: the library that must stand before all others, if one must."""
 
     posts: str
     train: int
     evaluation: int
     overrides: Sequence[str]
+    preloaded: str | None = None
 
     def __call__(self) -> Arm:
+        if self.preloaded and self.preloaded not in Path("/proc/self/maps").read_text():
+            raise ArmFailed(f"{self.preloaded} is not installed")
+        keep_memory()  # as main.py does before it imports what makes tensors
         from benchmarks.ours import HatemtlArm, Source
 
         source = Source(name=self.posts, train=self.train, evaluation=self.evaluation)
@@ -55,9 +63,11 @@ def main() -> None:
     workers: dict[str, Worker] = {}
     try:
         for name in dict.fromkeys(["default", *options.choices]):
-            build = Build(options.posts, options.train_posts, options.eval_posts, CHOICES[name])
+            environment = ENVIRONMENTS.get(name, {})
+            posts = options.posts, options.train_posts, options.eval_posts
+            build = Build(*posts, CHOICES[name], preloaded=environment.get("LD_PRELOAD"))
             try:
-                workers[name] = Worker(name, build, threads=options.threads)
+                workers[name] = Worker(name, build, threads=options.threads, environment=environment)
                 print(f"{name}: ready {workers[name].notes}", file=sys.stderr, flush=True)
             except ArmFailed as failure:
                 print(f"{name}: left out: {failure}", file=sys.stderr, flush=True)

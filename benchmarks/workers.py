@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
+from unittest.mock import patch
 
 from benchmarks.machine import peak_flops
 from benchmarks.readings import Reading, Stage, Tasks, lasting
@@ -48,16 +49,26 @@ class Worker:
     """A process with one arm, imports and warm-up paid.
 
     peak_of: the device whose peak is measured beside each measurement. seconds: that a measurement takes at least, in as
-    many passes as it needs.
+    many passes as it needs. environment: what the process finds set besides what this one does.
     """
 
-    def __init__(self, name: str, build: Builder, *, threads: int, peak_of: str | None = None, seconds: float = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        build: Builder,
+        *,
+        threads: int,
+        peak_of: str | None = None,
+        seconds: float = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         context = mp.get_context("spawn")  # fork would share the parent's threads and its random state
         self.pipe, theirs = context.Pipe()
         os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited, and read when torch is imported
         self.process = context.Process(target=_serve, args=(build, theirs, threads, peak_of, seconds), daemon=False)
-        self.process.start()
+        with patch.dict(os.environ, environment or {}):
+            self.process.start()
         theirs.close()
         self.notes: dict[str, str] = self._answer()
 

@@ -10,9 +10,7 @@ from torch.nn import functional as F
 
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
-
-
-# Between these powers of the least and the greatest number, a sum of exponentials and what it weighs are far from either.
+# A sum of exponentials, and what it weighs, is far from the least and the greatest number between these powers of them.
 SAFE = 0.75
 
 
@@ -62,7 +60,7 @@ def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
     """
     if waits(qkv.device):
         return attend(qkv, groups, heads)[0]
-    width, range_ = qkv.shape[-1] // (3 * heads), torch.finfo(qkv.dtype)
+    width, numbers = qkv.shape[-1] // (3 * heads), torch.finfo(qkv.dtype)
     context = qkv.new_empty(qkv.shape[0], heads * width)
     for group in groups:
         length = group.mask.shape[-1]
@@ -73,7 +71,7 @@ def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
             e.view(-1, heads, length, length).mul_(group.factor.to(e.dtype))
         total = torch.mv(e.view(-1, length), e.new_ones(length))
         least, greatest = (float(end) for end in total.aminmax())
-        if not range_.tiny**SAFE < least <= greatest < range_.max**SAFE:  # nor where one is no number
+        if not numbers.tiny**SAFE < least <= greatest < numbers.max**SAFE:  # nor where one is no number
             e, total = _softmax(q, k, group.mask, heads), total.fill_(1)
         into = context[group.begin : group.end].view(-1, length, heads, width).transpose(1, 2)
         torch.div(torch.bmm(e, v, out=q).view(into.shape), total.view(-1, heads, length, 1), out=into)
