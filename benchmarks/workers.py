@@ -49,7 +49,7 @@ class Worker:
     """A process with one arm, imports and warm-up paid.
 
     peak_of: the device whose peak is measured beside each measurement. seconds: that a measurement takes at least, in as
-    many passes as it needs. environment: what the process finds set besides what this one does.
+    many passes as it needs. environment: what the process has there besides its parent's.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Worker:
         self.pipe, theirs = context.Pipe()
         os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited, and read when torch is imported
         self.process = context.Process(target=_serve, args=(build, theirs, threads, peak_of, seconds), daemon=False)
-        with patch.dict(os.environ, environment or {}):
+        with patch.dict(os.environ, environment or {}):  # restored afterwards
             self.process.start()
         theirs.close()
         self.notes: dict[str, str] = self._answer()

@@ -1,6 +1,6 @@
 """The configuration as objects: what each node of it builds, and what may not stand in it together.
 
-With run.py and main.py this is the only reader of the configuration.
+Nothing but this, main.py, run.py, training.py and using.py reads the configuration.
 """
 
 import copy

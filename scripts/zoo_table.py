@@ -166,7 +166,7 @@ def train(run: Network, *, posts: int, steps: int = 3) -> str:
 
 
 def save(run: Network, option: str, folder: Path, *, seed: int) -> None:
-    """Leaves what `run.py` would leave of a run of this option, but for heads and results."""
+    """Leaves what `training.py` would leave of a run of this option, but for heads and results."""
     write_config(folder, {"tasks": {task: {"mask_pattern": None} for task in TASKS}, "encoder": {"quantize": None}})
     write_labels(folder, {task: LabelSpace("multilabel", ("a", "b")) for task in TASKS})
     record = {"method": option, "library": run.method.library, "encoder": run.mark, "encoder_source": run.encoder.source}

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
-# A sum of exponentials, and what it weighs, is far from the least and the greatest number between these powers of them.
+# Between these powers of the least and the greatest number, a sum of exponentials has not lost what counts, and what it
+# weighs may be as large as 2³² (float32, bf16).
 SAFE = 0.75
 
 
@@ -85,7 +86,7 @@ def waits(device: torch.device) -> bool:
 
 
 def _apart(qkv: Tensor, group: Group, heads: int, keys: int) -> tuple[Tensor, ...]:
-    """q, k and v of a group, each (n·H, K, d), zero beyond its T places."""
+    """q, k and v of a group, each (n·H, K, d), zero beyond its T places, in memory of their own, never that of qkv."""
     length = group.mask.shape[-1]
     own = qkv[group.begin : group.end].view(-1, length, 3, heads, qkv.shape[-1] // (3 * heads)).permute(2, 0, 3, 1, 4)
     if keys == length:
