@@ -8,16 +8,7 @@ from rich.console import Console
 
 from hatemtl import artifacts, export, report
 from hatemtl.artifacts import SavedRun
-from hatemtl.configuration import (
-    build,
-    cache_of,
-    data_of,
-    evaluator,
-    knowing,
-    network_of,
-    saved_run,
-    tasks_of,
-)
+from hatemtl.configuration import build, cache_of, data_of, evaluator, knowing, network_of, saved_run, tasks_of
 from hatemtl.datamodule import DataModule
 from hatemtl.encoder import vocabulary
 from hatemtl.errors import UserError
