@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.errors import UserError
-from hatemtl.startup import starting
+from hatemtl.machine.startup import starting
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     try:
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        from hatemtl.mistyped import NO_OPTION, explain
+        from hatemtl.command.suggestions import NO_OPTION, explain
 
         if isinstance(error, ValueError) and NO_OPTION not in str(error):
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.readings import Reading, org, ratio, spread
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
-from hatemtl.startup import keep_memory
+from hatemtl.machine.startup import keep_memory
 
 CHOICES: dict[str, list[str]] = {
     "default": [],

@@ -63,7 +63,7 @@ def measure(case: Case) -> Cost | None:
     from omegaconf import OmegaConf
 
     from hatemtl.merging.base import NeedsStatistics, merge_factors
-    from hatemtl.provenance import peak_memory
+    from hatemtl.saved_runs.provenance import peak_memory
 
     torch.set_num_threads(case.threads)
     merge = instantiate(OmegaConf.load(MERGES / f"{case.merge}.yaml"), _convert_="all")

@@ -17,14 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples, draw
 from benchmarks.readings import Reading, Tasks
-from hatemtl.configuration import build
+from hatemtl.batches.datamodule import DataModule
+from hatemtl.command.configuration import build
 from hatemtl.corpora.base import Column, Posts
-from hatemtl.datamodule import DataModule
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.network import assemble, prepare
-from hatemtl.quiet import quiet
-from hatemtl.startup import keep_memory
+from hatemtl.machine.startup import keep_memory
+from hatemtl.machine.warnings_off import quiet
+from hatemtl.network.assembly import assemble, prepare
 
 CONF = Path(__file__).parents[1] / "conf"
 SAMPLE = "sample"

@@ -16,7 +16,7 @@ from benchmarks import chart, command_line, machine
 from benchmarks.flops import MINILM, evaluation_flops, training_flops
 from benchmarks.readings import THREE, Reading, Spread, Stage, Tasks, one_after_another, org, ratio, spread
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
-from hatemtl.startup import keep_memory
+from hatemtl.machine.startup import keep_memory
 
 ONE: Tasks = ("label",)
 BASE = "trainer"

@@ -19,9 +19,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoder import is_quantized
+from hatemtl.encoders.fast.lora_linear import loras, side_by_side
+from hatemtl.encoders.pretrained import is_quantized
 from hatemtl.errors import UserError
-from hatemtl.methods.lora_linear import loras, side_by_side
 
 Inputs = Mapping[str, Tensor]
 PATIENCE = 60  # seconds that a broken-off cohort waits for the run whose turn it is

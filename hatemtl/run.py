@@ -9,11 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from hatemtl.cohort import train_together
-from hatemtl.configuration import check_types, cohort_of
+from hatemtl.command.configuration import check_types, cohort_of
 from hatemtl.errors import Refusal, UserError, did_you_mean
-from hatemtl.quiet import quiet
-from hatemtl.training import train
-from hatemtl.using import export_run, predict, test
+from hatemtl.machine.warnings_off import quiet
+from hatemtl.training.train import train
+from hatemtl.using.actions import export_run, predict, test
 
 # What is done with a saved run.
 USES = {"test": test, "predict": predict, "export": export_run}

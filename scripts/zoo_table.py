@@ -18,16 +18,16 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ElectraConfig, RobertaConfig
 
-from hatemtl import export
-from hatemtl.artifacts import SavedRun, write_config, write_labels, write_record
-from hatemtl.configuration import build
-from hatemtl.encoder import Encoder, Transformer
+from hatemtl.command.configuration import build
+from hatemtl.encoders.pretrained import Encoder, Transformer
 from hatemtl.errors import Refusal, UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import LOADERS
 from hatemtl.methods.mtl_lora import reading, reads_by_task
-from hatemtl.network import Network, assemble
-from hatemtl.weighting import Sum
+from hatemtl.network.assembly import Network, assemble
+from hatemtl.objective.weighting import Sum
+from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
+from hatemtl.using import export
 
 CONF = Path(__file__).parents[1] / "conf"
 SHAPE: dict[str, Any] = {

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hatemtl.batching import LengthBuckets
+from hatemtl.batches.batching import LengthBuckets
 from hatemtl.corpora.base import Column, Posts
-from hatemtl.encoder import Encoder, Tokenizer
+from hatemtl.encoders.pretrained import Encoder, Tokenizer
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.tasks import Task

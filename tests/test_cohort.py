@@ -13,13 +13,13 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hatemtl.artifacts import SavedRun, unfinished
-from hatemtl.callbacks import BestWeights, EpochLine
 from hatemtl.cohort import Member, check_body
-from hatemtl.configuration import build
+from hatemtl.command.configuration import build
+from hatemtl.encoders.fast import lora_linear
 from hatemtl.errors import UserError
-from hatemtl.methods import lora_linear
-from hatemtl.save_path import differences
+from hatemtl.saved_runs.claiming import differences
+from hatemtl.saved_runs.saved_run import SavedRun, unfinished
+from hatemtl.training.callbacks import BestWeights, EpochLine
 
 Cli = Callable[..., Outcome]
 RUN = [

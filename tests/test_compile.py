@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Outcome
 
-from hatemtl.artifacts import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun
 
 pytestmark = [
     pytest.mark.slow,

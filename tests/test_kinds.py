@@ -12,15 +12,14 @@ import pytest
 import torch
 from conftest import Outcome
 from invented import BATCHING
+from network.test_module import Waits
 from safetensors.numpy import load_file
-from test_module import Waits
 
-from hatemtl import outcome
-from hatemtl.artifacts import SavedRun
-from hatemtl.batch import Batch
+from hatemtl.batches.batch import Batch
+from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.datamodule import DataModule
-from hatemtl.encoder import Encoder
+from hatemtl.encoders.fast import bert_stack
+from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.masked import MaskedHead
@@ -30,14 +29,15 @@ from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
-from hatemtl.methods import bert_stack
-from hatemtl.methods.adapter_hub import LoRA
-from hatemtl.module import MultitaskModule
-from hatemtl.network import Network, assemble, prepare
-from hatemtl.optimization import Optimization
+from hatemtl.methods.adapterhub.train_and_load import LoRA
+from hatemtl.network.assembly import Network, assemble, prepare
+from hatemtl.network.module import MultitaskModule
+from hatemtl.objective.optimization import Optimization
+from hatemtl.objective.weighting import Sum
+from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
-from hatemtl.trainer import TrainerSettings
-from hatemtl.weighting import Sum
+from hatemtl.training.trainer_settings import TrainerSettings
+from hatemtl.using import predictions
 
 Cli = Callable[..., Outcome]
 WORDS = ("snorf", "dronk", "cake", "choir", "garden", "soup")
@@ -213,7 +213,7 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
     for name in HEADS:
         assert f"test_{name}_{module.head(name).primary}" in module.rows
     assert all(np.isfinite(value) for value in module.rows.values())
-    frame = outcome.predictions(module, data.pool)
+    frame = predictions.predictions(module, data.pool)
     assert set(frame["task"]) == set(HEADS) - {"masked"}
     sizes = {name: {len(scores) for scores in frame[frame["task"] == name]["scores"]} for name in HEADS}
     assert {name: sizes[name] for name in ("label", "target", "hate", "level", "right")} == {
@@ -291,7 +291,7 @@ def test_no_task_of_choices_or_masked_tokens_predicts_posts() -> None:
     spaces = everything()[1].spaces
     for name in ("right", "masked"):
         with pytest.raises(UserError, match=f"task {name!r}"):
-            outcome.check_predictable({"label": spaces["label"], name: spaces[name]})
+            predictions.check_predictable({"label": spaces["label"], name: spaces[name]})
 
 
 # Masked language modelling, by the command line

@@ -11,7 +11,7 @@ import torch
 from conftest import Outcome
 from safetensors.torch import load_file
 
-from hatemtl.artifacts import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun
 
 Cli = Callable[..., Outcome]
 UNTRAINED = ["optimization.epochs=0", "heads.merge=concat"]

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from methods.peft_adapters.test_train_and_load import NAMED, adapter
 from methods.test_base import KINDS, RATES, encoder, hidden, record
 from methods.test_base import trained as trained_of
-from methods.test_peft_hub import NAMED, adapter
 
-from hatemtl.artifacts import SavedRun
-from hatemtl.encoder import Encoder, fingerprint, is_quantized, keep_trainable
+from hatemtl.encoders.pretrained import Encoder, fingerprint, is_quantized, keep_trainable
 from hatemtl.errors import UserError
-from hatemtl.methods import adapter_hub, peft_hub
+from hatemtl.methods.adapterhub import train_and_load as adapter_hub
+from hatemtl.methods.peft_adapters import train_and_load as peft_hub
+from hatemtl.saved_runs.saved_run import SavedRun
 
 installed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 every_width = pytest.mark.parametrize("bits", ["8bit", "4bit"])

@@ -12,8 +12,8 @@ from conftest import Outcome
 from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
-from hatemtl.artifacts import SavedRun, unfinished
-from hatemtl.callbacks import BestWeights, Throughput
+from hatemtl.saved_runs.saved_run import SavedRun, unfinished
+from hatemtl.training.callbacks import BestWeights, Throughput
 
 Cli = Callable[..., Outcome]
 THREE = [

@@ -10,14 +10,14 @@ import pytest
 import yaml
 from conftest import Outcome
 
-from hatemtl.artifacts import SavedRun
+from hatemtl.command.suggestions import CONF
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.corpora.hatexplain import COMMUNITIES
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import Kind, LabelSpace
-from hatemtl.mistyped import CONF
+from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task, check_learnable
 
 HEAD = partial(MultilabelHead, pooling="cls", layers=1, dropout=0.0, threshold=0.5, balance=0.0)

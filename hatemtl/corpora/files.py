@@ -11,7 +11,7 @@ from typing import Any
 
 from hatemtl.corpora.rows import Rows, shown
 from hatemtl.errors import UserError
-from hatemtl.hub import fetch
+from hatemtl.machine.hub import fetch
 
 LONGEST = 1_000_000  # characters of a field: beyond it a quote was never closed, or it is no file of posts
 

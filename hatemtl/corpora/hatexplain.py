@@ -13,8 +13,8 @@ import numpy as np
 
 from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts, Split
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.hub import fetch
 from hatemtl.labels import LabelSpace
+from hatemtl.machine.hub import fetch
 
 Rationale = Literal["union", "majority", "soft"]
 

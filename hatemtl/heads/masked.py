@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.batch import IGNORED
+from hatemtl.batches.batch import IGNORED
 from hatemtl.errors import UserError
 from hatemtl.labels import Kind, LabelSpace
 

@@ -10,9 +10,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
-from hatemtl.artifacts import SavedRun
-from hatemtl.encoder import Transformer
+from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
+from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator
 
 # Which method loads what a library saved.

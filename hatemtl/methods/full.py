@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from hatemtl.artifacts import SavedRun
-from hatemtl.encoder import Transformer
+from hatemtl.encoders.pretrained import Transformer
 from hatemtl.methods.base import to_load
+from hatemtl.saved_runs.saved_run import SavedRun
 
 WEIGHTS = "encoder/model.safetensors"
 

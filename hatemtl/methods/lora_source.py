@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatemtl.artifacts import SavedRun
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods.base import LOADERS
+from hatemtl.saved_runs.saved_run import SavedRun
 
 # The weights, by library.
 FILES = {"adapterhub": "adapter/adapter.safetensors", "peft": "adapter/adapter_model.safetensors"}

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.artifacts import SavedRun, write_text
-from hatemtl.encoder import Transformer
+from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import check_lora, draw_lora_A, to_load
-from hatemtl.methods.exchange import ROLES
+from hatemtl.methods.lora_formats import ROLES
+from hatemtl.saved_runs.saved_run import SavedRun, write_text
 from hatemtl.seeds import generator
 
 LIBRARY = "mtl_lora"

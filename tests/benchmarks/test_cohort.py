@@ -5,8 +5,8 @@ from omegaconf import OmegaConf
 
 from benchmarks.cohort import COHORTS, Cost, report
 from benchmarks.ours import Source, composed
-from hatemtl.configuration import cohort_of, plain
-from hatemtl.save_path import differences
+from hatemtl.command.configuration import cohort_of, plain
+from hatemtl.saved_runs.claiming import differences
 
 
 @pytest.mark.parametrize("name", COHORTS)

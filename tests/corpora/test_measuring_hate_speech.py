@@ -9,10 +9,10 @@ import pytest
 from conftest import Outcome
 from laid_out import on_hub
 
-from hatemtl.artifacts import SavedRun
 from hatemtl.corpora.base import Posts
 from hatemtl.corpora.measuring_hate_speech import ITEMS, MeasuringHateSpeech
 from hatemtl.errors import UserError
+from hatemtl.saved_runs.saved_run import SavedRun
 
 FLAGS = ["target_race_asian", "target_race_middle_eastern", "target_race", "target_age_seniors", "target_age"]
 

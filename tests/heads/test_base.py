@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.batch import IGNORED
+from hatemtl.batches.batch import IGNORED
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Pool, binary_losses, check_balance, count_rows, f1, feed_forward, masked_mean
 from hatemtl.heads.choice import ChoiceHead

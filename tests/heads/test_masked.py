@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.batch import IGNORED
+from hatemtl.batches.batch import IGNORED
 from hatemtl.errors import UserError
 from hatemtl.heads.masked import MaskedHead
 from hatemtl.labels import LabelSpace

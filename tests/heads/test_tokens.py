@@ -4,7 +4,7 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch.nn import functional as F
 
-from hatemtl.batch import IGNORED
+from hatemtl.batches.batch import IGNORED
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 

@@ -23,10 +23,10 @@ from transformers import (
     RobertaModel,
 )
 
-from hatemtl.artifacts import SavedRun, write_config, write_labels, write_record
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import Component, components, draw_lora_A, saved_by
+from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
 
 SIZE: dict[str, Any] = {
     **{"vocab_size": 20, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},

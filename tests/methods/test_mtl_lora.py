@@ -13,15 +13,15 @@ from methods.test_base import KINDS, RATES, encoder, hidden, record, trained
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hatemtl.batch import Batch
+from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import components
 from hatemtl.methods.mtl_lora import SETTINGS, WEIGHTS, Load, MTLLoRA, active, mixtures, reading
-from hatemtl.module import MultitaskModule
-from hatemtl.weighting import Sum
+from hatemtl.network.module import MultitaskModule
+from hatemtl.objective.weighting import Sum
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 TASKS = ["label", "target"]

@@ -1,0 +1,162 @@
+"""How posts become batches: which stand together, in what order batches come, and which process computes which posts."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from hatemtl.batches.batch import padded
+from hatemtl.errors import UserError
+
+WASTE = 0.12  # of an evaluation batch's places; on a CPU next to none of it is computed
+SMALL = 512  # places: a smaller batch takes as long
+MOST = 8192  # places: a larger batch takes no shorter, and more memory
+
+
+class Batching(Protocol):
+    """A way to make batches of posts, given their lengths in tokens (N,). A batch is an array of positions in `lengths`.
+
+    batch_size: posts that a training batch has at most. Both raise UserError where no batch can hold the longest post.
+    """
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Training batches of posts that come in this order, each once; the batches are shuffled."""
+        ...
+
+    def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Batches for evaluation: all posts once, from short to long."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthBuckets:
+    """Batches of so many posts, of like length, out of windows of shuffled posts: little padding.
+
+    batch_size: posts a training batch, over all devices. window: batches that are sorted by length together; 1 is plain
+    shuffling. eval_batch_size: posts a batch at most where nothing is trained; fewer where it would be padded much.
+    """
+
+    batch_size: int
+    window: int
+    eval_batch_size: int
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "batch_size", "window", "eval_batch_size")
+
+    def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Training batches of posts that come in this order, each once; the batches are shuffled."""
+        order = np.arange(len(lengths))
+        batches = []
+        for window in np.split(order, range(self.window * self.batch_size, len(order), self.window * self.batch_size)):
+            window = window[np.argsort(lengths[window], kind="stable")]
+            full, rest = divmod(len(window), self.batch_size)
+            cuts = np.arange(1, full + (rest > 0)) * self.batch_size
+            # the one smaller batch stands anywhere among them: posts in it weigh more, which the longest shall not always do
+            cuts[int(rng.integers(full + 1)) :] += rest - self.batch_size if rest else 0
+            batches += np.split(window, cuts)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Batches for evaluation: all posts once, from short to long."""
+        order = np.argsort(lengths, kind="stable")
+        return np.split(order, _tight(lengths[order], self.eval_batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudget:
+    """Batches of so many padded tokens, of like length, out of windows of shuffled posts: steps of even cost.
+
+    batch_tokens: padded tokens a training batch at most, over all devices. batch_size: posts a training batch at most.
+    window: batches' worth of tokens that are sorted by length together. eval_batch_tokens, eval_batch_size: the same
+    where nothing is trained. The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short;
+    the last batch of a window, smaller than the others, holds its longest posts.
+    """
+
+    batch_tokens: int
+    batch_size: int
+    window: int
+    eval_batch_tokens: int
+    eval_batch_size: int
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "batch_tokens", "batch_size", "window", "eval_batch_tokens", "eval_batch_size")
+
+    def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Training batches of posts that come in this order, each once; the batches are shuffled."""
+        self._check(lengths)
+        order = np.arange(len(lengths))
+        before = padded(lengths).cumsum() - padded(lengths)
+        windows = np.flatnonzero(np.diff(before // (self.window * self.batch_tokens))) + 1
+        batches = []
+        for window in np.split(order, windows):
+            window = window[np.argsort(lengths[window], kind="stable")]
+            batches += np.split(window, _cuts(padded(lengths[window]), self.batch_tokens, self.batch_size))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Batches for evaluation: all posts once, from short to long."""
+        self._check(lengths)
+        order = np.argsort(lengths, kind="stable")
+        return np.split(order, _cuts(padded(lengths[order]), self.eval_batch_tokens, self.eval_batch_size))
+
+    def _check(self, lengths: np.ndarray) -> None:
+        longest = int(padded(lengths.max(initial=1)))
+        for name in ("batch_tokens", "eval_batch_tokens"):
+            if getattr(self, name) < longest:
+                raise UserError(
+                    f"batching.{name}={getattr(self, name)}: expected room for the longest post; type "
+                    f"batching.{name}={longest} or more, or a smaller encoder.max_length"
+                )
+
+
+def _cuts(widths: np.ndarray, tokens: int, posts: int) -> list[int]:
+    """Where batches begin but the first, among padded lengths (N,) from short to long; the last of a batch is its width."""
+    cuts, start = [], 0
+    while start < len(widths):
+        places = widths[start : start + posts] * np.arange(1, 1 + min(posts, len(widths) - start))
+        start += int(np.searchsorted(places, tokens, side="right"))
+        cuts.append(start)
+    return cuts[:-1]
+
+
+def _tight(lengths: np.ndarray, posts: int) -> list[int]:
+    """Where batches of so many posts at most begin but the first, among lengths (N,) from short to long.
+
+    A batch holds no more than `MOST` places, unless one post does, and than `WASTE` of padding, unless it is small.
+    """
+    cuts, end = [], len(lengths)
+    while end:
+        sizes = np.arange(1, min(posts, end) + 1)
+        places = sizes * lengths[end - 1]
+        padding = places - lengths[end - len(sizes) : end][::-1].cumsum()
+        end -= int(sizes[(padding <= WASTE * places) & (places <= MOST) | (places <= SMALL)].max(initial=1))
+        cuts.append(end)
+    return cuts[:-1][::-1]
+
+
+def _at_least_one(batching: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(batching, name)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"batching.{name}={value}: expected a whole number of at least 1")
+
+
+def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The rows of a batch that process `rank` of `world` computes: every world-th, so all get posts of like length.
+
+    All processes step together. Where a batch has fewer rows than there are processes, one that would get none gets the
+    first row as `~row`, which stands for the post without its annotations: it takes part and counts for nothing.
+    """
+    mine = batch[rank::world]
+    return mine if len(mine) else ~batch[:1]
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process and how many train together; (0, 1) for one alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

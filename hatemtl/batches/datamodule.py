@@ -1,0 +1,215 @@
+"""From corpora to batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hatemtl.batches.batch import Batch
+from hatemtl.batches.batching import Batching, place, share
+from hatemtl.batches.masking import Masking
+from hatemtl.batches.sampling import EpochBatches, Epochs, Sampling, Use, rarity
+from hatemtl.batches.tokenized_posts import Pool, check_workers, loader
+from hatemtl.corpora.base import Corpus, Split
+from hatemtl.encoders.pretrained import Tokenizer
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+from hatemtl.objective.weighting import Step, apart, check_step
+from hatemtl.seeds import derive
+from hatemtl.tasks import Task, check_learnable
+
+PROPORTIONAL = Sampling()
+
+
+class _Used(Dataset[Batch]):
+    """The pool, as batches for the task that each is stepped for."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def __getitem__(self, use: Use) -> Batch:
+        rows, only = use
+        return replace(self.pool[rows], only=only)
+
+
+class DataModule(L.LightningDataModule):
+    """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
+
+    batching: how posts become batches. sampling: which posts an epoch has. step: whether a batch is one optimizer step, or
+    one for each task. workers: processes that make batches beside the training.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        *,
+        batching: Batching,
+        sampling: Sampling = PROPORTIONAL,
+        step: Step = "joint",
+        seed: int,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        check_workers(workers)
+        check_step(step)
+        self.tasks, self.batching, self.sampling, self.step = tasks, batching, sampling, step
+        self.seed, self.workers = seed, workers
+        self.corpora = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
+        self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
+        # what stands in the pool: each corpus once, and once more for each task that reads it masked
+        self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]
+
+    @property
+    def spaces(self) -> dict[str, LabelSpace]:
+        """The label space of every task."""
+        return {task: column.space for task, column in self.columns.items()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every task's corpus."""
+        marks = {corpus: posts.fingerprint() for corpus, posts in self.corpora.items()}
+        return {name: marks[task.corpus] for name, task in self.tasks.items()}
+
+    def readers(self) -> dict[Corpus, str]:
+        """The tasks that read each corpus."""
+        return {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
+
+    def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
+        """Takes the posts at these positions out of their corpora; to be called before `tokenize`."""
+        for corpus, gone in posts.items():
+            kept = np.setdiff1d(np.arange(len(self.corpora[corpus])), gone)
+            self.corpora[corpus] = self.corpora[corpus].at(kept)
+            for name, column in self.columns.items():
+                if self.tasks[name].corpus == corpus:
+                    self.columns[name] = replace(column, values=column.values[kept], has=column.has[kept])
+
+    def check(self, *, then_test: bool) -> None:
+        """Raises UserError where a split that training needs is empty, or a task has nothing to learn from."""
+        for split in ("train", "val", "test")[: 2 + then_test]:
+            if not any((posts.splits == split).any() for posts in self.corpora.values()):
+                raise UserError(f"no corpus of these tasks has posts in the {split} split")
+        for name, column in self.columns.items():
+            check_learnable(name, column, self.corpora[self.tasks[name].corpus].splits)
+
+    def tokenize(self, tokenizer: Tokenizer, max_length: int, cache: Path | None = None) -> None:
+        """Turns the posts into token ids, or takes them from the folder `cache`, before any loader; again, does nothing.
+
+        Raises UserError where no batch can hold the longest post.
+        """
+        if hasattr(self, "pool"):
+            return
+        self._made: dict[int, Epochs] = {}
+        self.pool = Pool(tokenizer, max_length, [self.corpora[corpus] for corpus, _ in self.parts], cache)
+        self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
+        firsts = dict(zip(self.parts, [0, *self._ends()[:-1].tolist()], strict=True))
+        for name, task in self.tasks.items():
+            self.pool.annotate(name, self.columns[name], firsts[self._part(name)])
+            if task.kind == "masked":
+                self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
+
+    def _part(self, task: str) -> tuple[Corpus, str | None]:
+        """Which posts of the pool the task reads: those of its corpus that others read too, or its own."""
+        return self.tasks[task].corpus, task if self.tasks[task].kind == "masked" else None
+
+    def _ends(self) -> np.ndarray:
+        """Where each of the pool's parts ends."""
+        return np.cumsum([len(self.corpora[corpus]) for corpus, _ in self.parts])
+
+    def rows(self, split: Split) -> np.ndarray:
+        """Where the posts of a split stand in the pool."""
+        rows = np.flatnonzero(self.pool.splits == split)
+        if not len(rows):
+            raise UserError(f"no corpus of these tasks has posts in the {split} split")
+        return rows
+
+    def some(self, split: Split, posts: int) -> list[Batch]:
+        """Batches of so many posts of a split, or of all if there are fewer, drawn by the seed."""
+        rows = self.rows(split)
+        drawn = np.sort(np.random.default_rng(derive(self.seed, "some", split)).permutation(rows)[:posts])
+        return [self.pool[drawn[batch]] for batch in self.batching.in_order(self.pool.lengths[drawn])]
+
+    def observed(self, task: str) -> torch.Tensor:
+        """The annotations that training shows, as `Head.observe` takes them."""
+        pool, rows = self.pool, self.rows("train")
+        has = rows[pool.has[task][rows]]
+        if pool.spaces[task].kind != "tokens":
+            return torch.from_numpy(pool.targets[task][has])
+        values = pool.targets[task]
+        return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
+
+    def training_tokens(self, epochs: int) -> int:
+        """The tokens that so many epochs read."""
+        lengths = self.pool.lengths
+        return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, _ in self._uses(epoch, epochs=epochs))
+
+    def steps(self, epochs: int, accumulate: int) -> int:
+        """The optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
+        uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
+        return sum(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The batches of the trainer's epoch, whose number another epoch may not have.
+
+        So the trainer has to ask anew each epoch: `reload_dataloaders_every_n_epochs=1`.
+        """
+        if self.trainer is None:
+            return loader(_Used(self.pool.drawn(self.seed, 0)), EpochBatches(partial(self._uses, epochs=1)), self.workers)
+        epochs, accumulate = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
+        batches = EpochBatches(partial(self._uses, epochs=epochs, accumulate=accumulate))
+        # a resumed run takes its first batches before Lightning sets the epoch
+        batches.set_epoch(self.trainer.current_epoch)
+        return loader(_Used(self.pool.drawn(self.seed, self.trainer.current_epoch)), batches, self.workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._in_order("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._in_order("test")
+
+    def _uses(self, epoch: int, *, epochs: int, accumulate: int = 1) -> list[Use]:
+        """What this epoch of so many trains on, over all processes."""
+        batches = self._epochs(epochs).batches(epoch)
+        if self.step == "joint":
+            return [(rows, None) for rows in batches]
+        rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
+        return [*apart(batches, self.pool.has, accumulate, rng)]
+
+    def _epochs(self, epochs: int) -> Epochs:
+        """The batches of every epoch of so many, which remember where the one before ended."""
+        if epochs not in self._made:
+            train = self.rows("train")
+            parts = zip(self.parts, np.split(train, np.searchsorted(train, self._ends()[:-1])), strict=True)
+            corpora = {part: rows for part, rows in parts if len(rows)}
+            weights = [self._weights(corpus, rows) for (corpus, _), rows in corpora.items()]
+            self._made[epochs] = Epochs(
+                list(corpora.values()),
+                weights,
+                self.pool.lengths,
+                sampling=self.sampling,
+                batching=self.batching,
+                seed=self.seed,
+                epochs=epochs,
+            )
+        return self._made[epochs]
+
+    def _weights(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+        """How often each of these rows of a corpus is to come, of any scale."""
+        carried = []
+        if not self.sampling.balance:
+            return np.ones(len(rows))
+        for name, task in self.tasks.items():
+            space, values, has = self.pool.spaces[name], self.pool.targets[name], self.pool.has[name][rows, None]
+            if task.corpus == corpus and space.kind in ("multiclass", "ordinal"):
+                carried.append((values[rows, None] == np.arange(len(space))) & has)
+            elif task.corpus == corpus and space.kind == "multilabel":
+                carried.append((values[rows] >= 0.5) & has)
+        return rarity(carried, self.sampling.balance) if carried else np.ones(len(rows))
+
+    def _in_order(self, split: Split) -> DataLoader[Batch]:
+        rows = self.rows(split)
+        batches = [share(rows[batch], *place()) for batch in self.batching.in_order(self.pool.lengths[rows])]
+        return loader(self.pool, batches, self.workers)

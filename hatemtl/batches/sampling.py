@@ -1,0 +1,204 @@
+"""Which posts an epoch has, and whether a batch mixes corpora.
+
+K corpora of N_i training posts are drawn from with p_i ∝ N_i^(1/T): T = 1 as they are, T = 2 by their square roots, T = ∞
+alike. A T between is the rule of multilingual BERT and of Arivazhagan et al. 2019 (arXiv:1907.05019); one that rises over
+the epochs is the annealing of Stickland & Murray 2019 (arXiv:1902.02671). All of it is a function of seed and epoch alone.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from hatemtl.batches.batching import Batching, place, share
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.seeds import derive
+
+Mix = Literal["mixed", "alternating"]
+Use = tuple[np.ndarray, str | None]  # a batch's rows, and the one task that it is stepped for; None for all at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How often the posts of each corpus come.
+
+    temperature: T above. final_temperature: T in the last epoch, where 1/T goes on a straight line; None for the same T.
+    steps: batches an epoch; None for as many posts as there are. balance: 0 draws a corpus's posts alike, 1 by the inverse
+    share of their rarest label, a number between by a power of it. batch: whether a batch mixes corpora or is of one.
+    """
+
+    temperature: float = 1.0
+    final_temperature: float | None = None
+    steps: int | None = None
+    balance: float = 0.0
+    batch: Mix = "mixed"
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "final_temperature"):
+            value = getattr(self, name)
+            if (value is not None or name == "temperature") and not (_is_number(value) and value > 0):
+                raise UserError(f"sampling.{name}={value}: expected a number above 0, such as 1, 2, 5 or inf")
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+            raise UserError(f"sampling.steps={self.steps}: expected at least 1 batch an epoch, or null for all posts")
+        if not (_is_number(self.balance) and 0 <= self.balance <= 1):
+            raise UserError(
+                f"sampling.balance={self.balance}: expected 0 (posts alike) to 1 (rare labels as often as others)"
+            )
+        if self.batch not in get_args(Mix):
+            raise UserError(f"sampling.batch={self.batch}: {did_you_mean(str(self.batch), get_args(Mix))}")
+
+    def exponent(self, epoch: int, epochs: int) -> float:
+        """1/T in this epoch (counted from 0) of so many: from T = 1 to 5 Stickland & Murray's 1 − .8·(e − 1)/(E − 1)."""
+        last = self.temperature if self.final_temperature is None else self.final_temperature
+        done = epoch / (epochs - 1) if epochs > 1 else 0.0
+        return (1 - done) / self.temperature + done / last
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def shares(sizes: np.ndarray, exponent: float) -> np.ndarray:
+    """(K,) the share of each corpus among the posts drawn, from the number of posts that it has, (K,)."""
+    powers = np.where(sizes > 0, (sizes / sizes.max()) ** exponent, 0.0)
+    return powers / powers.sum()
+
+
+def apportioned(owed: np.ndarray, total: int) -> np.ndarray:
+    """(K,) whole numbers of this sum, none negative, nearest to what each corpus is owed, (K,), of the same sum."""
+    given = np.floor(np.maximum(owed, 0)).astype(np.int64)
+    while rest := total - int(given.sum()):
+        lacks = owed - given
+        given[lacks.argmax() if rest > 0 else np.where(given > 0, lacks, np.inf).argmin()] += 1 if rest > 0 else -1
+    return given
+
+
+def rarity(carried: Sequence[np.ndarray], balance: float) -> np.ndarray:
+    """(N,) how often a post is to be drawn, of any scale: (1 / share of its rarest label)^balance, 1 for one without labels.
+
+    carried: a task each, (N, C) whether the post carries the label; the rarest is the rarest of all tasks.
+    """
+    rarest = np.min([np.where(one, one.mean(axis=0), 1.0).min(axis=1) for one in carried], axis=0)
+    return rarest**-balance
+
+
+def once_over(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N,) positions in `weights` (N,), drawn in proportion to them: where they are equal, every position once.
+
+    By systematic resampling: N equal steps along the cumulated weights, so a position comes as often as it should or less
+    than once more or fewer, and so do all positions of one weight together.
+    """
+    order = rng.permutation(len(weights))
+    if np.ptp(weights) == 0:
+        return order
+    order = order[np.argsort(weights[order], kind="stable")]
+    edges = weights[order].cumsum() * (len(weights) / weights.sum())
+    edges[-1] = len(weights)
+    times = np.diff(np.floor(edges + rng.random()), prepend=0).astype(np.int64)
+    return rng.permutation(np.repeat(order, times))
+
+
+def taken(weights: np.ndarray, first: int, number: int, seed: int, *names: object) -> np.ndarray:
+    """So many positions (sorted) of a corpus's endless sequence, from its `first` on: it is gone over again and again."""
+    n = len(weights)
+    passes = range(first // n, -(-(first + number) // n))
+    drawn = [once_over(weights, np.random.default_rng(derive(seed, "pass", *names, i))) for i in passes]
+    return np.sort(np.concatenate(drawn)[first % n : first % n + number])
+
+
+def spread(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The drawn posts (M,), given sorted, in random order; one that was drawn t times comes at t even distances."""
+    when = np.empty(len(drawn))
+    when[rng.permutation(len(drawn))] = np.arange(len(drawn)) / max(len(drawn), 1)
+    _, first, times = np.unique(drawn, return_index=True, return_counts=True)
+    time = np.arange(len(drawn)) - np.repeat(first, times)  # this is the post's 0th, 1st, ... time
+    return drawn[np.argsort((time + np.repeat(when[first], times)) / np.repeat(times, times), kind="stable")]
+
+
+class Epochs:
+    """The training batches of every epoch of a run, as rows of the pool: a function of seed and epoch alone.
+
+    corpora: the rows of each corpus's training posts, ascending, none empty. weights: how often each of them is to come.
+    lengths: of the whole pool, in tokens. epochs: of the run.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        lengths: np.ndarray,
+        *,
+        sampling: Sampling,
+        batching: Batching,
+        seed: int,
+        epochs: int = 1,
+    ) -> None:
+        self.corpora, self.weights, self.lengths = corpora, weights, lengths
+        self.sampling, self.batching, self.seed, self.epochs = sampling, batching, seed, epochs
+        self.sizes = np.array([len(rows) for rows in corpora])
+        # of each epoch begun: how many posts of each corpus came before it, and how many should have
+        self._came, self._due = [np.zeros(len(corpora), np.int64)], [np.zeros(len(corpora))]
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """The batches of one epoch, over all processes."""
+        while len(self._came) <= epoch:
+            self._made(len(self._came) - 1)
+        return self._made(epoch)
+
+    def _made(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch whose predecessors are known."""
+        posts, steps = int(self.sizes.sum()), self.sampling.steps
+        if steps is None:
+            return self._of(posts, epoch)
+        posts = steps * self.batching.batch_size  # more cannot be in so many batches
+        while len(batches := self._of(posts, epoch)) > steps:
+            posts = min(posts - 1, posts * steps // len(batches))
+        while len(batches) < steps:
+            largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+            batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+        return batches
+
+    def _of(self, posts: int, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch of so many posts."""
+        share = shares(self.sizes, self.sampling.exponent(epoch, self.epochs))
+        came, due = self._came[epoch], self._due[epoch] + posts * share
+        numbers = apportioned(due - came, posts)
+        self._came[epoch + 1 :], self._due[epoch + 1 :] = [came + numbers], [due]
+        drawn = [
+            rows[taken(weights, int(first), int(number), self.seed, i)]
+            for i, (rows, weights, first, number) in enumerate(zip(self.corpora, self.weights, came, numbers, strict=True))
+            if number
+        ]
+        rng = np.random.default_rng(derive(self.seed, "order", epoch))
+        rows = spread(np.concatenate(drawn), rng)
+        corpus = np.searchsorted([rows[-1] for rows in self.corpora], rows)
+        groups = [rows] if self.sampling.batch == "mixed" else [rows[corpus == i] for i in np.unique(corpus)]
+        batches = [group[batch] for group in groups for batch in self.batching.epoch(self.lengths[group], rng)]
+        return batches if len(groups) == 1 else [batches[i] for i in rng.permutation(len(batches))]
+
+
+class EpochBatches(Sampler[Use]):
+    """This process's share of what the epoch that was last set trains on. uses: gives the whole of it by epoch."""
+
+    def __init__(self, uses: Callable[[int], list[Use]]) -> None:
+        self.uses, self.current = uses, 0
+        self._made: tuple[int, list[Use]] = (-1, [])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.current = epoch
+
+    def _whole(self) -> list[Use]:
+        if self._made[0] != self.current:  # an epoch's length is asked for many times
+            self._made = self.current, self.uses(self.current)
+        return self._made[1]
+
+    def __iter__(self) -> Iterator[Use]:
+        for rows, only in self._whole():
+            yield share(rows, *place()), only
+
+    def __len__(self) -> int:
+        return len(self._whole())

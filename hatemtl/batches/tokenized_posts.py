@@ -1,0 +1,245 @@
+"""All posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hatemtl.batches.batch import IGNORED, Batch, padded
+from hatemtl.batches.masking import Masking
+from hatemtl.batches.token_cache import Tokens, cached
+from hatemtl.corpora.base import Column, Posts
+from hatemtl.encoders.pretrained import Tokenizer
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+from hatemtl.seeds import derive
+
+
+class Pool(Dataset[Batch]):
+    """The N posts of all corpora as flat token ids, and each task's targets over them. Indexed by rows, it gives a Batch.
+
+    A post is one sequence of tokens, or one for each of its choices; words are those of its first.
+    prefix: (all tokens, D), what frozen layers make of them, if `prefix.Prefix` has filled it in.
+    tokens, offsets, begins, second: as in `tokencache.Tokens`. cache: the folder that keeps them, if any.
+    firsts: (N + 1,), which is each post's first sequence; None where every post is one.
+    masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, parts: list[Posts], cache: Path | None = None) -> None:
+        self.ids = [post for posts in parts for post in posts.ids]
+        self.texts = [text for posts in parts for text in posts.texts]
+        self.splits = np.concatenate([posts.splits for posts in parts])
+        self.pad, self.max_length = tokenizer.pad_token_id, max_length
+        made: dict[int, Tokens] = {}  # a corpus may be there twice, once to be masked
+        for posts in parts:
+            if id(posts) not in made:
+                texts, seconds = _sequences(posts)
+                made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds)
+        tokens = Tokens.join([made[id(posts)] for posts in parts])
+        self.tokens, self.offsets, self.begins, self.second = tokens.ids, tokens.offsets, tokens.begins, tokens.second
+        self.firsts: np.ndarray | None = None
+        counts = np.concatenate([_counts(posts) for posts in parts])
+        if (counts > 1).any():
+            self.firsts = np.concatenate([[0], counts.cumsum()])
+            later = np.ones(len(self.offsets) - 1, bool)
+            later[self.firsts[:-1]] = False
+            self.begins = np.where(np.repeat(later, np.diff(self.offsets)), -1, self.begins)  # a word begins once
+        self.prefix: torch.Tensor | None = None
+        self.spaces: dict[str, LabelSpace] = {}
+        self.targets: dict[str, np.ndarray] = {}
+        self.has: dict[str, np.ndarray] = {}
+        self.masks: dict[str, Masking] = {}
+        self.on_gpu = torch.cuda.is_available()  # to ask at every batch takes half a millisecond
+        self.draw = derive(0, "masks", -1)  # of evaluation, so that runs of all seeds are asked the same
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) token ids of each post, of its longest sequence if it has several."""
+        lengths = np.diff(self.offsets)
+        return lengths if self.firsts is None or not len(self) else np.maximum.reduceat(lengths, self.firsts[:-1])
+
+    def span(self, row: int) -> tuple[int, int]:
+        """Where a post's tokens stand, of all its sequences."""
+        first, last = (row, row + 1) if self.firsts is None else self.firsts[[row, row + 1]]
+        return int(self.offsets[first]), int(self.offsets[last])
+
+    def tokens_of(self, rows: np.ndarray) -> np.ndarray:
+        """(all tokens,) bool, whether each is one of these posts'."""
+        mine = np.zeros(len(self), dtype=bool)
+        mine[rows] = True
+        sequences = mine if self.firsts is None else np.repeat(mine, np.diff(self.firsts))
+        return np.repeat(sequences, np.diff(self.offsets))
+
+    def drawn(self, seed: int, epoch: int) -> "Pool":
+        """The same posts, with the masks of a training epoch."""
+        if not self.masks:
+            return self
+        pool = copy(self)
+        pool.draw = derive(seed, "masks", epoch)
+        return pool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def annotate(self, task: str, column: Column, first: int) -> None:
+        """Adds a task's column, whose posts stand from position `first` on; other posts do not have it."""
+        rows = slice(first, first + len(column.values))
+        if column.space.kind == "choice":
+            self._check_choices(column, first)
+        self.spaces[task] = column.space
+        self.has[task] = np.zeros(len(self), dtype=bool)
+        self.has[task][rows] = column.has
+        if column.space.kind == "tokens":
+            self.targets[task] = self._at_tokens(column.values[column.has], first + np.flatnonzero(column.has))
+        else:
+            self.targets[task] = np.zeros((len(self), *column.values.shape[1:]), dtype=column.values.dtype)
+            self.targets[task][rows][column.has] = column.values[column.has]  # a placeholder must not reach the loss
+
+    def _at_tokens(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(all tokens,) float32: the values a word of these rows, where the word begins; `IGNORED` elsewhere."""
+        words = np.zeros(len(self), dtype=np.int64)
+        words[rows] = np.fromiter(map(len, values), np.int64, len(values))
+        first = words.cumsum() - words
+        flat = np.concatenate([np.zeros(0, np.float32), *values])
+        here = np.flatnonzero((self.begins >= 0) & self.tokens_of(np.flatnonzero(words)))
+        post, word = np.searchsorted(self.offsets, here, side="right") - 1, self.begins[here]
+        if self.firsts is not None:
+            post = np.searchsorted(self.firsts, post, side="right") - 1
+        if (word >= words[post]).any():
+            raise ValueError("a post has more words than values a word")
+        targets = np.full(len(self.tokens), IGNORED, dtype=np.float32)
+        targets[here] = flat[first[post] + word]
+        return targets
+
+    def _check_choices(self, column: Column, first: int) -> None:
+        choices = np.ones(len(self), np.int64) if self.firsts is None else np.diff(self.firsts)
+        choices = choices[first : first + len(column.values)]
+        if (column.values[column.has] >= choices[column.has]).any() or choices.max(initial=0) > len(column.space):
+            raise ValueError("a post has more choices than there are names, or fewer than the place of the right one")
+
+    def at_words(self, row: int, values: list[float]) -> list[float]:
+        """A post's values a token (T), padding included, as values a word, up to the last that begins within max_length.
+
+        A word that makes no token, as between two spaces, has NaN.
+        """
+        first = row if self.firsts is None else self.firsts[row]
+        begins = self.begins[self.offsets[first] : self.offsets[first + 1]]
+        words = np.full(int(begins.max(initial=-1)) + 1, math.nan)
+        words[begins[begins >= 0]] = np.asarray(values, dtype=np.float64)[: len(begins)][begins >= 0]
+        return words.tolist()
+
+    def _sequences(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(S,) the sequences of these posts, and which of the posts each is of; None where every post has one."""
+        if self.firsts is None:
+            return rows, None
+        counts = self.firsts[rows + 1] - self.firsts[rows]
+        if len(rows) == counts.sum():
+            return self.firsts[rows], None
+        owner = np.repeat(np.arange(len(rows)), counts)
+        return self.firsts[rows][owner] + np.arange(len(owner)) - (counts.cumsum() - counts)[owner], owner
+
+    def width(self, rows: np.ndarray) -> int:
+        """How many tokens a batch of these posts is padded to: those of the longest; for a GPU a multiple of `PAD_TO`.
+
+        On a CPU, whose kernels take any length, padding to 8 would cost a tenth of the speed.
+        """
+        sequences, _ = self._sequences(rows)
+        return self._width(self.offsets[sequences + 1] - self.offsets[sequences])
+
+    def _width(self, lengths: np.ndarray) -> int:
+        longest = lengths.max()
+        return min(int(padded(longest) if self.on_gpu else longest), self.max_length)
+
+    def padding(self, batches: Iterable[np.ndarray]) -> float:
+        """The share of places in these batches of rows that hold no token."""
+        tokens, places = 0, 0
+        for rows in batches:
+            sequences, _ = self._sequences(rows)
+            lengths = self.offsets[sequences + 1] - self.offsets[sequences]
+            tokens += int(lengths.sum())
+            places += len(lengths) * self._width(lengths)
+        return 1 - tokens / places
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        """The batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
+        absent = rows < 0
+        rows = np.where(absent, ~rows, rows)
+        sequences, owner = self._sequences(rows)
+        starts = self.offsets[sequences]
+        lengths = self.offsets[sequences + 1] - starts
+        width = self._width(lengths)
+        inside = np.arange(width) < lengths[:, None]
+        places = np.where(inside, starts[:, None] + np.arange(width), 0)
+        ids = np.where(inside, self.tokens[places], self.pad).astype(np.int64)
+        first = slice(None) if owner is None else np.flatnonzero(np.diff(owner, prepend=-1))
+        has = {task: some[rows] & ~absent for task, some in self.has.items()}
+        targets: dict[str, torch.Tensor] = {}
+        for task, values in self.targets.items():
+            kind = self.spaces[task].kind
+            if kind == "masked":
+                mine = np.full((len(rows), width), int(IGNORED))
+                if has[task].any():
+                    some = inside[first] & has[task][:, None]
+                    ids[first], mine = self.masks[task](ids[first], places[first], some, self.draw)
+            elif kind == "tokens":
+                mine = np.where(inside[first], values[places[first]], np.float32(IGNORED))
+                mine[absent] = IGNORED
+            else:
+                mine = values[rows]
+                mine[absent] = 0
+            targets[task] = torch.from_numpy(mine)
+        return Batch(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(inside.astype(np.int64)),
+            targets=targets,
+            has={task: torch.from_numpy(some) for task, some in has.items()},
+            posts=torch.from_numpy(rows.astype(np.int64)),
+            owner=None if owner is None else torch.from_numpy(owner),
+            token_type_ids=self._segments(sequences, inside),
+            prefix=None if self.prefix is None else self.prefix[torch.from_numpy(places)],
+            tokens=int(lengths.sum()),
+        )
+
+    def _segments(self, sequences: np.ndarray, inside: np.ndarray) -> torch.Tensor | None:
+        """(S, T) the segment of each token, if any of these sequences has a second one."""
+        if self.second is None:
+            return None
+        later = inside & (np.arange(inside.shape[1]) >= self.second[sequences][:, None])
+        return torch.from_numpy(later.astype(np.int64)) if later.any() else None
+
+
+def _counts(posts: Posts) -> np.ndarray:
+    """(N,) into how many sequences each post is made."""
+    if posts.pairs is None:
+        return np.ones(len(posts), np.int64)
+    return np.maximum(np.fromiter(map(len, posts.pairs), np.int64, len(posts)), 1)
+
+
+def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None]:
+    """The texts of a corpus as sequences: each as often as it has second texts, and these."""
+    if posts.pairs is None or not any(posts.pairs):
+        return posts.texts, None
+    texts = [text for text, pair in zip(posts.texts, posts.pairs, strict=True) for _ in pair or (None,)]
+    return texts, [second for pair in posts.pairs for second in pair or (None,)]
+
+
+def check_workers(workers: int) -> None:
+    """Raises UserError where that is no number of processes."""
+    if not isinstance(workers, int) or workers < 0:
+        raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
+
+
+def loader(pool: Dataset[Batch], batches: Sampler[Any] | Sequence[Any], workers: int = 0) -> DataLoader[Batch]:
+    """Hands each array of rows to the pool whole: a batch is a few slices, not B look-ups.
+
+    workers: processes that make batches; the batches and their order are the same for any number.
+    """
+    # of its own generator, or every pass over the posts would draw a number from the global one
+    check_workers(workers)
+    generator, pinned = torch.Generator(), torch.cuda.is_available()
+    return DataLoader(pool, sampler=batches, batch_size=None, num_workers=workers, generator=generator, pin_memory=pinned)

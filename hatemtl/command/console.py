@@ -1,0 +1,124 @@
+"""What a run prints: what is loaded and trained, what the data hold, what came out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from hatemtl.batches.datamodule import DataModule
+from hatemtl.corpora.base import SPLITS
+from hatemtl.corpora.base import Column as Annotations
+from hatemtl.methods.base import Component
+
+COUNTED = ("multiclass", "multilabel", "ordinal", "choice")  # kinds of which a post carries labels
+SHOWN = 12  # labels of a task, at most; of more the most and the least frequent
+
+
+def network(console: Console, parts: Sequence[Component]) -> None:
+    """Every part of the network: whether it takes part in a forward, its parameters, and the share that is trained."""
+    total = sum(part.parameters for part in parts)
+    table = Table(Column("part", overflow="fold"), "kind", "active")
+    for heading in ("parameters", "% of all", "trained", "% trained"):
+        table.add_column(heading, justify="right")
+
+    def line(name: str, kind: str, active: str, parameters: int, trained: int) -> list[str]:
+        share = [
+            f"{100 * value / whole:.2f}" if whole else "" for value, whole in ((parameters, total), (trained, parameters))
+        ]
+        return [escape(name), kind, active, f"{parameters:,}", share[0], f"{trained:,}", share[1]]
+
+    for part in parts:
+        table.add_row(*line(part.name, part.kind, "yes" if part.active else "no", part.parameters, part.trained))
+    table.add_section()
+    table.add_row(*line("all", "", "", total, sum(part.trained for part in parts)))
+    _print(console, "loaded, active and trained", table)
+
+
+def merge(console: Console, lost: Mapping[str, float]) -> None:
+    """How much of a merge's energy its cut to a rank kept, where anything was cut."""
+    if any(lost.values()):
+        worst = max(lost, key=lost.__getitem__)
+        console.print(
+            f"merge: cut to its rank, each layer keeps {1 - sum(lost.values()) / len(lost):.1%} of its energy in the mean, "
+            f"the least {worst} with {1 - lost[worst]:.1%}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) -> None:
+    """Posts, tokens and labels of each split, labels that a split never shows, and what `leaks.check` said."""
+    table = Table(Column("task and label", overflow="fold"), *(Column(split, justify="right") for split in SPLITS))
+    pool = data.pool
+    posts = np.concatenate([corpus.splits for corpus in data.corpora.values()])
+    table.add_row("posts", *(f"{(posts == split).sum():,}" for split in SPLITS))
+    table.add_row("tokens", *(f"{pool.lengths[pool.splits == split].sum():,}" for split in SPLITS))
+    missing = []
+    for name, column in data.columns.items():
+        splits = data.corpora[data.tasks[name].corpus].splits
+        values = [column.values[(splits == split) & column.has] for split in SPLITS]
+        table.add_section()
+        table.add_row(escape(f"{name} ({column.space.kind})"), *(f"{len(of_split):,}" for of_split in values))
+        for label, cells in _told(column, values):
+            table.add_row(escape(f"  {label}"), *cells)
+        if column.space.kind in COUNTED:
+            for split, of_split in zip(SPLITS, values, strict=True):
+                counts = zip(column.space.names, _counts(column, of_split), strict=True)
+                absent = [label for label, count in counts if not count]
+                if len(of_split) and absent:
+                    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+                    missing.append(f"{name}: no post of the {split} split carries {', '.join(absent[:SHOWN])}{more}")
+    _print(console, "annotated posts", table)
+    for line in [*missing, *leaked]:
+        console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[str, list[str]]]:
+    """What the table says below a task: names, and a cell a split."""
+    if column.space.kind in COUNTED:
+        counts = np.array([_counts(column, of_split) for of_split in values])  # (splits, C)
+        order = np.argsort(-counts.sum(axis=0), kind="stable")
+        shown = range(len(column.space)) if len(column.space) <= SHOWN else [order[0], order[-1]]
+        for label in shown:
+            yield column.space.names[label], [f"{count:,}" for count in counts[:, label]]
+        if len(column.space) > SHOWN:
+            yield f"(most and least frequent of {len(column.space)})", ["" for _ in values]
+    elif column.space.kind == "tokens":
+        marked = [sum(int((words >= 0.5).sum()) for words in of_split) for of_split in values]
+        yield "marked words", [f"{count:,}" for count in marked]
+    elif column.space.kind == "score":
+        yield "mean ± deviation", [f"{v.mean():.2f} ± {v.std():.2f}" if len(v) else "" for v in values]
+
+
+def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:
+    """(C,) how many of the posts with these values carry each label; a soft label counts from a half."""
+    if values.ndim == 1:
+        return np.bincount(values, minlength=len(column.space))
+    return (values >= 0.5).sum(axis=0)
+
+
+def results(console: Console, rows: Mapping[str, float], title: str) -> None:
+    """The closing table: every metric but the counts."""
+    table = Table(Column("metric", overflow="fold"))
+    table.add_column("value", justify="right")
+    for metric, value in rows.items():
+        if not is_count(metric, rows):
+            table.add_row(escape(metric), f"{value:.3f}")
+    _print(console, title, table)
+
+
+def is_count(metric: str, rows: Mapping[str, float]) -> bool:
+    """Whether the row is one of a label's three counts: true and false positives, false negatives."""
+    kinds = ("tp", "fp", "fn")
+    return any(
+        f"_{kind}_" in metric and all(metric.replace(f"_{kind}_", f"_{other}_", 1) in rows for other in kinds)
+        for kind in kinds
+    )
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print(escape(title), style="bold", highlight=False, soft_wrap=True)  # a table's own title wraps at its width
+    console.print(table)

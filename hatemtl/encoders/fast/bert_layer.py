@@ -1,0 +1,121 @@
+"""The layer of BERT and its kin (ELECTRA, RoBERTa) with LoRAs, in as few passes over memory as its formula allows.
+
+transformers projects queries, keys and values apart, scales and masks the scores in passes of their own, and copies at every
+transpose. Here the three projections are one product, scale and mask one pass, and the residual is added in place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatemtl.encoders.fast.attention import Group, attend, attend_backward, attend_only
+from hatemtl.encoders.fast.frozen_linear import FrozenLinear
+from hatemtl.encoders.fast.lora_linear import Joint, LoRALinear
+
+# transformers' layers of one form.
+KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
+
+
+class _Norm:
+    """A frozen layer norm, (M, D)."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The normed x, and what its gradient needs."""
+        # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
+        weight, bias = (w.to(torch.promote_types(w.dtype, torch.float32)) for w in (self.norm.weight, self.norm.bias))
+        y, mean, rstd = torch.native_layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        return y, [x, mean, rstd, weight, bias]
+
+    def backward(self, dy: Tensor, kept: list[Tensor]) -> Tensor:
+        """The gradient of x."""
+        shape, which = self.norm.normalized_shape, [True, False, False]
+        x, *rest = kept
+        return torch.ops.aten.native_layer_norm_backward(dy, x, shape, *rest, which)[0]
+
+
+class BertLayer:
+    """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads, for hidden states (M, D).
+
+    merged: the four linear layers with their LoRAs in them while nothing is trained: projections, attention's output, and
+    the two of the feed-forward.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        attention, feed_forward = layer.attention, layer.output
+        self.heads: int = attention.self.num_attention_heads
+        self.projections = _joint(attention.self.query, attention.self.key, attention.self.value)
+        self.context, self.intermediate = _joint(attention.output.dense), _joint(layer.intermediate.dense)
+        self.output = _joint(feed_forward.dense)
+        self.norms = _Norm(attention.output.LayerNorm), _Norm(feed_forward.LayerNorm)
+        self.merged: list[FrozenLinear] | None = None
+
+    @property
+    def joints(self) -> list[Joint]:
+        """The linear layers, in the order in which they are computed."""
+        return [self.projections, self.context, self.intermediate, self.output]
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [factor for joint in self.joints for factor in joint.factors]
+
+    def forward(self, x: Tensor, groups: list[Group]) -> tuple[Tensor, list[list[Tensor]]]:
+        """The next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
+        if self.merged is not None:
+            project, context, intermediate, output = self.merged
+            y = self.norms[0].forward(context(attend_only(project(x), groups, self.heads)).add_(x))[0]
+            return self.norms[1].forward(output(intermediate(y)).add_(y))[0], []
+        y, low_1 = self.projections.forward(x)
+        mixed, attention = attend(y, groups, self.heads)
+        y, low_2 = self.context.forward(mixed)
+        middle, norm_1 = self.norms[0].forward(y.add_(x))
+        inner, low_3 = self.intermediate.forward(middle)
+        outer = F.gelu(inner)
+        y, low_4 = self.output.forward(outer)
+        last, norm_2 = self.norms[1].forward(y.add_(middle))
+        return last, [[x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2]
+
+    def backward(
+        self, dy: Any, groups: list[Group], kept: list[list[Tensor]], *, dx: bool
+    ) -> tuple[Tensor | None, list[list[Tensor]]]:
+        """The gradient of x, if asked for, and what `Joint.backward` gives of each joint. kept: what `forward` gave."""
+        [x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2 = kept
+        projected = dx or bool(self.projections.loras)  # whether anything learns below the attention's weights
+        dy_2 = self.norms[1].backward(dy, norm_2)
+        dy, found_4 = self.output.backward(dy_2, outer, low_4, dx=True)
+        dy = torch.ops.aten.gelu_backward(dy, inner)
+        dy, found_3 = self.intermediate.backward(dy, middle, low_3, dx=True)
+        dy_1 = self.norms[0].backward(dy.add_(dy_2), norm_1)
+        dy, found_2 = self.context.backward(dy_1, mixed, low_2, dx=projected)
+        if not projected:
+            return None, [[], found_2, found_3, found_4]
+        dy, found_1 = self.projections.backward(attend_backward(dy, groups, attention), x, low_1, dx=dx)
+        return (dy.add_(dy_1) if dx else None), [found_1, found_2, found_3, found_4]
+
+    @property
+    def runs(self) -> int:
+        """How many are read side by side."""
+        return max((len(lora.beside) for joint in self.joints for *_, lora in joint.loras), default=1)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Takes over the merged weights of the LoRAs in it, which were merged before."""
+        self.merged = []
+        for joint in self.joints:
+            joint.join()
+            weight = joint.weight
+            if joint.loras:
+                weight = weight.clone()
+                for begin, end, lora in joint.loras:
+                    assert lora.merged is not None
+                    weight[begin:end] = lora.merged
+            self.merged.append(FrozenLinear(weight, joint.bias, gelu=joint is self.intermediate))
+
+
+def _joint(*layers: Any) -> Joint:
+    return Joint([(layer, layer.forward if isinstance(layer.forward, LoRALinear) else None) for layer in layers])

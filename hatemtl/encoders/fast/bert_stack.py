@@ -1,0 +1,237 @@
+"""The layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed.
+
+transformers computes every post as long as the longest of its batch. Here the posts of a batch stand one behind the other,
+as long as the longest of a group of like length, so that only attention has to know where a group begins.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, chain, groupby, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hatemtl.encoders.fast.attention import Group, waits
+from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer
+from hatemtl.encoders.fast.lora_linear import LoRALinear, gradients, prepare
+from hatemtl.encoders.pretrained import LayersOutput
+
+# Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+# Places of padding that cost as much as one more group.
+PADDING = 24
+# Posts times squared length of a group at most, unless of one post: what attention computes of it shall stay in the cache.
+AREA = 2**17
+# oneDNN computes blocks of rows: what is left over from them costs up to 2 % more.
+ROWS = 4
+
+
+class _Stack(torch.autograd.Function):
+    """Some layers, one after the other, with gradients for their input (B, T, D) and their factors, named to get theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, posts: "Posts", layers: list[BertLayer], *factors: Tensor) -> Tensor:
+        # nothing learns below the first of these
+        first = 0 if ctx.needs_input_grad[0] else next((i for i, layer in enumerate(layers) if layer.factors), len(layers))
+        with _BelowAutograd():
+            x, kept = posts.pack(hidden), []
+            for i, layer in enumerate(layers):
+                x, found = layer.forward(x, posts.groups)
+                if i >= first:
+                    kept.append(found)
+            y = posts.unpack(x)
+        ctx.sizes = [[len(tensors) for tensors in layer] for layer in kept]
+        ctx.save_for_backward(*(tensor for layer in kept for tensors in layer for tensor in tensors))
+        ctx.posts, ctx.layers = posts, layers[first:]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        flat, below = iter(ctx.saved_tensors), ctx.needs_input_grad[0]
+        kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
+        with _BelowAutograd():
+            dy, found = ctx.posts.pack(grads[0]), []
+            for i, layer in reversed([*enumerate(ctx.layers)]):
+                dy, of = layer.backward(dy, ctx.posts.groups, kept[i], dx=i > 0 or below)
+                found.append(of)
+            joints = [joint for layer in ctx.layers for joint in layer.joints]
+            factors = gradients(joints, [*chain.from_iterable(reversed(found))])
+            return ctx.posts.unpack(dy) if below else None, None, None, *factors
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the B·T places of a batch become M rows, a multiple of `ROWS`, and come back.
+
+    places: (M,) which one each row holds. nothing: the rows that hold no token. sources: (B·T,) which row holds each place,
+    any at padding. padding: where that is.
+    """
+
+    places: Tensor
+    nothing: Tensor
+    sources: Tensor
+    padding: Tensor
+
+
+@dataclass(frozen=True)
+class Posts:
+    """Where the posts of a padded batch (B, T) stand when they stand one behind the other, in M rows.
+
+    groups: of like length. packing: None where the batch stays as it is.
+    """
+
+    shape: tuple[int, int]
+    groups: list[Group]
+    packing: Packing | None = None
+
+    @staticmethod
+    def of(hidden: Tensor, mask: Tensor | None, *, runs: int = 1) -> "Posts":
+        """Those of a batch's hidden states (B, T, D).
+
+        mask: (B, 1, 1, T), 0 for a token, or another that attention adds. With another the batch stays as it is, as it does
+        where several runs own as many posts each, and on a GPU, which would be waited for to count tokens.
+        """
+        posts, length, _ = hidden.shape
+        mask = hidden.new_zeros(1, 1, 1, length, dtype=torch.float32) if mask is None else mask.float()
+        if runs > 1 or waits(hidden.device) or mask.shape != (posts, 1, 1, length):
+            return Posts((posts, length), [Group(0, posts * length, mask)])
+        real = (mask.view(posts, length) == 0).numpy()
+        lengths = np.where(real, np.arange(1, length + 1), 1).max(axis=1)
+        order = np.argsort(lengths, kind="stable")
+        groups: list[Group] = []
+        places = []
+        for group in np.split(order, _cuts(lengths[order])):
+            longest, begin = int(lengths[group[-1]]), groups[-1].end if groups else 0
+            groups.append(Group(begin, begin + len(group) * longest, mask[group, ..., :longest]))
+            places.append((group[:, None] * length + np.arange(longest)).reshape(-1))
+        rows = np.concatenate(places)
+        sources, tokens = np.zeros(posts * length, dtype=np.int64), real.reshape(-1)
+        sources[rows] = np.arange(len(rows))
+        rest = -len(rows) % ROWS
+        nothing = np.append(np.flatnonzero(~tokens[rows]), np.arange(len(rows), len(rows) + rest))
+        found = np.append(rows, np.zeros(rest, dtype=np.int64)), nothing, sources, np.flatnonzero(~tokens)
+        return Posts((posts, length), groups, Packing(*map(torch.from_numpy, found)))
+
+    def pack(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) to (M, D), zero where no token is."""
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        if self.packing is None:
+            return hidden
+        return hidden.index_select(0, self.packing.places).index_fill_(0, self.packing.nothing, 0.0)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(M, D) to (B, T, D), zero at padding."""
+        if self.packing is not None:
+            x = x.index_select(0, self.packing.sources).index_fill_(0, self.packing.padding, 0.0)
+        return x.view(*self.shape, -1)
+
+
+def _cuts(lengths: np.ndarray) -> list[int]:
+    """Where groups begin but the first, among lengths (N,) from short to long: the least padding, and `PADDING` a group."""
+    longest, counts = (found.tolist() for found in np.unique(lengths, return_counts=True))
+    ends = [0, *accumulate(counts)]
+    best: list[tuple[float, list[int]]] = [(0, [])]  # for the posts of so many lengths: its cost, and where its groups end
+    for j, length in enumerate(longest, 1):
+        least, found, padding, most = math.inf, [], 0, max(1, AREA // length**2)
+        for i in range(j - 1, -1, -1):  # a group of the lengths from i on
+            padding += counts[i] * (length - longest[i])
+            if padding + PADDING >= least:
+                break
+            posts = ends[j] - ends[i]
+            parts = -(-posts // most)
+            cost = best[i][0] + padding + PADDING * parts
+            if cost < least:
+                least, found = cost, best[i][1] + [ends[i] + posts * part // parts for part in range(1, parts + 1)]
+        best.append((least, found))
+    return best[-1][1][:-1]
+
+
+class BertStack:
+    """Takes the place of `forward` in what transformers calls an encoder: the layers of BERT, ELECTRA or RoBERTa.
+
+    Dropout in the body, compiled code and whoever asks for more than the last hidden states go the library's own way, and
+    so does every layer that somebody watches or has replaced.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        self.own, self.layers = encoder.forward, [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer]
+        self.dropouts = [m for m in encoder.modules() if isinstance(m, nn.Dropout)]
+
+    def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
+        """The last hidden states (B, T, D), zero at padding, of the embedded posts; as transformers gives them."""
+        dropout = any(m.training and m.p > 0 for m in self.dropouts)
+        asked = more.get("output_attentions") or more.get("output_hidden_states") or not more.get("return_dict", True)
+        if dropout or asked or torch.compiler.is_compiling():
+            return self.own(hidden, attention_mask, **more)
+        for own, group in groupby(self.layers, lambda item: "forward" in item[0].__dict__ or _hooks(item[0]) != item[2]):
+            if own:
+                for layer, *_ in group:
+                    hidden = layer(hidden, attention_mask)[0]
+            else:
+                hidden = _through([ours for _, ours, _ in group], hidden, attention_mask)
+        return LayersOutput(last_hidden_state=hidden)
+
+
+def _hooks(layer: nn.Module) -> int:
+    return len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some for what is not done here
+
+
+def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Tensor:
+    kind, dtype = hidden.device.type, layers[0].context.layers[0].weight.dtype
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is not dtype:
+        raise RuntimeError(f"frozen weights of dtype {dtype} in a run of {torch.get_autocast_dtype(kind)}")
+    hidden = hidden.to(dtype)
+    posts = Posts.of(hidden, mask, runs=max(layer.runs for layer in layers))
+    prepare([joint for layer in layers if layer.merged is None for joint in layer.joints], dtype)
+    with torch.autocast(kind, enabled=False):  # all is of one type
+        if torch.is_grad_enabled():
+            return _Stack.apply(hidden, posts, layers, *chain.from_iterable(layer.factors for layer in layers))
+        x = posts.pack(hidden)
+        for layer in layers:
+            x, _ = layer.forward(x, posts.groups)  # what a gradient would need is let go at once
+        return posts.unpack(x)
+
+
+def fuse(model: nn.Module) -> None:
+    """Lets the layers of the model, if they are BERT's, be computed by `BertStack`.
+
+    To be called where nothing but LoRAs is trained, each computed by LoRALinear.
+    """
+    config: Any = model.config
+    eager, absolute = config._attn_implementation == "eager", getattr(config, "position_embedding_type", "") == "absolute"
+    if eager and absolute and getattr(config, "hidden_act", "") == "gelu" and not getattr(config, "is_decoder", False):
+        for module in model.modules():
+            layers = getattr(module, "layer", None)
+            if isinstance(layers, nn.ModuleList) and all(type(layer).__name__ in KINDS for layer in layers):
+                module.forward = BertStack(module)
+
+
+def unfuse(model: nn.Module) -> None:
+    """Lets every module of the model compute as its library has it: what stands in the place of a `forward` goes."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)  # LoRALinear, DoRALinear, BertStack
+
+
+def fused(model: nn.Module) -> bool:
+    """Whether layers of the model are computed by `BertStack`."""
+    return any(isinstance(module.forward, BertStack) for module in model.modules())
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Inside, every LoRA of the model is merged into the weight under it; afterwards all is as before, to the last bit."""
+    forwards = [module.forward for module in model.modules()]
+    steps: list[LoRALinear | BertLayer] = [f for f in forwards if isinstance(f, LoRALinear)]
+    steps += [layer for f in forwards if isinstance(f, BertStack) for _, layer, _ in f.layers]
+    try:
+        for step in steps:
+            step.merge()
+        yield
+    finally:
+        for step in steps:
+            step.merged = None

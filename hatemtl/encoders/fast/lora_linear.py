@@ -1,0 +1,253 @@
+"""A frozen linear layer with a LoRA on it, in as few passes over memory as its formula allows.
+
+The libraries compute x·Aᵀ·Bᵀ, scale it and add it, a new tensor each time, and autocast casts the frozen weight at every
+step. Here the frozen weight already has the type of the computation, and the update is accumulated into the layer's output.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
+from torch.nn import functional as F
+
+from hatemtl.encoders.fast.frozen_linear import FrozenLinear
+from hatemtl.errors import UserError
+
+
+class Joint:
+    """Frozen layers of one input side by side, and their LoRAs as one: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
+
+    That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the layers' one upon the other.
+    B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers have one of the same shape. Of N runs side
+    by side, M / N rows are each one's, and A and B, which is on the diagonal then, have N of these.
+    layers: each with its LoRA, if it has one. Their weights become views of a joint one.
+    """
+
+    def __init__(self, layers: Sequence[tuple[nn.Linear, "LoRALinear | None"]]) -> None:
+        self.layers = [layer for layer, _ in layers]
+        self.joined: list[tuple[int, int]] = []  # which weights, as `_found` tells, the rest was made of
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.product: FrozenLinear
+        self.transposed: FrozenLinear | None = None
+        self.A: Tensor | None = None
+        self.B: Tensor | None = None
+        self.loras: list[tuple[int, int, LoRALinear]] = []  # with the part of y that each adds to
+        end = 0
+        for layer, lora in layers:
+            begin, end = end, end + layer.out_features
+            if lora is not None:
+                self.loras.append((begin, end, lora))
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        """What is trained: A and B by turns, of every run, then those of the next layer."""
+        return [factor for *_, lora in self.loras for run in lora.beside for factor in (run.A, run.B)]
+
+    def join(self) -> None:
+        """Makes one weight and one bias of the layers', unless they are."""
+        if self.joined == self._found():  # else first called, moved or changed since
+            return
+        weights = [layer.weight for layer in self.layers]
+        with torch.inference_mode(False):  # they serve training too, whoever comes first
+            self.weight, self.bias = weights[0].data, None if self.layers[0].bias is None else self.layers[0].bias.data
+            if len(self.layers) > 1:
+                self.weight = torch.cat([weight.data for weight in weights])
+                self.bias = torch.cat([layer.bias.data for layer in self.layers])
+                sizes = [layer.out_features for layer in self.layers]
+                for layer, weight, bias in zip(self.layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
+                    layer.weight.data, layer.bias.data = weight, bias
+            self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
+        self.joined = self._found()
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of A and B."""
+        runs, out, rank = len(self.loras[0][2].beside), self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
+        several = (runs,) if runs > 1 else ()
+        alike = runs == len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
+        blocks = (len(self.layers), *self.loras[0][2].B.shape) if alike else (*several, out, rank)
+        return [(*several, rank, self.weight.shape[1]), blocks]
+
+    def _found(self) -> list[tuple[int, int]]:
+        """Where the layers' weights are and how often they were changed there."""
+        return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """y, and what its gradient needs besides x: nothing where there is no LoRA, else x·Aᵀ, A and B. See `prepare`."""
+        y = self.product(x)
+        if self.A is None or self.B is None:
+            return y, []
+        low = each(x, self.A) @ self.A.mT
+        _add_product(_outputs(y, self.A, self.B), _outputs(low, self.A, self.B), self.B.mT)
+        return y, [low, self.A, self.B]
+
+    def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradient of x, if it is asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
+        gradient = self._gradient(dy) if dx else None
+        if not kept:
+            return gradient, []
+        low, A, B = kept
+        mine = _outputs(dy, A, B)
+        dlow = mine @ B
+        if _alike(A, B):
+            dlow = dlow.transpose(0, 1).reshape(low.shape)
+        if gradient is not None:
+            _add_product(each(gradient, A), dlow, A)
+        # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
+        return gradient, [dlow.mT @ each(x, A), _outputs(low, A, B).mT @ mine]
+
+    def _gradient(self, dy: Tensor) -> Tensor:
+        """dy·W."""
+        if self.transposed is None:
+            self.transposed = FrozenLinear(self.weight.mT, None)
+        return self.transposed(dy)
+
+    def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
+        """Where in A and B, or what is shaped as they, each of `factors` stands."""
+        if _alike(A, B):
+            return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
+        runs, row, found = [(A, B)] if A.ndim == 2 else [*zip(A, B, strict=True)], 0, []
+        for begin, end, lora in self.loras:
+            rows = slice(row, row := row + lora.A.shape[0])
+            found += [part for a, b in runs for part in (a[rows], b[begin:end, rows])]
+        return found
+
+
+@torch.no_grad()
+def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
+    """Makes weights and factors of these layers ready for `Joint.forward`; needed whenever they may have changed.
+
+    All factors stand in one tensor and are cast in one go: one by one their calls take three times as long.
+    """
+    trained, shapes, factors = [joint for joint in joints if joint.loras], [], []
+    for joint in joints:
+        joint.join()
+    for joint in trained:
+        shapes += joint.shapes()
+        for *_, lora in joint.loras:
+            factors += [f for run in lora.beside for f in (run.A, run.B if lora.scale == 1 else lora.scale * run.B)]
+    if not trained:
+        return
+    # a tensor for each would take as long to make as to fill
+    sizes = [math.prod(shape) for shape in shapes]
+    room = trained[0].weight.new_zeros(sum(sizes), dtype=dtype)
+    found = [part.view(shape) for part, shape in zip(room.split(sizes), shapes, strict=True)]
+    into = []
+    for joint, joint.A, joint.B in zip(trained, found[::2], found[1::2], strict=True):
+        into += joint.parts(joint.A, joint.B)
+    torch._foreach_copy_(into, factors)
+
+
+def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
+    parts, scales = [], []
+    for joint, of in zip(joints, found, strict=True):
+        if of:
+            own = joint.parts(of[0], of[1].mT)
+            runs = len(own) // (2 * len(joint.loras))  # not of `beside`, which may be others by now
+            scales += [lora.scale for *_, lora in joint.loras for _ in range(runs)]
+            parts += own
+    if not parts:
+        return []
+    like = next(joint.loras[0][2].A for joint in joints if joint.loras)
+    into = [*_unflatten_dense_tensors(like.new_empty(sum(part.numel() for part in parts)), parts)]
+    torch._foreach_copy_(into, parts)
+    for of_B, scale in zip(into[1::2], scales, strict=True):
+        if scale != 1:
+            of_B.mul_(scale)
+    return into
+
+
+class _Linear(torch.autograd.Function):
+    """What a `Joint` computes, with gradients for x and its factors, which are named so that they get theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, joint: Joint, *factors: Tensor) -> Tensor:
+        prepare([joint], x.dtype)
+        y, kept = joint.forward(x)
+        ctx.save_for_backward(x, *kept)
+        ctx.joint = joint
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *kept = ctx.saved_tensors
+        dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
+        return dx, None, *gradients([ctx.joint], [found])
+
+
+def each(x: Tensor, A: Tensor) -> Tensor:
+    """(M, D) of N runs side by side as (N, M / N, D), if A, (N, R, in), is of several; of one it stays."""
+    return x if A.ndim == 2 else x.view(A.shape[0], -1, x.shape[-1])
+
+
+def _alike(A: Tensor, B: Tensor) -> bool:
+    """Whether B has a block for each layer, as it has where the LoRAs of all are of one shape."""
+    return A.ndim < B.ndim
+
+
+def _outputs(y: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, else of `each` run."""
+    return y.view(y.shape[0], B.shape[0], -1).transpose(0, 1) if _alike(A, B) else each(y, A)
+
+
+def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
+    y.addmm_(a, b) if y.ndim == 2 else y.baddbmm_(a, b)
+
+
+class LoRALinear:
+    """Takes the place of `forward` in a library's LoRA layer; the library keeps the parameters, and saves them.
+
+    layer: holds the frozen weight (out, in) and bias. A: (r, in), B: (out, r), trained in float32.
+    merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
+    beside: while several runs train side by side, their LoRAs of this layer, this one among them, in the order of the rows.
+    """
+
+    def __init__(self, layer: nn.Linear, A: nn.Parameter, B: nn.Parameter, scale: float) -> None:
+        self.layer, self.A, self.B, self.scale = layer, A, B, scale
+        self.merged: Tensor | None = None
+        self.beside: Sequence[LoRALinear] = (self,)
+        self.joint = Joint([(layer, self)])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        x = x.to(weight.dtype)
+        if self.merged is not None:
+            return F.linear(x, self.merged, bias)
+        if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
+            return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
+        if len(x) % len(self.beside):  # DeBERTa projects positions, which no run owns, with the weights of q and k
+            raise UserError("it has a layer that reads something else than posts")
+        y = _Linear.apply(x.reshape(-1, x.shape[-1]), self.joint, *self.joint.factors)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Computes the merged weight, in float32, then in the type of the frozen one."""
+        weight = self.layer.weight
+        self.merged = torch.addmm(weight.float(), self.B.float(), self.A.float(), alpha=self.scale).to(weight.dtype)
+
+
+def loras(model: nn.Module) -> dict[str, LoRALinear]:
+    """Every LoRA of the model that is computed here, by the path of its layer."""
+    return {path: module.forward for path, module in model.named_modules() if isinstance(module.forward, LoRALinear)}
+
+
+@contextmanager
+def side_by_side(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, the first model reads the posts of all, each with its own LoRAs: as many rows of the batch for each, in order.
+
+    models: of one encoder, whose LoRAs adapt the same layers.
+    """
+    found = [loras(model) for model in models]
+    try:
+        for path, lora in found[0].items():
+            lora.beside = [others[path] for others in found]
+        yield
+    finally:
+        for lora in found[0].values():
+            lora.beside = (lora,)

@@ -1,0 +1,281 @@
+"""The encoder: a tokenizer and a pretrained transformer, loaded so that no file of theirs can run code."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine.hub import fetch
+from hatemtl.seeds import seeded
+
+Transformer = PreTrainedModel
+Tokenizer = PreTrainedTokenizerFast
+LayersOutput = BaseModelOutputWithPastAndCrossAttentions
+
+# Keys that make transformers import or download code while a model is loaded: `auto_map` by design, the attention ones
+# because 4.57 takes a hub kernel's name from them (CVE-2026-4372).
+REFUSED_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
+FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*token*",
+    "vocab*",
+    "merges.txt",
+    "spm.model",
+]
+WAY_OUT = "type encoder=minilm (installed with hatemtl) or encoder.source=FOLDER of a downloaded encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A pretrained transformer encoder and its tokenizer.
+
+    source: `package:NAME/FOLDER` (files of an installed package), a local folder, or a hub repository.
+    revision: the hub revision. max_length: token ids a post at most, the special ones included.
+    attention: eager, sdpa, or auto: sdpa on a GPU where the model has it, else eager, faster on CPU at a post's length.
+    random: if given, weights are drawn at random instead of loaded, and these keys replace those of config.json.
+    quantize: 8bit or 4bit keeps the frozen weights of all linear layers in so many bits; None in those of the computation.
+    """
+
+    source: str
+    revision: str | None
+    max_length: int
+    attention: Literal["auto", "eager", "sdpa"]
+    random: Mapping[str, Any] | None
+    quantize: Literal["8bit", "4bit"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("auto", "eager", "sdpa"):
+            raise UserError(f"encoder.attention={self.attention}: {did_you_mean(self.attention, ['auto', 'eager', 'sdpa'])}")
+        if self.max_length < 3:
+            raise UserError(f"encoder.max_length={self.max_length}: expected at least 3 token ids")
+        if self.quantize not in (None, "8bit", "4bit"):
+            raise UserError(
+                f"encoder.quantize={self.quantize}: {did_you_mean(str(self.quantize), ['8bit', '4bit', 'null'])}"
+            )
+        if self.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"encoder.quantize={self.quantize} needs the package bitsandbytes; type `uv sync --extra quantize`, or "
+                f"encoder.quantize=null"
+            )
+
+    def folder(self) -> Path:
+        """Where the files are; from the hub, downloaded unless cached."""
+        if self.source.startswith("package:"):
+            package, _, inside = self.source.removeprefix("package:").partition("/")
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                raise UserError(f"encoder.source={self.source}: package {package!r} is not installed; type `uv sync`")
+            folder = Path(spec.submodule_search_locations[0]) / inside
+        elif self.source.startswith((".", "/", "~")) or Path(self.source).is_dir():
+            folder = Path(self.source).expanduser()
+        else:
+            folder = fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"encoder.source={self.source}: no config.json there; {WAY_OUT}")
+        return folder
+
+    def tokenizer(self) -> Tokenizer:
+        """The fast tokenizer. A word in mid-text and a word at its start get the same ids."""
+        folder = self.folder()
+        guard(folder)
+        with _readable(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
+        if not tokenizer.is_fast:
+            raise UserError(f"encoder.source={self.source}: has no fast tokenizer; {WAY_OUT}")
+        return tokenizer
+
+    def model(self, *, dropout: bool, seed: int, pooler: bool = False) -> Transformer:
+        """The transformer in float32, in evaluation mode.
+
+        dropout: whether its own dropout stays on in training. seed: for random weights. pooler: whether to keep BERT's,
+        which nothing here reads, for whoever reads the model elsewhere.
+        """
+        folder = self.folder()
+        guard(folder)
+        with _readable(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            raise UserError(f"{folder / 'config.json'}: these weights are quantized; expected float ones; {WAY_OUT}")
+        for key, value in (self.random or {}).items():
+            if not hasattr(config, key):
+                raise UserError(
+                    f"encoder.random.{key}: no key of {folder / 'config.json'}; {did_you_mean(key, config.to_dict())}"
+                )
+            setattr(config, key, value)
+        if not dropout:
+            for key, value in config.to_dict().items():
+                if isinstance(value, float) and key.endswith(("dropout", "dropout_prob")):
+                    setattr(config, key, 0.0)
+        if hasattr(config, "reference_compile"):
+            config.reference_compile = False  # ModernBERT would compile its layers by itself, under the adapters
+        attention = self._attention(config)
+        if self.random is not None:
+            with seeded(seed, "encoder"):
+                model = AutoModel.from_config(
+                    config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False
+                )
+        else:
+            if not any(folder.glob("model*.safetensors")):
+                raise UserError(
+                    f"encoder.source={self.source}: has no model.safetensors, and hatemtl reads no pickled weights; "
+                    f"name a revision that has them (encoder.revision=refs/pr/N), or {WAY_OUT}"
+                )
+            with _readable(folder):
+                model = AutoModel.from_pretrained(
+                    folder,
+                    config=config,
+                    attn_implementation=attention,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                )
+        if getattr(model, "pooler", None) is not None and not pooler:
+            model.pooler = None  # heads pool themselves, and an unused parameter stalls distributed training
+        if attention == "eager" and hasattr(model, "get_extended_attention_mask"):
+            # added to bf16 scores, a float32 mask lets softmax work in float32, which a CPU does several times faster
+            model.get_extended_attention_mask = partial(model.get_extended_attention_mask, dtype=torch.float32)
+        longest = getattr(config, "max_position_embeddings", self.max_length)
+        padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+        if padding is not None:
+            longest -= padding + 1  # RoBERTa counts positions from there
+        if self.max_length > longest:
+            raise UserError(f"encoder.max_length={self.max_length}: this encoder takes {longest} token ids at most")
+        return model.eval()
+
+    def quantized(self, model: Transformer) -> Transformer:
+        """The model itself, the weights of its linear layers in 8 or 4 bits where `quantize` says so.
+
+        8 bits as LLM.int8() has them (Dettmers et al. 2022, arXiv:2208.07339), 4 as QLoRA's NormalFloat (Dettmers et al.
+        2023, arXiv:2305.14314). The float weights must be there first: a fingerprint is taken of them.
+        """
+        if self.quantize is None:
+            return model
+        import bitsandbytes  # slow to import
+
+        bnb: Any = bitsandbytes.nn
+        for path, layer in [(path, m) for path, m in model.named_modules() if type(m) is nn.Linear]:
+            shape: Any = (layer.in_features, layer.out_features, layer.bias is not None)
+            small: Any
+            if self.quantize == "8bit":
+                small = bnb.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+                small.weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False).to("cpu")
+            else:
+                small = bnb.Linear4bit(*shape, quant_type="nf4")
+                small.weight = bnb.Params4bit(layer.weight.data, quant_type="nf4", module=small).to("cpu")
+            small.bias = layer.bias
+            model.set_submodule(path, small.train(layer.training))
+        # by these PEFT knows, as of a model that transformers quantized
+        flags: Any = model
+        flags.is_loaded_in_8bit, flags.is_loaded_in_4bit = self.quantize == "8bit", self.quantize == "4bit"
+        keep_trainable(model)
+        return model.requires_grad_(False)
+
+    def _attention(self, config: PretrainedConfig) -> str:
+        has_sdpa = MODEL_MAPPING[type(config)]._supports_sdpa  # type: ignore[attr-defined]
+        if self.attention == "sdpa" and not has_sdpa:
+            raise UserError(
+                f"encoder.attention=sdpa: {config.model_type} has no such attention; type encoder.attention=eager"
+            )
+        if self.attention == "auto":
+            return "sdpa" if has_sdpa and torch.cuda.is_available() else "eager"
+        return self.attention
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the encoder in {folder} cannot be read ({reason}); download it again, or {WAY_OUT}") from error
+
+
+def guard(folder: Path) -> None:
+    """Refuses an encoder whose files name code or weights from elsewhere, before any library reads them.
+
+    Raises UserError naming the file and the key.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: adapter_config.json there leads to other weights; remove it, or {WAY_OUT}")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid JSON ({error}); download the encoder again") from error
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object; download the encoder again")
+        for key, value in _items(content):
+            kernel = key == "_attn_implementation" and "/" in str(value)
+            if key in REFUSED_KEYS or kernel:
+                raise UserError(
+                    f"{path}: carries {key}={value!r}, which runs code from elsewhere when the model is loaded; "
+                    f"do not load this encoder, or remove the key if you wrote the file yourself"
+                )
+
+
+def _items(content: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield str(key), value
+            yield from _items(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _items(value)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether linear layers of the model are of 8 or 4 bits."""
+    return any(type(module).__name__ in ("Linear8bitLt", "Linear4bit") for module in model.modules())
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keeps 4-bit layers as they are: else the first evaluation on a CPU repacks them, and no gradient gets through again.
+
+    To be called once adapters are attached, whose libraries make such layers of their own.
+    """
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def vocabulary(tokenizer: Tokenizer) -> str:
+    """Sixteen hex digits that tell one tokenizer from another: its words and rules, not how long a text it lets through."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(model: Transformer) -> str:
+    """Sixteen hex digits that tell one pretrained encoder from another: names, shapes and 1,024 values of each weight."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        values = tensor.flatten()[:: max(1, tensor.numel() // 1024)]  # spread over the whole of it
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,157 @@
+"""Methods that let several saved adapters work together: stacked, averaged, fused. Each is saved as one run.
+
+The sources' weights are a part of that run, so it works when the sources are gone; `method=ah_load` loads it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from hatemtl.encoders.pretrained import Transformer
+from hatemtl.errors import UserError
+from hatemtl.merging.mean import check_weights
+from hatemtl.methods.adapterhub.configuration_strings import configuration
+from hatemtl.methods.adapterhub.library import LIBRARY, PATTERN, active, add, enable
+from hatemtl.methods.adapterhub.several_adapters import add_fusion, check, combine, save
+from hatemtl.methods.adapterhub.train_and_load import load_all, matching
+from hatemtl.methods.base import check_dropout
+from hatemtl.saved_runs.saved_run import SavedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked:
+    """Trains a new adapter on top of frozen ones (MAD-X; Pfeiffer et al. 2020, arXiv:2005.00052).
+
+    A bottleneck reads what the one below says; the updates of LoRAs and of parallel adapters add up.
+    sources: a glob of saved runs, from the lowest up. config: of the new adapter; None as the highest source has it.
+    """
+
+    sources: str
+    config: str | None
+    reduction_factor: float | None
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = False
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def __post_init__(self) -> None:
+        if self.config is not None:
+            configuration(self.config, reduction_factor=self.reduction_factor)
+        elif self.reduction_factor is not None:
+            raise UserError("method.reduction_factor is a key of method.config; type method.config=seq_bn with it")
+
+    def starts_from(self) -> list[SavedRun]:
+        return matching(self.sources, "ah_stack")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+        adapted = enable(model)
+        names = load_all(adapted, self.starts_from(), name)
+        if self.config is None:
+            config = adapted.adapters_config.get(names[-1])
+        else:
+            config = configuration(self.config, reduction_factor=self.reduction_factor)
+        add(adapted, name, config, seed)
+        return combine(adapted, "Stack", [*names, name], trained=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaged:
+    """Frozen adapters whose outputs are averaged; only the heads are trained.
+
+    sources: a glob of saved runs. weights: theirs, in the order of their names, made to sum to 1; None for equal ones.
+    where: layers, the mean of their outputs in every layer, one forward; end, the mean of what the encoder says with each
+    by itself, as many forwards as sources.
+    """
+
+    sources: str
+    weights: Sequence[float] | None
+    where: str
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = False
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def __post_init__(self) -> None:
+        if self.where not in ("layers", "end"):
+            raise UserError(f"method.where={self.where}: expected layers or end")
+        if self.weights is not None:
+            check_weights(self.weights, "method.weights")
+
+    def starts_from(self) -> list[SavedRun]:
+        return matching(self.sources, "ah_average" if self.where == "layers" else "ah_parallel")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+        adapted = enable(model)
+        names = load_all(adapted, self.starts_from(), name)
+        if self.weights is not None and len(self.weights) != len(names):
+            raise UserError(
+                f"method.weights={list(self.weights)}: expected one a source: {', '.join(names)}; type "
+                f"method.weights=[{','.join('1' for _ in names)}]"
+            )
+        shares = None if self.weights is None else [weight / sum(self.weights) for weight in self.weights]
+        how = "Average" if self.where == "layers" else "Parallel"
+        return combine(adapted, how, names, trained=None, weights=shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """Trains AdapterFusion (Pfeiffer et al. 2021, arXiv:2005.00247) over frozen bottlenecks: attention over their outputs.
+
+    sources: a glob of saved runs. query, key, value: whether each has a matrix. width: of queries and keys, a head's worth
+    of numbers; None for the encoder's own width, as published. dropout: on the attention's weights.
+    """
+
+    sources: str
+    query: bool
+    key: bool
+    value: bool
+    width: int | None
+    dropout: float
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = False
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(flag, bool) for flag in (self.query, self.key, self.value)):
+            raise UserError("method.query, method.key and method.value are true or false")  # Hydra reads "no" as a word
+        if not (self.query or self.key or self.value):
+            raise UserError("method: a fusion without query, key and value has nothing to train; type method=ah_average")
+        if self.width is not None and (not isinstance(self.width, int) or self.width < 1):
+            raise UserError(f"method.width={self.width}: expected a whole number from 1, or null for the encoder's own")
+        if self.width is not None and not (self.query and self.key):
+            raise UserError(
+                f"method.width={self.width} needs both matrices, a narrow query cannot meet a whole key; type "
+                f"method.query=true method.key=true"
+            )
+        check_dropout(self.dropout)
+
+    def starts_from(self) -> list[SavedRun]:
+        return matching(self.sources, "ah_fusion")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+        adapted = enable(model)
+        names = load_all(adapted, self.starts_from(), name)
+        config = {
+            **{"query": self.query, "key": self.key, "value": self.value, "dropout_prob": self.dropout},
+            **{"query_before_ln": False, "residual_before": False, "temperature": False, "regularization": False},
+            **{"value_before_softmax": True, "value_initialized": True},
+        }
+        check(adapted, "Fuse", names)
+        add_fusion(adapted, name, names, config, self.width, seed)
+        return combine(adapted, "Fuse", names, trained=name)

@@ -1,0 +1,283 @@
+"""AdapterHub's `adapters` library as the methods here use it: add, load, activate, save an adapter.
+
+Where the library is wrong, `corrections` takes its place; each is named where it is put in.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import adapters
+import torch
+from adapters.composition import AdapterCompositionBlock, Stack
+from adapters.configuration import AdapterConfig, LoRAConfig
+from adapters.methods.bottleneck import BottleneckLayer
+from adapters.methods.lora import LoRA as LoRAModule
+from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear
+from adapters.methods.prefix_tuning import PrefixTuningLayer
+from adapters.methods.reft import ReftModule
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hatemtl.encoders.fast.bert_stack import fuse
+from hatemtl.encoders.fast.lora_linear import LoRALinear
+from hatemtl.encoders.pretrained import Transformer, is_quantized
+from hatemtl.errors import UserError
+from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.methods import lora_formats, lora_source
+from hatemtl.methods.adapterhub.configuration_strings import kinds
+from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, keep_type
+from hatemtl.methods.base import draw_lora_A
+from hatemtl.saved_runs.saved_run import SavedRun, write
+from hatemtl.seeds import seeded
+
+LIBRARY = "adapterhub"
+WEIGHTS = "adapter/adapter.safetensors"
+SETUP = lora_source.SEVERAL
+# The adapter's name inside the name of a parameter, whatever the kind of adapter.
+PATTERN = re.compile(
+    r"(?:^|\.)(?:loras|adapters|invertible_adapters|prefix_tunings|prefix_gates|refts|shared_parameters|adapter_fusion_layer)"
+    r"\.([^.]+)\."
+)
+
+
+def enable(model: Transformer) -> Any:
+    """Gives the model AdapterHub's methods, in place; it is typed as anything, for they are added at run time."""
+    without_bias = {path for path, m in model.named_modules() if isinstance(m, nn.Linear) and m.bias is None}
+    with torch.random.fork_rng(devices=[]):  # it draws weights for layers that it then gives their own
+        adapters.init(model)  # type: ignore[attr-defined]
+    for path, module in model.named_modules():
+        if path in without_bias:
+            module.bias = None  # ModernBERT's query-key-value layer would come out with a random one
+    for layer in [module for module in model.modules() if isinstance(module, PrefixTuningLayer)]:
+        # all layers' prefixes lie in one pool, which as a part of every layer could not be saved as safetensors
+        layer.__dict__["pool"] = layer._modules.pop("pool")
+    if is_quantized(model) and any(isinstance(module, LoRAMergedLinear) for module in model.modules()):
+        raise UserError(
+            f"AdapterHub reads a matrix of queries, keys and values as floats, and {model.config.model_type} has one; type "
+            f"method=peft_lora16, or encoder.quantize=null"
+        )
+    return model
+
+
+def add(model: Any, name: str, config: AdapterConfig, seed: int) -> None:
+    """Adds an adapter that is drawn by the seed and its configuration, a LoRA's A by layer; no other random draw moves.
+
+    Raises UserError where the encoder cannot take it, or has no layer that it is for.
+    """
+    with seeded(seed, "adapter"):
+        _insert(model, name, config)
+    if not any(parameter.numel() for parameter in own_parameters(model, name).values()):
+        raise UserError(
+            f"the adapter ({_said(config)}) changes none of the {model.config.num_hidden_layers} layers of the encoder "
+            f"{model.config.model_type}; give other keys, or type method=ah_lora16, which changes them all"
+        )
+    for path, layer, lora in loras(model, name):
+        if isinstance(lora, LoRAModule) and model.adapters_config.match(name, LoRAConfig).init_weights == "lora":
+            for projection, A, _ in factors(layer, lora):
+                draw_lora_A(A, seed=seed, layer=path + projection)
+
+
+def _insert(model: Any, name: str, config: AdapterConfig) -> None:
+    """Adds an adapter's modules, with what the library computes wrongly replaced."""
+    kind = model.config.model_type
+    try:
+        model.add_adapter(name, config=config)
+    except (ValueError, AssertionError, RuntimeError, ImportError, TypeError, KeyError, AttributeError) as error:
+        reason = "phm_dim does not divide its bottleneck's width" if isinstance(error, AssertionError) else error
+        raise UserError(
+            f"the adapter ({_said(config)}) does not fit the encoder {kind}: {reason}; give other keys, such as "
+            f"method.reduction_factor=8, or type method=ah_lora16, which fits every encoder"
+        ) from error
+    for _, layer, lora in loras(model, name):
+        if "vera" in kinds(config):
+            for key in ("vera_D", "vera_B"):
+                parametrize.register_parametrization(lora, key, Diagonal())
+        elif getattr(lora, "use_dora", False):
+            if type(layer) is not LoRALinearTorch:
+                raise UserError(
+                    f"DoRA on the encoder {kind}: it needs the norms of a float weight that is one layer's own, and a "
+                    f"{type(layer).__name__} has none; type method=ah_lora16"
+                )
+            layer.forward = DoRALinear(layer)
+    for module in model.modules():
+        bottleneck = module.adapters[name] if isinstance(module, BottleneckLayer) and name in module.adapters else None
+        if bottleneck is not None and hasattr(bottleneck, "adapter_norm_before"):
+            del bottleneck.adapter_norm_before  # a second name of what adapter_down begins with: safetensors would refuse it
+        if bottleneck is not None and isinstance(bottleneck.scaling, nn.Parameter):
+            bottleneck.register_forward_hook(keep_type)
+
+
+def _said(config: AdapterConfig) -> str:
+    return " with ".join(sorted(kinds(config)))
+
+
+def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
+    """Loads a saved run's adapter under `name`, from safetensors and nothing else.
+
+    inside: the adapter's folder in the run's. Raises UserError where it is broken or leaves a weight untrained.
+    """
+    if inside == "adapter" and (run.folder / SETUP).is_file():
+        raise UserError(
+            f"{run.folder} holds several adapters ({run.record['method']}), and one is expected here; only method=ah_load "
+            f"takes it, whole"
+        )
+    if run.record["library"] == "peft":
+        _take_over(model, run, name)
+        return
+    weights = f"{inside}/adapter.safetensors"
+    tensors = run.tensors(weights)  # the library would fall back to a pickle where this file is missing
+    seen: dict[str, list[str]] = {}
+    try:
+        saved = json.loads((run.folder / inside / "adapter_config.json").read_text(encoding="utf-8"))
+        if not (isinstance(saved["config"], dict) and saved["config"]):
+            raise ValueError(f"its config is {saved['config']!r}")
+        with torch.random.fork_rng(devices=[]):
+            _insert(model, name, AdapterConfig.load(saved["config"]))
+            model.load_adapter(str(run.folder / inside), load_as=name, use_safetensors=True, loading_info=seen)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{run.folder / inside} cannot be read ({error}); train it again with overwrite=true") from error
+    missing = list(seen.get("missing_keys", []))
+    for key, parameter in _shared(model, name).items():  # the library neither saves nor loads them
+        tensor = tensors.get(f"shared_parameters.{saved['name']}.{key}")
+        if tensor is None:
+            missing.append(f"shared_parameters.{name}.{key}")
+        else:
+            parameter.data.copy_(tensor)
+    if missing:
+        raise UserError(f"{run.folder / weights} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
+
+
+def _take_over(model: Any, run: SavedRun, name: str) -> None:
+    """Adds a LoRA that PEFT saved. Raises UserError where it is no plain one, or on layers not adapted here."""
+    updates = lora_source.read(run, model)
+    tensors, config = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
+    with torch.random.fork_rng(devices=[]):
+        _insert(model, name, AdapterConfig.load(config))
+    own = dict(model.named_parameters())
+    for key, tensor in tensors.items():
+        own[key].data.copy_(tensor)
+
+
+def _shared(model: Any, name: str) -> dict[str, nn.Parameter]:
+    """What all layers of an adapter share: Compacter's rule, VeRA's matrices."""
+    return dict(model.shared_parameters[name].items()) if name in model.shared_parameters else {}
+
+
+def own_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's parameters, by names that say `*` for its own: the same for adapters of one configuration."""
+    found = {}
+    for key, parameter in model.named_parameters():
+        if (match := PATTERN.search(key)) and match[1] == name:
+            found[f"{key[: match.start(1)]}*{key[match.end(1) :]}"] = parameter
+    return found
+
+
+def activate(model: Any, setup: AdapterCompositionBlock, trained: Collection[str]) -> Any:
+    """Makes `setup` what every forward computes, and freezes all but the adapters or fusions called `trained`."""
+    model.train()
+    model.freeze_model(True)
+    model.set_active_adapters(setup)
+    for key, parameter in model.named_parameters():
+        found = PATTERN.search(key)
+        parameter.requires_grad = found is not None and found[1] in trained
+    for name in trained:
+        if name in model.adapters_config and "vera" in kinds(model.adapters_config.get(name)):
+            model.shared_parameters[name].requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, ReftModule) and not module.tied_weights:
+            for unit, positions in zip(module.units, (module.prefix_positions, module.suffix_positions), strict=True):
+                if not positions:
+                    unit.requires_grad_(False)  # it never acts, and a parameter without gradient stalls distributed training
+    return model
+
+
+def train(model: Any, name: str) -> Any:
+    """Freezes the body, activates adapter `name` and, where it is a plain LoRA, computes it by LoRALinear and BertStack."""
+    activate(model, Stack(name), {name})
+    adapted = list(loras(model, name))
+    plain = [(layer, lora) for _, layer, lora in adapted if _plain(layer, lora)]
+    for layer, lora in plain:
+        layer.forward = LoRALinear(layer, lora.lora_A, lora.lora_B, lora.scaling)
+    if type(model.adapters_config.get(name)) is LoRAConfig and len(plain) == len(adapted):
+        fuse(model)
+    return model
+
+
+def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:
+    if type(layer) is not LoRALinearTorch or layer.fan_in_fan_out or type(lora) is not LoRAModule:
+        return False
+    return not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout))
+
+
+def try_out(model: Any, given: str) -> Any:
+    """The model as it was, once it has read two posts.
+
+    Raises UserError where the library fails at a forward and not before.
+    """
+    device = next(model.parameters()).device
+    posts = torch.full((2, 4), 3, device=device)
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=posts, attention_mask=torch.ones_like(posts))
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError, IndexError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{given}: the library cannot compute it on the encoder {model.config.model_type} "
+            f"({type(error).__name__}: {error}); give other adapters, or type method=ah_lora16"
+        ) from error
+    return model.train()
+
+
+def active(model: Any) -> list[str]:
+    """The names of the adapters in the active setup, and of the fusion over them."""
+    setup = model.active_adapters
+    if not setup:
+        return []
+    return [*setup.children, *([setup.name] if getattr(setup, "name", None) else [])]
+
+
+def save_one(model: Any, name: str, folder: Path) -> None:
+    """Writes adapter_config.json and adapter.safetensors of one adapter into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_adapter(str(folder), name, use_safetensors=True)
+    if shared := _shared(model, name):
+        path = folder / "adapter.safetensors"
+        whole = load_file(path) | {f"shared_parameters.{name}.{key}": p.detach().cpu() for key, p in shared.items()}
+        write(path, lambda temporary: save_file(whole, temporary))
+
+
+def loras(model: nn.Module, name: str) -> Iterable[tuple[str, LoRALayer, Any]]:
+    """Every layer that LoRA `name`, or a kin of it, adapts: its path, the layer, the LoRA on it."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALayer) and name in module.loras:
+            yield path, module, module.loras[name]
+
+
+def factors(layer: LoRALayer, lora: LoRAModule) -> list[tuple[str, Tensor, Tensor]]:
+    """Views of A and B for each projection of the layer: one, or q, k and v where an encoder keeps them in one matrix."""
+    if not isinstance(layer, LoRAMergedLinear):
+        return [("", lora.lora_A, lora.lora_B)]
+    names = [name for name in "qkv" if name in lora.attn_matrices]
+    return [
+        (f".{name}", A, B)
+        for name, A, B in zip(names, lora.lora_A.chunk(len(names)), lora.lora_B.chunk(len(names)), strict=True)
+    ]
+
+
+def is_lora(model: Any, name: str) -> bool:
+    """Whether the adapter is a LoRA and nothing else."""
+    config = model.adapters_config.get(name)
+    return isinstance(config, LoRAConfig) and kinds(config) == {"lora"}
+
+
+def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
+    """LoRA `name` as one update a layer."""
+    return {
+        path + projection: LoRAUpdate(A.detach(), B.detach(), lora.scaling)
+        for path, layer, lora in loras(model, name)
+        for projection, A, B in factors(layer, lora)
+    }

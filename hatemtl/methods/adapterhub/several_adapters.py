@@ -1,0 +1,200 @@
+"""Several adapters of AdapterHub's library at work together: put together, saved as one run, loaded again.
+
+adapter/setup.json          how they work together, their names in order, which is trained
+adapter/NAME/               each adapter, in the library's own format
+adapter/NAME/               the fusion over them, where there is one
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from adapters.composition import Average, Fuse, Parallel, Stack
+from adapters.configuration import AdapterFusionConfig, ConfigUnion
+from adapters.context import AdapterSetup
+from adapters.methods.adapter_layer_base import AdapterLayerBase, ComposableAdapterLayerBase
+from adapters.methods.bottleneck import BottleneckLayer
+from adapters.methods.modeling import Adapter as Bottleneck
+from adapters.methods.modeling import BertFusion
+from torch import nn
+
+from hatemtl.errors import UserError
+from hatemtl.methods.adapterhub.configuration_strings import kinds
+from hatemtl.methods.adapterhub.library import SETUP, activate, load, save_one, try_out
+from hatemtl.methods.adapterhub.library_fixes import LateAverage, WithoutResidual, added, in_order, weighted
+from hatemtl.methods.base import module_name
+from hatemtl.saved_runs.saved_run import SavedRun, write_text
+from hatemtl.seeds import seeded
+
+# What the library would compute wrongly, or not at all, in each way of working together: by kind, with the reason.
+FIRST_ALONE = "of several, the library lets only the first one act"
+WRONG = {
+    "Stack": {"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"},
+    "Average": {
+        **{"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"},
+        "prefix": "the library cannot average prefixes",
+    },
+    "Fuse": {
+        "lora": "the library fuses bottlenecks alone (for LoRAs type method=lora_fusion)",
+        **dict.fromkeys(("dora", "vera", "ia3", "prefix", "reft"), "the library fuses bottlenecks alone"),
+        "inv": FIRST_ALONE,
+    },
+    "Parallel": {},
+}
+WAY_OUT = {
+    "Stack": "go on with the source itself, method=ah_load, or let each answer by itself, method=ah_parallel",
+    "Average": "type method=ah_parallel, which averages what they say at the end",
+    "Fuse": "type method=ah_parallel, or train sources with method=ah_seq_bn",
+    "Parallel": "name other sources",
+}
+
+
+def combine(
+    model: Any, how: str, names: Sequence[str], *, trained: str | None, weights: Sequence[float] | None = None
+) -> Any:
+    """Lets the adapters called `names` work together in every forward; all but the one called `trained` are frozen.
+
+    how: Stack, each on top of the one before; Average, in every layer; Parallel, averaged after the last layer; Fuse, by
+    the fusion called `trained`. weights: of an average, summing to 1; None for equal ones.
+    Raises UserError where the library cannot compute that.
+    """
+    check(model, how, names)
+    shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
+    setup = {
+        "Stack": lambda: Stack(*names),
+        "Average": lambda: Average(*names, weights=shares, normalize_weights=False),
+        "Parallel": lambda: Parallel(*names),
+        "Fuse": lambda: Fuse(*names, name=trained),
+    }[how]()
+    setup.weights = shares
+    for layer in model.modules():
+        if isinstance(layer, ComposableAdapterLayerBase):
+            layer.mean = weighted
+            if how == "Stack" and _adds(layer, names):
+                layer.compose_stack = added(layer)
+    try:
+        activate(model, setup, {trained} if trained else set())
+    except ValueError as error:
+        raise UserError(f"{error}; {WAY_OUT[how]}") from error
+    if how == "Parallel":
+        model.forward = LateAverage(model.forward, dict(zip(names, shares, strict=True)), AdapterSetup)
+    return try_out(model, f"{how} of {', '.join(names)}")
+
+
+def check(model: Any, how: str, names: Sequence[str]) -> None:
+    """Raises UserError where these adapters cannot work together in this way, with the reason and what to do instead."""
+    encoder = model.config.model_type
+    for name in names:
+        config = model.adapters_config.get(name)
+        if how == "Fuse" and isinstance(config, ConfigUnion):
+            raise UserError(
+                f"{name} is made of several adapters on {encoder}, which the library does not fuse; {WAY_OUT[how]}"
+            )
+        for kind in sorted(kinds(config) & WRONG[how].keys()):
+            raise UserError(f"{name} ({kind}) on {encoder}: {WRONG[how][kind]}; {WAY_OUT[how]}")
+    if how == "Parallel":
+        return
+    for path, layer in model.named_modules():
+        if not isinstance(layer, AdapterLayerBase):
+            continue
+        here = [name for name in names if name in layer.adapter_modules]
+        if len({type(layer.adapter_modules[name]).__name__ for name in here}) > 1:
+            raise UserError(
+                f"{', '.join(here)} change {path} of {encoder} in different ways, which the library does not combine; "
+                f"name sources of one kind"
+            )
+        if how != "Stack" and 0 < len(here) < len(names):
+            raise UserError(
+                f"{path} of {encoder} has an adapter in {', '.join(here)} alone; name sources that adapt the same layers"
+            )
+
+
+def _adds(layer: Any, names: Sequence[str]) -> bool:
+    """Whether the adapters of this layer add to its output, each from the same input: LoRAs, parallel bottlenecks."""
+    here = {type(layer.adapter_modules[name]).__name__ for name in names if name in layer.adapter_modules}
+    return bool(here & {"LoRA", "ParametrizedVera", "ParallelAdapter"})
+
+
+def add_fusion(model: Any, name: str, names: Sequence[str], config: dict[str, Any], width: int | None, seed: int) -> None:
+    """Adds the fusion `name` over these adapters; width: of queries and keys, None for the encoder's own."""
+    with seeded(seed, "fusion"):
+        model.add_adapter_fusion(Fuse(*names, name=name), config=AdapterFusionConfig.from_dict(config))
+        for layer in model.modules():
+            if not isinstance(layer, BottleneckLayer) or name not in layer.adapter_fusion_layer:
+                continue
+            if names[0] not in layer.adapters:
+                layer.delete_fusion_layer(name)  # a layer that the sources leave out
+                continue
+            fusion = layer.adapter_fusion_layer[name]
+            fusion.register_forward_pre_hook(in_order)
+            if width is not None:
+                fusion.query = nn.Linear(fusion.dense_size, width).apply(Bottleneck.init_bert_weights)
+                # a bias of keys would shift the scores of all sources alike
+                fusion.key = nn.Linear(fusion.dense_size, width, bias=False).apply(Bottleneck.init_bert_weights)
+            if layer.adapters[names[-1]].__class__.__name__ == "ParallelAdapter":
+                fusion.forward = WithoutResidual(fusion)
+
+
+def save(model: Any, name: str, folder: Path) -> None:
+    """Writes what is active into folder/adapter: one adapter, or several with how they work together."""
+    setup, target = model.active_adapters, folder / "adapter"
+    how, names = type(setup).__name__, list(setup.children)
+    if how == "Stack" and len(names) == 1:
+        save_one(model, name, target)
+        return
+    for each in names:
+        save_one(model, each, target / each)
+    trained = name if how in ("Stack", "Fuse") else None
+    if how == "Fuse":
+        model.save_adapter_fusion(str(target / name), setup, use_safetensors=True)
+    content = {"how": how, "names": names, "trained": trained, "weights": setup.weights}
+    write_text(folder / SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
+    """Loads the several adapters of a saved run; what was trained stands under `name` and is trained again."""
+    path = run.folder / SETUP
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        how, names, trained, weights = saved["how"], list(saved["names"]), saved["trained"], saved["weights"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); train the run again with overwrite=true") from error
+    if how not in WRONG or not all(re.fullmatch(r"[^/\\.]+", each) for each in names):
+        raise UserError(f"{path}: expected one of {', '.join(WRONG)} and names of adapters; train the run again")
+    taken: dict[str, str] = {trained: name} if trained else {}
+    for each in names:
+        if each != trained:
+            taken[each] = module_name(each, taken=[*taken.values(), name])
+        load(model, run, taken[each], inside=f"adapter/{each}")
+    if how == "Fuse":
+        _load_fusion(model, run, trained, name, [taken[each] for each in names], seed)
+    return combine(model, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
+
+
+def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequence[str], seed: int) -> None:
+    inside = f"adapter/{saved}/model_adapter_fusion.safetensors"
+    tensors = run.tensors(inside)
+    path = (run.folder / inside).with_name("adapter_fusion_config.json")
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); train the run again with overwrite=true") from error
+    query = next((tensor for key, tensor in tensors.items() if key.endswith(".query.weight")), None)
+    width = None if query is None or query.shape[0] == query.shape[1] else query.shape[0]
+    add_fusion(model, name, names, config, width, seed)
+    inner = f".adapter_fusion_layer.{name}."
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if inner in key:
+                tensor = tensors.get(key.replace(inner, f".adapter_fusion_layer.{saved}."))
+                if tensor is None or tensor.shape != parameter.shape:
+                    raise UserError(f"{run.folder / inside} lacks {key}; train the run again with overwrite=true")
+                parameter.copy_(tensor)
+
+
+def fusions(model: nn.Module) -> list[BertFusion]:
+    """The fusion of every layer that has one."""
+    return [module for module in model.modules() if isinstance(module, BertFusion)]

@@ -1,0 +1,107 @@
+"""Which source of a LoRA bank answers for which label: the gates' weights, averaged over the posts that carry it."""
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatemtl.batches.batch import Batch
+from hatemtl.methods.bank.lora_bank import banks, source_names
+from hatemtl.saved_runs.saved_run import write_rows
+
+COLUMNS = ("task", "label", "layer", "source", "weight", "posts")
+EVERY = "*"  # in place of a label: all posts that carry the task's annotation
+
+
+class Answers:
+    """Sums, by task, of the gates' weights over posts: (labels + 1, layers, N) with all posts first, and how many they are.
+
+    A post's weights are the mean over its tokens.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.banks = banks(module.get_submodule("encoder"))
+        self.sources = source_names(module.get_submodule("encoder")) if self.banks else []
+        self.heads: Any = module.get_submodule("heads")
+        self.sums: dict[str, Tensor] = {}
+        self.posts: dict[str, Tensor] = {}
+        self.batch: Batch | None = None
+        self.seen: dict[str, Tensor] = {}
+
+    def begin(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """A hook: the network is given a batch."""
+        self.batch, self.seen = arguments[0], {}
+
+    def gated(self, gate: nn.Module, arguments: tuple[Tensor, Tensor], weights: Tensor, *, layer: str) -> None:
+        """A hook: a gate gives its weights."""
+        if self.batch is None or layer in self.seen:  # DeBERTa's layers read the posts first, then positions
+            return
+        mask = self.batch.attention_mask[..., None].to(weights.dtype)
+        mean = (mask * weights.detach()).sum(dim=1) / mask.sum(dim=1)  # no product of matrices: autocast would round it
+        self.seen[layer] = self.batch.first(mean)
+
+    def end(self, module: nn.Module, arguments: tuple[Any, ...], logits: Any) -> None:
+        """A hook: the network is done with the batch."""
+        if self.batch is None or len(self.seen) < len(self.banks):
+            return
+        weights = torch.stack([self.seen[layer] for layer in self.banks], dim=1).double()  # (B, layers, N)
+        for task, head in self.heads.items():
+            member = _members(self.batch.targets[task], self.batch.has[task], head.space.kind, len(head.space))
+            sums, posts = torch.einsum("bc,bln->cln", member, weights), member.sum(dim=0)
+            self.sums[task] = self.sums[task] + sums if task in self.sums else sums
+            self.posts[task] = self.posts[task] + posts if task in self.posts else posts
+        self.batch = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a task, label, layer and source; labels that no post carries have none."""
+        rows = []
+        for task, sums in self.sums.items():
+            labels = [EVERY, *self.heads[task].space.names]
+            for i, (label, posts) in enumerate(zip(labels, self.posts[task].tolist(), strict=False)):
+                for j, layer in enumerate(self.banks if posts else ()):
+                    means = (sums[i, j] / posts).tolist()
+                    rows += [
+                        dict(zip(COLUMNS, (task, label, layer, source, repr(mean), int(posts)), strict=True))
+                        for source, mean in zip(self.sources, means, strict=True)
+                    ]
+        return rows
+
+    def write(self, path: Path) -> None:
+        """Writes the rows as CSV; those of other tasks that the file holds stay. Nothing where there is no bank."""
+        rows = self.rows()
+        if not rows:
+            return
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if row["task"] not in self.sums] + rows
+        write_rows(path, rows)
+
+
+def _members(targets: Tensor, has: Tensor, kind: str, labels: int) -> Tensor:
+    """(B, 1 + C) 1 where the post counts: for all posts of the task, and for each label; C = 0 where no post has labels."""
+    every = has[:, None].double()
+    if kind == "multilabel":
+        return torch.cat([every, every * (targets > 0.5)], dim=1)
+    if kind in ("multiclass", "ordinal"):
+        return torch.cat([every, every * F.one_hot(targets.long(), labels)], dim=1)
+    return every
+
+
+@contextmanager
+def watched(module: nn.Module) -> Iterator[Answers]:
+    """Inside, the gates' weights are summed up for every batch that the network is called with, if it has a LoRA bank."""
+    answers = Answers(module)
+    hooks = [bank.gate.register_forward_hook(partial(answers.gated, layer=layer)) for layer, bank in answers.banks.items()]
+    if answers.banks:
+        hooks += [module.register_forward_pre_hook(answers.begin), module.register_forward_hook(answers.end)]
+    try:
+        yield answers
+    finally:
+        for hook in hooks:
+            hook.remove()

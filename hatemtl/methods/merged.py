@@ -1,0 +1,242 @@
+"""Methods that start from the merge of several saved runs: kept as a LoRA, as an adapter, or written into the weights."""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.encoders.pretrained import Transformer
+from hatemtl.errors import UserError
+from hatemtl.merging.base import Merge, merge_dense, merge_each, merge_factors
+from hatemtl.merging.fisher import Fisher
+from hatemtl.merging.lora import Updates
+from hatemtl.merging.mean import Linear, Mean
+from hatemtl.merging.regmean import RegMean
+from hatemtl.methods import full, lora_source
+from hatemtl.methods.adapterhub.configuration_strings import kinds, union
+from hatemtl.methods.adapterhub.library import (
+    LIBRARY,
+    PATTERN,
+    active,
+    add,
+    enable,
+    factors,
+    is_lora,
+    loras,
+    own_parameters,
+    train,
+    try_out,
+    updates,
+)
+from hatemtl.methods.adapterhub.several_adapters import save
+from hatemtl.methods.adapterhub.train_and_load import load_all, matching
+from hatemtl.saved_runs.saved_run import SavedRun
+
+# Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out.
+MEANS = (Mean, Linear, Fisher, RegMean)
+# The kinds of adapter whose matrices are the weights of linear layers that read the tokens of posts, but for their gates.
+LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """Starts from the merge of saved adapters of one kind; the sources stay loaded, frozen and inactive.
+
+    LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA. Adapters of
+    another kind and one configuration are merged parameter by parameter, as differences to the weights that they started
+    from, which is the same for all runs of this seed.
+    sources: a glob of saved runs, at least one; each is loaded under its folder's name. rank: of the LoRA that the result is
+    cut to, the best there is in the Frobenius norm; None keeps all: the sum of the ranks, or the weight's own.
+    """
+
+    sources: str
+    merge: Merge
+    rank: int | None
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = LIBRARY
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = True
+    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
+    active = staticmethod(active)
+    save = staticmethod(save)
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise UserError(
+                f"method.rank={self.rank}: expected a whole number from 1, or null for a result that nothing is cut from"
+            )
+
+    def starts_from(self) -> list[SavedRun]:
+        return matching(self.sources, "ah_merge16")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+        runs = self.starts_from()
+        adapted, names = self._loaded(model, runs, name, seed)
+        how = self._loras if is_lora(adapted, names[0]) else self._adapters
+        return how(adapted, runs, names, name, seed)
+
+    def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
+        """A copy of the encoder as one source after the other computes, and what is merged of that source, by name.
+
+        linear: only the weights of linear layers that read posts. Raises UserError where the sources cannot be merged, or
+        have anything else but such layers with their biases, norms, scales and gates.
+        """
+        runs = self.starts_from()
+        adapted, names = self._loaded(copy.deepcopy(model), runs, "merged", seed)
+        for run, name in zip(runs, names, strict=True):
+            own = own_parameters(adapted, name)
+            if linear:
+                own = {key: p for key, p in own.items() if p.ndim == 2 and key.endswith(".weight") and ".gate." not in key}
+                if (others := sorted(kinds(adapted.adapters_config.get(name)) - LINEAR)) or not own:
+                    raise UserError(
+                        f"merge=regmean weighs linear layers by what they read of posts, and {run.folder} "
+                        f"({run.record['method']}) has {', '.join(others) or 'products in place of matrices'}; type "
+                        f"merge=fisher, which takes adapters of any kind, or merge=mean"
+                    )
+            yield train(adapted, name), own
+
+    def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
+        """The encoder with every source's adapter, and their names, none of them `name`."""
+        adapted = enable(model)
+        names = load_all(adapted, runs, name)
+        if not all(is_lora(adapted, source) for source in names):
+            self._check_alike(adapted, runs, names, seed)
+        return adapted, names
+
+    def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
+        sources = [updates(adapted, source) for source in names]
+        merged = merge_factors(self.merge, sources, self.rank, names)
+        rank = max(update.rank for update in merged.updates.values())
+        add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
+        with torch.no_grad():
+            for path, layer, lora in loras(adapted, name):
+                for projection, A, B in factors(layer, lora):
+                    # fresh rows of A under zeros of B, where no source has any, add nothing and can learn
+                    B.zero_()
+                    if (update := merged.updates.get(path + projection)) is None:
+                        continue
+                    A[: update.rank].copy_(update.A)
+                    B[:, : update.rank].copy_(update.scale * update.B)
+        adapted.energy_lost, adapted.merge_notes = merged.lost, _left_alone(runs, sources)
+        return train(adapted, name)
+
+    def _check_alike(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], seed: int) -> None:
+        """Raises UserError where the sources cannot be merged parameter by parameter."""
+        configs = [adapted.adapters_config.get(source) for source in names]
+        for source, config in zip(names, configs, strict=True):
+            if config != configs[0]:
+                raise UserError(
+                    f"method.sources={self.sources!r}: {names[0]} and {source} are adapters of different configurations, "
+                    f"and only LoRAs can be merged then; name sources of one method"
+                )
+        for run in runs:
+            if run.record["seed"] != seed:
+                raise UserError(
+                    f"method.sources={self.sources!r}: {run.folder} started from the weights of seed {run.record['seed']}, "
+                    f"this run has seed {seed}, and the entries of such adapters mean the same only if they started alike; "
+                    f"type seed={run.record['seed']}, or train them with one seed"
+                )
+            if run.record.get("sources") and not _is_mean(self.merge):
+                raise UserError(
+                    f"method.sources={self.sources!r}: {run.folder} started from {', '.join(run.record['sources'])}, not "
+                    f"from what its seed draws, and this merge needs what each changed since its start; type merge=mean, or "
+                    f"leave it out"
+                )
+
+    def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
+        add(adapted, name, adapted.adapters_config.get(names[0]), seed)
+        start = own_parameters(adapted, name)
+        merged = merge_dense(self.merge, [_Changes(own_parameters(adapted, each), start, each) for each in names])
+        with torch.no_grad():
+            for key, parameter in start.items():
+                parameter.add_(merged[key].to(parameter))
+        return try_out(train(adapted, name), f"method.sources={self.sources!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntoWeights:
+    """Starts from the merge of saved runs written into the encoder's weights, all of which are then trained.
+
+    sources: a glob of saved runs, at least one: LoRAs of either library, of which nothing is cut, or fully trained encoders.
+    """
+
+    sources: str
+    merge: Merge
+    learning_rate: float
+    body_dropout: bool
+    library: ClassVar[str] = full.Full.library
+    stores_bf16: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = False
+    adapter_pattern: ClassVar[None] = None
+    active = full.Full.active
+    save = full.Full.save
+
+    def starts_from(self) -> list[SavedRun]:
+        runs = lora_source.folders(self.sources, "full_merge")
+        libraries = {run.record["library"] for run in runs}
+        if libraries - {*lora_source.FILES, self.library} or (self.library in libraries and len(libraries) > 1):
+            raise UserError(
+                f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}; expected LoRAs "
+                f"({', '.join(lora_source.FILES)}) or fully trained encoders ({self.library}), and not both"
+            )
+        return runs
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+        runs, adapted = self.starts_from(), cast(Any, model)
+        if runs[0].record["library"] == self.library:
+            start = model.state_dict()
+            deltas = [_Changes(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
+            merged = merge_each(self.merge, deltas)
+        else:
+            sources = [lora_source.read(run, model) for run in runs]
+            found = merge_each(self.merge, sources, [str(run.folder) for run in runs])
+            merged = ((f"{layer}.weight", update) for layer, update in found)
+            adapted.merge_notes = _left_alone(runs, sources)
+        weights = dict(model.named_parameters())
+        with torch.no_grad():
+            for key, update in merged:  # one at a time: all of them in double precision are twice the encoder
+                weights[key].add_(update.to(weights[key]))
+        return model.requires_grad_(True)
+
+
+def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[str, ...]:
+    """For each source that leaves layers as they are which another one changes, what a user should know of it."""
+    changed = [[layer for layer, update in source.items() if update.B.any()] for source in sources]
+    adapted, notes = dict.fromkeys(layer for layers in changed for layer in layers), []
+    for run, own in zip(runs, changed, strict=True):
+        if alone := [layer for layer in adapted if layer not in own]:
+            some = ", ".join(alone[:2]) + (f" and {len(alone) - 2} more" if len(alone) > 2 else "")
+            notes.append(f"{run.folder} does not adapt {some}, which another source does: there it is counted as zero")
+    return tuple(notes)
+
+
+def _is_mean(merge: Merge) -> bool:
+    return isinstance(getattr(getattr(merge, "func", None), "__self__", merge), MEANS)  # with statistics it is a partial
+
+
+class _Changes(Mapping[str, Tensor]):
+    """What training changed of the weights that a source started from, in double precision, each made when it is read.
+
+    Raises UserError where they are other weights.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:
+        self.weights = weights
+        self.start = {key: before for key, before in start.items() if before.is_floating_point()}
+        for key, before in self.start.items():
+            if key not in weights or weights[key].shape != before.shape:
+                raise UserError(f"{source} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.weights[key].detach().double() - self.start[key].detach().double()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.start)
+
+    def __len__(self) -> int:
+        return len(self.start)

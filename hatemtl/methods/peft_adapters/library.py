@@ -1,0 +1,245 @@
+"""The `peft` library, which only this file imports, as the methods here use it: add, compute, fold, save, load adapters."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora import Linear as LinearWithLoRA
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from hatemtl.encoders.fast.bert_stack import fuse, unfuse
+from hatemtl.encoders.fast.lora_linear import LoRALinear
+from hatemtl.encoders.pretrained import Transformer, is_quantized
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.methods.base import check_leave_out, draw_lora_A
+from hatemtl.methods.lora_source import PLAIN_STARTS
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.seeds import seeded
+
+LIBRARY = "peft"
+WEIGHTS = "adapter/adapter_model.safetensors"
+NAME = "default"  # PEFT saves an adapter of any other name in a folder below
+PATTERN = re.compile(rf"\.({NAME})(?:\.|$)")  # whatever the kind calls its weights
+
+# The layers that AdapterHub's LoRA on q, k, v, intermediate and output adapts, by the names each architecture gives them.
+BERT_LIKE = r".*(attention\.self\.(query|key|value)|intermediate\.dense|layer\.\d+\.output\.dense)"
+TARGETS = {
+    "bert": BERT_LIKE,
+    "electra": BERT_LIKE,
+    "roberta": BERT_LIKE,
+    "deberta-v2": r".*(attention\.self\.(query|key|value)_proj|intermediate\.dense|layer\.\d+\.output\.dense)",
+    "modernbert": r".*(attn\.Wqkv|mlp\.Wi|mlp\.Wo)",
+}
+# (IA)³ scales keys, values and what enters the second feed-forward layer (Liu et al. 2022, arXiv:2205.05638).
+FEED_FORWARD = r".*(layer\.\d+\.output\.dense|mlp\.Wo)"
+IA3_TARGETS = r".*(attention\.self\.(key|value)(_proj)?|attn\.Wqkv|layer\.\d+\.output\.dense|mlp\.Wo)"
+NORMS = r".*(LayerNorm|norm)"
+
+# Kinds of which a run here could make nothing, and why.
+REFUSED = {
+    "AdaLoraConfig": "it moves ranks between layers in a training loop of its own",
+    "AdaptionPromptConfig": "it knows decoders alone",
+    "PolyConfig": "it needs the task of every post at each forward",
+    "ShadowConfig": "it hands over more than hidden states from layer to layer, which no encoder here takes",
+    "TrainableTokensConfig": "it trains embeddings of tokens, and adapts no layer",
+    "XLoraConfig": "it mixes LoRAs that were trained before",
+}
+# Kinds that read nothing of the frozen layers but their inputs and outputs, or that know 8-bit and 4-bit layers.
+QUANTIZABLE = (
+    *("HiraConfig", "IA3Config", "LNTuningConfig", "LoraConfig", "OFTConfig", "PveraConfig", "RandLoraConfig", "RoadConfig"),
+    "VeraConfig",
+)
+# Keys of a configuration that the run sets, and those in whose place it has another.
+OWNED = ("peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")
+INSTEAD = {
+    "target_modules": "type method.targets='.*(query|value)'",
+    "exclude_modules": "type method.leave_out=[0,1]",
+    "modules_to_save": "heads are trained and saved beside the adapter anyway",
+}
+
+
+def kinds() -> dict[str, type[PeftConfig]]:
+    """Every kind of adapter that the library knows, by the name of its configuration."""
+    return {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+
+
+def active(model: nn.Module) -> list[str]:
+    """The names of the active adapters."""
+    return list(model.active_adapters)  # type: ignore[arg-type]
+
+
+def train(model: PeftModel) -> PeftModel:
+    """Computes every plain LoRA of the model by LoRALinear, and layers with nothing else trained by BertStack."""
+    fast = 0
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and _plain(module):
+            A, B = module.lora_A[NAME], module.lora_B[NAME]
+            module.forward = LoRALinear(module.base_layer, A.weight, B.weight, module.scaling[NAME])  # type: ignore[arg-type]
+            fast += 1
+    if fast and 2 * fast == sum(parameter.requires_grad for parameter in model.parameters()):
+        fuse(model.get_base_model())
+    return model
+
+
+def _plain(layer: LoraLayer) -> bool:
+    if type(layer) is not LinearWithLoRA or type(layer.base_layer) is not nn.Linear or layer.lora_variant:
+        return False
+    if any(parameter.requires_grad for parameter in layer.base_layer.parameters()) or NAME not in layer.lora_A:
+        return False
+    return isinstance(layer.lora_dropout[NAME], nn.Identity) and layer.lora_B[NAME].bias is None and not layer.fan_in_fan_out
+
+
+def save(model: nn.Module, name: str, folder: Path) -> None:
+    """Writes adapter/adapter_config.json and adapter/adapter_model.safetensors."""
+    # without its search for embeddings, for which it would ask the hub
+    model.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a card of blanks
+
+
+def fold(model: PeftModel) -> nn.Module:
+    """The encoder with its adapter merged into the weights and taken away, in float32.
+
+    Raises UserError where the kind cannot be merged.
+    """
+    unfuse(model)
+    try:
+        return model.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"{type(model.peft_config[NAME]).__name__} on {model.config.model_type} cannot be merged ({error}); type "
+            f"export.format=peft"
+        ) from error
+
+
+def add(
+    model: Transformer,
+    config: type[PeftConfig],
+    options: Mapping[str, Any],
+    *,
+    targets: str | None,
+    leave_out: Sequence[int],
+    seed: int,
+) -> PeftModel:
+    """The model with a new adapter; no random draw but its own moves.
+
+    Raises UserError where the library refuses it.
+    """
+    kind, settings = model.config.model_type, dict(options)
+    if config.__name__ == "IA3Config":
+        targets = targets or (IA3_TARGETS if kind in TARGETS else None)
+        settings.setdefault("feedforward_modules", FEED_FORWARD)
+    elif config.__name__ == "LNTuningConfig":
+        targets = targets or NORMS
+    targets = targets or TARGETS.get(kind)
+    make: Any = config
+    if targets is None:
+        raise UserError(f"method.targets: no default for {kind}; type method.targets='.*(query|value)'")
+    left_out = check_leave_out(leave_out, model.config.num_hidden_layers)
+    beyond = rf"(?!.*\blayers?\.({'|'.join(map(str, left_out))})\.)" if left_out else ""
+    what = f"{config.__name__} on {kind} with method.targets={targets!r}"
+    with _library_says(what):
+        given = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
+    _check_quantized(model, given)
+    with _library_says(what), seeded(seed, "peft", config.__name__):
+        wrapped = get_peft_model(model, given, adapter_name=NAME)
+    if config is LoraConfig and settings.get("init_lora_weights", True) is True:
+        for path, module in wrapped.get_base_model().named_modules():
+            if isinstance(module, LoraLayer) and NAME in module.lora_A:
+                A: Any = module.lora_A[NAME].weight
+                draw_lora_A(A, seed=seed, layer=path)
+    return wrapped
+
+
+@contextmanager
+def _library_says(what: str) -> Iterator[None]:
+    """Inside, the library looks at what the user gave it, and fails in many ways where that does not fit."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"{what}: {type(error).__name__}: {error}; give others, or other method.options, or type method=peft_lora16"
+        ) from error
+
+
+def _check_quantized(model: Transformer, config: PeftConfig) -> None:
+    """Raises UserError where the adapter would compute with weights that are there in 8 or 4 bits alone."""
+    if not is_quantized(model):
+        return
+    kind, body = type(config).__name__, f"a quantized {model.config.model_type}"
+    way_out = "type encoder.quantize=null, or method=peft_lora16"
+    if kind not in QUANTIZABLE:
+        raise UserError(f"{kind} on {body}: it computes with the very weights; {way_out}")
+    if (start := getattr(config, "init_lora_weights", True)) not in PLAIN_STARTS:
+        raise UserError(f"{kind} on {body}: init_lora_weights={start} changes the weights; {way_out}")
+    if getattr(config, "use_dora", False) and model.is_loaded_in_8bit:
+        raise UserError(
+            f"DoRA on {body}: PEFT fails over 8 bits; type encoder.quantize=4bit, or {way_out.removeprefix('type ')}"
+        )
+
+
+@torch.no_grad()
+def check_forward(model: PeftModel, given: str) -> None:
+    """Raises UserError where the adapter cannot compute two texts of four tokens as an encoder does."""
+    tokens = torch.ones(2, 4, dtype=torch.long)
+    try:
+        hidden = model.eval()(input_ids=tokens, attention_mask=tokens).last_hidden_state
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{given}: it cannot compute ({error}); type method=peft_lora16") from error
+    if hidden.shape[:2] != tokens.shape:
+        raise UserError(f"{given}: it gives {hidden.shape[1]} hidden states for 4 tokens; type method=peft_lora16")
+
+
+def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
+    """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
+    known = kinds()
+    if kind in REFUSED:
+        raise UserError(f"method.kind={kind}: {REFUSED[kind]}; type method=peft_lora16")
+    if kind not in known:
+        usable = [name for name, config in known.items() if not _prompts(config) and name not in REFUSED]
+        raise UserError(f"method.kind={kind}: {did_you_mean(kind, usable)}")
+    if _prompts(known[kind]):
+        raise UserError(
+            f"method.kind={kind}: its virtual tokens stand before those of the post, which heads read by their "
+            f"places, and PEFT gives them to models of its own tasks alone; type method=peft_lora16"
+        )
+    if not isinstance(options, Mapping | None):
+        raise UserError(f"method.options={options}: expected keys and values; type 'method.options={{r: 8}}'")
+    keys = {field.name for field in fields(known[kind])} - {*OWNED, *INSTEAD}
+    for key in options or {}:
+        if key in INSTEAD:
+            raise UserError(f"method.options.{key}: {INSTEAD[key]}")
+        if key not in keys:
+            raise UserError(f"method.options.{key}: no key of {kind} to be set here; {did_you_mean(key, keys)}")
+
+
+def _prompts(config: type[PeftConfig]) -> bool:
+    return issubclass(config, PromptLearningConfig)
+
+
+def check_pattern(targets: str | None) -> None:
+    """Raises UserError where that is no regular expression."""
+    try:
+        re.compile(targets or "")
+    except re.error as error:
+        raise UserError(f"method.targets={targets!r}: no regular expression ({error})") from error
+
+
+def load(model: Transformer, run: SavedRun) -> PeftModel:
+    """The model with a saved run's adapter. Raises UserError where it is broken or does not fit."""
+    saved = run.tensors(WEIGHTS)
+    try:
+        _check_quantized(model, PeftConfig.from_pretrained(str(run.folder / "adapter")))
+        with torch.random.fork_rng(devices=[]):
+            loaded = PeftModel.from_pretrained(model, str(run.folder / "adapter"), adapter_name=NAME, is_trainable=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{run.folder / 'adapter'} cannot be read ({error}); train it again with overwrite=true") from error
+    if missing := sorted(set(get_peft_model_state_dict(loaded, adapter_name=NAME)) - set(saved)):
+        raise UserError(f"{run.folder / WEIGHTS} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
+    return loaded

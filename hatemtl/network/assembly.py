@@ -1,0 +1,235 @@
+"""The network of a run: encoder, method and heads put together, with everything checked that would be silently wrong."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from hatemtl.batches.batch import Batch
+from hatemtl.batches.datamodule import DataModule
+from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint, keep_trainable, vocabulary
+from hatemtl.errors import Refusal, UserError, refusing
+from hatemtl.labels import LabelSpace
+from hatemtl.machine.startup import started
+from hatemtl.merging.base import NeedsStatistics
+from hatemtl.merging.learned import Learned
+from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
+from hatemtl.network import initial_heads
+from hatemtl.network.frozen_prefix import Prefix
+from hatemtl.network.initial_heads import HeadsMerge
+from hatemtl.network.merge_search import Search
+from hatemtl.network.merge_statistics import informed
+from hatemtl.network.module import MultitaskModule, Weighting
+from hatemtl.objective.optimization import Optimization
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.tasks import Task
+from hatemtl.training.trainer_settings import TrainerSettings
+
+
+@dataclass(frozen=True)
+class Network:
+    """The module of a run, and what its saved run must say of it.
+
+    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
+    should know of it. search: for a merge's weights. seconds: that merging took, statistics of posts and search included.
+    """
+
+    module: MultitaskModule
+    encoder: Encoder
+    method: Method
+    mark: str
+    name: str
+    notes: tuple[str, ...] = ()
+    search: Search = field(default_factory=Search)
+    seconds: float = 0.0
+
+    def store(self, dtype: torch.dtype) -> None:
+        """Keeps the body's frozen weights in the type of the computation: no cast at every step, half the memory in bf16."""
+        if not self.method.stores_bf16:
+            return
+        pattern = self.method.adapter_pattern
+        for name, parameter in self.module.encoder.named_parameters():
+            frozen = not parameter.requires_grad and parameter.is_floating_point()  # a quantized weight stays as it is
+            if frozen and not (pattern and pattern.search(name)):
+                parameter.data = parameter.data.to(dtype)
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """The share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where nothing was merged."""
+        return getattr(self.module.encoder, "energy_lost", {})
+
+    def merged(self) -> list[dict[str, object]]:
+        """A row a layer of a merge: what was lost, and the weight of each source where they were searched for."""
+        rows: list[dict[str, object]] = []
+        for layer, lost in self.lost.items():
+            weights = {f"weight_{n}": float(of.get(layer, 0)) for n, of in enumerate(self.search.found, 1)}
+            rows.append({"layer": layer, "lost": lost, **weights})
+        return rows
+
+    def parts(self) -> list[Component]:
+        """The body, each adapter and each head, with their parameters."""
+        heads = [
+            Component(
+                name=task,
+                kind="head",
+                parameters=sum(p.numel() for p in head.parameters()),
+                trained=sum(p.numel() for p in head.parameters() if p.requires_grad),
+                active=True,
+            )
+            for task, head in self.module.heads.items()
+        ]
+        return components(self.method, self.module.encoder) + heads
+
+
+def assemble(
+    *,
+    encoder: Encoder,
+    method: Method,
+    tasks: Mapping[str, Task],
+    spaces: Mapping[str, LabelSpace],
+    weighting: Weighting,
+    optimization: Optimization,
+    seed: int,
+    name: str,
+    heads_from: SavedRun | None,
+    heads_merge: HeadsMerge = "fresh",
+    posts: Callable[[str, int], list[Batch]] | None = None,
+) -> Network:
+    """Builds the network; heads start from `heads_from`, from those of the method's sources, or fresh by their own draws.
+
+    posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand.
+
+    Raises UserError where a head is of another kind than its labels or a saved one is not the one asked for, Refusal where
+    the method cannot stand on this encoder or start from its sources.
+    """
+    for task, space in spaces.items():
+        if tasks[task].kind != space.kind:
+            raise UserError(
+                f"task {task!r} has a head for {tasks[task].kind} labels, but those of its column are {space.kind}; type "
+                f"head@tasks.{task}.head={space.kind}"
+            )
+    model = encoder.model(dropout=method.body_dropout, seed=seed)
+    mark = fingerprint(model)
+    notes = {}
+    with refusing():
+        starts = [*method.starts_from(), *([heads_from] if heads_from else [])]
+        for source in starts:
+            _same_encoder(source, mark, encoder)
+    for source in starts:
+        bits = source.config["encoder"].get("quantize")  # a run from before there was such a key had none
+        if bits != encoder.quantize:
+            notes[source.folder] = (
+                f"{source.folder} was trained over {bits or 'float'} weights of this encoder and stands over "
+                f"{encoder.quantize or 'float'} ones here: its scores will differ a little"
+            )
+    if encoder.quantize is not None and not method.quantizable:
+        raise Refusal(
+            f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library}) needs the weights of "
+            f"{encoder.source} as floats; type encoder.quantize=null, or method=ah_lora16"
+        )
+    merge = getattr(method, "merge", None)
+    searched = isinstance(merge, Learned) and posts is not None
+    heads = initial_heads.fresh(model, tasks, spaces, seed)
+    if heads_from is not None:
+        initial_heads.load(heads, heads_from, tasks)
+    elif heads_merge in ("concat", "mean") or (heads_merge == "refit" and searched):  # a search needs some already
+        initial_heads.merge(heads, method.starts_from(), tasks, heads_merge)
+    elif searched:
+        raise UserError(
+            "merge=learned searches with the heads of the sources, and heads.merge=fresh draws new ones; type "
+            "heads.merge=concat for parts, or heads.merge=mean"
+        )
+    told, begun = Search(), time.perf_counter()
+    if isinstance(merge, NeedsStatistics) and posts is not None:
+        trained = partial(initial_heads.of_run, tasks=tasks, hidden_size=model.config.hidden_size)
+        method, told = informed(method, model, heads, trained, posts, seed)
+    name, body = module_name(name), encoder.quantized(model)
+    with refusing():
+        attached = method.attach(body, name=name, seed=seed)
+    seconds = time.perf_counter() - begun if merge is not None else 0.0
+    keep_trainable(attached)
+    module = MultitaskModule(
+        attached,
+        heads,
+        weights={task: tasks[task].weight for task in spaces},
+        weighting=weighting,
+        optimization=optimization,
+        seed=seed,
+    )
+    all_notes = (*notes.values(), *getattr(attached, "merge_notes", ()))
+    return Network(module, encoder, method, mark, name, all_notes, told, seconds)
+
+
+def prepare(
+    network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
+) -> str:
+    """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
+
+    cache: the folder that keeps the first three. Gives what tells the tokenizer from others.
+    Raises UserError where cache_prefix has no such folder, or nothing to keep, or a source was trained on other tokens.
+    """
+    module, tokenizer = network.module, network.encoder.tokenizer()
+    words = vocabulary(tokenizer)
+    for source in network.method.starts_from():
+        check_tokenizer(source, words)
+    data.tokenize(tokenizer, network.encoder.max_length, cache)
+    if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
+        module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
+    if cache_prefix:
+        if cache is None:
+            raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
+        if data.pool.masks:
+            raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
+        if network.encoder.quantize is not None:
+            raise UserError(
+                "data.cache_prefix=true: what quantized layers make of a post is not kept; type data.cache_prefix=false, or "
+                "encoder.quantize=null"
+            )
+        started()  # it may take long
+        batches = data.batching.in_order(data.pool.lengths)
+        module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
+    for task in data.tasks:
+        module.head(task).observe(data.observed(task))
+    return words
+
+
+def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None:
+    """Raises UserError where the saved run was trained on another encoder than this one, whose model is given."""
+    _same_encoder(saved, fingerprint(model), encoder)
+
+
+def check_tokenizer(saved: SavedRun, mark: str) -> None:
+    """Raises UserError where the saved run read its posts through another tokenizer: its weights know other token ids."""
+    if saved.record.get("tokenizer", mark) != mark:
+        raise UserError(
+            f"{saved.folder} was trained with another tokenizer ({saved.record['tokenizer']}) than this encoder's ({mark}); "
+            f"type encoder=NAME of the one that it was trained on ({saved.record['encoder_source']})"
+        )
+
+
+def _same_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
+    if saved.record["encoder"] != mark:
+        raise UserError(
+            f"{saved.folder} was trained on another encoder: {saved.record['encoder_source']} "
+            f"({saved.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
+        )
+
+
+def check_method(saved: SavedRun, method: Method, encoder: Encoder) -> None:
+    """Raises UserError where the encoder side under the saved heads would be another than the one trained with them."""
+    with refusing():
+        starts = method.starts_from()
+    if [source.folder.resolve() for source in starts] != [saved.folder.resolve()]:
+        raise Refusal(
+            f"the given method does not load the encoder side of {saved.folder}, which its heads were trained with; "
+            f"type method={LOADERS[saved.record['library']]}"
+        )
+    length = saved.config["encoder"]["max_length"]
+    if encoder.max_length != length:
+        raise UserError(
+            f"load_path={saved.folder} was trained with encoder.max_length={length}, this run has {encoder.max_length}; "
+            f"type encoder.max_length={length}"
+        )

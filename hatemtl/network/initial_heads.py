@@ -1,0 +1,168 @@
+"""Where heads start: fresh, from a saved run, or from what the heads of several saved runs make together."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.encoders.pretrained import Transformer
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace, Part
+from hatemtl.merging import heads as merged_heads
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.seeds import generator, seeded
+from hatemtl.tasks import Task
+
+HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
+
+# Keys of a head that matter while it is trained alone.
+TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
+
+
+def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], seed: int) -> dict[str, Any]:
+    """A head for every task, each drawn by itself."""
+    heads = {}
+    for task, space in spaces.items():
+        embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
+        with seeded(seed, "head", task):
+            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
+        _draw_labels(heads[task], seed, task)
+    return heads
+
+
+@torch.no_grad()
+def _draw_labels(head: Any, seed: int, task: str) -> None:
+    """Draws what a head reads each label with by the label's name, where it has a row of its last layer for each.
+
+    So a label starts alike in a part and in the whole, and those of two parts apart. Drawn by place, the parts' heads would
+    start along the same few directions, their adapters learn to move posts along these, and a merge mix them up.
+    """
+    last = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1:]
+    if last and len(last[0].weight) == len(head.space):
+        for weights, bias, label in zip(last[0].weight, last[0].bias, head.space.names, strict=True):
+            draw, bound = generator(seed, "head", task, label), last[0].in_features ** -0.5  # as nn.Linear draws
+            weights.uniform_(-bound, bound, generator=draw)
+            bias.uniform_(-bound, bound, generator=draw)
+
+
+def load(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -> None:
+    """Gives every head the weights of the saved run's."""
+    check_heads(saved, tasks)
+    for task, head in heads.items():
+        if head.space != saved.labels[task]:
+            raise UserError(
+                f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
+                f"corpus has {', '.join(head.space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
+            )
+    weights = saved.tensors("heads.safetensors")
+    try:
+        nn.ModuleDict(heads).load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in heads})
+    except RuntimeError as error:
+        raise UserError(
+            f"load_path={saved.folder}: its heads are built otherwise ({str(error).splitlines()[-1].strip()}); "
+            f"give the tasks.*.head.* keys of {saved.folder / 'config.yaml'}"
+        ) from error
+
+
+def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Task], how: HeadsMerge) -> None:
+    """Gives every head what the sources' heads for its task make together."""
+    if not runs:
+        raise UserError(
+            f"heads.merge={how} needs saved runs whose heads to merge, and this method starts from none; type "
+            f"method=ah_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
+        )
+    states = {run: _states(run, {task: tasks[task] for task in heads}) for run in runs}
+    for task, head in heads.items():
+        sources = {str(run.folder): (run.labels[task], known[task]) for run, known in states.items() if task in known}
+        if not sources:
+            raise UserError(
+                f"heads.merge={how}: no source has a head for task {task!r}, they have {', '.join(runs[0].labels)}; type "
+                f"tasks=[{','.join(runs[0].labels)}], or {merged_heads.instead(how)}"
+            )
+        if how == "mean":
+            state = merged_heads.mean(task, sources, head.space)
+        else:
+            state = merged_heads.concat(task, sources, head.space, how)
+        _load_head(head, state, task, "the sources")
+
+
+def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
+    """The heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts.
+
+    Raises UserError where it has none, or one that guesses tokens.
+    """
+    found: dict[str, Any] = {}
+    for task, state in _states(run, tasks).items():
+        if run.labels[task].kind == "masked":  # it reads labels off an embedding, and draws none
+            raise UserError(
+                f"merge=fisher reads labels off every source's heads, and that of task {task!r} guesses masked tokens; type "
+                f"merge=mean"
+            )
+        found[task] = tasks[task].head(hidden_size=hidden_size, space=run.labels[task])
+        _load_head(found[task], state, task, str(run.folder))
+    if not found:
+        raise UserError(f"{run.folder} has no head for {', '.join(tasks)}; type tasks=[{','.join(run.labels)}]")
+    return found
+
+
+def _states(run: SavedRun, tasks: Mapping[str, Task]) -> dict[str, dict[str, Tensor]]:
+    """The weights of a source's heads for those of the tasks that it was trained on.
+
+    Raises UserError where one is for other labels or computes otherwise than the task's.
+    """
+    weights, labels, found = run.tensors("heads.safetensors"), run.labels, {}
+    for task in [task for task in tasks if task in labels]:
+        _check_settings(run, task, tasks[task], f"method.sources: {run.folder}")
+        found[task] = {key.removeprefix(f"{task}."): w for key, w in weights.items() if key.startswith(f"{task}.")}
+    return found
+
+
+def _load_head(head: Any, state: Mapping[str, Tensor], task: str, owner: str) -> None:
+    """Loads the weights of one head. Raises UserError where they are of another one; `owner` has them."""
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{owner}: the head for task {task!r} is built otherwise ({str(error).splitlines()[-1].strip()}); give the "
+            f"tasks.{task}.head.* keys that it was trained with"
+        ) from error
+
+
+def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
+    """Raises UserError where the saved run has no trained head for a task, or has one for another part of its labels."""
+    for name, task in tasks.items():
+        if name not in saved.labels:
+            raise UserError(
+                f"load_path={saved.folder} has no trained head for task {name!r}; type tasks=[{','.join(saved.labels)}]"
+            )
+        trained = saved.config["tasks"][name]
+        pattern = trained.get("mask_pattern")  # a task may leave it out
+        if _part(pattern) != _part(task.mask_pattern):
+            raise UserError(
+                f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "
+                f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
+                + ("mask_pattern=null" if pattern is None else f'mask_pattern="{pattern}"')
+            )
+        _check_settings(saved, name, task, f"load_path={saved.folder}")
+
+
+def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
+    """Raises UserError where the saved head is of another kind or computes otherwise; `given` is what names it."""
+    kind = saved.labels[name].kind
+    if kind != task.kind:
+        raise UserError(
+            f"{given}: its head for task {name!r} is for {kind} labels, this run's is for {task.kind} ones; give the "
+            f"tasks.{name}.* keys of {saved.folder / 'config.yaml'}"
+        )
+    trained = saved.config["tasks"][name]["head"]
+    for key, value in task.head_settings.items():
+        if key not in TRAINING_ONLY and trained.get(key) != value:
+            raise UserError(
+                f"{given}: its head for task {name!r} has {key}={trained.get(key)}, this run asks for {value}; "
+                f"type tasks.{name}.head.{key}={trained.get(key)}"
+            )
+
+
+def _part(pattern: str | None) -> Part | None:
+    return None if pattern is None else Part.parse(pattern)

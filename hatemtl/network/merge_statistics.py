@@ -1,0 +1,279 @@
+"""What a merge must know of posts, gathered from each source as it computes: inputs' second moments, Fisher information."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatemtl.batches.batch import Batch
+from hatemtl.encoders.pretrained import Transformer
+from hatemtl.errors import UserError
+from hatemtl.merging.fisher import fisher
+from hatemtl.merging.learned import Learned
+from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.merging.regmean import gram, packed
+from hatemtl.methods import full, lora_source
+from hatemtl.methods.base import Method
+from hatemtl.network.merge_search import Search, search
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.seeds import generator
+
+Statistics = dict[str, Tensor]  # by layer
+Heads = Mapping[str, Any]  # by task
+TOKENS = 256  # with padding, that are computed at once where a backward follows: until then all that layers make is kept
+
+
+def informed(
+    method: Method,
+    model: Transformer,
+    heads: Heads,
+    trained: Callable[[SavedRun], Heads],
+    posts: Callable[[str, int], list[Batch]],
+    seed: int,
+) -> tuple[Method, Search]:
+    """The method with a merge that has been told what it must know, and what a search for weights found and tried.
+
+    heads: of the merged network. trained: those that a source was trained with. posts: batches of so many posts of a split.
+    seed: the run's.
+    """
+    given: Any = method
+    merge, runs = given.merge, method.starts_from()
+    if isinstance(merge, Learned):
+        found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
+        told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
+    elif method.library == "adapterhub" and not all(map(lora_source.is_lora, runs)):
+        by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
+        return replace(given, merge=merge.with_statistics(by_parameter)), Search()
+    else:
+        found, told = statistics(merge.statistic, model, runs, trained, posts("train", merge.posts)), Search()
+    full_runs = any(run.record["library"] == "full" for run in runs)
+    library = "full" if full_runs else "adapterhub" if method.library == "adapterhub" else "peft"
+    return replace(given, merge=merge.with_statistics([named(some, model, library) for some in found])), told
+
+
+def statistics(
+    kind: str, model: Transformer, runs: Sequence[SavedRun], heads: Callable[[SavedRun], Heads], batches: Sequence[Batch]
+) -> list[Statistics]:
+    """For each source, by layer: `gram`, the second moments of the layer's inputs, `packed`, or `fisher`, of W's shape.
+
+    In single precision, and one Gram matrix for layers that read the same: those of four sources are all kept at once.
+
+    model: the pretrained encoder, which computes as one source after the other and is as it was at the end.
+    heads: those that a source was trained with. Raises UserError where a source is neither a LoRA nor a full encoder.
+    """
+    found = []
+    model.requires_grad_(False)
+    layers = _layers(model, runs)
+    for run in runs:
+        with as_source(model, run):
+            if kind == "gram":
+                found.append(_grams(model, layers, batches))
+            else:
+                found.append(_fishers(model, layers, heads(run), batches, generator(run.record["seed"], "fisher")))
+    model.requires_grad_(True)
+    return found
+
+
+def of_adapters(
+    method: Any, model: Transformer, heads: Callable[[SavedRun], Heads], batches: Sequence[Batch], seed: int
+) -> list[Statistics]:
+    """As `statistics`, where the sources are no LoRAs, by the names of the parameters that the method merges.
+
+    `gram` is of the linear layers among them, `fisher` of every entry. Raises UserError where they cannot be merged.
+    """
+    found, kind = [], method.merge.statistic
+    sources = method.each(model, seed=seed, linear=kind == "gram")
+    for run, (adapted, own) in zip(method.starts_from(), sources, strict=True):
+        if kind == "gram":
+            weights = {id(weight): key for key, weight in own.items()}
+            linear = [(path, module) for path, module in adapted.named_modules() if isinstance(module, nn.Linear)]
+            layers = {path: weights[id(module.weight)] for path, module in linear if id(module.weight) in weights}
+            found.append({layers[path]: value for path, value in _grams(adapted, list(layers), batches).items()})
+        else:
+            draw = generator(run.record["seed"], "fisher")
+            found.append(_entry_fishers(adapted, own, heads(run), batches, draw))
+    return found
+
+
+@contextmanager
+def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
+    """Inside, the pretrained encoder computes as the source does: its weights are the source's, exactly."""
+    whole = run.record["library"] == "full"
+    updates = {} if whole else lora_source.read(run, model)
+    changed = [f"{path}.weight" for path in updates]
+    before = {key: weight.clone() for key, weight in model.state_dict().items() if whole or key in changed}
+    with torch.no_grad():
+        if whole:
+            model.load_state_dict(run.tensors(full.WEIGHTS))
+        for path, update in updates.items():
+            weight: Any = model.get_submodule(path).weight
+            weight.add_(update.dense().to(weight))
+    try:
+        yield
+    finally:
+        model.load_state_dict(before, strict=False)
+
+
+def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
+    """The linear layers that any source changes."""
+    if any(run.record["library"] == "full" for run in runs):
+        return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    updates: list[dict[str, LoRAUpdate]] = [lora_source.read(run, model) for run in runs]
+    return [*dict.fromkeys(path for source in updates for path in source)]
+
+
+def named(some: Statistics, model: Transformer, library: str) -> Statistics:
+    """The statistics under the names that a method of this library merges by.
+
+    Those of a fully trained encoder are of parameters; AdapterHub tells q, k and v apart where they share a matrix.
+    """
+    if library == "full":
+        return {f"{path}.weight": value for path, value in some.items()}
+    found = {}
+    for path, value in some.items():
+        rows, columns = model.get_submodule(path).weight.shape  # type: ignore[misc]
+        if library != "adapterhub" or rows != 3 * columns or "qkv" not in path.lower():
+            found[path] = value
+            continue
+        parts = value.chunk(3) if value.shape == (rows, columns) else [value] * 3
+        found |= {f"{path}.{name}": part for name, part in zip("qkv", parts, strict=True)}
+    return found
+
+
+@torch.no_grad()
+def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) -> Statistics:
+    sums: Statistics = {}
+    first: dict[str, str] = {}  # by layer, that which reads the same before it, or itself: q, k and v read one tensor
+    mask: Tensor
+    read: tuple[Tensor | None, str] = None, ""
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...], *, path: str) -> None:
+        nonlocal read
+        if arguments[0].shape[:2] != mask.shape:
+            return  # DeBERTa's layers read the posts first, then positions, which no post owns
+        if arguments[0] is not read[0]:
+            read = arguments[0], path
+        if first.setdefault(path, read[1]) != path:
+            return
+        inputs = packed(gram(arguments[0][mask].float()))
+        sums[path] = sums[path].add_(inputs) if path in sums else inputs
+
+    with ExitStack() as hooks:
+        for path in layers:
+            hooks.enter_context(_removed(model.get_submodule(path).register_forward_pre_hook(partial(add, path=path))))
+        for batch in _pieces(batches, 4 * TOKENS):
+            mask = batch.attention_mask.bool()
+            model.eval()(**batch.inputs)
+    tokens = sum(batch.tokens for batch in batches)
+    for value in sums.values():
+        value /= tokens
+    return {path: sums[own] for path, own in first.items()}
+
+
+def _fishers(
+    model: Transformer, layers: Sequence[str], heads: Heads, batches: Sequence[Batch], draw: torch.Generator
+) -> Statistics:
+    """The mean over posts of the squared gradient of log p(y | post), y drawn from the source's own prediction."""
+    sums = {path: torch.zeros_like(model.get_parameter(f"{path}.weight"), dtype=torch.float32) for path in layers}
+
+    def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor, *, path: str) -> None:
+        inputs = arguments[0].detach()
+        if len(inputs) != posts_here or not output.requires_grad:
+            return  # as in _grams
+
+        def add(gradient: Tensor) -> None:
+            sums[path] += fisher(inputs, gradient)
+
+        output.register_hook(add)
+
+    def traced(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        return output.requires_grad_()  # a gradient has to get to the layers, whose weights are frozen
+
+    with ExitStack() as hooks, torch.enable_grad():
+        hooks.enter_context(_removed(model.get_input_embeddings().register_forward_hook(traced)))
+        for path in layers:
+            hooks.enter_context(_removed(model.get_submodule(path).register_forward_hook(partial(watch, path=path))))
+        for batch in _pieces(batches, TOKENS):
+            posts_here = len(batch.input_ids)
+            _surprises(model, heads, batch, draw).backward()
+    posts = sum(len(batch) for batch in batches)
+    for value in sums.values():
+        value /= posts
+    return sums
+
+
+def _entry_fishers(
+    model: nn.Module, own: Mapping[str, nn.Parameter], heads: Heads, batches: Sequence[Batch], draw: torch.Generator
+) -> Statistics:
+    """As `_fishers`, of parameters of any shape that are used in any way: so posts are read one by one."""
+    trained = {key: parameter for key, parameter in own.items() if parameter.requires_grad}
+    sums = {key: torch.zeros_like(parameter, dtype=torch.float32) for key, parameter in trained.items()}
+    with torch.enable_grad():
+        for post in _pieces([_firsts(batch) for batch in batches], 1):
+            surprise = _surprises(model, heads, post, draw)
+            gradients = torch.autograd.grad(surprise, list(trained.values()), allow_unused=True)
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.square()
+    posts = sum(len(batch) for batch in batches)
+    return {key: value / posts for key, value in sums.items()}
+
+
+def _surprises(model: nn.Module, heads: Heads, batch: Batch, draw: torch.Generator) -> Tensor:
+    """-log p(y | post), summed over posts and the tasks that they have."""
+    hidden = batch.first(model.eval()(**batch.inputs).last_hidden_state)
+    logits = {task: head.eval()(hidden, batch.first(batch.attention_mask)) for task, head in heads.items()}
+    return torch.stack([_surprise(head, logits[task][batch.has[task]], draw) for task, head in heads.items()]).sum()
+
+
+def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
+    """-log p(y | post), summed over posts, for labels y drawn from the prediction."""
+    scores = head.scores(logits).detach()
+    if head.kind == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits, torch.bernoulli(scores, generator=draw), reduction="sum")
+    if head.kind == "multiclass":
+        return F.cross_entropy(logits, torch.multinomial(scores, 1, generator=draw)[:, 0], reduction="sum")
+    raise UserError(
+        f"merge=fisher knows heads for multiclass and multilabel labels, not for {head.kind} ones; type merge=mean"
+    )
+
+
+def _firsts(batch: Batch) -> Batch:
+    """The batch with each post's first sequence alone, off which all heads are read but those of choices."""
+    kinds = None if batch.token_type_ids is None else batch.first(batch.token_type_ids)
+    ids, mask = batch.first(batch.input_ids), batch.first(batch.attention_mask)
+    return replace(batch, input_ids=ids, attention_mask=mask, token_type_ids=kinds, owner=None, tokens=-1)
+
+
+def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:
+    """The batches in pieces of so many tokens, padding included, or of one post."""
+    for batch in batches:
+        posts = max(1, tokens // batch.input_ids.shape[1])
+        if len(batch) <= posts or batch.owner is not None:
+            yield batch
+            continue
+        for start in range(0, len(batch), posts):
+            rows = slice(start, start + posts)
+            yield replace(
+                batch,
+                input_ids=batch.input_ids[rows],
+                attention_mask=batch.attention_mask[rows],
+                token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[rows],
+                targets={task: values[rows] for task, values in batch.targets.items()},
+                has={task: there[rows] for task, there in batch.has.items()},
+                posts=batch.posts[rows],
+                tokens=-1,
+            )
+
+
+@contextmanager
+def _removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()

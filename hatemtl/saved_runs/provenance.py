@@ -1,0 +1,47 @@
+"""Where a result comes from: the code, the packages, the machine."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("hatemtl", "torch", "transformers", "adapters", "peft", "lightning", "datasets", "torchmetrics")
+
+
+def provenance() -> dict[str, Any]:
+    """Git commit (with a + where the tree was changed since), versions and machine, for run.json."""
+    return {
+        "git_commit": _commit(),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory() -> int | None:
+    """Bytes of the GPU where there is one, else of this process; None where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git
+        return None

@@ -1,0 +1,178 @@
+"""What watches a training run: the best weights, the way back after an interruption, the clock, the printed line."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from torch import Tensor
+
+from hatemtl.batches.batch import Batch
+from hatemtl.errors import UserError
+from hatemtl.machine.flops import matmul_flops, wait
+from hatemtl.network.module import MultitaskModule
+
+
+class BestWeights(Callback):
+    """Keeps the trained weights of the best epoch by `val_score`, and ends training `patience` epochs after it.
+
+    spared: epochs at the start that do not count against patience, since the encoder side has not yet its full rate.
+    """
+
+    def __init__(self, *, patience: int | None, spared: float) -> None:
+        self.patience, self.spared = patience, spared
+        self.score, self.epoch, self.waited = -torch.inf, -1, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        score = float(trainer.callback_metrics["val_score"])
+        if score > self.score:
+            self.score, self.epoch, self.waited = score, trainer.current_epoch, 0
+            self.weights = {k: v.clone() for k, v in _module(pl_module).trained_state().items()}
+        elif trainer.current_epoch + 1 > self.spared:
+            self.waited += 1
+        self._stop(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        trainer.should_stop = trainer.should_stop or (self.patience is not None and self.waited >= self.patience)
+
+    def restore(self, module: MultitaskModule) -> None:
+        """Puts the best weights back."""
+        module.load_state_dict(self.weights, strict=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, "waited": self.waited, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.epoch, self.waited, self.weights = (state_dict[k] for k in ("score", "epoch", "waited", "weights"))
+
+
+class Checkpoint(Callback):
+    """Writes the state of training after every epoch, so that an interrupted run goes on where it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        temporary = self.path.with_suffix(".new")
+        trainer.save_checkpoint(temporary)
+        os.replace(temporary, self.path)
+
+
+class Throughput(Callback):
+    """Measures training: seconds without validation, posts, tokens, padding, and the arithmetic done in that time.
+
+    A post counts as often as the encoder reads it: where losses are stepped apart, once for each of its tasks.
+    clock: gives the seconds that were spent on this run.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0, "flops": 0.0}
+        self.read: dict[str | None, tuple[Batch, int]] = {}  # the first batch for each task, or for all, and places of all
+        self.flops_per_place: dict[bool, float] = {}  # by whether the heads learn alone
+        self.started, self.tokens = 0.0, 0  # of the epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.read, self.tokens = {}, 0
+        self.started = self.clock()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        first, places = self.read.get(batch.only, (batch, 0))
+        self.read[batch.only] = first, places + batch.input_ids.numel()
+        self.counts["posts"] += len(batch)
+        self.counts["tokens"] += batch.tokens
+        self.tokens += batch.tokens
+        self.counts["places"] += batch.input_ids.numel()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            wait(pl_module.device)
+            self.counts["seconds"] += self.clock() - self.started
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _module(pl_module)
+        if self.read and module.heads_alone not in self.flops_per_place:  # counted once, outside the time that is measured
+            flops = 0.0
+            with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
+                for batch, places in self.read.values():
+                    flops += matmul_flops(partial(self._step, module, batch)) * places / batch.input_ids.numel()
+            module.zero_grad()
+            self.flops_per_place[module.heads_alone] = flops / sum(places for _, places in self.read.values())
+        self.counts["flops"] += self.tokens * self.flops_per_place.get(module.heads_alone, 0.0)
+
+    @staticmethod
+    def _step(module: MultitaskModule, batch: Batch) -> None:
+        batch = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))  # some leave padding out of products
+        module.weighted(module.losses(batch, module.encoder)).backward()
+
+    def record(self, peak: float) -> dict[str, float]:
+        """For run.json. peak: the measured matmul FLOP/s of the machine. Padding counts as no achievement."""
+        seconds, posts, tokens, places, flops = self.counts.values()
+        span = max(seconds, 1e-9)  # nothing may have been trained
+        return {
+            "seconds": seconds,
+            "examples_per_second": posts / span,
+            "tokens_per_second": tokens / span,
+            "padding": 1 - tokens / max(places, 1),
+            "matmul_flops_per_second": flops / span,
+            "matmul_peak_flops_per_second": peak,
+            "share_of_measured_peak": flops / span / peak,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts, "flops_per_place": self.flops_per_place}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.counts, self.flops_per_place = dict(state_dict["counts"]), dict(state_dict["flops_per_place"])
+
+
+class EpochLine(Callback):
+    """Prints one line an epoch: loss, the primary metric of each task, and whether the epoch is the best so far.
+
+    run: whose line it is, where several runs print.
+    """
+
+    def __init__(self, console: Console, best: BestWeights, *, run: str | None = None) -> None:
+        self.console, self.best, self.run = console, best, run
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module, values = _module(pl_module), trainer.callback_metrics
+        if not torch.isfinite(values["train_loss"]):
+            raise UserError(
+                f"the training loss is {float(values['train_loss'])} after epoch {trainer.current_epoch + 1}; lower "
+                f"optimization.encoder_lr (now {module.optimization.encoder_lr}) or type trainer.precision=32, "
+                f"and overwrite=true to begin anew"
+            )
+        scores = [
+            f"val_{t}_{module.head(t).primary} {float(values[f'val_{t}_{module.head(t).primary}']):.3f}"
+            for t in module.heads
+        ]
+        best = "  (best)" if self.best.epoch == trainer.current_epoch else ""
+        self.console.print(
+            (f"{self.run}  " if self.run else "")
+            + f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(values['train_loss']):.4f}  "
+            + "  ".join(scores)
+            + best,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _module(module: LightningModule) -> MultitaskModule:
+    if not isinstance(module, MultitaskModule):
+        raise TypeError(f"expected a MultitaskModule, given {type(module).__name__}")
+    return module

@@ -1,0 +1,143 @@
+"""The Lightning trainer, and the number format that this machine computes fastest."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from hatemtl.encoders.fast.bert_stack import fused
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.objective.optimization import Optimization
+
+# Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
+# 47 s for MiniLM's own layers and a gain of 6 % of 130 µs a token. Both grow with the layers. `BertStack` is as fast as
+# compiled code. On a GPU, where nothing was measured, it must be asked for.
+COMPILE_FROM = 2.5e9
+
+
+def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
+    """bf16 where the hardware multiplies bf16, else float32."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator != "cpu" and torch.backends.mps.is_available():
+        has_bf16 = False
+    else:
+        # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 else "32"
+
+
+def exact_onednn() -> None:
+    """Multiplies float32 on the CPU through oneDNN where that is exact: on AMD twice as fast as MKL.
+
+    oneDNN may round to bf16 inside, and does where the processor has AMX; there MKL stays.
+    """
+    torch.set_float32_matmul_precision("medium")
+    x, y = torch.linspace(-1, 1, 256 * 256).reshape(256, 256), torch.linspace(1, -2, 256 * 256).reshape(256, 256)
+    if not torch.allclose(x.sin() @ y.cos(), (x.double().sin() @ y.double().cos()).float(), rtol=1e-4, atol=1e-4):
+        torch.set_float32_matmul_precision("highest")
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Where and in which number format a run computes.
+
+    accelerator: auto, cpu or gpu.
+    precision: auto, 32 or bf16: the type of the frozen weights and of the encoder's arithmetic. What is trained, its
+        optimizer state and the heads stay float32.
+    compile: auto, true or false: compiled training (torch.compile); auto where it saves more time than it takes.
+    progress: whether to draw a progress bar; None draws it on a terminal.
+    """
+
+    accelerator: str
+    precision: str | int
+    compile: bool | Literal["auto"]
+    progress: bool | None
+
+    def __post_init__(self) -> None:
+        if str(self.precision) not in ("auto", "32", "bf16"):
+            raise UserError(
+                f"trainer.precision={self.precision}: {did_you_mean(str(self.precision), ['auto', '32', 'bf16'])}"
+            )
+        if self.compile != "auto" and not isinstance(self.compile, bool):
+            raise UserError(f"trainer.compile={self.compile}: expected auto, true or false")
+        if self.compile is True and not _compiler():
+            raise UserError("trainer.compile=true needs g++, or the C++ compiler that CXX names; type trainer.compile=false")
+        if self.accelerator not in ("auto", "cpu", "gpu"):
+            raise UserError(
+                f"trainer.accelerator={self.accelerator}: {did_you_mean(self.accelerator, ['auto', 'cpu', 'gpu'])}"
+            )
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise UserError("trainer.accelerator=gpu: torch sees no GPU here; type trainer.accelerator=cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the frozen weights and of the encoder's arithmetic."""
+        chosen = fastest_precision(self.accelerator) if self.precision == "auto" else str(self.precision)
+        return torch.bfloat16 if chosen == "bf16" else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes, if that is a CPU or one of NVIDIA's GPUs."""
+        return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def compiled(self, encoder: nn.Module, *, tokens: int, cache: Path | None) -> Callable[..., Any] | None:
+        """The encoder as training is to call it, compiled for any length; None where compiling would not pay.
+
+        tokens: that training will read. cache: where compiled code is kept for the next run; None leaves that to torch.
+        """
+        on_gpu = self.device.type == "cuda"
+        work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
+        pays = work >= COMPILE_FROM and not on_gpu and _compiler() and not fused(encoder)
+        if self.compile is False or (self.compile == "auto" and not pays):
+            return None
+        with suppress(OSError):  # a folder that cannot be written is no cache
+            if cache is not None:
+                (cache / "compiled").mkdir(parents=True, exist_ok=True)
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+        torch._dynamo.config.suppress_errors = self.compile == "auto"  # what was not asked for must not end the run
+        # it would else turn the attention into one fused call, whose gradient takes three times as long on a CPU
+        options: Any = None if on_gpu else {"pattern_matcher": False}
+        return torch.compile(encoder.forward, dynamic=True, options=options)
+
+    def trainer(
+        self, optimization: Optimization, *, root: Path, logger: Logger | bool, callbacks: list[Callback], bar: bool
+    ) -> L.Trainer:
+        """The trainer of one run, whose folder at work is `root`."""
+        if self.device.type == "cpu":
+            exact_onednn()  # on a GPU the same switch would round float32
+            # lightning has every step of AdamW look for NVIDIA's driver on the disk; torch's own look takes no time
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+        shown = bar if self.progress is None else self.progress
+        return L.Trainer(
+            default_root_dir=root,
+            accelerator=self.accelerator,
+            devices=1,
+            precision="bf16-mixed" if self.dtype is torch.bfloat16 else "32-true",
+            max_epochs=optimization.total_epochs,
+            accumulate_grad_batches=optimization.accumulate,
+            logger=logger,
+            callbacks=[*callbacks, *([RichProgressBar(leave=False)] if shown else [])],
+            enable_progress_bar=shown,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,  # under a token budget an epoch has its own number of batches
+            log_every_n_steps=50,
+            use_distributed_sampler=False,
+        )

@@ -1,0 +1,111 @@
+"""What is done with a saved run: it is tested, scores the user's posts, or is exported."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from hatemtl.batches.datamodule import DataModule
+from hatemtl.batches.tokenized_posts import Pool, loader
+from hatemtl.command import console as report
+from hatemtl.command.configuration import build, cache_of, data_of, evaluator, knowing, network_of, saved_run, tasks_of
+from hatemtl.encoders.pretrained import vocabulary
+from hatemtl.errors import UserError
+from hatemtl.methods.bank.source_weights import watched
+from hatemtl.network.assembly import Network, check_tokenizer
+from hatemtl.network.initial_heads import check_heads
+from hatemtl.saved_runs import saved_run as artifacts
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.using import export
+
+
+def test(cfg: DictConfig) -> None:
+    """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
+    console, saved, tasks = Console(), saved_run(cfg), tasks_of(cfg)
+    folder = Path(cfg.save_path or saved.folder)
+    if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
+        raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
+    check_heads(saved, tasks)
+    tasks = knowing(tasks, saved)
+    for name, task in tasks.items():
+        trained = saved.config["tasks"][name]["corpus"]["_target_"]
+        if trained != cfg.tasks[name].corpus._target_ and cfg.save_path is None:
+            raise UserError(
+                f"{saved.folder} was trained on {trained} and would be tested on {type(task.corpus).__name__}; type the "
+                f"corpus@tasks.{name}.corpus=NAME that it was trained on, or save_path=FOLDER to keep the results apart"
+            )
+    data = data_of(cfg, tasks)
+    network = network_of(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+    network.module.requires_grad_(False)
+    tokenizer = network.encoder.tokenizer()
+    check_tokenizer(saved, vocabulary(tokenizer))
+    data.tokenize(tokenizer, network.encoder.max_length, cache_of(cfg))
+    report.network(console, network.parts())
+    report.results(console, evaluate(cfg, network, data, folder), f"{folder}: test split")
+
+
+def predict(cfg: DictConfig) -> None:
+    """Scores the posts of the user's own file with a saved run."""
+    from hatemtl.using import predictions as outcome  # and pandas, which training does without
+    from hatemtl.using import scored_file
+
+    if cfg.predict.input is None:
+        raise UserError("action=predict needs a file of posts; type predict.input=posts.csv")
+    console, source, text = Console(), Path(cfg.predict.input), cfg.predict.text
+    target = scored_file.output_for(source, cfg.predict.output, overwrite=cfg.overwrite)
+    frame = scored_file.read(source, text)
+    saved, tasks = saved_run(cfg), tasks_of(cfg)
+    check_heads(saved, tasks)
+    spaces = {task: saved.labels[task] for task in tasks}
+    outcome.check_predictable(spaces)
+    network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+    network.module.requires_grad_(False)
+    report.network(console, network.parts())
+    pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [scored_file.as_posts(frame, text)])
+    posts = loader(pool, build(cfg.batching).in_order(pool.lengths), cfg.data.workers)
+    batches: Any = evaluator(cfg, target.parent).predict(network.module, posts)
+    scored_file.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
+    console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
+
+
+def export_run(cfg: DictConfig) -> None:
+    """Writes a saved run in the format of another program."""
+    encoder = build(cfg.encoder)
+    form, folder = export.check(cfg.export.format, cfg.export.path, encoder, overwrite=cfg.overwrite)
+    if cfg.load_path is None:
+        raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
+    saved = SavedRun(cfg.load_path)
+    if form == "onnx":
+        saved, tasks = saved_run(cfg), tasks_of(cfg)
+        check_heads(saved, tasks)
+        spaces = {task: saved.labels[task] for task in tasks}
+        network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
+        export.onnx(saved, encoder, {task: network.module.head(task) for task in tasks}, folder, seed=cfg.seed)
+    elif form == "merged":
+        export.transformer(saved, encoder, folder, seed=cfg.seed)
+    else:
+        export.adapter(saved, encoder, form, folder, seed=cfg.seed)
+    Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
+
+
+def evaluate(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:
+    """Evaluates on the test split; rows and predictions of other tasks that the folder holds stay."""
+    import pandas as pd
+
+    from hatemtl.using import predictions as outcome
+
+    with watched(network.module) as answers:
+        evaluator(cfg, folder).test(network.module, data, verbose=False)
+    answers.write(folder / "fusion.csv")
+    tasks, path = list(network.module.heads), folder / "predictions.parquet"
+    frame = outcome.predictions(network.module, data.pool)
+    if path.exists():
+        before = pd.read_parquet(path)
+        frame = pd.concat([before[~before["task"].isin(tasks)], frame], ignore_index=True)
+    artifacts.write_results(folder, network.module.rows, "test", tasks)
+    artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
+    record = artifacts.read_record(folder)
+    tested = {**record.get("tested_data", {}), **data.fingerprints()}
+    artifacts.write_record(folder, {**record, "tested_data": tested})
+    return network.module.rows

@@ -1,0 +1,219 @@
+"""The saved run: whole or not there, the same run or another."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+from hatemtl.saved_runs.saved_run import (
+    SavedRun,
+    write,
+    write_config,
+    write_labels,
+    write_record,
+    write_results,
+    write_text,
+)
+
+CONFIG: dict[str, Any] = {
+    "action": "train",
+    "seed": 0,
+    "save_path": "runs/a",
+    "load_path": None,
+    "overwrite": False,
+    "data": {"dir": "data"},
+    "tasks": {"target": {"mask_pattern": None, "corpus": {"_target_": "Corpus", "dir": "data/corpus", "limit": None}}},
+    "encoder": {"source": "someone/encoder", "random": None},
+    "logger": {"_target_": "hatemtl.training.loggers.csv"},
+    "trainer": {"precision": "auto", "progress": None},
+    "predict": {"input": None},
+}
+
+
+def fill(folder: Path, config: dict[str, Any] = CONFIG, sources: dict[str, str] | None = None) -> Path:
+    """Writes what makes a folder a saved run."""
+    folder.mkdir(parents=True)
+    write_config(folder, config)
+    write_labels(folder, {"target": LabelSpace("multilabel", ("a", "b"))})
+    made = {"method": "ah_lora16", "library": "adapterhub", "encoder": "mark", "encoder_source": "someone/encoder"}
+    write_record(folder, {"status": "finished", **made, "sources": sources or {}})
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# Writing
+
+
+def test_a_file_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "file.txt"
+    write_text(path, "old ä")
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("ne")
+        assert path.read_text(encoding="utf-8") == "old ä"  # what stands there is never touched
+        assert temporary.name.startswith(".")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, half)
+    assert path.read_text(encoding="utf-8") == "old ä"
+    assert names(path.parent) == {"file.txt"}
+    write(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
+    assert names(path.parent) == {"file.txt"}
+
+
+def test_results_keep_full_precision_and_other_stages(tmp_path: Path) -> None:
+    val = {"val_target_f1_a": 1 / 3, "val_score": math.nan}
+    write_results(tmp_path, val, "val")
+    write_results(tmp_path, {"test_target_f1_a": 0.1 + 0.2, "test_old": 1.0}, "test")
+    write_results(tmp_path, {"test_target_f1_a": math.pi, "test_tiny": 5e-324}, "test")
+    assert (tmp_path / "results.csv").read_text().splitlines()[:2] == ["metric,value", "val_target_f1_a,0.3333333333333333"]
+    found = SavedRun(fill(tmp_path / "run")).results
+    assert found == {}  # a run that was never evaluated
+    (tmp_path / "results.csv").rename(tmp_path / "run" / "results.csv")
+    found = SavedRun(tmp_path / "run").results
+    assert math.isnan(found.pop("val_score"))
+    assert found == {"val_target_f1_a": 1 / 3, "test_target_f1_a": math.pi, "test_tiny": 5e-324}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [{'test_race, "religion"': 0.5, "test_a\nb": 1.0}, {"test_score": np.float64(0.5)}],
+    ids=["names", "numbers"],
+)
+def test_any_label_and_any_float_can_be_written(rows: dict[str, float], tmp_path: Path) -> None:
+    fill(tmp_path / "run")
+    write_results(tmp_path / "run", rows, "test")
+    assert SavedRun(tmp_path / "run").results == rows
+
+
+def test_results_of_other_tasks_stay(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run")
+    write_results(run, {"val_target_f1": 0.1, "test_target_f1": 0.2, "test_target_old": 0.3, "test_label_f1": 0.4}, "test")
+    write_results(run, {"test_target_f1": 0.5}, "test", ["target"])
+    assert SavedRun(run).results == {"val_target_f1": 0.1, "test_label_f1": 0.4, "test_target_f1": 0.5}
+
+
+def test_results_of_a_task_whose_name_begins_alike_stay(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run")
+    write_labels(run, dict.fromkeys(("target", "target_fine"), LabelSpace("multilabel", ("a", "b"))))
+    write_results(run, {"test_target_f1": 0.1, "test_target_fine_f1": 0.2}, "test", ["target", "target_fine"])
+    write_results(run, {"test_target_f1": 0.3}, "test", ["target"])
+    assert SavedRun(run).results == {"test_target_fine_f1": 0.2, "test_target_f1": 0.3}
+
+
+# Reading
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    spaces = {"target": LabelSpace("multilabel", ("ä", "b c")), "label": LabelSpace("multiclass", ("yes", "no"))}
+    fill(tmp_path / "run")
+    write_labels(tmp_path / "run", spaces)
+    saved = SavedRun(tmp_path / "run")
+    assert saved.config == CONFIG
+    assert saved.labels == spaces
+    assert list(saved.labels) == ["target", "label"]
+    assert saved.record["method"] == "ah_lora16"
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", "run.json", "labels.json"])
+def test_half_a_run_is_none(missing: str, tmp_path: Path) -> None:
+    (fill(tmp_path / "run") / missing).unlink()
+    with pytest.raises(UserError, match=f"not a saved run, {missing} is missing"):
+        SavedRun(tmp_path / "run")
+
+
+def test_no_folder_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such saved run; train one with save_path=.*/none"):
+        SavedRun(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="no such saved run"):
+        SavedRun(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["run.json", "labels.json", "config.yaml"])
+def test_a_garbled_file_is_named(name: str, tmp_path: Path) -> None:
+    (fill(tmp_path / "run") / name).write_text('{"a": [1')
+    saved = SavedRun(tmp_path / "run")
+    read = {"run.json": lambda: saved.record, "labels.json": lambda: saved.labels, "config.yaml": lambda: saved.config}
+    with pytest.raises(UserError, match=f"{name}: not valid"):
+        read[name]()
+
+
+DAMAGED = [
+    ("run.json", b"\xff{}", "not valid JSON"),
+    ("run.json", b"{}", "has no method, library, encoder, encoder_source"),
+    ("run.json", b"[]", r"holds \[\]"),
+    ("labels.json", b"\xff{}", "not valid JSON"),
+    ("labels.json", b"[]", r"holds \[\]"),
+    ("labels.json", b'{"target": {"kind": "multilabel"}}', "the labels of task 'target' are .*, expected their kind"),
+    ("labels.json", b'{"target": {"kind": "many", "names": ["a"]}}', "the labels of task 'target' are"),
+    ("labels.json", b'{"target": {"kind": "multilabel", "names": "ab"}}', "the labels of task 'target' are"),
+    ("labels.json", b'{"target": null}', "the labels of task 'target' are None"),
+    ("config.yaml", b"\xff: 1", "not valid YAML"),
+    ("config.yaml", b"", "holds None"),
+    ("config.yaml", b"seed: 0", "has no tasks"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), DAMAGED)
+def test_a_damaged_file_is_named_with_the_way_out(name: str, content: bytes, expected: str, tmp_path: Path) -> None:
+    (fill(tmp_path / "run") / name).write_bytes(content)
+    saved = SavedRun(tmp_path / "run")
+    read = {"run.json": lambda: saved.record, "labels.json": lambda: saved.labels, "config.yaml": lambda: saved.config}
+    with pytest.raises(UserError, match=f"run/{name}: {expected}.*train the run again with overwrite=true$"):
+        read[name]()
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    saved = SavedRun(fill(tmp_path / "run"))
+    save_file({"ids": torch.arange(3), "target.bias": torch.tensor([1.0, torch.nan])}, saved.folder / "heads.safetensors")
+    with pytest.raises(UserError, match=r"run/heads.safetensors: target.bias holds what is no finite number.*diverged"):
+        saved.tensors("heads.safetensors")
+
+
+def test_missing_weights_name_the_method_that_fits(tmp_path: Path) -> None:
+    saved = SavedRun(fill(tmp_path / "run"))
+    (tmp_path / "run" / "heads.bin").touch()
+    with pytest.raises(UserError, match=r"has no heads.safetensors \(its method: ah_lora16\)"):
+        saved.weights("heads.safetensors")
+    (tmp_path / "run" / "heads.safetensors").touch()
+    assert saved.weights("heads.safetensors") == tmp_path / "run" / "heads.safetensors"
+
+
+def test_weights_that_are_cut_off_are_told(tmp_path: Path) -> None:
+    saved = SavedRun(fill(tmp_path / "run"))
+    path = tmp_path / "run" / "heads.safetensors"
+    save_file({"w": torch.arange(4.0)}, path)
+    assert torch.equal(saved.tensors("heads.safetensors")["w"], torch.arange(4.0))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="heads.safetensors cannot be read .*overwrite=true"):
+        saved.tensors("heads.safetensors")
+
+
+def test_the_digest_changes_with_any_weight_and_nothing_else(tmp_path: Path) -> None:
+    weights = torch.zeros(4)
+    for name in ("a", "b"):
+        fill(tmp_path / name)
+        (tmp_path / name / "adapter").mkdir()
+        save_file({"w": weights}, tmp_path / name / "heads.safetensors")
+        save_file({"w": weights}, tmp_path / name / "adapter" / "adapter.safetensors")
+    first, second = SavedRun(tmp_path / "a"), SavedRun(tmp_path / "b")
+    original = first.digest()
+    assert second.digest() == original  # wherever it stands
+    write_results(first.folder, {"test_score": 1.0}, "test")
+    write_record(first.folder, {"status": "finished", "seconds": 3})
+    assert first.digest() == original
+    save_file({"w": weights + 1e-6}, tmp_path / "a" / "adapter" / "adapter.safetensors")
+    save_file({"w": weights + 1e-6}, tmp_path / "b" / "heads.safetensors")
+    assert len({original, first.digest(), second.digest()}) == 3

@@ -1,0 +1,230 @@
+"""The trainer computes where and as it is told, and leaves nothing behind."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import RichProgressBar, Timer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger
+
+from hatemtl.encoders.fast.bert_stack import BertStack
+from hatemtl.errors import UserError
+from hatemtl.objective.optimization import Optimization
+from hatemtl.training import trainer_settings as trainer_module
+from hatemtl.training.trainer_settings import COMPILE_FROM, TrainerSettings, exact_onednn, fastest_precision
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*fast_dev_run.*")
+
+
+def settings(**other: Any) -> TrainerSettings:
+    return TrainerSettings(**{"accelerator": "cpu", "precision": "32", "compile": False, "progress": None, **other})
+
+
+def build(*, bar: bool = False, logger: Any = False, callbacks: Any = (), **other: Any) -> L.Trainer:
+    optimization = Optimization(
+        encoder_lr=1e-3, head_lr=1e-3, weight_decay=0.0, heads_first=0, warmup=1.5, epochs=2, schedule="linear", clip=1.0,
+        accumulate=3, patience=None,
+    )  # fmt: skip
+    return settings(**other).trainer(optimization, root=Path("."), logger=logger, callbacks=list(callbacks), bar=bar)
+
+
+@pytest.mark.parametrize("fastest", ["32", "bf16"])
+@pytest.mark.parametrize("given", ["32", 32, "bf16", "auto"])
+def test_frozen_weights_and_arithmetic_are_of_the_precision(
+    given: str | int, fastest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "fastest_precision", lambda accelerator: fastest)
+    chosen = fastest if given == "auto" else str(given)
+    assert settings(precision=given).dtype == {"32": torch.float32, "bf16": torch.bfloat16}[chosen]
+    assert build(precision=given).precision == {"32": "32-true", "bf16": "bf16-mixed"}[chosen]
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cpu"])
+@pytest.mark.parametrize("gpu", [None, True, False], ids=["no gpu", "gpu with bf16", "gpu without"])
+@pytest.mark.parametrize("cpu", [True, False], ids=["cpu with bf16", "cpu without"])
+def test_the_fastest_precision_is_bf16_where_the_hardware_multiplies_it(
+    cpu: bool, gpu: bool | None, accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bool(gpu) or including_emulation)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    on_gpu = gpu is not None and accelerator != "cpu"
+    assert fastest_precision(accelerator) == ("bf16" if (gpu if on_gpu else cpu) else "32")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"precision": "bf61"}, r"trainer.precision=bf61: did you mean 'bf16'\?"),
+        ({"precision": 64}, "trainer.precision=64: known: auto, 32, bf16"),
+        ({"precision": "16"}, "trainer.precision=16: "),
+        ({"compile": "maybe"}, "trainer.compile=maybe: expected auto, true or false"),
+        ({"compile": "true"}, "trainer.compile=true: expected"),
+        ({"compile": 0}, "trainer.compile=0: expected auto"),
+        ({"compile": None}, "trainer.compile=None: expected"),
+        ({"compile": True}, "trainer.compile=true needs .* compiler that CXX names; type trainer.compile=false"),
+        ({"accelerator": "gup"}, r"trainer.accelerator=gup: did you mean 'gpu'\?"),
+        ({"accelerator": "gpu"}, "torch sees no GPU here; type trainer.accelerator=cpu"),
+    ],
+    ids=str,
+)
+def test_what_is_not_known_or_not_there_is_told(
+    wrong: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trainer_module.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=expected):
+        settings(**wrong)
+
+
+# Compiling
+
+ENCODER: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=384), forward=lambda: None, modules=list)
+MANY, FEW = int(COMPILE_FROM / 384) + 1, int(COMPILE_FROM / 384) - 1
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What torch.compile is asked for; nothing is compiled. There is a compiler, and no GPU."""
+    calls: list[dict[str, Any]] = []
+
+    def compiled(forward: Any, **how: Any) -> str:
+        assert forward is ENCODER.forward
+        calls.append(how)
+        return "compiled"
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trainer_module.shutil, "which", lambda name: f"/usr/bin/{name}")
+    return calls
+
+
+@pytest.mark.parametrize(("given", "tokens"), [(True, 1), (True, MANY), ("auto", MANY)])
+def test_what_pays_or_is_asked_for_is_compiled(given: bool | str, tokens: int, asked: list[dict[str, Any]]) -> None:
+    assert settings(compile=given).compiled(ENCODER, tokens=tokens, cache=None) == "compiled"
+    (how,) = asked
+    assert how["dynamic"] is True  # batches have many lengths
+    assert how["options"] == {"pattern_matcher": False}
+
+
+@pytest.mark.parametrize(("given", "tokens"), [(False, 1), (False, MANY), ("auto", 1), ("auto", FEW)])
+def test_what_does_not_pay_or_is_not_asked_for_is_not(given: bool | str, tokens: int, asked: list[dict[str, Any]]) -> None:
+    assert settings(compile=given).compiled(ENCODER, tokens=tokens, cache=None) is None
+    assert asked == []
+
+
+def test_what_is_fused_is_compiled_only_when_asked_for(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = SimpleNamespace(forward=BertStack(SimpleNamespace(forward=None, layer=[], modules=list)))
+    monkeypatch.setattr(ENCODER, "modules", lambda: [ENCODER, stack])
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
+    assert settings(compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"
+
+
+def test_without_a_compiler_nothing_is_compiled_unasked(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module.shutil, "which", lambda name: None)
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
+    monkeypatch.setenv("CXX", "my-compiler")
+    monkeypatch.setattr(trainer_module.shutil, "which", lambda name: name if name == "my-compiler" else None)
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) == "compiled"
+    assert settings(compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"
+
+
+def test_a_compiler_that_torch_would_not_find_counts_for_none(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(trainer_module.shutil, "which", lambda name: name if name == "clang++" else None)
+    assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cpu"])
+def test_on_a_gpu_only_what_is_asked_for_is_compiled(
+    accelerator: str, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_gpu = accelerator != "cpu"
+    unasked = settings(accelerator=accelerator, compile="auto").compiled(ENCODER, tokens=MANY, cache=None)
+    assert unasked == (None if on_gpu else "compiled")
+    assert settings(accelerator=accelerator, compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"
+    assert asked[-1]["options"] == (None if on_gpu else {"pattern_matcher": False})
+
+
+# float32 through oneDNN
+
+
+@pytest.fixture
+def _precision() -> Any:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_precision")
+@pytest.mark.parametrize("shape", [(64, 384, 384), (960, 384, 1536), (7, 1536, 33), (1, 16, 5)], ids=str)
+def test_onednn_multiplies_float32_as_exactly_as_mkl(shape: tuple[int, int, int]) -> None:
+    """Its error is that of float32 sums in another order, and far from what rounding the factors to bf16 would make."""
+    n, k, m = shape
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, k, generator=draw), torch.randn(k, m, generator=draw)
+    exact = x.double() @ y.double()
+    torch.set_float32_matmul_precision("highest")
+    mkl = (x @ y - exact).abs().max()
+    rounded = (x.bfloat16().double() @ y.bfloat16().double() - exact).abs().max()
+    exact_onednn()
+    for product in (x @ y, torch.nn.functional.linear(x, y.T), torch.zeros(n, m).addmm_(x, y)):
+        error = (product - exact).abs().max()
+        assert error <= 8 * mkl + 1e-6
+        assert error <= rounded / 100
+
+
+@pytest.mark.usefixtures("_precision")
+@pytest.mark.parametrize("rounds", [True, False])
+def test_where_onednn_rounds_mkl_stays(rounds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = torch.Tensor.__matmul__
+
+    def rounding(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        medium = torch.get_float32_matmul_precision() == "medium" and x.dtype is torch.float32
+        return product(x.bfloat16(), y.bfloat16()).float() if medium else product(x, y)
+
+    if rounds:
+        monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    exact_onednn()
+    assert torch.get_float32_matmul_precision() == ("highest" if rounds else "medium")
+
+
+# The trainer
+
+
+@pytest.mark.parametrize(
+    ("progress", "bar", "shown"), [(None, True, True), (None, False, False), (True, False, True), (False, True, False)]
+)
+def test_a_bar_is_drawn_on_a_terminal_or_as_told(progress: bool | None, bar: bool, shown: bool) -> None:
+    built = build(progress=progress, bar=bar)
+    assert any(isinstance(callback, RichProgressBar) for callback in built.callbacks) is shown  # type: ignore[attr-defined]
+    assert (built.progress_bar_callback is not None) is shown
+
+
+def test_what_is_given_arrives(tmp_path: Path) -> None:
+    timer, logger = Timer(), CSVLogger(tmp_path)
+    built = build(callbacks=[timer], logger=logger)
+    assert timer in built.callbacks  # type: ignore[attr-defined]
+    assert built.logger is logger
+    assert built.max_epochs == 3  # two at full rate after one whole epoch of the warm-up of 1.5
+    assert built.accumulate_grad_batches == 3
+    assert (built.num_devices, built.world_size) == (1, 1)
+    assert built.gradient_clip_val is None  # the module clips
+
+
+def test_training_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build().fit(BoringModel())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,195 @@
+"""Exports: what another program loads says what the run says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoders.test_pretrained import hidden, ids
+from encoders.test_pretrained import save as save_encoder
+from methods.test_base import RATES
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from hatemtl.encoders.pretrained import Encoder, fingerprint
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+from hatemtl.methods.adapterhub import library as ah_library
+from hatemtl.methods.adapterhub import train_and_load as adapter_hub
+from hatemtl.methods.full import Full
+from hatemtl.methods.peft_adapters import library as peft_library
+from hatemtl.methods.peft_adapters import train_and_load as peft_hub
+from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
+from hatemtl.using import export
+
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
+METHODS: dict[str, Any] = {
+    "ah_lora": adapter_hub.LoRA(attention=["q", "v"], intermediate=True, output=True, **LORA),
+    "peft_lora": peft_hub.LoRA(targets=None, **LORA),
+    "peft_dora": peft_hub.Adapter(
+        kind="LoraConfig", options={"r": 4, "use_dora": True}, targets=None, leave_out=[], **RATES
+    ),
+    "peft_pissa": peft_hub.Adapter(
+        kind="LoraConfig", options={"r": 4, "init_lora_weights": "pissa"}, targets=None, leave_out=[], **RATES
+    ),
+    "peft_ia3": peft_hub.Adapter(kind="IA3Config", options=None, targets=None, leave_out=[], **RATES),
+    "full": Full(path=None, **RATES),
+}
+BOTTLENECK = adapter_hub.Adapter(config="seq_bn", reduction_factor=None, leave_out=[], **RATES)
+
+
+def source(folder: Path, kind: str = "bert") -> Encoder:
+    """A small random encoder on disk."""
+    save_encoder(kind, folder / "encoder")
+    return Encoder(source=str(folder / "encoder"), revision=None, max_length=32, attention="eager", random=None)
+
+
+def trained(method: Any, encoder: Encoder, folder: Path) -> tuple[SavedRun, torch.Tensor]:
+    """A saved run of the method, its weights moved at random, and what it says."""
+    body = encoder.model(dropout=False, seed=0)
+    mark = fingerprint(body)
+    model = method.attach(body, name="run", seed=0)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
+    run = folder / "run"
+    write_config(run, {"tasks": {}, "encoder": {"max_length": 32}})
+    write_labels(run, {"label": LabelSpace("multiclass", ("a", "b"))})
+    write_record(run, {"method": "some", "library": method.library, "encoder": mark, "encoder_source": "x", "sources": {}})
+    method.save(model, "run", run)
+    (run / "heads.safetensors").write_bytes(b"heads")
+    return SavedRun(run), hidden(model.eval(), ids())
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_merged_encoder_is_a_plain_one(name: str, kind: str, tmp_path: Path) -> None:
+    encoder = source(tmp_path, kind)
+    run, said = trained(METHODS[name], encoder, tmp_path)
+    export.transformer(run, encoder, tmp_path / "out", seed=0)
+    plain, seen = AutoModel.from_pretrained(tmp_path / "out", attn_implementation="eager", output_loading_info=True)
+    assert not seen["missing_keys"] and not seen["unexpected_keys"]  # with its pooler
+    torch.testing.assert_close(hidden(plain.eval(), ids()), said, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(said, hidden(encoder.model(dropout=False, seed=0), ids()), atol=1e-3)
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again("this is fine")["input_ids"] == encoder.tokenizer()("this is fine")["input_ids"]
+    assert {"heads.safetensors", "labels.json", "config.yaml"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written.get("hidden_dropout_prob", 0.3) == 0.3  # as pretrained, whatever the run trained with
+
+
+@pytest.mark.parametrize("name", ["ah_lora", "peft_lora"])
+@pytest.mark.parametrize("form", ["peft", "adapterhub"])
+def test_an_adapter_is_written_for_either_library(name: str, form: str, tmp_path: Path) -> None:
+    encoder = source(tmp_path)
+    run, said = trained(METHODS[name], encoder, tmp_path)
+    export.adapter(run, encoder, form, tmp_path / "out", seed=0)
+    body: Any = encoder.model(dropout=False, seed=0)
+    if form == "peft":
+        model: Any = peft_library.PeftModel.from_pretrained(body, str(tmp_path / "out"))
+    else:
+        model = ah_library.enable(body)
+        model.load_adapter(str(tmp_path / "out"), set_active=True, use_safetensors=True)
+    torch.testing.assert_close(hidden(model.eval(), ids()), said, atol=1e-6, rtol=1e-6)
+    if METHODS[name].library == form:  # a copy
+        weights = next((run.folder / "adapter").glob("*.safetensors"))
+        assert load_file(tmp_path / "out" / weights.name).keys() == load_file(weights).keys()
+
+
+def test_what_cannot_be_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    encoder = source(tmp_path)
+    full, _ = trained(METHODS["full"], encoder, tmp_path / "full")
+    dora, _ = trained(METHODS["peft_dora"], encoder, tmp_path / "dora")
+    with pytest.raises(UserError, match=r"saved by some \(full\) on .*and holds no adapter .*type export.format=merged"):
+        export.adapter(full, encoder, "peft", tmp_path / "out", seed=0)
+    with pytest.raises(UserError, match=r"both libraries hold plain LoRAs alone, .*use_dora.* type export.format=peft, or"):
+        export.adapter(dora, encoder, "adapterhub", tmp_path / "out", seed=0)
+    bottleneck, _ = trained(BOTTLENECK, encoder, tmp_path / "bottleneck")
+    with pytest.raises(UserError, match=r"no LoRA .* type export.format=adapterhub, or"):
+        export.adapter(bottleneck, encoder, "peft", tmp_path / "out", seed=0)
+    with pytest.raises(UserError, match=r"the adapter some on the encoder bert is no mere change of its weights"):
+        export.transformer(bottleneck, encoder, tmp_path / "out", seed=0)
+    other = Encoder(source=str(tmp_path / "else" / "encoder"), revision=None, max_length=32, attention="eager", random=None)
+    save_encoder("bert", tmp_path / "else" / "encoder", seed=1)
+    for action in (
+        lambda: export.transformer(full, other, tmp_path / "out", seed=0),
+        lambda: export.adapter(dora, other, "peft", tmp_path / "out", seed=0),
+    ):
+        with pytest.raises(UserError, match="was trained on another encoder"):
+            action()
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_what_is_asked_for_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, out = source(tmp_path), str(tmp_path / "out")
+    for form, path, message in (
+        ("pefd", out, "export.format=pefd: did you mean 'peft'"),
+        (None, out, "known: peft, adapterhub, merged, onnx"),
+        ("peft", None, "type export.path=FOLDER"),
+        ("peft", str(tmp_path), "exists already; .*overwrite=true"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export.check(form, path, encoder, overwrite=False)
+    assert export.check("peft", str(tmp_path), encoder, overwrite=True) == ("peft", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs onnx and onnxscript; type `uv sync --extra onnx`"):
+        export.check("onnx", out, encoder, overwrite=False)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    encoder = source(tmp_path)
+    run, _ = trained(METHODS["peft_lora"], encoder, tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("")
+    export.adapter(run, encoder, "peft", tmp_path / "out", seed=0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_graph_says_what_the_run_says(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    from hatemtl.heads.multiclass import MulticlassHead
+    from hatemtl.heads.multilabel import MultilabelHead
+
+    encoder = source(tmp_path)
+    run, _ = trained(METHODS["ah_lora"], encoder, tmp_path)
+    given: dict[str, Any] = {"hidden_size": 32, "dropout": 0.1, "balance": 0.0}
+    heads: dict[str, Any] = {
+        "label": MulticlassHead(
+            **given, space=LabelSpace("multiclass", ("a", "b")), pooling="cls", layers=1, label_smoothing=0.0
+        ),
+        "target": MultilabelHead(
+            **given, space=LabelSpace("multilabel", ("a", "b", "c")), pooling="attention", layers=2, threshold=0.5
+        ),
+    }
+    export.onnx(run, encoder, heads, tmp_path / "out", seed=0)
+    tokens, mask = ids(11).repeat(2, 1), torch.ones(4, 11, dtype=torch.long)  # other sizes than it was traced with
+    mask[1, 6:] = 0
+    model = export.merged(run, encoder, seed=0)
+    with torch.no_grad():
+        states = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        expected = [head.eval().scores(head(states, mask)) for head in heads.values()]
+    session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
+    found = session.run(list(heads), {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()})
+    for ours, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(theirs), ours, atol=1e-4, rtol=1e-4)
+
+
+def test_the_command_line_exports(cli: Any, sample: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli(*sample, f"save_path={run}").code == 0
+    for form in ("peft", "adapterhub", "merged"):
+        done = cli(*sample, "action=export", f"export.format={form}", f"export.path={tmp_path / form}", f"load_path={run}")
+        assert (done.code, done.err) == (0, "")
+        assert any((tmp_path / form).glob("*.safetensors"))
+    again = cli(*sample, "action=export", "export.format=peft", f"export.path={tmp_path / 'peft'}", f"load_path={run}")
+    assert again.code == 2 and "exists already" in again.err
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert any(key.endswith("query.lora_A.weight") for key in tensors)
+    no = cli(*sample, "action=export", "export.format=merged", "export.path=x", f"load_path={run}", "encoder.max_length=2")
+    assert no.code == 2
