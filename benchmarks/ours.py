@@ -24,7 +24,8 @@ from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import keep_memory
 from hatemtl.machine.warnings_off import quiet
-from hatemtl.network.assembly import assemble, prepare
+from hatemtl.network.assembly import assemble
+from hatemtl.training.prepare import prepare
 
 CONF = Path(__file__).parents[1] / "conf"
 SAMPLE = "sample"
@@ -172,7 +173,7 @@ class Run:
         tasks = {str(name): build(node) for name, node in cfg.tasks.items()}
         self.optimization = build(cfg.optimization)
         weighting, choices = build(cfg.weighting), {"batching": build(cfg.batching), "sampling": build(cfg.sampling)}
-        self.data = DataModule(tasks, **choices, step=weighting.step, seed=cfg.seed)
+        self.data = DataModule(tasks, **choices, seed=cfg.seed)
         network = assemble(
             encoder=build(cfg.encoder),
             method=build(cfg.method),

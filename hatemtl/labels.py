@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 from hatemtl.errors import UserError
 
+IGNORED = -100.0  # a token that counts in no loss and no metric: special, padding, or not the first piece of its word
+
 Kind = Literal["multiclass", "multilabel", "tokens", "score", "ordinal", "choice", "masked"]
 
 

@@ -121,7 +121,7 @@ def test_several_tasks_stepped_apart_are_as_each_run_has_them(cli: Cli, encoder:
     tasks = ("label", "target", "mlm")
     sample = [option for task in tasks for option in (f"corpus@tasks.{task}.corpus=sample", f"tasks.{task}.corpus.size=100")]
     run = [option for option in RUN if not option.startswith(("corpus", "tasks"))]
-    run += [encoder, f"tasks=[{','.join(tasks)}]", *sample, "weighting.step=per_task", "data.workers=1"]
+    run += [encoder, f"tasks=[{','.join(tasks)}]", *sample, "sampling.step=per_task", "data.workers=1"]
     together = cli(*run, "cohort.seeds=[0,1]", f"save_path={tmp_path}/run")
     assert together.code == 0, together.err
     for seed in (0, 1):

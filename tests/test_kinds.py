@@ -30,12 +30,13 @@ from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.adapterhub.train_and_load import LoRA
-from hatemtl.network.assembly import Network, assemble, prepare
+from hatemtl.network.assembly import Network, assemble
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
+from hatemtl.training.prepare import prepare
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using import predictions
 

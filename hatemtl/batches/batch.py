@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORED = -100.0  # a token that counts in no loss and no metric: special, padding, or not the first piece of its word
 PAD_TO = 8  # the matrix units of a GPU take no smaller step
 
 

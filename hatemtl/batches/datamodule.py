@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, place, share
 from hatemtl.batches.masking import Masking
+from hatemtl.batches.per_task import apart
 from hatemtl.batches.sampling import EpochBatches, Epochs, Sampling, Use, rarity
 from hatemtl.batches.tokenized_posts import Pool, check_workers, loader
 from hatemtl.corpora.base import Corpus, Split
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.objective.weighting import Step, apart, check_step
 from hatemtl.seeds import derive
 from hatemtl.tasks import Task, check_learnable
 
@@ -40,8 +40,8 @@ class _Used(Dataset[Batch]):
 class DataModule(L.LightningDataModule):
     """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
 
-    batching: how posts become batches. sampling: which posts an epoch has. step: whether a batch is one optimizer step, or
-    one for each task. workers: processes that make batches beside the training.
+    batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
+    workers: processes that make batches beside the training.
     """
 
     def __init__(
@@ -50,15 +50,12 @@ class DataModule(L.LightningDataModule):
         *,
         batching: Batching,
         sampling: Sampling = PROPORTIONAL,
-        step: Step = "joint",
         seed: int,
         workers: int = 0,
     ) -> None:
         super().__init__()
         check_workers(workers)
-        check_step(step)
-        self.tasks, self.batching, self.sampling, self.step = tasks, batching, sampling, step
-        self.seed, self.workers = seed, workers
+        self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
         self.corpora = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
@@ -173,7 +170,7 @@ class DataModule(L.LightningDataModule):
     def _uses(self, epoch: int, *, epochs: int, accumulate: int = 1) -> list[Use]:
         """What this epoch of so many trains on, over all processes."""
         batches = self._epochs(epochs).batches(epoch)
-        if self.step == "joint":
+        if self.sampling.step == "joint":
             return [(rows, None) for rows in batches]
         rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
         return [*apart(batches, self.pool.has, accumulate, rng)]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hatemtl.batches.batch import IGNORED
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
+from hatemtl.labels import IGNORED
 
 MASKED, SWAPPED = 0.8, 0.1  # of the tokens to be guessed; the rest is read as it is (Devlin et al. 2019, arXiv:1810.04805)
 

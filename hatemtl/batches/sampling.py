@@ -18,6 +18,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.seeds import derive
 
 Mix = Literal["mixed", "alternating"]
+Step = Literal["joint", "per_task"]
 Use = tuple[np.ndarray, str | None]  # a batch's rows, and the one task that it is stepped for; None for all at once
 
 
@@ -28,6 +29,7 @@ class Sampling:
     temperature: T above. final_temperature: T in the last epoch, where 1/T goes on a straight line; None for the same T.
     steps: batches an epoch; None for as many posts as there are. balance: 0 draws a corpus's posts alike, 1 by the inverse
     share of their rarest label, a number between by a power of it. batch: whether a batch mixes corpora or is of one.
+    step: joint, one optimizer step a batch for all its tasks; per_task, one for each task's loss alone (see `apart`).
     """
 
     temperature: float = 1.0
@@ -35,6 +37,7 @@ class Sampling:
     steps: int | None = None
     balance: float = 0.0
     batch: Mix = "mixed"
+    step: Step = "joint"
 
     def __post_init__(self) -> None:
         for name in ("temperature", "final_temperature"):
@@ -49,6 +52,8 @@ class Sampling:
             )
         if self.batch not in get_args(Mix):
             raise UserError(f"sampling.batch={self.batch}: {did_you_mean(str(self.batch), get_args(Mix))}")
+        if self.step not in get_args(Step):
+            raise UserError(f"sampling.step={self.step}: {did_you_mean(str(self.step), get_args(Step))}")
 
     def exponent(self, epoch: int, epochs: int) -> float:
         """1/T in this epoch (counted from 0) of so many: from T = 1 to 5 Stickland & Murray's 1 − .8·(e − 1)/(E − 1)."""

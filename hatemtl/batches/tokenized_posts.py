@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hatemtl.batches.batch import IGNORED, Batch, padded
+from hatemtl.batches.batch import Batch, padded
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.token_cache import Tokens, cached
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import IGNORED, LabelSpace
 from hatemtl.seeds import derive
 
 

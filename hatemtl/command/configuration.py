@@ -212,7 +212,6 @@ def data_of(cfg: DictConfig, tasks: dict[str, Task]) -> DataModule:
         tasks,
         batching=build(cfg.batching),
         sampling=build(cfg.sampling),
-        step=build(cfg.weighting).step,
         seed=cfg.seed,
         workers=cfg.data.workers,
     )

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.batches.batch import IGNORED
 from hatemtl.errors import UserError
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.labels import IGNORED, Kind, LabelSpace
 
 
 class MaskedHead(nn.Module):

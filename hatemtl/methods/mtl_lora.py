@@ -4,7 +4,7 @@
 
 A (r, in) and n matrices Bᵢ (out, r) are shared; Λ_t (r, r) and v_t (n) belong to task t. What a layer makes of a post so
 depends on the task that reads it, so the encoder runs once for each task that a batch is computed for: a post with labels
-of several tasks is right for each of them, at the price of as many passes. weighting.step=per_task has one task a batch,
+of several tasks is right for each of them, at the price of as many passes. sampling.step=per_task has one task a batch,
 of posts that carry it alone, and so no pass too many in training; evaluation has one a task.
 """
 

@@ -4,21 +4,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from hatemtl.batches.batch import Batch
-from hatemtl.batches.datamodule import DataModule
-from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint, keep_trainable, vocabulary
+from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint, keep_trainable
 from hatemtl.errors import Refusal, UserError, refusing
 from hatemtl.labels import LabelSpace
-from hatemtl.machine.startup import started
 from hatemtl.merging.base import NeedsStatistics
 from hatemtl.merging.learned import Learned
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
 from hatemtl.network import initial_heads
-from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.network.merge_search import Search
 from hatemtl.network.merge_statistics import informed
@@ -26,7 +22,6 @@ from hatemtl.network.module import MultitaskModule, Weighting
 from hatemtl.objective.optimization import Optimization
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
-from hatemtl.training.trainer_settings import TrainerSettings
 
 
 @dataclass(frozen=True)
@@ -161,39 +156,6 @@ def assemble(
     )
     all_notes = (*notes.values(), *getattr(attached, "merge_notes", ()))
     return Network(module, encoder, method, mark, name, all_notes, told, seconds)
-
-
-def prepare(
-    network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
-) -> str:
-    """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
-
-    cache: the folder that keeps the first three. Gives what tells the tokenizer from others.
-    Raises UserError where cache_prefix has no such folder, or nothing to keep, or a source was trained on other tokens.
-    """
-    module, tokenizer = network.module, network.encoder.tokenizer()
-    words = vocabulary(tokenizer)
-    for source in network.method.starts_from():
-        check_tokenizer(source, words)
-    data.tokenize(tokenizer, network.encoder.max_length, cache)
-    if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
-        module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
-    if cache_prefix:
-        if cache is None:
-            raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
-        if data.pool.masks:
-            raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
-        if network.encoder.quantize is not None:
-            raise UserError(
-                "data.cache_prefix=true: what quantized layers make of a post is not kept; type data.cache_prefix=false, or "
-                "encoder.quantize=null"
-            )
-        started()  # it may take long
-        batches = data.batching.in_order(data.pool.lengths)
-        module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
-    for task in data.tasks:
-        module.head(task).observe(data.observed(task))
-    return words
 
 
 def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None:

@@ -30,13 +30,14 @@ from hatemtl.errors import UserError, refusing
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.startup import started
 from hatemtl.methods.base import LOADERS, Component
-from hatemtl.network.assembly import Network, prepare
+from hatemtl.network.assembly import Network
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import claim, finish, named_after, start
 from hatemtl.saved_runs.provenance import peak_memory, provenance
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import loggers
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
+from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.using.actions import evaluate
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from invented import BATCHING, Foreign, Mild, minilm, task
 
-from hatemtl.batches.batch import IGNORED, Batch
+from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, LengthBuckets, TokenBudget
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
 from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
+from hatemtl.labels import IGNORED
 from hatemtl.tasks import Task
 
 TOKENS = TokenBudget(batch_tokens=160, batch_size=12, window=3, eval_batch_tokens=320, eval_batch_size=40)
@@ -293,7 +294,7 @@ def of_two(batching: Batching = TOKENS, step: Any = "joint", workers: int = 0, *
     """Made-up posts with a label and a target, and a third as many others with a target alone."""
     large, small = Sample(size=300), Sample(size=100, seed=1)
     tasks = {"label": task(large, "label"), "target": task(large, "target"), "other": task(small, "target")}
-    module = DataModule(tasks, batching=batching, sampling=Sampling(**options), step=step, seed=0, workers=workers)
+    module = DataModule(tasks, batching=batching, sampling=Sampling(step=step, **options), seed=0, workers=workers)
     module.tokenize(minilm(), 128)
     return module
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from invented import byte_level, minilm
 
-from hatemtl.batches.batch import IGNORED
 from hatemtl.batches.masking import Masking, _uniform
 from hatemtl.errors import UserError
+from hatemtl.labels import IGNORED
 
 VOCABULARY, MASK, SPECIAL = 1000, 4, 5  # ids below 5 are special
 

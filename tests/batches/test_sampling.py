@@ -339,3 +339,8 @@ def test_the_epoch_counts_that_is_set_when_the_first_batch_is_asked_for() -> Non
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Sampling(**options)
+
+
+def test_a_way_to_step_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match=r"sampling\.step=per_tsk: did you mean 'per_task'\?"):
+        Sampling(step="per_tsk")  # type: ignore[arg-type]

@@ -360,7 +360,8 @@ def test_the_fingerprint_is_the_same_for_the_same() -> None:
 
 @pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process() -> None:
-    code = "from invented import *; from hatemtl.batches.token_cache import fingerprint; print(fingerprint(minilm(), 128, TEXTS))"
+    imports = "from invented import *; from hatemtl.batches.token_cache import fingerprint"
+    code = f"{imports}; print(fingerprint(minilm(), 128, TEXTS))"
     paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])}
     ran = subprocess.run([sys.executable, "-c", code], env=os.environ | paths, capture_output=True, text=True, check=True)
     assert ran.stdout.split()[-1] == fingerprint(minilm(), 128, TEXTS)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from invented import ODD, TEXTS, as_posts, byte_level, every_tokenizer, minilm
 
-from hatemtl.batches.batch import IGNORED, PAD_TO
+from hatemtl.batches.batch import PAD_TO
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.tokenized_posts import Pool
 from hatemtl.corpora.base import Column
 from hatemtl.encoders.pretrained import Tokenizer
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import IGNORED, LabelSpace
 
 
 def slot(pool: Pool, row: int) -> slice:

@@ -9,7 +9,6 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.batches.batch import IGNORED
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Pool, binary_losses, check_balance, count_rows, f1, feed_forward, masked_mean
 from hatemtl.heads.choice import ChoiceHead
@@ -18,7 +17,7 @@ from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import IGNORED, LabelSpace
 
 D, LENGTHS = 6, (7, 2, 5, 3)
 LAYERS = {"hidden_size": D, "layers": 2, "dropout": 0.0}

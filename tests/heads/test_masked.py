@@ -5,10 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.batches.batch import IGNORED
 from hatemtl.errors import UserError
 from hatemtl.heads.masked import MaskedHead
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import IGNORED, LabelSpace
 
 WORDS, E, D = 50, 6, 8
 

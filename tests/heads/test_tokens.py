@@ -4,9 +4,8 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch.nn import functional as F
 
-from hatemtl.batches.batch import IGNORED
 from hatemtl.heads.tokens import TokensHead
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import IGNORED, LabelSpace
 
 
 def head(*, balance: float = 0.0, threshold: float = 0.5, label_smoothing: float = 0.0) -> TokensHead:

@@ -207,7 +207,7 @@ def test_two_tasks_train_and_test_by_the_command_line(
     corpora = [f"corpus@tasks.{task}.corpus=sample" for task in TASKS]
     sizes = [f"tasks.{task}.corpus.size=200" for task in TASKS]
     run = partial(cli, "encoder=tiny", "tasks=[label,target]", *corpora, *sizes, "optimization.epochs=1")
-    outcome = run("method=mtl_lora", f"weighting.step={step}", "save_path=both", "action=[train,test]")
+    outcome = run("method=mtl_lora", f"sampling.step={step}", "save_path=both", "action=[train,test]")
     assert outcome.code == 0, outcome.err
     before = (tmp_path / "both" / "results.csv").read_text()
     assert json.loads((tmp_path / "both" / "run.json").read_text())["library"] == "mtl_lora"

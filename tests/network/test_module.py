@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel
 
-from hatemtl.batches.batch import IGNORED, Batch
+from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import bert_stack
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import IGNORED, LabelSpace
 from hatemtl.methods.adapterhub.train_and_load import LoRA
 from hatemtl.network.module import Mean, MultitaskModule
 from hatemtl.objective.optimization import Optimization
