@@ -248,13 +248,13 @@ class HatemtlArm:
 
     def warm_up(self) -> dict[str, str]:
         """One epoch and one evaluation of each: every shape of batch has been seen, and compiled where that is asked for."""
-        notes = {"compiled": str(any(run.module.compiled for run in self.runs.values()))}
+        notes = {"compiled": str(any(run.module.through.compiled for run in self.runs.values()))}
         for tasks, run in self.runs.items():
             notes |= run.notes
             start = time.perf_counter()
             run.train()
             first = time.perf_counter() - start
-            if run.module.compiled is not None:
+            if run.module.through.compiled is not None:
                 notes[f"compiling {'+'.join(tasks)}"] = f"{first - run.train().seconds:.0f} s"
             run.evaluate()
         return notes

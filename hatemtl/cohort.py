@@ -93,7 +93,7 @@ class Member(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.module = pl_module
-        self.module.compiled = self._read
+        self.module.through.compiled = self._read
         self._ask({})
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,7 +102,7 @@ class Member(Callback):
             self._ask(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.module.compiled = None
+        self.module.through.compiled = None
 
     def _read(self, **inputs: Tensor) -> Any:
         """The encoder as training calls it; a gradient stops at what it gives, and goes on in `on_after_backward`."""

@@ -114,7 +114,7 @@ def _yaml(group: str, name: str) -> Any:
 
 def network(how: Any, body: Encoder, name: str, *, seed: int) -> Network:
     """As a run puts it together, without heads. Raises Refusal where the method cannot stand on the encoder."""
-    shared: Any = {"weighting": Sum(), "optimization": None, "heads_from": None}
+    shared: Any = {"weighting": Sum, "optimization": None, "heads_from": None}
     return assemble(encoder=body, method=how, tasks={}, spaces={}, seed=seed, name=name, **shared)
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 CONF = Path(__file__).parents[1] / "conf"
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("tasks", "experiment", "data"))
 # What only the run knows, by group.
-RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}}
+RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
 SLOW = "peft"  # what begins so imports peft
 
 

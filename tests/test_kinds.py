@@ -115,7 +115,7 @@ def built(*names: str, epochs: int = 1, **other: Any) -> tuple[Network, DataModu
         ),
         tasks=tasks,
         spaces=data.spaces,
-        weighting=Sum(),
+        weighting=Sum,
         optimization=Optimization(
             encoder_lr=1e-2, head_lr=1e-2, weight_decay=0.0, heads_first=0, warmup=0, epochs=epochs,
             schedule="constant", clip=None, accumulate=1, patience=None,
@@ -138,7 +138,7 @@ def everything() -> tuple[MultitaskModule, DataModule]:
 def gradients(module: MultitaskModule, batch: Batch) -> dict[str, dict[str, torch.Tensor]]:
     """The gradient of each head's weights."""
     module.zero_grad()
-    sum(module.losses(batch, module.encoder).values()).backward()  # type: ignore[union-attr]
+    sum(module.losses(batch, module(batch)).values()).backward()  # type: ignore[union-attr]
     return {
         name: {key: parameter.grad.clone() for key, parameter in module.heads[name].named_parameters()}
         for name in module.heads
@@ -153,7 +153,7 @@ def test_a_head_without_a_label_in_the_batch_has_a_gradient_of_exactly_zero(task
     module, data = everything()
     rows = data.rows("train")
     some = data.pool[rows[~data.pool.has[task][rows]][:12]]
-    losses = module.losses(some, module.encoder)
+    losses = module.losses(some, module(some))
     assert losses[task].item() == 0
     found = gradients(module, some)
     assert found[task]
@@ -203,11 +203,11 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
     module = network.module
     batch = data.pool[data.rows("train")]
     with torch.no_grad():
-        before = module.losses(batch, module.encoder)
+        before = module.losses(batch, module(batch))
     run = trainer(8)
     run.fit(module, data)
     with torch.no_grad():
-        after = module.losses(batch, module.encoder)
+        after = module.losses(batch, module(batch))
     for name in HEADS:
         assert after[name] < before[name], name
     run.test(module, data, verbose=False)

@@ -1,7 +1,8 @@
 """What one step sees: posts as padded token ids, and each task's targets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Batch:
     prefix: (S, T, D), what the encoder's frozen lowest layers make of the posts, where that was computed beforehand.
     tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
     only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
+    parts: where several batches make an optimizer step, the share of each task's annotated posts in it that are here.
     """
 
     input_ids: Tensor
@@ -43,6 +45,7 @@ class Batch:
     prefix: Tensor | None = None
     tokens: int = -1  # counted from the mask if not given
     only: str | None = None
+    parts: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
@@ -84,9 +87,9 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        def changed(value: Tensor | dict[str, Tensor] | int | str | None) -> Tensor | dict[str, Tensor] | int | str | None:
+        def changed(value: Any) -> Any:
             if isinstance(value, dict):
-                return {key: change(item) for key, item in value.items()}
+                return {key: changed(item) for key, item in value.items()}
             return change(value) if isinstance(value, Tensor) else value
 
-        return Batch(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+        return Batch(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})

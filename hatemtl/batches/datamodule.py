@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, place, share
 from hatemtl.batches.masking import Masking
-from hatemtl.batches.per_task import apart
+from hatemtl.batches.per_task import apart, in_parts
 from hatemtl.batches.sampling import EpochBatches, Epochs, Sampling, Use, rarity
 from hatemtl.batches.tokenized_posts import Pool, check_workers, loader
 from hatemtl.corpora.base import Corpus, Split
@@ -33,8 +33,7 @@ class _Used(Dataset[Batch]):
         self.pool = pool
 
     def __getitem__(self, use: Use) -> Batch:
-        rows, only = use
-        return replace(self.pool[rows], only=only)
+        return replace(self.pool[use.rows], only=use.only, parts=use.parts)
 
 
 class DataModule(L.LightningDataModule):
@@ -141,7 +140,7 @@ class DataModule(L.LightningDataModule):
     def training_tokens(self, epochs: int) -> int:
         """The tokens that so many epochs read."""
         lengths = self.pool.lengths
-        return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, _ in self._uses(epoch, epochs=epochs))
+        return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, *_ in self._uses(epoch, epochs=epochs))
 
     def steps(self, epochs: int, accumulate: int) -> int:
         """The optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
@@ -171,9 +170,11 @@ class DataModule(L.LightningDataModule):
         """What this epoch of so many trains on, over all processes."""
         batches = self._epochs(epochs).batches(epoch)
         if self.sampling.step == "joint":
-            return [(rows, None) for rows in batches]
-        rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
-        return [*apart(batches, self.pool.has, accumulate, rng)]
+            uses = [Use(rows) for rows in batches]
+        else:
+            rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
+            uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate, rng)]
+        return uses if accumulate == 1 else [*in_parts(uses, self.pool.has, accumulate)]
 
     def _epochs(self, epochs: int) -> Epochs:
         """The batches of every epoch of so many, which remember where the one before ended."""

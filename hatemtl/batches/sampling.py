@@ -6,9 +6,9 @@ the epochs is the annealing of Stickland & Murray 2019 (arXiv:1902.02671). All o
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -19,7 +19,17 @@ from hatemtl.seeds import derive
 
 Mix = Literal["mixed", "alternating"]
 Step = Literal["joint", "per_task"]
-Use = tuple[np.ndarray, str | None]  # a batch's rows, and the one task that it is stepped for; None for all at once
+
+
+class Use(NamedTuple):
+    """A batch of training: its rows, and the one task that it is stepped for, None for all at once.
+
+    parts: of each task's annotated posts in the optimizer step, the share that this batch has; None where it is all of them.
+    """
+
+    rows: np.ndarray
+    only: str | None = None
+    parts: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +212,8 @@ class EpochBatches(Sampler[Use]):
         return self._made[1]
 
     def __iter__(self) -> Iterator[Use]:
-        for rows, only in self._whole():
-            yield share(rows, *place()), only
+        for use in self._whole():
+            yield use._replace(rows=share(use.rows, *place()))
 
     def __len__(self) -> int:
         return len(self._whole())

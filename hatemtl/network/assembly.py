@@ -18,8 +18,9 @@ from hatemtl.network import initial_heads
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.network.merge_search import Search
 from hatemtl.network.merge_statistics import informed
-from hatemtl.network.module import MultitaskModule, Weighting
+from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
+from hatemtl.objective.weighting import Weighting
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
@@ -43,6 +44,7 @@ class Network:
 
     def store(self, dtype: torch.dtype) -> None:
         """Keeps the body's frozen weights in the type of the computation: no cast at every step, half the memory in bf16."""
+        self.module.through.dtype = dtype
         if not self.method.stores_bf16:
             return
         pattern = self.method.adapter_pattern
@@ -85,7 +87,7 @@ def assemble(
     method: Method,
     tasks: Mapping[str, Task],
     spaces: Mapping[str, LabelSpace],
-    weighting: Weighting,
+    weighting: Callable[..., Weighting],
     optimization: Optimization,
     seed: int,
     name: str,

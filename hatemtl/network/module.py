@@ -14,13 +14,13 @@ from torchmetrics import Metric
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast.bert_stack import merged
 from hatemtl.heads.base import Head
-from hatemtl.methods.mtl_lora import reading, reads_by_task
-from hatemtl.network.frozen_prefix import Prefix
+from hatemtl.network.forward import Forward
 from hatemtl.objective.optimization import Optimization
+from hatemtl.objective.step import Step
+from hatemtl.objective.weighting import Weighting
 from hatemtl.seeds import derive
 
 Stage = Literal["val", "test"]
-Weighting = Callable[[Mapping[str, Tensor], Mapping[str, float]], Tensor]
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Mean:
 
     def __init__(self) -> None:
         self.sum: Tensor | float = 0.0
-        self.posts = 0
+        self.posts: Tensor | int = 0
 
-    def update(self, value: Tensor, posts: int) -> None:
+    def update(self, value: Tensor, posts: Tensor | int) -> None:
         self.sum, self.posts = self.sum + value * posts, self.posts + posts
 
     def compute(self) -> Tensor | float:
@@ -59,23 +59,22 @@ class MultitaskModule(L.LightningModule):
         heads: Mapping[str, nn.Module],
         *,
         weights: Mapping[str, float],
-        weighting: Weighting,
+        weighting: Callable[..., Weighting],
         optimization: Optimization,
         seed: int,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
-        self.weights, self.weighting, self.optimization, self.seed = dict(weights), weighting, optimization, seed
+        self.through = Forward(encoder, self.heads)
+        self.weights, self.optimization, self.seed = dict(weights), optimization, seed
+        self.weighting = weighting(tasks={task: self.weights[task] for task in heads})
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
         self.rows: dict[str, float] = {}
         self.predictions: dict[str, Predictions] = {}
         self.metrics: dict[str, Metric] = {}
-        self.compiled: Callable[..., Any] | None = None  # the encoder as training calls it
-        self.prefix: Prefix | None = None  # the layers whose hidden states come with a batch
         self.losses_so_far: dict[str, Mean] = {}  # of the posts of this epoch
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
-        self.heads_alone = False  # whether the encoder side stands still in this epoch
 
     def head(self, task: str) -> Head:
         """The head of a task."""
@@ -83,51 +82,31 @@ class MultitaskModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """What each task's head makes of the posts, as its loss takes it: see `Head`."""
-        return self._logits(batch, self.encoder)
+        return self.through(batch)
 
-    def _logits(self, batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
-        tasks = [*self.heads] if batch.only is None else [batch.only]  # what is not computed gets no gradient at all
-        if not reads_by_task(self.encoder):
-            return self._logits_of(tasks, batch, encoder)
-        logits: dict[str, Tensor] = {}
-        for task in tasks:
-            with reading(self.encoder, task):
-                logits |= self._logits_of([task], batch, encoder)
-        return logits
-
-    def _logits_of(self, tasks: list[str], batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.heads_alone):
-            hidden = self.hidden(batch, encoder)
-        with torch.autocast(hidden.device.type, enabled=False):  # heads and losses stay in float32
-            hidden = hidden.float()
-            return {task: self._read(self.head(task), hidden, batch) for task in tasks}
-
-    def hidden(self, batch: Batch, encoder: Callable[..., Any]) -> Tensor:
-        """What the encoder, or a compiled one, makes of the posts' sequences, (S, T, D)."""
-        if self.prefix is not None:
-            self.prefix.recall(batch.prefix)
-        return encoder(**batch.inputs).last_hidden_state
-
-    def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
-        if head.kind == "choice":
-            return batch.by_post(head(hidden, batch.attention_mask), len(head.space))
-        return head(batch.first(hidden), batch.first(batch.attention_mask))
-
-    def losses(self, batch: Batch, encoder: Callable[..., Any]) -> dict[str, Tensor]:
-        """A scalar for each task that the batch is stepped for, through the encoder or a compiled one."""
-        logits = self._logits(batch, encoder)
+    def losses(self, batch: Batch, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A scalar for each task that the batch is stepped for."""
         return {task: self.head(task).loss(logits[task], batch.targets[task], batch.has[task]) for task in logits}
 
-    def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The one loss that is trained."""
-        return self.weighting(losses, self.weights)
-
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        losses = self.losses(batch, self.compiled or self.encoder)
-        loss = self.weighted(losses)
-        for name, value in [("train_loss", loss), *((f"train_{task}_loss", value) for task, value in losses.items())]:
-            self.losses_so_far.setdefault(name, Mean()).update(value.detach(), len(batch))
+        hidden, logits = self.through.states_and_logits(batch)
+        losses = self.losses(batch, logits)
+        counted = {task: batch.has[task].sum() for task in losses}
+        shared = [p for p in self.encoder.parameters() if p.requires_grad] if self.through.learns else []
+        present = {task: (number > 0).float() for task, number in counted.items()}
+        step = Step(self.current_epoch, shared, hidden, present)
+        loss = self.weighting(self._of_the_step(losses, batch), step)
+        for name, value in losses.items():
+            self.losses_so_far.setdefault(f"train_{name}_loss", Mean()).update(value.detach(), counted[name])
+        self.losses_so_far.setdefault("train_loss", Mean()).update(loss.detach(), len(batch))
         return loss
+
+    def _of_the_step(self, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The losses so weighed that those of the batches of one optimizer step add up to the mean over all their posts."""
+        if batch.parts is None:
+            return losses
+        # the trainer divides by how many batches a step should have
+        return {task: self.optimization.accumulate * batch.parts[task] * loss for task, loss in losses.items()}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
@@ -142,11 +121,11 @@ class MultitaskModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
-        self.heads_alone = self.current_epoch < self.optimization.heads_first
+        self.through.learns = self.current_epoch >= self.optimization.heads_first
         self.losses_so_far = {}
 
     def on_train_epoch_end(self) -> None:
-        self.heads_alone = False
+        self.through.learns = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
@@ -198,19 +177,23 @@ class MultitaskModule(L.LightningModule):
 
     def _report(self, stage: Stage) -> None:
         self.merged.close()
-        self.rows, primaries = {}, []
+        self.rows, primaries = {}, {}
         for task, metric in self.metrics.items():
             rows = self.head(task).rows(metric.compute().cpu())
             self.rows |= {f"{stage}_{task}_{name}": value for name, value in rows.items()}
-            primaries.append(rows[self.head(task).primary])
+            primaries[task] = rows[self.head(task).primary]
         counts = tuple(f"{stage}_{task}_{kind}_" for task in self.metrics for kind in ("tp", "fp", "fn"))
         shown = {name: value for name, value in self.rows.items() if not name.startswith(counts)}
-        # the epoch with the best mean of the tasks' primary metrics is the one that is kept
-        self.log_dict(shown | {f"{stage}_score": sum(primaries) / len(primaries)})
+        # the epoch with the best mean of the tasks' primary metrics, by the tasks' weights, is the one that is kept
+        weights = self.weights if any(self.weights[task] for task in primaries) else dict.fromkeys(primaries, 1.0)
+        score = sum(weights[task] * value for task, value in primaries.items()) / sum(weights[task] for task in primaries)
+        self.log_dict(shown | {f"{stage}_score": score})
 
     def configure_optimizers(self) -> Any:
         total = self.trainer.datamodule.steps(self.optimization.total_epochs, self.optimization.accumulate)  # type: ignore[attr-defined]
-        optimizer, schedule = self.optimization.optimizer(self.encoder.parameters(), self.heads.parameters(), total)
+        optimizer, schedule = self.optimization.optimizer(
+            self.encoder.parameters(), self.heads.parameters(), total, weighting=self.weighting.parameters()
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -222,4 +205,5 @@ class MultitaskModule(L.LightningModule):
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = self.trained_state()
+        weighting = {f"weighting.{name}": value for name, value in self.weighting.state_dict().items()}
+        checkpoint["state_dict"] = self.trained_state() | weighting

@@ -87,12 +87,21 @@ class Optimization:
         return (1 + math.cos(math.pi * min(done, 1.0))) / 2 if self.schedule == "cosine" else 1.0
 
     def optimizer(
-        self, encoder: Iterable[nn.Parameter], heads: Iterable[nn.Parameter], total: int
+        self,
+        encoder: Iterable[nn.Parameter],
+        heads: Iterable[nn.Parameter],
+        total: int,
+        *,
+        weighting: Iterable[nn.Parameter] = (),
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """AdamW over both sides and its schedule, to be stepped after every optimizer step of the `total`."""
+        """AdamW over both sides and its schedule, to be stepped after every optimizer step of the `total`.
+
+        weighting: parameters of the losses' weighting, which learn at the heads' rate.
+        """
         groups: list[dict[str, Any]] = []
         rates: list[Callable[[int], float]] = []
-        for side, parameters, lr in (("encoder", encoder, self.encoder_lr), ("heads", heads, self.head_lr)):
+        sides = ("encoder", encoder, self.encoder_lr), ("heads", heads, self.head_lr), ("weighting", weighting, self.head_lr)
+        for side, parameters, lr in sides:
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
             for chosen, decay in ((matrices, self.weight_decay), (vectors, 0.0)):

@@ -1,16 +1,49 @@
-"""Weighs the losses of several tasks against one another."""
+"""Weighs the losses of several tasks against one another.
+
+A weighting is made for the tasks of a run, sees all their losses before any sum exists, and gives the one scalar whose
+gradients are left for the optimizer. It may ask the step for gradients; parameters of its own are an optimizer group, and
+with its buffers they are in the checkpoint. It is called by training alone: nothing else may move its state.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hatemtl.objective.step import Step
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sum:
+class Weighting(nn.Module):
+    """Gives the scalar that is trained from a scalar loss a task. tasks: the weight that each declares."""
+
+    def __init__(self, *, tasks: Mapping[str, float]) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+
+    def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
+        raise NotImplementedError
+
+
+class Sum(Weighting):
     """Σ weight·loss over tasks, with the fixed weight that each task declares."""
 
-    def __call__(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-        """One scalar from a scalar a task."""
-        return torch.stack([weights[task] * loss for task, loss in losses.items()]).sum()
+    def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
+        return torch.stack([self.tasks[task] * loss for task, loss in losses.items()]).sum()
+
+
+class Uncertainty(Weighting):
+    """Σ exp(-s)·weight·loss + s/2 over tasks, s = log σ² learned (Kendall et al. 2018, arXiv:1705.07115, eq. 10).
+
+    A task without a post in the batch leaves its s where it is.
+    """
+
+    def __init__(self, *, tasks: Mapping[str, float]) -> None:
+        super().__init__(tasks=tasks)
+        self.log_variance = nn.ParameterDict({task: nn.Parameter(torch.zeros(())) for task in tasks})
+
+    def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
+        terms = []
+        for task, loss in losses.items():
+            s = self.log_variance[task]
+            terms.append(torch.exp(-s) * self.tasks[task] * loss + step.present[task] * s / 2)
+        return torch.stack(terms).sum()

@@ -105,19 +105,21 @@ class Throughput(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _module(pl_module)
-        if self.read and module.heads_alone not in self.flops_per_place:  # counted once, outside the time that is measured
+        alone = not module.through.learns
+        if self.read and alone not in self.flops_per_place:  # counted once, outside the time that is measured
             flops = 0.0
             with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
                 for batch, places in self.read.values():
                     flops += matmul_flops(partial(self._step, module, batch)) * places / batch.input_ids.numel()
             module.zero_grad()
-            self.flops_per_place[module.heads_alone] = flops / sum(places for _, places in self.read.values())
-        self.counts["flops"] += self.tokens * self.flops_per_place.get(module.heads_alone, 0.0)
+            self.flops_per_place[alone] = flops / sum(places for _, places in self.read.values())
+        self.counts["flops"] += self.tokens * self.flops_per_place.get(alone, 0.0)
 
     @staticmethod
     def _step(module: MultitaskModule, batch: Batch) -> None:
         batch = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))  # some leave padding out of products
-        module.weighted(module.losses(batch, module.encoder)).backward()
+        with module.through.eager():  # and no weighting, whose state only training may move
+            torch.stack([*module.losses(batch, module(batch)).values()]).sum().backward()
 
     def record(self, peak: float) -> dict[str, float]:
         """For run.json. peak: the measured matmul FLOP/s of the machine. Padding counts as no achievement."""

@@ -25,7 +25,7 @@ def prepare(
         check_tokenizer(source, words)
     data.tokenize(tokenizer, network.encoder.max_length, cache)
     if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
-        module.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
+        module.through.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
     if cache_prefix:
         if cache is None:
             raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
@@ -38,7 +38,9 @@ def prepare(
             )
         started()  # it may take long
         batches = data.batching.in_order(data.pool.lengths)
-        module.prefix = Prefix.cached(module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device)
+        module.through.prefix = Prefix.cached(
+            module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device
+        )
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
     return words

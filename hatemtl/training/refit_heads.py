@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.batches.datamodule import DataModule
-from hatemtl.encoders.fast.bert_stack import merged
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.methods.mtl_lora import reads_by_task
@@ -40,23 +39,22 @@ def check_refit(encoder: nn.Module, heads: Mapping[str, Head]) -> None:
             )
 
 
-@torch.no_grad()
 def features(module: MultitaskModule, data: DataModule, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
     """For each task the pooled vectors (N, D) of its training posts and their annotations, in float32 on the CPU."""
     module.eval().to(device)
-    weight = next(p for p in module.encoder.parameters() if p.is_floating_point())
     rows, pool = data.rows("train"), data.pool
     found: dict[str, tuple[list[Tensor], list[Tensor]]] = {task: ([], []) for task in module.heads}
-    with merged(module.encoder), torch.autocast(device.type, weight.dtype, enabled=weight.dtype is torch.bfloat16):
+    with module.through.inference():
         for batch in (pool[rows[some]].to(device) for some in data.batching.in_order(pool.lengths[rows])):
-            hidden = batch.first(module.hidden(batch, module.encoder).float())
+            hidden = batch.first(module.through.encode(batch).float())
             for task, (vectors, targets) in found.items():
                 head: Any = module.head(task)
                 with torch.autocast(device.type, enabled=False):
                     pooled = head.pool(hidden, batch.first(batch.attention_mask))
                 vectors.append(pooled[batch.has[task]].cpu())
                 targets.append(batch.targets[task][batch.has[task]].cpu())
-    return {task: (torch.cat(vectors), torch.cat(targets)) for task, (vectors, targets) in found.items()}
+    # a copy made outside: a tensor of inference mode takes no part in a fit
+    return {task: (torch.cat(vectors).clone(), torch.cat(targets)) for task, (vectors, targets) in found.items()}
 
 
 def fit(head: Head, vectors: Tensor, targets: Tensor, penalty: float) -> None:

@@ -146,7 +146,7 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
             **throughput.record(peak),
             "preparing_seconds": preparing,
             "peak_memory_bytes": memory,
-            "compiled": module.compiled is not None,
+            "compiled": module.through.compiled is not None,
             "cohort": member.size if member is not None else 1,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(

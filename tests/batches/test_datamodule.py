@@ -300,7 +300,7 @@ def of_two(batching: Batching = TOKENS, step: Any = "joint", workers: int = 0, *
 
 
 def drawn(module: DataModule, epoch: int = 0, epochs: int = 4) -> list[list[int]]:
-    return [rows.tolist() for rows, _ in module._uses(epoch, epochs=epochs)]
+    return [rows.tolist() for rows, *_ in module._uses(epoch, epochs=epochs)]
 
 
 def test_corpora_are_drawn_as_the_sampling_says() -> None:
@@ -361,7 +361,7 @@ def test_a_fit_takes_the_steps_that_were_foretold_of_any_sampling(
     module, trainer = fit(tmp_path, data, 3, accumulate=accumulate)
     assert trainer.global_step == data.steps(3, accumulate)
     uses = [data._uses(epoch, epochs=3, accumulate=accumulate) for epoch in range(3)]
-    assert module.seen == [(epoch, rows.tolist()) for epoch in range(3) for rows, _ in uses[epoch]]
+    assert module.seen == [(epoch, rows.tolist()) for epoch in range(3) for rows, *_ in uses[epoch]]
     assert data.training_tokens(3) == sum(int(data.pool.lengths[posts].sum()) for _, posts in module.seen)
     if step == "joint":
         assert [len(one) for one in uses] == [11, 11, 11]

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from hatemtl.batches.batching import Batching, LengthBuckets, TokenBudget
-from hatemtl.batches.sampling import EpochBatches, Epochs, Sampling, apportioned, once_over, rarity, shares, spread, taken
+from hatemtl.batches.sampling import (
+    EpochBatches,
+    Epochs,
+    Sampling,
+    Use,
+    apportioned,
+    once_over,
+    rarity,
+    shares,
+    spread,
+    taken,
+)
 from hatemtl.errors import UserError
 from hatemtl.seeds import derive
 
@@ -300,17 +311,17 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone(options: dict[str, Any],
 @BATCHINGS
 def test_the_sampler_gives_the_epoch_that_was_set_and_knows_how_many_batches_come(batching: Batching) -> None:
     epochs, found = mixed(400, batching=batching), set()
-    sampler = EpochBatches(lambda epoch: [(rows, None) for rows in epochs.batches(epoch)])
+    sampler = EpochBatches(lambda epoch: [Use(rows) for rows in epochs.batches(epoch)])
     for epoch in (*range(6), 2, 0):
         sampler.set_epoch(epoch)
         found.add(len(sampler))
-        assert [rows.tolist() for rows, _ in sampler] == [rows.tolist() for rows in epochs.batches(epoch)]
+        assert [rows.tolist() for rows, *_ in sampler] == [rows.tolist() for rows in epochs.batches(epoch)]
         assert len(sampler) == len(list(sampler))
     assert (len(found) > 1) == (batching is BUDGET)
 
 
 def test_the_epoch_counts_that_is_set_when_the_first_batch_is_asked_for() -> None:
-    sampler = EpochBatches(lambda epoch: [(np.array([epoch]), None)])
+    sampler = EpochBatches(lambda epoch: [Use(np.array([epoch]))])
     early = iter(sampler)
     sampler.set_epoch(3)
     assert next(early)[0].tolist() == [3]

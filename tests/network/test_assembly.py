@@ -76,7 +76,7 @@ def network(source: Path, *names: str, **other: Any) -> Network:
         "method": lora(),
         "tasks": given,
         "spaces": {name: SPACES[name] for name in names},
-        "weighting": Sum(),
+        "weighting": Sum,
         "optimization": OPTIMIZATION,
         "seed": 0,
         "name": "run",

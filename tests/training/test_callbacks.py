@@ -23,6 +23,7 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.labels import LabelSpace
+from hatemtl.network.forward import Forward
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
@@ -67,7 +68,7 @@ class Scripted(MultitaskModule):
             Body(),
             {"label": HEAD(hidden_size=4, space=SPACE)},
             weights={"label": 1.0},
-            weighting=Sum(),
+            weighting=Sum,
             optimization=OPTIMIZATION,
             seed=0,
         )
@@ -262,7 +263,7 @@ def test_posts_tokens_and_places_are_counted_and_validation_is_left_out() -> Non
     places = 0
     for epoch in range(2):
         batches.set_epoch(epoch)
-        places += sum(len(taken) * pool.width(taken) for taken, _ in batches)
+        places += sum(len(taken) * pool.width(taken) for taken, *_ in batches)
     tokens = 2 * int(pool.lengths[rows].sum())
     assert throughput.counts | {"seconds": 0, "flops": 0} == {
         "seconds": 0, "posts": 2 * POSTS, "tokens": tokens, "places": places, "flops": 0,
@@ -352,6 +353,7 @@ def test_the_arithmetic_a_place_hardly_depends_on_which_batch_came_first() -> No
     bert.embeddings.requires_grad_(False)
     module = Scripted([0.1])
     module.encoder, module.heads["label"] = bert, HEAD(hidden_size=128, space=SPACE)
+    module.through = Forward(bert, module.heads)
     run, found = trainer(1), []
     for posts, length in ((8, 8), (2, 32), (16, 32)):
         throughput = Throughput()

@@ -76,7 +76,7 @@ def by_library(model: Any) -> Any:
 def stored(model: Any, dtype: torch.dtype) -> Any:
     """The model as a run keeps it."""
     method = SimpleNamespace(stores_bf16=True, adapter_pattern=None)
-    Network(SimpleNamespace(encoder=model), None, method, "", "").store(dtype)  # type: ignore[arg-type]
+    Network(SimpleNamespace(encoder=model, through=SimpleNamespace()), None, method, "", "").store(dtype)  # type: ignore[arg-type]
     return model
 
 

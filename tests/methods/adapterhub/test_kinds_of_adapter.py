@@ -192,7 +192,7 @@ def test_the_body_has_no_dropout(name: str) -> None:
 def test_frozen_adapters_stay_float32_and_the_body_does_not() -> None:
     how = adapter("vera")
     model = attached("vera")
-    network: Any = SimpleNamespace(method=how, module=SimpleNamespace(encoder=model))
+    network: Any = SimpleNamespace(method=how, module=SimpleNamespace(encoder=model, through=SimpleNamespace()))
     Network.store(network, torch.bfloat16)
     for name, parameter in model.named_parameters():
         adapters = how.adapter_pattern.search(name) is not None

@@ -1,0 +1,105 @@
+"""Runs posts through the shared encoder and reads task heads off its hidden states: written once, used by all."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.batches.batch import Batch
+from hatemtl.encoders.fast.bert_stack import merged
+from hatemtl.heads.base import Head
+from hatemtl.methods.mtl_lora import reading, reads_by_task
+from hatemtl.network.frozen_prefix import Prefix
+
+
+class Forward:
+    """Encodes a batch's S sequences of T tokens, (S, T, D), and reads every task's head off them.
+
+    encoder: as its method left it. heads: a mapping, by task. dtype: the number format of the encoder's arithmetic.
+    compiled: the encoder as training calls it, None for itself. prefix: the layers whose hidden states come with a batch.
+    learns: whether the encoder side gets gradients; heads do in any case.
+    """
+
+    def __init__(self, encoder: nn.Module, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
+        self.encoder, self.heads, self.dtype = encoder, heads, dtype
+        self.compiled: Callable[..., Any] | None = None
+        self.prefix: Prefix | None = None
+        self.learns = True
+
+    def __call__(self, batch: Batch, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The logits of these tasks, or of all that the batch is stepped for, as each head's loss takes them: see `Head`."""
+        return self.states_and_logits(batch, tasks)[1]
+
+    def states_and_logits(self, batch: Batch, tasks: Iterable[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The hidden states that all these tasks read, (S, T, D), and their logits, in one pass of the encoder.
+
+        Where a method's hidden states depend on the task that reads them, they take one pass a task, and none are shared.
+        """
+        if tasks is None:
+            tasks = [*self.heads] if batch.only is None else [batch.only]  # what is not computed gets no gradient at all
+        if not reads_by_task(self.encoder):
+            hidden = self.encode(batch)
+            return hidden, self.read(hidden, batch, tasks)
+        logits: dict[str, Tensor] = {}
+        for task in tasks:
+            with reading(self.encoder, task):
+                logits |= self.read(self.encode(batch), batch, [task])
+        return None, logits
+
+    def encode(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
+        """The hidden states of the posts' sequences, (S, T, D).
+
+        embeddings: (S, T, E), what stands for the tokens' own, as `embed` gives them.
+        """
+        if self.prefix is not None:
+            self.prefix.recall(batch.prefix)
+        training = torch.is_grad_enabled()
+        encoder = self.compiled if training and self.compiled is not None else self.encoder
+        inputs = batch.inputs
+        if embeddings is not None:
+            inputs = {"inputs_embeds": embeddings, **{k: v for k, v in inputs.items() if k != "input_ids"}}
+        with torch.set_grad_enabled(training and self.learns):
+            return encoder(**inputs).last_hidden_state
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The embeddings of the batch's tokens, (S, T, E)."""
+        encoder: Any = self.encoder
+        return encoder.get_input_embeddings()(batch.input_ids)
+
+    def read(self, hidden: Tensor, batch: Batch, tasks: Iterable[str]) -> dict[str, Tensor]:
+        """The logits of these tasks' heads for hidden states (S, T, D), in float32 whatever the encoder computes in."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            return {task: self._read(self.heads[task], hidden, batch) for task in tasks}
+
+    def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
+        if head.kind == "choice":
+            return batch.by_post(head(hidden, batch.attention_mask), len(head.space))
+        return head(batch.first(hidden), batch.first(batch.attention_mask))
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Inside, the encoder is never the compiled one."""
+        before, self.compiled = self.compiled, None
+        try:
+            yield
+        finally:
+            self.compiled = before
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inside, nothing learns: LoRAs are merged, no gradient is recorded, the encoder computes in its number format."""
+        modules = [self.encoder, *self.heads.values()]
+        before = [module.training for module in modules]
+        device = next(self.encoder.parameters()).device.type
+        bf16 = self.dtype is torch.bfloat16
+        for module in modules:
+            module.eval()
+        try:
+            with merged(self.encoder), torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+                yield
+        finally:
+            for module, training in zip(modules, before, strict=True):
+                module.train(training)

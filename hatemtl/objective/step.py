@@ -1,0 +1,44 @@
+"""Shows a weighting the way from the losses of a batch to the gradients of one optimizer step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.errors import UserError
+
+Of = Literal["parameters", "hidden"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch whose losses are known and whose gradients are not yet.
+
+    epoch: counted from 0. parameters: the trained ones that tasks share, the encoder side's.
+    hidden: (S, T, D), the hidden states that all heads read; None where each task has its own.
+    present: a number a task, 1 where a post of the batch carries its annotation, else 0; no row count leaves the device.
+    """
+
+    epoch: int
+    parameters: Sequence[nn.Parameter]
+    hidden: Tensor | None
+    present: Mapping[str, Tensor]
+
+    def gradients(self, losses: Mapping[str, Tensor], of: Of = "parameters") -> Tensor:
+        """(K, P) float32, the gradient of each task's loss: of the shared parameters, K backward passes, or of the states.
+
+        Raises UserError where there is nothing shared to take gradients of.
+        """
+        if of == "hidden" and self.hidden is None:
+            raise UserError("gradients of hidden states: this method computes some for each task; take those of parameters")
+        shared = list(self.parameters) if of == "parameters" else [self.hidden]
+        if not shared or not any(tensor is not None and tensor.requires_grad for tensor in shared):
+            raise UserError("this weighting needs gradients of what tasks share, and nothing shared is trained")
+        rows = []
+        for loss in losses.values():
+            found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+            parts = [torch.zeros_like(t) if g is None else g for t, g in zip(shared, found, strict=True)]  # type: ignore[arg-type]
+            rows.append(torch.cat([part.detach().float().flatten() for part in parts]))
+        return torch.stack(rows)
