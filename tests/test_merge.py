@@ -215,3 +215,26 @@ def test_damaged_sources_are_named(cli: Cli, sample: list[str], parts: Path) -> 
     assert "part_2 was trained with another tokenizer" in ended.err
     (parts / "part_2" / "run.json").write_text(json.dumps(record)[:-1])
     assert merge(cli, sample, parts, "merge", *UNTRAINED).code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fisher", "learned"])
+def test_a_merge_that_must_know_posts_reads_all_choices_of_a_post(cli: Cli, tmp_path: Path, how: str) -> None:
+    rows = [f"someone waits {i},soup {i % 7},rain {i % 5},{i % 2}" for i in range(120)]
+    (tmp_path / "choices.csv").write_text("\n".join(["text,first,second,right", *rows]) + "\n", encoding="utf-8")
+    common = [
+        *("encoder=tiny", "tasks=[table]", "head@tasks.table.head=choice", "tasks.table.column=right"),
+        *(f"tasks.table.corpus.path={tmp_path}/choices.csv", "tasks.table.corpus.pair=[first,second]"),
+        "optimization.epochs=1",
+    ]
+    for i in (1, 2):
+        trained = cli(*common, f"save_path={tmp_path}/source_{i}", f"tasks.table.corpus.seed={i}")
+        assert trained.code == 0, trained.err
+    heads = ["heads.merge=mean"] if how == "learned" else []
+    merged = cli(
+        *(*common, "method=ah_merge16", f"merge={how}", f"method.sources='{tmp_path}/source_*'"),
+        *(*heads, "merge.posts=40", f"save_path={tmp_path}/merged"),
+        *(["merge.steps=2", "merge.entropy=0", "merge.loss=1"] if how == "learned" else []),
+    )
+    assert merged.code == 0, merged.err
+    assert "val_table_accuracy" in SavedRun(tmp_path / "merged").results

@@ -1,7 +1,7 @@
 """What one step sees: posts as padded token ids, and each task's targets."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,25 @@ class Batch:
         places = starts[:-1, None] + torch.arange(choices, device=values.device)
         there = places < starts[1:, None]
         return values[places.clamp(max=len(values) - 1)].masked_fill(~there, -torch.inf)
+
+    def some(self, begin: int, end: int) -> "Batch":
+        """The posts from `begin` up to `end`, with all their sequences."""
+        rows = mine = slice(begin, end)
+        if self.owner is not None:
+            starts = self._starts(self.owner)
+            mine = slice(int(starts[begin]), int(starts[min(end, len(self))]))
+        return replace(
+            self,
+            input_ids=self.input_ids[mine],
+            attention_mask=self.attention_mask[mine],
+            targets={task: values[rows] for task, values in self.targets.items()},
+            has={task: there[rows] for task, there in self.has.items()},
+            posts=self.posts[rows],
+            owner=None if self.owner is None else self.owner[mine] - begin,
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[mine],
+            prefix=None if self.prefix is None else self.prefix[mine],
+            tokens=-1,
+        )
 
     def _starts(self, owner: Tensor) -> Tensor:
         """(B + 1,) where the sequences of each post start, and where the last ends; found without waiting for a GPU."""

@@ -16,6 +16,7 @@ from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.merging.learned import Learned
 from hatemtl.methods import lora_source
 from hatemtl.methods.bank.lora_bank import Gating, banks, empty, fill
+from hatemtl.network.forward import Forward
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import derive, generator
 
@@ -90,7 +91,8 @@ class _Worth:
     def __init__(
         self, merge: Learned, model: Transformer, heads: nn.ModuleDict, found: Sequence[Any], batches: Sequence[Batch]
     ) -> None:
-        self.merge, self.model, self.heads, self.banks, self.batches = merge, model, heads, found, batches
+        self.merge, self.heads, self.banks, self.batches = merge, heads, found, batches
+        self.forward = Forward(model, heads)
         known = {task: head.threshold for task, head in heads.items() if isinstance(head, MultilabelHead)}
         # also where it does not count, so that it can be plotted against what does
         self.thresholds = known if merge.search == "cmaes" and len(known) == len(heads) else {}
@@ -103,10 +105,8 @@ class _Worth:
         said: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {task: [] for task in self.thresholds}
         posts = 0
         for batch in self.batches if batches is None else batches:
-            hidden = batch.first(self.model(**batch.inputs).last_hidden_state.float())
-            for task in self.heads:
+            for task, logits in self.forward(batch).items():
                 head = self._head(task)
-                logits = head(hidden, batch.first(batch.attention_mask))
                 targets, has = batch.targets[task], batch.has[task]
                 for name in sums:
                     value = head.loss(logits, targets, has) if name == "loss" else entropy(head, logits)

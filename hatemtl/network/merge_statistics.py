@@ -19,6 +19,7 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.regmean import gram, packed
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.base import Method
+from hatemtl.network.forward import Forward
 from hatemtl.network.merge_search import Search, search
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator
@@ -166,9 +167,10 @@ def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) 
     with ExitStack() as hooks:
         for path in layers:
             hooks.enter_context(_removed(model.get_submodule(path).register_forward_pre_hook(partial(add, path=path))))
+        forward = Forward(model.eval(), {})
         for batch in _pieces(batches, 4 * TOKENS):
             mask = batch.attention_mask.bool()
-            model.eval()(**batch.inputs)
+            forward.encode(batch)
     tokens = sum(batch.tokens for batch in batches)
     for value in sums.values():
         value /= tokens
@@ -183,11 +185,14 @@ def _fishers(
 
     def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor, *, path: str) -> None:
         inputs = arguments[0].detach()
-        if len(inputs) != posts_here or not output.requires_grad:
+        if len(inputs) != len(batch.input_ids) or not output.requires_grad:
             return  # as in _grams
 
         def add(gradient: Tensor) -> None:
-            sums[path] += fisher(inputs, gradient)
+            if batch.owner is None:
+                sums[path] += fisher(inputs, gradient)
+            else:  # one post, whose sequences are read together
+                sums[path] += fisher(inputs.flatten(0, 1)[None], gradient.flatten(0, 1)[None])
 
         output.register_hook(add)
 
@@ -198,9 +203,9 @@ def _fishers(
         hooks.enter_context(_removed(model.get_input_embeddings().register_forward_hook(traced)))
         for path in layers:
             hooks.enter_context(_removed(model.get_submodule(path).register_forward_hook(partial(watch, path=path))))
-        for batch in _pieces(batches, TOKENS):
-            posts_here = len(batch.input_ids)
-            _surprises(model, heads, batch, draw).backward()
+        forward = _through(model, heads)
+        for batch in _pieces(batches, 1 if any(batch.owner is not None for batch in batches) else TOKENS):
+            _surprises(forward, batch, draw).backward()
     posts = sum(len(batch) for batch in batches)
     for value in sums.values():
         value /= posts
@@ -214,8 +219,9 @@ def _entry_fishers(
     trained = {key: parameter for key, parameter in own.items() if parameter.requires_grad}
     sums = {key: torch.zeros_like(parameter, dtype=torch.float32) for key, parameter in trained.items()}
     with torch.enable_grad():
-        for post in _pieces([_firsts(batch) for batch in batches], 1):
-            surprise = _surprises(model, heads, post, draw)
+        forward = _through(model, heads)
+        for post in _pieces(batches, 1):
+            surprise = _surprises(forward, post, draw)
             gradients = torch.autograd.grad(surprise, list(trained.values()), allow_unused=True)
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 if gradient is not None:
@@ -224,11 +230,14 @@ def _entry_fishers(
     return {key: value / posts for key, value in sums.items()}
 
 
-def _surprises(model: nn.Module, heads: Heads, batch: Batch, draw: torch.Generator) -> Tensor:
+def _through(model: nn.Module, heads: Heads) -> Forward:
+    return Forward(model.eval(), {task: head.eval() for task, head in heads.items()})
+
+
+def _surprises(forward: Forward, batch: Batch, draw: torch.Generator) -> Tensor:
     """-log p(y | post), summed over posts and the tasks that they have."""
-    hidden = batch.first(model.eval()(**batch.inputs).last_hidden_state)
-    logits = {task: head.eval()(hidden, batch.first(batch.attention_mask)) for task, head in heads.items()}
-    return torch.stack([_surprise(head, logits[task][batch.has[task]], draw) for task, head in heads.items()]).sum()
+    logits = forward(batch)
+    return torch.stack([_surprise(head, logits[task][batch.has[task]], draw) for task, head in forward.heads.items()]).sum()
 
 
 def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
@@ -236,39 +245,19 @@ def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
     scores = head.scores(logits).detach()
     if head.kind == "multilabel":
         return F.binary_cross_entropy_with_logits(logits, torch.bernoulli(scores, generator=draw), reduction="sum")
-    if head.kind == "multiclass":
+    if head.kind in ("multiclass", "choice"):
         return F.cross_entropy(logits, torch.multinomial(scores, 1, generator=draw)[:, 0], reduction="sum")
     raise UserError(
-        f"merge=fisher knows heads for multiclass and multilabel labels, not for {head.kind} ones; type merge=mean"
+        f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {head.kind} ones; type merge=mean"
     )
 
 
-def _firsts(batch: Batch) -> Batch:
-    """The batch with each post's first sequence alone, off which all heads are read but those of choices."""
-    kinds = None if batch.token_type_ids is None else batch.first(batch.token_type_ids)
-    ids, mask = batch.first(batch.input_ids), batch.first(batch.attention_mask)
-    return replace(batch, input_ids=ids, attention_mask=mask, token_type_ids=kinds, owner=None, tokens=-1)
-
-
 def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:
-    """The batches in pieces of so many tokens, padding included, or of one post."""
+    """The batches in pieces of so many tokens, padding included, or of one post, with its sequences."""
     for batch in batches:
-        posts = max(1, tokens // batch.input_ids.shape[1])
-        if len(batch) <= posts or batch.owner is not None:
-            yield batch
-            continue
-        for start in range(0, len(batch), posts):
-            rows = slice(start, start + posts)
-            yield replace(
-                batch,
-                input_ids=batch.input_ids[rows],
-                attention_mask=batch.attention_mask[rows],
-                token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[rows],
-                targets={task: values[rows] for task, values in batch.targets.items()},
-                has={task: there[rows] for task, there in batch.has.items()},
-                posts=batch.posts[rows],
-                tokens=-1,
-            )
+        several = -(-len(batch.input_ids) // len(batch))  # sequences a post, rounded up
+        posts = max(1, tokens // (batch.input_ids.shape[1] * several))
+        yield from (batch.some(start, start + posts) for start in range(0, len(batch), posts))
 
 
 @contextmanager
