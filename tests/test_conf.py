@@ -12,7 +12,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
-LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("tasks", "experiment", "data"))
+LISTED = ("tasks", "experiment", "data", "regulariser")  # what is no one constructor call
+LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in LISTED)
 # What only the run knows, by group.
 RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
 SLOW = "peft"  # what begins so imports peft
@@ -45,10 +46,13 @@ def test_leaf_binds(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONF.glob("tasks/*.yaml")) + sorted(CONF.glob("experiment/*.yaml")), ids=lambda p: p.stem
+    "path",
+    [path for group in ("tasks", "experiment", "regulariser") for path in sorted(CONF.glob(f"{group}/*.yaml"))],
+    ids=lambda p: p.stem,
 )
 def test_task_or_experiment_composes_and_binds(path: Path) -> None:
-    override = f"tasks=[{path.stem}]" if path.parent.name == "tasks" else f"experiment={path.stem}"
+    group, option = path.parent.name, path.stem
+    override = f"experiment={option}" if group == "experiment" else f"{group}=[{option}]"
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("config", overrides=[override]), resolve=True)
     nodes = list(targets(cfg))
@@ -63,6 +67,7 @@ def test_every_file_is_seen() -> None:
         *LEAVES,
         *CONF.glob("tasks/*.yaml"),
         *CONF.glob("experiment/*.yaml"),
+        *CONF.glob("regulariser/*.yaml"),
         CONF / "data/local.yaml",
         CONF / "config.yaml",
     }

@@ -242,6 +242,7 @@ def network_of(
         tasks=tasks,
         spaces=spaces,
         weighting=build(cfg.weighting),
+        regularisers={str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
         optimization=optimization,
         seed=cfg.seed,
         name=name,

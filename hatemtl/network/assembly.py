@@ -20,6 +20,7 @@ from hatemtl.network.merge_search import Search
 from hatemtl.network.merge_statistics import informed
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
+from hatemtl.objective.regularisers import Regulariser
 from hatemtl.objective.weighting import Weighting
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
@@ -94,6 +95,7 @@ def assemble(
     heads_from: SavedRun | None,
     heads_merge: HeadsMerge = "fresh",
     posts: Callable[[str, int], list[Batch]] | None = None,
+    regularisers: Mapping[str, Regulariser] | None = None,
 ) -> Network:
     """Builds the network; heads start from `heads_from`, from those of the method's sources, or fresh by their own draws.
 
@@ -155,6 +157,7 @@ def assemble(
         weighting=weighting,
         optimization=optimization,
         seed=seed,
+        regularisers=regularisers,
     )
     all_notes = (*notes.values(), *getattr(attached, "merge_notes", ()))
     return Network(module, encoder, method, mark, name, all_notes, told, seconds)

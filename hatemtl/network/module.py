@@ -16,6 +16,7 @@ from hatemtl.encoders.fast.bert_stack import merged
 from hatemtl.heads.base import Head
 from hatemtl.network.forward import Forward
 from hatemtl.objective.optimization import Optimization
+from hatemtl.objective.regularisers import Regulariser
 from hatemtl.objective.step import Step
 from hatemtl.objective.weighting import Weighting
 from hatemtl.seeds import derive
@@ -62,6 +63,7 @@ class MultitaskModule(L.LightningModule):
         weighting: Callable[..., Weighting],
         optimization: Optimization,
         seed: int,
+        regularisers: Mapping[str, Regulariser] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -69,6 +71,9 @@ class MultitaskModule(L.LightningModule):
         self.through = Forward(encoder, self.heads)
         self.weights, self.optimization, self.seed = dict(weights), optimization, seed
         self.weighting = weighting(tasks={task: self.weights[task] for task in heads})
+        self.regularisers = dict(regularisers or {})
+        for regulariser in self.regularisers.values():
+            regulariser.check(self.through)
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
         self.rows: dict[str, float] = {}
         self.predictions: dict[str, Predictions] = {}
@@ -96,6 +101,10 @@ class MultitaskModule(L.LightningModule):
         present = {task: (number > 0).float() for task, number in counted.items()}
         step = Step(self.current_epoch, shared, hidden, present)
         loss = self.weighting(self._of_the_step(losses, batch), step)
+        for name, regulariser in self.regularisers.items():
+            for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
+                loss = loss + regulariser.weight * value
+                self.losses_so_far.setdefault(f"train_{name}_{term}", Mean()).update(value.detach(), len(batch))
         for name, value in losses.items():
             self.losses_so_far.setdefault(f"train_{name}_loss", Mean()).update(value.detach(), counted[name])
         self.losses_so_far.setdefault("train_loss", Mean()).update(loss.detach(), len(batch))

@@ -1,0 +1,93 @@
+"""Adds terms to the losses of tasks: what a network should do on posts whatever their labels say.
+
+A regulariser is named apart from tasks and has a weight of its own; no weighting of tasks sees its terms.
+`regulariser=[a,b]` puts several side by side; each is a YAML in conf/regulariser/ and a class here or anywhere.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hatemtl.errors import UserError
+
+
+class Passes(Protocol):
+    """A way through the network: `network.forward.Forward`, as a regulariser sees it."""
+
+    encoder: nn.Module
+    heads: Any
+
+    def __call__(self, batch: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]: ...
+
+    def encode(self, batch: Any, embeddings: Tensor | None = None) -> Tensor: ...
+
+    def embed(self, batch: Any) -> Tensor: ...
+
+    def read(self, hidden: Tensor, batch: Any, tasks: Iterable[str]) -> dict[str, Tensor]: ...
+
+
+class Regulariser(Protocol):
+    """Terms of a batch beside its losses, each to be weighed by `weight`."""
+
+    weight: float
+
+    def check(self, forward: Passes) -> None:
+        """Raises UserError where on this network the terms would say nothing."""
+        ...
+
+    def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars by name. hidden: (S, T, D), None where each task has its own. logits: by task, as training computed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RDrop:
+    """Draws two passes under dropout together (Liang et al. 2021, arXiv:2106.14448): the mean of both Kullback-Leibler
+    divergences between their predictions, over a task's annotated posts, summed over tasks.
+
+    The losses of the tasks stay those of the first pass: of either pass they are the same in the mean.
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise UserError(f"regulariser.r_drop.weight={self.weight}: expected a number, 0 or more")
+
+    def check(self, forward: Passes) -> None:
+        for task, head in forward.heads.items():
+            if head.kind == "masked":
+                raise UserError(f"regulariser=[r_drop]: task {task!r} guesses tokens; leave it out of tasks=[...]")
+        drops = [m for part in (forward.encoder, *forward.heads.values()) for m in part.modules()]
+        if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in drops):
+            raise UserError(
+                "regulariser=[r_drop] needs dropout, without which two passes are one; type method.body_dropout=true"
+            )
+
+    def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        again = forward(batch, [*logits])
+        mask = batch.first(batch.attention_mask)
+        terms = [divergence(forward.heads[task].kind, logits[task], again[task], batch.has[task], mask) for task in logits]
+        return {"divergence": torch.stack(terms).sum()}
+
+
+def divergence(kind: str, first: Tensor, second: Tensor, has: Tensor, mask: Tensor) -> Tensor:
+    """The mean over annotated posts of ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits; of scores half their square.
+
+    Yes-or-no answers (of labels, words, levels) are averaged over a post's. has: (B,); mask: (B, T), where tokens are.
+    """
+    if kind in ("multiclass", "choice"):
+        p, q = first.log_softmax(dim=1), second.log_softmax(dim=1)
+        there = torch.isfinite(p) & torch.isfinite(q)  # a choice that the post does not have
+        each = torch.where(there, (p.exp() - q.exp()) * (p - q).masked_fill(~there, 0.0), 0.0).sum(dim=1) / 2
+    elif kind == "score":
+        each = (first - second).square().sum(dim=1) / 2
+    else:
+        # KL(p‖q) + KL(q‖p) = (p - q)·(logit p - logit q) for yes and no
+        answers = (first.sigmoid() - second.sigmoid()) * (first - second) / 2
+        weights = mask.to(answers) if kind == "tokens" else torch.ones_like(answers)
+        each = (answers * weights).sum(dim=1) / weights.sum(dim=1)
+    return (each * has).sum() / has.sum().clamp(min=1)

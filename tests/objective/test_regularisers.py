@@ -1,0 +1,75 @@
+"""R-Drop by hand and by torch's own divergence; and where it would say nothing."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from hatemtl.errors import UserError
+from hatemtl.objective.regularisers import RDrop, divergence
+
+B, T = 5, 4
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+HAS = torch.tensor([True, False, True, True, False])
+
+
+def both(kind: str, first: Tensor, second: Tensor) -> Tensor:
+    """The mean of both divergences, a post or an answer each, by torch."""
+    make: Any = Categorical if kind in ("multiclass", "choice") else Bernoulli
+    p, q = make(logits=first), make(logits=second)
+    return (kl_divergence(p, q) + kl_divergence(q, p)) / 2
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "ordinal", "tokens"])
+def test_divergence_is_torchs_over_annotated_posts(kind: str) -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(B, T), torch.randn(B, T)
+    found = both(kind, first, second)
+    if kind == "tokens":
+        found = (found * MASK).sum(dim=1) / MASK.sum(dim=1)
+    elif kind != "multiclass":
+        found = found.mean(dim=1)
+    torch.testing.assert_close(divergence(kind, first, second, HAS, MASK), found[HAS].mean())
+
+
+def test_a_choice_that_a_post_does_not_have_says_nothing() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(B, 3), torch.randn(B, 3)
+    less = divergence("choice", first[:, :2], second[:, :2], HAS, MASK)
+    first[:, 2] = second[:, 2] = -torch.inf
+    first.requires_grad_()
+    more = divergence("choice", first, second, HAS, MASK)
+    torch.testing.assert_close(more, less)
+    more.backward()
+    assert first.grad is not None
+    assert first.grad.isfinite().all()
+
+
+def test_equal_passes_diverge_by_nothing_and_no_post_is_no_nan() -> None:
+    logits = torch.randn(B, T)
+    for kind in ("multiclass", "multilabel", "ordinal", "tokens", "score"):
+        assert divergence(kind, logits, logits, HAS, MASK) == 0
+        assert divergence(kind, logits, logits + 1, HAS & False, MASK) == 0
+
+
+def passes(dropout: float, kind: str = "multiclass") -> Any:
+    head = nn.Linear(2, 2)
+    head.kind = kind  # type: ignore[assignment]
+    return SimpleNamespace(encoder=nn.Sequential(nn.Dropout(dropout)), heads={"label": head})
+
+
+def test_it_refuses_to_run_where_no_dropout_is_on() -> None:
+    RDrop(weight=1.0).check(passes(0.1))
+    with pytest.raises(UserError, match=r"r_drop\] needs dropout.*method\.body_dropout=true"):
+        RDrop(weight=1.0).check(passes(0.0))
+    with pytest.raises(UserError, match=r"guesses tokens"):
+        RDrop(weight=1.0).check(passes(0.1, "masked"))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+    with pytest.raises(UserError, match=r"regulariser\.r_drop\.weight"):
+        RDrop(weight=weight)
