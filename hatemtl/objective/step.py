@@ -33,12 +33,12 @@ class Step:
         """
         if of == "hidden" and self.hidden is None:
             raise UserError("gradients of hidden states: this method computes some for each task; take those of parameters")
-        shared = list(self.parameters) if of == "parameters" else [self.hidden]
-        if not shared or not any(tensor is not None and tensor.requires_grad for tensor in shared):
+        shared: list[Tensor] = [*self.parameters] if of == "parameters" or self.hidden is None else [self.hidden]
+        if not any(tensor.requires_grad for tensor in shared):
             raise UserError("this weighting needs gradients of what tasks share, and nothing shared is trained")
         rows = []
         for loss in losses.values():
             found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-            parts = [torch.zeros_like(t) if g is None else g for t, g in zip(shared, found, strict=True)]  # type: ignore[arg-type]
+            parts = [torch.zeros_like(t) if g is None else g for t, g in zip(shared, found, strict=True)]
             rows.append(torch.cat([part.detach().float().flatten() for part in parts]))
         return torch.stack(rows)
