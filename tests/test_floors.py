@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hatemtl"
 FLOORS = [
     {
         "errors",
+        "harmless",
         "seeds",
         "labels",
         "batch",
@@ -34,6 +35,7 @@ FLOORS = [
         "report",
         "outcome",
         "export",
+        "export_folder",
         "refit",
         "headstart",
         "cohort",
