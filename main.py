@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.errors import UserError
+from hatemtl.harmless import shown
 from hatemtl.machine.startup import starting
 
 
 def fail(error: Exception | str) -> NoReturn:
     """Says what is wrong, without a stack, and exits with 2."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {shown(str(error), lines=True)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from harmless import unguarded
 from heatmap import Panel, drawn
 from results import ResultsError, chosen, write_whole
 from table import Table, add_output_options
@@ -59,7 +60,8 @@ def read(run: Path) -> list[Weight]:
                 weight, posts = float(row["weight"]), int(row["posts"])
             except (ValueError, TypeError):
                 raise ResultsError(f"{path}:{reader.line_num}: expected a weight and a number of posts") from None
-            rows.append(Weight(row["task"], row["label"], row["layer"], row["source"], weight, posts))
+            task, label, layer, source = (unguarded(row[name]) for name in COLUMNS[:4])
+            rows.append(Weight(task, label, layer, source, weight, posts))
     if not rows:
         raise ResultsError(f"{path}: holds no rows; test the run again")
     return rows

@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
+from harmless import guarded
 from heatmap import Panel, drawn
 from loras import Source, read_sources
 from overlap import Angles, Mean, Pair, compare, kept, lost, mean_of, take_apart
@@ -125,7 +126,8 @@ def layers_csv(means: Iterable[Mean], ranks: Sequence[int]) -> bytes:
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)  # None becomes an empty cell
+    # None becomes an empty cell
+    csv.writer(text, lineterminator="\n").writerows([guarded(cell) for cell in row] for row in rows)
     return text.getvalue().encode()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from harmless import shown, unguarded
 
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
@@ -22,6 +23,9 @@ LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank":
 
 class ResultsError(Exception):
     """Something the user can mend: what was given, what was expected, what to type next."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), lines=True)
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ def read_results(path: Path) -> Results:
                 where = f"{path}:{reader.line_num}: {','.join(row)!r}"
                 if len(row) != 2 or not row[0]:
                     raise ResultsError(f"{where}; expected a metric and its value")
-                if row[0] in rows:
+                metric = unguarded(row[0])
+                if metric in rows:
                     raise ResultsError(f"{where}; expected one row for each metric, and this one has a row above")
                 try:
-                    rows[row[0]] = float(row[1])
+                    rows[metric] = float(row[1])
                 except ValueError:
                     raise ResultsError(f"{where}; expected a number after the comma") from None
         except csv.Error as error:
@@ -159,7 +164,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def note(text: str) -> None:
     """Tells on stderr what the table does not."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {shown(text)}", file=sys.stderr)
 
 
 def is_count(metric: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from harmless import guarded, shown
 from results import ResultsError, column_names, find_results, is_count, note, read_results, testing_line, write_whole
 from rich.console import Console
 from rich.markup import escape
@@ -65,9 +66,13 @@ class Table:
         return [bold(cell) if mean == marked else cell for mean, cell in zip(means, shown, strict=True)]
 
     def grid(self, text: Callable[[str], str], bold: Callable[[str], str]) -> list[list[str]]:
-        """The header and the rows as strings, with names passed through `text`."""
-        head = [text(" ".join(name.split())) for name in (self.corner, *self.columns)]
-        return [head, *([text(" ".join(metric.split())), *self.cells(metric, bold)] for metric in self.rows)]
+        """The header and the rows as strings, with names on one line passed through `text`."""
+
+        def named(name: str) -> str:
+            return text(shown(" ".join(name.split())))
+
+        head = [named(name) for name in (self.corner, *self.columns)]
+        return [head, *([named(metric), *self.cells(metric, bold)] for metric in self.rows)]
 
     def terminal(self) -> RichTable:
         head, *body = self.grid(escape, "[bold green]{}[/]".format)
@@ -102,11 +107,11 @@ class Table:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         names = [f"{name} sd" for name in self.columns] if self.spread else []
-        writer.writerow([self.corner, *self.columns, *names])
+        writer.writerow(map(guarded, [self.corner, *self.columns, *names]))
         for metric, values in self.rows.items():
             given = [*values, *self.spread.get(metric, [])]
             digits = 0 if is_count(metric) and not self.spread else self.digits
-            writer.writerow([metric, *given] if self.digits is None else [metric, *(_rounded(v, digits) for v in given)])
+            writer.writerow([guarded(metric), *(given if self.digits is None else (_rounded(v, digits) for v in given))])
         return file.getvalue().removesuffix("\n")
 
     def show(self, format: str | None, output: Path | None, inputs: Iterable[Path]) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatemtl.command.console import Console
 from hatemtl.encoders.fast.lora_linear import loras, side_by_side
 from hatemtl.encoders.pretrained import is_quantized
 from hatemtl.errors import UserError

@@ -15,9 +15,9 @@ import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from hatemtl.batches.datamodule import DataModule
+from hatemtl.command.console import Console
 from hatemtl.command.suggestions import targets
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.startup import started

@@ -1,19 +1,29 @@
 """What a run prints: what is loaded and trained, what the data hold, what came out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from rich.console import Console
+import rich.console
 from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import SPLITS
 from hatemtl.corpora.base import Column as Annotations
+from hatemtl.harmless import shown
 from hatemtl.methods.base import Component
 
 COUNTED = ("multiclass", "multilabel", "ordinal", "choice")  # kinds of which a post carries labels
 SHOWN = 12  # labels of a task, at most; of more the most and the least frequent
+
+
+class Console(rich.console.Console):
+    """Prints texts and tables with what would move the terminal escaped, for names of labels come from files."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **options)
 
 
 def network(console: Console, parts: Sequence[Component]) -> None:

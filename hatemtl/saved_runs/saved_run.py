@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hatemtl.errors import UserError
+from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
 
 AGAIN = "train the run again with overwrite=true"
@@ -57,9 +58,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Writes rows of one set of columns as CSV, or nothing where there are none."""
     if rows:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(map(guarded, rows[0]))
+        writer.writerows([guarded(row[column]) for column in rows[0]] for row in rows)
         write_text(path, text.getvalue())
 
 
@@ -103,7 +104,7 @@ class SavedRun:
         if not path.exists():
             return {}
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+            return {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
 
     def weights(self, name: str) -> Path:
         """The safetensors file `name` of this run.
@@ -192,10 +193,12 @@ def write_results(folder: Path, rows: Mapping[str, float], stage: str, tasks: Se
     kept: dict[str, float] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = {r["metric"]: float(r["value"]) for r in csv.DictReader(file) if not replaced(r["metric"])}
+            found = {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+        kept = {metric: value for metric, value in found.items() if not replaced(metric)}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("metric", "value"), *((metric, repr(float(value))) for metric, value in {**kept, **rows}.items())])
+    writer.writerow(("metric", "value"))
+    writer.writerows((guarded(metric), repr(float(value))) for metric, value in {**kept, **rows}.items())
     write_text(path, text.getvalue())
 
 

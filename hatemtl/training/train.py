@@ -8,7 +8,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
-from rich.console import Console
 from safetensors.torch import save_file
 
 from hatemtl.batches.datamodule import DataModule
@@ -25,6 +24,7 @@ from hatemtl.command.configuration import (
     plain,
     tasks_of,
 )
+from hatemtl.command.console import Console
 from hatemtl.corpora import leaks
 from hatemtl.errors import UserError, refusing
 from hatemtl.machine.flops import matmul_peak

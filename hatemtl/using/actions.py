@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.tokenized_posts import Pool, loader
 from hatemtl.command import console as report
 from hatemtl.command.configuration import build, cache_of, data_of, evaluator, knowing, network_of, saved_run, tasks_of
+from hatemtl.command.console import Console
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.methods.bank.source_weights import watched
@@ -71,21 +71,20 @@ def predict(cfg: DictConfig) -> None:
 
 def export_run(cfg: DictConfig) -> None:
     """Writes a saved run in the format of another program."""
-    encoder = build(cfg.encoder)
-    form, folder = export.check(cfg.export.format, cfg.export.path, encoder, overwrite=cfg.overwrite)
     if cfg.load_path is None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
-    saved = SavedRun(cfg.load_path)
+    encoder, saved, way = build(cfg.encoder), SavedRun(cfg.load_path), {"seed": cfg.seed, "overwrite": cfg.overwrite}
+    form, folder = export.check(cfg.export.format, cfg.export.path, encoder, saved.folder, overwrite=cfg.overwrite)
     if form == "onnx":
         saved, tasks = saved_run(cfg), tasks_of(cfg)
         check_heads(saved, tasks)
         spaces = {task: saved.labels[task] for task in tasks}
         network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
-        export.onnx(saved, encoder, {task: network.module.head(task) for task in tasks}, folder, seed=cfg.seed)
+        export.onnx(saved, encoder, {task: network.module.head(task) for task in tasks}, folder, **way)
     elif form == "merged":
-        export.transformer(saved, encoder, folder, seed=cfg.seed)
+        export.transformer(saved, encoder, folder, **way)
     else:
-        export.adapter(saved, encoder, form, folder, seed=cfg.seed)
+        export.adapter(saved, encoder, form, folder, **way)
     Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
 
 

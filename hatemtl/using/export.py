@@ -2,9 +2,9 @@
 
 import importlib.util
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,23 @@ from hatemtl.heads.base import Head
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.using import export_folder
 
 FORMATS = ("peft", "adapterhub", "merged", "onnx")
 SIDE = ("heads.safetensors", "labels.json", "config.yaml")  # what it takes to read labels off a merged encoder
 TOLERANCE = 1e-3  # of the largest hidden number, by which merging in float32 may change an encoder
 
 
-def check(format: str | None, path: str | None, encoder: Encoder, *, overwrite: bool) -> tuple[str, Path]:
-    """The format and the folder to be written.
+def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, overwrite: bool) -> tuple[str, Path]:
+    """The format and the folder to be written for the saved run in `run`.
 
     Raises UserError where one is missing or cannot be.
     """
     if format not in FORMATS:
         raise UserError(f"export.format={format}: {did_you_mean(str(format), FORMATS)}")
-    if not path or not Path(path).name:
+    if not path:
         raise UserError(f"export.path={path}: expected the folder to write; type export.path=FOLDER")
-    if Path(path).exists() and not overwrite:
-        raise UserError(f"export.path={path} exists already; give another, or overwrite=true to replace it")
+    export_folder.check(Path(path), _sources(run, encoder), overwrite=overwrite)
     if format in ("merged", "onnx") and encoder.quantize is not None:
         raise UserError(
             f"export.format={format}: nothing can be merged into weights of {encoder.quantize}; type encoder.quantize=null, "
@@ -48,13 +48,17 @@ def check(format: str | None, path: str | None, encoder: Encoder, *, overwrite: 
     return format, Path(path)
 
 
-def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int) -> None:
+def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int, overwrite: bool = False) -> None:
     """Writes the run's adapter as PEFT or AdapterHub loads it, converted where it was saved by the other."""
     model = encoder.model(dropout=True, seed=seed)
     check_encoder(run, model, encoder)
     own = run.record["library"]
     if own == library:
-        return _write(folder, lambda target: shutil.copytree(run.folder / "adapter", target, dirs_exist_ok=True))
+
+        def copy(target: Path) -> None:
+            shutil.copytree(run.folder / "adapter", target, dirs_exist_ok=True)
+
+        return _write(run, encoder, library, folder, copy, overwrite)
     if own not in ("peft", "adapterhub"):
         raise UserError(
             f"export.format={library}: {run.folder} was saved by {run.record['method']} ({own}) on {encoder.source} and "
@@ -81,7 +85,7 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
         save_file(tensors, target / weights, metadata={"format": "pt"})
         (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    return _write(folder, write)
+    return _write(run, encoder, library, folder, write, overwrite)
 
 
 def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
@@ -143,7 +147,7 @@ def _hidden(model: nn.Module) -> Tensor:
     return model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
 
 
-def transformer(run: SavedRun, encoder: Encoder, folder: Path, *, seed: int) -> None:
+def transformer(run: SavedRun, encoder: Encoder, folder: Path, *, seed: int, overwrite: bool = False) -> None:
     """Writes the merged encoder and its tokenizer as AutoModel and AutoTokenizer load them, the heads beside them."""
     model = merged(run, encoder, seed=seed)
 
@@ -153,7 +157,7 @@ def transformer(run: SavedRun, encoder: Encoder, folder: Path, *, seed: int) -> 
         for name in SIDE:
             shutil.copy(run.folder / name, target / name)
 
-    _write(folder, write)
+    _write(run, encoder, "merged", folder, write, overwrite)
 
 
 class _Scorer(nn.Module):
@@ -168,7 +172,9 @@ class _Scorer(nn.Module):
         return tuple(head.scores(head(hidden, attention_mask)) for head in self.heads.values())  # type: ignore[operator]
 
 
-def onnx(run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Path, *, seed: int) -> None:
+def onnx(
+    run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Path, *, seed: int, overwrite: bool = False
+) -> None:
     """Writes model.onnx, from input_ids and attention_mask (B, T) to each task's scores; tokenizer and labels beside."""
     for task, head in heads.items():
         if head.kind in ("masked", "choice"):
@@ -195,18 +201,16 @@ def onnx(run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Pat
         encoder.tokenizer().save_pretrained(target)
         shutil.copy(run.folder / "labels.json", target / "labels.json")
 
-    _write(folder, write)
+    _write(run, encoder, "onnx", folder, write, overwrite)
 
 
-def _write(folder: Path, content: Callable[[Path], object]) -> None:
-    """Lets `content` fill a hidden neighbour of `folder`, then renames it: the folder is whole or as it was."""
-    hidden, old = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".replaced"))
-    hidden.mkdir(parents=True)
-    try:
-        content(hidden)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(hidden, folder)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+def _write(
+    run: SavedRun, encoder: Encoder, form: str, folder: Path, content: Callable[[Path], object], overwrite: bool
+) -> None:
+    marker = {"format": form, "run": str(run.folder), "digest": run.digest(), "hatemtl": version("hatemtl")}
+    export_folder.write(folder, content, marker, _sources(run.folder, encoder), overwrite=overwrite)
+
+
+def _sources(run: Path, encoder: Encoder) -> dict[str, Path]:
+    """What is exported, by what it is; an encoder of the hub is no folder here."""
+    return {"the saved run": run, "the encoder": Path(encoder.source)}

@@ -14,6 +14,7 @@ from pandas.errors import ParserWarning
 
 from hatemtl.corpora.base import Posts
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.harmless import guarded, unguarded
 from hatemtl.saved_runs.saved_run import write
 
 
@@ -42,6 +43,19 @@ def _with_index(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _write_delimited(frame: pd.DataFrame, path: Path, delimiter: str) -> None:
+    """Writes cells as a spreadsheet may open them: a text that it would compute has an apostrophe in front.
+
+    These are texts and columns' names that begin with = + - @, a tab or a carriage return and are no numbers, among them
+    posts that begin with @name. One that has its apostrophe already, for the file was scored before, keeps the one. JSONL
+    and Parquet, which no spreadsheet computes, keep every text as it is.
+    """
+
+    def harmless(cell: Any) -> Any:
+        return guarded(unguarded(cell)) if isinstance(cell, str) else cell
+
+    frame = frame.rename(columns=harmless)
+    for column in frame.select_dtypes(include=["object", "string", "category"]):
+        frame[column] = frame[column].map(harmless)
     # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
     texts = frame.select_dtypes(exclude="number").astype(str)
     returns = any(texts[column].str.contains("\r", regex=False).any() for column in texts)

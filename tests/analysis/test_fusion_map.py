@@ -63,6 +63,12 @@ def test_a_row_a_label_is_the_mean_over_layers(run: Run) -> None:
     assert run("fused/fusion.csv")[1] == out
 
 
+def test_guarded_names_are_read_as_they_were(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "both", "label,'=x,l.0,'@a,0.5,3", "label,''=x,l.0,'@a,0.25,4")
+    assert run("both")[1].splitlines()[0::2] == ["| label   |    @a |", "| =x (3)  | 0.500 |"]
+    assert run("both", "--format", "csv")[1].splitlines() == ["label,'@a", "'=x (3),0.5", "''=x (4),0.25"]
+
+
 def test_layers_may_be_chosen_or_be_the_rows(run: Run) -> None:
     assert run("fused", "--layer", "*.1", "--format", "csv", "--digits", "2")[1].splitlines() == [
         "label,part_1,part_2",

@@ -147,6 +147,13 @@ def test_the_csvs_hold_a_row_a_layer_and_pair(run: Run, tmp_path: Path, three: d
             assert float(row[f"lost_at_rank_{rank}"]) == pytest.approx(S[rank:].sum() / S.sum())
 
 
+def test_names_that_a_spreadsheet_would_compute_are_guarded(run: Run, tmp_path: Path, three: object) -> None:
+    (tmp_path / "part_1").rename(tmp_path / "=part_1")
+    assert run("=part_1", "part_2", "--output", "out")[0] == 0
+    rows = written(tmp_path / "out" / "pairs.csv")
+    assert {row["first"] for row in rows} == {"'=part_1"}
+
+
 def test_the_heat_map_shows_sources_and_layers(run: Run, tmp_path: Path, three: object) -> None:
     run("part_*", "--output", "out")
     image = matplotlib.image.imread(tmp_path / "out" / "interference.png")

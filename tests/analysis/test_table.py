@@ -2,12 +2,14 @@
 
 import csv
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from results import read_results
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 Run = Callable[..., tuple[int, str, str]]
@@ -112,16 +114,40 @@ def test_names_that_a_format_would_read_as_markup(run: Run, tmp_path: Path) -> N
     assert r"test_a\vert{}b*_[50%]" in table("org")
 
 
+HOSTILE = "od\x1b[2Jd\u202e"
+SEEN = r"od\x1b[2Jd\u202e"
+
+
+def test_names_that_a_spreadsheet_would_compute_are_guarded(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "r" / "results.csv", {"test_x": -0.5})
+    _, out, _ = run("r", "--name", "=r", "--format", "csv", "--digits", "1")
+    assert out == "metric,'=r\ntest_x,-0.5\n"
+    save(tmp_path / "parts.csv", {"'=test_x": 1.0, "test_y": 1.0})
+    assert read_results(tmp_path / "parts.csv").rows == {"=test_x": 1.0, "test_y": 1.0}
+
+
+@pytest.mark.parametrize("format", ["org", "markdown"])
+def test_names_in_a_table_move_no_terminal(run: Run, tmp_path: Path, format: str) -> None:
+    save(tmp_path / "r" / "results.csv", {f"test_{HOSTILE}": 0.5, "test_женщины": 0.5, "test_النساء": 0.5})
+    _, out, _ = run("r", "--name", HOSTILE, "--format", format)
+    assert (out.replace(r"\\", "\\").replace(r"\[", "[").count(SEEN)) == 2
+    assert "test_женщины" in out and "test_النساء" in out and HOSTILE not in out
+    for arguments in (["r", "--metric", HOSTILE], [HOSTILE], ["r", "--stage", "val"]):
+        _, out, err = run(*arguments)
+        assert err and not re.search("[\x00-\x09\x0b-\x1f\u202e]", out + err)
+
+
 def test_the_terminal_shows_names_as_they_are(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save(tmp_path / "r[bold]" / "results.csv", {"test_target_f1_[red]": 0.5, "test_b": 1})
+    save(tmp_path / "r[bold]" / "results.csv", {"test_target_f1_[red]": 0.5, "test_b": 1, f"test_{HOSTILE}": 0.5})
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     _, out, _ = run("r[bold]")
     assert "test_target_f1_[red]" in out
     assert "r[bold]" in out
+    assert SEEN in out and HOSTILE not in out
     assert "0.500" in out
     assert "┃" in out
 

@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 from invented import minilm
-from rich.console import Console
 
 from hatemtl.batches.batching import LengthBuckets
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
+from hatemtl.command.console import Console
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
@@ -146,3 +146,22 @@ def test_brackets_in_names_are_printed() -> None:
     assert row(text, "test_[red]")
     text = printed(lambda console: report.annotations(console, data("label", corpus=Few(("good", "odd [red]")))))
     assert "carries odd [red]" in text
+
+
+def test_names_are_shown_and_move_no_terminal() -> None:
+    hostile, seen = "od\x1b[2Jd\u202e\nwarning: [red]", r"od\x1b[2Jd\u202e\nwarning: [red]"
+    labels = ("хорошо", hostile, "جيد")
+
+    def everything(console: Console) -> None:
+        report.network(console, [Component(f"part {hostile}", "adapter", 1, 1, True)])
+        report.annotations(console, data("label", corpus=Few(labels[:2])), [hostile])
+        report.results(console, {f"test_{label}": 0.5 for label in labels}, hostile)
+        console.print(f"note: {hostile}", markup=False, highlight=False, soft_wrap=True)
+
+    text = printed(everything, width=300)
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
+    for name in (f"part {seen}", seen, f"test_{seen}", "test_جيد", "test_хорошо"):
+        assert row(text, name)
+    assert seen in text.splitlines()  # the title
+    for said in (f"carries {seen}", f"warning: {seen}", f"note: {seen}"):
+        assert said in text

@@ -22,6 +22,7 @@ from hatemtl.methods.peft_adapters import library as peft_library
 from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
 from hatemtl.using import export
+from hatemtl.using.export_folder import MARKER
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
 METHODS: dict[str, Any] = {
@@ -64,6 +65,10 @@ def trained(method: Any, encoder: Encoder, folder: Path) -> tuple[SavedRun, torc
     return SavedRun(run), hidden(model.eval(), ids())
 
 
+def inside(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_merged_encoder_is_a_plain_one(name: str, kind: str, tmp_path: Path) -> None:
@@ -76,7 +81,7 @@ def test_a_merged_encoder_is_a_plain_one(name: str, kind: str, tmp_path: Path) -
     assert not torch.allclose(said, hidden(encoder.model(dropout=False, seed=0), ids()), atol=1e-3)
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert again("this is fine")["input_ids"] == encoder.tokenizer()("this is fine")["input_ids"]
-    assert {"heads.safetensors", "labels.json", "config.yaml"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {MARKER, "heads.safetensors", "labels.json", "config.yaml"} <= inside(tmp_path / "out").keys()
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written.get("hidden_dropout_prob", 0.3) == 0.3  # as pretrained, whatever the run trained with
 
@@ -87,6 +92,7 @@ def test_an_adapter_is_written_for_either_library(name: str, form: str, tmp_path
     encoder = source(tmp_path)
     run, said = trained(METHODS[name], encoder, tmp_path)
     export.adapter(run, encoder, form, tmp_path / "out", seed=0)
+    assert (tmp_path / "out" / MARKER).is_file()
     body: Any = encoder.model(dropout=False, seed=0)
     if form == "peft":
         model: Any = peft_library.PeftModel.from_pretrained(body, str(tmp_path / "out"))
@@ -124,35 +130,23 @@ def test_what_cannot_be_is_told_before_anything_is_written(tmp_path: Path) -> No
 
 
 def test_what_is_asked_for_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, out = source(tmp_path), str(tmp_path / "out")
+    encoder, out, run = source(tmp_path), str(tmp_path / "out"), tmp_path / "run"
     for form, path, message in (
         ("pefd", out, "export.format=pefd: did you mean 'peft'"),
         (None, out, "known: peft, adapterhub, merged, onnx"),
         ("peft", None, "type export.path=FOLDER"),
-        ("peft", str(tmp_path), "exists already; .*overwrite=true"),
     ):
         with pytest.raises(UserError, match=message):
-            export.check(form, path, encoder, overwrite=False)
-    assert export.check("peft", str(tmp_path), encoder, overwrite=True) == ("peft", tmp_path)
+            export.check(form, path, encoder, run, overwrite=False)
+    assert export.check("peft", out, encoder, run, overwrite=False) == ("peft", tmp_path / "out")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs onnx and onnxscript; type `uv sync --extra onnx`"):
-        export.check("onnx", out, encoder, overwrite=False)
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    encoder = source(tmp_path)
-    run, _ = trained(METHODS["peft_lora"], encoder, tmp_path)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("")
-    export.adapter(run, encoder, "peft", tmp_path / "out", seed=0)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert not list(tmp_path.glob(".out*"))
+        export.check("onnx", out, encoder, run, overwrite=False)
 
 
 def test_a_graph_says_what_the_run_says(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
     from hatemtl.heads.multiclass import MulticlassHead
     from hatemtl.heads.multilabel import MultilabelHead
 
@@ -174,12 +168,16 @@ def test_a_graph_says_what_the_run_says(tmp_path: Path) -> None:
     with torch.no_grad():
         states = model(input_ids=tokens, attention_mask=mask).last_hidden_state
         expected = [head.eval().scores(head(states, mask)) for head in heads.values()]
+    left = inside(tmp_path / "out")
+    assert left.keys() == {MARKER, *json.loads(left[MARKER])["files"]}
+    runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
     found = session.run(list(heads), {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()})
     for ours, theirs in zip(expected, found, strict=True):
         torch.testing.assert_close(torch.from_numpy(theirs), ours, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_line_exports(cli: Any, sample: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli(*sample, f"save_path={run}").code == 0
@@ -187,8 +185,27 @@ def test_the_command_line_exports(cli: Any, sample: list[str], tmp_path: Path) -
         done = cli(*sample, "action=export", f"export.format={form}", f"export.path={tmp_path / form}", f"load_path={run}")
         assert (done.code, done.err) == (0, "")
         assert any((tmp_path / form).glob("*.safetensors"))
-    again = cli(*sample, "action=export", "export.format=peft", f"export.path={tmp_path / 'peft'}", f"load_path={run}")
-    assert again.code == 2 and "exists already" in again.err
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years")
+    before = inside(run)
+    for path, overwrite, code, said in (
+        (tmp_path / "peft", "false", 2, "exists already"),
+        (tmp_path / "peft", "true", 0, ""),
+        (mine, "true", 2, "no export left it"),
+        (run, "true", 2, "is the saved run"),
+        (run / "new", "false", 2, "lies in the saved run"),
+    ):
+        again = cli(
+            *sample,
+            "action=export",
+            "export.format=peft",
+            f"export.path={path}",
+            f"load_path={run}",
+            f"overwrite={overwrite}",
+        )
+        assert again.code == code and said in again.err
+    assert inside(run) == before and inside(mine) == {"thesis.tex": b"years"}
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert any(key.endswith("query.lora_A.weight") for key in tensors)
     no = cli(*sample, "action=export", "export.format=merged", "export.path=x", f"load_path={run}", "encoder.max_length=2")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
+from hatemtl.harmless import unguarded
 from hatemtl.methods.bank.lora_bank import banks, source_names
 from hatemtl.saved_runs.saved_run import write_rows
 
@@ -79,7 +80,8 @@ class Answers:
             return
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if row["task"] not in self.sums] + rows
+                before = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+            rows = [row for row in before if row["task"] not in self.sums] + rows
         write_rows(path, rows)
 
 

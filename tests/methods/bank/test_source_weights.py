@@ -135,6 +135,20 @@ def test_the_file_keeps_the_rows_of_other_tasks(network: Network, tmp_path: Path
     assert len(lines) == 2 + len(answers.rows())
 
 
+def test_names_that_a_spreadsheet_would_compute_are_kept(network: Network, tmp_path: Path) -> None:
+    path = tmp_path / "fusion.csv"
+    path.write_text(",".join(COLUMNS) + "\nother,'@b,layer,one,0.5,3\n")
+    head: Any = network.heads["target"]
+    head.space = LabelSpace("multilabel", ("=a", "b", "c"))
+    with watched(network) as answers, torch.no_grad():
+        network(batch())
+    for _ in range(2):
+        answers.write(path)
+        lines = path.read_text().splitlines()
+        assert lines[1] == "other,'@b,layer,one,0.5,3"
+        assert {line.split(",")[1] for line in lines if line.startswith("target")} == {"*", "'=a", "b"}
+
+
 def test_a_network_without_a_bank_leaves_no_file(tmp_path: Path) -> None:
     network = Network(Gating())
     network.encoder = nn.ModuleDict({"layer": nn.Linear(1, 2)})

@@ -1,0 +1,113 @@
+"""The folder that an export leaves, marked as one, so that the next may take its place and that of nothing else."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hatemtl.errors import UserError
+
+MARKER = "hatemtl_export.json"
+
+
+def check(folder: Path, kept: Mapping[str, Path], *, overwrite: bool) -> None:
+    """Raises UserError where the folder cannot be written, or what no export left would be lost.
+
+    kept: by what they are, folders that it may neither be nor hold nor lie in. An empty folder may be used.
+    """
+    given = f"export.path={folder}"
+    if folder.name in ("", ".."):
+        raise UserError(f"{given}: expected the folder to write; type export.path=FOLDER")
+    runs = [("a saved run", place) for place in Path(os.path.realpath(folder)).parents if _is_run(place)]
+    own = [("the working folder", Path.cwd()), ("the home folder", Path(os.path.expanduser("~")))]  # it may lie in these
+    for what, place in [*kept.items(), *runs, *own]:
+        around, within = _lies_in(place, folder), _lies_in(folder, place) and (what, place) not in own
+        if around or within:
+            how = "is" if around and _lies_in(folder, place) else "holds" if around else "lies in"
+            raise UserError(f"{given} {how} {what}, {place}, which an export leaves alone; give another")
+    if folder.is_symlink():
+        raise UserError(f"{given} is a link to {os.readlink(folder)}; give the folder itself, or another")
+    stands = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not stands.is_dir():
+        raise UserError(f"{given}: {stands} is no folder; give another")
+    if stands == folder and any(folder.iterdir()):
+        _check_left(folder, given)
+        if not overwrite:
+            raise UserError(f"{given} exists already; give another, or overwrite=true to replace it")
+
+
+def write(
+    folder: Path,
+    content: Callable[[Path], object],
+    marker: Mapping[str, Any],
+    kept: Mapping[str, Path],
+    *,
+    overwrite: bool,
+) -> None:
+    """Lets `content` fill a hidden neighbour of `folder`, then renames it: the folder is whole or as it was.
+
+    marker: what MARKER says beside the names of the files. Raises UserError as `check` does, whenever what stands there
+    came.
+    """
+    check(folder, kept, overwrite=overwrite)
+    hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        hidden.mkdir(parents=True)
+        content(hidden)
+        said = {**marker, "files": sorted(_files(hidden))}
+        (hidden / MARKER).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        check(folder, kept, overwrite=overwrite)
+        if folder.exists() and any(folder.iterdir()):
+            _replace(folder, hidden)
+        else:
+            os.replace(hidden, folder)  # fails where a folder that holds anything, a file or a link came meanwhile
+    except OSError as error:
+        raise UserError(f"export.path={folder} cannot be written ({error}); give another") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts `new` in the place of an export."""
+    old = folder.with_name(f"{new.name}.replaced")
+    os.replace(folder, old)
+    try:
+        _check_left(old, f"export.path={folder}")  # again: by its own name anyone could have changed it until now
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_left(folder: Path, given: str) -> None:
+    """Raises UserError where an export did not leave the folder, or not all that it holds."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        marker = None
+    match marker:
+        case {"format": str(), "files": [*files]}:
+            others = sorted(_files(folder) - {MARKER, *map(str, files)})
+        case _:
+            raise UserError(f"{given} has no valid {MARKER}, so no export left it; give another, or an empty one")
+    if others:
+        raise UserError(f"{given} holds {', '.join(others[:4])}, which no export left there; move it away, or give another")
+
+
+def _files(folder: Path) -> set[str]:
+    """The names of all that lies in the folder and those in it, but for folders."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run stands there, finished or not."""
+    return (folder / "run.json").is_file() and (folder / "config.yaml").is_file()
+
+
+def _lies_in(inner: Path, outer: Path) -> bool:
+    """Whether one is the other or lies in it, by whatever names they are called."""
+    place = Path(os.path.realpath(inner))
+    return os.path.exists(outer) and any(os.path.exists(p) and os.path.samefile(p, outer) for p in (place, *place.parents))
