@@ -3,13 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from hatemtl.cohort import train_together
-from hatemtl.command.configuration import check_types, cohort_of
+from hatemtl.command.configuration import check_types
 from hatemtl.errors import Refusal, UserError, did_you_mean
 from hatemtl.machine.warnings_off import quiet
 from hatemtl.training.train import train
@@ -26,11 +24,9 @@ def run(cfg: DictConfig) -> None:
     if cfg.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
-    runs, named = cohort_of(cfg, actions), _naming()
-    if len(runs) > 1:
-        train_together({name: partial(named(train), member, then_test="test" in actions) for name, member in runs.items()})
-    elif actions in (["train"], ["train", "test"]):
-        named(train)(next(iter(runs.values())), then_test="test" in actions)
+    named = _naming()
+    if actions in (["train"], ["train", "test"]):
+        named(train)(cfg, then_test="test" in actions)
     elif len(actions) == 1 and actions[0] in USES:
         named(USES[actions[0]])(cfg)
     else:

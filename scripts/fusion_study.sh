@@ -30,8 +30,8 @@ together() {  # folder, method, sources, name, more
 
 for seed in "${seeds[@]}"; do
   folder=$OUT/$seed
-  hatemtl "seed=$seed" "cohort.parts=$PARTS" "save_path=$folder/target"
   for ((i = 1; i <= PARTS; i++)); do
+    hatemtl "seed=$seed" "tasks.target.mask_pattern=$i $PARTS" "save_path=$folder/target_part_$i"
     hatemtl "seed=$seed" "tasks.target.mask_pattern=$i $PARTS" method=ah_seq_bn "save_path=$folder/bottleneck_part_$i"
   done
   hatemtl "seed=$seed" "save_path=$folder/target_single"

@@ -54,7 +54,9 @@ after() {  # seed, kind of training, merges: those without keys of their own in 
 }
 
 for seed in "${seeds[@]}"; do
-  hatemtl "seed=$seed" "action=[train,test]" "cohort.parts=$PARTS" "save_path=$OUT/$seed/target"
+  for ((i = 1; i <= PARTS; i++)); do
+    hatemtl "seed=$seed" "action=[train,test]" "tasks.target.mask_pattern=$i $PARTS" "save_path=$OUT/$seed/target_part_$i"
+  done
   hatemtl "seed=$seed" "action=[train,test]" "save_path=$OUT/$seed/target_single"
   after "$seed" none "${merges[@]}"
   after "$seed" refit "${merges[@]}"

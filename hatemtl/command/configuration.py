@@ -3,11 +3,8 @@
 Nothing but this, main.py, run.py, training.py and using.py reads the configuration.
 """
 
-import copy
 import re
-from collections.abc import Sequence
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +25,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
 # What to type for what is no group of files but has keys.
-EXAMPLES = {"cohort": "seeds=[0,1,2]", "heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 # How Hydra's error begins where `_target_` names no class or function.
 NOT_FOUND = ("Error locating target", "Expected a callable target")
 
@@ -111,65 +108,8 @@ def knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
     return {name: task.knowing(known[name]) if name in known else task for name, task in tasks.items()}
 
 
-def cohort_of(cfg: DictConfig, actions: Sequence[str]) -> dict[str, DictConfig]:
-    """The runs that train side by side, by what sets them apart: seed, rate, part of the labels; else this one alone.
-
-    Raises UserError where they cannot.
-    """
-    given = {axis: values for axis, values in cfg.cohort.items() if values is not None}
-    if not given:
-        return {"": cfg}
-    for axis, fits, example in (("seeds", _is_seed, "[0,1,2]"), ("rates", _is_rate, "[1e-4,1e-3]")):
-        values = given.get(axis)
-        if values is None:
-            continue
-        if isinstance(values, int | float | str) or not len(values) == len(set(values)) > 0 or not all(map(fits, values)):
-            raise UserError(f"cohort.{axis}={values}: expected different numbers; type cohort.{axis}={example}")
-    parts = given.get("parts", 1)
-    if type(parts) is not int or parts < 1:
-        raise UserError(f"cohort.parts={parts}: expected into how many parts to divide the labels; type cohort.parts=4")
-    if actions not in (["train"], ["train", "test"]):
-        raise UserError(f"action={cfg.action}: a cohort trains; type action=train, or action=[train,test]")
-    tasks = list(tasks_of(cfg))
-    if "parts" in given and (len(tasks) != 1 or cfg.tasks[tasks[0]].mask_pattern is not None):
-        raise UserError(
-            "cohort.parts divides the labels of one task that is whole; type tasks=[target] and no tasks.target.mask_pattern"
-        )
-    for key in ("trainer.compile", "trainer.progress", "data.cache_prefix"):
-        if OmegaConf.select(cfg, key) is True:
-            raise UserError(f"{key}=true is for a run by itself; type {key}=false, or leave cohort out")
-    if cfg.logger._target_.endswith(".wandb"):
-        raise UserError("logger=wandb follows one run at a time; type logger=csv or logger=tensorboard, or leave cohort out")
-    if "seeds" in given and cfg.encoder.random is not None:
-        raise UserError("cohort.seeds: encoder.random draws another encoder for every seed; type another, as encoder=minilm")
-    runs = {}
-    for seed, rate, part in product(given.get("seeds", [None]), given.get("rates", [None]), range(1, parts + 1)):
-        run = copy.deepcopy(cfg)
-        run.cohort = dict.fromkeys(cfg.cohort)
-        names = []
-        if seed is not None:
-            run.seed = seed
-            names.append(f"seed_{seed}")
-        if rate is not None:
-            run.method.learning_rate = rate
-            names.append(f"rate_{rate:g}")
-        if "parts" in given:
-            run.tasks[tasks[0]].mask_pattern = f"{part} {parts}"
-            names.append(f"part_{part}")
-        name = "_".join(names)
-        if run.save_path is not None:
-            whole = Path(run.save_path)
-            run.save_path = str(whole.with_name(f"{whole.name}_{name}") if whole.name else whole)
-        runs[name] = run
-    return runs
-
-
 def _is_seed(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**32
-
-
-def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def heads_source(cfg: DictConfig) -> SavedRun | None:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,11 +73,9 @@ class Throughput(Callback):
     """Measures training: seconds without validation, posts, tokens, padding, and the arithmetic done in that time.
 
     A post counts as often as the encoder reads it: where losses are stepped apart, once for each of its tasks.
-    clock: gives the seconds that were spent on this run.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock = clock
+    def __init__(self) -> None:
         self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0, "flops": 0.0}
         self.read: dict[str | None, tuple[Batch, int]] = {}  # the first batch for each task, or for all, and places of all
         self.flops_per_place: dict[bool, float] = {}  # by whether the heads learn alone
@@ -86,7 +83,7 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.read, self.tokens = {}, 0
-        self.started = self.clock()
+        self.started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -101,7 +98,7 @@ class Throughput(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             wait(pl_module.device)
-            self.counts["seconds"] += self.clock() - self.started
+            self.counts["seconds"] += time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _module(pl_module)
@@ -143,13 +140,10 @@ class Throughput(Callback):
 
 
 class EpochLine(Callback):
-    """Prints one line an epoch: loss, the primary metric of each task, and whether the epoch is the best so far.
+    """Prints one line an epoch: loss, the primary metric of each task, and whether the epoch is the best so far."""
 
-    run: whose line it is, where several runs print.
-    """
-
-    def __init__(self, console: Console, best: BestWeights, *, run: str | None = None) -> None:
-        self.console, self.best, self.run = console, best, run
+    def __init__(self, console: Console, best: BestWeights) -> None:
+        self.console, self.best = console, best
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, values = _module(pl_module), trainer.callback_metrics
@@ -165,8 +159,7 @@ class EpochLine(Callback):
         ]
         best = "  (best)" if self.best.epoch == trainer.current_epoch else ""
         self.console.print(
-            (f"{self.run}  " if self.run else "")
-            + f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(values['train_loss']):.4f}  "
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(values['train_loss']):.4f}  "
             + "  ".join(scores)
             + best,
             highlight=False,

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from hatemtl.batches.datamodule import DataModule
-from hatemtl.cohort import Member, check
 from hatemtl.command import console as report
 from hatemtl.command.configuration import (
     build,
@@ -44,14 +43,9 @@ from hatemtl.using.actions import evaluate
 CHECKPOINT = "last.ckpt"
 
 
-def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> None:
-    """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run.
-
-    member: the run's place in a cohort.
-    """
+def train(cfg: DictConfig, *, then_test: bool) -> None:
+    """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run."""
     console, config = Console(), plain(cfg)
-    if member is not None:
-        console.rule(member.name)
     tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
     save_path = Path(cfg.save_path or named_after(config, HydraConfig.get().runtime.choices))
     if not save_path.name:
@@ -83,9 +77,6 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     data.check(then_test=then_test)
     network = network_of(cfg, tasks, data.spaces, method, optimization, save_path.name, cfg.heads.merge, data)
     module, settings, origin = network.module, build(cfg.trainer), provenance()
-    if member is not None:
-        choices = HydraConfig.get().runtime.choices
-        check(module.encoder, method=choices["method"], name=choices["encoder"])
     if cfg.heads.merge == "refit":
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(
@@ -93,14 +84,12 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
     )
 
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
-    throughput = Throughput() if member is None else Throughput(member.clock)
+    throughput = Throughput()
     work = start(save_path, config, sources, marks)
-    line = EpochLine(console, best, run=member.name if member is not None else None)
-    callbacks = [best, throughput, line, Checkpoint(work / CHECKPOINT), *([member] if member is not None else [])]
+    callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
     logger = build(cfg.logger, folder=work, run=save_path.name)
     try:
-        bar = console.is_terminal and member is None
-        trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=bar)
+        trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
@@ -147,7 +136,6 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
             "preparing_seconds": preparing,
             "peak_memory_bytes": memory,
             "compiled": module.through.compiled is not None,
-            "cohort": member.size if member is not None else 1,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(
                 part.trained for part in parts if _learned(part, optimization, refitted=cfg.heads.merge == "refit")

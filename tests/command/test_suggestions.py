@@ -16,7 +16,6 @@ from hatemtl.command.suggestions import CONF, explain
             "optimization.warm_up=3",
             "optimization.warm_up: optimization=adamw has no such key; did you mean 'optimization.warmup'",
         ),
-        ("cohort.seed=[0,1]", "cohort.seed: no such key; did you mean 'cohort.seeds'"),
         ("heads.merg=refit", "heads.merg: no such key; did you mean 'heads.merge'"),
         ("format=peft", "format: no such key; did you mean 'export.format'?"),
         ("save_pth=x", "save_pth: no such key; did you mean 'save_path'"),

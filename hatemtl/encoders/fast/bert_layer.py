@@ -97,11 +97,6 @@ class BertLayer:
         dy, found_1 = self.projections.backward(attend_backward(dy, groups, attention), x, low_1, dx=dx)
         return (dy.add_(dy_1) if dx else None), [found_1, found_2, found_3, found_4]
 
-    @property
-    def runs(self) -> int:
-        """How many are read side by side."""
-        return max((len(lora.beside) for joint in self.joints for *_, lora in joint.loras), default=1)
-
     @torch.no_grad()
     def merge(self) -> None:
         """Takes over the merged weights of the LoRAs in it, which were merged before."""

@@ -90,15 +90,15 @@ class Posts:
     packing: Packing | None = None
 
     @staticmethod
-    def of(hidden: Tensor, mask: Tensor | None, *, runs: int = 1) -> "Posts":
+    def of(hidden: Tensor, mask: Tensor | None) -> "Posts":
         """Those of a batch's hidden states (B, T, D).
 
         mask: (B, 1, 1, T), 0 for a token, or another that attention adds. With another the batch stays as it is, as it does
-        where several runs own as many posts each, and on a GPU, which would be waited for to count tokens.
+        on a GPU, which would be waited for to count tokens.
         """
         posts, length, _ = hidden.shape
         mask = hidden.new_zeros(1, 1, 1, length, dtype=torch.float32) if mask is None else mask.float()
-        if runs > 1 or waits(hidden.device) or mask.shape != (posts, 1, 1, length):
+        if waits(hidden.device) or mask.shape != (posts, 1, 1, length):
             return Posts((posts, length), [Group(0, posts * length, mask)])
         real = (mask.view(posts, length) == 0).numpy()
         lengths = np.where(real, np.arange(1, length + 1), 1).max(axis=1)
@@ -186,7 +186,7 @@ def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Te
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is not dtype:
         raise RuntimeError(f"frozen weights of dtype {dtype} in a run of {torch.get_autocast_dtype(kind)}")
     hidden = hidden.to(dtype)
-    posts = Posts.of(hidden, mask, runs=max(layer.runs for layer in layers))
+    posts = Posts.of(hidden, mask)
     prepare([joint for layer in layers if layer.merged is None for joint in layer.joints], dtype)
     with torch.autocast(kind, enabled=False):  # all is of one type
         if torch.is_grad_enabled():

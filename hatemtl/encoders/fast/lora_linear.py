@@ -5,8 +5,7 @@ step. Here the frozen weight already has the type of the computation, and the up
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,15 +14,13 @@ from torch._utils import _unflatten_dense_tensors
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast.frozen_linear import FrozenLinear
-from hatemtl.errors import UserError
 
 
 class Joint:
     """Frozen layers of one input side by side, and their LoRAs as one: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
 
     That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the layers' one upon the other.
-    B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers have one of the same shape. Of N runs side
-    by side, M / N rows are each one's, and A and B, which is on the diagonal then, have N of these.
+    B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers have one of the same shape.
     layers: each with its LoRA, if it has one. Their weights become views of a joint one.
     """
 
@@ -45,8 +42,8 @@ class Joint:
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        """What is trained: A and B by turns, of every run, then those of the next layer."""
-        return [factor for *_, lora in self.loras for run in lora.beside for factor in (run.A, run.B)]
+        """What is trained: A and B by turns, then those of the next layer."""
+        return [factor for *_, lora in self.loras for factor in (lora.A, lora.B)]
 
     def join(self) -> None:
         """Makes one weight and one bias of the layers', unless they are."""
@@ -66,11 +63,9 @@ class Joint:
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Those of A and B."""
-        runs, out, rank = len(self.loras[0][2].beside), self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
-        several = (runs,) if runs > 1 else ()
-        alike = runs == len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
-        blocks = (len(self.layers), *self.loras[0][2].B.shape) if alike else (*several, out, rank)
-        return [(*several, rank, self.weight.shape[1]), blocks]
+        out, rank = self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
+        alike = len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
+        return [(rank, self.weight.shape[1]), (len(self.layers), *self.loras[0][2].B.shape) if alike else (out, rank)]
 
     def _found(self) -> list[tuple[int, int]]:
         """Where the layers' weights are and how often they were changed there."""
@@ -81,8 +76,8 @@ class Joint:
         y = self.product(x)
         if self.A is None or self.B is None:
             return y, []
-        low = each(x, self.A) @ self.A.mT
-        _add_product(_outputs(y, self.A, self.B), _outputs(low, self.A, self.B), self.B.mT)
+        low = x @ self.A.mT
+        _add_product(_outputs(y, self.B), _outputs(low, self.B), self.B.mT)
         return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
@@ -91,14 +86,14 @@ class Joint:
         if not kept:
             return gradient, []
         low, A, B = kept
-        mine = _outputs(dy, A, B)
+        mine = _outputs(dy, B)
         dlow = mine @ B
-        if _alike(A, B):
+        if _alike(B):
             dlow = dlow.transpose(0, 1).reshape(low.shape)
         if gradient is not None:
-            _add_product(each(gradient, A), dlow, A)
+            gradient.addmm_(dlow, A)
         # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
-        return gradient, [dlow.mT @ each(x, A), _outputs(low, A, B).mT @ mine]
+        return gradient, [dlow.mT @ x, _outputs(low, B).mT @ mine]
 
     def _gradient(self, dy: Tensor) -> Tensor:
         """dy·W."""
@@ -108,12 +103,12 @@ class Joint:
 
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
         """Where in A and B, or what is shaped as they, each of `factors` stands."""
-        if _alike(A, B):
+        if _alike(B):
             return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
-        runs, row, found = [(A, B)] if A.ndim == 2 else [*zip(A, B, strict=True)], 0, []
+        row, found = 0, []
         for begin, end, lora in self.loras:
             rows = slice(row, row := row + lora.A.shape[0])
-            found += [part for a, b in runs for part in (a[rows], b[begin:end, rows])]
+            found += [A[rows], B[begin:end, rows]]
         return found
 
 
@@ -129,7 +124,7 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
     for joint in trained:
         shapes += joint.shapes()
         for *_, lora in joint.loras:
-            factors += [f for run in lora.beside for f in (run.A, run.B if lora.scale == 1 else lora.scale * run.B)]
+            factors += [lora.A, lora.B if lora.scale == 1 else lora.scale * lora.B]
     if not trained:
         return
     # a tensor for each would take as long to make as to fill
@@ -147,10 +142,8 @@ def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Te
     parts, scales = [], []
     for joint, of in zip(joints, found, strict=True):
         if of:
-            own = joint.parts(of[0], of[1].mT)
-            runs = len(own) // (2 * len(joint.loras))  # not of `beside`, which may be others by now
-            scales += [lora.scale for *_, lora in joint.loras for _ in range(runs)]
-            parts += own
+            parts += joint.parts(of[0], of[1].mT)
+            scales += [lora.scale for *_, lora in joint.loras]
     if not parts:
         return []
     like = next(joint.loras[0][2].A for joint in joints if joint.loras)
@@ -180,19 +173,14 @@ class _Linear(torch.autograd.Function):
         return dx, None, *gradients([ctx.joint], [found])
 
 
-def each(x: Tensor, A: Tensor) -> Tensor:
-    """(M, D) of N runs side by side as (N, M / N, D), if A, (N, R, in), is of several; of one it stays."""
-    return x if A.ndim == 2 else x.view(A.shape[0], -1, x.shape[-1])
-
-
-def _alike(A: Tensor, B: Tensor) -> bool:
+def _alike(B: Tensor) -> bool:
     """Whether B has a block for each layer, as it has where the LoRAs of all are of one shape."""
-    return A.ndim < B.ndim
+    return B.ndim == 3
 
 
-def _outputs(y: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, else of `each` run."""
-    return y.view(y.shape[0], B.shape[0], -1).transpose(0, 1) if _alike(A, B) else each(y, A)
+def _outputs(y: Tensor, B: Tensor) -> Tensor:
+    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers."""
+    return y.view(y.shape[0], B.shape[0], -1).transpose(0, 1) if _alike(B) else y
 
 
 def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
@@ -204,13 +192,11 @@ class LoRALinear:
 
     layer: holds the frozen weight (out, in) and bias. A: (r, in), B: (out, r), trained in float32.
     merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
-    beside: while several runs train side by side, their LoRAs of this layer, this one among them, in the order of the rows.
     """
 
     def __init__(self, layer: nn.Linear, A: nn.Parameter, B: nn.Parameter, scale: float) -> None:
         self.layer, self.A, self.B, self.scale = layer, A, B, scale
         self.merged: Tensor | None = None
-        self.beside: Sequence[LoRALinear] = (self,)
         self.joint = Joint([(layer, self)])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -220,8 +206,6 @@ class LoRALinear:
             return F.linear(x, self.merged, bias)
         if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
             return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
-        if len(x) % len(self.beside):  # DeBERTa projects positions, which no run owns, with the weights of q and k
-            raise UserError("it has a layer that reads something else than posts")
         y = _Linear.apply(x.reshape(-1, x.shape[-1]), self.joint, *self.joint.factors)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -235,19 +219,3 @@ class LoRALinear:
 def loras(model: nn.Module) -> dict[str, LoRALinear]:
     """Every LoRA of the model that is computed here, by the path of its layer."""
     return {path: module.forward for path, module in model.named_modules() if isinstance(module.forward, LoRALinear)}
-
-
-@contextmanager
-def side_by_side(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, the first model reads the posts of all, each with its own LoRAs: as many rows of the batch for each, in order.
-
-    models: of one encoder, whose LoRAs adapt the same layers.
-    """
-    found = [loras(model) for model in models]
-    try:
-        for path, lora in found[0].items():
-            lora.beside = [others[path] for others in found]
-        yield
-    finally:
-        for lora in found[0].values():
-            lora.beside = (lora,)

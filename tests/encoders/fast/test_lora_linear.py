@@ -167,44 +167,21 @@ def doubled(*steps: LoRALinear) -> list[nn.Parameter]:
 @pytest.mark.parametrize("scale", [1.0, 0.7])
 def test_gradients_are_those_of_differences(bias: bool, scale: float) -> None:
     x, step = one_layer(6, 5, 4, 2, scale=scale, bias=bias)
-    other = one_layer(6, 5, 4, 2, scale=scale, bias=bias)[1]
-    x, factors, others = x.double().requires_grad_(), doubled(step), doubled(other)
+    x, factors = x.double().requires_grad_(), doubled(step)
     assert torch.autograd.gradcheck(lambda *_: step(x), (x, *factors))
-    with torch.no_grad():
-        other.A.mul_(-2)
-    step.beside = (step, other)
-    assert torch.autograd.gradcheck(lambda *_: step(x), (x, *factors, *others))
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-def test_layers_of_one_input_are_one(runs: int) -> None:
-    """Three layers, the first and last with LoRAs of different ranks and scales, of one run or two."""
+def test_layers_of_one_input_are_one() -> None:
+    """Three layers, the first and last with LoRAs of different ranks and scales."""
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    sizes, beside = ((4, 2, 0.7), (3, 1, 1.0), (2, 3, 1.3)), []
-    for _ in range(runs):
-        steps = [one_layer(6, 5, m, r, scale=scale)[1] for m, r, scale in sizes]
-        factors = doubled(*steps)
-        with torch.no_grad():
-            for factor in factors:
-                factor.add_(len(beside))
-        beside.append(steps)
-    for place, step in enumerate(beside[0]):
-        step.beside = [run[place] for run in beside]
-    (first, plain, last) = beside[0]
+    sizes = ((4, 2, 0.7), (3, 1, 1.0), (2, 3, 1.3))
+    first, plain, last = (one_layer(6, 5, m, r, scale=scale)[1] for m, r, scale in sizes)
+    doubled(first, plain, last)
     joint = Joint([(first.layer, first), (plain.layer, None), (last.layer, last)])
     weights = [step.layer.weight.clone() for step in (first, plain, last)]
-    expected = torch.cat(
-        [
-            torch.cat(
-                [formula(rows, run[0]), F.linear(rows, plain.layer.weight, plain.layer.bias), formula(rows, run[2])], 1
-            )
-            for rows, run in zip(x.chunk(runs), beside, strict=True)
-        ]
-    )
+    expected = torch.cat([formula(x, first), F.linear(x, plain.layer.weight, plain.layer.bias), formula(x, last)], 1)
     torch.testing.assert_close(_Linear.apply(x, joint, *joint.factors), expected)
-    assert [id(factor) for factor in joint.factors] == [
-        id(factor) for place in (0, 2) for run in beside for factor in (run[place].A, run[place].B)
-    ]
+    assert [*map(id, joint.factors)] == [id(factor) for step in (first, last) for factor in (step.A, step.B)]
     assert torch.autograd.gradcheck(lambda *_: _Linear.apply(x, joint, *joint.factors), (x, *joint.factors))
     assert joint.weight.shape == (9, 5)
     for step, weight in zip((first, plain, last), weights, strict=True):
@@ -225,16 +202,6 @@ def test_layers_of_one_shape_are_multiplied_as_a_batch() -> None:
     torch.testing.assert_close(_Linear.apply(x, joint, *joint.factors), expected)
     assert joint.B is not None and joint.B.shape == (3, 4, 2)
     assert torch.autograd.gradcheck(lambda *_: _Linear.apply(x, joint, *joint.factors), (x, *joint.factors))
-
-
-def test_of_runs_side_by_side_each_row_meets_the_lora_of_its_run() -> None:
-    (x, step), (_, other) = one_layer(), one_layer()
-    with torch.no_grad():
-        other.A.add_(1)
-        other.B.mul_(-2)
-    apart = torch.cat([step(x), other(x + 1)])
-    step.beside = (step, other)
-    torch.testing.assert_close(step(torch.cat([x, x + 1])), apart)
 
 
 def test_under_the_compiler_the_plain_formula_stands(monkeypatch: pytest.MonkeyPatch) -> None:
