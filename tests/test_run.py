@@ -1,6 +1,10 @@
 """Runs, whole: what they leave, what they refuse, and that nothing changes between saving and loading."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import Outcome
+from conftest import ROOT, Outcome
 from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
-from hatemtl.saved_runs.saved_run import SavedRun, unfinished
+from hatemtl.saved_runs.claiming import TRAINED, held
+from hatemtl.saved_runs.saved_run import SavedRun, unfinished, write_record
 from hatemtl.training.callbacks import BestWeights, Throughput
+from hatemtl.using import predictions as outcome
 
 Cli = Callable[..., Outcome]
 THREE = [
@@ -142,6 +148,128 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(cli: Cli, tmp_path: Pat
         whole, again = (sorted(load_file(tmp_path / name / file).items()) for name in ("whole", "cut"))
         assert all((a == b).all() for (_, a), (_, b) in zip(whole, again, strict=True))
     assert (tmp_path / "cut" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
+
+
+def test_a_broken_checkpoint_is_told_and_overwritten(
+    cli: Cli, sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(self: Throughput, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("the lights went out")
+
+    options = [*sample, "optimization.epochs=2", f"save_path={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="lights"):
+        patch.setattr(Throughput, "on_train_epoch_start", cut)
+        cli(*options)
+    checkpoint = unfinished(tmp_path / "run") / "last.ckpt"
+    os.truncate(checkpoint, checkpoint.stat().st_size // 2)
+    told = cli(*options)
+    assert told.code == 2
+    assert "last.ckpt cannot be read" in told.err
+    again = cli(*options, "overwrite=true")
+    assert again.code == 0, again.err
+    assert "goes on" not in again.out
+    assert SavedRun(tmp_path / "run").record["epochs"] == 2
+
+
+@pytest.mark.parametrize("bad", ["link", "file", "file/run"])
+def test_where_no_run_could_land_nothing_is_trained(cli: Cli, sample: list[str], tmp_path: Path, bad: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    told = cli(*sample, f"save_path={tmp_path / bad}")
+    assert told.code == 2
+    assert f"save_path={tmp_path / bad}" in told.err
+    assert "epoch" not in told.out
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "file"}
+
+
+def test_the_results_of_a_test_go_to_the_run_that_was_tested(
+    cli: Cli, sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    test = [*sample, "action=test", "method=ah_load", "heads.load=true", f"load_path={run}"]
+    assert cli(*sample, f"save_path={run}").code == 0
+    files = {path.name for path in run.iterdir()}
+    with held(run, TRAINED):
+        told = cli(*test)
+    assert told.code == 2
+    assert "run is being trained by process" in told.err
+    predictions = outcome.predictions
+
+    def meanwhile(*given: object) -> object:
+        write_record(run, {**SavedRun(run).record, "seconds": 0.0})
+        return predictions(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "predictions", meanwhile)
+        told = cli(*test)
+    assert told.code == 2
+    assert "trained anew" in told.err
+    assert {path.name for path in run.iterdir()} == files
+    assert rows(run, "test_") == {}
+    for _ in range(2):  # a test is no training
+        tested = cli(*test)
+        assert tested.code == 0, tested.err
+
+
+def process(*arguments: str, before: str = "") -> subprocess.Popen[str]:
+    """`main.py` with these arguments in a process of its own, after `before` is run there."""
+    code = f"import runpy, sys; sys.argv[0] = 'main.py'; {before}\nrunpy.run_path('main.py', run_name='__main__')"
+    pipe: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, text=True, **pipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("delay", "seed"), [(0, 1), (0, 0), (1, 1), (7, 0)])
+def test_two_at_one_save_path_leave_one_true_run(tmp_path: Path, delay: float, seed: int) -> None:
+    options = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "action=[train,test]"]
+    options += ["optimization.epochs=5", f"save_path={tmp_path / 'run'}"]
+    first = process(*options)
+    time.sleep(delay)
+    second = process(*options, f"seed={seed}")
+    told = [run.communicate()[1] for run in (first, second)]
+    codes = [first.returncode, second.returncode]
+    assert sorted(codes) in ([0, 2], [0, 0][: 2 - seed]), told
+    if 2 in codes:
+        loser, winner = (first, second) if first.returncode else (second, first)
+        assert f"by process {winner.pid} on" in told[codes.index(loser.returncode)] or delay
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    saved = SavedRun(tmp_path / "run")
+    assert saved.config["seed"] == saved.record["seed"]
+    assert (saved.folder / "logs").is_dir()
+    before, scores = rows(saved.folder, "test_"), pd.read_parquet(saved.folder / "predictions.parquet")
+    test = process(
+        *options[:3],
+        f"seed={saved.config['seed']}",
+        "action=test",
+        "method=ah_load",
+        "heads.load=true",
+        f"load_path={saved.folder}",
+    )
+    assert test.wait() == 0
+    assert rows(saved.folder, "test_") == before  # the weights are those that were tested
+    assert pd.read_parquet(saved.folder / "predictions.parquet").equals(scores)
+
+
+@pytest.mark.slow
+def test_two_tests_at_once_lose_no_row(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli(*THREE, "optimization.epochs=1", f"save_path={run}").code == 0
+
+    def test(task: str) -> list[str]:
+        of_task = [f"tasks=[{task}]", f"corpus@tasks.{task}.corpus=sample", f"tasks.{task}.corpus.size=300"]
+        return ["encoder=tiny", *of_task, "action=test", "method=ah_load", "heads.load=true", f"load_path={run}"]
+
+    assert cli(*test("rationale")).code == 0
+    slow = "import time, pandas; read = pandas.read_parquet; pandas.read_parquet = lambda *a: (read(*a), time.sleep(4))[0]"
+    both = [process(*test(task), before=slow) for task in ("label", "target")]
+    for one in both:
+        assert one.wait() == 0, one.communicate()
+    assert set(pd.read_parquet(run / "predictions.parquet")["task"]) == {"label", "target", "rationale"}
+    for task in ("label", "target", "rationale"):
+        assert rows(run, f"test_{task}_")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
 def test_heads_that_do_not_fit_are_refused(cli: Cli, sample: list[str], tmp_path: Path) -> None:

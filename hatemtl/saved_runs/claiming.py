@@ -1,11 +1,22 @@
-"""Whose a save_path is: free, this very run's, an unfinished one's to go on with, or another's."""
+"""Whose a save_path is: free, this very run's, an unfinished one's to go on with, or another's; who is at work there now."""
 
+import errno
 import hashlib
+import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
+
+from filelock import FileLock, Timeout
 
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_record, unfinished, write_config, write_record
@@ -16,6 +27,93 @@ NOT_PART_OF_A_RUN = (
     *("data.cache", "data.workers"),
 )
 OFF = (None, False, 0)
+CHECKPOINT = "last.ckpt"
+TRAINED, TESTED = "trained", "tested"  # what is done to a run that is held
+PAUSE, PATIENCE = 0.05, 60  # seconds between two looks, and of all, until those who write a test's results are done
+LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def held(save_path: Path, doing: str) -> Iterator[Path]:
+    """Keeps every other process, and every other run of this one, from `save_path`; gives where that lies.
+
+    What killed runs left there goes. doing: TRAINED, which none waits for, or TESTED, for as long as it takes to write.
+    Raises UserError where it is held by another, or where no run could land.
+    """
+    with ExitStack() as after:
+        try:
+            place = save_path.resolve(strict=True) if save_path.is_symlink() or not save_path.name else save_path
+            if place.exists() and not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+            path = place.with_name(f".{place.name}.lock")
+            for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+                after.callback(_remove_empty, folder)
+            lock = _lock(path, save_path, doing)
+            after.callback(_let_go, lock, path)
+            _sweep(place)
+        except (OSError, RuntimeError) as error:  # the latter from a link that leads to itself, before Python 3.13
+            lockless = isinstance(error, OSError) and error.errno in LOCKLESS
+            why = "its file system locks no files" if lockless else "no run can be left there"
+            raise UserError(f"save_path={save_path}: {why} ({error}); give another save_path") from error
+        yield place
+
+
+def _lock(path: Path, save_path: Path, doing: str) -> FileLock:
+    # of the operating system, which takes it back from a process that ends in whatever way; workers do not inherit it
+    sign = partial(_sign, doing=doing)
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False, on_acquired=sign)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            lock.acquire()
+            return lock
+        except Timeout:
+            holder = _holder(path)
+            if holder.get("doing") == TRAINED or time.monotonic() > until:
+                who = "{doing} by process {pid} on {host} since {since}" if holder else "written by another process"
+                who = who.format(**holder)
+                raise UserError(f"{save_path} is being {who}; wait for its end, or give another save_path") from None
+        time.sleep(PAUSE)
+
+
+def _let_go(lock: FileLock, path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()  # while it is held: whoever waits for this very file sees that it is gone, and makes another
+    lock.release()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it is in use
+        folder.rmdir()
+
+
+def _sign(descriptor: int, doing: str) -> None:
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(holder).encode())
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """Who signed, if it can be read yet."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
+
+
+def _sweep(save_path: Path) -> None:
+    """Removes what no process that lives can need while this one holds the save_path; puts a run half replaced back."""
+    old = _replaced(save_path)
+    if old.exists():
+        if save_path.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, save_path)
+    for folder in (save_path, unfinished(save_path)):
+        if (folder / "run.json").exists():  # else it may be anyone's
+            for path in folder.rglob(".*"):
+                if re.fullmatch(r"\..+\.\d+", path.name):  # as artifacts.write names them
+                    path.unlink(missing_ok=True)
 
 
 def claim(
@@ -45,6 +143,11 @@ def claim(
         raise UserError(
             f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
         )
+    if why := _broken(work / CHECKPOINT):
+        raise UserError(
+            f"save_path={save_path} has an unfinished run that cannot go on: {work / CHECKPOINT} cannot be read ({why}); "
+            f"type overwrite=true to begin it again"
+        )
     return True
 
 
@@ -53,7 +156,9 @@ def start(
 ) -> Path:
     """The folder of a run at work, with its configuration and inputs; what `claim` let pass as replaceable is removed."""
     work = unfinished(save_path)
-    if work.exists() and (not (work / "config.yaml").exists() or _changed_since(work, config, sources, data)):
+    if work.exists() and (
+        not (work / "config.yaml").exists() or _changed_since(work, config, sources, data) or _broken(work / CHECKPOINT)
+    ):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_record(work, {"status": "unfinished", "sources": dict(sources), "data": dict(data or {})})
@@ -63,12 +168,27 @@ def start(
 
 def finish(work: Path, save_path: Path) -> None:
     """Renames a finished run to its final place, replacing what `overwrite=true` allowed to be replaced."""
-    old = save_path.with_name(f".{save_path.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _replaced(save_path)
     if save_path.exists():
         os.replace(save_path, old)
     os.replace(work, save_path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(save_path: Path) -> Path:
+    return save_path.with_name(f".{save_path.name}.replaced")
+
+
+def _broken(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be read, if so. torch writes a zip file, each part with its checksum."""
+    if not checkpoint.exists():
+        return None
+    try:
+        with ZipFile(checkpoint) as file:
+            damaged = file.testzip()
+    except Exception as error:  # of many kinds, by where it is damaged
+        return str(error)
+    return damaged and f"its part {damaged} is damaged"
 
 
 def _changed_since(

@@ -1,6 +1,5 @@
 """What watches a training run: the best weights, the way back after an interruption, the clock, the printed line."""
 
-import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import TorchCheckpointIO
 from rich.console import Console
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
 from hatemtl.machine.flops import matmul_flops, wait
 from hatemtl.network.module import MultitaskModule
+from hatemtl.saved_runs.saved_run import write
 
 
 class BestWeights(Callback):
@@ -57,16 +58,24 @@ class BestWeights(Callback):
         self.score, self.epoch, self.waited, self.weights = (state_dict[k] for k in ("score", "epoch", "waited", "weights"))
 
 
+class WholeFile(TorchCheckpointIO):
+    """Writes a checkpoint to a hidden neighbour and renames it. Lightning's own way needs the memory twice, and TMPDIR."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write(Path(path), partial(torch.save, checkpoint))
+
+
 class Checkpoint(Callback):
     """Writes the state of training after every epoch, so that an interrupted run goes on where it was."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = WholeFile()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        temporary = self.path.with_suffix(".new")
-        trainer.save_checkpoint(temporary)
-        os.replace(temporary, self.path)
+        trainer.save_checkpoint(self.path)
 
 
 class Throughput(Callback):

@@ -31,7 +31,7 @@ from hatemtl.machine.startup import started
 from hatemtl.methods.base import LOADERS, Component
 from hatemtl.network.assembly import Network
 from hatemtl.saved_runs import saved_run
-from hatemtl.saved_runs.claiming import claim, finish, named_after, start
+from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, claim, finish, held, named_after, start
 from hatemtl.saved_runs.provenance import peak_memory, provenance
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import loggers
@@ -40,16 +40,19 @@ from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.using.actions import evaluate
 
-CHECKPOINT = "last.ckpt"
-
 
 def train(cfg: DictConfig, *, then_test: bool) -> None:
     """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run."""
-    console, config = Console(), plain(cfg)
-    tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
-    save_path = Path(cfg.save_path or named_after(config, HydraConfig.get().runtime.choices))
+    save_path = Path(cfg.save_path or named_after(plain(cfg), HydraConfig.get().runtime.choices))
     if not save_path.name:
         raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
+    with held(save_path, TRAINED) as place:
+        _train(cfg, place, then_test=then_test)
+
+
+def _train(cfg: DictConfig, save_path: Path, *, then_test: bool) -> None:
+    console, config = Console(), plain(cfg)
+    tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
     with refusing():
         starts = method.starts_from()
     if cfg.load_path is not None and not cfg.heads.load and not starts:

@@ -1,5 +1,8 @@
 """What is done with a saved run: it is tested, scores the user's posts, or is exported."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
+from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export
 
@@ -27,6 +31,8 @@ def test(cfg: DictConfig) -> None:
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     check_heads(saved, tasks)
+    with held(folder, TESTED):  # what is refused is refused before anything is computed
+        before = _trained(saved)
     tasks = knowing(tasks, saved)
     for name, task in tasks.items():
         trained = saved.config["tasks"][name]["corpus"]["_target_"]
@@ -42,7 +48,22 @@ def test(cfg: DictConfig) -> None:
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, cache_of(cfg))
     report.network(console, network.parts())
-    report.results(console, evaluate(cfg, network, data, folder), f"{folder}: test split")
+    rows = evaluate(cfg, network, data, folder, writing=partial(_writing, saved, before, folder))
+    report.results(console, rows, f"{folder}: test split")
+
+
+@contextmanager
+def _writing(saved: SavedRun, before: dict[str, Any], folder: Path) -> Iterator[None]:
+    """Keeps others from where a test's results are written. Raises UserError where the run is no more that of `before`."""
+    with held(folder, TESTED):
+        if _trained(saved) != before:
+            raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
+        yield
+
+
+def _trained(saved: SavedRun) -> dict[str, Any]:
+    """run.json as training left it: no two trainings leave the same."""
+    return {key: value for key, value in saved.record.items() if key != "tested_data"}
 
 
 def predict(cfg: DictConfig) -> None:
@@ -88,23 +109,34 @@ def export_run(cfg: DictConfig) -> None:
     Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
 
 
-def evaluate(cfg: DictConfig, network: Network, data: DataModule, folder: Path) -> dict[str, float]:
-    """Evaluates on the test split; rows and predictions of other tasks that the folder holds stay."""
+def evaluate(
+    cfg: DictConfig,
+    network: Network,
+    data: DataModule,
+    folder: Path,
+    *,
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, float]:
+    """Evaluates on the test split; rows and predictions of other tasks that the folder holds stay.
+
+    writing: held while the folder is read and written.
+    """
     import pandas as pd
 
     from hatemtl.using import predictions as outcome
 
     with watched(network.module) as answers:
         evaluator(cfg, folder).test(network.module, data, verbose=False)
-    answers.write(folder / "fusion.csv")
     tasks, path = list(network.module.heads), folder / "predictions.parquet"
     frame = outcome.predictions(network.module, data.pool)
-    if path.exists():
-        before = pd.read_parquet(path)
-        frame = pd.concat([before[~before["task"].isin(tasks)], frame], ignore_index=True)
-    artifacts.write_results(folder, network.module.rows, "test", tasks)
-    artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
-    record = artifacts.read_record(folder)
-    tested = {**record.get("tested_data", {}), **data.fingerprints()}
-    artifacts.write_record(folder, {**record, "tested_data": tested})
+    with writing():
+        answers.write(folder / "fusion.csv")
+        if path.exists():
+            before = pd.read_parquet(path)
+            frame = pd.concat([before[~before["task"].isin(tasks)], frame], ignore_index=True)
+        artifacts.write_results(folder, network.module.rows, "test", tasks)
+        artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        record = artifacts.read_record(folder)
+        tested = {**record.get("tested_data", {}), **data.fingerprints()}
+        artifacts.write_record(folder, {**record, "tested_data": tested})
     return network.module.rows

@@ -1,16 +1,26 @@
 """A save_path is taken only by the run that it belongs to, and what stands there is whole or as it was."""
 
+import errno
+import fcntl
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from saved_runs.test_saved_run import CONFIG, fill, names
 
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.claiming import claim, differences, finish, start
+from hatemtl.saved_runs.claiming import TESTED, TRAINED, claim, differences, finish, held, start
 from hatemtl.saved_runs.saved_run import SavedRun, read_record, unfinished, write_config, write_record
 
 
@@ -127,7 +137,7 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     write_record(work, {"status": "unfinished", "sources": {}})
     assert claim(run, changed(seed=1), {}, overwrite=False)  # nor what it was
     write_config(work, CONFIG)
-    (work / "last.ckpt").touch()
+    torch.save({"epoch": 1}, work / "last.ckpt")
     assert claim(run, changed(logger=None), {}, overwrite=False)
     with pytest.raises(UserError, match=r"unfinished run of another configuration \(seed: saved 0, given 1\)"):
         claim(run, changed(seed=1), {}, overwrite=False)
@@ -168,6 +178,219 @@ def test_a_damaged_run_can_be_trained_again(finished: bool, content: bytes, name
     work = start(run, CONFIG, {})
     assert read_record(work)["status"] == "unfinished"
     assert not (work / "labels.json").exists()  # of the damaged one nothing goes on
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(os.urandom(5000))
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(500.0).numpy().tobytes()) + 900] ^= 1
+    path.write_bytes(content)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("breaks", [garbage, truncated, empty, flipped, folder])
+def test_a_broken_checkpoint_is_told_and_overwrite_begins_again(breaks: Callable[[Path], None], tmp_path: Path) -> None:
+    run, work = tmp_path / "run", start(tmp_path / "run", CONFIG, {})
+    torch.save({"weights": torch.arange(500.0)}, work / "last.ckpt")
+    assert claim(run, CONFIG, {}, overwrite=False)
+    breaks(work / "last.ckpt")
+    with pytest.raises(UserError, match=r"run has an unfinished run.*last\.ckpt cannot be read.*overwrite=true"):
+        claim(run, CONFIG, {}, overwrite=False)
+    assert "last.ckpt" in names(work)
+    assert claim(run, CONFIG, {}, overwrite=True)
+    assert names(start(run, CONFIG, {})) == {"config.yaml", "run.json"}
+
+
+# Holding it
+
+
+def keep_out(path: Path, doing: str = TRAINED) -> str:
+    """What a second one is told."""
+    with pytest.raises(UserError) as error, held(path, doing):
+        pass
+    return str(error.value)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    run, told = tmp_path / "a" / "run", []
+    with held(run, TRAINED) as place:
+        assert place == run
+        assert glob(str(run.parent / "*")) == []
+        thread = threading.Thread(target=lambda: told.append(keep_out(run)))  # of the same process, as in a cohort
+        thread.start()
+        thread.join()
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        told += [keep_out(run), keep_out(run, TESTED), keep_out(tmp_path / "a" / ".." / "a" / "run")]
+        told += [keep_out(tmp_path / "link" / "run")]
+        with held(tmp_path / "a" / "run2", TRAINED):
+            pass
+    for text in told:
+        assert f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:')}" in text
+        assert "run is being trained by" in text
+    assert names(tmp_path) == {"link"}  # a folder that was made for it is gone too
+    with held(run, TRAINED):
+        run.mkdir()
+    assert names(tmp_path / "a") == {"run"}
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    code = f"""
+import os, time
+from pathlib import Path
+from hatemtl.saved_runs.claiming import held, TRAINED
+with held(Path({str(tmp_path / "run")!r}), TRAINED):
+    if not os.fork():
+        time.sleep(60)  # as the workers that load posts
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert f"process {process.pid} on" in keep_out(tmp_path / "run")
+            process.kill()
+            process.wait()
+            assert names(tmp_path) == {".run.lock"}
+            with held(tmp_path / "run", TRAINED):
+                assert f"process {os.getpid()} on" in keep_out(tmp_path / "run")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert names(tmp_path) == set()
+
+
+def test_short_writers_wait_for_each_other_and_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save_path, "PAUSE", 0.001)
+    run, rounds = tmp_path / "run", 40
+    run.mkdir()
+    (run / "count").write_text("0")
+
+    def work() -> None:
+        for _ in range(rounds):
+            with held(run, TESTED):
+                count = int((run / "count").read_text())
+                time.sleep(0.0005)
+                (run / "count").write_text(str(count + 1))
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert int((run / "count").read_text()) == 5 * rounds
+    assert names(tmp_path) == {"run"}
+
+
+def test_a_writer_that_hangs_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save_path, "PATIENCE", 0.05)
+    with held(tmp_path / "run", TESTED):
+        assert f"run is being tested by process {os.getpid()}" in keep_out(tmp_path / "run")
+        (tmp_path / ".run.lock").write_text("")
+        assert "run is being written by another process" in keep_out(tmp_path / "run")
+
+
+def dangling(path: Path) -> Path:
+    (path / "link").symlink_to(path / "nowhere")
+    return path / "link"
+
+
+def looping(path: Path) -> Path:
+    (path / "link").symlink_to(path / "back")
+    (path / "back").symlink_to(path / "link")
+    return path / "link"
+
+
+def in_a_loop(path: Path) -> Path:
+    return looping(path) / "run"
+
+
+def a_file(path: Path) -> Path:
+    (path / "file").touch()
+    return path / "file"
+
+
+def in_a_file(path: Path) -> Path:
+    return a_file(path) / "runs" / "run"
+
+
+def too_long(path: Path) -> Path:
+    return path / "new" / ("a" * 245)  # a run at work has a longer name
+
+
+def not_writable(path: Path) -> Path:
+    return Path("/proc/hatemtl/run")
+
+
+@pytest.mark.parametrize("bad", [dangling, looping, in_a_loop, a_file, in_a_file, too_long, not_writable])
+@pytest.mark.parametrize("doing", [TRAINED, TESTED])
+def test_where_no_run_could_land(bad: Callable[[Path], Path], doing: str, tmp_path: Path) -> None:
+    path = bad(tmp_path)
+    before = names(tmp_path)
+    text = keep_out(path, doing)
+    assert str(path) in text
+    assert "give another save_path" in text
+    assert names(tmp_path) == before
+
+
+def test_a_link_to_a_folder_is_that_folder(tmp_path: Path) -> None:
+    run = fill(tmp_path / "disk" / "run")
+    (tmp_path / "link").symlink_to(run)
+    with held(tmp_path / "link", TRAINED) as place:
+        assert place == run.resolve()
+        assert "trained" in keep_out(run)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    text = keep_out(tmp_path / "a" / "run")
+    assert "locks no files" in text
+    assert os.strerror(number) in text
+
+
+def test_what_killed_runs_left_goes(tmp_path: Path) -> None:
+    run, work, old = fill(tmp_path / "run"), fill(unfinished(tmp_path / "run")), fill(tmp_path / ".run.replaced")
+    whole = names(run)
+    (work / "adapter").mkdir()
+    for left in (run / ".results.csv.4", work / ".last.ckpt.7", work / "adapter" / ".settings.json.9"):
+        left.touch()
+    (run / ".mine.csv").touch()
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / ".chapter.2024").touch()
+    for path in (run, other):
+        with held(path, TRAINED):
+            pass
+    assert not old.exists()
+    assert names(run) == whole | {".mine.csv"}
+    assert names(work) == whole | {"adapter"}
+    assert names(work / "adapter") == set()
+    assert names(other) == {".chapter.2024"}
+
+
+def test_a_run_whose_replacement_was_cut_short_is_put_back(tmp_path: Path) -> None:
+    fill(tmp_path / ".run.replaced", changed(seed=4))
+    with held(tmp_path / "run", TRAINED):
+        assert SavedRun(tmp_path / "run").config["seed"] == 4
+    assert names(tmp_path) == {"run"}
 
 
 # Finishing

@@ -1,4 +1,5 @@
 import io
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -248,6 +249,29 @@ def test_a_checkpoint_is_whole_or_as_it_was_and_holds_no_frozen_weight(tmp_path:
     saved = torch.load(path, weights_only=True)
     assert same(saved["state_dict"], module.trained_state())
     assert "encoder.frozen.weight" not in saved["state_dict"]
+
+
+def test_a_checkpoint_needs_no_room_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))  # as TMPDIR on a disk without room
+    path, whole = tmp_path / "last.ckpt", Scripted([0.1, 0.2])
+    fit(whole, 2, Checkpoint(path))
+    assert same(torch.load(path, weights_only=True)["state_dict"], whole.trained_state())
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    fit(Scripted([0.1]), 1, Checkpoint(path))
+    before = path.read_bytes()
+
+    def half(content: object, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="no space"):
+        fit(Scripted([0.1, 0.2]), 2, Checkpoint(path), resume=path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 # Throughput
