@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hatemtl.corpora.base import Column, Corpus, Posts
+from hatemtl.corpora.base import Column, Corpus, Posts, Split
 from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError, did_you_mean
@@ -110,13 +110,19 @@ def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
     return replace(column, space=LabelSpace("multilabel", tuple(labels)), values=np.stack(values, axis=1))
 
 
-def check_learnable(task: str, column: Column, splits: np.ndarray) -> None:
-    """Raises UserError where the training posts say nothing of a task, or all the same of a task of labels."""
-    values = column.values[(splits == "train") & column.has]
+def check_annotated(name: str, task: Task, column: Column, splits: np.ndarray, split: Split) -> None:
+    """Raises UserError where a split says nothing of a task, or the training posts all the same of a task of labels."""
+    here = splits == split
+    values = column.values[here & column.has]
     if not len(values):
-        raise UserError(f"task {task!r}: no post of the train split is annotated, so there is nothing to learn")
-    if column.space.kind in ("multiclass", "ordinal") and (values == values[0]).all():
+        none = f"is annotated in column {task.column!r}" if here.any() else "is in its corpus"
+        do_without = "; action=train and action=predict do without" if split == "test" else ""
         raise UserError(
-            f"task {task!r}: all posts of the train split carry {column.space.names[values[0]]!r}, so there is nothing to "
+            f"task {name!r}: no post of the {split} split {none}, so its figures would say nothing; give other splits, "
+            f"another tasks.{name}.column or corpus@tasks.{name}.corpus, or leave {name} out of tasks=[...]{do_without}"
+        )
+    if split == "train" and column.space.kind in ("multiclass", "ordinal") and (values == values[0]).all():
+        raise UserError(
+            f"task {name!r}: all posts of the train split carry {column.space.names[values[0]]!r}, so there is nothing to "
             f"learn; the labels are {', '.join(column.space.names)}"
         )

@@ -301,7 +301,7 @@ def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, endin
     run = tmp_path / "run"
     if not run.exists():
         assert cli(*THREE, f"save_path={run}").code == 0
-    posts = ["those people are fine", 'a, quoted "post"', "", "one more post of several words in a row"]
+    posts = ["those people are fine", 'a, quoted "post"', "one", "one more post of several words in a row"]
     frame = pd.DataFrame({"id": range(4), "text": posts, "label": ["x"] * 4})
     file = tmp_path / f"posts{ending}"
     if ending == ".csv":
@@ -333,6 +333,34 @@ def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, endin
         scored[["pred_label_hatespeech", "pred_label_normal", "pred_label_offensive"]].sum(axis=1), 1, atol=1e-5
     )
     assert len(str(scored["pred_rationale_scores"][0]).split(" ")) == 4
+
+
+def test_predict_reads_as_training_does(cli: Cli, tmp_path: Path) -> None:
+    """The same delimiters and encodings; a post without text is refused before anything is scored or written."""
+    run = tmp_path / "run"
+    assert cli(*THREE, f"save_path={run}").code == 0
+    predict = [*THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={run}"]
+    cells = ["predict.delimiter=';'", "predict.encoding=cp1252"]
+    (tmp_path / "posts.csv").write_bytes("id;text;n\n01;a  café, a fair;1,50\n02;that town;\n".encode("cp1252"))
+    outcome = cli(*predict, *cells, f"predict.input={tmp_path}/posts.csv")
+    assert outcome.code == 0, outcome.err
+    scored = pd.read_csv(tmp_path / "posts.scored.csv", sep=";", encoding="cp1252", dtype=str, keep_default_na=False)
+    assert scored[["id", "text", "n"]].values.tolist() == [["01", "a  café, a fair", "1,50"], ["02", "that town", ""]]
+    assert [len(scores.split(" ")) for scores in scored["pred_rationale_scores"]] == [4, 2]  # space is collapsed
+    left = sorted(tmp_path.iterdir())
+    for name, content, said in (
+        ("gap.csv", "id;text\n01;a\n02; \n", "gap.csv, line 3, column 'text': ' ', expected a text"),
+        ("null.jsonl", '{"text": "a"}\n{"text": null}\n', "null.jsonl, line 2, column 'text': None, expected a text"),
+        ("plain.txt", "a\n\nb\n", "plain.txt, line 2"),
+        ("comma.csv", "text,n\na,1\n", "predict.delimiter"),
+    ):
+        path = tmp_path / name
+        path.write_text(content)
+        outcome = cli(*predict, *(cells if name.endswith(".csv") else ()), f"predict.input={path}")
+        assert outcome.code == 2, outcome.out
+        assert said in outcome.err and "Traceback" not in outcome.err
+        path.unlink()
+    assert sorted(tmp_path.iterdir()) == left
 
 
 def test_a_merge_of_parts_trains_and_tests(cli: Cli, sample: list[str], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hatemtl.errors import UserError
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import Kind, LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.tasks import Task, check_learnable
+from hatemtl.tasks import Task, check_annotated
 
 HEAD = partial(MultilabelHead, pooling="cls", layers=1, dropout=0.0, threshold=0.5, balance=0.0)
 NAMES = ("a", "b", "c", "d", "e")
@@ -182,13 +182,13 @@ SPLITS_OF_FOUR = np.array(["train", "train", "val", "test"])
 )
 def test_a_task_that_says_nothing_is_refused(column: Column, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        check_learnable("mine", column, SPLITS_OF_FOUR)
+        check_annotated("mine", task(), column, SPLITS_OF_FOUR, "train")
 
 
 def test_a_task_that_says_something_is_not() -> None:
-    check_learnable("mine", column_of("multiclass", [0, 1, 0, 0], [True] * 4), SPLITS_OF_FOUR)
-    check_learnable("mine", column_of("score", [1.0, 1.0, 0, 0], [True] * 4), SPLITS_OF_FOUR)
-    check_learnable("mine", column_of("multilabel", [[0, 0]] * 4, [True] * 4), SPLITS_OF_FOUR)
+    check_annotated("mine", task(), column_of("multiclass", [0, 1, 0, 0], [True] * 4), SPLITS_OF_FOUR, "train")
+    check_annotated("mine", task(), column_of("score", [1.0, 1.0, 0, 0], [True] * 4), SPLITS_OF_FOUR, "train")
+    check_annotated("mine", task(), column_of("multilabel", [[0, 0]] * 4, [True] * 4), SPLITS_OF_FOUR, "train")
 
 
 def test_the_shared_targets_fit_both_corpora() -> None:

@@ -16,12 +16,12 @@ from hatemtl.batches.masking import Masking
 from hatemtl.batches.per_task import apart, in_parts
 from hatemtl.batches.sampling import EpochBatches, Epochs, Sampling, Use, rarity
 from hatemtl.batches.tokenized_posts import Pool, check_workers, loader
-from hatemtl.corpora.base import Corpus, Split
+from hatemtl.corpora.base import SPLITS, Corpus, Split
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.seeds import derive
-from hatemtl.tasks import Task, check_learnable
+from hatemtl.tasks import Task, check_annotated
 
 PROPORTIONAL = Sampling()
 
@@ -84,12 +84,14 @@ class DataModule(L.LightningDataModule):
                     self.columns[name] = replace(column, values=column.values[kept], has=column.has[kept])
 
     def check(self, *, then_test: bool) -> None:
-        """Raises UserError where a split that training needs is empty, or a task has nothing to learn from."""
-        for split in ("train", "val", "test")[: 2 + then_test]:
-            if not any((posts.splits == split).any() for posts in self.corpora.values()):
-                raise UserError(f"no corpus of these tasks has posts in the {split} split")
-        for name, column in self.columns.items():
-            check_learnable(name, column, self.corpora[self.tasks[name].corpus].splits)
+        """Raises UserError where a split that the run needs says nothing of a task, or the training posts all the same."""
+        for split in SPLITS[: 2 + then_test]:
+            self.check_split(split)
+
+    def check_split(self, split: Split) -> None:
+        """Raises UserError where this split says nothing of a task."""
+        for name, task in self.tasks.items():
+            check_annotated(name, task, self.columns[name], self.corpora[task.corpus].splits, split)
 
     def tokenize(self, tokenizer: Tokenizer, max_length: int, cache: Path | None = None) -> None:
         """Turns the posts into token ids, or takes them from the folder `cache`, before any loader; again, does nothing.

@@ -4,16 +4,18 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from hatemtl.corpora.rows import Rows, shown
-from hatemtl.errors import UserError
+from hatemtl.corpora.rows import LONGEST, Rows, shown
+from hatemtl.errors import UserError, did_you_mean
+from hatemtl.harmless import unguarded
 from hatemtl.machine.hub import fetch
 
-LONGEST = 1_000_000  # characters of a field: beyond it a quote was never closed, or it is no file of posts
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
 
 
 def again(path: Path, home: str) -> str:
@@ -42,6 +44,52 @@ def label_name(written: str) -> str:
     ('black_people', 'non_hateful')
     """
     return re.sub(r"\W+", "_", written.strip().casefold()).strip("_")
+
+
+def read_table(path: Path, *, delimiter: str | None, encoding: str, keys: str, lines: str | None = None) -> Rows:
+    """Reads a user's file as its suffix says, or as cells between delimiters where one is given.
+
+    keys: stands before `delimiter` and `encoding` where an error says what to type. lines: the column that the lines of a
+    .txt become; None reads none. Raises UserError with the line and the way out.
+    """
+    try:
+        "".encode(encoding)
+    except (LookupError, TypeError):
+        raise UserError(f"{keys}encoding={encoding}: no such encoding; try utf-8-sig, cp1252 or utf-16") from None
+    if path.suffix == ".jsonl":
+        return read_jsonl(path, again="mend the line")
+    if path.suffix == ".parquet":
+        return read_parquet([path], again="write the file anew")
+    between, recode = delimiter_of(path, delimiter), f"type {keys}encoding=cp1252"
+    if between is None and path.suffix == ".txt" and lines:
+        again = f"mend the line, or {recode}"
+        with _reading(path, encoding, again):
+            posts = path.read_text(encoding=encoding).removesuffix("\n").split("\n")
+        return Rows(path, {lines: posts}, range(1, len(posts) + 1), again)
+    if between is None:
+        near = did_you_mean(path.suffix or path.name, [*SUFFIXES, *([".txt"] if lines else [])])
+        raise UserError(f"{path}: {near}; for another file of delimited cells, {_quoted(keys, ',')}")
+    if len(between) != 1 or between in '"\r\n':
+        raise UserError(f"{keys}delimiter={delimiter!r}: expected one character, tab, or null for the suffix's own")
+    again = f'mend the line (a cell that holds the delimiter stands between quotes: "…"), or {recode}'
+    with _reading(path, encoding, again), path.open(encoding=encoding) as file:
+        header = file.readline(LONGEST)
+    other = max(",\t;|", key=header.count)
+    if between not in header and other in header:
+        found = f"one column only between delimiters {between!r}, {header.strip()[:60]!r}"
+        raise UserError(f"{path}: {found}; it looks as if it were another: {_quoted(keys, other)}")
+    rows = read_delimited(path, again=again, delimiter=between, quoted=None, encoding=encoding)
+    return replace(rows, columns={unguarded(name): [*map(unguarded, cells)] for name, cells in rows.columns.items()})
+
+
+def delimiter_of(path: Path, given: str | None) -> str | None:
+    """Finds the delimiter of a file's cells: as given, or as its suffix says; None where neither says any."""
+    return DELIMITERS.get(path.suffix) if given is None else "\t" if given in ("tab", "\\t") else str(given)
+
+
+def _quoted(keys: str, delimiter: str) -> str:
+    """Says how a delimiter is typed in a shell."""
+    return f"type {keys}delimiter=" + ("tab" if delimiter == "\t" else f"\"'{delimiter}'\"")
 
 
 def read_delimited(
@@ -75,12 +123,12 @@ def read_delimited(
     csv.field_size_limit(LONGEST)
     columns: dict[int, list[str]] = {}  # not a list a row, of which a million would keep the garbage collector busy
     lines = []
-    try:
-        with path.open(newline="", encoding=encoding) as file:
-            reader = csv.reader(
-                file, delimiter=delimiter, strict=quoted, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-            )
-            header, before = list(names) if names is not None else None, 0
+    with _reading(path, encoding, again), path.open(newline="", encoding=encoding) as file:
+        reader = csv.reader(
+            file, delimiter=delimiter, strict=quoted, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        )
+        header, before = list(names) if names is not None else None, 0
+        try:
             for row in reader:
                 line, before = before + 1, reader.line_num
                 if not row or (len(row) == 1 and not row[0].strip()):
@@ -98,18 +146,25 @@ def read_delimited(
                 for i, column in columns.items():
                     column.append(row[i])
                 lines.append(line)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_undecodable(path, encoding)}; {again}") from error
-    except csv.Error as error:
-        raise UserError(f"{path}, line {before + 1}: cannot be read ({error}); {again}") from error
-    except (OSError, LookupError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {again}") from error
+        except csv.Error as error:
+            raise UserError(f"{path}, line {before + 1}: cannot be read ({error}); {again}") from error
     if not lines or header is None:
         raise UserError(f"{path}: holds no rows; {again}")
     kept = {header[i]: column for i, column in columns.items()}
     if len(kept) != len(columns):
         raise UserError(f"{path}: two columns have one name ({', '.join(header)}); {again}")
     return Rows(path, kept, lines, again)
+
+
+@contextmanager
+def _reading(path: Path, encoding: str, again: str) -> Iterator[None]:
+    """Makes of a failure to read or decode an error with the line and the way out."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_undecodable(path, encoding)}; {again}") from error
+    except (OSError, LookupError, UnicodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {again}") from error
 
 
 def _undecodable(path: Path, encoding: str) -> str:
@@ -130,8 +185,8 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
     Raises UserError with the line where one is none.
     """
     found, lines = [], []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
+    with _reading(path, "utf-8-sig", again), path.open(encoding="utf-8-sig") as file:
+        try:
             for number, line in enumerate(file, start=1):
                 if len(line) > 10 * LONGEST:
                     raise UserError(f"{path}, line {number}: {len(line):,} characters, which is no post; {again}")
@@ -142,13 +197,12 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
                     raise UserError(f"{path}, line {number}: {shown(row)}, expected a JSON object; {again}")
                 found.append(row)
                 lines.append(number)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_undecodable(path, 'utf-8-sig')}; {again}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {again}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); {again}") from error
-    return _rows(path, found, lines, again)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {again}") from error
+    if not found:
+        raise UserError(f"{path}: holds no rows; {again}")
+    names = dict.fromkeys(name for row in found for name in row)
+    return Rows(path, {name: [row.get(name) for row in found] for name in names}, lines, again)
 
 
 def read_parquet(paths: Iterable[Path], *, again: str, only: Callable[[str], bool] | None = None) -> Rows:
@@ -164,14 +218,7 @@ def read_parquet(paths: Iterable[Path], *, again: str, only: Callable[[str], boo
     if not table.num_rows:
         raise UserError(f"{paths[0]}: holds no rows; {again}")
     columns = {name: table[name].to_pylist() for name in table.column_names if only is None or only(name)}
-    return Rows(paths[0], columns, range(1, table.num_rows + 1), again, unit="row")
-
-
-def _rows(path: Path, found: list[dict[str, Any]], lines: list[int], again: str) -> Rows:
-    if not found:
-        raise UserError(f"{path}: holds no rows; {again}")
-    names = list(dict.fromkeys(name for row in found for name in row))
-    return Rows(path, {name: [row.get(name) for row in found] for name in names}, lines, again)
+    return Rows(paths[0], columns, range(1, table.num_rows + 1), again, "row", table if only is None else None)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from hatemtl.errors import UserError, did_you_mean
 
 NOTHING = (None, "", "NA", "nan", "NaN")  # how files write that a number or a flag was not given
+LONGEST = 1_000_000  # characters of a field: beyond it a quote was never closed, or it is no file of posts
 YES, NO = (1, "1", "1.0", "True", "TRUE", "true"), (0, "0", "0.0", "False", "FALSE", "false")
 
 
@@ -18,7 +19,7 @@ class Rows:
     """The rows of one file: `columns[name][i]` is a string, or whatever JSON or Parquet hold; None where there is none.
 
     lines[i]: the line that row i starts at, counted from 1. again: the way out of a broken file, which ends its errors.
-    unit: what `lines` count, if not lines.
+    unit: what `lines` count, if not lines. arrow: the Arrow table that they are of, where all of one was read.
     """
 
     path: Path
@@ -26,6 +27,7 @@ class Rows:
     lines: Sequence[int]
     again: str
     unit: str = "line"
+    arrow: Any = None
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -39,7 +41,7 @@ class Rows:
     def at(self, rows: Sequence[int]) -> "Rows":
         """The rows at these positions, in that order."""
         columns = {name: [column[i] for i in rows] for name, column in self.columns.items()}
-        return replace(self, columns=columns, lines=[self.lines[i] for i in rows])
+        return replace(self, columns=columns, lines=[self.lines[i] for i in rows], arrow=None)
 
     def where(self, i: int, column: str | None = None) -> str:
         """How an error names row i."""
@@ -57,6 +59,14 @@ class Rows:
                 raise self.wrong(i, name, "a text")
             texts.append(value.strip())
         return texts
+
+    def posts(self, name: str) -> list[str]:
+        """Reads a column of texts as posts: space collapsed, half an emoji made "?". Raises UserError as `texts` does."""
+        posts = [sound(" ".join(text.split())) for text in self.texts(name)]
+        for i, post in enumerate(posts):
+            if len(post) > LONGEST:
+                raise self.wrong(i, name, f"a post of at most {LONGEST:,} characters, found {len(post):,}")
+        return posts
 
     def numbers(self, name: str, low: float | None = None, high: float | None = None) -> list[float]:
         """A column of numbers. Raises UserError where one is none, or lies outside."""
@@ -115,6 +125,11 @@ def _numeric(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def sound(value: Any) -> Any:
+    """The value; if a text, without halves of emojis, which are no text that could be written."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def shown(value: object) -> str:

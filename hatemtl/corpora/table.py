@@ -22,9 +22,9 @@ that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
 A byte order mark, CRLF and empty lines are passed over; space in a text is collapsed; half an emoji becomes "?".
 """
 
-import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ import numpy as np
 
 from hatemtl.corpora.base import Corpus, Posts, Raw, Split
 from hatemtl.corpora.cells import is_given, name_of
-from hatemtl.corpora.files import LONGEST, Hub, read_delimited, read_jsonl, read_parquet
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.files import SUFFIXES, Hub, read_table
+from hatemtl.corpora.rows import Rows, sound
 from hatemtl.corpora.splitting import check_fractions, divide, keys
 from hatemtl.errors import UserError, did_you_mean
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
+KEYS = "tasks.TASK.corpus."
 SPLIT_NAMES: dict[str, Split] = {
     **{"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 }
@@ -81,22 +80,16 @@ class Table(Corpus):
         check_fractions(self.fractions)
         if not self.path:
             raise UserError(f"corpus=table needs a file of posts; {_type('path', 'posts.csv')}")
-        if self.delimiter is not None and len(_delimiter(self.delimiter)) != 1:
-            raise UserError(f"delimiter={self.delimiter!r}: expected one character, tab, or null for the suffix's own")
         if not self.separator:
             raise UserError(f"separator={self.separator!r}: expected what stands between the labels of a cell, such as ;")
-        try:
-            codecs.lookup(self.encoding)
-        except LookupError:
-            raise UserError(f"encoding={self.encoding}: no such encoding; try utf-8-sig, cp1252 or utf-16") from None
 
     def read(self) -> Posts:
         """Reads the table. Raises UserError with file, line, column and the way out."""
         parts = [(split, self._checked(rows)) for split, rows in self._parts()]
         if self.split is not None and parts[0][0] is not None:
             raise UserError(f"split={self.split}: {self.path} has a file for each split; {_type('split', 'null')}")
-        texts = [text for _, rows in parts for text in _texts(rows, self.text)]
-        second = [zip(*(_texts(rows, name) for name in self._pairs), strict=True) for _, rows in parts]
+        texts = [text for _, rows in parts for text in rows.posts(self.text)]
+        second = [zip(*(rows.posts(name) for name in self._pairs), strict=True) for _, rows in parts]
         pairs = [pair for part in second for pair in part] if self._pairs else None
         named = list(dict.fromkeys(name for _, rows in parts for name in rows.columns))
         cells = {n: [v for _, rows in parts for v in rows.columns.get(n, [None] * len(rows))] for n in named}
@@ -107,7 +100,7 @@ class Table(Corpus):
         own = {self.text, self.id, self.split, *self._pairs}
         raw = Raw(
             source=str(self.path),
-            cells={name: [_sound(value) for value in column] for name, column in cells.items() if name not in own},
+            cells={name: [sound(value) for value in column] for name, column in cells.items() if name not in own},
             places=places,
             pairs=self._pairs,
             separator=self.separator,
@@ -125,9 +118,9 @@ class Table(Corpus):
 
     def _parts(self) -> Iterator[tuple[Split | None, Rows]]:
         """The files, each with the split that its name says, if any does."""
-        path = Path(str(self.path)).expanduser()
+        path, read = Path(str(self.path)).expanduser(), partial(read_table, delimiter=self.delimiter, encoding=self.encoding)
         if path.is_file():
-            yield None, self._read(path)
+            yield None, read(path, keys=KEYS)
         elif path.is_dir():
             all_files = sorted(file for file in path.iterdir() if file.stem in SPLIT_NAMES)
             files = {SPLIT_NAMES[file.stem]: file for file in all_files}
@@ -135,7 +128,7 @@ class Table(Corpus):
                 found = ", ".join(file.name for file in all_files) or "none"
                 raise UserError(f"path={path}: expected one file for each split, such as train.csv; found {found}")
             for split, file in files.items():
-                yield (None if list(files) == ["train"] else split), self._read(file)
+                yield (None if list(files) == ["train"] else split), read(file, keys=KEYS)
         elif path.suffix in SUFFIXES or len(str(self.path).split("/")) != 2:
             near = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.*")))
             raise UserError(f"path={self.path}: no such file; {near}")
@@ -145,38 +138,6 @@ class Table(Corpus):
             there = hub.present(list(SPLIT_NAMES), here)
             for name, rows in hub.splits(there, here):
                 yield (None if there == ["train"] else SPLIT_NAMES[name]), rows
-
-    def _read(self, path: Path) -> Rows:
-        if path.suffix == ".jsonl":
-            return read_jsonl(path, again="mend the line")
-        if path.suffix == ".parquet":
-            return read_parquet([path], again="write the file anew")
-        if self.delimiter is None and path.suffix not in DELIMITERS:
-            near = did_you_mean(path.suffix, SUFFIXES)
-            raise UserError(f"path={path}: {near} For another file of delimited cells, {_type('delimiter', ',')}")
-        delimiter = _delimiter(self.delimiter) if self.delimiter is not None else DELIMITERS[path.suffix]
-        self._check_delimiter(path, delimiter)
-        again = 'mend the line (a cell that holds the delimiter stands between quotes: "…"), or ' + _type(
-            "encoding", "cp1252"
-        )
-        return read_delimited(path, again=again, delimiter=delimiter, quoted=None, encoding=self.encoding)
-
-    def _check_delimiter(self, path: Path, delimiter: str) -> None:
-        """Raises UserError where the header has one cell, but would have several between other delimiters."""
-        try:
-            with path.open(encoding=self.encoding) as file:
-                header = file.readline(LONGEST)
-        except (OSError, UnicodeError, LookupError):
-            return  # reading the file will say so, with the line
-        if delimiter in header:
-            return
-        other = max(",\t;|", key=header.count)
-        if other in header:
-            shown = "tab" if other == "\t" else f"'{other}'"
-            raise UserError(
-                f"{path}: one column only between delimiters {delimiter!r}, {header.strip()[:60]!r}; it looks as if it were "
-                f"{shown}: {_type('delimiter', shown)}"
-            )
 
     def _checked(self, rows: Rows) -> Rows:
         """The same rows, whose errors say how to name other columns, once it is sure that they have those named."""
@@ -219,7 +180,7 @@ class Table(Corpus):
         if self.id is None:
             names = [rows.path.name if split is None else split for split, rows in parts]
             return [f"{name}:{line}" for name, (_, rows) in zip(names, parts, strict=True) for line in rows.lines]
-        ids = [str(_sound(name_of(value))) if is_given(value) else "" for value in cells[self.id]]
+        ids = [str(sound(name_of(value))) if is_given(value) else "" for value in cells[self.id]]
         seen: dict[str, int] = {}
         for i, name in enumerate(ids):
             if not name:
@@ -233,21 +194,4 @@ class Table(Corpus):
 
 
 def _type(key: str, value: str) -> str:
-    return f"type tasks.TASK.corpus.{key}={value}"
-
-
-def _delimiter(given: str) -> str:
-    return "\t" if given in ("tab", "\\t") else given
-
-
-def _texts(rows: Rows, column: str) -> list[str]:
-    texts = [str(_sound(" ".join(text.split()))) for text in rows.texts(column)]
-    for i, text in enumerate(texts):
-        if len(text) > LONGEST:
-            raise rows.wrong(i, column, f"a post of at most {LONGEST:,} characters, found {len(text):,}")
-    return texts
-
-
-def _sound(value: Any) -> Any:
-    """The value, without halves of emojis, which are no text that could be written."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+    return f"type {KEYS}{key}={value}"

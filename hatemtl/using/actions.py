@@ -42,6 +42,7 @@ def test(cfg: DictConfig) -> None:
                 f"corpus@tasks.{name}.corpus=NAME that it was trained on, or save_path=FOLDER to keep the results apart"
             )
     data = data_of(cfg, tasks)
+    data.check_split("test")
     network = network_of(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     tokenizer = network.encoder.tokenizer()
@@ -71,22 +72,27 @@ def predict(cfg: DictConfig) -> None:
     from hatemtl.using import predictions as outcome  # and pandas, which training does without
     from hatemtl.using import scored_file
 
-    if cfg.predict.input is None:
+    given = cfg.predict
+    if given.input is None:
         raise UserError("action=predict needs a file of posts; type predict.input=posts.csv")
-    console, source, text = Console(), Path(cfg.predict.input), cfg.predict.text
-    target = scored_file.output_for(source, cfg.predict.output, overwrite=cfg.overwrite)
-    frame = scored_file.read(source, text)
+    console, source, text = Console(), Path(given.input), str(given.text)
+    cells = {"delimiter": given.delimiter, "encoding": given.encoding}
+    rows = scored_file.read(source, text, **cells)
+    target = scored_file.output_for(source, given.output, delimiter=given.delimiter, overwrite=cfg.overwrite)
+    texts = scored_file.as_posts(rows, text)
     saved, tasks = saved_run(cfg), tasks_of(cfg)
     check_heads(saved, tasks)
     spaces = {task: saved.labels[task] for task in tasks}
     outcome.check_predictable(spaces)
+    names = [f"pred_{task}_{label}" for task, space in spaces.items() for label in space.names]
+    scored_file.check_writable(rows, names, target, **cells)
     network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
     network.module.requires_grad_(False)
     report.network(console, network.parts())
-    pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [scored_file.as_posts(frame, text)])
+    pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [texts])
     posts = loader(pool, build(cfg.batching).in_order(pool.lengths), cfg.data.workers)
     batches: Any = evaluator(cfg, target.parent).predict(network.module, posts)
-    scored_file.write_scored(frame, outcome.score_columns(network.module, pool, batches), target)
+    scored_file.write_scored(rows, outcome.score_columns(network.module, pool, batches), target, **cells)
     console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
 
 

@@ -1,140 +1,125 @@
-"""The user's own file of posts: read for prediction, written back with scores."""
+"""The user's own file of posts: read for prediction as for training, written back with scores."""
 
 import csv
 import json
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from pandas.errors import ParserWarning
 
 from hatemtl.corpora.base import Posts
+from hatemtl.corpora.files import SUFFIXES, delimiter_of, read_table
+from hatemtl.corpora.rows import Rows, sound
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.harmless import guarded, unguarded
+from hatemtl.harmless import guarded
 from hatemtl.saved_runs.saved_run import write
 
-
-def _read_delimited(path: Path, delimiter: str) -> pd.DataFrame:
-    with warnings.catch_warnings():
-        # rows longer than the header: pandas would make their first cells the index, or drop their last ones
-        warnings.simplefilter("error", ParserWarning)
-        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, sep=delimiter)
+Columns = Mapping[str, Sequence[Any]]
+JSONL = "type predict.output=NAME.jsonl, which holds whatever there is"
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    # not pandas' reader, which makes floats of whole numbers beside a hole
-    rows = [json.loads(line) for line in _text(path).split("\n") if line.strip()]
-    for row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"expected an object a line, given {row!r}")
-    return pd.DataFrame(rows, dtype=object)
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig")  # without a byte order mark
-
-
-def _with_index(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.reset_index() if frame.index.names != [None] else frame  # it may hold the posts' ids
-
-
-def _write_delimited(frame: pd.DataFrame, path: Path, delimiter: str) -> None:
-    """Writes cells as a spreadsheet may open them: a text that it would compute has an apostrophe in front.
-
-    These are texts and columns' names that begin with = + - @, a tab or a carriage return and are no numbers, among them
-    posts that begin with @name. One that has its apostrophe already, for the file was scored before, keeps the one. JSONL
-    and Parquet, which no spreadsheet computes, keep every text as it is.
-    """
-
-    def harmless(cell: Any) -> Any:
-        return guarded(unguarded(cell)) if isinstance(cell, str) else cell
-
-    frame = frame.rename(columns=harmless)
-    for column in frame.select_dtypes(include=["object", "string", "category"]):
-        frame[column] = frame[column].map(harmless)
-    # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
-    texts = frame.select_dtypes(exclude="number").astype(str)
-    returns = any(texts[column].str.contains("\r", regex=False).any() for column in texts)
-    frame.to_csv(path, index=False, sep=delimiter, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
-
-
-def _write_jsonl(frame: pd.DataFrame, path: Path) -> None:
-    def plain(value: Any) -> Any:
-        return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
-
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:  # half an emoji is no UTF-8
-        for row in frame.to_dict(orient="records"):
-            known = {
-                str(key): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()
-            }
-            file.write(json.dumps(known, ensure_ascii=False, default=plain) + "\n")
-
-
-READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": lambda path: _read_delimited(path, ","),
-    ".tsv": lambda path: _read_delimited(path, "\t"),
-    ".jsonl": _read_jsonl,
-    ".parquet": lambda path: _with_index(pd.read_parquet(path)),
-}
-WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    ".csv": lambda frame, path: _write_delimited(frame, path, ","),
-    ".tsv": lambda frame, path: _write_delimited(frame, path, "\t"),
-    ".jsonl": _write_jsonl,
-    ".parquet": lambda frame, path: frame.to_parquet(path),
-}
-
-
-def read(path: Path, text: str) -> pd.DataFrame:
-    """The rows of a CSV, TSV, JSONL or Parquet file; of a plain-text file, its lines as the column `text`.
+def read(path: Path, text: str, *, delimiter: str | None = None, encoding: str = "utf-8-sig") -> Rows:
+    """The rows of a user's file; of plain text, its lines as the column `text`.
 
     Raises UserError where the file, its format or the text column is wrong.
     """
-    if path.suffix not in (*READERS, ".txt"):
-        raise UserError(f"predict.input={path}: {did_you_mean(path.suffix or str(path), [*READERS, '.txt'])}")
     if not path.is_file():
         raise UserError(f"predict.input={path}: no such file")
-    try:
-        if path.suffix == ".txt":
-            lines = _text(path).removesuffix("\n")
-            frame = pd.DataFrame({text: lines.split("\n") if lines else []})
-        else:
-            frame = READERS[path.suffix](path)
-    except (ValueError, OSError, ParserWarning) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"predict.input={path}: cannot be read as {path.suffix} ({error})") from error
-    if frame.empty:
-        raise UserError(f"predict.input={path}: holds no posts")
-    if text not in frame.columns:
-        raise UserError(
-            f"predict.text={text}: {path} has no such column; {did_you_mean(text, frame.columns)}; type predict.text=COLUMN"
-        )
-    return frame
+    rows = read_table(path, delimiter=delimiter, encoding=encoding, keys="predict.", lines=text)
+    replace(rows, again="type predict.text=COLUMN")[text]
+    return replace(rows, again="mend the cell, or leave the row out")
 
 
-def as_posts(frame: pd.DataFrame, text: str) -> Posts:
-    """The rows as posts of the test split, without annotations."""
-    texts = [str(value).encode(errors="replace").decode() for value in frame[text].fillna("")]  # half an emoji is no text
-    return Posts([str(i) for i in range(len(texts))], texts, np.full(len(texts), "test"), {})
+def as_posts(rows: Rows, text: str) -> Posts:
+    """The rows as posts of the test split, without annotations. Raises UserError where one has no text."""
+    return Posts([str(i) for i in range(len(rows))], rows.posts(text), np.full(len(rows), "test"), {})
 
 
-def output_for(path: Path, output: str | None, *, overwrite: bool = False) -> Path:
+def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
     """Where the scored rows go: `output`, or beside the input as NAME.scored.EXT (CSV for plain text).
 
     Raises UserError where it cannot be written, or stands there already and may not be overwritten.
     """
-    target = Path(output) if output else path.with_suffix(f".scored{'.csv' if path.suffix == '.txt' else path.suffix}")
-    if target.suffix not in WRITERS:
-        raise UserError(f"predict.output={target}: {did_you_mean(target.suffix or str(target), WRITERS)}")
+    suffix = ".csv" if path.suffix == ".txt" and delimiter is None else path.suffix
+    target = Path(output) if output else path.with_suffix(f".scored{suffix}")
+    if target.suffix not in SUFFIXES and delimiter is None:
+        raise UserError(f"predict.output={target}: {did_you_mean(target.suffix or str(target), SUFFIXES)}")
     if target.exists() and (not overwrite or target.resolve() == path.resolve()):
         raise UserError(f"predict.output={target} is there already; give another, or overwrite=true (never of the input)")
     return target
 
 
-def write_scored(frame: pd.DataFrame, columns: dict[str, list[object]], path: Path) -> None:
-    """Writes the rows with the score columns behind them, in place of any of these names that were there."""
-    kept = frame.drop(columns=[name for name in columns if name in frame.columns])
-    scored = pd.concat([kept, pd.DataFrame(columns, index=kept.index)], axis=1)
-    write(path, lambda temporary: WRITERS[path.suffix](scored, temporary))
+def check_writable(rows: Rows, names: Sequence[str], path: Path, **cells: Any) -> None:
+    """Raises UserError where `write_scored` would for columns of these names: before the posts are scored, not after."""
+    with TemporaryDirectory() as folder:
+        write_scored(rows, {name: [""] * len(rows) for name in names}, Path(folder) / path.name, **cells)
+
+
+def write_scored(
+    rows: Rows, columns: Columns, path: Path, *, delimiter: str | None = None, encoding: str = "utf-8-sig"
+) -> None:
+    """Writes the rows with the score columns behind them, in place of any of these names that were there.
+
+    delimiter, encoding: of delimited files. Raises UserError where a value cannot be written in this format.
+    """
+    scored = {name: cells for name, cells in rows.columns.items() if name not in columns} | dict(columns)
+    if path.suffix == ".jsonl":
+        write(path, partial(_write_jsonl, scored))
+    elif path.suffix == ".parquet":
+        write(path, partial(_write_parquet, rows, columns))
+    else:
+        between = str(delimiter_of(path, delimiter))
+        write(path, partial(_write_delimited, scored, delimiter=between, encoding=encoding.removesuffix("-sig")))
+
+
+def _write_delimited(columns: Columns, path: Path, *, delimiter: str, encoding: str) -> None:
+    """Writes cells as a spreadsheet may open them: a text that it would compute has an apostrophe in front.
+
+    These are texts and columns' names that begin with = + - @, a tab or a carriage return and are no numbers, among them
+    posts that begin with @name; `read_table` takes the apostrophe off again. JSONL and Parquet, which no spreadsheet
+    computes, keep every text as it is.
+    """
+    # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
+    returns = any(isinstance(value, str) and "\r" in value for column in columns.values() for value in column)
+    rows = zip(*([name, *column] for name, column in columns.items()), strict=True)
+    try:
+        with path.open("w", newline="", encoding=encoding) as file:
+            writer = csv.writer(
+                file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+            )
+            writer.writerows([_cell(value) for value in row] for row in rows)
+    except UnicodeEncodeError as error:
+        raise UserError(f"predict.output: {encoding} has no {error.object[error.start]!r}; {JSONL}") from error
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return guarded(sound(value)) if isinstance(value, str) else value
+
+
+def _write_jsonl(columns: Columns, path: Path) -> None:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:  # half an emoji is no UTF-8
+        for row in zip(*columns.values(), strict=True):
+            known = [None if isinstance(value, float) and math.isnan(value) else value for value in row]
+            file.write(json.dumps(dict(zip(columns, known, strict=True)), ensure_ascii=False, default=str) + "\n")
+
+
+def _write_parquet(rows: Rows, added: Columns, path: Path) -> None:
+    """A Parquet file's own columns keep their types."""
+    from pyarrow import ArrowException, array, table
+    from pyarrow.parquet import write_table
+
+    try:
+        scored = rows.arrow if rows.arrow is not None else table(dict(rows.columns))
+        scored = scored.drop_columns([name for name in added if name in rows.columns])
+        for name, column in added.items():
+            scored = scored.append_column(name, array(column))
+        write_table(scored, path)
+    except (ArrowException, OverflowError, UnicodeError) as error:
+        raise UserError(f"predict.output: these values are not for Parquet ({error}); {JSONL}") from error

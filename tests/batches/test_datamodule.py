@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -14,8 +16,10 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, LengthBuckets, TokenBudget
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
+from hatemtl.corpora.base import Posts
 from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
+from hatemtl.heads.masked import MaskedHead
 from hatemtl.labels import IGNORED
 from hatemtl.tasks import Task
 
@@ -147,6 +151,55 @@ def test_going_over_the_posts_moves_no_random_draw(split: str) -> None:
 def test_a_split_without_posts_is_named() -> None:
     with pytest.raises(UserError, match="posts in the val split"):
         datamodule(kind=task(Foreign(), "kind")).val_dataloader()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gappy(Mild):
+    """The same posts, one a split, without annotations in some of them."""
+
+    gaps: tuple[str, ...]
+    splits: ClassVar[list[str]] = ["train", "train", "train", "val", "val", "test"]
+
+    def load(self) -> Posts:
+        posts = super().load()
+        gaps = np.isin(posts.splits, self.gaps)
+        return replace(posts, columns={k: replace(c, has=c.has & ~gaps) for k, c in posts.columns.items()})
+
+
+@pytest.mark.parametrize("pattern", [None, "2 2"])
+@pytest.mark.parametrize(
+    ("gap", "then_test", "said"),
+    [
+        ("train", False, r"task 'some': .*train split.*'target'.*tasks\.some\.column"),
+        ("val", False, r"task 'some': .*val split.*'target'.*tasks\.some\.column"),
+        ("test", True, r"task 'some': .*test split.*'target'.*action=train and action=predict"),
+        ("test", False, None),
+    ],
+)
+def test_every_task_is_annotated_in_every_split_that_is_used(
+    gap: str, then_test: bool, said: str | None, pattern: str | None
+) -> None:
+    some = replace(task(Gappy(gaps=(gap,)), "target"), mask_pattern=pattern)
+    module = DataModule({"all": task(Gappy(gaps=()), "target"), "some": some}, batching=BATCHING, seed=0)
+    if said is None:
+        module.check(then_test=then_test)
+        return
+    with pytest.raises(UserError, match=said):
+        module.check(then_test=then_test)
+
+
+def test_a_task_whose_own_corpus_lacks_a_split_is_refused_though_another_has_it() -> None:
+    module = DataModule({"label": task(Mild(), "label"), "kind": task(Foreign(), "kind")}, batching=BATCHING, seed=0)
+    with pytest.raises(UserError, match=r"task 'kind': .*no post of the val split is in its corpus"):
+        module.check(then_test=False)
+
+
+def test_masked_tokens_need_no_annotation() -> None:
+    head = partial(MaskedHead, layers=0)
+    module = DataModule(
+        {"mlm": Task(corpus=Gappy(gaps=("train", "val", "test")), column=None, head=head)}, batching=BATCHING, seed=0
+    )
+    module.check(then_test=True)
 
 
 def test_an_unknown_column_is_found_out_before_anything_is_tokenized() -> None:

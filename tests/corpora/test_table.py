@@ -284,7 +284,7 @@ WRONG = {
     "header only": Wrong("text,label\n", ["posts.csv", "holds no rows"]),
     "two columns of a name": Wrong("text,label,label\na,x,y\n", ["two columns have one name"]),
     "ragged": Wrong("text,label\na,x\nb, c,y\n", ["posts.csv, line 3", "3 cells, expected 2", "delimiter"]),
-    "other delimiter": Wrong("text;label\na, b;x\n", ["one column only", "corpus.delimiter=';'"]),
+    "other delimiter": Wrong("text;label\na, b;x\n", ["one column only", "corpus.delimiter=\"';'\""]),
     "tabs in .csv": Wrong("text\tlabel\na\tx\n", ["one column only", "corpus.delimiter=tab"]),
     "no UTF-8": Wrong(b"text,label\na,x\ncaf\xe9,y\n", ["posts.csv, line 3", "0xe9", "encoding"]),
     "no UTF-8 in JSON": Wrong(b'{"text": "a"}\n{"text": "\xe9"}\n', ["posts.jsonl, line 2", "0xe9"], file="posts.jsonl"),
@@ -310,7 +310,9 @@ WRONG = {
     "suffix": Wrong("text,label\na,x\n", ["posts.xlsx", ".parquet", "corpus.delimiter="], file="posts.xlsx"),
     "no labels at all": Wrong("text,label\na,\nb,\n", ["'label'", "empty throughout"]),
     "one class": Wrong("text,label\na,x\nb,x\nc,x\nd,x\n", ["carry 'x'", "nothing"], ("fractions=[.5,.25,.25]",)),
-    "no val posts": Wrong("text,label\na,x\nb,y\n", ["no corpus", "the val split"], ("fractions=[1,0,0]",)),
+    "no val posts": Wrong(
+        "text,label\na,x\nb,y\n", ["'table': no post of the val split is", "splits"], ("fractions=[1,0,0]",)
+    ),
     "texts as labels": Wrong(
         "text,label\n" + "".join(f"a,b{i}\n" for i in range(200)), ["'label'", "200 different values", "no labels"]
     ),
@@ -371,6 +373,34 @@ def test_one_command_and_a_test_on_another_table(cli: Cli, tmp_path: Path) -> No
     assert refused.code == 2
     assert "other.csv, line 3, column 'label'" in refused.err
     assert "did you mean 'rude'?" in refused.err
+
+
+@pytest.mark.parametrize("without", ["no column", "empty cells"])
+@pytest.mark.parametrize(("split", "action"), [("val", "train"), ("test", "[train,test]"), ("train", "train")])
+def test_a_split_that_is_used_but_not_annotated_is_refused(
+    cli: Cli, tmp_path: Path, split: str, action: str, without: str
+) -> None:
+    folder = tmp_path / "posts"
+    folder.mkdir()
+    for name in SPLITS:
+        rows = many(6, text=lambda i, name=name: f"{name} post {i}")
+        if name == split:
+            rows = [{"text": row["text"], **({"label": ""} if without == "empty cells" else {})} for row in rows]
+        write(folder / f"{name}.csv", rows)
+    run = [f"tasks.table.corpus.path={folder}", f"save_path={tmp_path}/run"]
+    refused = cli(*COMMAND, *run, f"action={action}")
+    assert refused.code == 2, refused.out
+    for said in ("'table'", f"{split} split", "'label'", "tasks.table.column", "tasks.table.corpus", "tasks=[...]"):
+        assert said in refused.err
+    assert ("action=predict" in refused.err) == ("action=train" in refused.err) == (split == "test")
+    assert list(tmp_path.iterdir()) == [folder]
+    if split == "test":
+        assert cli(*COMMAND, *run).code == 0  # which training does without
+        load = ["action=test", "method=ah_load", "heads.load=true", f"load_path={tmp_path}/run"]
+        untested = cli(*COMMAND, run[0], *load)
+        assert untested.code == 2, untested.out
+        assert "'table'" in untested.err and "test split" in untested.err and "action=predict" in untested.err
+        assert not (tmp_path / "run" / "predictions.parquet").exists()
 
 
 def test_a_label_that_training_never_shows_is_named(cli: Cli, tmp_path: Path) -> None:
