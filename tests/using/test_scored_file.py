@@ -387,11 +387,11 @@ def test_a_missing_file_or_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_texts_that_a_spreadsheet_would_compute_are_guarded_and_read_back_as_they_were(tmp_path: Path) -> None:
     posts, scored = tmp_path / "posts.csv", tmp_path / "scored.csv"
     posts.write_text("text,=name\n=1+1,x\n@someone hello,-0.5\n'=kept,+y\n", encoding="utf-8")
-    rows = read(posts, "text")
-    write_scored(rows, {"pred_label": ["=a", "b", "c"]}, scored)
+    rows = scored_file.read(posts, "text")
+    scored_file.write_scored(rows, {"pred_label": ["=a", "b", "c"]}, scored)
     assert scored.read_text(encoding="utf-8").splitlines() == [
         *("text,'=name,pred_label", "'=1+1,x,'=a", "'@someone hello,-0.5,b", "'=kept,'+y,c"),
     ]
-    again = read(scored, "text")
+    again = scored_file.read(scored, "text")
     assert again.columns["text"] == rows.columns["text"] == ["=1+1", "@someone hello", "=kept"]
     assert again.columns["=name"] == ["x", "-0.5", "+y"]
