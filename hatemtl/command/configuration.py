@@ -3,27 +3,26 @@
 Nothing but this, main.py, run.py, training.py and using.py reads the configuration.
 """
 
+import os
 import re
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-import lightning as L
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from hatemtl.batches.datamodule import DataModule
-from hatemtl.command.console import Console
+from hatemtl.command.request import Request
 from hatemtl.command.suggestions import targets
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.machine.startup import started
 from hatemtl.merging.base import at
-from hatemtl.network.assembly import Network, assemble, check_method
 from hatemtl.network.initial_heads import HeadsMerge
-from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.tasks import Task
 
+# Groups whose options make no other run: what is logged, watched and where files lie; an experiment is its values.
+NO_PART = ("experiment", "logger", "trainer", "data")
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 # How Hydra's error begins where `_target_` names no class or function.
@@ -77,9 +76,53 @@ def _key_of(error: InstantiationException) -> str:
     return key.removeprefix("method.") if key.startswith("method.merge") else key
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain dicts and lists."""
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+def requested(cfg: DictConfig, **changes: Any) -> Request:
+    """The request that a configuration asks for. changes: fields of the request in place of the configuration's.
+
+    Raises UserError where a value is of the wrong type or range, or contradicts another.
+    """
+    check_types(cfg)
+    if cfg.trainer.accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
+    if "tasks" not in cfg:
+        raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
+    config, optimization = known_by(cfg), build(cfg.optimization)
+    check_heads_merge(cfg, optimization)
+    given: dict[str, Any] = {
+        "tasks": {str(name): build(node) for name, node in cfg.tasks.items()},
+        "regularisers": {str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
+        "optimization": optimization,
+        **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
+        "logger": partial(build, cfg.logger),
+        "heads_load": cfg.heads.load,
+        "heads_merge": cfg.heads.merge,
+        "save_path": None if cfg.save_path is None else Path(cfg.save_path),
+        "load_path": None if cfg.load_path is None else Path(cfg.load_path),
+        "cache": cache_of(cfg),
+        **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
+        **{key: cfg[key] for key in ("seed", "overwrite")},
+        "config": config,
+    }
+    return Request(**given | changes)
+
+
+def known_by(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if "choices" not in config and HydraConfig.initialized():
+        config = {"choices": chosen(HydraConfig.get()), **config}
+    return config
+
+
+def chosen(hydra: Any) -> dict[str, str]:
+    """The options of groups that make the run what it is, and classes that were typed in their place."""
+    options = {
+        str(group): str(option)
+        for group, option in hydra.runtime.choices.items()
+        if option is not None and not str(group).startswith("hydra/") and group not in NO_PART
+    }
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in hydra.overrides.task)
+    return options | {key: value for key, value in typed.items() if key.endswith("._target_")}
 
 
 def check_types(cfg: DictConfig) -> None:
@@ -90,33 +133,15 @@ def check_types(cfg: DictConfig) -> None:
     for key in ("overwrite", "heads.load", "data.cache_prefix"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
+    for key in ("save_path", "load_path"):
+        if not isinstance(OmegaConf.select(cfg, key), str | None):
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected the name of a folder; type {key}=FOLDER")
     if not _is_seed(cfg.seed):
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
-    cache_of(cfg)
-
-
-def tasks_of(cfg: DictConfig) -> dict[str, Task]:
-    """The tasks by name. Raises UserError where there is none."""
-    if "tasks" not in cfg:
-        raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
-    return {str(name): build(node) for name, node in cfg.tasks.items()}
-
-
-def knowing(tasks: dict[str, Task], saved: SavedRun | None) -> dict[str, Task]:
-    """The tasks with the labels of the heads that are loaded."""
-    known = saved.labels if saved is not None else {}
-    return {name: task.knowing(known[name]) if name in known else task for name, task in tasks.items()}
 
 
 def _is_seed(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**32
-
-
-def heads_source(cfg: DictConfig) -> SavedRun | None:
-    """The saved run whose heads are loaded, if any."""
-    if cfg.heads.load and cfg.load_path is None:
-        raise UserError("heads.load=true needs the saved run whose heads to load; type load_path=FOLDER")
-    return SavedRun(cfg.load_path) if cfg.heads.load else None
 
 
 def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
@@ -132,70 +157,6 @@ def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
         )
 
 
-def saved_run(cfg: DictConfig) -> SavedRun:
-    """The saved run to test or predict with, once it is sure that nothing untrained would be used."""
-    if not cfg.heads.load:
-        raise UserError(
-            f"action={cfg.action} with heads.load=false would use heads that were never trained; "
-            f"type method=ah_load heads.load=true load_path=FOLDER"
-        )
-    if cfg.load_path is None:
-        raise UserError(f"action={cfg.action} needs the saved run to use; type load_path=FOLDER")
-    saved = SavedRun(cfg.load_path)
-    check_method(saved, build(cfg.method), build(cfg.encoder))
-    return saved
-
-
-def data_of(cfg: DictConfig, tasks: dict[str, Task]) -> DataModule:
-    """The posts of these tasks, to be batched and sampled as the configuration says."""
-    return DataModule(
-        tasks,
-        batching=build(cfg.batching),
-        sampling=build(cfg.sampling),
-        seed=cfg.seed,
-        workers=cfg.data.workers,
-    )
-
-
-def network_of(
-    cfg: DictConfig,
-    tasks: dict[str, Task],
-    spaces: dict[str, Any],
-    method: Any,
-    optimization: Any,
-    name: str,
-    heads_merge: HeadsMerge = "fresh",
-    data: DataModule | None = None,
-) -> Network:
-    """The network, seeded and in the run's number format. data: where a merge that must know posts finds some."""
-    L.seed_everything(cfg.seed, verbose=False)
-    encoder = build(cfg.encoder)
-
-    def posts(split: Any, number: int) -> list[Any]:
-        assert data is not None
-        data.tokenize(encoder.tokenizer(), encoder.max_length, cache_of(cfg))
-        return data.some(split, number)
-
-    network = assemble(
-        encoder=encoder,
-        method=method,
-        tasks=tasks,
-        spaces=spaces,
-        weighting=build(cfg.weighting),
-        regularisers={str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
-        optimization=optimization,
-        seed=cfg.seed,
-        name=name,
-        heads_from=heads_source(cfg),
-        heads_merge=heads_merge,
-        posts=posts if data is not None else None,
-    )
-    network.store(build(cfg.trainer).dtype)
-    for line in network.notes:
-        Console().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
-    return network
-
-
 def cache_of(cfg: DictConfig) -> Path | None:
     """The folder that keeps tokens and compiled code, if any."""
     if cfg.data.cache is not None and not (isinstance(cfg.data.cache, str) and cfg.data.cache):
@@ -204,11 +165,3 @@ def cache_of(cfg: DictConfig) -> Path | None:
         return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()
     except RuntimeError:  # a user without a home, as in some containers
         return None
-
-
-def evaluator(cfg: DictConfig, root: Path) -> L.Trainer:
-    """A trainer that only evaluates or predicts."""
-    started()
-    return build(cfg.trainer).trainer(
-        build(cfg.optimization), root=root, logger=False, callbacks=[], bar=Console().is_terminal
-    )

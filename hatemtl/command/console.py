@@ -46,6 +46,12 @@ def network(console: Console, parts: Sequence[Component]) -> None:
     _print(console, "loaded, active and trained", table)
 
 
+def notes(console: Console, lines: Sequence[str]) -> None:
+    """What a user should know of the network."""
+    for line in lines:
+        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
 def merge(console: Console, lost: Mapping[str, float]) -> None:
     """How much of a merge's energy its cut to a rank kept, where anything was cut."""
     if any(lost.values()):

@@ -214,7 +214,9 @@ def _some(changes: list[str]) -> str:
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """What sets two resolved configurations apart, as 'key: saved X, given Y'; keys that make no other run left out.
+    """Tells what sets two configurations apart, as 'key: saved X, given Y'; keys that make no other run left out.
+
+    A run is known by the options of groups and the values of keys, never by the classes that they name.
 
     A key that one of them lacks, for it is of an older version, is a switch that is off there: null, false or 0.
     """
@@ -224,9 +226,10 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
     return [f"{key}: saved {a.get(key)!r}, given {b.get(key)!r}" for key in other]
 
 
-def named_after(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+def named_after(config: Mapping[str, Any]) -> str:
     """A save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
     digest = hashlib.sha256("\n".join(sorted(differences({}, config))).encode()).hexdigest()[:8]
+    choices = config["choices"]
     return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"
 
 
@@ -234,5 +237,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
-        elif key != "dir":  # where a corpus lies; that it is the same corpus, its fingerprint says
+        # where a corpus lies: that it is the same corpus, its fingerprint says; and classes, which options of groups name
+        elif key != "dir" and not str(key).startswith("_"):
             yield f"{prefix}{key}", value

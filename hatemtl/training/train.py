@@ -2,33 +2,23 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
-from hatemtl.command.configuration import (
-    build,
-    cache_of,
-    check_heads_merge,
-    data_of,
-    heads_source,
-    knowing,
-    network_of,
-    plain,
-    tasks_of,
-)
 from hatemtl.command.console import Console
+from hatemtl.command.request import Request, Result
 from hatemtl.corpora import leaks
 from hatemtl.errors import UserError, refusing
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.startup import started
-from hatemtl.methods.base import LOADERS, Component
+from hatemtl.methods.base import Component
 from hatemtl.network.assembly import Network
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, claim, finish, held, named_after, start
@@ -41,56 +31,60 @@ from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.using.actions import evaluate
 
 
-def train(cfg: DictConfig, *, then_test: bool) -> None:
-    """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run."""
-    save_path = Path(cfg.save_path or named_after(plain(cfg), HydraConfig.get().runtime.choices))
+def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bool = False) -> Result:
+    """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run.
+
+    callbacks: further ones of Lightning's. then_test: whether the test split is evaluated too.
+    Raises UserError where the request cannot be met, before anything is written.
+    """
+    save_path = request.save_path or Path(named_after(request.config))
     if not save_path.name:
-        raise UserError(f"save_path={cfg.save_path}: expected the name of a folder; type save_path=adapters/NAME")
+        raise UserError(f"save_path={save_path}: expected the name of a folder; type save_path=adapters/NAME")
     with held(save_path, TRAINED) as place:
-        _train(cfg, place, then_test=then_test)
+        return _train(request, place, callbacks, then_test=then_test)
 
 
-def _train(cfg: DictConfig, save_path: Path, *, then_test: bool) -> None:
-    console, config = Console(), plain(cfg)
-    tasks, method, optimization = tasks_of(cfg), build(cfg.method), build(cfg.optimization)
+def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_test: bool) -> Result:
+    console, config, asked = Console(), request.config, time.perf_counter()
+    method, optimization, settings = request.method, request.optimization, request.trainer
     with refusing():
         starts = method.starts_from()
-    if cfg.load_path is not None and not cfg.heads.load and not starts:
-        raise UserError(f"load_path={cfg.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
-    heads_from = heads_source(cfg)
-    check_heads_merge(cfg, optimization)
-    tasks = knowing(tasks, heads_from)
+    if request.load_path is not None and not request.heads_load and not starts:
+        raise UserError(f"load_path={request.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
+    heads_from = request.heads_from()
+    tasks = request.tasks_knowing(heads_from)
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
-    data = data_of(cfg, tasks)
+    data = request.datamodule(tasks)
     marks = data.fingerprints()
-    if not claim(save_path, config, sources, overwrite=cfg.overwrite, data=marks):
+    if not claim(save_path, config, sources, overwrite=request.overwrite, data=marks):
         saved = SavedRun(save_path)
         console.print(
             f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
         )
-        if then_test and not any(row.startswith("test_") for row in saved.results):
-            load = LOADERS[method.library]
-            raise UserError(
-                f"{save_path} was not tested; type action=test method={load} heads.load=true load_path={save_path}"
-            )
         report.results(console, saved.results, str(save_path))
-        return
-    leaked, copies = leaks.check(data.corpora, cfg.data.leaks, data.readers())
+        return Result(save_path, saved.results, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
+    leaked, copies = leaks.check(data.corpora, request.leaks, data.readers())
     data.leave_out(copies)
     data.check(then_test=then_test)
-    network = network_of(cfg, tasks, data.spaces, method, optimization, save_path.name, cfg.heads.merge, data)
-    module, settings, origin = network.module, build(cfg.trainer), provenance()
-    if cfg.heads.merge == "refit":
+    network = request.network(tasks, data.spaces, name=save_path.name, data=data)
+    report.notes(console, network.notes)
+    module, origin = network.module, provenance()
+    if request.heads_merge == "refit":
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(
-        network, data, settings, epochs=optimization.total_epochs, cache=cache_of(cfg), cache_prefix=cfg.data.cache_prefix
+        network,
+        data,
+        settings,
+        epochs=optimization.total_epochs,
+        cache=request.cache,
+        cache_prefix=request.cache_prefix,
     )
 
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
     work = start(save_path, config, sources, marks)
-    callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT)]
-    logger = build(cfg.logger, folder=work, run=save_path.name)
+    callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT), *more]
+    logger = request.logger(folder=work, run=save_path.name)
     try:
         trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
         report.annotations(console, data, leaked)
@@ -98,14 +92,14 @@ def _train(cfg: DictConfig, save_path: Path, *, then_test: bool) -> None:
         report.merge(console, network.lost)
         saved_run.write_rows(work / "merge.csv", network.merged())
         saved_run.write_rows(work / "search.csv", network.search.tried)
-        logger.log_hyperparams(config)
+        logger.log_hyperparams(dict(config))
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
         started()
         begun = time.perf_counter()
-        if cfg.heads.merge == "refit" and before is None:
-            refit(module, data, device=settings.device, seed=cfg.seed)
+        if request.heads_merge == "refit" and before is None:
+            refit(module, data, device=settings.device, seed=request.seed)
         preparing = network.seconds + time.perf_counter() - begun
         if optimization.total_epochs:
             trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
@@ -122,15 +116,15 @@ def _train(cfg: DictConfig, save_path: Path, *, then_test: bool) -> None:
         work,
         {
             "status": "finished",
-            "method": HydraConfig.get().runtime.choices["method"],
+            "method": request.choices.get("method", type(method).__name__),
             "library": method.library,
             "encoder": network.mark,
             "tokenizer": words,
-            "encoder_source": cfg.encoder.source,
+            "encoder_source": request.encoder.source,
             "data": marks,
             "leaks": leaked,
             "sources": sources,
-            "seed": cfg.seed,
+            "seed": request.seed,
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step + network.search.steps,
@@ -141,16 +135,17 @@ def _train(cfg: DictConfig, save_path: Path, *, then_test: bool) -> None:
             "compiled": module.through.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(
-                part.trained for part in parts if _learned(part, optimization, refitted=cfg.heads.merge == "refit")
+                part.trained for part in parts if _learned(part, optimization, refitted=request.heads_merge == "refit")
             ),
             **origin,
         },
     )
     if then_test:
-        rows = rows | evaluate(cfg, network, data, work)
+        rows = rows | evaluate(request, network, data, work)
     (work / CHECKPOINT).unlink(missing_ok=True)
     finish(work, save_path)
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
+    return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
 
 
 def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:

@@ -1,56 +1,69 @@
-"""What is done with a saved run: it is tested, scores the user's posts, or is exported."""
+"""Uses a saved run: tests it, scores the user's posts with it, or exports it."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.tokenized_posts import Pool, loader
 from hatemtl.command import console as report
-from hatemtl.command.configuration import build, cache_of, data_of, evaluator, knowing, network_of, saved_run, tasks_of
 from hatemtl.command.console import Console
+from hatemtl.command.request import Request, Result
+from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.tasks import Task
 from hatemtl.using import export
 
 
-def test(cfg: DictConfig) -> None:
+def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
-    console, saved, tasks = Console(), saved_run(cfg), tasks_of(cfg)
-    folder = Path(cfg.save_path or saved.folder)
+    console, saved, asked = Console(), request.used_run("test"), time.perf_counter()
+    folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
-    check_heads(saved, tasks)
+    check_heads(saved, request.tasks)
     with held(folder, TESTED):  # what is refused is refused before anything is computed
         before = _trained(saved)
-    tasks = knowing(tasks, saved)
-    for name, task in tasks.items():
-        trained = saved.config["tasks"][name]["corpus"]["_target_"]
-        if trained != cfg.tasks[name].corpus._target_ and cfg.save_path is None:
+    tasks = request.tasks_knowing(saved)
+    for name in tasks:
+        group = f"corpus@tasks.{name}.corpus"
+        trained, given = (choices.get(group) for choices in (saved.config.get("choices", {}), request.choices))
+        if trained != given and request.save_path is None:
             raise UserError(
-                f"{saved.folder} was trained on {trained} and would be tested on {type(task.corpus).__name__}; type the "
-                f"corpus@tasks.{name}.corpus=NAME that it was trained on, or save_path=FOLDER to keep the results apart"
+                f"{saved.folder} was trained on {trained} and would be tested on {given}; type the {group}=NAME that it "
+                f"was trained on, or save_path=FOLDER to keep the results apart"
             )
-    data = data_of(cfg, tasks)
+    data = request.datamodule(tasks)
     data.check_split("test")
-    network = network_of(cfg, tasks, data.spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
-    network.module.requires_grad_(False)
+    network = _network(request, saved, tasks, data.spaces, console)
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
-    data.tokenize(tokenizer, network.encoder.max_length, cache_of(cfg))
-    report.network(console, network.parts())
-    rows = evaluate(cfg, network, data, folder, writing=partial(_writing, saved, before, folder))
+    data.tokenize(tokenizer, network.encoder.max_length, request.cache)
+    rows = evaluate(request, network, data, folder, writing=partial(_writing, saved, before, folder))
     report.results(console, rows, f"{folder}: test split")
+    return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
+
+
+def _network(
+    request: Request, saved: SavedRun, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], console: Console
+) -> Network:
+    """The saved run's network, told, with nothing to be trained."""
+    network = request.network(tasks, spaces, name=saved.folder.name)
+    network.module.requires_grad_(False)
+    report.notes(console, network.notes)
+    report.network(console, network.parts())
+    return network
 
 
 @contextmanager
@@ -67,56 +80,59 @@ def _trained(saved: SavedRun) -> dict[str, Any]:
     return {key: value for key, value in saved.record.items() if key != "tested_data"}
 
 
-def predict(cfg: DictConfig) -> None:
-    """Scores the posts of the user's own file with a saved run."""
+def predict(
+    request: Request, *, input: str | None, output: str | None, text: str | None, delimiter: str | None, encoding: str
+) -> Path:
+    """Scores the posts of the user's own file with a saved run; gives the scored file."""
     from hatemtl.using import predictions as outcome  # and pandas, which training does without
     from hatemtl.using import scored_file
 
-    given = cfg.predict
-    if given.input is None:
+    if input is None:
         raise UserError("action=predict needs a file of posts; type predict.input=posts.csv")
-    console, source, text = Console(), Path(given.input), str(given.text)
-    cells = {"delimiter": given.delimiter, "encoding": given.encoding}
-    rows = scored_file.read(source, text, **cells)
-    target = scored_file.output_for(source, given.output, delimiter=given.delimiter, overwrite=cfg.overwrite)
+    console, source = Console(), Path(input)
+    cells: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
+    named = next((str(t.corpus.text) for t in request.tasks.values() if isinstance(t.corpus, Table)), "text")
+    rows, text = scored_file.read(source, text, usual=named, **cells)
+    target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
     texts = scored_file.as_posts(rows, text)
-    saved, tasks = saved_run(cfg), tasks_of(cfg)
-    check_heads(saved, tasks)
-    spaces = {task: saved.labels[task] for task in tasks}
+    saved = request.used_run("predict")
+    check_heads(saved, request.tasks)
+    spaces = {task: saved.labels[task] for task in request.tasks}
     outcome.check_predictable(spaces)
     names = [f"pred_{task}_{label}" for task, space in spaces.items() for label in space.names]
     scored_file.check_writable(rows, names, target, **cells)
-    network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
-    network.module.requires_grad_(False)
-    report.network(console, network.parts())
+    network = _network(request, saved, request.tasks, spaces, console)
     pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [texts])
-    posts = loader(pool, build(cfg.batching).in_order(pool.lengths), cfg.data.workers)
-    batches: Any = evaluator(cfg, target.parent).predict(network.module, posts)
+    posts = loader(pool, request.batching.in_order(pool.lengths), request.workers)
+    batches: Any = request.evaluator(target.parent, bar=console.is_terminal).predict(network.module, posts)
     scored_file.write_scored(rows, outcome.score_columns(network.module, pool, batches), target, **cells)
     console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
+    return target
 
 
-def export_run(cfg: DictConfig) -> None:
-    """Writes a saved run in the format of another program."""
-    if cfg.load_path is None:
+def export_run(request: Request, *, format: str | None, path: str | None) -> Path:
+    """Writes a saved run in the format of another program; gives the folder."""
+    if request.load_path is None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
-    encoder, saved, way = build(cfg.encoder), SavedRun(cfg.load_path), {"seed": cfg.seed, "overwrite": cfg.overwrite}
-    form, folder = export.check(cfg.export.format, cfg.export.path, encoder, saved.folder, overwrite=cfg.overwrite)
+    encoder, saved = request.encoder, SavedRun(request.load_path)
+    way: dict[str, Any] = {"seed": request.seed, "overwrite": request.overwrite}
+    form, folder = export.check(format, path, encoder, saved.folder, overwrite=request.overwrite)
     if form == "onnx":
-        saved, tasks = saved_run(cfg), tasks_of(cfg)
-        check_heads(saved, tasks)
-        spaces = {task: saved.labels[task] for task in tasks}
-        network = network_of(cfg, tasks, spaces, build(cfg.method), build(cfg.optimization), saved.folder.name)
-        export.onnx(saved, encoder, {task: network.module.head(task) for task in tasks}, folder, **way)
+        saved = request.used_run("export")
+        check_heads(saved, request.tasks)
+        spaces = {task: saved.labels[task] for task in request.tasks}
+        network = request.network(request.tasks, spaces, name=saved.folder.name)
+        export.onnx(saved, encoder, {task: network.module.head(task) for task in spaces}, folder, **way)
     elif form == "merged":
         export.transformer(saved, encoder, folder, **way)
     else:
         export.adapter(saved, encoder, form, folder, **way)
     Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
+    return folder
 
 
 def evaluate(
-    cfg: DictConfig,
+    request: Request,
     network: Network,
     data: DataModule,
     folder: Path,
@@ -132,7 +148,7 @@ def evaluate(
     from hatemtl.using import predictions as outcome
 
     with watched(network.module) as answers:
-        evaluator(cfg, folder).test(network.module, data, verbose=False)
+        request.evaluator(folder, bar=Console().is_terminal).test(network.module, data, verbose=False)
     tasks, path = list(network.module.heads), folder / "predictions.parquet"
     frame = outcome.predictions(network.module, data.pool)
     with writing():

@@ -23,16 +23,22 @@ Columns = Mapping[str, Sequence[Any]]
 JSONL = "type predict.output=NAME.jsonl, which holds whatever there is"
 
 
-def read(path: Path, text: str, *, delimiter: str | None = None, encoding: str = "utf-8-sig") -> Rows:
-    """The rows of a user's file; of plain text, its lines as the column `text`.
+def read(
+    path: Path, text: str | None, *, usual: str = "text", delimiter: str | None = None, encoding: str = "utf-8-sig"
+) -> tuple[Rows, str]:
+    """The rows of a user's file and the name of its column of texts; of plain text, its lines as the column `text`.
+
+    text: the column; None takes `usual`, or the only one there is.
 
     Raises UserError where the file, its format or the text column is wrong.
     """
     if not path.is_file():
         raise UserError(f"predict.input={path}: no such file")
-    rows = read_table(path, delimiter=delimiter, encoding=encoding, keys="predict.", lines=text)
+    rows = read_table(path, delimiter=delimiter, encoding=encoding, keys="predict.", lines=text or usual)
+    if text is None:
+        text = next(iter(rows.columns)) if usual not in rows.columns and len(rows.columns) == 1 else usual
     replace(rows, again="type predict.text=COLUMN")[text]
-    return replace(rows, again="mend the cell, or leave the row out")
+    return replace(rows, again="mend the cell, or leave the row out"), text
 
 
 def as_posts(rows: Rows, text: str) -> Posts:

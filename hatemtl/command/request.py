@@ -1,0 +1,154 @@
+"""Holds a run's request: what is trained or used, on which posts, how, and where it lands. Nothing here knows Hydra."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from hatemtl.batches.batching import Batching
+from hatemtl.batches.datamodule import DataModule
+from hatemtl.batches.sampling import Sampling
+from hatemtl.corpora.leaks import Policy
+from hatemtl.encoders.pretrained import Encoder
+from hatemtl.errors import UserError
+from hatemtl.labels import LabelSpace
+from hatemtl.machine.startup import started
+from hatemtl.methods.base import Method
+from hatemtl.network.assembly import Network, assemble, check_method
+from hatemtl.network.initial_heads import HeadsMerge
+from hatemtl.objective.optimization import Optimization
+from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.weighting import Weighting
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One run, whole. Equal requests make equal runs, in any process and any number of times in one.
+
+    config: what the saved run keeps as config.yaml and is known by: the values of all keys and, under `choices`, the options
+    of groups. A request made in Python may leave it empty, and is then known by nothing but its save_path.
+    weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
+    logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
+    heads_load: whether heads start from load_path. heads_merge: where else they start. cache: the folder that keeps tokens
+    and compiled code. leaks: what becomes of posts with near copies in a later split. workers: processes that make batches.
+    """
+
+    tasks: Mapping[str, Task]
+    encoder: Encoder
+    method: Method
+    weighting: Callable[..., Weighting]
+    optimization: Optimization
+    batching: Batching
+    sampling: Sampling
+    trainer: Any
+    logger: Callable[..., Any]
+    regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
+    seed: int = 0
+    save_path: Path | None = None
+    load_path: Path | None = None
+    overwrite: bool = False
+    heads_load: bool = False
+    heads_merge: HeadsMerge = "fresh"
+    cache: Path | None = None
+    cache_prefix: bool = False
+    leaks: Policy = "warn"
+    workers: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """The options of groups that were chosen, by group."""
+        return self.config.get("choices", {})
+
+    def heads_from(self) -> SavedRun | None:
+        """The saved run whose heads are loaded, if any. Raises UserError where none is given."""
+        if not self.heads_load:
+            return None
+        if self.load_path is None:
+            raise UserError("heads.load=true needs the saved run whose heads to load; type load_path=FOLDER")
+        return SavedRun(self.load_path)
+
+    def used_run(self, action: str) -> SavedRun:
+        """The saved run to test, predict with or export, once it is sure that nothing untrained would be used."""
+        if self.load_path is None:
+            raise UserError(f"action={action} needs the saved run to use; type load_path=FOLDER")
+        if not self.heads_load:
+            raise UserError(
+                f"action={action} with heads.load=false would use heads that were never trained; type heads.load=true"
+            )
+        saved = SavedRun(self.load_path)
+        check_method(saved, self.method, self.encoder)
+        return saved
+
+    def tasks_knowing(self, saved: SavedRun | None) -> dict[str, Task]:
+        """The tasks with the labels of the saved heads that are loaded."""
+        known = saved.labels if saved is not None else {}
+        return {name: task.knowing(known[name]) if name in known else task for name, task in self.tasks.items()}
+
+    def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
+        """The posts of these tasks, batched and sampled as asked for."""
+        return DataModule(tasks, batching=self.batching, sampling=self.sampling, seed=self.seed, workers=self.workers)
+
+    def network(
+        self,
+        tasks: Mapping[str, Task],
+        spaces: Mapping[str, LabelSpace],
+        *,
+        name: str,
+        data: DataModule | None = None,
+    ) -> Network:
+        """The network, seeded and in the run's number format.
+
+        name: of the method's adapter. data: the posts to train on; None where a saved run is used.
+        """
+        L.seed_everything(self.seed, verbose=False)
+
+        def posts(split: Any, number: int) -> list[Any]:
+            assert data is not None
+            data.tokenize(self.encoder.tokenizer(), self.encoder.max_length, self.cache)
+            return data.some(split, number)
+
+        network = assemble(
+            encoder=self.encoder,
+            method=self.method,
+            tasks=tasks,
+            spaces=spaces,
+            weighting=self.weighting,
+            regularisers=self.regularisers if data is not None else {},
+            optimization=self.optimization,
+            seed=self.seed,
+            name=name,
+            heads_from=self.heads_from(),
+            heads_merge=self.heads_merge if data is not None else "fresh",
+            posts=posts if data is not None else None,
+        )
+        network.store(self.trainer.dtype)
+        return network
+
+    def evaluator(self, root: Path, *, bar: bool = False) -> L.Trainer:
+        """A trainer that evaluates or predicts alone."""
+        started()
+        return self.trainer.trainer(self.optimization, root=root, logger=False, callbacks=[], bar=bar)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left. rows: of results.csv. best: the epoch, counted from 1, whose weights were kept; 0 for none.
+
+    seconds: from the request to the finished folder. trained: False where this very run was finished before.
+    """
+
+    folder: Path
+    rows: Mapping[str, float]
+    best: int
+    seconds: float
+    trained: bool = True
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are rows of a test."""
+        return any(row.startswith("test_") for row in self.rows)

@@ -1,0 +1,110 @@
+"""Composes the command that uses a saved run: what the run says of itself, under what the user types.
+
+Nothing found in a saved run's folder is ever instantiated: of its config.yaml the options of groups choose among our own
+YAMLs, and plain values are laid over what these say, where they have such a key.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from hatemtl.command.configuration import chosen
+from hatemtl.errors import UserError
+from hatemtl.methods.base import LOADERS
+from hatemtl.saved_runs.saved_run import SavedRun
+
+# Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
+SAID_ANEW = (
+    *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
+    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "trainer.progress"),
+)
+GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
+
+
+def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
+    """The configuration that loads a saved run's encoder side and heads, with its tasks, corpora and encoder.
+
+    typed: the user's own overrides, which are laid over the run's; None takes those of the command line.
+    Raises UserError where the run says what no run of ours does.
+    """
+    saved = SavedRun(folder)
+    typed = list(HydraConfig.get().overrides.task) if typed is None else typed
+    theirs, config = _typed(typed), saved.config
+    choices = config.get("choices")
+    if choices is None:
+        raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
+    tasks = theirs.get("tasks", [str(name) for name in config["tasks"]])
+    own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": _quoted(str(folder))}
+    own["tasks"] = f"[{','.join(tasks)}]"
+    for group, option in choices.items():
+        if not (GROUP.fullmatch(str(group)) and OPTION.fullmatch(str(option))) or str(group).startswith("hydra"):
+            raise UserError(f"{folder}/config.yaml: {group}={option} is no choice of a group; do not use this run")
+        of = re.search(r"@tasks\.(\w+)\.", str(group))
+        if not str(group).startswith(SAID_ANEW) and (of is None or of[1] in tasks):
+            own[str(group)] = str(option)
+    known = [f"{key}={value}" for key, value in own.items() if key not in theirs]
+    whole = compose("config", overrides=[*known, *typed], return_hydra_config=True)
+    cfg = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
+    _lay_over(cfg, config, theirs)
+    OmegaConf.set_struct(cfg, False)
+    cfg.choices = chosen(whole.hydra)
+    return cfg
+
+
+def _typed(words: list[str]) -> dict[str, Any]:
+    """What was typed, by key; a group's package is part of its key."""
+    found = {}
+    for override in OverridesParser.create().parse_overrides(overrides=list(words)):
+        value = override.value()
+        package = f"@{override.package}" if override.package else ""
+        found[f"{override.key_or_group}{package}"] = [str(v) for v in value] if isinstance(value, list) else value
+    return found
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _lay_over(cfg: DictConfig, saved: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
+    """Gives every key that both have the saved run's value, but where the user typed it, its group, or what it reads."""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    chosen = [key.partition("@")[2] or key for key in typed if key != "tasks"]
+    for key, before in _values(raw):
+        if any(key == said or key.startswith(f"{said}.") for said in (*SAID_ANEW, *chosen)):
+            continue
+        if isinstance(before, str) and any(said in before for said in chosen if "${" in before):
+            continue
+        value: Any = saved
+        for name in key.split("."):
+            value = value.get(name, _MISSING) if isinstance(value, Mapping) else _MISSING
+        if value is not _MISSING and _plain(value):
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+
+
+_MISSING = object()
+
+
+def _values(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration by their dotted keys, without those of Hydra."""
+    for key, value in node.items():
+        if str(key).startswith("_") or (not prefix and key == "hydra"):
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(value: Any) -> bool:
+    """Whether a saved value is nothing but numbers, texts and lists or maps of them, and calls nothing."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and not key.startswith("_") and _plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and "${" not in value)
