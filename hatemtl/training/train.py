@@ -72,7 +72,7 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
             f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
         )
         if then_test and not any(row.startswith("test_") for row in saved.results):
-            load = LOADERS[method.library]
+            load = LOADERS[method.library.name]
             raise UserError(
                 f"{save_path} was not tested; type action=test method={load} heads.load=true load_path={save_path}"
             )
@@ -131,7 +131,7 @@ def train(cfg: DictConfig, member: Member | None = None, *, then_test: bool) -> 
         {
             "status": "finished",
             "method": HydraConfig.get().runtime.choices["method"],
-            "library": method.library,
+            "library": method.library.name,
             "encoder": network.mark,
             "tokenizer": words,
             "encoder_source": cfg.encoder.source,
@@ -170,7 +170,7 @@ def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:
 
 
 def _save(network: Network, data: DataModule, folder: Path, rows: dict[str, float]) -> None:
-    network.method.save(network.module.encoder, network.name, folder)
+    network.method.library.save(network.module.encoder, network.name, folder)
     heads = {name: value.contiguous().cpu() for name, value in network.module.heads.state_dict().items()}
     saved_run.write(folder / "heads.safetensors", lambda path: save_file(heads, path))
     saved_run.write_labels(folder, data.spaces)
