@@ -40,7 +40,7 @@ class Library:
 class Attached:
     """An encoder that is ready to train, and what a user should know of how it became so.
 
-    lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where nothing was cut.
+    lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where no LoRA came of one.
     """
 
     model: nn.Module
