@@ -62,12 +62,12 @@ def measure(case: Case) -> Cost | None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from hatemtl.merging.base import NeedsStatistics, merge_factors
+    from hatemtl.merging.base import merge_factors
     from hatemtl.saved_runs.provenance import peak_memory
 
     torch.set_num_threads(case.threads)
     merge = instantiate(OmegaConf.load(MERGES / f"{case.merge}.yaml"), _convert_="all")
-    if isinstance(merge, NeedsStatistics):
+    if merge.needs is not None:
         return None
     shape = SIZES[case.size]
     sources = drawn(shape, case.layers)

@@ -169,9 +169,14 @@ def save(run: Network, option: str, folder: Path, *, seed: int) -> None:
     """Leaves what `training.py` would leave of a run of this option, but for heads and results."""
     write_config(folder, {"tasks": {task: {"mask_pattern": None} for task in TASKS}, "encoder": {"quantize": None}})
     write_labels(folder, {task: LabelSpace("multilabel", ("a", "b")) for task in TASKS})
-    record = {"method": option, "library": run.method.library, "encoder": run.mark, "encoder_source": run.encoder.source}
+    record = {
+        "method": option,
+        "library": run.method.library.name,
+        "encoder": run.mark,
+        "encoder_source": run.encoder.source,
+    }
     write_record(folder, {**record, "sources": {}, "seed": seed})
-    run.method.save(run.module.encoder, run.name, folder)
+    run.method.library.save(run.module.encoder, run.name, folder)
 
 
 def walk(typed: str, body: Encoder, folder: Path, **keys: Any) -> dict[str, str]:

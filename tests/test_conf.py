@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -11,11 +11,15 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from hatemtl.merging.base import Needs
+from hatemtl.methods.base import LOADERS
+
 CONF = Path(__file__).parents[1] / "conf"
 LISTED = ("tasks", "experiment", "data", "regulariser")  # what is no one constructor call
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in LISTED)
 # What only the run knows, by group.
 RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
+SOMETIMES = {"embedding", "statistics"}  # which a masked head alone takes, and a merge that must know something of posts
 SLOW = "peft"  # what begins so imports peft
 
 
@@ -37,12 +41,18 @@ def test_leaf_binds(path: Path) -> None:
     node = yaml.safe_load(path.read_text(encoding="utf-8"))
     parameters = inspect.signature(get_object(node["_target_"])).parameters
     given = {key for key in node if not key.startswith("_")}
-    runtime = RUNTIME.get(path.parent.name, set()) | ({"embedding"} & set(parameters))  # which a masked head alone takes
+    runtime = RUNTIME.get(path.parent.name, set()) | (SOMETIMES & set(parameters))
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values()), "constructors are keyword-only"
     assert given | runtime == set(parameters), "a leaf names every key, and no other"
     if path.parent.name == "method":
-        rules = [getattr(get_object(node["_target_"]), rule) for rule in ("stores_bf16", "quantizable")]
-        assert all(isinstance(rule, bool) for rule in rules), "a method says what types of number it takes"
+        method = get_object(node["_target_"])
+        assert LOADERS[method.library.name], "what it saves can be loaded again"
+        assert isinstance(method.library.quantizable, bool), "its library says what types of number it takes"
+        assert all(p.default is p.empty for p in parameters.values()), "the leaf alone has defaults"
+    if path.parent.name == "merge":
+        merge = get_object(node["_target_"])
+        assert merge.needs in (None, *get_args(Needs)), "a merge says what it must know of posts"
+        assert (merge.needs is not None) == ("posts" in node) == ("statistics" in parameters)
 
 
 @pytest.mark.parametrize(

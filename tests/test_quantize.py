@@ -73,7 +73,7 @@ def test_a_lora_trains_is_evaluated_trains_on_and_comes_back(
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             return hidden(model)
 
-    model = ready(method.attach(small(bits, kind), name="run", seed=0))
+    model = ready(method.attach(small(bits, kind), name="run", seed=0).model)
     body = {key: p.detach().clone() for key, p in model.named_parameters() if not p.requires_grad}
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -92,11 +92,11 @@ def test_a_lora_trains_is_evaluated_trains_on_and_comes_back(
     assert losses[-1] < losses[0]
     assert all(torch.equal(p, body[key]) for key, p in model.named_parameters() if key in body)
     before = said(model)
-    record(tmp_path / "run", method.library)
-    method.save(model, "run", tmp_path / "run")
+    record(tmp_path / "run", method.library.name)
+    method.library.save(model, "run", tmp_path / "run")
     load = loads(path=str(tmp_path / "run"), **RATES)
-    assert torch.equal(said(ready(load.attach(small(bits, kind), name="run", seed=0))), before)
-    over_floats = hidden(load.attach(encoder(kind), name="run", seed=0))  # the same LoRA over the float weights
+    assert torch.equal(said(ready(load.attach(small(bits, kind), name="run", seed=0).model)), before)
+    over_floats = hidden(load.attach(encoder(kind), name="run", seed=0).model)  # the same LoRA over the float weights
     assert (over_floats - before).norm() / before.norm() < 0.4
 
 
@@ -104,7 +104,7 @@ def test_a_lora_trains_is_evaluated_trains_on_and_comes_back(
 @every_width
 def test_only_what_needs_no_float_weights_stands_on_quantized_ones(bits: str) -> None:
     for name in ("lora", "rslora", "ia3"):
-        hidden(adapter(*NAMED[name]).attach(small(bits), name="run", seed=0))
+        hidden(adapter(*NAMED[name]).attach(small(bits), name="run", seed=0).model)
     with pytest.raises(UserError, match="init_lora_weights=pissa changes the weights; type encoder.quantize=null"):
         adapter(*NAMED["pissa"]).attach(small(bits), name="run", seed=0)
     with pytest.raises(UserError, match="BOFTConfig on a quantized bert: .*type encoder.quantize=null"):
@@ -112,14 +112,14 @@ def test_only_what_needs_no_float_weights_stands_on_quantized_ones(bits: str) ->
     lora = METHODS["ah"][0]
     with pytest.raises(UserError, match="modernbert.*type method=peft_lora16"):
         lora.attach(small(bits, "modernbert"), name="run", seed=0)
-    hidden(METHODS["peft"][0].attach(small(bits, "modernbert"), name="run", seed=0))
+    hidden(METHODS["peft"][0].attach(small(bits, "modernbert"), name="run", seed=0).model)
 
 
 @installed
 @every_width
 def test_the_fast_layers_leave_quantized_ones_alone(bits: str) -> None:
     for method, _ in METHODS.values():
-        model = method.attach(small(bits), name="run", seed=0)
+        model = method.attach(small(bits), name="run", seed=0).model
         assert not {type(m.forward).__name__ for m in model.modules()} & {"LoRALinear", "BertStack"}
 
 

@@ -39,7 +39,7 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     choices = config.get("choices")
     if choices is None:
         raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
-    tasks = theirs.get("tasks", [str(name) for name in config["tasks"]])
+    tasks = [str(name) for name in theirs.get("tasks", config["tasks"])]
     own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": _quoted(str(folder))}
     own["tasks"] = f"[{','.join(tasks)}]"
     for group, option in choices.items():

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate, Updates, factorise, truncate
 
 Update = LoRAUpdate | Tensor
+Needs = Literal["gram", "fisher", "search"]
 
 
 class Merge(Protocol):
@@ -19,30 +20,20 @@ class Merge(Protocol):
 
     The updates come as factors where the sources are LoRAs, else as tensors of the weight's own shape (a full model's or
     another adapter's difference to the weights that all sources started from). A formula for entries takes any shape.
+
+    needs: what it must know of posts beside the updates, of each layer: `gram`, Xᵀ·X (in, in) of its inputs; `fisher`, the
+    mean squared gradient, of the weight's shape; `search`, the coefficient that is best. A merge that needs something has
+    `posts`, of how many, the same ones of the run for all sources, also where these were trained on others; and
+    `statistics`, which it is given: a mapping a source, by layer. Called without them it raises UserError.
     """
+
+    needs: ClassVar[Needs | None] = None
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         """The merged update of one layer: factors where the formula keeps the rank low, else (out, in).
 
         A source that does not adapt the layer comes with an update of zero (rank 0). At least one update is given.
         """
-        ...
-
-
-@runtime_checkable
-class NeedsStatistics(Protocol):
-    """A merge that weighs the sources by a statistic of each, gathered on posts; called without one it raises UserError.
-
-    statistic: what is gathered of a layer: `gram`, Xᵀ·X (in, in) of its inputs, or `fisher`, the mean squared gradient, of
-    the shape of the weight. posts: how many it is gathered from, the same
-    training posts of the run for all sources, also where a source was trained on others.
-    """
-
-    statistic: ClassVar[str]
-    posts: int
-
-    def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
-        """The merge that has them: one mapping a source, in the sources' order, by layer."""
         ...
 
 

@@ -12,7 +12,7 @@ from hatemtl.merging.spectrum import EXACT, canonical, cleared
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreSpace:
+class CoreSpace(Merge):
     """ΔW = U·inner(M₁, …, Mₙ)·Vᵀ with Mᵢ = Uᵀ·ΔWᵢ·V (Panariello et al. 2025, Accurate and efficient low-rank model merging
     in core space, arXiv:2509.17786).
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Update, dense
+from hatemtl.merging.base import Merge, Update, dense
 from hatemtl.merging.election import Election, agreeing_mean, check_elect
 from hatemtl.merging.sparsity import by_lot, check_density, check_scale, lots
 
 
 @dataclass(frozen=True, kw_only=True)
-class DARE:
+class DARE(Merge):
     """λ times the mean, or the TIES merge, of sources of which a share of entries is dropped, the others divided by density.
 
     Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099.
@@ -44,7 +44,7 @@ class DARE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DELLA:
+class DELLA(Merge):
     """Drop, elect, fuse: as DARE, but the greater an entry among those of its row, the better its chance to be kept.
 
     Deep et al. 2024, DELLA-merging, arXiv:2406.11617 (MAGPRUNE). The chance rises with the rank of the magnitude in the row,

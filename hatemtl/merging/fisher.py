@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, dense, statistics_of
+from hatemtl.merging.base import Merge, Needs, Update, dense, statistics_of
 from hatemtl.merging.mean import Mean
 
 
@@ -27,7 +27,7 @@ def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fisher:
+class Fisher(Merge):
     """ΔW = Σ Fᵢ ⊙ ΔWᵢ / Σ Fᵢ, entry by entry (Matena & Raffel 2022, Merging models with Fisher-weighted averaging,
     arXiv:2111.09832), Fᵢ the diagonal Fisher information of source i's weights: the mean squared gradient of its
     log-likelihood.
@@ -47,7 +47,8 @@ class Fisher:
     normalize: bool
     floor: float
     posts: int
-    statistic: ClassVar[str] = "fisher"
+    statistics: Sequence[Mapping[str, Tensor]] | None = None
+    needs: ClassVar[Needs] = "fisher"
 
     def __post_init__(self) -> None:
         if not isinstance(self.normalize, bool):
@@ -58,28 +59,15 @@ class Fisher:
             raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        raise UserError(
-            "merge=fisher weighs the sources by the Fisher information of their weights, which is gathered from posts "
-            "during a run; where no posts are at hand use merge=mean"
-        )
-
-    def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
-        """This merge with each source's Fisher information by layer, of the weight's shape, in the order of the sources."""
-        sizes = [sum(float(own.double().square().sum()) for own in source.values()) ** 0.5 for source in statistics]
-        return partial(self._merge, statistics=statistics, sizes=sizes if self.normalize else [1.0] * len(sizes))
-
-    def _merge(
-        self,
-        updates: Sequence[Update],
-        *,
-        layer: str,
-        statistics: Sequence[Mapping[str, Tensor]],
-        sizes: Sequence[float],
-    ) -> Update:
-        given = statistics_of(layer, statistics, sources=len(updates), shape=tuple(updates[0].shape))
+        if self.statistics is None:
+            raise UserError(
+                "merge=fisher weighs the sources by the Fisher information of their weights, which is gathered from posts "
+                "during a run; where no posts are at hand use merge=mean"
+            )
+        given = statistics_of(layer, self.statistics, sources=len(updates), shape=tuple(updates[0].shape))
         if given is None:
             return Mean(weights=None)(updates, layer=layer)
-        shares = [1 / size if size > 0 else 1.0 for size in sizes]
+        shares = [1 / size if self.normalize and size > 0 else 1.0 for size in self._sizes]
         pull = self.floor * torch.stack([share * own.mean() for share, own in zip(shares, given, strict=True)]).mean()
         if not pull:
             return Mean(weights=None)(updates, layer=layer)
@@ -89,3 +77,8 @@ class Fisher:
             weights += F
             weighted += F.mul_(dense([update])[0])
         return weighted / weights
+
+    @cached_property
+    def _sizes(self) -> list[float]:
+        """The norm of each source's information over all layers."""
+        return [sum(float(F.double().square().sum()) for F in of.values()) ** 0.5 for of in self.statistics or ()]

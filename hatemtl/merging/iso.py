@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Update, factored
+from hatemtl.merging.base import Merge, Update, factored
 from hatemtl.merging.lora import LoRAUpdate, combine
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.sparsity import check_scale
@@ -19,7 +19,7 @@ def faint(factors: Sequence[LoRAUpdate]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsoC:
+class IsoC(Merge):
     """ΔW = scale · σ̄·U·Vᵀ, where U·Σ·Vᵀ = Σᵢ ΔWᵢ and σ̄ is the mean of Σ (Marczak et al. 2025, No task left behind,
     arXiv:2502.04959).
 
@@ -45,7 +45,7 @@ class IsoC:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsoCTS:
+class IsoCTS(Merge):
     """Iso-C whose weakest common directions give way to the sources' own (Marczak et al. 2025, No task left behind,
     arXiv:2502.04959).
 

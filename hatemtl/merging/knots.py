@@ -13,7 +13,7 @@ from hatemtl.merging.spectrum import EXACT, canonical, cleared, norm, svd
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnOTS:
+class KnOTS(Merge):
     """[ΔW₁ … ΔWₙ] = U·Σ·[V₁ᵀ … Vₙᵀ], then ΔW = U·Σ·inner(V₁ᵀ, …, Vₙᵀ) (Stoica et al. 2025, Model merging with SVD to tie
     the knots, arXiv:2410.19735).
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.merging.base import Merge, Update
+from hatemtl.merging.base import Merge, Needs, Update
 from hatemtl.merging.mean import Mean, total
 
 OBJECTIVES = ("loss", "entropy", "error", "bias")
@@ -38,7 +37,7 @@ def false_positive_equality_difference(scores: Tensor, targets: Tensor, has: Ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
+class Learned(Merge):
     """Σ λᵢ·ΔWᵢ with coefficients that make the merged network best, on posts and with the merged heads.
 
     The search judges the lossless sum; a cut to a rank comes after it. What is minimised is a weighted sum of objectives, of
@@ -66,7 +65,8 @@ class Learned:
     seed: int
     bias: float = 0.0
     bias_of: Bias = false_positive_equality_difference
-    statistic: ClassVar[str] = "coefficients"
+    statistics: Sequence[Mapping[str, Tensor]] | None = None  # the coefficients that were found, each one number
+    needs: ClassVar[Needs] = "search"
 
     def __post_init__(self) -> None:
         for name in OBJECTIVES:
@@ -93,21 +93,15 @@ class Learned:
             raise UserError(f"merge.start={self.start}: expected a number, or null for 1/n")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        raise UserError(
-            "merge=learned searches its coefficients on posts during a run; where no posts are at hand use merge=mean"
-        )
+        if self.statistics is None:
+            raise UserError(
+                "merge=learned searches its coefficients on posts during a run; where no posts are at hand use merge=mean"
+            )
+        if not all(layer in source for source in self.statistics):
+            return Mean(weights=None)(updates, layer=layer)  # no source adapts it
+        return total(updates, [float(source[layer]) for source in self.statistics])
 
     @property
     def objectives(self) -> dict[str, float]:
         """Those that count, and how much."""
         return {name: getattr(self, name) for name in OBJECTIVES if getattr(self, name)}
-
-    def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
-        """The merge with the coefficients that were found: one mapping a source, by layer, each one number."""
-        return partial(_weighted, statistics=statistics)
-
-
-def _weighted(updates: Sequence[Update], *, layer: str, statistics: Sequence[Mapping[str, Tensor]]) -> Update:
-    if not all(layer in source for source in statistics):
-        return Mean(weights=None)(updates, layer=layer)  # no source adapts it
-    return total(updates, [float(source[layer]) for source in statistics])

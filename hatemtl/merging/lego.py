@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Update
+from hatemtl.merging.base import Merge, Update
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.seeds import generator
 
@@ -16,7 +16,7 @@ STEPS = 100  # of Lloyd's algorithm; a few dozen points settle in about ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class LEGO:
+class LEGO(Merge):
     """A LoRA of the centroids of k clusters of units (Zhao et al. 2024, Merging LoRAs like playing LEGO, arXiv:2409.16167).
 
     A unit is a row a of A with its column b of B, ΔW = Σ b·aᵀ, with √|s| of the scale s on either side and its sign on b.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Update, dense
+from hatemtl.merging.base import Merge, Update, dense
 from hatemtl.merging.lora import LoRAUpdate, combine
 
 
@@ -33,7 +33,7 @@ def total(updates: Sequence[Update], weights: Sequence[float]) -> Update:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class Mean(Merge):
     """The true mean of the updates, Σ wᵢ·ΔWᵢ / Σ wᵢ (Wortsman et al. 2022, Model soups, arXiv:2203.05482), exactly.
 
     weights: one a source, in the sources' order, not negative; None weighs all alike.
@@ -53,7 +53,7 @@ class Mean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(Merge):
     """What AdapterHub's `average_adapter("linear")` does: the mean of the A's and the mean of the B's, apart.
 
     It is near the mean of the updates only where the sources started from the same A; kept to compare with. Of other

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, factored, statistics_of
+from hatemtl.merging.base import Merge, Needs, Update, factored, statistics_of
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 
@@ -46,7 +45,7 @@ def _sizes(width: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegMean:
+class RegMean(Merge):
     """ΔW = (Σ ΔWᵢ·Gᵢ)·(Σ Gᵢ)⁻¹ (Jin et al. 2023, Dataless knowledge fusion by merging weights of language models,
     arXiv:2212.09849), Gᵢ = Xᵢᵀ·Xᵢ the Gram matrix (in, in) of the layer's inputs as source i computes them.
 
@@ -65,7 +64,8 @@ class RegMean:
     alpha: float
     ridge: float
     posts: int
-    statistic: ClassVar[str] = "gram"
+    statistics: Sequence[Mapping[str, Tensor]] | None = None  # each (in, in), or `packed`
+    needs: ClassVar[Needs] = "gram"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
@@ -76,23 +76,18 @@ class RegMean:
             raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        raise UserError(
-            "merge=regmean weighs the sources by the Gram matrices of their layers' inputs, which are gathered from posts "
-            "during a run; where no posts are at hand use merge=mean"
-        )
-
-    def with_statistics(self, statistics: Sequence[Mapping[str, Tensor]]) -> Merge:
-        """This merge with each source's Gram matrices by layer, (in, in) or `packed`, in the order of the sources."""
-        return partial(self._merge, statistics=statistics)
-
-    def _merge(self, updates: Sequence[Update], *, layer: str, statistics: Sequence[Mapping[str, Tensor]]) -> Update:
+        if self.statistics is None:
+            raise UserError(
+                "merge=regmean weighs the sources by the Gram matrices of their layers' inputs, which are gathered from "
+                "posts during a run; where no posts are at hand use merge=mean"
+            )
         factors = factored(updates)
         if factors is None:
             return Mean(weights=None)(updates, layer=layer)
         width = updates[0].shape[-1]
-        as_packed = all(layer in source and source[layer].ndim == 1 for source in statistics)
+        as_packed = all(layer in source and source[layer].ndim == 1 for source in self.statistics)
         shape = (sum(_sizes(width)),) if as_packed else (width, width)
-        grams = statistics_of(layer, statistics, sources=len(updates), shape=shape)
+        grams = statistics_of(layer, self.statistics, sources=len(updates), shape=shape)
         if grams is None or not any(G.any() for G in grams):
             return Mean(weights=None)(updates, layer=layer)
         rows, diagonals = [], []

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Update
+from hatemtl.merging.base import Merge, Update
 from hatemtl.merging.mean import check_weights, total
 from hatemtl.merging.sparsity import check_scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskArithmetic:
+class TaskArithmetic(Merge):
     """λ·Σ wᵢ·ΔWᵢ (Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089), exactly.
 
     scale: λ; 1/n gives the mean of n sources.

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Update, dense
+from hatemtl.merging.base import Merge, Update, dense
 from hatemtl.merging.election import Election, agreeing_mean, check_elect
 from hatemtl.merging.sparsity import between, check_density, check_scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class Magnitude:
+class Magnitude(Merge):
     """The mean of each source's greatest entries: λ/n·Σ top(ΔWᵢ), the other entries counting as 0.
 
     Pruning by magnitude is of Han et al. 2015, arXiv:1506.02626; PEFT's `magnitude_prune` with weights 1/n is this.
@@ -35,7 +35,7 @@ class Magnitude:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TIES:
+class TIES(Merge):
     """λ·(mean of those of each source's greatest entries that have the elected sign): trim, elect sign, merge.
 
     Yadav et al. 2023, TIES-merging, arXiv:2306.01708; trimmed by layer, as PEFT does, and not over the whole model.
@@ -61,7 +61,7 @@ class TIES:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Breadcrumbs:
+class Breadcrumbs(Merge):
     """The mean of each source's entries between two tails: λ/n·Σ mᵢ⊙ΔWᵢ, mᵢ masking outliers and what hardly moved.
 
     Davari & Belilovsky 2024, Model breadcrumbs, arXiv:2312.06795, whose factor of the sum is λ/n here.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Update, factored
+from hatemtl.merging.base import Merge, Update, factored
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.sparsity import check_scale
@@ -14,7 +14,7 @@ from hatemtl.merging.spectrum import FAINT, decorrelated, norm, svd
 
 
 @dataclass(frozen=True, kw_only=True)
-class TSVM:
+class TSVM(Merge):
     """ΔW = scale · U⊥·Σ·V⊥ᵀ (Gargiulo et al. 2025, Task singular vectors, arXiv:2412.00081).
 
     U, Σ and V are the sources' greatest singular values and their vectors, side by side; U⊥ and V⊥ are the orthonormal

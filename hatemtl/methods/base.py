@@ -2,16 +2,17 @@
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
+from hatemtl.merging.base import Merge
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator
 
@@ -19,39 +20,56 @@ from hatemtl.seeds import generator
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
 
+@dataclass(frozen=True)
+class Library:
+    """A format of saved adapters or encoders, and what all methods have in common that save in it.
+
+    name: in the record of a saved run. pattern: finds the adapter's name in a parameter's; None where no weights are an
+    adapter's. quantizable: whether the encoder's linear layers may be of 8 or 4 bits. active: the names of the adapters that
+    take part in a forward. save: writes what was trained under a name into a folder, as safetensors.
+    """
+
+    name: str
+    pattern: re.Pattern[str] | None
+    quantizable: bool
+    active: Callable[[Any], list[str]]
+    save: Callable[[Any, str, Path], None]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An encoder that is ready to train, and what a user should know of how it became so.
+
+    lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where no LoRA came of one.
+    """
+
+    model: nn.Module
+    notes: tuple[str, ...] = ()
+    lost: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method(Protocol):
     """What makes the encoder trainable: full fine-tuning, an adapter, a merge of adapters.
 
-    library: whose format it saves in. learning_rate: the encoder-side rate at which this method trains well.
-    body_dropout: whether the pretrained body keeps its own dropout in training.
-    stores_bf16: whether the frozen body may be kept in bfloat16 where that is the type of the computation; what is trained
-    is float32 in any case. quantizable: whether its linear layers may be of 8 or 4 bits.
+    library: whose format it saves in. merge: how saved runs are merged, if it merges any. learning_rate: the encoder-side
+    rate at which this method trains well. body_dropout: whether the pretrained body keeps its own dropout in training.
     """
 
-    library: ClassVar[str]
-    stores_bf16: ClassVar[bool]
-    quantizable: ClassVar[bool]
+    library: ClassVar[Library]
+    merge: Merge | None = field(default=None, init=False)  # what merges has it as a keyword: `merge: Merge = field()`
     learning_rate: float
     body_dropout: bool
-    adapter_pattern: ClassVar[re.Pattern[str] | None]
 
     def starts_from(self) -> list[SavedRun]:
         """The saved runs whose weights this method starts from; an encoder without any is as it was pretrained.
 
         Raises UserError where one is missing or does not fit this method.
         """
-        ...
+        return []
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder."""
-        ...
-
-    def active(self, model: nn.Module) -> list[str]:
-        """The names of the adapters that take part in a forward."""
-        ...
-
-    def save(self, model: nn.Module, name: str, folder: Path) -> None:
-        """Writes what was trained in the library's own format, safetensors."""
         ...
 
 
@@ -68,11 +86,12 @@ class Component:
 
 def components(method: Method, model: nn.Module) -> list[Component]:
     """The encoder's body and each adapter on it."""
+    library = method.library
     groups: dict[str, list[nn.Parameter]] = {"": []}
     for name, parameter in model.named_parameters():
-        match = method.adapter_pattern.search(name) if method.adapter_pattern else None
+        match = library.pattern.search(name) if library.pattern else None
         groups.setdefault(match.group(1) if match else "", []).append(parameter)
-    active = method.active(model)
+    active = library.active(model)
     return [
         Component(
             name=adapter or "encoder",
@@ -139,11 +158,11 @@ def check_leave_out(leave_out: object, depth: int) -> list[int]:
     return sorted(layer for layer in layers if layer is not None)
 
 
-def to_load(path: str | None, library: str) -> list[SavedRun]:
+def to_load(path: str | None, library: Library) -> list[SavedRun]:
     """The saved run of this library that `load_path` names. Raises UserError where there is none."""
     if path is None:
-        raise UserError(f"method={LOADERS[library]} needs the saved run to load; type load_path=FOLDER")
-    return [saved_by(SavedRun(path), library, f"load_path={path}")]
+        raise UserError(f"method={LOADERS[library.name]} needs the saved run to load; type load_path=FOLDER")
+    return [saved_by(SavedRun(path), library.name, f"load_path={path}")]
 
 
 def saved_by(run: SavedRun, library: str, given: str) -> SavedRun:

@@ -2,39 +2,34 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
-
-from torch import nn
+from typing import Any
 
 from hatemtl.encoders.pretrained import Transformer
-from hatemtl.methods.base import to_load
+from hatemtl.methods.base import Attached, Library, Method, to_load
 from hatemtl.saved_runs.saved_run import SavedRun
 
 WEIGHTS = "encoder/model.safetensors"
 
 
+def save(model: Any, name: str, folder: Path) -> None:
+    """Writes encoder/config.json and encoder/model.safetensors."""
+    model.save_pretrained(folder / "encoder", safe_serialization=True)
+
+
+LIBRARY = Library(name="full", pattern=None, quantizable=False, active=lambda model: [], save=save)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Full:
+class Full(Method):
     """Trains the whole encoder, from its pretrained weights or, with `path`, from a saved run's."""
 
     path: str | None
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = "full"
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = False
-    adapter_pattern: ClassVar[None] = None
+    library = LIBRARY
 
     def starts_from(self) -> list[SavedRun]:
         return [] if self.path is None else to_load(self.path, self.library)
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         for run in self.starts_from():
             model.load_state_dict(run.tensors(WEIGHTS))
-        return model.requires_grad_(True)
-
-    def active(self, model: nn.Module) -> list[str]:
-        return []
-
-    def save(self, model: nn.Module, name: str, folder: Path) -> None:
-        model.save_pretrained(folder / "encoder", safe_serialization=True)  # type: ignore[operator]
+        return Attached(model.requires_grad_(True))

@@ -1,10 +1,9 @@
 """Methods that start from the merge of several saved runs: kept as a LoRA, as an adapter, or written into the weights."""
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,6 @@ from hatemtl.merging.regmean import RegMean
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
 from hatemtl.methods.adapterhub.library import (
-    LIBRARY,
-    PATTERN,
-    active,
     add,
     enable,
     factors,
@@ -32,8 +28,9 @@ from hatemtl.methods.adapterhub.library import (
     try_out,
     updates,
 )
-from hatemtl.methods.adapterhub.several_adapters import save
+from hatemtl.methods.adapterhub.several_adapters import LIBRARY
 from hatemtl.methods.adapterhub.train_and_load import load_all, matching
+from hatemtl.methods.base import Attached, Method
 from hatemtl.saved_runs.saved_run import SavedRun
 
 # Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out.
@@ -43,7 +40,7 @@ LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged:
+class Merged(Method):
     """Starts from the merge of saved adapters of one kind; the sources stay loaded, frozen and inactive.
 
     LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA. Adapters of
@@ -54,16 +51,9 @@ class Merged:
     """
 
     sources: str
-    merge: Merge
+    merge: Merge = field()
     rank: int | None
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def __post_init__(self) -> None:
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
@@ -74,7 +64,7 @@ class Merged:
     def starts_from(self) -> list[SavedRun]:
         return matching(self.sources, "ah_merge16")
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
         adapted, names = self._loaded(model, runs, name, seed)
         how = self._loras if is_lora(adapted, names[0]) else self._adapters
@@ -108,7 +98,7 @@ class Merged:
             self._check_alike(adapted, runs, names, seed)
         return adapted, names
 
-    def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
+    def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
         sources = [updates(adapted, source) for source in names]
         merged = merge_factors(self.merge, sources, self.rank, names)
         rank = max(update.rank for update in merged.updates.values())
@@ -122,8 +112,7 @@ class Merged:
                         continue
                     A[: update.rank].copy_(update.A)
                     B[:, : update.rank].copy_(update.scale * update.B)
-        adapted.energy_lost, adapted.merge_notes = merged.lost, _left_alone(runs, sources)
-        return train(adapted, name)
+        return Attached(train(adapted, name), _left_alone(runs, sources), merged.lost)
 
     def _check_alike(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], seed: int) -> None:
         """Raises UserError where the sources cannot be merged parameter by parameter."""
@@ -141,54 +130,48 @@ class Merged:
                     f"this run has seed {seed}, and the entries of such adapters mean the same only if they started alike; "
                     f"type seed={run.record['seed']}, or train them with one seed"
                 )
-            if run.record.get("sources") and not _is_mean(self.merge):
+            if run.record.get("sources") and not isinstance(self.merge, MEANS):
                 raise UserError(
                     f"method.sources={self.sources!r}: {run.folder} started from {', '.join(run.record['sources'])}, not "
                     f"from what its seed draws, and this merge needs what each changed since its start; type merge=mean, or "
                     f"leave it out"
                 )
 
-    def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> nn.Module:
+    def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
         add(adapted, name, adapted.adapters_config.get(names[0]), seed)
         start = own_parameters(adapted, name)
         merged = merge_dense(self.merge, [_Changes(own_parameters(adapted, each), start, each) for each in names])
         with torch.no_grad():
             for key, parameter in start.items():
                 parameter.add_(merged[key].to(parameter))
-        return try_out(train(adapted, name), f"method.sources={self.sources!r}")
+        return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntoWeights:
+class IntoWeights(Method):
     """Starts from the merge of saved runs written into the encoder's weights, all of which are then trained.
 
     sources: a glob of saved runs, at least one: LoRAs of either library, of which nothing is cut, or fully trained encoders.
     """
 
     sources: str
-    merge: Merge
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = full.Full.library
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = False
-    adapter_pattern: ClassVar[None] = None
-    active = full.Full.active
-    save = full.Full.save
+    merge: Merge = field()
+    library = full.LIBRARY
 
     def starts_from(self) -> list[SavedRun]:
         runs = lora_source.folders(self.sources, "full_merge")
         libraries = {run.record["library"] for run in runs}
-        if libraries - {*lora_source.FILES, self.library} or (self.library in libraries and len(libraries) > 1):
+        if libraries - {*lora_source.FILES, self.library.name} or (self.library.name in libraries and len(libraries) > 1):
             raise UserError(
                 f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}; expected LoRAs "
-                f"({', '.join(lora_source.FILES)}) or fully trained encoders ({self.library}), and not both"
+                f"({', '.join(lora_source.FILES)}) or fully trained encoders ({self.library.name}), and not both"
             )
         return runs
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        runs, adapted = self.starts_from(), cast(Any, model)
-        if runs[0].record["library"] == self.library:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        runs = self.starts_from()
+        notes: tuple[str, ...] = ()
+        if runs[0].record["library"] == self.library.name:
             start = model.state_dict()
             deltas = [_Changes(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
             merged = merge_each(self.merge, deltas)
@@ -196,12 +179,12 @@ class IntoWeights:
             sources = [lora_source.read(run, model) for run in runs]
             found = merge_each(self.merge, sources, [str(run.folder) for run in runs])
             merged = ((f"{layer}.weight", update) for layer, update in found)
-            adapted.merge_notes = _left_alone(runs, sources)
+            notes = _left_alone(runs, sources)
         weights = dict(model.named_parameters())
         with torch.no_grad():
             for key, update in merged:  # one at a time: all of them in double precision are twice the encoder
                 weights[key].add_(update.to(weights[key]))
-        return model.requires_grad_(True)
+        return Attached(model.requires_grad_(True), notes)
 
 
 def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[str, ...]:
@@ -213,10 +196,6 @@ def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[s
             some = ", ".join(alone[:2]) + (f" and {len(alone) - 2} more" if len(alone) > 2 else "")
             notes.append(f"{run.folder} does not adapt {some}, which another source does: there it is counted as zero")
     return tuple(notes)
-
-
-def _is_mean(merge: Merge) -> bool:
-    return isinstance(getattr(getattr(merge, "func", None), "__self__", merge), MEANS)  # with statistics it is a partial
 
 
 class _Changes(Mapping[str, Tensor]):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,12 +23,11 @@ from torch.nn import functional as F
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.methods.base import check_lora, draw_lora_A, to_load
+from hatemtl.methods.base import Attached, Library, Method, check_lora, draw_lora_A, to_load
 from hatemtl.methods.lora_formats import ROLES
 from hatemtl.saved_runs.saved_run import SavedRun, write_text
 from hatemtl.seeds import generator
 
-LIBRARY = "mtl_lora"
 WEIGHTS = "adapter/mtl_lora.safetensors"
 SETTINGS = "adapter/mtl_lora.json"
 PATTERN = re.compile(r"\.mixtures\.([^.]+)\.")
@@ -146,8 +145,11 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
     write_text(folder / SETTINGS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+LIBRARY = Library(name="mtl_lora", pattern=PATTERN, quantizable=True, active=active, save=save)
+
+
 @dataclass(frozen=True, kw_only=True)
-class MTLLoRA:
+class MTLLoRA(Method):
     """Trains MTL-LoRA on the layers that ah_lora16 adapts.
 
     tasks: the run's. rank: r. alpha: updates are scaled by alpha / r. ups: n, how many B are shared. temperature: τ; the
@@ -159,14 +161,7 @@ class MTLLoRA:
     alpha: float
     ups: int
     temperature: float
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def __post_init__(self) -> None:
         check_lora(rank=self.rank, alpha=self.alpha)
@@ -175,10 +170,7 @@ class MTLLoRA:
         if not isinstance(self.temperature, int | float) or not self.temperature > 0:
             raise UserError(f"method.temperature={self.temperature}: expected a number above 0; type method.temperature=1")
 
-    def starts_from(self) -> list[SavedRun]:
-        return []
-
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
         layers = [path for path in linear if any(pattern.search(path) for pattern in ROLES.values())]
         if not layers:
@@ -189,11 +181,11 @@ class MTLLoRA:
             for path, mixture in mixtures(model).items():
                 draw_lora_A(mixture.A, seed=seed, layer=path)
                 mixture.choice.normal_(generator=generator(seed, "mtl_lora", path))
-        return model
+        return Attached(model)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Load(Method):
     """Starts from the MTL-LoRA of a saved run, to test it, to predict with it or to train it further.
 
     tasks: the run's, each of which the saved one has to know.
@@ -201,19 +193,12 @@ class Load:
 
     path: str | None
     tasks: Sequence[str]
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def starts_from(self) -> list[SavedRun]:
         return to_load(self.path, LIBRARY)
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         run = self.starts_from()[0]
         tensors, path = run.tensors(WEIGHTS), run.folder / SETTINGS
         again = "train the run again with overwrite=true"
@@ -238,4 +223,4 @@ class Load:
         except (AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{run.folder / WEIGHTS} and this encoder do not fit ({reason}); {again}") from error
-        return model
+        return Attached(model)

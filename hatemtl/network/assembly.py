@@ -11,8 +11,6 @@ from hatemtl.batches.batch import Batch
 from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint, keep_trainable
 from hatemtl.errors import Refusal, UserError, refusing
 from hatemtl.labels import LabelSpace
-from hatemtl.merging.base import NeedsStatistics
-from hatemtl.merging.learned import Learned
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
 from hatemtl.network import initial_heads
 from hatemtl.network.initial_heads import HeadsMerge
@@ -31,7 +29,8 @@ class Network:
     """The module of a run, and what its saved run must say of it.
 
     mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
-    should know of it. search: for a merge's weights. seconds: that merging took, statistics of posts and search included.
+    should know of it. lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer. search: for a merge's
+    weights. seconds: that merging took, statistics of posts and search included.
     """
 
     module: MultitaskModule
@@ -40,24 +39,18 @@ class Network:
     mark: str
     name: str
     notes: tuple[str, ...] = ()
+    lost: Mapping[str, float] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
     seconds: float = 0.0
 
     def store(self, dtype: torch.dtype) -> None:
         """Keeps the body's frozen weights in the type of the computation: no cast at every step, half the memory in bf16."""
         self.module.through.dtype = dtype
-        if not self.method.stores_bf16:
-            return
-        pattern = self.method.adapter_pattern
+        pattern = self.method.library.pattern
         for name, parameter in self.module.encoder.named_parameters():
             frozen = not parameter.requires_grad and parameter.is_floating_point()  # a quantized weight stays as it is
             if frozen and not (pattern and pattern.search(name)):
                 parameter.data = parameter.data.to(dtype)
-
-    @property
-    def lost(self) -> dict[str, float]:
-        """The share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where nothing was merged."""
-        return getattr(self.module.encoder, "energy_lost", {})
 
     def merged(self) -> list[dict[str, object]]:
         """A row a layer of a merge: what was lost, and the weight of each source where they were searched for."""
@@ -124,34 +117,33 @@ def assemble(
                 f"{source.folder} was trained over {bits or 'float'} weights of this encoder and stands over "
                 f"{encoder.quantize or 'float'} ones here: its scores will differ a little"
             )
-    if encoder.quantize is not None and not method.quantizable:
+    if encoder.quantize is not None and not method.library.quantizable:
         raise Refusal(
-            f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library}) needs the weights of "
+            f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library.name}) needs the weights of "
             f"{encoder.source} as floats; type encoder.quantize=null, or method=ah_lora16"
         )
-    merge = getattr(method, "merge", None)
-    searched = isinstance(merge, Learned) and posts is not None
+    needs = method.merge.needs if method.merge and posts else None
     heads = initial_heads.fresh(model, tasks, spaces, seed)
     if heads_from is not None:
         initial_heads.load(heads, heads_from, tasks)
-    elif heads_merge in ("concat", "mean") or (heads_merge == "refit" and searched):  # a search needs some already
+    elif heads_merge in ("concat", "mean") or (heads_merge == "refit" and needs == "search"):  # a search needs some already
         initial_heads.merge(heads, method.starts_from(), tasks, heads_merge)
-    elif searched:
+    elif needs == "search":
         raise UserError(
             "merge=learned searches with the heads of the sources, and heads.merge=fresh draws new ones; type "
             "heads.merge=concat for parts, or heads.merge=mean"
         )
     told, begun = Search(), time.perf_counter()
-    if isinstance(merge, NeedsStatistics) and posts is not None:
+    if needs and posts:
         trained = partial(initial_heads.of_run, tasks=tasks, hidden_size=model.config.hidden_size)
         method, told = informed(method, model, heads, trained, posts, seed)
     name, body = module_name(name), encoder.quantized(model)
     with refusing():
         attached = method.attach(body, name=name, seed=seed)
-    seconds = time.perf_counter() - begun if merge is not None else 0.0
-    keep_trainable(attached)
+    seconds = time.perf_counter() - begun if method.merge else 0.0
+    keep_trainable(attached.model)
     module = MultitaskModule(
-        attached,
+        attached.model,
         heads,
         weights={task: tasks[task].weight for task in spaces},
         weighting=weighting,
@@ -159,8 +151,8 @@ def assemble(
         seed=seed,
         regularisers=regularisers,
     )
-    all_notes = (*notes.values(), *getattr(attached, "merge_notes", ()))
-    return Network(module, encoder, method, mark, name, all_notes, told, seconds)
+    all_notes = (*notes.values(), *attached.notes)
+    return Network(module, encoder, method, mark, name, all_notes, attached.lost, told, seconds)
 
 
 def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None:

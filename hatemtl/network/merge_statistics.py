@@ -14,7 +14,6 @@ from hatemtl.batches.batch import Batch
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.fisher import fisher
-from hatemtl.merging.learned import Learned
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.regmean import gram, packed
 from hatemtl.methods import full, lora_source
@@ -43,18 +42,19 @@ def informed(
     seed: the run's.
     """
     given: Any = method
-    merge, runs = given.merge, method.starts_from()
-    if isinstance(merge, Learned):
+    merge, runs, told = given.merge, method.starts_from(), Search()
+    adapter_hub = method.library.name == "adapterhub"
+    if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
-    elif method.library == "adapterhub" and not all(map(lora_source.is_lora, runs)):
+    elif adapter_hub and not all(map(lora_source.is_lora, runs)):
         by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
-        return replace(given, merge=merge.with_statistics(by_parameter)), Search()
+        return replace(given, merge=replace(merge, statistics=by_parameter)), told
     else:
-        found, told = statistics(merge.statistic, model, runs, trained, posts("train", merge.posts)), Search()
+        found = statistics(merge.needs, model, runs, trained, posts("train", merge.posts))
     full_runs = any(run.record["library"] == "full" for run in runs)
-    library = "full" if full_runs else "adapterhub" if method.library == "adapterhub" else "peft"
-    return replace(given, merge=merge.with_statistics([named(some, model, library) for some in found])), told
+    library = "full" if full_runs else "adapterhub" if adapter_hub else "peft"
+    return replace(given, merge=replace(merge, statistics=[named(some, model, library) for some in found])), told
 
 
 def statistics(
@@ -87,7 +87,7 @@ def of_adapters(
 
     `gram` is of the linear layers among them, `fisher` of every entry. Raises UserError where they cannot be merged.
     """
-    found, kind = [], method.merge.statistic
+    found, kind = [], method.merge.needs
     sources = method.each(model, seed=seed, linear=kind == "gram")
     for run, (adapted, own) in zip(method.starts_from(), sources, strict=True):
         if kind == "gram":

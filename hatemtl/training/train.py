@@ -117,7 +117,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         {
             "status": "finished",
             "method": request.choices.get("method", type(method).__name__),
-            "library": method.library,
+            "library": method.library.name,
             "encoder": network.mark,
             "tokenizer": words,
             "encoder_source": request.encoder.source,
@@ -156,7 +156,7 @@ def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:
 
 
 def _save(network: Network, data: DataModule, folder: Path, rows: dict[str, float]) -> None:
-    network.method.save(network.module.encoder, network.name, folder)
+    network.method.library.save(network.module.encoder, network.name, folder)
     heads = {name: value.contiguous().cpu() for name, value in network.module.heads.state_dict().items()}
     saved_run.write(folder / "heads.safetensors", lambda path: save_file(heads, path))
     saved_run.write_labels(folder, data.spaces)

@@ -101,13 +101,13 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     if library == "full":
         from hatemtl.methods.full import Full
 
-        attached = Full(**rates).attach(body, name="run", seed=seed)
+        attached = Full(**rates).attach(body, name="run", seed=seed).model
         before = _hidden(attached)
     elif library == "peft":
         from hatemtl.methods.peft_adapters import library as peft_library
         from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 
-        attached = peft_hub.Load(**rates).attach(body, name="run", seed=seed)
+        attached = peft_hub.Load(**rates).attach(body, name="run", seed=seed).model
         before = _hidden(attached)
         attached = peft_library.fold(attached)
     elif library == "adapterhub":
@@ -116,7 +116,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
         from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 
         name = module_name(run.record["method"])  # by which it is named where it cannot be merged
-        attached = adapter_hub.Load(**rates).attach(body, name=name, seed=seed)
+        attached = adapter_hub.Load(**rates).attach(body, name=name, seed=seed).model
         before = _hidden(attached)
         if len(ah_library.active(attached)) != 1:
             raise UserError(

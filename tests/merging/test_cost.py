@@ -1,6 +1,6 @@
 """What every merge in conf/merge costs as layers widen and ranks grow, counted and not timed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hatemtl.merging.base import NeedsStatistics, merge_factors
+from hatemtl.merging.base import merge_factors
 from hatemtl.merging.regmean import packed
 
 FILES = {path.stem: path for path in (Path(__file__).parents[2] / "conf" / "merge").glob("*.yaml")}
@@ -66,14 +66,14 @@ def cost(name: str, *, out: int, into: int, rank: int) -> Cost:
     """Of the merge of four LoRAs of one layer, cut to their rank where that is done in factors."""
     merge = instantiate(OmegaConf.load(FILES[name]), _convert_="all")
     sources = [{"layer": update(rank, 2.0, seed=i, out=out, into=into)} for i in range(SOURCES)]
-    if isinstance(merge, NeedsStatistics):
+    if merge.needs:
         draw = torch.Generator().manual_seed(0)
         statistic = {
             "gram": lambda: packed(torch.eye(into) + torch.rand(into, into, generator=draw) / into),
             "fisher": lambda: torch.rand(out, into, generator=draw),
-            "coefficients": lambda: torch.rand((), generator=draw),
-        }[merge.statistic]
-        merge = merge.with_statistics([{"layer": statistic()} for _ in sources])
+            "search": lambda: torch.rand((), generator=draw),
+        }[merge.needs]
+        merge = replace(merge, statistics=[{"layer": statistic()} for _ in sources])
     found = Cost()
     with Made(found), FlopCounterMode(display=False, custom_mapping=DECOMPOSITIONS) as counter:
         if name in FACTORED:

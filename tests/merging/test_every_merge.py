@@ -14,7 +14,7 @@ from drawn import DTYPES, IN, LAYERS, OUT, apart, source, unlike, update, whole
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hatemtl.merging.base import Merge, NeedsStatistics, Update, dense, merge_dense, merge_factors
+from hatemtl.merging.base import Merge, Update, dense, merge_dense, merge_factors
 from hatemtl.merging.election import Election, agreeing_mean
 from hatemtl.merging.lora import LoRAUpdate, Updates
 from hatemtl.merging.regmean import gram
@@ -41,7 +41,7 @@ def built(path: Path) -> Any:
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def merge(request: pytest.FixtureRequest) -> Merge:
     made = built(request.param)
-    if isinstance(made, NeedsStatistics):
+    if made.needs:
         pytest.skip("it needs statistics of the sources' posts")
     return made
 
@@ -99,17 +99,15 @@ def several(name: str, seed: int) -> list[dict[str, LoRAUpdate]]:
 
 def told(merge: Any, sources: Sequence[Updates]) -> Merge:
     """The merge with the statistics that it needs of the sources; a source's are the same at any place among them."""
-    if not isinstance(merge, NeedsStatistics):
+    if merge.needs is None:
         return merge
 
     def statistic(some: Updates, layer: str) -> torch.Tensor:
         content = b"".join(part.double().numpy().tobytes() for u in some.values() for part in (u.A, u.B))
         draw = torch.Generator().manual_seed(crc32(content + layer.encode()))
-        return (
-            gram(torch.randn(30, IN, generator=draw)) if merge.statistic == "gram" else torch.rand(OUT, IN, generator=draw)
-        )
+        return gram(torch.randn(30, IN, generator=draw)) if merge.needs == "gram" else torch.rand(OUT, IN, generator=draw)
 
-    return merge.with_statistics([{layer: statistic(some, layer) for layer in LAYERS} for some in sources])
+    return replace(merge, statistics=[{layer: statistic(some, layer) for layer in LAYERS} for some in sources])
 
 
 def isotropic(update: LoRAUpdate) -> torch.Tensor:

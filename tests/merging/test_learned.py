@@ -1,6 +1,7 @@
 """A merge by weights that were searched for: what the weights make of the sources, and what bias is."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, NeedsStatistics, Update, merge_factors
+from hatemtl.merging.base import Merge, Update, merge_factors
 from hatemtl.merging.learned import Learned, false_positive_equality_difference
 from hatemtl.merging.lora import LoRAUpdate
 
@@ -27,7 +28,7 @@ def built(**given: Any) -> Learned:
 
 
 def told(weights: Sequence[float], layer: str = "layer") -> Merge:
-    return built().with_statistics([{layer: torch.tensor(weight)} for weight in weights])
+    return replace(built(), statistics=[{layer: torch.tensor(weight)} for weight in weights])
 
 
 def unlike() -> list[LoRAUpdate]:
@@ -76,7 +77,7 @@ def test_the_cut_to_a_rank_comes_after_the_weights() -> None:
 
 
 def test_without_posts_it_is_refused() -> None:
-    assert isinstance(built(), NeedsStatistics)
+    assert built().needs == "search"
     with pytest.raises(UserError, match="where no posts are at hand use merge=mean"):
         built()([update(4)], layer="layer")
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -6,7 +7,7 @@ from drawn import IN, OUT, apart, unlike, update, whole
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import NeedsStatistics, layers_of
+from hatemtl.merging.base import layers_of
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.regmean import RegMean, gram, packed, unpacked
 
@@ -20,7 +21,7 @@ def inputs(seed: int, tokens: int = 60, into: int = IN) -> Tensor:
 
 
 def merged(merge: RegMean, updates: list[LoRAUpdate], X: list[Tensor]) -> Tensor:
-    return whole(merge.with_statistics([{"x": gram(x)} for x in X])(updates, layer="x"))
+    return whole(replace(merge, statistics=[{"x": gram(x)} for x in X])(updates, layer="x"))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -49,7 +50,7 @@ def test_the_weights_merge_as_their_updates_do() -> None:
     start = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     updates = [update(3, 2.0, seed) for seed in range(3)]
     statistics = [{"x": gram(inputs(seed))} for seed in range(3)]
-    merge = RegMean(alpha=0.7, ridge=1e-3, posts=8).with_statistics(statistics)
+    merge = replace(RegMean(alpha=0.7, ridge=1e-3, posts=8), statistics=statistics)
     weights = whole(merge([start + one.dense() for one in updates], layer="x"))
     assert apart(weights, start + whole(merge(updates, layer="x"))) < 1e-9
 
@@ -95,7 +96,7 @@ def test_the_order_of_the_sources_does_not_matter() -> None:
 
 def test_the_result_is_of_the_sources_ranks() -> None:
     updates = [update(3, 2.0, seed) for seed in range(4)]
-    result = MERGE.with_statistics([{"x": gram(inputs(seed))} for seed in range(4)])(updates, layer="x")
+    result = replace(MERGE, statistics=[{"x": gram(inputs(seed))} for seed in range(4)])(updates, layer="x")
     assert isinstance(result, LoRAUpdate)
     assert result.rank == 12
 
@@ -103,7 +104,7 @@ def test_the_result_is_of_the_sources_ranks() -> None:
 def test_nothing_given_is_changed() -> None:
     updates, X = [update(3, 2.0, seed) for seed in range(2)], [inputs(seed) for seed in range(2)]
     statistics = [{"x": gram(x)} for x in X]
-    MERGE.with_statistics(statistics)(updates, layer="x")
+    replace(MERGE, statistics=statistics)(updates, layer="x")
     for seed in range(2):
         assert torch.equal(statistics[seed]["x"], gram(inputs(seed)))
         assert torch.equal(updates[seed].dense(), update(3, 2.0, seed).dense())
@@ -120,10 +121,10 @@ def test_without_statistics_of_every_source_a_layer_gets_the_mean() -> None:
     updates = [update(3, 2.0, seed) for seed in range(2)]
     mean = torch.stack([one.dense() for one in updates]).mean(0)
     for statistics in ([{}, {}], [{"x": gram(inputs(0))}, {}]):
-        assert apart(whole(MERGE.with_statistics(statistics)(updates, layer="x")), mean) < 1e-6
+        assert apart(whole(replace(MERGE, statistics=statistics)(updates, layer="x")), mean) < 1e-6
     biases = [torch.ones(7), torch.zeros(7)]
     assert torch.equal(
-        whole(MERGE.with_statistics([{}, {}])(biases, layer="bias")), torch.full((7,), 0.5, dtype=torch.float64)
+        whole(replace(MERGE, statistics=[{}, {}])(biases, layer="bias")), torch.full((7,), 0.5, dtype=torch.float64)
     )
 
 
@@ -157,15 +158,14 @@ def test_packed_matrices_give_what_whole_ones_give(tokens: int, alpha: float, ri
         updates = [update(r, s, seed=r, into=into) for r, s in ((1, 2.0), (4, -1.0), (3, 0.5))]
         whole_ones = [gram(inputs(i, tokens, into)) for i in range(3)]
         found = [
-            whole(merge.with_statistics([{"x": G} for G in some])(updates, layer="x"))
+            whole(replace(merge, statistics=[{"x": G} for G in some])(updates, layer="x"))
             for some in (whole_ones, [packed(G) for G in whole_ones])
         ]
         assert apart(found[1], found[0]) < within
 
 
 def test_it_says_that_it_needs_statistics() -> None:
-    assert isinstance(MERGE, NeedsStatistics)
-    assert MERGE.statistic == "gram"
+    assert MERGE.needs == "gram"
     with pytest.raises(UserError, match=r"merge=regmean.*posts.*merge=mean"):
         MERGE([update(2)], layer="x")
 
@@ -184,7 +184,7 @@ def test_it_says_that_it_needs_statistics() -> None:
 )
 def test_statistics_of_something_else_are_refused(statistics: list[dict[str, Tensor]], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        MERGE.with_statistics(statistics)([update(2), update(3)], layer="x")
+        replace(MERGE, statistics=statistics)([update(2), update(3)], layer="x")
 
 
 @pytest.mark.parametrize(("alpha", "ridge", "says"), [(1.1, 1e-6, "merge.alpha=1.1"), (0.9, 0.0, "merge.ridge=0.0")])

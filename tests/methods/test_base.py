@@ -67,13 +67,13 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def save(method: Any, folder: Path, kind: str = "bert", *, name: str = "run", change: int = 1) -> nn.Module:
     """A saved run of `method` without training: what it trains is moved by a random step, seeded with `change`."""
-    model = method.attach(encoder(kind), name=name, seed=0)
+    model = method.attach(encoder(kind), name=name, seed=0).model
     draw = torch.Generator().manual_seed(change)
     with torch.no_grad():
         for parameter in trained(model).values():
             parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
-    record(folder, library=method.library)
-    method.save(model, name, folder)
+    record(folder, library=method.library.name)
+    method.library.save(model, name, folder)
     return model
 
 
@@ -145,13 +145,14 @@ def test_A_takes_the_dtype_it_is_given() -> None:
 def test_components_count_every_parameter_once() -> None:
     model = nn.ModuleDict({"body": nn.Linear(3, 4), "adapters": nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(5, 1)})})
     model.requires_grad_(False)["adapters"]["b"].weight.requires_grad_(True)
-    method: Any = SimpleNamespace(adapter_pattern=re.compile(r"adapters\.([^.]+)\."), active=lambda model: ["b"])
+    library: Any = SimpleNamespace(pattern=re.compile(r"adapters\.([^.]+)\."), active=lambda model: ["b"])
+    method: Any = SimpleNamespace(library=library)
     assert components(method, model) == [
         Component("encoder", "body", 16, 0, True),
         Component("a", "adapter", 6, 0, False),
         Component("b", "adapter", 6, 5, True),
     ]
-    method.adapter_pattern = None
+    library.pattern = None
     assert components(method, model) == [Component("encoder", "body", 28, 5, True)]
 
 

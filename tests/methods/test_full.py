@@ -20,7 +20,7 @@ def full(path: Path | None = None) -> Full:
 def test_everything_is_trained_from_the_pretrained_weights() -> None:
     model = encoder()
     before = torch.get_rng_state()
-    attached = full().attach(model, name="run", seed=0)
+    attached = full().attach(model, name="run", seed=0).model
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(hidden(attached), hidden(encoder()))
     assert set(trained(attached)) == {name for name, _ in model.named_parameters()}
@@ -34,7 +34,7 @@ def test_everything_is_trained_from_the_pretrained_weights() -> None:
 def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
     model = save(full(), tmp_path / "run", kind)
     assert not torch.equal(hidden(model), hidden(encoder(kind)))
-    loaded = full(tmp_path / "run").attach(encoder(kind), name="other", seed=5)
+    loaded = full(tmp_path / "run").attach(encoder(kind), name="other", seed=5).model
     assert torch.equal(hidden(loaded), hidden(model))
     assert len(trained(loaded)) == len(list(model.parameters()))
     assert [run.folder for run in full(tmp_path / "run").starts_from()] == [tmp_path / "run"]

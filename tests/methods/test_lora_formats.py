@@ -114,7 +114,7 @@ def test_a_merge_takes_sources_of_either_library(kind: str, tmp_path: Path) -> N
     save(hub_lora(), tmp_path / "part_1", kind, change=1)
     save(lora(), tmp_path / "part_2", kind, change=2)
     merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
-    merged = merge.attach(encoder(kind), name="run", seed=0)
+    merged = merge.attach(encoder(kind), name="run", seed=0).model
     body = encoder(kind)
     with torch.no_grad():
         for part in ("part_1", "part_2"):

@@ -1,9 +1,10 @@
 """Merges of saved adapters that are no LoRAs, and of what posts must tell of them: what the formulas say, written out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
+from hatemtl.merging.base import Merge, Needs, Update, dense
 from hatemtl.merging.fisher import Fisher
 from hatemtl.merging.mean import Linear, Mean
-from hatemtl.merging.regmean import RegMean
+from hatemtl.merging.regmean import RegMean, unpacked
 from hatemtl.merging.task_arithmetic import TaskArithmetic
-from hatemtl.methods.adapterhub.library import own_parameters
+from hatemtl.methods.adapterhub.library import loras, own_parameters, updates
 from hatemtl.methods.adapterhub.train_and_load import Load
 from hatemtl.methods.full import Full
 from hatemtl.methods.merged import IntoWeights, Merged
@@ -59,15 +61,15 @@ def merged(
 ) -> Weights:
     """The parameters that a run would start from, which has been told of the posts what the merge must know."""
     method: Any = merging(merge, folder)
-    if hasattr(merge, "statistic"):
+    if merge.needs:
         method, _ = informed(method, encoder(), {}, heads, lambda split, number: posts or batches(), 0)
-    found = own_parameters(method.attach(encoder(), name="merged", seed=0), "merged")
+    found = own_parameters(method.attach(encoder(), name="merged", seed=0).model, "merged")
     return {key: parameter.detach().double() for key, parameter in found.items()}
 
 
 def loaded(run: SavedRun) -> tuple[Any, dict[str, nn.Parameter]]:
     """The encoder with a saved adapter, by the way that a user takes to test it, and the adapter's parameters."""
-    model = Load(path=str(run.folder), **RATES).attach(encoder(), name="alone", seed=0)  # type: ignore[arg-type]
+    model = Load(path=str(run.folder), **RATES).attach(encoder(), name="alone", seed=0).model  # type: ignore[arg-type]
     return model.eval(), own_parameters(model, "alone")
 
 
@@ -246,9 +248,69 @@ def test_of_posts_in_several_sequences_the_first_is_read(tmp_path: Path) -> None
     check(merged(FISHER, tmp_path, [several]), merged(FISHER, tmp_path, [batch]))
 
 
+def test_what_a_merge_says_is_given_and_hangs_on_nothing(tmp_path: Path) -> None:
+    for i in (1, 2):
+        save(lora(intermediate=i == 1), tmp_path / f"part_{i}", change=i)
+    alone = {"ah": lora(), "full": Full(path=None, **RATES)}  # type: ignore[arg-type]
+    mean, sources = Mean(weights=None), str(tmp_path / "part_*")
+    merged: dict[str, Any] = {
+        "ah": Merged(sources=sources, merge=mean, rank=1, **RATES),  # type: ignore[arg-type]
+        "full": IntoWeights(sources=sources, merge=mean, **RATES),  # type: ignore[arg-type]
+    }
+    for kind, method in merged.items():
+        found, plain = (way.attach(encoder(), name="run", seed=0) for way in (method, alone[kind]))
+        assert len(found.notes) == 1 and "part_2 does not adapt encoder.layer.0.intermediate.dense" in found.notes[0]
+        assert (plain.notes, plain.lost) == ((), {})
+        assert vars(found.model).keys() == vars(plain.model).keys()
+        assert set(found.lost) == ({path for path, _, _ in loras(found.model, "run")} if kind == "ah" else set())
+        assert all(0 < share < 1 for share in found.lost.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(Merge):
+    """A merge of one's own, all of it: twice the mean."""
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        return 2 * dense(updates).mean(dim=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widest(Merge):
+    """One that must know something of posts: of each layer, the source whose inputs have the greatest norm."""
+
+    posts: int
+    statistics: Sequence[Mapping[str, Tensor]] | None = None
+    needs: ClassVar[Needs] = "gram"
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        assert self.statistics is not None
+        traces = [float(unpacked(own[layer], updates[0].shape[1]).trace()) for own in self.statistics]
+        return updates[traces.index(max(traces))]
+
+
+def test_a_merge_of_ones_own_is_one_class(tmp_path: Path) -> None:
+    sources = [save(lora(), tmp_path / f"part_{i}", change=i) for i in (1, 2)]
+    by_source = [updates(source, "run") for source in sources]
+    made: list[Any] = [merging(merge, tmp_path) for merge in (Doubled(), Widest(posts=12))]
+    asked: list[tuple[str, int]] = []
+
+    def posts(split: str, number: int) -> list[Batch]:
+        asked.append((split, number))
+        return batches()
+
+    assert made[0].merge.needs is None
+    told, search = informed(made[1], encoder(), {}, own_heads, posts, 0)
+    assert asked == [("train", 12)] and not search.tried
+    found = [updates(method.attach(encoder(), name="run", seed=0).model, "run") for method in (made[0], told)]
+    for layer, twice in found[0].items():
+        one, other = (source[layer].dense() for source in by_source)
+        torch.testing.assert_close(twice.dense(), one + other)
+        assert any(torch.allclose(found[1][layer].dense(), each, atol=1e-6) for each in (one, other))
+
+
 def test_full_encoders_merge_into_the_weights(tmp_path: Path) -> None:
     sources = [save(Full(path=None, **RATES), tmp_path / f"part_{i}", change=i) for i in (1, 2)]  # type: ignore[arg-type]
     method = IntoWeights(sources=str(tmp_path / "part_*"), merge=Mean(weights=[1, 3]), **RATES)  # type: ignore[arg-type]
-    weights = dict(method.attach(encoder(), name="run", seed=0).named_parameters())
+    weights = dict(method.attach(encoder(), name="run", seed=0).model.named_parameters())
     for key, first in sources[0].named_parameters():
         torch.testing.assert_close(weights[key], first / 4 + 3 / 4 * sources[1].get_parameter(key))

@@ -37,7 +37,7 @@ def load(path: Path, *tasks: str) -> Load:
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
-    return method.attach(encoder(kind), name=name, seed=seed)
+    return method.attach(encoder(kind), name=name, seed=seed).model
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def test_a_new_one_changes_nothing_yet_and_all_of_it_learns(kind: str) -> None:
 def test_draws_depend_on_seed_and_layer_alone() -> None:
     body = encoder()
     before = torch.get_rng_state()
-    first = trained(lora().attach(body, name="run", seed=0))
+    first = trained(lora().attach(body, name="run", seed=0).model)
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[name], other) for name, other in trained(attached(lora())).items())
     other = trained(attached(lora(), seed=1))
@@ -158,7 +158,7 @@ def test_other_methods_still_run_the_encoder_once() -> None:
 @every_kind
 def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
     model = moved(attached(lora(), kind))
-    lora().save(model, "run", record(tmp_path / "run", "mtl_lora"))
+    lora().library.save(model, "run", record(tmp_path / "run", "mtl_lora"))
     loaded = attached(load(tmp_path / "run"), kind, name="other", seed=7)
     for task in TASKS:
         assert torch.equal(read_for(loaded, task), read_for(model, task))
@@ -167,7 +167,7 @@ def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
-    lora().save(attached(lora()), "run", record(tmp_path / "run", "mtl_lora"))
+    lora().library.save(attached(lora()), "run", record(tmp_path / "run", "mtl_lora"))
     with pytest.raises(UserError, match=r"was trained for label, target, not for 'traget'; did you mean 'target'\?"):
         attached(load(tmp_path / "run", "traget"))
     with pytest.raises(UserError, match=r"run/adapter/mtl_lora.safetensors and this encoder do not fit"):

@@ -46,7 +46,7 @@ def every(names: list[str], fast: set[str]) -> pytest.MarkDecorator:
     )
 
 
-# a kind each; the others' own tests, test_adapter_hub_kinds.py and test_peft_hub.py among them, are fast
+# a kind each; the others' own tests, adapterhub/test_kinds_of_adapter.py among them, are fast
 OFTEN = {"ah_lora16", "ah_seq_bn", "ah_prefix", "ah_dora", "ah_reft", "full", "mtl_lora", "peft_lora16"}
 
 
@@ -80,7 +80,7 @@ def test_what_becomes_of_saved_runs_put_together(typed: str, kind: str) -> None:
 def test_every_yaml_is_tried() -> None:
     tried = {typed.split()[0] for typed in (*zoo_table.methods(), *zoo_table.COMPOSED)}
     assert {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")} - tried == {
-        *("ah", "peft"),  # any kind: those that have no file are tried in test_adapter_hub_kinds.py and test_peft_hub.py
+        *("ah", "peft"),  # any kind: those that have no file are tried in the tests of both libraries
         *("ah_load", "peft_load", "bank_load", "mtl_load"),  # which load what the others save
     }
 

@@ -94,11 +94,11 @@ def save(network: Network, folder: Path, *, mask_pattern: str | None = None) -> 
     write_record(
         folder,
         {
-            "method": "ah_lora16", "library": network.method.library, "encoder": network.mark,
+            "method": "ah_lora16", "library": network.method.library.name, "encoder": network.mark,
             "encoder_source": "someone/encoder", "sources": {},
         },
     )  # fmt: skip
-    network.method.save(network.module.encoder, network.name, folder)
+    network.method.library.save(network.module.encoder, network.name, folder)
     save_file(heads.state_dict(), folder / "heads.safetensors")
     return SavedRun(folder)
 

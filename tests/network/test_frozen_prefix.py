@@ -41,7 +41,7 @@ def encoder(kind: str = "bert", leave_out: list[int] | None = None, library: str
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     method = LIBRARIES[library](**{**SHARED, **other, "leave_out": leave_out if leave_out is not None else [0]})
-    return moved(method.attach(model, name="run", seed=0))
+    return moved(method.attach(model, name="run", seed=0).model)
 
 
 def pool(texts: list[str] = TEXTS) -> Pool:

@@ -3,26 +3,22 @@
 The sources' weights are a part of that run, so it works when the sources are gone; `method=ah_load` loads it.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import nn
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.mean import check_weights
 from hatemtl.methods.adapterhub.configuration_strings import configuration
-from hatemtl.methods.adapterhub.library import LIBRARY, PATTERN, active, add, enable
-from hatemtl.methods.adapterhub.several_adapters import add_fusion, check, combine, save
+from hatemtl.methods.adapterhub.library import add, enable
+from hatemtl.methods.adapterhub.several_adapters import OVER_FLOATS, add_fusion, check, combine
 from hatemtl.methods.adapterhub.train_and_load import load_all, matching
-from hatemtl.methods.base import check_dropout
+from hatemtl.methods.base import Attached, Method, check_dropout
 from hatemtl.saved_runs.saved_run import SavedRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stacked:
+class Stacked(Method):
     """Trains a new adapter on top of frozen ones (MAD-X; Pfeiffer et al. 2020, arXiv:2005.00052).
 
     A bottleneck reads what the one below says; the updates of LoRAs and of parallel adapters add up.
@@ -32,14 +28,7 @@ class Stacked:
     sources: str
     config: str | None
     reduction_factor: float | None
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = False
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = OVER_FLOATS
 
     def __post_init__(self) -> None:
         if self.config is not None:
@@ -50,7 +39,7 @@ class Stacked:
     def starts_from(self) -> list[SavedRun]:
         return matching(self.sources, "ah_stack")
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted = enable(model)
         names = load_all(adapted, self.starts_from(), name)
         if self.config is None:
@@ -58,11 +47,11 @@ class Stacked:
         else:
             config = configuration(self.config, reduction_factor=self.reduction_factor)
         add(adapted, name, config, seed)
-        return combine(adapted, "Stack", [*names, name], trained=name)
+        return Attached(combine(adapted, "Stack", [*names, name], trained=name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Averaged:
+class Averaged(Method):
     """Frozen adapters whose outputs are averaged; only the heads are trained.
 
     sources: a glob of saved runs. weights: theirs, in the order of their names, made to sum to 1; None for equal ones.
@@ -73,14 +62,7 @@ class Averaged:
     sources: str
     weights: Sequence[float] | None
     where: str
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = False
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = OVER_FLOATS
 
     def __post_init__(self) -> None:
         if self.where not in ("layers", "end"):
@@ -91,7 +73,7 @@ class Averaged:
     def starts_from(self) -> list[SavedRun]:
         return matching(self.sources, "ah_average" if self.where == "layers" else "ah_parallel")
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted = enable(model)
         names = load_all(adapted, self.starts_from(), name)
         if self.weights is not None and len(self.weights) != len(names):
@@ -101,11 +83,11 @@ class Averaged:
             )
         shares = None if self.weights is None else [weight / sum(self.weights) for weight in self.weights]
         how = "Average" if self.where == "layers" else "Parallel"
-        return combine(adapted, how, names, trained=None, weights=shares)
+        return Attached(combine(adapted, how, names, trained=None, weights=shares))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fusion:
+class Fusion(Method):
     """Trains AdapterFusion (Pfeiffer et al. 2021, arXiv:2005.00247) over frozen bottlenecks: attention over their outputs.
 
     sources: a glob of saved runs. query, key, value: whether each has a matrix. width: of queries and keys, a head's worth
@@ -118,14 +100,7 @@ class Fusion:
     value: bool
     width: int | None
     dropout: float
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = False
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = OVER_FLOATS
 
     def __post_init__(self) -> None:
         if not all(isinstance(flag, bool) for flag in (self.query, self.key, self.value)):
@@ -144,7 +119,7 @@ class Fusion:
     def starts_from(self) -> list[SavedRun]:
         return matching(self.sources, "ah_fusion")
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted = enable(model)
         names = load_all(adapted, self.starts_from(), name)
         config = {
@@ -154,4 +129,4 @@ class Fusion:
         }
         check(adapted, "Fuse", names)
         add_fusion(adapted, name, names, config, self.width, seed)
-        return combine(adapted, "Fuse", names, trained=name)
+        return Attached(combine(adapted, "Fuse", names, trained=name))

@@ -35,7 +35,6 @@ from hatemtl.methods.base import draw_lora_A
 from hatemtl.saved_runs.saved_run import SavedRun, write
 from hatemtl.seeds import seeded
 
-LIBRARY = "adapterhub"
 WEIGHTS = "adapter/adapter.safetensors"
 SETUP = lora_source.SEVERAL
 # The adapter's name inside the name of a parameter, whatever the kind of adapter.

@@ -8,6 +8,7 @@ adapter/NAME/               the fusion over them, where there is one
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from torch import nn
 
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub.configuration_strings import kinds
-from hatemtl.methods.adapterhub.library import SETUP, activate, load, save_one, try_out
+from hatemtl.methods.adapterhub.library import PATTERN, SETUP, activate, active, load, save_one, try_out
 from hatemtl.methods.adapterhub.library_fixes import LateAverage, WithoutResidual, added, in_order, weighted
-from hatemtl.methods.base import module_name
+from hatemtl.methods.base import Library, module_name
 from hatemtl.saved_runs.saved_run import SavedRun, write_text
 from hatemtl.seeds import seeded
 
@@ -152,6 +153,10 @@ def save(model: Any, name: str, folder: Path) -> None:
         model.save_adapter_fusion(str(target / name), setup, use_safetensors=True)
     content = {"how": how, "names": names, "trained": trained, "weights": setup.weights}
     write_text(folder / SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+LIBRARY = Library(name="adapterhub", pattern=PATTERN, quantizable=True, active=active, save=save)
+OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
 
 
 def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:

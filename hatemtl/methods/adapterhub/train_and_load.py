@@ -1,29 +1,17 @@
 """Methods of AdapterHub's `adapters` library: train an adapter of any kind, load what was saved."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from adapters.configuration import LoRAConfig
-from torch import nn
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub.configuration_strings import configuration
-from hatemtl.methods.adapterhub.library import (
-    LIBRARY,
-    PATTERN,
-    SETUP,
-    active,
-    add,
-    enable,
-    load,
-    train,
-    try_out,
-)
-from hatemtl.methods.adapterhub.several_adapters import restore, save
-from hatemtl.methods.base import check_leave_out, check_lora, module_name, saved_by, to_load
+from hatemtl.methods.adapterhub.library import SETUP, add, enable, load, train, try_out
+from hatemtl.methods.adapterhub.several_adapters import LIBRARY, OVER_FLOATS, restore
+from hatemtl.methods.base import Attached, Method, check_leave_out, check_lora, module_name, saved_by, to_load
 from hatemtl.methods.lora_source import folders
 from hatemtl.saved_runs.saved_run import SavedRun
 
@@ -31,7 +19,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 def matching(sources: str, method: str) -> list[SavedRun]:
     """The finished runs that a glob matches, in order, at least one: AdapterHub's, and PEFT's, of which LoRAs are taken."""
     runs = folders(sources, method)
-    return [r if r.record["library"] == "peft" else saved_by(r, LIBRARY, f"method.sources={sources!r}") for r in runs]
+    return [r if r.record["library"] == "peft" else saved_by(r, LIBRARY.name, f"method.sources={sources!r}") for r in runs]
 
 
 def load_all(model: Any, runs: Sequence[SavedRun], name: str) -> list[str]:
@@ -44,7 +32,7 @@ def load_all(model: Any, runs: Sequence[SavedRun], name: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRA(Method):
     """Trains a new LoRA (Hu et al. 2022, arXiv:2106.09685) on the frozen encoder.
 
     rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input. attention: which of q, k, v carry one.
@@ -58,14 +46,7 @@ class LoRA:
     intermediate: bool
     output: bool
     leave_out: Sequence[int]
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def __post_init__(self) -> None:
         check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
@@ -78,10 +59,7 @@ class LoRA:
         if not (self.attention or self.intermediate or self.output):
             raise UserError("method: LoRA on no layer at all; type method.attention=[q,k,v]")
 
-    def starts_from(self) -> list[SavedRun]:
-        return []
-
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted = enable(model)
         config = LoRAConfig(
             r=self.rank,
@@ -94,11 +72,11 @@ class LoRA:
             leave_out=check_leave_out(self.leave_out, model.config.num_hidden_layers),
         )
         add(adapted, name, config, seed)
-        return train(adapted, name)
+        return Attached(train(adapted, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
+class Adapter(Method):
     """Trains a new adapter of any kind that AdapterHub has on the frozen encoder.
 
     config: names and keys as the library writes them, `lora[r=8]|par_bn`. reduction_factor: the encoder's width divided by
@@ -108,49 +86,32 @@ class Adapter:
     config: str
     reduction_factor: float | None
     leave_out: Sequence[int]
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = False
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = OVER_FLOATS
 
     def __post_init__(self) -> None:
         configuration(self.config, reduction_factor=self.reduction_factor, leave_out=self.leave_out)
 
-    def starts_from(self) -> list[SavedRun]:
-        return []
-
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         left_out = check_leave_out(self.leave_out, model.config.num_hidden_layers)
         config = configuration(self.config, reduction_factor=self.reduction_factor, leave_out=left_out)
         adapted = enable(model)
         add(adapted, name, config, seed)
-        return try_out(train(adapted, name), f"method.config={self.config!r}")
+        return Attached(try_out(train(adapted, name), f"method.config={self.config!r}"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Load(Method):
     """Starts from the adapter of a saved run, or from several at work together, to test, to predict or to train further."""
 
     path: str | None
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def starts_from(self) -> list[SavedRun]:
         return to_load(self.path, LIBRARY)
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted, run = enable(model), self.starts_from()[0]
         if (run.folder / SETUP).is_file():
-            return restore(adapted, run, name, seed)
+            return Attached(restore(adapted, run, name, seed))
         load(adapted, run, name)
-        return train(adapted, name)
+        return Attached(train(adapted, name))

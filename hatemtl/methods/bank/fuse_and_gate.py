@@ -1,22 +1,20 @@
 """Methods on the LoRA bank: saved LoRAs stay frozen, and what is trained says how much each counts, layer by layer."""
 
-import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import Updates
-from hatemtl.methods.bank.lora_bank import LIBRARY, PATTERN, Gating, active, fill, load, save
-from hatemtl.methods.base import module_name, to_load
+from hatemtl.methods.bank.lora_bank import LIBRARY, Gating, fill, load
+from hatemtl.methods.base import Attached, Method, module_name, to_load
 from hatemtl.methods.lora_source import found, read
 from hatemtl.saved_runs.saved_run import SavedRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fusion:
+class Fusion(Method):
     """Trains attention over the outputs of saved LoRAs in every layer that they adapt; it starts as their exact average.
 
     sources: a glob of saved runs, in the order of their names. key_width: of queries and keys; weights of N sources lie in
@@ -25,14 +23,7 @@ class Fusion:
 
     sources: str
     key_width: int
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def __post_init__(self) -> None:
         if type(self.key_width) is not int or self.key_width < 1:
@@ -41,12 +32,13 @@ class Fusion:
     def starts_from(self) -> list[SavedRun]:
         return found(self.sources, "lora_fusion")
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        return fill(model, _read(self.starts_from(), model), gating=Gating(key_width=self.key_width), name=name, seed=seed)
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        gating = Gating(key_width=self.key_width)
+        return Attached(fill(model, _read(self.starts_from(), model), gating=gating, name=name, seed=seed))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(Method):
     """Trains one weight a source and layer of saved LoRAs; it starts as their exact average.
 
     sources: a glob of saved runs, in the order of their names. input: whether the weights depend on the layer's input.
@@ -56,14 +48,7 @@ class Gate:
     sources: str
     input: bool
     softmax: bool
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def __post_init__(self) -> None:
         if not isinstance(self.input, bool) or not isinstance(self.softmax, bool):
@@ -72,30 +57,23 @@ class Gate:
     def starts_from(self) -> list[SavedRun]:
         return found(self.sources, "lora_gate")
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         gating = Gating(input=self.input, softmax=self.softmax)
-        return fill(model, _read(self.starts_from(), model), gating=gating, name=name, seed=seed)
+        return Attached(fill(model, _read(self.starts_from(), model), gating=gating, name=name, seed=seed))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Load(Method):
     """Starts from the sources and gates of a saved run, to test it, to predict with it or to train its gates further."""
 
     path: str | None
-    learning_rate: float
-    body_dropout: bool
-    library: ClassVar[str] = LIBRARY
-    stores_bf16: ClassVar[bool] = True
-    quantizable: ClassVar[bool] = True
-    adapter_pattern: ClassVar[re.Pattern[str]] = PATTERN
-    active = staticmethod(active)
-    save = staticmethod(save)
+    library = LIBRARY
 
     def starts_from(self) -> list[SavedRun]:
         return to_load(self.path, LIBRARY)
 
-    def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
-        return load(model, self.starts_from()[0], name=name)
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        return Attached(load(model, self.starts_from()[0], name=name))
 
 
 def _read(runs: list[SavedRun], model: nn.Module) -> dict[str, Updates]:

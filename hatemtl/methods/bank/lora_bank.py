@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import Updates
+from hatemtl.methods.base import Library
 from hatemtl.saved_runs.saved_run import SavedRun, write_text
 from hatemtl.seeds import generator
 
-LIBRARY = "bank"
 WEIGHTS = "adapter/bank.safetensors"
 SETTINGS = "adapter/bank.json"
 PATTERN = re.compile(r"\.banks\.([^.]+)\.")
@@ -218,6 +218,9 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS)
     content = {**settings, "ranks": {layer: list(bank.ranks) for layer, bank in found.items()}}
     write_text(folder / SETTINGS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+LIBRARY = Library(name="bank", pattern=PATTERN, quantizable=True, active=active, save=save)
 
 
 def load(model: nn.Module, run: SavedRun, *, name: str) -> nn.Module:

@@ -18,12 +18,11 @@ from hatemtl.encoders.fast.bert_stack import fuse, unfuse
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.methods.base import check_leave_out, draw_lora_A
+from hatemtl.methods.base import Library, check_leave_out, draw_lora_A
 from hatemtl.methods.lora_source import PLAIN_STARTS
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import seeded
 
-LIBRARY = "peft"
 WEIGHTS = "adapter/adapter_model.safetensors"
 NAME = "default"  # PEFT saves an adapter of any other name in a folder below
 PATTERN = re.compile(rf"\.({NAME})(?:\.|$)")  # whatever the kind calls its weights
@@ -101,6 +100,9 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
     # without its search for embeddings, for which it would ask the hub
     model.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a card of blanks
+
+
+LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, active=active, save=save)
 
 
 def fold(model: PeftModel) -> nn.Module:

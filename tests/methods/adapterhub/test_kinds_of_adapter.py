@@ -30,7 +30,7 @@ def adapter(config: str, **other: Any) -> Adapter:
 
 
 def attached(config: str, kind: str = "bert", *, seed: int = 0, **other: Any) -> Any:
-    return adapter(config, **other).attach(encoder(kind), name="run", seed=seed)
+    return adapter(config, **other).attach(encoder(kind), name="run", seed=seed).model
 
 
 def moved(model: Any) -> Any:
@@ -149,7 +149,7 @@ def test_draws_depend_on_the_seed_alone(config: str) -> None:
     first = attached(config).state_dict()
     model = encoder()
     before = torch.get_rng_state()
-    second = adapter(config).attach(model, name="run", seed=0).state_dict()
+    second = adapter(config).attach(model, name="run", seed=0).model.state_dict()
     assert torch.equal(before, torch.get_rng_state())  # and no other draw moves
     torch.rand(5)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -183,9 +183,9 @@ def test_the_body_has_no_dropout(name: str) -> None:
     )
     how = zoo_table.method(name)
     assert how.body_dropout is False
-    model = how.attach(source.model(dropout=how.body_dropout, seed=0), name="run", seed=0)
+    model = how.attach(source.model(dropout=how.body_dropout, seed=0), name="run", seed=0).model
     for path, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and not how.adapter_pattern.search(f"{path}."):
+        if isinstance(module, nn.Dropout) and not how.library.pattern.search(f"{path}."):
             assert module.p == 0, path
 
 
@@ -195,7 +195,7 @@ def test_frozen_adapters_stay_float32_and_the_body_does_not() -> None:
     network: Any = SimpleNamespace(method=how, module=SimpleNamespace(encoder=model, through=SimpleNamespace()))
     Network.store(network, torch.bfloat16)
     for name, parameter in model.named_parameters():
-        adapters = how.adapter_pattern.search(name) is not None
+        adapters = how.library.pattern.search(name) is not None
         assert parameter.dtype is (torch.float32 if adapters else torch.bfloat16), name
 
 
@@ -296,15 +296,15 @@ def test_a_saved_adapter_goes_on_learning(config: str, tmp_path: Path) -> None:
     """As after training on unlabelled text: what was learnt is where it starts."""
     before = save(adapter(config), tmp_path / "first")
     how = Load(path=str(tmp_path / "first"), **RATES)
-    model = how.attach(encoder(), name="second", seed=1)
+    model = how.attach(encoder(), name="second", seed=1).model
     assert torch.equal(hidden(model), hidden(before))
     assert {name.replace(".second.", ".run.") for name in trained(model)} == set(trained(before))
     optimizer = torch.optim.SGD(trained(model).values(), lr=0.1)
     model.train()(input_ids=torch.tensor([[3, 4, 5]])).last_hidden_state[..., :5].square().sum().backward()
     optimizer.step()
     assert not torch.equal(hidden(model), hidden(before))
-    how.save(model, "second", record(tmp_path / "second", "adapterhub"))
-    again = Load(path=str(tmp_path / "second"), **RATES).attach(encoder(), name="third", seed=2)
+    how.library.save(model, "second", record(tmp_path / "second", "adapterhub"))
+    again = Load(path=str(tmp_path / "second"), **RATES).attach(encoder(), name="third", seed=2).model
     assert torch.equal(hidden(again), hidden(model))
 
 
@@ -312,7 +312,7 @@ def test_a_saved_adapter_goes_on_learning(config: str, tmp_path: Path) -> None:
 def test_adapters_of_one_configuration_are_merged_parameter_by_parameter(config: str, tmp_path: Path) -> None:
     parts = [own_parameters(save(adapter(config), tmp_path / f"part_{i}", change=i), "run") for i in (1, 2)]
     method = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
-    merged = own_parameters(method.attach(encoder(), name="merged", seed=0), "merged")
+    merged = own_parameters(method.attach(encoder(), name="merged", seed=0).model, "merged")
     assert merged
     for key, parameter in merged.items():
         torch.testing.assert_close(parameter, (parts[0][key] + parts[1][key]) / 2, atol=1e-6, rtol=1e-5)
@@ -327,7 +327,7 @@ def test_adapters_that_went_on_from_another_run_have_a_mean_and_no_difference(tm
 
     def merged(merge: Any) -> dict[str, nn.Parameter]:
         method = Merged(sources=str(tmp_path / "part_*"), merge=merge, rank=None, **RATES)
-        return own_parameters(method.attach(encoder(), name="merged", seed=0), "merged")
+        return own_parameters(method.attach(encoder(), name="merged", seed=0).model, "merged")
 
     for key, parameter in merged(Mean(weights=None)).items():
         torch.testing.assert_close(parameter, (parts[0][key] + parts[1][key]) / 2, atol=1e-6, rtol=1e-5)
@@ -348,7 +348,7 @@ def test_a_configuration_that_was_tampered_with_is_told(tmp_path: Path) -> None:
 def test_loras_by_string_are_those_of_the_class() -> None:
     """The same draw and the same fast layers."""
     where: dict[str, Any] = {"attention": ["q", "v"], "intermediate": False, "output": False, "leave_out": []}
-    ours = LoRA(rank=4, alpha=4, dropout=0.0, **where, **RATES).attach(encoder(), name="run", seed=3)  # type: ignore[arg-type]
+    ours = LoRA(rank=4, alpha=4, dropout=0.0, **where, **RATES).attach(encoder(), name="run", seed=3).model  # type: ignore[arg-type]
     theirs = attached("lora[r=4,alpha=4]", seed=3)
     assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
     assert [type(m.forward) for m in ours.modules()] == [type(m.forward) for m in theirs.modules()]

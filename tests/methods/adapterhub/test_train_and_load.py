@@ -43,7 +43,7 @@ def merge(sources: str | Path, how: Merge = MEAN, rank: int | None = None) -> Me
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
-    return method.attach(encoder(kind), name=name, seed=seed)
+    return method.attach(encoder(kind), name=name, seed=seed).model
 
 
 def As(model: nn.Module, name: str = "run") -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
     assert files - {"adapter_interface.json"} == {"adapter_config.json", "adapter.safetensors"}
     body = encoder(kind)
     torch.rand(9)  # another process has drawn something else by now
-    loaded = load(tmp_path / "run.v1").attach(body, name="other", seed=5)
+    loaded = load(tmp_path / "run.v1").attach(body, name="other", seed=5).model
     assert torch.equal(hidden(loaded), hidden(model))
     assert active(loaded) == ["other"]
     assert set(trained(loaded)) == {name.replace(".run.", ".other.") for name in trained(model)}
@@ -201,7 +201,7 @@ def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
 def test_a_loaded_run_is_saved_as_it_was(tmp_path: Path) -> None:
     save(lora(), tmp_path / "run")
     (tmp_path / "again").mkdir()
-    load(tmp_path / "run").save(attached(load(tmp_path / "run"), name="run"), "run", tmp_path / "again")
+    load(tmp_path / "run").library.save(attached(load(tmp_path / "run"), name="run"), "run", tmp_path / "again")
     first, again = (load_file(tmp_path / name / WEIGHTS) for name in ("run", "again"))
     assert equal(first, again, atol=0)
 
@@ -266,7 +266,7 @@ def test_merging_one_source_gives_it_back(kind: str, tmp_path: Path) -> None:
     source = save(lora(), tmp_path / "only", kind)
     body = encoder(kind)
     torch.rand(9)
-    merged = merge(tmp_path / "only").attach(body, name="merged", seed=5)
+    merged = merge(tmp_path / "only").attach(body, name="merged", seed=5).model
     torch.testing.assert_close(hidden(merged), hidden(source), atol=1e-6, rtol=1e-5)
 
 
@@ -293,7 +293,7 @@ def test_only_the_merged_lora_is_trained_and_active(tmp_path: Path) -> None:
     assert {name for name, part in parts.items() if part.active} == {"encoder", "merged"}
     assert {name for name, part in parts.items() if part.trained} == {"merged"}
     assert parts["merged"].parameters == 2 * parts["part_1"].parameters
-    method.save(model, "merged", record(tmp_path / "run", "adapterhub"))
+    method.library.save(model, "merged", record(tmp_path / "run", "adapterhub"))
     assert all(".merged." in key for key in load_file(tmp_path / "run" / WEIGHTS))
 
 
@@ -328,11 +328,11 @@ def test_layers_that_a_source_leaves_alone_are_noted(tmp_path: Path) -> None:
     save(lora(attention=["q", "v"], output=False), tmp_path / "part_2", change=2)
     save(peft_lora(targets=r".*(query|key|value|intermediate\.dense)|.*layer\.0\.output\.dense"), tmp_path / "part_3")
     for method in (merge(tmp_path / "part_*"), IntoWeights(sources=str(tmp_path / "part_*"), merge=MEAN, **RATES)):
-        second, third = attached(method, name="merged").merge_notes
+        second, third = method.attach(encoder(), name="merged", seed=0).notes
         assert "part_2 does not adapt encoder.layer.0.attention.self.key, encoder.layer.0.output.dense and 2 more" in second
         assert "part_3 does not adapt encoder.layer.1.output.dense, which another source does" in third
         assert second.endswith("counted as zero")
-    assert attached(merge(tmp_path / "part_1"), name="merged").merge_notes == ()
+    assert merge(tmp_path / "part_1").attach(encoder(), name="merged", seed=0).notes == ()
 
 
 def test_the_merged_lora_is_the_same_in_any_order(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def method(sources: Path, gating: str = "attention", /, **other: Any) -> Any:
 
 
 def attached(way: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
-    return way.attach(encoder(kind), name=name, seed=seed)
+    return way.attach(encoder(kind), name=name, seed=seed).model
 
 
 def parts(folder: Path, kind: str = "bert", n: int = 3, **other: Any) -> list[nn.Module]:
@@ -69,7 +69,7 @@ def parts(folder: Path, kind: str = "bert", n: int = 3, **other: Any) -> list[nn
 def stored(way: Any, model: nn.Module, folder: Path) -> Path:
     """The saved run that this method leaves."""
     record(folder, "bank")
-    way.save(model, "run", folder)
+    way.library.save(model, "run", folder)
     return folder
 
 
@@ -231,7 +231,7 @@ def test_draws_depend_on_seed_and_layer_alone(tmp_path: Path) -> None:
     parts(tmp_path)
     body = encoder()
     before = torch.get_rng_state()
-    first = trained(method(tmp_path / "part_*").attach(body, name="run", seed=0))
+    first = trained(method(tmp_path / "part_*").attach(body, name="run", seed=0).model)
     assert torch.equal(before, torch.get_rng_state())
     again = trained(attached(method(tmp_path / "part_*")))
     other = trained(attached(method(tmp_path / "part_*"), seed=1))
@@ -305,7 +305,7 @@ def test_what_is_saved_is_what_is_loaded_without_the_sources(kind: str, gating: 
         shutil.rmtree(part)
     body = encoder(kind)
     torch.rand(9)  # another process has drawn something else by now
-    loaded = Load(path=str(folder), **RATES).attach(body, name="other", seed=5)
+    loaded = Load(path=str(folder), **RATES).attach(body, name="other", seed=5).model
     assert torch.equal(hidden(loaded), hidden(model))
     assert source_names(loaded) == ["part_1", "part_2", "part_3"]
     assert set(trained(loaded)) == {name.replace(".run.", ".other.") for name in trained(model)}
@@ -407,7 +407,7 @@ def test_sources_of_both_libraries_go_together(tmp_path: Path) -> None:
 @pytest.mark.slow
 @every_kind
 def test_a_source_is_read_as_peft_reads_it(kind: str, tmp_path: Path) -> None:
-    from methods.test_peft_hub import lora as peft_lora
+    from methods.peft_adapters.test_train_and_load import lora as peft_lora
 
     source = save(peft_lora(), tmp_path / "part_1", kind)
     torch.testing.assert_close(hidden(attached(method(tmp_path / "part_1"), kind)), hidden(source), atol=1e-5, rtol=1e-5)

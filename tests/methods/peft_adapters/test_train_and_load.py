@@ -38,7 +38,7 @@ def load(path: Path) -> Load:
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
-    return method.attach(encoder(kind), name=name, seed=seed)
+    return method.attach(encoder(kind), name=name, seed=seed).model
 
 
 def factors(model: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -87,7 +87,7 @@ def test_a_new_lora_changes_nothing_yet(kind: str) -> None:
 def test_A_depends_on_seed_and_layer_alone(kind: str) -> None:
     model = encoder(kind)
     before = torch.get_rng_state()
-    first = As(lora().attach(model, name="run", seed=0))
+    first = As(lora().attach(model, name="run", seed=0).model)
     assert torch.equal(before, torch.get_rng_state())
     assert equal(first, As(attached(lora(alpha=2, dropout=0.3), kind, name="other")))
     assert not equal(first, As(attached(lora(), kind, seed=1)))
@@ -140,7 +140,7 @@ def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
     body = encoder(kind)
     torch.rand(9)  # another process has drawn something else by now
     before = torch.get_rng_state()
-    loaded = load(tmp_path / "run.v1").attach(body, name="other", seed=5)
+    loaded = load(tmp_path / "run.v1").attach(body, name="other", seed=5).model
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(hidden(loaded), hidden(model))
     assert active(loaded) == ["default"]
@@ -153,7 +153,7 @@ def test_the_settings_come_with_the_weights(tmp_path: Path) -> None:
     config = loaded.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 12, 0.25)
     first = load_file(tmp_path / "run" / WEIGHTS)
-    load(tmp_path / "run").save(loaded, "run", tmp_path / "again")
+    load(tmp_path / "run").library.save(loaded, "run", tmp_path / "again")
     assert equal(first, load_file(tmp_path / "again" / WEIGHTS))
 
 
@@ -249,10 +249,10 @@ def round_trip(kind: str, options: dict[str, Any], body: str, folder: Path) -> N
     said = hidden(model)
     assert not torch.allclose(said, bare, atol=1e-6)
     record(folder, "peft")
-    method.save(model, "run", folder)
+    method.library.save(model, "run", folder)
     again = encoder(body)
     torch.rand(9)
-    loaded: Any = load(folder).attach(again, name="other", seed=5)
+    loaded: Any = load(folder).attach(again, name="other", seed=5).model
     assert torch.equal(hidden(loaded), said)
     assert set(trained(loaded)) == set(trained(model))
     if kind == "LilyConfig":
