@@ -18,6 +18,8 @@ FLOORS = [
         "provenance",
         "quiet",
         "mistyped",
+        "nearest",
+        "quoting",
         "startup",
         "merging",
         "flops",
@@ -41,8 +43,8 @@ FLOORS = [
     {"configuration", "using", "training", "run"},
 ]
 OWNERS = {
-    "hydra": {"run", "training", "configuration"},
-    "omegaconf": {"run", "training", "using", "configuration"},
+    "hydra": {"run", "training", "configuration", "mistyped", "nearest", "quoting"},
+    "omegaconf": {"run", "training", "using", "configuration", "mistyped", "nearest"},
     "lightning": {"datamodule", "module", "callbacks", "trainer", "loggers", "cohort", "training", "configuration"},
     "transformers": {"encoder"},
     "adapters": {"methods.adapter_hub", "methods.ah_config", "methods.ah_fold", "methods.ah_library", "methods.ah_setup"},

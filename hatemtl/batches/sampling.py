@@ -48,7 +48,7 @@ class Sampling:
                 f"sampling.balance={self.balance}: expected 0 (posts alike) to 1 (rare labels as often as others)"
             )
         if self.batch not in get_args(Mix):
-            raise UserError(f"sampling.batch={self.batch}: {did_you_mean(str(self.batch), get_args(Mix))}")
+            raise UserError(f"sampling.batch={self.batch}: {did_you_mean(self.batch, get_args(Mix))}")
 
     def exponent(self, epoch: int, epochs: int) -> float:
         """1/T in this epoch (counted from 0) of so many: from T = 1 to 5 Stickland & Murray's 1 − .8·(e − 1)/(E − 1)."""

@@ -16,7 +16,7 @@ Step = Literal["joint", "per_task"]
 def check_step(step: str) -> None:
     """Raises UserError where losses cannot be stepped so."""
     if step not in get_args(Step):
-        raise UserError(f"weighting.step={step}: {did_you_mean(str(step), get_args(Step))}")
+        raise UserError(f"weighting.step={step}: {did_you_mean(step, get_args(Step))}")
 
 
 @dataclass(frozen=True, kw_only=True)

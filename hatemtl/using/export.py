@@ -30,7 +30,7 @@ def check(format: str | None, path: str | None, encoder: Encoder, *, overwrite: 
     Raises UserError where one is missing or cannot be.
     """
     if format not in FORMATS:
-        raise UserError(f"export.format={format}: {did_you_mean(str(format), FORMATS)}")
+        raise UserError(f"export.format={format}: {did_you_mean(format, FORMATS)}")
     if not path or not Path(path).name:
         raise UserError(f"export.path={path}: expected the folder to write; type export.path=FOLDER")
     if Path(path).exists() and not overwrite:
