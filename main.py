@@ -35,11 +35,14 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        from hatemtl.command.suggestions import NO_OPTION, explain
+    from hatemtl.command.suggestions import arguments, explain, is_mistyped
 
-        if isinstance(error, ValueError) and NO_OPTION not in str(error):
+    try:
+        sys.argv[1:] = arguments(sys.argv[1:])
+        main()
+    except UserError as error:
+        fail(error)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_mistyped(error):
             raise
-        fail(explain(error))
+        fail(explain(error, sys.argv[1:]))

@@ -37,8 +37,16 @@ def refusing() -> Iterator[None]:
         raise Refusal(str(error)) from error
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """The tail of an error about a name: the closest known names, else all of them."""
-    known = [str(name) for name in known]
-    close = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known) or 'none'}"
+def did_you_mean(given: object, known: Iterable[object]) -> str:
+    """The tail of an error about a name: the closest known names, else all of them, as where it is no name at all.
+
+    >>> did_you_mean("Tinny", ["tiny", "minilm"])
+    "did you mean 'tiny'?"
+    >>> did_you_mean(None, [True, 3])
+    'known: True, 3'
+    """
+    names = [str(name) for name in known]
+    typed = str(given).lower() if isinstance(given, str | int) and not isinstance(given, bool) else ""
+    close = difflib.get_close_matches(typed, [name.lower() for name in names], n=3, cutoff=0.6)
+    close = [name for near in dict.fromkeys(close) for name in names if name.lower() == near]
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names) or 'none'}"

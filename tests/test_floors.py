@@ -22,9 +22,9 @@ FLOORS = [
     {"run"},
 ]
 OWNERS = {
-    "hydra": {"run", "training", "command"},
-    "omegaconf": {"run", "training", "using", "command"},
-    "lightning": {"network.module", "batches", "training", "command"},
+    "hydra": {"command"},
+    "omegaconf": {"command"},
+    "lightning": {"network.module", "batches", "training", "command.request"},
     "transformers": {"encoders"},
     "adapters": {"methods.adapterhub"},
     "peft": {"methods.peft_adapters"},

@@ -22,6 +22,19 @@ def files(folder: Path) -> set[Path]:
         (["method=ah_lora61"], ["method=ah_lora61", "did you mean 'ah_lora16'"]),
         (["tasks=[targets]"], ["tasks=targets", "did you mean 'target'"]),
         (["tasks=[]"], ["tasks=[target]"]),
+        (["experiment=dmeo"], ["experiment=dmeo", "did you mean 'demo'?"]),
+        (["experiment=xyz"], ["experiment=xyz", "known: demo"]),
+        (["encoder", "minilm"], ["type encoder=minilm"]),
+        (["--encoder=minilm"], ["type encoder=minilm"]),
+        (["encoder=tiny", "seed:3"], ["type seed=3"]),
+        (["save_path=/tmp/läuf"], ["""type 'save_path="/tmp/läuf"'"""]),
+        (["-m", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),
+        (["--cfg", "job", "--resolve", "load_path=${nope}"], ["Interpolation key 'nope' not found"]),
+        (["load_path=${nope}"], ["Interpolation key 'nope' not found"]),
+        (["save_path=/dev/null"], ["/dev/null", "no folder"]),
+        (["method=ah_load", "load_path=/dev/null"], ["/dev/null", "no folder"]),
+        (["method=ah_load", "load_path=main.py"], ["main.py", "no folder"]),
+        (["tasks.target.labels={a: [womn]}"], ["labels.a", "women"]),
         (['tasks.target.mask_pattern="5 4"'], ["5 4", '"4 4"']),
         (['tasks.target.mask_pattern="0 4"'], ["0 4", '"1 4"']),
         (["tasks.target.mask_pattern=x"], ["'x'", '"1 4"']),
@@ -70,6 +83,34 @@ def test_wrong_input_is_named_and_nothing_is_written(
         assert word in outcome.err
     assert "Traceback" not in outcome.err
     assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("none", ["null", "none"])
+def test_no_experiment_is_the_configuration_as_it_is(cli: Cli, none: str) -> None:
+    plain = cli("--cfg", "job")
+    assert plain.code == 0
+    assert cli("--cfg", "job", "experiment=demo", f"experiment={none}") == plain
+
+
+def test_an_experiment_of_a_user(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert "\nseed: 7\n" in cli("--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job").out
+    near = cli("--config-dir", str(tmp_path), "experiment=mien", "--cfg", "job")
+    assert (near.code, near.err) == (2, "error: experiment=mien: no such option; did you mean 'mine'?\n")
+
+
+def test_a_stack_is_kept_of_what_nobody_typed(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    def bug(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("hatemtl.run.run", bug)
+    with pytest.raises(ValueError, match="a bug"):
+        cli("encoder=tiny")
+
+
+def test_hydras_options_may_stand_in_between(cli: Cli) -> None:
+    assert "seed: 3" in cli("encoder=tiny", "--cfg", "job", "seed=3").out
 
 
 def test_missing_corpus_without_network(cli: Cli, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def _is_seed(value: object) -> bool:
 def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
     """Raises UserError where heads would start from two things at once, or from nothing and then not be trained."""
     if cfg.heads.merge not in get_args(HeadsMerge):
-        raise UserError(f"heads.merge={cfg.heads.merge}: {did_you_mean(str(cfg.heads.merge), get_args(HeadsMerge))}")
+        raise UserError(f"heads.merge={cfg.heads.merge}: {did_you_mean(cfg.heads.merge, get_args(HeadsMerge))}")
     if cfg.heads.load and cfg.heads.merge != "fresh":
         raise UserError(f"heads.load=true and heads.merge={cfg.heads.merge} both say where heads start; leave one out")
     if not optimization.total_epochs and not cfg.heads.load and cfg.heads.merge == "fresh":

@@ -48,9 +48,9 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
         of = re.search(r"@tasks\.(\w+)\.", str(group))
         if not str(group).startswith(SAID_ANEW) and (of is None or of[1] in tasks):
             own[str(group)] = str(option)
-    known = [f"{key}={value}" for key, value in own.items() if key not in theirs]
+    known: list[str] = [f"{key}={value}" for key, value in own.items() if key not in theirs]
     whole = compose("config", overrides=[*known, *typed], return_hydra_config=True)
-    cfg = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
+    cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     _lay_over(cfg, config, theirs)
     OmegaConf.set_struct(cfg, False)
     cfg.choices = chosen(whole.hydra)

@@ -53,7 +53,7 @@ def check(
     Raises UserError where there are leaks and the policy is to refuse them.
     """
     if policy not in get_args(Policy):
-        raise UserError(f"data.leaks={policy}: {did_you_mean(str(policy), get_args(Policy))}")
+        raise UserError(f"data.leaks={policy}: {did_you_mean(policy, get_args(Policy))}")
     parts = list(corpora.values())
     texts = [text for posts in parts for text in _texts(posts)]
     found = between(texts, np.concatenate([posts.splits for posts in parts]))

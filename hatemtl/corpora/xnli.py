@@ -41,7 +41,7 @@ class Xnli(Corpus):
 
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
-            raise UserError(f"language={self.language}: {did_you_mean(str(self.language), LANGUAGES)}")
+            raise UserError(f"language={self.language}: {did_you_mean(self.language, LANGUAGES)}")
 
     def read(self) -> Posts:
         """Reads the official files or the hub. Raises UserError with the file, the line and the way out."""

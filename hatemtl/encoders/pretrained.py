@@ -71,9 +71,7 @@ class Encoder:
         if self.max_length < 3:
             raise UserError(f"encoder.max_length={self.max_length}: expected at least 3 token ids")
         if self.quantize not in (None, "8bit", "4bit"):
-            raise UserError(
-                f"encoder.quantize={self.quantize}: {did_you_mean(str(self.quantize), ['8bit', '4bit', 'null'])}"
-            )
+            raise UserError(f"encoder.quantize={self.quantize}: {did_you_mean(self.quantize, ['8bit', '4bit', 'null'])}")
         if self.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(
                 f"encoder.quantize={self.quantize} needs the package bitsandbytes; type `uv sync --extra quantize`, or "

@@ -96,7 +96,7 @@ def check_primary(primary: str, rows: Iterable[str]) -> str:
     if primary not in known:
         raise UserError(
             f"head primary={primary!r}: expected one of this head's rows of which higher is better; "
-            f"{did_you_mean(str(primary), known)}"
+            f"{did_you_mean(primary, known)}"
         )
     return primary
 

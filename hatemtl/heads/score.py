@@ -37,8 +37,8 @@ class ScoreHead(nn.Module):
         primary: str = "pearson",
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise UserError(f"head loss={loss!r}: {did_you_mean(str(loss), LOSSES)}")
+        if loss not in list(LOSSES):  # a list is in no dict
+            raise UserError(f"head loss={loss!r}: {did_you_mean(loss, LOSSES)}")
         self.primary = check_primary(primary, ["pearson", "spearman"])
         self.space, self.loss_of = space, LOSSES[loss]
         self.pool = Pool(pooling, hidden_size)

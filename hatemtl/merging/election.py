@@ -16,7 +16,7 @@ ROUNDING = 1e-12  # a sum so small beside what was summed is a tie, and a value 
 def check_elect(elect: str) -> None:
     """Raises UserError where signs cannot be elected so."""
     if elect not in get_args(Election):
-        raise UserError(f"merge.elect={elect}: {did_you_mean(str(elect), get_args(Election))}")
+        raise UserError(f"merge.elect={elect}: {did_you_mean(elect, get_args(Election))}")
 
 
 def agreeing_mean(stack: Tensor, elect: Election) -> Tensor:

@@ -83,7 +83,7 @@ class Learned(Merge):
             raise UserError(f"merge.bias_of={self.bias_of}: expected a function; name it as conf/merge/learned.yaml does")
         for key, known in (("by", ("source", "layer")), ("search", ("gradient", "cmaes"))):
             if (value := getattr(self, key)) not in known:
-                raise UserError(f"merge.{key}={value}: {did_you_mean(str(value), known)}")
+                raise UserError(f"merge.{key}={value}: {did_you_mean(value, known)}")
         for key in ("steps", "posts"):
             if type(getattr(self, key)) is not int or getattr(self, key) < 1:
                 raise UserError(f"merge.{key}={getattr(self, key)}: expected a whole number from 1")

@@ -41,7 +41,7 @@ class Optimization:
     def __post_init__(self) -> None:
         known = ["linear", "cosine", "constant"]
         if self.schedule not in known:
-            raise UserError(f"optimization.schedule={self.schedule}: {did_you_mean(str(self.schedule), known)}")
+            raise UserError(f"optimization.schedule={self.schedule}: {did_you_mean(self.schedule, known)}")
         for name in ("heads_first", "epochs", "accumulate"):
             if type(getattr(self, name)) is not int:
                 raise UserError(f"optimization.{name}={getattr(self, name)}: expected a whole number")

@@ -72,6 +72,8 @@ class SavedRun:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{folder}: a saved run is a folder, and this is no folder; give another path")
         if not self.folder.is_dir():
             if unfinished(self.folder).is_dir():
                 raise UserError(f"{folder}: this run is not finished; train it to its end with save_path={folder}")

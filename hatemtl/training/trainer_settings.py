@@ -71,9 +71,7 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         if str(self.precision) not in ("auto", "32", "bf16"):
-            raise UserError(
-                f"trainer.precision={self.precision}: {did_you_mean(str(self.precision), ['auto', '32', 'bf16'])}"
-            )
+            raise UserError(f"trainer.precision={self.precision}: {did_you_mean(self.precision, ['auto', '32', 'bf16'])}")
         if self.compile != "auto" and not isinstance(self.compile, bool):
             raise UserError(f"trainer.compile={self.compile}: expected auto, true or false")
         if self.compile is True and not _compiler():

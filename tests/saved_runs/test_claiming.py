@@ -232,7 +232,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with held(run, TRAINED) as place:
         assert place == run
         assert glob(str(run.parent / "*")) == []
-        thread = threading.Thread(target=lambda: told.append(keep_out(run)))  # of the same process, as in a cohort
+        thread = threading.Thread(target=lambda: told.append(keep_out(run)))  # of the same process
         thread.start()
         thread.join()
         (tmp_path / "link").symlink_to(tmp_path / "a")

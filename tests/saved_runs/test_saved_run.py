@@ -137,7 +137,7 @@ def test_no_folder_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such saved run; train one with save_path=.*/none"):
         SavedRun(tmp_path / "none")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="no such saved run"):
+    with pytest.raises(UserError, match="this is no folder"):
         SavedRun(tmp_path / "file")
 
 

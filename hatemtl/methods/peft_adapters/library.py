@@ -201,9 +201,9 @@ def check_forward(model: PeftModel, given: str) -> None:
 def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
     """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
     known = kinds()
-    if kind in REFUSED:
+    if kind in list(REFUSED):  # a list is in no dict
         raise UserError(f"method.kind={kind}: {REFUSED[kind]}; type method=peft_lora16")
-    if kind not in known:
+    if kind not in list(known):
         usable = [name for name, config in known.items() if not _prompts(config) and name not in REFUSED]
         raise UserError(f"method.kind={kind}: {did_you_mean(kind, usable)}")
     if _prompts(known[kind]):

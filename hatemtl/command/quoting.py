@@ -1,0 +1,67 @@
+"""Quotes around what Hydra's grammar cannot read, and the shell's around them."""
+
+import os
+import re
+import shlex
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+CLOSING = {"[": "]", "{": "}", "(": ")"}
+
+
+def parsed(override: str) -> Override | None:
+    """The override as Hydra reads it; None where it cannot."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def readable(override: str) -> bool:
+    """Whether Hydra can read an override."""
+    return parsed(override) is not None
+
+
+def in_quotes(key: str, value: str) -> str:
+    """The override that gives a key this very text, as it is typed in a shell.
+
+    >>> print(in_quotes("save_path", "/home/läuf"))
+    'save_path="/home/läuf"'
+    """
+    return shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
+
+
+def assigned(key: str, value: str) -> str:
+    """The override as it is typed in a shell, in quotes where Hydra would not read it without."""
+    value = os.path.expanduser(value.strip())  # a shell leaves ~ within quotes alone
+    plain = f"{key}={value}"
+    return shlex.quote(plain) if readable(plain) else in_quotes(key, value)
+
+
+def advice(key: str, value: str) -> str:
+    """What is wrong with a value that Hydra cannot read, and what to type."""
+    given, text = f"{key}={value}", in_quotes(key, os.path.expanduser(value))
+    if value[:1] in ("[", "{") and value[-1] != CLOSING[value[0]]:
+        closed = given + "".join(_open(value))
+        if readable(closed):
+            return f"{given}: a bracket is not closed; type {shlex.quote(closed)}, or as a text {text}"
+    elif value[:1] == "[":
+        items = [item.strip() for item in value[1:-1].split(",")]
+        quoted = [item if readable(f"{key}=[{item}]") else QuotedString(item, Quote.double).with_quotes() for item in items]
+        listed = f"{key}=[{','.join(quoted)}]"
+        if readable(listed):
+            return f"{given}: some of its items need quotes; type {shlex.quote(listed)}"
+    return f"{given}: Hydra cannot read this value as it stands; put it in quotes: type {text}"
+
+
+def _open(value: str) -> list[str]:
+    """What closes the brackets of a text that are open at its end, in order."""
+    waiting: list[str] = []
+    for bracket in re.findall(r"[][{}()]", value):
+        if bracket in CLOSING:
+            waiting.insert(0, CLOSING[bracket])
+        elif waiting and waiting[0] == bracket:
+            waiting.pop(0)
+    return waiting
