@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hatemtl"
 FLOORS = [
     {
         "errors",
+        "json_object",
         "seeds",
         "labels",
         "batch",
@@ -23,7 +24,19 @@ FLOORS = [
         "flops",
     },
     {"corpora", "heads", "sampling", "weighting", "batching"},
-    {"tasks", "encoder", "methods", "optimization", "postfile", "tokencache", "pool", "masking", "prefix", "leaks"},
+    {
+        "tasks",
+        "encoder",
+        "encoder_files",
+        "methods",
+        "optimization",
+        "postfile",
+        "tokencache",
+        "pool",
+        "masking",
+        "prefix",
+        "leaks",
+    },
     {
         "datamodule",
         "module",

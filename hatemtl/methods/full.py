@@ -7,8 +7,9 @@ from typing import ClassVar
 from torch import nn
 
 from hatemtl.encoders.pretrained import Transformer
+from hatemtl.errors import UserError
 from hatemtl.methods.base import to_load
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 
 WEIGHTS = "encoder/model.safetensors"
 
@@ -30,7 +31,11 @@ class Full:
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> nn.Module:
         for run in self.starts_from():
-            model.load_state_dict(run.tensors(WEIGHTS))
+            try:
+                model.load_state_dict(run.tensors(WEIGHTS))
+            except RuntimeError as error:  # one is missing, too many or of another shape
+                reason = str(error).splitlines()[-1].strip()
+                raise UserError(f"{run.folder / WEIGHTS} does not fit this encoder ({reason}); {AGAIN}") from error
         return model.requires_grad_(True)
 
     def active(self, model: nn.Module) -> list[str]:
