@@ -23,8 +23,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from hatemtl.encoders.files import AGAIN, WAY_OUT, check_fit, check_weights, guard
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine import json_object
 from hatemtl.machine.hub import fetch
 from hatemtl.seeds import seeded
 
@@ -32,9 +35,6 @@ Transformer = PreTrainedModel
 Tokenizer = PreTrainedTokenizerFast
 LayersOutput = BaseModelOutputWithPastAndCrossAttentions
 
-# Keys that make transformers import or download code while a model is loaded: `auto_map` by design, the attention ones
-# because 4.57 takes a hub kernel's name from them (CVE-2026-4372).
-REFUSED_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
 FILES = [
     "config.json",
     "model*.safetensors",
@@ -44,7 +44,11 @@ FILES = [
     "merges.txt",
     "spm.model",
 ]
-WAY_OUT = "type encoder=minilm (installed with hatemtl) or encoder.source=FOLDER of a downloaded encoder"
+# How transformers fails at files that are broken or tampered with.
+FAILURES = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ class Encoder:
         """The fast tokenizer. A word in mid-text and a word at its start get the same ids."""
         folder = self.folder()
         guard(folder)
+        self._check_tokenizer_class(folder)
         with _readable(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
         if not tokenizer.is_fast:
@@ -116,6 +121,7 @@ class Encoder:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             raise UserError(f"{folder / 'config.json'}: these weights are quantized; expected float ones; {WAY_OUT}")
+        family = self._family(config)
         for key, value in (self.random or {}).items():
             if not hasattr(config, key):
                 raise UserError(
@@ -128,27 +134,27 @@ class Encoder:
                     setattr(config, key, 0.0)
         if hasattr(config, "reference_compile"):
             config.reference_compile = False  # ModernBERT would compile its layers by itself, under the adapters
-        attention = self._attention(config)
+        attention = self._attention(config, family)
         if self.random is not None:
             with seeded(seed, "encoder"):
                 model = AutoModel.from_config(
                     config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False
                 )
         else:
-            if not any(folder.glob("model*.safetensors")):
-                raise UserError(
-                    f"encoder.source={self.source}: has no model.safetensors, and hatemtl reads no pickled weights; "
-                    f"name a revision that has them (encoder.revision=refs/pr/N), or {WAY_OUT}"
-                )
-            with _readable(folder):
-                model = AutoModel.from_pretrained(
+            check_weights(folder, self.source)
+            with _readable(folder), torch.random.fork_rng(devices=[]):  # a pooler that is missing would be drawn
+                model, seen = AutoModel.from_pretrained(
                     folder,
                     config=config,
                     attn_implementation=attention,
                     dtype=torch.float32,
                     use_safetensors=True,
                     trust_remote_code=False,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are told of by name below
                 )
+            check_fit(model, seen, folder, family.base_model_prefix)
+            pooler = pooler and not any(key.startswith("pooler.") for key in seen["missing_keys"])
         if getattr(model, "pooler", None) is not None and not pooler:
             model.pooler = None  # heads pool themselves, and an unused parameter stalls distributed training
         if attention == "eager" and hasattr(model, "get_extended_attention_mask"):
@@ -190,8 +196,8 @@ class Encoder:
         keep_trainable(model)
         return model.requires_grad_(False)
 
-    def _attention(self, config: PretrainedConfig) -> str:
-        has_sdpa = MODEL_MAPPING[type(config)]._supports_sdpa  # type: ignore[attr-defined]
+    def _attention(self, config: PretrainedConfig, family: type[PreTrainedModel]) -> str:
+        has_sdpa = family._supports_sdpa
         if self.attention == "sdpa" and not has_sdpa:
             raise UserError(
                 f"encoder.attention=sdpa: {config.model_type} has no such attention; type encoder.attention=eager"
@@ -200,50 +206,40 @@ class Encoder:
             return "sdpa" if has_sdpa and torch.cuda.is_available() else "eager"
         return self.attention
 
+    def _family(self, config: PretrainedConfig) -> type[PreTrainedModel]:
+        """The class of its model. Raises UserError where that is none that makes hidden states of token ids."""
+        family: Any = MODEL_MAPPING.get(type(config), None)
+        sizes = [getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers")]
+        known = isinstance(family, type) and issubclass(family, PreTrainedModel)  # a few types have two
+        text = known and family.main_input_name == "input_ids" and not config.is_encoder_decoder
+        if not text or not all(isinstance(size, int) for size in sizes):
+            raise UserError(
+                f"encoder.source={self.source}: {config.model_type} is no encoder of text that hatemtl can train; expected "
+                f"one such as bert, electra, roberta, deberta-v2 or modernbert; {WAY_OUT}"
+            )
+        return family
+
+    def _check_tokenizer_class(self, folder: Path) -> None:
+        """Raises UserError where the files name a tokenizer's class that is none: that of a model would read pickles."""
+        for name in ("tokenizer_config.json", "config.json"):
+            path = folder / name
+            given = json_object.read(path, AGAIN).get("tokenizer_class") if path.is_file() else None
+            if given is None:
+                continue
+            named = [f"{given}Fast", str(given)] if not str(given).endswith("Fast") else [given]
+            found = next((cls for each in named if (cls := tokenizer_class_from_name(each)) is not None), None)
+            if not (isinstance(found, type) and issubclass(found, PreTrainedTokenizerFast)):
+                raise UserError(f"{path}: tokenizer_class={given!r} is no fast tokenizer of transformers; {WAY_OUT}")
+            return
+
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except FAILURES as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the encoder in {folder} cannot be read ({reason}); download it again, or {WAY_OUT}") from error
-
-
-def guard(folder: Path) -> None:
-    """Refuses an encoder whose files name code or weights from elsewhere, before any library reads them.
-
-    Raises UserError naming the file and the key.
-    """
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder}: adapter_config.json there leads to other weights; remove it, or {WAY_OUT}")
-    for name in ("config.json", "tokenizer_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid JSON ({error}); download the encoder again") from error
-        if not isinstance(content, Mapping):
-            raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object; download the encoder again")
-        for key, value in _items(content):
-            kernel = key == "_attn_implementation" and "/" in str(value)
-            if key in REFUSED_KEYS or kernel:
-                raise UserError(
-                    f"{path}: carries {key}={value!r}, which runs code from elsewhere when the model is loaded; "
-                    f"do not load this encoder, or remove the key if you wrote the file yourself"
-                )
-
-
-def _items(content: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield str(key), value
-            yield from _items(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _items(value)
 
 
 def is_quantized(model: nn.Module) -> bool:

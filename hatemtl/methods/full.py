@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from hatemtl.encoders.pretrained import Transformer
+from hatemtl.errors import UserError
 from hatemtl.methods.base import Attached, Library, Method, to_load
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 
 WEIGHTS = "encoder/model.safetensors"
 
@@ -31,5 +32,9 @@ class Full(Method):
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         for run in self.starts_from():
-            model.load_state_dict(run.tensors(WEIGHTS))
+            try:
+                model.load_state_dict(run.tensors(WEIGHTS))
+            except RuntimeError as error:  # one is missing, too many or of another shape
+                reason = str(error).splitlines()[-1].strip()
+                raise UserError(f"{run.folder / WEIGHTS} does not fit this encoder ({reason}); {AGAIN}") from error
         return Attached(model.requires_grad_(True))

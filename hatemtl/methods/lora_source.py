@@ -1,6 +1,5 @@
 """A saved LoRA as a source: found by a glob, read from its library's files without the library."""
 
-import json
 import re
 from collections.abc import Mapping
 from glob import glob
@@ -11,18 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
+from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods.base import LOADERS
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 
 # The weights, by library.
 FILES = {"adapterhub": "adapter/adapter.safetensors", "peft": "adapter/adapter_model.safetensors"}
-# What makes a LoRA something else than W + s·B·A, by library: keys of its configuration that must be empty or false.
-OTHER = {
-    "adapterhub": ("use_gating", "use_dora", "vera_d", "vera_b"),
+# Keys of a configuration that leave a LoRA at W + s·B·A, by library; any other must be empty or false.
+PLAIN = {
+    "adapterhub": (
+        *("architecture", "selfattn_lora", "intermediate_lora", "output_lora", "attn_matrices", "leave_out", "r", "alpha"),
+        *("dropout", "composition_mode", "init_weights", "init_weights_seed", "dtype"),
+    ),
     "peft": (
-        *("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens"),
-        *("arrow_config", "fan_in_fan_out", "layer_replication"),
+        *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
+        *("init_lora_weights", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "velora_config"),
+        *("qalora_group_size", "megatron_core", "auto_mapping", "base_model_name_or_path", "revision", "task_type"),
+        *("inference_mode", "peft_version"),
     ),
 }
 SEVERAL = "adapter/setup.json"  # of a run with several of AdapterHub's adapters, as ah_setup writes it
@@ -106,8 +112,8 @@ def _config(run: SavedRun, library: str) -> dict[str, Any]:
 def _described(run: SavedRun, library: str) -> tuple[dict[str, Any], str]:
     """The adapter's configuration, and what makes it something else than W + s·B·A, if anything does."""
     path = run.folder / "adapter" / "adapter_config.json"
+    content = json_object.read(path, AGAIN)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         config = dict(content["config"] if library == "adapterhub" else content)
         if library == "adapterhub":
             kind = config.get("architecture", "a bottleneck or several")  # these carry no such key
@@ -116,11 +122,12 @@ def _described(run: SavedRun, library: str) -> tuple[dict[str, Any], str]:
             kind, plain = config["peft_type"], config["peft_type"] == "LORA"
         if plain:
             _scale(config, library, "", 1)  # has what it needs
-    except (OSError, ValueError, KeyError, TypeError, re.error) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); train the run again with overwrite=true") from error
+            list(config.get("attn_matrices", ()))
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from error
     if not plain:
         return config, f"its adapter is no LoRA ({kind})"
-    if other := [key for key in OTHER[library] if config.get(key)]:
+    if other := [key for key in config if config[key] and key not in PLAIN[library]]:
         return config, f"its LoRA is no plain one ({other[0]}={config[other[0]]})"
     if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
         return config, f"its LoRA started by {start}, which changes the encoder's own weights"

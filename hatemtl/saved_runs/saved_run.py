@@ -34,6 +34,7 @@ from torch import Tensor
 from hatemtl.errors import UserError
 from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
+from hatemtl.machine import json_object
 
 AGAIN = "train the run again with overwrite=true"
 
@@ -150,10 +151,7 @@ class SavedRun:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return _holding(path, json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
+    return json_object.read(path, AGAIN)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

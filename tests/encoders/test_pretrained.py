@@ -31,7 +31,8 @@ from transformers import (
 )
 
 from hatemtl.encoders import pretrained as encoder_module
-from hatemtl.encoders.pretrained import Encoder, fingerprint, guard, vocabulary
+from hatemtl.encoders.files import guard
+from hatemtl.encoders.pretrained import Encoder, fingerprint, vocabulary
 from hatemtl.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "encoder"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
-from safetensors.torch import load_file
-from transformers import AutoModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from hatemtl.errors import UserError
 from hatemtl.methods.base import components
@@ -58,6 +58,36 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(UserError, match="has no encoder/model.safetensors"):
         full(tmp_path / "run").attach(encoder(), name="run", seed=0)
+
+
+@pytest.mark.parametrize("way", ["lacking", "more", "wider"])
+def test_weights_that_do_not_fit_are_told(way: str, tmp_path: Path) -> None:
+    save(full(), tmp_path / "run")
+    path, key = tmp_path / "run" / WEIGHTS, "embeddings.LayerNorm.bias"
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    match way:
+        case "lacking":
+            del weights[key]
+        case "more":
+            weights["more"] = torch.ones(1)
+        case "wider":
+            weights[key] = torch.ones(64)
+    save_file(weights, path)
+    with pytest.raises(UserError, match=rf"{path} does not fit this encoder .*overwrite=true"):
+        full(tmp_path / "run").attach(encoder(), name="run", seed=0)
+
+
+def test_of_an_encoder_the_tensors_alone_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save(full(), tmp_path / "run")
+    (tmp_path / "run" / "encoder" / "config.json").write_text('{"auto_map": {"AutoModel": "modeling.Model"}}')
+    (tmp_path / "run" / "encoder" / "adapter_config.json").write_text('{"peft_type": "SHADOW"}')
+
+    def read(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a library read the folder")
+
+    for cls in (AutoModel, PreTrainedModel, PretrainedConfig):
+        monkeypatch.setattr(cls, "from_pretrained", read)
+    assert torch.equal(hidden(full(tmp_path / "run").attach(encoder(), name="run", seed=0)), hidden(model))
 
 
 def test_an_adapter_is_no_encoder(tmp_path: Path) -> None:

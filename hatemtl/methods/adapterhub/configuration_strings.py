@@ -1,6 +1,7 @@
 """AdapterHub's configuration strings, `lora[r=8]|par_bn`, and what kinds of change to the encoder they describe."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from adapters.configuration import (
@@ -25,6 +26,11 @@ REFUSED = {
 }
 OLD_NAMES = ("pfeiffer", "houlsby", "parallel", "scaled_parallel", "pfeiffer+inv", "houlsby+inv")
 KNOWN = sorted(set(ADAPTER_CONFIG_MAP) - set(REFUSED) - set(OLD_NAMES))
+# What a saved configuration calls itself, and its class; bottlenecks have no name.
+ARCHITECTURES: dict[str | None, type[AdapterConfig]] = {
+    **{None: BnConfig, "lora": LoRAConfig},
+    **{"prefix_tuning": PrefixTuningConfig, "reft": ReftConfig},
+}
 # The kinds that are a change of a layer's weight and bias, whatever the input.
 FOLDABLE = {"lora", "dora", "vera", "ia3"}
 
@@ -70,6 +76,28 @@ def configuration(
         raise UserError(f"{given}={text!r}: two of these change the same place of a layer; name one") from error
     _check(whole, f"{given}={text!r}")
     return whole
+
+
+def saved(content: Any, given: str) -> AdapterConfig:
+    """The library's configuration of a saved adapter; `given` is the file.
+
+    Raises UserError where training refuses its kind or a key, or knows neither.
+    """
+    try:
+        for part in content["configs"] if content.get("architecture") == "union" else [content]:
+            name = part.get("architecture")
+            if name in REFUSED:
+                raise UserError(f"{given}: {name} is refused: {REFUSED[name]}")
+            if name not in ARCHITECTURES:
+                raise UserError(f"{given}: no adapter is called {name!r}; train the run again with overwrite=true")
+            known = {field.name for field in fields(ARCHITECTURES[name])}
+            for key in sorted(part.keys() - known - {"architecture"}):
+                raise UserError(f"{given}: {name or 'a bottleneck'} has no key {key!r}; train the run again")
+        config = AdapterConfig.load(dict(content))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{given} cannot be read ({error!r}); train the run again with overwrite=true") from error
+    _check(config, given)
+    return config
 
 
 def _parts(config: AdapterConfig) -> list[AdapterConfig]:

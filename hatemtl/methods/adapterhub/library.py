@@ -3,7 +3,6 @@
 Where the library is wrong, `corrections` takes its place; each is named where it is put in.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -13,12 +12,12 @@ import adapters
 import torch
 from adapters.composition import AdapterCompositionBlock, Stack
 from adapters.configuration import AdapterConfig, LoRAConfig
+from adapters.loading import AdapterLoader
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.lora import LoRA as LoRAModule
 from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear
 from adapters.methods.prefix_tuning import PrefixTuningLayer
 from adapters.methods.reft import ReftModule
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -27,12 +26,13 @@ from hatemtl.encoders.fast.bert_stack import fuse
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
+from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import lora_formats, lora_source
-from hatemtl.methods.adapterhub.configuration_strings import kinds
+from hatemtl.methods.adapterhub.configuration_strings import kinds, saved
 from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, keep_type
 from hatemtl.methods.base import draw_lora_A
-from hatemtl.saved_runs.saved_run import SavedRun, write
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write
 from hatemtl.seeds import seeded
 
 WEIGHTS = "adapter/adapter.safetensors"
@@ -128,27 +128,30 @@ def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
     if run.record["library"] == "peft":
         _take_over(model, run, name)
         return
-    weights = f"{inside}/adapter.safetensors"
-    tensors = run.tensors(weights)  # the library would fall back to a pickle where this file is missing
-    seen: dict[str, list[str]] = {}
+    weights, path = f"{inside}/adapter.safetensors", run.folder / inside / "adapter_config.json"
+    tensors, content = run.tensors(weights), json_object.read(path, AGAIN)
+    loader = AdapterLoader(model)  # of which no file is read: it would fall back to a pickle, and load weights of the body
+    rename = loader.rename_func(content.get("name"), name)
+    given = {rename(f".{key}").removeprefix("."): tensor for key, tensor in tensors.items()}
+    config = saved(content.get("config"), str(path))
     try:
-        saved = json.loads((run.folder / inside / "adapter_config.json").read_text(encoding="utf-8"))
-        if not (isinstance(saved["config"], dict) and saved["config"]):
-            raise ValueError(f"its config is {saved['config']!r}")
         with torch.random.fork_rng(devices=[]):
-            _insert(model, name, AdapterConfig.load(saved["config"]))
-            model.load_adapter(str(run.folder / inside), load_as=name, use_safetensors=True, loading_info=seen)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{run.folder / inside} cannot be read ({error}); train it again with overwrite=true") from error
-    missing = list(seen.get("missing_keys", []))
-    for key, parameter in _shared(model, name).items():  # the library neither saves nor loads them
-        tensor = tensors.get(f"shared_parameters.{saved['name']}.{key}")
-        if tensor is None:
-            missing.append(f"shared_parameters.{name}.{key}")
-        else:
-            parameter.data.copy_(tensor)
-    if missing:
-        raise UserError(f"{run.folder / weights} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
+            _insert(model, name, config)
+    except UserError as error:
+        raise UserError(f"{run.folder}: {error}") from error
+    belongs = loader.filter_func(name)
+    own = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if belongs(f".{key}")}
+    for word, keys in (("lacks", own.keys() - given.keys()), ("holds", given.keys() - own.keys())):
+        if keys:
+            some = ", ".join(sorted(keys)[:3])
+            raise UserError(
+                f"{path.with_name('adapter.safetensors')} {word} {some}, unlike what {path.name} describes; {AGAIN}"
+            )
+    with torch.no_grad():
+        for key, tensor in given.items():
+            if own[key].shape != tensor.shape:
+                raise UserError(f"{run.folder}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)}; {AGAIN}")
+            own[key].copy_(tensor)
 
 
 def _take_over(model: Any, run: SavedRun, name: str) -> None:

@@ -23,11 +23,12 @@ from adapters.methods.modeling import BertFusion
 from torch import nn
 
 from hatemtl.errors import UserError
+from hatemtl.machine import json_object
 from hatemtl.methods.adapterhub.configuration_strings import kinds
 from hatemtl.methods.adapterhub.library import PATTERN, SETUP, activate, active, load, save_one, try_out
 from hatemtl.methods.adapterhub.library_fixes import LateAverage, WithoutResidual, added, in_order, weighted
 from hatemtl.methods.base import Library, module_name
-from hatemtl.saved_runs.saved_run import SavedRun, write_text
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 from hatemtl.seeds import seeded
 
 # What the library would compute wrongly, or not at all, in each way of working together: by kind, with the reason.
@@ -162,13 +163,13 @@ OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters m
 def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
     """Loads the several adapters of a saved run; what was trained stands under `name` and is trained again."""
     path = run.folder / SETUP
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        how, names, trained, weights = saved["how"], list(saved["names"]), saved["trained"], saved["weights"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train the run again with overwrite=true") from error
-    if how not in WRONG or not all(re.fullmatch(r"[^/\\.]+", each) for each in names):
+    saved: Any = json_object.read(path, AGAIN)
+    how, names, trained, weights = (saved.get(key) for key in ("how", "names", "trained", "weights"))
+    known = isinstance(how, str) and how in WRONG and isinstance(names, list) and (trained or how != "Fuse")
+    if not known or not all(_is_name(each) for each in [*names, *([] if trained is None else [trained])]):
         raise UserError(f"{path}: expected one of {', '.join(WRONG)} and names of adapters; train the run again")
+    if not isinstance(weights, list) or [type(each) for each in weights] != [float] * len(names):
+        raise UserError(f"{path}: weights={weights!r:.80}, expected one for each of {', '.join(names)}; train the run again")
     taken: dict[str, str] = {trained: name} if trained else {}
     for each in names:
         if each != trained:
@@ -177,6 +178,11 @@ def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
     if how == "Fuse":
         _load_fusion(model, run, trained, name, [taken[each] for each in names], seed)
     return combine(model, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
+
+
+def _is_name(given: object) -> bool:
+    """Whether that is a name of an adapter, by which its folder in the run's is called."""
+    return isinstance(given, str) and re.fullmatch(r"[^/\\.]+", given) is not None
 
 
 def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequence[str], seed: int) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptLearningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import Linear as LinearWithLoRA
 from peft.tuners.lora import LoraLayer
@@ -18,9 +26,10 @@ from hatemtl.encoders.fast.bert_stack import fuse, unfuse
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine import json_object
 from hatemtl.methods.base import Library, check_leave_out, draw_lora_A
 from hatemtl.methods.lora_source import PLAIN_STARTS
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import seeded
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -55,13 +64,23 @@ QUANTIZABLE = (
     *("HiraConfig", "IA3Config", "LNTuningConfig", "LoraConfig", "OFTConfig", "PveraConfig", "RandLoraConfig", "RoadConfig"),
     "VeraConfig",
 )
-# Keys of a configuration that the run sets, and those in whose place it has another.
-OWNED = ("peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")
+# Keys of a configuration that the run sets, and of which none is passed on from a saved one: tools of PEFT's that are not
+# used here find another model by them. Then those in whose place the run has another, and those that are refused.
+OWNED = (
+    *("peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
+    *("runtime_config", "megatron_core"),
+)
 INSTEAD = {
     "target_modules": "type method.targets='.*(query|value)'",
     "exclude_modules": "type method.leave_out=[0,1]",
     "modules_to_save": "heads are trained and saved beside the adapter anyway",
 }
+LEADING = {
+    "megatron_config": "it makes PEFT import a module that is named beside it",
+    "corda_config": "it names files with statistics of texts, which no run here gathers",
+}
+# How the library fails at what a user or a file gave it that does not fit.
+FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError, re.error)
 
 
 def kinds() -> dict[str, type[PeftConfig]]:
@@ -164,7 +183,7 @@ def _library_says(what: str) -> Iterator[None]:
     """Inside, the library looks at what the user gave it, and fails in many ways where that does not fit."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError) as error:
+    except FAILURES as error:
         raise UserError(
             f"{what}: {type(error).__name__}: {error}; give others, or other method.options, or type method=peft_lora16"
         ) from error
@@ -201,28 +220,28 @@ def check_forward(model: PeftModel, given: str) -> None:
 def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
     """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
     known = kinds()
-    if kind in list(REFUSED):  # a list is in no dict
-        raise UserError(f"method.kind={kind}: {REFUSED[kind]}; type method=peft_lora16")
-    if kind not in list(known):
-        usable = [name for name, config in known.items() if not _prompts(config) and name not in REFUSED]
-        raise UserError(f"method.kind={kind}: {did_you_mean(kind, usable)}")
-    if _prompts(known[kind]):
-        raise UserError(
-            f"method.kind={kind}: its virtual tokens stand before those of the post, which heads read by their "
-            f"places, and PEFT gives them to models of its own tasks alone; type method=peft_lora16"
-        )
+    if kind not in list(known):  # a list is in no dict
+        raise UserError(f"method.kind={kind}: {did_you_mean(kind, [name for name in known if not refusal(name)])}")
+    if reason := refusal(kind):
+        raise UserError(f"method.kind={kind}: {reason}; type method=peft_lora16")
     if not isinstance(options, Mapping | None):
         raise UserError(f"method.options={options}: expected keys and values; type 'method.options={{r: 8}}'")
     keys = {field.name for field in fields(known[kind])} - {*OWNED, *INSTEAD}
     for key in options or {}:
-        if key in INSTEAD:
-            raise UserError(f"method.options.{key}: {INSTEAD[key]}")
+        if key in INSTEAD or key in LEADING:
+            raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
         if key not in keys:
             raise UserError(f"method.options.{key}: no key of {kind} to be set here; {did_you_mean(key, keys)}")
 
 
-def _prompts(config: type[PeftConfig]) -> bool:
-    return issubclass(config, PromptLearningConfig)
+def refusal(kind: str) -> str:
+    """Why a run can make nothing of this kind of adapter; empty where it can."""
+    if issubclass(kinds()[kind], PromptLearningConfig):
+        return (
+            "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to "
+            "models of its own tasks alone"
+        )
+    return REFUSED.get(kind, "")
 
 
 def check_pattern(targets: str | None) -> None:
@@ -234,14 +253,40 @@ def check_pattern(targets: str | None) -> None:
 
 
 def load(model: Transformer, run: SavedRun) -> PeftModel:
-    """The model with a saved run's adapter. Raises UserError where it is broken or does not fit."""
-    saved = run.tensors(WEIGHTS)
+    """The model with a saved run's adapter, of which PEFT itself reads no file.
+
+    Raises UserError where it is broken, does not fit, or is none that could have been trained here.
+    """
+    saved, path = run.tensors(WEIGHTS), run.folder / "adapter" / "adapter_config.json"
     try:
-        _check_quantized(model, PeftConfig.from_pretrained(str(run.folder / "adapter")))
+        config = _saved(path)
+        _check_quantized(model, config)
         with torch.random.fork_rng(devices=[]):
-            loaded = PeftModel.from_pretrained(model, str(run.folder / "adapter"), adapter_name=NAME, is_trainable=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{run.folder / 'adapter'} cannot be read ({error}); train it again with overwrite=true") from error
-    if missing := sorted(set(get_peft_model_state_dict(loaded, adapter_name=NAME)) - set(saved)):
-        raise UserError(f"{run.folder / WEIGHTS} lacks {', '.join(missing[:3])}; train it again with overwrite=true")
+            loaded = get_peft_model(model, config, adapter_name=NAME)
+        own = get_peft_model_state_dict(loaded, adapter_name=NAME, save_embedding_layers=False)
+        for word, keys in (("lacks", own.keys() - saved.keys()), ("holds", saved.keys() - own.keys())):
+            if keys:  # others would take the place of the encoder's own weights
+                some = ", ".join(sorted(keys)[:3])
+                raise UserError(f"{run.folder / WEIGHTS} {word} {some}, unlike what {path.name} describes; {AGAIN}")
+        set_peft_model_state_dict(loaded, saved, adapter_name=NAME)
+    except FAILURES as error:
+        raise UserError(f"{path.parent} cannot be read ({type(error).__name__}: {error}); {AGAIN}") from error
     return loaded
+
+
+def _saved(path: Path) -> PeftConfig:
+    """The configuration of a saved adapter. Raises UserError where training refuses its kind or a key, or knows neither."""
+    content = json_object.read(path, AGAIN)
+    kind = content.get("peft_type")
+    config: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
+    if reason := "no kind of adapter that PEFT has" if config is None else refusal(config.__name__):
+        raise UserError(f"{path}: peft_type={kind!r}: {reason}; {AGAIN}")
+    known = {field.name for field in fields(config)}
+    for key, value in content.items():
+        refused = LEADING.get(key) or (INSTEAD[key] if key == "modules_to_save" else "")
+        if refused and value:
+            raise UserError(f"{path}: {key}: {refused}; {AGAIN}")
+        if key not in known:
+            raise UserError(f"{path}: {key}: no key of {config.__name__}, which would be left out of account; {AGAIN}")
+    settings = config.check_kwargs(**content)
+    return config(**{key: value for key, value in settings.items() if key not in (*OWNED, *LEADING)})

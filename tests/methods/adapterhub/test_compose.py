@@ -288,7 +288,11 @@ def test_what_is_saved_is_said_in_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [{"names": ["../part_1", "part_2"]}, {"how": "Split"}, {"names": None}, "no JSON", {"names": ["part_1", "part_9"]}],
+    [
+        *({"names": ["../part_1", "part_2"]}, {"names": None}, {"names": ["part_1", "part_9"]}, {"names": ["part_1", 5]}),
+        *({"how": "Split"}, {"how": ["Average"]}, {"trained": "../../elsewhere"}, {"how": "Fuse", "trained": None}),
+        *({"weights": [1]}, {"weights": ["x", "y"]}, {"weights": 5}, "no JSON"),
+    ],
     ids=str,
 )
 def test_a_broken_composition_is_told(broken: Any, tmp_path: Path) -> None:
@@ -307,6 +311,16 @@ def test_a_fusion_without_its_weights_is_told(tmp_path: Path) -> None:
     path = tmp_path / "whole" / "adapter" / "whole" / "model_adapter_fusion.safetensors"
     path.rename(path.with_name("pytorch_model_adapter_fusion.bin"))
     with pytest.raises(UserError, match="has no adapter/whole/model_adapter_fusion.safetensors"):
+        Load(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
+
+
+def test_a_fusion_lies_in_the_run(tmp_path: Path) -> None:
+    method = WAYS["fusion"](tmp_path)
+    for name in ("whole", "other"):
+        method.save(attached(method), name, record(tmp_path / name, "adapterhub"))
+    path = tmp_path / "whole" / SETUP
+    path.write_text(path.read_text().replace('"trained": "whole"', '"trained": "../../other/adapter/other"'))
+    with pytest.raises(UserError, match=f"{path}: expected .* names of adapters"):
         Load(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
 
 

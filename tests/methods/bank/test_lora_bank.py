@@ -417,6 +417,11 @@ def test_a_source_is_read_as_peft_reads_it(kind: str, tmp_path: Path) -> None:
     ("config", "expected"),
     [
         ({"use_dora": True}, "no plain one .use_dora=True"),
+        ({"kasa_config": {"beta": 1}}, r"no plain one \(kasa_config="),
+        ({"monteclora_config": {"num_samples": 2}}, r"no plain one \(monteclora_config="),
+        ({"of_a_later_version": True}, r"no plain one \(of_a_later_version=True"),
+        ({"alpha_pattern": ["x"]}, "adapter_config.json cannot be read"),
+        ({"lora_alpha": "x"}, "adapter_config.json cannot be read"),
         ({"peft_type": "IA3"}, r"its adapter is no LoRA \(IA3\)"),
         ({"init_lora_weights": "pissa"}, "started by pissa, which changes the encoder's own weights"),
         ({"init_lora_weights": None}, "started by None"),
@@ -426,7 +431,7 @@ def test_a_source_is_read_as_peft_reads_it(kind: str, tmp_path: Path) -> None:
 def test_a_source_that_is_no_plain_lora_is_told(config: dict[str, Any], expected: str, tmp_path: Path) -> None:
     parts(tmp_path, n=1)
     as_peft(tmp_path / "part_1", tmp_path / "part_2", **config)
-    with pytest.raises(UserError, match=f"part_2: .*{expected}"):
+    with pytest.raises(UserError, match=f"part_2.*{expected}"):
         attached(method(tmp_path / "part_*"))
 
 
@@ -434,6 +439,8 @@ def test_a_source_that_is_no_plain_lora_is_told(config: dict[str, Any], expected
     ("change", "expected"),
     [
         ({"use_gating": True}, "use_gating=True"),
+        ({"n_tasks": 3}, "no plain one .n_tasks=3"),
+        ({"attn_matrices": 5}, "adapter_config.json cannot be read"),
         ({"architecture": "prefix_tuning"}, r"its adapter is no LoRA \(prefix_tuning\)"),
         ({"composition_mode": "scale"}, r"its adapter is no LoRA \(lora\)"),
     ],
@@ -445,7 +452,15 @@ def test_another_adapter_of_adapterhub_is_told(change: dict[str, Any], expected:
     content = json.loads(path.read_text())
     content["config"] |= change
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"part_2: .*{expected}"):
+    with pytest.raises(UserError, match=f"part_2.*{expected}"):
+        attached(method(tmp_path / "part_*"))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{}", '{"config": ["lora"]}'])
+def test_a_source_whose_configuration_is_none_is_told(content: str, tmp_path: Path) -> None:
+    parts(tmp_path, n=2)
+    (tmp_path / "part_2" / "adapter" / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"part_2/adapter/adapter_config.json.*overwrite=true"):
         attached(method(tmp_path / "part_*"))
 
 

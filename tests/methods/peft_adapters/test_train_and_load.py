@@ -1,6 +1,5 @@
 """PEFT's adapters: its LoRA the same network as AdapterHub's, every kind trained, saved, loaded and merged."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.base import components
-from hatemtl.methods.peft_adapters import library as peft_library
-from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, active, fold, kinds
+from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, active, fold, kinds, refusal
 from hatemtl.methods.peft_adapters.train_and_load import Adapter, Load, LoRA
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -179,18 +177,6 @@ def test_a_broken_adapter_is_told(way: str, tmp_path: Path) -> None:
         attached(load(tmp_path / "run"))
 
 
-def test_a_saved_adapter_names_no_module_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PEFT imports the module that `megatron_core` names, and looks at the name before: a guard to keep at an upgrade."""
-    save(lora(), tmp_path / "run")
-    config = tmp_path / "run" / "adapter" / "adapter_config.json"
-    content = {**json.loads(config.read_text()), "megatron_config": {"a": 1}, "megatron_core": "stranger"}
-    config.write_text(json.dumps(content))
-    (tmp_path / "stranger.py").write_text("raise AssertionError('a module was imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="security risk"):
-        attached(load(tmp_path / "run"))
-
-
 def test_a_run_to_load_must_be_named_and_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="type load_path=FOLDER"):
         Load(path=None, **RATES).starts_from()
@@ -224,7 +210,7 @@ NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "oft": ("OFTConfig", {"oft_block_size": 16}),
 }
 LIKE_BERT = ["bert", "electra", "roberta"]
-OTHERS = sorted(name for name, config in kinds().items() if not peft_library._prompts(config) and name not in REFUSED)
+OTHERS = sorted(name for name in kinds() if not refusal(name))
 
 
 def adapter(kind: str, options: dict[str, Any] | None = None, **other: Any) -> Adapter:
@@ -340,6 +326,8 @@ def test_leaving_out_layers_and_choosing_targets_works_for_every_kind() -> None:
         ("LoraConfig", {"lora_alfa": 8}, "method.options.lora_alfa: no key of LoraConfig .*did you mean 'lora_alpha'"),
         ("LoraConfig", {"target_modules": ["query"]}, "method.options.target_modules: type method.targets="),
         ("IA3Config", {"modules_to_save": ["x"]}, "heads are trained and saved"),
+        ("LoraConfig", {"megatron_config": {}}, "method.options.megatron_config: it makes PEFT import a module"),
+        ("LoraConfig", {"runtime_config": {}}, "method.options.runtime_config: no key of LoraConfig to be set here"),
         ("LoraConfig", [8], "expected keys and values"),
     ],
 )

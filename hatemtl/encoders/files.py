@@ -1,0 +1,104 @@
+"""The files of a pretrained encoder: none may lead to code, pickles or weights from elsewhere, and the weights must fit."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hatemtl.errors import UserError
+from hatemtl.machine import json_object
+
+# Keys that make transformers import or download code while a model is loaded (`auto_map` by design, the attention ones
+# because 4.57 takes a hub kernel's name from them, CVE-2026-4372), or read files that no one has looked at before.
+CODE, FILES = "runs code from elsewhere", "leads to other files"
+REFUSED_KEYS = {
+    **dict.fromkeys(("auto_map", "_attn_implementation_internal", "custom_pipelines"), CODE),
+    **dict.fromkeys(("configuration_files", "transformers_weights", "backbone", "use_pretrained_backbone"), FILES),
+}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WAY_OUT = "type encoder=minilm (installed with hatemtl) or encoder.source=FOLDER of a downloaded encoder"
+AGAIN = f"download the encoder again, or {WAY_OUT}"
+
+
+def guard(folder: Path) -> None:
+    """Refuses an encoder whose files name code or weights from elsewhere, before any library reads them.
+
+    Raises UserError naming the file and the key.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: adapter_config.json there leads to other weights; remove it, or {WAY_OUT}")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        for key, value in _items(json_object.read(path, AGAIN)):
+            kernel = key == "_attn_implementation" and "/" in str(value)
+            if key in REFUSED_KEYS or kernel:
+                raise UserError(
+                    f"{path}: carries {key}={value!r:.80}, which {CODE if kernel else REFUSED_KEYS[key]} when the model is "
+                    f"loaded; do not load this encoder, or remove the key if you wrote the file yourself"
+                )
+
+
+def _items(content: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield str(key), value
+            yield from _items(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _items(value)
+
+
+def check_weights(folder: Path, source: str) -> None:
+    """Raises UserError where the weights are not in model.safetensors, nor in the safetensors files beside an index of them.
+
+    An index is judged by the names in it, for in a hub's cache every file is a link to a file elsewhere.
+    """
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return
+    if not index.is_file():
+        if others := sorted(path.name for path in folder.glob("model*.safetensors")):
+            raise UserError(
+                f"encoder.source={source}: has {others[0]}, but neither {WEIGHTS} nor {INDEX}; if all weights are in that "
+                f"file, rename it to {WEIGHTS}; else {AGAIN}"
+            )
+        raise UserError(
+            f"encoder.source={source}: has no {WEIGHTS}, and hatemtl reads no pickled weights; "
+            f"name a revision that has them (encoder.revision=refs/pr/N), or {WAY_OUT}"
+        )
+    files = json_object.read(index, AGAIN).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{index}: has no weight_map, expected one from each weight to its file; {AGAIN}")
+    for file in files.values():
+        if not isinstance(file, str) or Path(file).name != file or Path(file).suffix != ".safetensors":
+            raise UserError(
+                f"{index}: names {file!r} as a file of weights, expected the name of a .safetensors file beside it; "
+                f"do not load this encoder, or {AGAIN}"
+            )
+        if not (folder / file).is_file():
+            raise UserError(f"{index}: {file} is missing; {AGAIN}")
+
+
+def check_fit(model: nn.Module, seen: Mapping[str, Any], folder: Path, prefix: str) -> None:
+    """Raises UserError where weights of the body were missing or of another shape, or there were more of them.
+
+    seen: what transformers says of the loading. prefix: by which a model with a head names the body. A pooler may be
+    missing, and heads may be there: encoders are published with those that they were pretrained with.
+    """
+    missing = [key for key in seen["missing_keys"] if not key.startswith("pooler.")]
+    missing += [key for key, parameter in model.named_parameters() if parameter.is_meta]  # an index lied
+    parts = {key.split(".")[0] for key in model.state_dict()}
+    extra = [key for key in seen["unexpected_keys"] if key.removeprefix(f"{prefix}.").split(".")[0] in parts]
+    found = {"missing": missing, "of another shape": list(seen["mismatched_keys"]), "too many": extra}
+    if said := [_some(keys, what) for what, keys in found.items() if keys]:
+        raise UserError(
+            f"the weights in {folder} do not fit the {type(model).__name__} of its config.json: {', '.join(said)}; {AGAIN}"
+        )
+
+
+def _some(keys: list[str], what: str) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{len(keys)} {what} ({', '.join(keys[:3])}{more})"
