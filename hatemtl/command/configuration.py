@@ -16,6 +16,7 @@ from rich.console import Console
 
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command.suggestions import targets
+from hatemtl.encoders.fast import restore, verify
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.startup import started
 from hatemtl.merging.base import at
@@ -189,8 +190,13 @@ def network_of(
         heads_merge=heads_merge,
         posts=posts if data is not None else None,
     )
-    network.store(build(cfg.trainer).dtype)
-    for line in network.notes:
+    settings, layers = build(cfg.trainer), network.module.encoder
+    if not settings.fast:
+        restore(layers)
+    notes = [*network.notes, verify(layers)]
+    network.store(settings.dtype)
+    notes.append(verify(layers))
+    for line in filter(None, notes):
         Console().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     return network
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.batches.datamodule import DataModule
-from hatemtl.encoders.fast.bert_stack import merged
+from hatemtl.encoders.fast import merged
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.methods.mtl_lora import reads_by_task
