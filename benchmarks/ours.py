@@ -20,6 +20,7 @@ from benchmarks.readings import Reading, Tasks
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command.configuration import build
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.encoders.fast import restore
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import keep_memory
@@ -185,6 +186,8 @@ class Run:
             name="benchmark",
             heads_from=None,
         )
+        if not self.settings.fast:
+            restore(network.module.encoder)
         network.store(self.settings.dtype)
         self.module = network.module
         start = time.perf_counter()

@@ -92,6 +92,13 @@ def test_each_outside_package_has_an_owner(path: Path) -> None:
             )
 
 
+def test_the_fast_layers_have_one_door() -> None:
+    """What is inside may be deleted without a change elsewhere, but for the calls of its verbs."""
+    others = [*(path for path in FILES if room(name(path)) != "encoders.fast")]
+    for path in (*others, *(PACKAGE.parent / "benchmarks").glob("*.py"), *(PACKAGE.parent / "scripts").glob("*.py")):
+        assert not [module for module in imports(path) if module.startswith("hatemtl.encoders.fast.")], path
+
+
 def test_every_room_has_a_floor() -> None:
     rooms = {room(name(path)) for path in FILES}
     assert rooms == set().union(*FLOORS)

@@ -124,7 +124,7 @@ def built(*names: str, epochs: int = 1, **other: Any) -> tuple[Network, DataModu
         name="run",
         heads_from=None,
     )  # fmt: skip
-    settings = TrainerSettings(accelerator="cpu", precision="32", compile=False, progress=False)
+    settings = TrainerSettings(accelerator="cpu", precision="32", compile=False, fast="auto", progress=False)
     prepare(network, data, settings, epochs=epochs, cache=None, cache_prefix=False)
     return network, data
 

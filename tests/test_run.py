@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import ROOT, Outcome
 from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
+from hatemtl.command import request
+from hatemtl.encoders.fast import comparison
 from hatemtl.saved_runs.claiming import TRAINED, held
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished, write_record
 from hatemtl.training.callbacks import BestWeights, Throughput
@@ -409,3 +412,52 @@ def test_a_run_without_a_save_path_is_named_after_its_configuration(
     assert len(runs) == 2
     assert all(name.startswith("target-ah_lora16-tiny-") for name in runs)
     assert {path.name for path in tmp_path.iterdir()} == {"adapters"}
+
+
+ONE = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=200", "logger=csv"]
+
+
+def trained_bytes(run: Path) -> list[bytes]:
+    return [(run / name).read_bytes() for name in ("results.csv", "heads.safetensors", "adapter/adapter.safetensors")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_that_layers_are_compared_first_changes_no_bit_of_a_run(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    options, compared = [*ONE, "optimization.epochs=2", f"trainer.precision={precision}"], []
+    difference = comparison._difference
+    monkeypatch.setattr(comparison, "_difference", lambda *of: compared.append(of) or difference(*of))
+    monkeypatch.setattr(comparison, "_verified", {})
+    assert cli(*options, "action=[train,test]", f"save_path={tmp_path / 'with' / 'run'}").code == 0
+    assert len(compared) == (2 if precision == "bf16" else 1)  # bf16 in float32 too, before the weights are cast
+    monkeypatch.setattr(request, "verify", lambda model: None)
+    assert cli(*options, "action=[train,test]", f"save_path={tmp_path / 'without' / 'run'}").code == 0
+    assert trained_bytes(tmp_path / "with" / "run") == trained_bytes(tmp_path / "without" / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_where_layers_differ_a_run_is_the_librarys_and_says_so(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    options, note = [*ONE, "optimization.epochs=2", f"trainer.precision={precision}"], "note: hatemtl's own layers differ"
+    ours, library, fallen_back = (tmp_path / name / "run" for name in ("ours", "library", "fallen_back"))
+    monkeypatch.setattr(comparison, "_verified", {})
+    fast = cli(*options, "action=[train,test]", f"save_path={ours}")
+    assert fast.code == 0 and note not in fast.out
+    asked = cli(*options, "action=[train,test]", "trainer.fast=false", f"save_path={library}")
+    assert asked.code == 0 and note not in asked.out
+    monkeypatch.setattr(comparison, "_verified", {})
+    monkeypatch.setattr(comparison, "TOLERANCES", {torch.float32: 0.0, torch.bfloat16: 0.0})
+    told = cli(*options, "action=[train,test]", f"save_path={fallen_back}")
+    assert told.code == 0 and told.out.count(note) == 1
+    assert trained_bytes(fallen_back) == trained_bytes(library)
+    assert trained_bytes(fallen_back)[2] != trained_bytes(ours)[2]
+    if precision == "32":
+        factors, others = (load_file(run / "adapter" / "adapter.safetensors") for run in (ours, library))
+        for name, factor in factors.items():
+            torch.testing.assert_close(factor, others[name], atol=1e-4, rtol=1e-2)
+    again = cli(*options, "trainer.fast=false", f"save_path={ours}")
+    assert again.code == 0 and "not trained again" in again.out  # who computes makes no other run

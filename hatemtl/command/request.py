@@ -1,7 +1,7 @@
 """Holds a run's request: what is trained or used, on which posts, how, and where it lands. Nothing here knows Hydra."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hatemtl.batches.batching import Batching
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
 from hatemtl.corpora.leaks import Policy
+from hatemtl.encoders.fast import restore, verify
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -126,8 +127,12 @@ class Request:
             heads_merge=self.heads_merge if data is not None else "fresh",
             posts=posts if data is not None else None,
         )
+        layers = network.module.encoder
+        if not self.trainer.fast:
+            restore(layers)
+        notes = [*network.notes, verify(layers)]
         network.store(self.trainer.dtype)
-        return network
+        return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
 
     def evaluator(self, root: Path, *, bar: bool = False) -> L.Trainer:
         """A trainer that evaluates or predicts alone."""

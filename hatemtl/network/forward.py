@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.batches.batch import Batch
-from hatemtl.encoders.fast.bert_stack import merged
+from hatemtl.encoders.fast import merged
 from hatemtl.heads.base import Head
 from hatemtl.methods.mtl_lora import reading, reads_by_task
 from hatemtl.network.frozen_prefix import Prefix

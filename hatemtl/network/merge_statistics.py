@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
+from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.fisher import fisher
@@ -90,6 +91,7 @@ def of_adapters(
     found, kind = [], method.merge.needs
     sources = method.each(model, seed=seed, linear=kind == "gram")
     for run, (adapted, own) in zip(method.starts_from(), sources, strict=True):
+        restore(adapted)  # no one has verified what is faster
         if kind == "gram":
             weights = {id(weight): key for key, weight in own.items()}
             linear = [(path, module) for path, module in adapted.named_modules() if isinstance(module, nn.Linear)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from hatemtl.batches.batch import Batch
-from hatemtl.encoders.fast.bert_stack import merged
+from hatemtl.encoders.fast import merged
 from hatemtl.heads.base import Head
 from hatemtl.network.forward import Forward
 from hatemtl.objective.optimization import Optimization

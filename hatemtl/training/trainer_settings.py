@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from hatemtl.encoders.fast.bert_stack import fused
+from hatemtl.encoders.fast import is_fast
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.objective.optimization import Optimization
 
 # Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
-# 47 s for MiniLM's own layers and a gain of 6 % of 130 µs a token. Both grow with the layers. `BertStack` is as fast as
+# 47 s for MiniLM's own layers and a gain of 6 % of 130 µs a token. Both grow with the layers. hatemtl's own are as fast as
 # compiled code. On a GPU, where nothing was measured, it must be asked for.
 COMPILE_FROM = 2.5e9
 
@@ -61,12 +61,14 @@ class TrainerSettings:
     precision: auto, 32 or bf16: the type of the frozen weights and of the encoder's arithmetic. What is trained, its
         optimizer state and the heads stay float32.
     compile: auto, true or false: compiled training (torch.compile); auto where it saves more time than it takes.
+    fast: auto or false: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
     progress: whether to draw a progress bar; None draws it on a terminal.
     """
 
     accelerator: str
     precision: str | int
     compile: bool | Literal["auto"]
+    fast: Literal["auto", False]
     progress: bool | None
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class TrainerSettings:
             raise UserError(f"trainer.precision={self.precision}: {did_you_mean(self.precision, ['auto', '32', 'bf16'])}")
         if self.compile != "auto" and not isinstance(self.compile, bool):
             raise UserError(f"trainer.compile={self.compile}: expected auto, true or false")
+        if self.fast != "auto" and self.fast is not False:
+            raise UserError(f"trainer.fast={self.fast}: expected auto or false; type trainer.fast=auto")
         if self.compile is True and not _compiler():
             raise UserError("trainer.compile=true needs g++, or the C++ compiler that CXX names; type trainer.compile=false")
         if self.accelerator not in ("auto", "cpu", "gpu"):
@@ -101,7 +105,7 @@ class TrainerSettings:
         """
         on_gpu = self.device.type == "cuda"
         work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
-        pays = work >= COMPILE_FROM and not on_gpu and _compiler() and not fused(encoder)
+        pays = work >= COMPILE_FROM and not on_gpu and _compiler() and not is_fast(encoder)
         if self.compile is False or (self.compile == "auto" and not pays):
             return None
         with suppress(OSError):  # a folder that cannot be written is no cache

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Encoder, Transformer
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Head
@@ -142,7 +143,8 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
 
 @torch.no_grad()
 def _hidden(model: nn.Module) -> Tensor:
-    """What the model makes of two made-up texts of eight tokens."""
+    """What the model makes of two made-up texts of eight tokens, as its library computes them."""
+    restore(model)
     tokens = (torch.arange(16) % model.config.vocab_size).view(2, 8)  # type: ignore[operator, union-attr]
     return model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from hatemtl.command.configuration import build
+from hatemtl.command.configuration import build, data_of, network_of, tasks_of
 from hatemtl.command.suggestions import CONF
+from hatemtl.encoders.fast import comparison, is_fast
 from hatemtl.errors import UserError
 
 
@@ -88,3 +89,19 @@ def test_a_merge_inside_another_is_told_by_its_own_keys(inner: str, said: str) -
         for given, place in ((one, r"merge\.inner"), (two, r"merge\.inner\.inner")):
             with pytest.raises(UserError, match=rf"^{place}\.{said.replace('P', place)}"):
                 built(f"merge={outer}", "~merge.inner", f"+merge.inner={given}")
+
+
+@pytest.mark.parametrize(
+    ("fast", "precision", "comparisons"), [("auto", "32", 1), ("auto", "bf16", 2), ("false", "32", 0), ("false", "bf16", 0)]
+)
+def test_trainer_fast_says_who_computes(
+    fast: str, precision: str, comparisons: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_verified", {})
+    typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.precision={precision}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[*typed, f"trainer.fast={fast}"])
+    tasks = tasks_of(cfg)
+    network = network_of(cfg, tasks, data_of(cfg, tasks).spaces, build(cfg.method), build(cfg.optimization), "run")
+    assert is_fast(network.module.encoder) is (fast == "auto")
+    assert [*comparison._verified.values()] == [""] * comparisons

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*",
 
 
 def settings(**other: Any) -> TrainerSettings:
-    return TrainerSettings(**{"accelerator": "cpu", "precision": "32", "compile": False, "progress": None, **other})
+    given = {"accelerator": "cpu", "precision": "32", "compile": False, "fast": "auto", "progress": None, **other}
+    return TrainerSettings(**given)
 
 
 def build(*, bar: bool = False, logger: Any = False, callbacks: Any = (), **other: Any) -> L.Trainer:
@@ -69,6 +70,9 @@ def test_the_fastest_precision_is_bf16_where_the_hardware_multiplies_it(
         ({"compile": 0}, "trainer.compile=0: expected auto"),
         ({"compile": None}, "trainer.compile=None: expected"),
         ({"compile": True}, "trainer.compile=true needs .* compiler that CXX names; type trainer.compile=false"),
+        ({"fast": True}, "trainer.fast=True: expected auto or false; type trainer.fast=auto"),
+        ({"fast": "false"}, "trainer.fast=false: expected auto or false"),
+        ({"fast": 0}, "trainer.fast=0: expected auto or false"),
         ({"accelerator": "gup"}, r"trainer.accelerator=gup: did you mean 'gpu'\?"),
         ({"accelerator": "gpu"}, "torch sees no GPU here; type trainer.accelerator=cpu"),
     ],

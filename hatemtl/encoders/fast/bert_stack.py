@@ -5,8 +5,6 @@ as long as the longest of a group of like length, so that only attention has to 
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby, islice
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from hatemtl.encoders.fast.attention import Group, waits
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer
-from hatemtl.encoders.fast.lora_linear import LoRALinear, gradients, prepare
+from hatemtl.encoders.fast.lora_linear import gradients, once_differentiable, prepare
 from hatemtl.encoders.pretrained import LayersOutput
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
@@ -51,6 +49,7 @@ class _Stack(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         flat, below = iter(ctx.saved_tensors), ctx.needs_input_grad[0]
         kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
@@ -156,7 +155,10 @@ class BertStack:
 
     Dropout in the body, compiled code and whoever asks for more than the last hidden states go the library's own way, and
     so does every layer that somebody watches or has replaced.
+    before: an own `forward` that the encoder had, if any.
     """
+
+    before: Any = None
 
     def __init__(self, encoder: Any) -> None:
         self.own, self.layers = encoder.forward, [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer]
@@ -197,41 +199,11 @@ def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Te
         return posts.unpack(x)
 
 
-def fuse(model: nn.Module) -> None:
-    """Lets the layers of the model, if they are BERT's, be computed by `BertStack`.
-
-    To be called where nothing but LoRAs is trained, each computed by LoRALinear.
-    """
+def stacks(model: nn.Module) -> list[nn.Module]:
+    """The modules of the model that `BertStack` can take the place of; none where its layers are not as BERT's."""
     config: Any = model.config
     eager, absolute = config._attn_implementation == "eager", getattr(config, "position_embedding_type", "") == "absolute"
-    if eager and absolute and getattr(config, "hidden_act", "") == "gelu" and not getattr(config, "is_decoder", False):
-        for module in model.modules():
-            layers = getattr(module, "layer", None)
-            if isinstance(layers, nn.ModuleList) and all(type(layer).__name__ in KINDS for layer in layers):
-                module.forward = BertStack(module)
-
-
-def unfuse(model: nn.Module) -> None:
-    """Lets every module of the model compute as its library has it: what stands in the place of a `forward` goes."""
-    for module in model.modules():
-        module.__dict__.pop("forward", None)  # LoRALinear, DoRALinear, BertStack
-
-
-def fused(model: nn.Module) -> bool:
-    """Whether layers of the model are computed by `BertStack`."""
-    return any(isinstance(module.forward, BertStack) for module in model.modules())
-
-
-@contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """Inside, every LoRA of the model is merged into the weight under it; afterwards all is as before, to the last bit."""
-    forwards = [module.forward for module in model.modules()]
-    steps: list[LoRALinear | BertLayer] = [f for f in forwards if isinstance(f, LoRALinear)]
-    steps += [layer for f in forwards if isinstance(f, BertStack) for _, layer, _ in f.layers]
-    try:
-        for step in steps:
-            step.merge()
-        yield
-    finally:
-        for step in steps:
-            step.merged = None
+    if not eager or not absolute or getattr(config, "hidden_act", "") != "gelu" or getattr(config, "is_decoder", False):
+        return []
+    kinds = [(module, getattr(module, "layer", None)) for module in model.modules()]
+    return [m for m, layers in kinds if isinstance(layers, nn.ModuleList) and all(type(x).__name__ in KINDS for x in layers)]

@@ -5,7 +5,8 @@ step. Here the frozen weight already has the type of the computation, and the up
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch._utils import _unflatten_dense_tensors
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast.frozen_linear import FrozenLinear
+from hatemtl.errors import UserError
 
 
 class Joint:
@@ -155,6 +157,21 @@ def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Te
     return into
 
 
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A `backward` that refuses to be differentiated itself: UserError where that is asked for.
+
+    torch's own of this name tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part without a word.
+    """
+
+    @wraps(backward)
+    def refusing(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
+        return backward(ctx, *grads)
+
+    return refusing
+
+
 class _Linear(torch.autograd.Function):
     """What a `Joint` computes, with gradients for x and its factors, which are named so that they get theirs."""
 
@@ -167,6 +184,7 @@ class _Linear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *kept = ctx.saved_tensors
         dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
@@ -192,7 +210,10 @@ class LoRALinear:
 
     layer: holds the frozen weight (out, in) and bias. A: (r, in), B: (out, r), trained in float32.
     merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
+    before: an own `forward` that the library's layer had, if any.
     """
+
+    before: Any = None
 
     def __init__(self, layer: nn.Linear, A: nn.Parameter, B: nn.Parameter, scale: float) -> None:
         self.layer, self.A, self.B, self.scale = layer, A, B, scale
@@ -214,8 +235,3 @@ class LoRALinear:
         """Computes the merged weight, in float32, then in the type of the frozen one."""
         weight = self.layer.weight
         self.merged = torch.addmm(weight.float(), self.B.float(), self.A.float(), alpha=self.scale).to(weight.dtype)
-
-
-def loras(model: nn.Module) -> dict[str, LoRALinear]:
-    """Every LoRA of the model that is computed here, by the path of its layer."""
-    return {path: module.forward for path, module in model.named_modules() if isinstance(module.forward, LoRALinear)}

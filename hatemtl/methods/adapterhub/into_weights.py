@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from adapters.methods.lora import LoRAMergedLinear, Vera
 
-from hatemtl.encoders.fast.bert_stack import unfuse
+from hatemtl.encoders.fast import restore
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds
 from hatemtl.methods.adapterhub.library import factors, loras
@@ -24,6 +24,7 @@ def fold(model: Any, name: str) -> Any:
             f"the adapter {name} on the encoder {model.config.model_type} is no mere change of its weights "
             f"({', '.join(more)}), so it cannot be merged into them; keep it beside the encoder, method=ah_load"
         )
+    restore(model)
     for path, layer, lora in list(loras(model, name)):
         weight, bias = layer.weight.float(), layer.bias
         if isinstance(layer, LoRAMergedLinear) and kinds(config) != {"lora"}:
@@ -36,6 +37,7 @@ def fold(model: Any, name: str) -> Any:
         elif lora.use_dora:
             change, scale = dora_scale(layer, lora)
             weight = (weight + change) * scale[:, None]
+            del layer.forward  # DoRALinear
         elif isinstance(lora, Vera):
             A, B = (model.shared_parameters[name][key] for key in ("lora_A", "lora_B"))
             weight = weight + lora.scaling * (lora.vera_B @ B @ lora.vera_D @ A)
@@ -46,7 +48,6 @@ def fold(model: Any, name: str) -> Any:
         layer.weight.data.copy_(weight)
         if bias is not None:
             layer.bias.data.copy_(bias)
-    unfuse(model)
     model.set_active_adapters(None)
     model.delete_adapter(name)
     return model

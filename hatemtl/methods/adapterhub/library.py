@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hatemtl.encoders.fast.bert_stack import fuse
-from hatemtl.encoders.fast.lora_linear import LoRALinear
+from hatemtl.encoders.fast import Adapted, accelerate
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
@@ -199,14 +198,10 @@ def activate(model: Any, setup: AdapterCompositionBlock, trained: Collection[str
 
 
 def train(model: Any, name: str) -> Any:
-    """Freezes the body, activates adapter `name` and, where it is a plain LoRA, computes it by LoRALinear and BertStack."""
+    """Freezes the body and activates adapter `name`; what of it is a plain LoRA is computed fast."""
     activate(model, Stack(name), {name})
-    adapted = list(loras(model, name))
-    plain = [(layer, lora) for _, layer, lora in adapted if _plain(layer, lora)]
-    for layer, lora in plain:
-        layer.forward = LoRALinear(layer, lora.lora_A, lora.lora_B, lora.scaling)
-    if type(model.adapters_config.get(name)) is LoRAConfig and len(plain) == len(adapted):
-        fuse(model)
+    plain = [(layer, lora) for _, layer, lora in loras(model, name) if _plain(layer, lora)]
+    accelerate(model, [Adapted(layer, layer, lora.lora_A, lora.lora_B, lora.scaling) for layer, lora in plain])
     return model
 
 

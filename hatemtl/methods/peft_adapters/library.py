@@ -22,8 +22,7 @@ from peft.tuners.lora import Linear as LinearWithLoRA
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from hatemtl.encoders.fast.bert_stack import fuse, unfuse
-from hatemtl.encoders.fast.lora_linear import LoRALinear
+from hatemtl.encoders.fast import Adapted, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
@@ -94,15 +93,10 @@ def active(model: nn.Module) -> list[str]:
 
 
 def train(model: PeftModel) -> PeftModel:
-    """Computes every plain LoRA of the model by LoRALinear, and layers with nothing else trained by BertStack."""
-    fast = 0
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and _plain(module):
-            A, B = module.lora_A[NAME], module.lora_B[NAME]
-            module.forward = LoRALinear(module.base_layer, A.weight, B.weight, module.scaling[NAME])  # type: ignore[arg-type]
-            fast += 1
-    if fast and 2 * fast == sum(parameter.requires_grad for parameter in model.parameters()):
-        fuse(model.get_base_model())
+    """The model, every plain LoRA of which is computed fast."""
+    plain: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and _plain(module)]
+    factors = [(layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight) for layer in plain]
+    accelerate(model, [Adapted(layer, layer.base_layer, A, B, layer.scaling[NAME]) for layer, A, B in factors])
     return model
 
 
@@ -129,7 +123,7 @@ def fold(model: PeftModel) -> nn.Module:
 
     Raises UserError where the kind cannot be merged.
     """
-    unfuse(model)
+    restore(model)
     try:
         return model.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:

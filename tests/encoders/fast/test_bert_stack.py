@@ -10,11 +10,14 @@ import pytest
 import torch
 from encoders.fast.test_lora_linear import LIBRARIES, SHARED, adapted, by_library, every_library, moved, off, stored
 from methods.test_base import encoder as with_dropout
+from methods.test_base import trained
 from torch import Tensor, nn
 
+from hatemtl.encoders.fast import merged, restore
 from hatemtl.encoders.fast.attention import LEAST_KEYS
 from hatemtl.encoders.fast.bert_layer import BertLayer
-from hatemtl.encoders.fast.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, _cuts, merged
+from hatemtl.encoders.fast.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, _cuts
+from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 
@@ -232,6 +235,18 @@ def test_dropout_and_attention_maps_are_left_to_the_library(library: str) -> Non
         found, expected = (m.eval()(**batch).last_hidden_state for m in (model, by_library(model)))
         there = batch["attention_mask"].bool()
         torch.testing.assert_close(found[there], expected[there], atol=5e-6, rtol=1e-5)
+
+
+@every_library
+def test_a_gradient_of_gradients_is_the_librarys_or_refused(library: str) -> None:
+    model, batch = adapted(library), tokens(5)
+    factors = list(trained(model).values())
+    with pytest.raises(UserError, match="type trainer.fast=false"):
+        torch.autograd.grad(model(**batch).last_hidden_state.sin().sum(), factors, create_graph=True)
+    restore(model)
+    gradients = torch.autograd.grad(model(**batch).last_hidden_state.sin().sum(), factors, create_graph=True)
+    whole = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(whole, factors))
 
 
 @pytest.mark.parametrize("kind", ["deberta", "modernbert"])

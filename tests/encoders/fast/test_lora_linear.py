@@ -22,8 +22,9 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast.bert_stack import BertStack, merged
-from hatemtl.encoders.fast.lora_linear import Joint, LoRALinear, _Linear, loras
+from hatemtl.encoders.fast import merged, restore
+from hatemtl.encoders.fast.lora_linear import Joint, LoRALinear, _Linear
+from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.peft_adapters import library as peft_library
@@ -67,10 +68,13 @@ def moved(model: Any, by: float = 0.1) -> Any:
 def by_library(model: Any) -> Any:
     """A copy of the model that the library itself computes."""
     copy = deepcopy(model)
-    for module in copy.modules():
-        if isinstance(module.forward, LoRALinear | BertStack):
-            del module.forward
+    restore(copy)
     return copy
+
+
+def loras(model: nn.Module) -> dict[str, LoRALinear]:
+    """Every LoRA of the model that is computed here, by the path of its layer."""
+    return {path: module.forward for path, module in model.named_modules() if isinstance(module.forward, LoRALinear)}
 
 
 def stored(model: Any, dtype: torch.dtype) -> Any:
@@ -202,6 +206,18 @@ def test_layers_of_one_shape_are_multiplied_as_a_batch() -> None:
     torch.testing.assert_close(_Linear.apply(x, joint, *joint.factors), expected)
     assert joint.B is not None and joint.B.shape == (3, 4, 2)
     assert torch.autograd.gradcheck(lambda *_: _Linear.apply(x, joint, *joint.factors), (x, *joint.factors))
+
+
+def test_a_gradient_of_gradients_is_refused_rather_than_wrong() -> None:
+    """Also where the gradient that comes in is a constant, or only one factor's is asked for."""
+    for loss in (Tensor.sum, lambda y: y.square().sum()):
+        x, step = one_layer()
+        (exact,) = torch.autograd.grad(loss(formula(x, step)), step.A, create_graph=True)
+        assert torch.autograd.grad(exact.square().sum(), step.B)[0].norm() > 0
+        with pytest.raises(UserError, match="type trainer.fast=false"):
+            torch.autograd.grad(loss(step(x)), step.A, create_graph=True)
+        (once,) = torch.autograd.grad(loss(step(x)), step.A)
+        torch.testing.assert_close(once, exact, atol=1e-5, rtol=1e-5)
 
 
 def test_under_the_compiler_the_plain_formula_stands(monkeypatch: pytest.MonkeyPatch) -> None:

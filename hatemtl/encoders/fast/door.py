@@ -1,0 +1,80 @@
+"""The door to hatemtl's own layers: who uses them knows nothing else of this folder.
+
+They compute plain LoRAs (of AdapterHub or PEFT, without dropout, on float weights) of any encoder on any device, and whole
+layers of BERT, ELECTRA, RoBERTa, XLM-RoBERTa and CamemBERT where nothing but such LoRAs is trained, attention is eager, as it
+is on a CPU, and the body's dropout is off; see docs/fast.org. The libraries keep the parameters and save them.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from hatemtl.encoders.fast.bert_layer import BertLayer
+from hatemtl.encoders.fast.bert_stack import BertStack, stacks
+from hatemtl.encoders.fast.lora_linear import LoRALinear
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ.
+
+    owner: the module whose `forward` computes that. layer: holds W (out, in) and b. A: (r, in). B: (out, r).
+    """
+
+    owner: nn.Module
+    layer: nn.Linear
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+
+
+def accelerate(model: nn.Module, loras: Sequence[Adapted]) -> None:
+    """Lets these LoRAs be computed here, and whole layers where nothing else is trained, in place of any before."""
+    restore(model)
+    for lora in loras:
+        _replace(lora.owner, LoRALinear(lora.layer, lora.A, lora.B, lora.scale))
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)}:
+        for module in stacks(model):
+            _replace(module, BertStack(module))
+
+
+def _replace(module: nn.Module, ours: LoRALinear | BertStack) -> None:
+    ours.before = module.__dict__.get("forward")
+    module.forward = ours
+
+
+def restore(model: nn.Module) -> None:
+    """Lets every module compute as it did before `accelerate`; what others put in the place of a `forward` stays."""
+    for module in model.modules():
+        ours = module.__dict__.get("forward")
+        if isinstance(ours, LoRALinear | BertStack):
+            del module.forward
+            if ours.before is not None:
+                module.forward = ours.before
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[bool]:
+    """Inside, while nothing is trained, each LoRA computed here is merged into the weight under it; says if there is any.
+
+    Afterwards all is as before, to the last bit. What a library computes is left as it is, and says the same but for
+    rounding: to merge and unmerge as the libraries do would change the frozen weights.
+    """
+    forwards = [module.forward for module in model.modules()]
+    steps: list[LoRALinear | BertLayer] = [f for f in forwards if isinstance(f, LoRALinear)]
+    steps += [layer for f in forwards if isinstance(f, BertStack) for _, layer, _ in f.layers]
+    try:
+        for step in steps:
+            step.merge()
+        yield bool(steps)
+    finally:
+        for step in steps:
+            step.merged = None
+
+
+def is_fast(model: nn.Module) -> bool:
+    """Whether whole layers of the model are computed here: those are as fast as compiled code."""
+    return any(isinstance(module.forward, BertStack) for module in model.modules())
