@@ -20,6 +20,7 @@ import torch
 from saved_runs.test_saved_run import CONFIG, fill, names
 
 from hatemtl.errors import UserError
+from hatemtl.saved_runs import claiming
 from hatemtl.saved_runs.claiming import TESTED, TRAINED, claim, differences, finish, held, start
 from hatemtl.saved_runs.saved_run import SavedRun, read_record, unfinished, write_config, write_record
 
@@ -248,6 +249,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == {"run"}
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     code = f"""
 import os, time
@@ -275,7 +277,7 @@ with held(Path({str(tmp_path / "run")!r}), TRAINED):
 
 
 def test_short_writers_wait_for_each_other_and_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save_path, "PAUSE", 0.001)
+    monkeypatch.setattr(claiming, "PAUSE", 0.001)
     run, rounds = tmp_path / "run", 40
     run.mkdir()
     (run / "count").write_text("0")
@@ -297,7 +299,7 @@ def test_short_writers_wait_for_each_other_and_lose_nothing(tmp_path: Path, monk
 
 
 def test_a_writer_that_hangs_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save_path, "PATIENCE", 0.05)
+    monkeypatch.setattr(claiming, "PATIENCE", 0.05)
     with held(tmp_path / "run", TESTED):
         assert f"run is being tested by process {os.getpid()}" in keep_out(tmp_path / "run")
         (tmp_path / ".run.lock").write_text("")
