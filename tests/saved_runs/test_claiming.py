@@ -249,6 +249,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == {"run"}
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     code = f"""
 import os, time
