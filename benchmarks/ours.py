@@ -17,15 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples, draw
 from benchmarks.readings import Reading, Tasks
-from hatemtl.batches.datamodule import DataModule
-from hatemtl.command.configuration import build
+from hatemtl.command.configuration import build, requested
 from hatemtl.corpora.base import Column, Posts
-from hatemtl.encoders.fast import restore
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import keep_memory
 from hatemtl.machine.warnings_off import quiet
-from hatemtl.network.assembly import assemble
 from hatemtl.training.prepare import prepare
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -169,34 +166,18 @@ class Run:
     def __init__(self, cfg: DictConfig, *, device: str = "cpu") -> None:
         quiet()
         keep_memory()
-        self.cfg, self.device, self.settings = cfg, device, build(cfg.trainer)
+        self.device, self.request = device, requested(cfg)
+        self.settings, self.optimization = self.request.trainer, self.request.optimization
         self.notes: dict[str, str] = {}
-        tasks = {str(name): build(node) for name, node in cfg.tasks.items()}
-        self.optimization = build(cfg.optimization)
-        weighting, choices = build(cfg.weighting), {"batching": build(cfg.batching), "sampling": build(cfg.sampling)}
-        self.data = DataModule(tasks, **choices, seed=cfg.seed)
-        network = assemble(
-            encoder=build(cfg.encoder),
-            method=build(cfg.method),
-            tasks=tasks,
-            spaces=self.data.spaces,
-            weighting=weighting,
-            optimization=self.optimization,
-            seed=cfg.seed,
-            name="benchmark",
-            heads_from=None,
-        )
-        if not self.settings.fast:
-            restore(network.module.encoder)
-        network.store(self.settings.dtype)
+        self.data = self.request.datamodule(self.request.tasks)
+        network = self.request.network(self.request.tasks, self.data.spaces, name="benchmark", data=self.data)
         self.module = network.module
-        start = time.perf_counter()
+        start, kept = time.perf_counter(), self.request.cache_prefix
         # what is mapped from an own folder outlives it; the user's would hide what the layers below cost
         with tempfile.TemporaryDirectory() as folder:
-            cache = Path(folder) if cfg.data.cache_prefix else None
-            epochs = self.optimization.total_epochs
-            prepare(network, self.data, self.settings, epochs=epochs, cache=cache, cache_prefix=cfg.data.cache_prefix)
-        if cfg.data.cache_prefix:
+            cache, epochs = Path(folder) if kept else None, self.optimization.total_epochs
+            prepare(network, self.data, self.settings, epochs=epochs, cache=cache, cache_prefix=kept)
+        if kept:
             seconds = (time.perf_counter() - start) / len(self.data.pool)
             self.notes["tokens and prefix, computed"] = f"{seconds:.2g} s a post"
 
@@ -204,7 +185,7 @@ class Run:
         """Every epoch of the configuration, without validation; the log is written as always."""
         watch = Stopwatch(self.device)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._trainer(Path(folder), [watch], build(self.cfg.logger, folder=Path(folder), run="benchmark"))
+            trainer = self._trainer(Path(folder), [watch], self.request.logger(folder=Path(folder), run="benchmark"))
             trainer.limit_val_batches = 0
             trainer.fit(self.module.train(), self.data)
         return self._reading("train", watch.seconds, watch.padded, epochs=trainer.current_epoch)

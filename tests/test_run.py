@@ -119,7 +119,10 @@ def test_a_finished_run_is_not_trained_again(cli: Cli, sample: list[str], tmp_pa
     assert SavedRun(run).record["seed"] == 1
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weighting", ["sum", pytest.param("uncertainty", marks=pytest.mark.slow)])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weighting: str
+) -> None:
     better = BestWeights.on_validation_end
 
     def always(self: BestWeights, trainer: Trainer, module: LightningModule) -> None:
@@ -128,6 +131,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(cli: Cli, tmp_path: Pat
 
     monkeypatch.setattr(BestWeights, "on_validation_end", always)
     options = [*THREE, "optimization.epochs=3", "tasks.label.head.dropout=0.3", "method.dropout=0.1"]
+    options.append(f"weighting={weighting}")  # whose own parameters are in the checkpoint
     assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
 
     def cut(self: Throughput, trainer: Trainer, module: LightningModule) -> None:

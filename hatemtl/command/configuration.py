@@ -23,6 +23,8 @@ from hatemtl.network.initial_heads import HeadsMerge
 
 # Groups whose options make no other run: what is logged, watched and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data")
+# Groups that only some methods read, and one that does.
+READ_BY_METHOD = {"merge": "method=ah_merge16"}
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 # How Hydra's error begins where `_target_` names no class or function.
@@ -111,7 +113,26 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if "choices" not in config and HydraConfig.initialized():
         config = {"choices": chosen(HydraConfig.get()), **config}
+    for group in unread(cfg):  # what no one reads makes no other run
+        config.pop(group)
+        config.get("choices", {}).pop(group, None)
     return config
+
+
+def unread(cfg: DictConfig) -> list[str]:
+    """The groups that the chosen method does not read.
+
+    Raises UserError where one was typed.
+    """
+    given = str(OmegaConf.to_container(cfg.method, resolve=False))
+    found = [group for group in READ_BY_METHOD if f"${{{group}" not in given]
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    for word in typed:
+        group = word.lstrip("+~").partition("=")[0].partition(".")[0]
+        if group in found:
+            method = HydraConfig.get().runtime.choices["method"]
+            raise UserError(f"{word}: method={method} reads no {group}; type {READ_BY_METHOD[group]}, or leave it out")
+    return found
 
 
 def chosen(hydra: Any) -> dict[str, str]:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from conftest import ROOT, Outcome
 
-from hatemtl.batches.per_task import apart
+from hatemtl.batches.per_task import apart, in_parts
+from hatemtl.batches.sampling import Use
 
 BATCHES = [np.arange(8 * i, 8 * i + 8) for i in range(20)]
 HAS = {
@@ -68,3 +69,23 @@ def test_one_command_compares_the_ways_to_step_and_to_mix(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "analysis" / "table.py"), run_name="__main__")
     assert not ended.value.code
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 7])
+def test_the_parts_of_a_step_are_shares_of_its_annotated_posts(accumulate: int) -> None:
+    uses = [Use(rows) for rows in BATCHES]
+    parted = [*in_parts(uses, HAS, accumulate)]
+    assert [use.rows.tolist() for use in parted] == [use.rows.tolist() for use in uses]
+    for i in range(0, len(parted), accumulate):
+        step = parted[i : i + accumulate]  # the last may be short
+        for task, has in HAS.items():
+            counts = np.array([has[use.rows].sum() for use in step])
+            found = [use.parts[task] for use in step if use.parts is not None]
+            assert found == pytest.approx(counts / max(counts.sum(), 1))
+
+
+def test_the_parts_of_steps_apart_are_of_the_one_task() -> None:
+    uses = [Use(*use) for use in apart(BATCHES, HAS, 2, np.random.default_rng(0))]
+    for use in in_parts(uses, HAS, 2):
+        assert use.parts is not None
+        assert {task for task, part in use.parts.items() if part} <= {use.only}

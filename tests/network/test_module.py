@@ -1,6 +1,7 @@
 """One step over all tasks: one forward, a gradient for every trained weight, metrics that do not depend on batching."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -440,3 +441,43 @@ def test_prediction_scores_every_post() -> None:
     assert scores["label"].sum(dim=1).allclose(torch.ones(6))
     (again,) = trainer().predict(multitask, loader(posts)) or []
     assert all(torch.equal(scores[task], again[1][task]) for task in SPACES)  # dropout is off
+
+
+@pytest.mark.parametrize("cuts", [(0, 6, 12), (0, 5, 7, 12), (0, 12)], ids=str)
+def test_accumulated_batches_move_the_weights_as_one_large_batch(cuts: tuple[int, ...]) -> None:
+    """However many posts of each lack an annotation, and however many batches a step should have had.
+
+    Of rationales so many words count as a post has, so there the mean over posts is not that over words.
+    """
+    whole = batch(12)
+    parts = [part(whole, slice(*cut)) for cut in pairwise(cuts)]
+    found = []
+    for batches, accumulate in (([whole], 1), (parts, 4)):
+        multitask = module("label", "target", clip=None).eval()
+        multitask.optimization = replace(multitask.optimization, accumulate=accumulate)
+        for one in batches:
+            shares = {t: float(one.has[t].sum() / whole.has[t].sum()) for t in SPACES} if accumulate > 1 else None
+            loss = multitask.training_step(replace(one, parts=shares), 0)
+            (loss / accumulate).backward()  # as the trainer divides
+        found.append([p.grad for p in multitask.trained_parameters() if p.grad is not None])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_a_tasks_logged_loss_is_a_mean_over_its_annotated_posts() -> None:
+    multitask = module().eval()
+    with_task, without = batch(6), batch(9, seed=1, without="label")
+    for one in (with_task, without):
+        multitask.training_step(one, 0)
+    alone = multitask.losses(with_task, multitask(with_task))["label"]
+    found = multitask.losses_so_far["train_label_loss"].compute()
+    torch.testing.assert_close(torch.as_tensor(found), alone.detach())
+
+
+def test_a_task_of_weight_zero_does_not_decide_which_epoch_is_best() -> None:
+    multitask, posts = module().eval(), batch(20)
+    multitask.weights["label"] = 0.0
+    score = trainer().test(multitask, loader(posts), verbose=False)[0]["test_score"]
+    rows = multitask.rows
+    expected = np.average([rows["test_target_macro_f1"], rows["test_rationale_f1"]], weights=[0.5, 2.0])
+    assert score == pytest.approx(expected)
