@@ -407,7 +407,7 @@ def test_sources_of_both_libraries_go_together(tmp_path: Path) -> None:
 @pytest.mark.slow
 @every_kind
 def test_a_source_is_read_as_peft_reads_it(kind: str, tmp_path: Path) -> None:
-    from methods.test_peft_hub import lora as peft_lora
+    from methods.peft_adapters.test_train_and_load import lora as peft_lora
 
     source = save(peft_lora(), tmp_path / "part_1", kind)
     torch.testing.assert_close(hidden(attached(method(tmp_path / "part_1"), kind)), hidden(source), atol=1e-5, rtol=1e-5)
