@@ -47,6 +47,8 @@ def _difference(model: nn.Module, loras: Sequence[Adapted]) -> str:
     dtype, instead = loras[0].layer.weight.dtype, "so the library's compute, more slowly, as by trainer.fast=false"
     sizes = [factor.numel() for factor in factors]
     scales = [scale for lora in loras for scale in (lora.A.shape[1] ** -0.5, 0.1 / (lora.scale or 1))]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # to wait for others takes longer than these small products, many times so on a busy machine
     try:
         for factor, numbers, scale in zip(factors, _made_up(sum(sizes)).split(sizes), scales, strict=True):
             factor.data.copy_(scale * numbers.view(factor.shape))
@@ -58,6 +60,7 @@ def _difference(model: nn.Module, loras: Sequence[Adapted]) -> str:
         restore(model)
         hidden, _, exact = _said(model, factors, dtype)
     finally:
+        torch.set_num_threads(threads)
         accelerate(model, loras)
         for module, mode in modes:
             module.training = mode

@@ -1,8 +1,8 @@
 """The door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
 They compute plain LoRAs (of AdapterHub or PEFT, without dropout, on float weights) of any encoder on any device, and whole
-layers of BERT, ELECTRA, RoBERTa, XLM-RoBERTa and CamemBERT where nothing but such LoRAs is trained, attention is eager, as
-it is on a CPU, and the body's dropout is off; see docs/fast.org. The libraries keep the parameters and save them.
+layers of BERT, ELECTRA, RoBERTa, XLM-RoBERTa and CamemBERT where nothing but such LoRAs is trained, attention is eager (as
+it is on a CPU) and the body's dropout is off; see docs/fast.org. The libraries keep the parameters and save them.
 """
 
 from collections.abc import Iterator, Sequence
