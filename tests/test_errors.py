@@ -24,7 +24,7 @@ from hatemtl.training.trainer_settings import TrainerSettings
 SCORE = LabelSpace("score", ("x",))
 NO_NAMES = (3, 0.5, None, True, ["cola"], {"a": 1})
 OF_ALL: dict[str, Any] = {"fraction": 1.0, "limit": None, "seed": 0}
-SETTINGS: dict[str, Any] = {"precision": "32", "compile": False, "progress": None}
+SETTINGS: dict[str, Any] = {"precision": "32", "compile": False, "progress": None, "fast": "auto"}
 RATES: dict[str, Any] = {"encoder_lr": 1e-3, "head_lr": 1e-3, "weight_decay": 0.0, "heads_first": 0, "warmup": 0}
 REST: dict[str, Any] = {"epochs": 1, "clip": None, "accumulate": 1, "patience": None}
 ENCODER: dict[str, Any] = {"source": "x", "revision": None, "max_length": 8, "random": None}

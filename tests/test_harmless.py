@@ -6,14 +6,12 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from conftest import ROOT, Outcome
 
 from hatemtl.harmless import guarded, shown, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results, write_rows
-from hatemtl.using import scored_file
 
 BIDI = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 MARKS = "\u061c\u200e\u200f"  # of a direction, without a bidirectional class of their own
@@ -90,28 +88,6 @@ def test_results_keep_any_name_and_give_it_back(tmp_path: Path) -> None:
 def test_rows_guard_texts_and_columns_and_leave_numbers(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.csv", [{"=layer": "+a", "lost": -0.5, "text": "-0.25"}])
     assert cells(tmp_path / "rows.csv") == [["'=layer", "lost", "text"], ["'+a", "-0.5", "-0.25"]]
-
-
-@pytest.mark.parametrize(("kind", "delimiter"), [(".csv", ","), (".tsv", "\t")])
-def test_a_scored_table_holds_no_formula(tmp_path: Path, kind: str, delimiter: str) -> None:
-    frame = pd.DataFrame(
-        {"text": ["=1+1", "@you are kind", "\rb", "fine"], "n": ["-0.5", "-x", "'=1", "'tis"], "=id": [-1, 2, 3, 4]}
-    )
-    path = tmp_path / f"out{kind}"
-    for _ in range(2):  # a file that is scored again has no second apostrophe
-        scored_file.write_scored(frame, {"pred_label": ["=a", "b", "b", "b"], "pred_label_=a": [-0.25, 0, 0, 0]}, path)
-        found = cells(path, delimiter)
-        assert found[0] == ["text", "n", "'=id", "pred_label", "pred_label_=a"]
-        assert found[1] == ["'=1+1", "-0.5", "-1", "'=a", "-0.25"]
-        assert [row[:2] for row in found[2:]] == [["'@you are kind", "'-x"], ["'\rb", "'=1"], ["fine", "'tis"]]
-        frame = scored_file.read(path, "text").drop(columns=["pred_label", "pred_label_=a"])
-
-
-@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
-def test_formats_of_no_spreadsheet_keep_texts_as_they_are(tmp_path: Path, kind: str) -> None:
-    scored_file.write_scored(pd.DataFrame({"=a": ["=1+1"], "text": ["@x"]}), {"pred_x": ["-y"]}, tmp_path / f"out{kind}")
-    (row,) = scored_file.read(tmp_path / f"out{kind}", "text").to_dict("records")
-    assert row == {"=a": "=1+1", "text": "@x", "pred_x": "-y"}
 
 
 # The command line

@@ -44,7 +44,7 @@ def files(folder: Path) -> set[Path]:
         (["method=ah_merge16", "method.sources='nowhere/part_*'"], ["nowhere/part_*", "save_path"]),
         (["method=ah_load"], ["load_path=FOLDER"]),
         (["method=ah_load", "load_path=nowhere"], ["nowhere", "save_path=nowhere"]),
-        (["action=test"], ["never trained", "heads.load=true"]),
+        (["action=test"], ["load_path=FOLDER"]),
         (["action=tset"], ["tset", "test"]),
         (["action=test", "heads.load=true"], ["load_path=FOLDER"]),
         (["action=predict"], ["predict.input"]),

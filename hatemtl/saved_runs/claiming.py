@@ -44,7 +44,7 @@ def held(save_path: Path, doing: str) -> Iterator[Path]:
         try:
             place = save_path.resolve(strict=True) if save_path.is_symlink() or not save_path.name else save_path
             if place.exists() and not place.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+                raise UserError(f"save_path={save_path}: this is no folder; give another save_path")
             path = place.with_name(f".{place.name}.lock")
             for folder in reversed([folder for folder in path.parents if not folder.exists()]):
                 after.callback(_remove_empty, folder)

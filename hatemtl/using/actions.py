@@ -92,7 +92,8 @@ def predict(
     console, source = Console(), Path(input)
     cells: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
     named = next((str(t.corpus.text) for t in request.tasks.values() if isinstance(t.corpus, Table)), "text")
-    rows, text = scored_file.read(source, text, usual=named, **cells)
+    rows = scored_file.read(source, text, **cells)
+    text = text or scored_file.text_of(rows, named)
     target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
     texts = scored_file.as_posts(rows, text)
     saved = request.used_run("predict")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from hatemtl.command.configuration import build, data_of, network_of, tasks_of
+from hatemtl.command.configuration import build, requested
 from hatemtl.command.suggestions import CONF
 from hatemtl.encoders.fast import comparison, is_fast
 from hatemtl.errors import UserError
@@ -101,7 +101,7 @@ def test_trainer_fast_says_who_computes(
     typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.precision={precision}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[*typed, f"trainer.fast={fast}"])
-    tasks = tasks_of(cfg)
-    network = network_of(cfg, tasks, data_of(cfg, tasks).spaces, build(cfg.method), build(cfg.optimization), "run")
+    request = requested(cfg)
+    network = request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
     assert is_fast(network.module.encoder) is (fast == "auto")
     assert [*comparison._verified.values()] == [""] * comparisons

@@ -87,7 +87,7 @@ def test_of_an_encoder_the_tensors_alone_are_read(tmp_path: Path, monkeypatch: p
 
     for cls in (AutoModel, PreTrainedModel, PretrainedConfig):
         monkeypatch.setattr(cls, "from_pretrained", read)
-    assert torch.equal(hidden(full(tmp_path / "run").attach(encoder(), name="run", seed=0)), hidden(model))
+    assert torch.equal(hidden(full(tmp_path / "run").attach(encoder(), name="run", seed=0).model), hidden(model))
 
 
 def test_an_adapter_is_no_encoder(tmp_path: Path) -> None:

@@ -395,3 +395,23 @@ def test_texts_that_a_spreadsheet_would_compute_are_guarded_and_read_back_as_the
     again = scored_file.read(scored, "text")
     assert again.columns["text"] == rows.columns["text"] == ["=1+1", "@someone hello", "=kept"]
     assert again.columns["=name"] == ["x", "-0.5", "+y"]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_formats_of_no_spreadsheet_keep_texts_as_they_are(tmp_path: Path, kind: str) -> None:
+    posts = laid(tmp_path / "posts.jsonl", '{"=a": "=1+1", "text": "@x"}\n')
+    rows = scored_file.read(posts, "text")
+    scored_file.write_scored(rows, {"pred_x": ["-y"]}, tmp_path / f"out{kind}")
+    found = scored_file.read(tmp_path / f"out{kind}", "text").columns
+    assert {name: [*cells] for name, cells in found.items()} == {"=a": ["=1+1"], "text": ["@x"], "pred_x": ["-y"]}
+
+
+def test_the_column_of_texts_is_the_usual_one_or_the_only_one(tmp_path: Path) -> None:
+    one = scored_file.read(laid(tmp_path / "one.csv", "said\nhello\n"), None)
+    two = scored_file.read(laid(tmp_path / "two.csv", "said,text\nhello,bye\n"), None)
+    assert scored_file.text_of(one, "comment") == "said"
+    assert scored_file.text_of(two, "text") == "text"
+    with pytest.raises(UserError, match=r"no column 'comment'.*predict\.text=COLUMN"):
+        scored_file.text_of(two, "comment")
+    with pytest.raises(UserError, match=r"no column 'comment'.*predict\.text=COLUMN"):
+        scored_file.read(tmp_path / "one.csv", "comment")

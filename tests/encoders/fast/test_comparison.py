@@ -29,7 +29,7 @@ def fresh(library: str, kind: str = "bert") -> Any:
     for layer in body.modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data.mul_(10)
-    return LIBRARIES[library](**SHARED).attach(body, name="run", seed=0)
+    return LIBRARIES[library](**SHARED).attach(body, name="run", seed=0).model
 
 
 @every_kind
@@ -123,5 +123,5 @@ def test_an_encoder_of_few_positions_is_compared_too(kind: str) -> None:
     few.max_position_embeddings = 5
     model = cls(few).eval()
     model.pooler = None
-    assert verify(LIBRARIES["peft"](**SHARED).attach(model, name="run", seed=0)) is None
+    assert verify(LIBRARIES["peft"](**SHARED).attach(model, name="run", seed=0).model) is None
     assert [*comparison._verified.values()] == [""]

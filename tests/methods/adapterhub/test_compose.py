@@ -317,7 +317,7 @@ def test_a_fusion_without_its_weights_is_told(tmp_path: Path) -> None:
 def test_a_fusion_lies_in_the_run(tmp_path: Path) -> None:
     method = WAYS["fusion"](tmp_path)
     for name in ("whole", "other"):
-        method.save(attached(method), name, record(tmp_path / name, "adapterhub"))
+        method.library.save(attached(method), name, record(tmp_path / name, "adapterhub"))
     path = tmp_path / "whole" / SETUP
     path.write_text(path.read_text().replace('"trained": "whole"', '"trained": "../../other/adapter/other"'))
     with pytest.raises(UserError, match=f"{path}: expected .* names of adapters"):

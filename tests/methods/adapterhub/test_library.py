@@ -27,7 +27,7 @@ def change(run: Path, inner: dict[str, Any], **keys: Any) -> None:
 
 
 def attach(run: Path) -> nn.Module:
-    return load(run).attach(encoder(), name="run", seed=0)
+    return load(run).attach(encoder(), name="run", seed=0).model
 
 
 @pytest.fixture(autouse=True)

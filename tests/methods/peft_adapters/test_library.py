@@ -28,7 +28,7 @@ def change(run: Path, **keys: Any) -> None:
 
 
 def attach(run: Path) -> nn.Module:
-    return load(run).attach(encoder(), name="run", seed=0)
+    return load(run).attach(encoder(), name="run", seed=0).model
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_what_peft_notes_of_the_model_is_not_followed(
     assert torch.equal(hidden(loaded), hidden(model))
     config = loaded.peft_config["default"]
     assert (config.auto_mapping, config.revision, config.task_type, config.inference_mode) == (None, None, None, False)
-    load(tmp_path / "run").save(loaded, "run", tmp_path / "again")
+    load(tmp_path / "run").library.save(loaded, "run", tmp_path / "again")
     assert "elsewhere" not in (tmp_path / "again" / CONFIG).read_text()
 
 
