@@ -2,43 +2,55 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hatemtl.command.configuration import requested
 from hatemtl.command.request import Request
 from hatemtl.command.saved_command import using
+from hatemtl.command.several_runs import Turn, in_turn
 from hatemtl.errors import Refusal, UserError, did_you_mean
 from hatemtl.machine.warnings_off import quiet
 from hatemtl.training.train import train
 from hatemtl.using.actions import export_run, predict, test
 
-USES: dict[str, Callable[[Request, Any], object]] = {  # a saved run
-    "test": lambda request, _: test(request),
+USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives what it wrote
+    "test": lambda request, _: test(request).folder,
     "predict": lambda request, cfg: predict(request, **cfg.predict),
     "export": lambda request, cfg: export_run(request, **cfg.export),
 }
 
 
 def run(cfg: Any) -> None:
-    """Trains, or trains and then tests, or does something with a saved run, as the composed configuration says."""
+    """Trains, or trains and then tests, or does something with a saved run, as the composed configuration says.
+
+    In a sweep what fails is told, and the next run begins.
+    """
     quiet()
+    with in_turn() as turn:
+        _do(cfg, turn)
+
+
+def _do(cfg: Any, turn: Turn) -> None:
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
     if actions in (["train"], ["train", "test"]):
         request = requested(cfg)
         with _naming(request):
             result = train(request, then_test="test" in actions)
         if "test" in actions and not result.tested:  # finished before, by a command that did not test
-            _use("test", using(result.folder))
+            turn.finished(_use("test", using(result.folder)))
+        else:
+            turn.finished(result.folder, before=not result.trained)
     elif len(actions) == 1 and actions[0] in USES:
-        _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path))
+        turn.finished(_use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)))
     else:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
 
 
-def _use(action: str, cfg: Any) -> None:
+def _use(action: str, cfg: Any) -> Path:
     request = requested(cfg)
     with _naming(request):
-        USES[action](request, cfg)
+        return USES[action](request, cfg)
 
 
 @contextmanager

@@ -121,6 +121,7 @@ def test_analysis_never_imports_torch() -> None:
         ("machine.startup", {"torch", "lightning", "transformers", "numpy"}),
         ("command.suggestions", {"torch", "lightning", "transformers", "numpy"}),
         ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes"}),
+        ("training.train", {"hydra", "omegaconf"}),
         ("methods.full", {"adapters", "peft"}),
         ("methods.adapterhub.train_and_load", {"peft"}),
         ("methods.peft_adapters.train_and_load", {"adapters"}),

@@ -126,6 +126,14 @@ def results(console: Console, rows: Mapping[str, float], title: str) -> None:
     _print(console, title, table)
 
 
+def sweep(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:
+    """The closing table of a sweep: what sets each run apart, how it ended, and its folder or what is wrong."""
+    table = Table(Column("run", overflow="fold"), "state", Column("folder, or what is wrong", overflow="fold"))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    _print(console, "runs of this sweep", table)
+
+
 def is_count(metric: str, rows: Mapping[str, float]) -> bool:
     """Whether the row is one of a label's three counts: true and false positives, false negatives."""
     kinds = ("tp", "fp", "fn")

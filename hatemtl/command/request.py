@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ from hatemtl.tasks import Task
 class Request:
     """One run, whole. Equal requests make equal runs, in any process and any number of times in one.
 
-    config: what the saved run keeps as config.yaml and is known by: the values of all keys and, under `choices`, the options
-    of groups. A request made in Python may leave it empty, and is then known by nothing but its save_path.
+    config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
     logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
     heads_load: whether heads start from load_path. heads_merge: where else they start. cache: the folder that keeps tokens
@@ -59,6 +59,20 @@ class Request:
     leaks: Policy = "warn"
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the saved run keeps as config.yaml and is known by: its configuration, or its own values and classes."""
+        if self.config:
+            return self.config
+        names = ("tasks", "encoder", "method", "weighting", "optimization", "batching", "sampling", "trainer", "seed")
+        return {
+            **{name: _plain(getattr(self, name)) for name in names},
+            "regulariser": _plain(self.regularisers),
+            "load_path": _plain(self.load_path),
+            "heads": {"load": self.heads_load, "merge": self.heads_merge},
+            "data": {"cache_prefix": self.cache_prefix, "leaks": self.leaks},
+        }
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -157,3 +171,20 @@ class Result:
     def tested(self) -> bool:
         """Whether there are rows of a test."""
         return any(row.startswith("test_") for row in self.rows)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML writes it: of an object the name of its class, and its own values by name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, partial):
+        return {"class": value.func.__name__, **_plain(value.keywords)}
+    if isinstance(value, Path) or not hasattr(value, "__dict__"):
+        return str(value)
+    if callable(value) and hasattr(value, "__name__"):  # a class or a function
+        return {"class": value.__name__}
+    return {"class": type(value).__name__, **_plain(vars(value))}

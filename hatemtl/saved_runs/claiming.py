@@ -229,7 +229,8 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 def named_after(config: Mapping[str, Any]) -> str:
     """A save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
     digest = hashlib.sha256("\n".join(sorted(differences({}, config))).encode()).hexdigest()[:8]
-    choices = config["choices"]
+    made_of = {"method": config["method"].get("class"), "encoder": Path(config["encoder"]["source"]).name}
+    choices = made_of | config.get("choices", {})
     return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"
 
 

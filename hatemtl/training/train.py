@@ -37,7 +37,7 @@ def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bo
     callbacks: further ones of Lightning's. then_test: whether the test split is evaluated too.
     Raises UserError where the request cannot be met, before anything is written.
     """
-    save_path = request.save_path or Path(named_after(request.config))
+    save_path = request.save_path or Path(named_after(request.identity))
     if not save_path.name:
         raise UserError(f"save_path={save_path}: expected the name of a folder; type save_path=adapters/NAME")
     with held(save_path, TRAINED) as place:
@@ -45,7 +45,7 @@ def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bo
 
 
 def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_test: bool) -> Result:
-    console, config, asked = Console(), request.config, time.perf_counter()
+    console, config, asked = Console(), request.identity, time.perf_counter()
     method, optimization, settings = request.method, request.optimization, request.trainer
     with refusing():
         starts = method.starts_from()

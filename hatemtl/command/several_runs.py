@@ -1,0 +1,84 @@
+"""Carries a sweep (`-m`) on past runs that fail, and ends it with a table of how each run ended.
+
+Hydra's launcher runs the jobs in one process, one after another, each through `main.py`; its callback knows their end.
+"""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hatemtl.errors import UserError
+from hatemtl.harmless import shown
+
+
+@dataclass
+class Turn:
+    """One run of a sweep. words: its overrides. told: the folder that it left, or the first line of what is wrong."""
+
+    words: tuple[str, ...] = ()
+    state: str = "interrupted"
+    told: str = "the rest was not begun"
+
+    def ends(self, state: str, told: object) -> None:
+        """Records how the run ended."""
+        self.state, self.told = state, str(told).split("\n")[0]
+
+    def finished(self, folder: Path, *, before: bool = False) -> None:
+        """Records where the run lies. before: whether it was finished by an earlier command."""
+        self.ends("was finished before" if before else "finished", folder)
+
+
+_turns: list[Turn] = []  # of the sweep of this process; Hydra gives no job an object of ours
+
+
+@contextmanager
+def in_turn() -> Iterator[Turn]:
+    """Inside is one run, alone or of a sweep. A sweep goes on where a run fails; what else ends a run ends its sweep too."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        yield Turn()
+        return
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    turn = Turn(tuple(words))
+    _turns.append(turn)
+    try:
+        yield turn
+    except (UserError, OmegaConfBaseException) as error:
+        print(f"error: {shown(str(error), lines=True)}", file=sys.stderr)
+        turn.ends("failed", error)
+    except Exception as error:  # a bug, to be seen with its stack
+        traceback.print_exc()
+        turn.ends("failed", f"{type(error).__name__}: {error}")
+    except BaseException:
+        _print_table()
+        raise
+
+
+class Sweep(Callback):
+    """Hydra's callback of a sweep: prints the table at its end, and exits with 1 where a run failed."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        _turns.clear()
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        _print_table()
+        if any(turn.state == "failed" for turn in _turns):
+            sys.exit(1)
+
+
+def _print_table() -> None:
+    from hatemtl.command import console  # and what a run needs, which a sweep that was refused as a whole does without
+
+    common = set(_turns[0].words).intersection(*(turn.words for turn in _turns)) if len(_turns) > 1 else set()
+    apart = [" ".join(word for word in turn.words if word not in common) for turn in _turns]
+    rows = [(run, turn.state, turn.told) for run, turn in zip(apart, _turns, strict=True)]
+    console.sweep(console.Console(), rows)
