@@ -27,8 +27,8 @@ def run(cfg: Any) -> None:
         request = requested(cfg)
         with _naming(request):
             result = train(request, then_test="test" in actions)
-        if "test" in actions and not result.tested:  # finished before, by a command that did not test
-            _use("test", using(result.folder))
+        if "test" in actions and not result.trained and (request.evaluations or not result.tested):
+            _use("test", using(result.folder))  # finished before, by a command that did not test, or not by all of these
     elif len(actions) == 1 and actions[0] in USES:
         _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path))
     else:

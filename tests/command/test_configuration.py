@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from hatemtl.command.configuration import build, data_of, network_of, tasks_of
+from hatemtl.command.configuration import build, requested
 from hatemtl.command.suggestions import CONF
 from hatemtl.encoders.fast import comparison, is_fast
 from hatemtl.errors import UserError
@@ -21,7 +21,7 @@ def built(*overrides: str, node: str = "method") -> Any:
     return build(cfg)
 
 
-BIAS = "hatemtl.merging.learned.false_positive_equality_difference"
+BIAS = "hatemtl.evaluations.false_positives.FalsePositiveDifference"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ BIAS = "hatemtl.merging.learned.false_positive_equality_difference"
     [
         (["merge=learned", "merge.bias_of._target_=typo"], rf"merge.bias_of._target_=typo: .*{BIAS}"),
         (["merge=learned", f"merge.bias_of._target_={BIAS}s"], rf"{BIAS}s: .*did you mean '{BIAS}'"),
-        (["merge=learned", "merge.bias_of._target_=hatemtl.merging.learned"], rf"learned: .*known: {BIAS}"),
+        (["merge=learned", "merge.bias_of._target_=hatemtl.merging.learned"], rf"learned: .*: {BIAS}"),
         (["merge=learned", "merge.bias_of._target_=null"], rf"None: .*known: {BIAS}"),
         (["merge=learned", "merge.bias_of._target_=a..b"], rf"a..b: .*known: {BIAS}"),
         (["merge._target_=hatemtl.merging.mean.Meen"], "merge._target_=.*did you mean 'hatemtl.merging.mean.Mean'"),
@@ -101,7 +101,7 @@ def test_trainer_fast_says_who_computes(
     typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.precision={precision}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[*typed, f"trainer.fast={fast}"])
-    tasks = tasks_of(cfg)
-    network = network_of(cfg, tasks, data_of(cfg, tasks).spaces, build(cfg.method), build(cfg.optimization), "run")
+    request = requested(cfg)
+    network = request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
     assert is_fast(network.module.encoder) is (fast == "auto")
     assert [*comparison._verified.values()] == [""] * comparisons
