@@ -206,7 +206,7 @@ class Run:
         """The rows of results on the test posts."""
         with tempfile.TemporaryDirectory() as folder:
             self._trainer(Path(folder), []).test(self.module, self.data, verbose=False)
-        return self.module.rows
+        return {row.metric: row.value for row in self.module.rows}
 
     def load(self) -> Reading:
         """The batches of one training epoch, made and thrown away."""

@@ -37,7 +37,8 @@ def _do(cfg: Any, turn: Turn) -> None:
         request = requested(cfg)
         with _naming(request):
             result = train(request, then_test="test" in actions)
-        if "test" in actions and not result.tested:  # finished before, by a command that did not test
+        if "test" in actions and not result.trained and (request.evaluations or not result.tested):
+            # finished before, by a command that did not test, or not by all of these
             turn.finished(_use("test", using(result.folder)))
         else:
             turn.finished(result.folder, before=not result.trained)

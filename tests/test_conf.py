@@ -15,7 +15,7 @@ from hatemtl.merging.base import Needs
 from hatemtl.methods.base import LOADERS
 
 CONF = Path(__file__).parents[1] / "conf"
-LISTED = ("tasks", "experiment", "data", "regulariser")  # what is no one constructor call
+LISTED = ("tasks", "experiment", "data", "regulariser", "evaluations")  # what is no one constructor call
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in LISTED)
 # What only the run knows, by group.
 RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
@@ -57,7 +57,11 @@ def test_leaf_binds(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for group in ("tasks", "experiment", "regulariser") for path in sorted(CONF.glob(f"{group}/*.yaml"))],
+    [
+        path
+        for group in ("tasks", "experiment", "regulariser", "evaluations")
+        for path in sorted(CONF.glob(f"{group}/*.yaml"))
+    ],
     ids=lambda p: p.stem,
 )
 def test_task_or_experiment_composes_and_binds(path: Path) -> None:
@@ -72,6 +76,7 @@ def test_task_or_experiment_composes_and_binds(path: Path) -> None:
         given = {key for key in node if not key.startswith("_")}
         assert given <= set(parameters)
         assert node["_target_"] != "hatemtl.tasks.Task" or given == set(parameters), "a task names every key"
+        assert not node["_target_"].startswith("hatemtl.evaluations.") or given == set(parameters)
 
 
 def test_every_file_is_seen() -> None:
@@ -80,6 +85,7 @@ def test_every_file_is_seen() -> None:
         *CONF.glob("tasks/*.yaml"),
         *CONF.glob("experiment/*.yaml"),
         *CONF.glob("regulariser/*.yaml"),
+        *CONF.glob("evaluations/*.yaml"),
         CONF / "data/local.yaml",
         CONF / "config.yaml",
     }

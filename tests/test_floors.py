@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "hatemtl"
 FLOORS = [
     {"errors", "seeds", "harmless"},
     {"labels", "machine"},
-    {"heads", "corpora", "saved_runs", "merging"},
-    {"tasks", "encoders"},
+    {"heads", "corpora"},
+    {"evaluations"},
+    {"tasks", "encoders", "saved_runs", "merging"},
     {"encoders.fast", "objective"},
     {"batches"},
     {"methods"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Outcome
 
+from hatemtl.evaluations.base import Row
 from hatemtl.harmless import guarded, shown, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results, write_rows
@@ -78,9 +79,10 @@ def test_results_keep_any_name_and_give_it_back(tmp_path: Path) -> None:
     write_record(tmp_path, {})
     write_labels(tmp_path, {"label": LabelSpace("multiclass", ("=a", "'=a"))})
     kept = {"=SUM(A1)": -0.5, "'=SUM(A1)": 1.0, "@val_x": float("-inf"), "val_label_f1_=a": 0.5}
-    write_results(tmp_path, kept, "val")
-    for _ in range(3):  # rows of other stages are read and written again each time
-        write_results(tmp_path, {"test_label_f1_=a": 0.25}, "test")
+    lines = "".join(f"{guarded(name)},{value}\n" for name, value in kept.items())
+    (tmp_path / "results.csv").write_text(f"metric,value\n{lines}")
+    for _ in range(3):  # what else stands there is read and written again each time
+        write_results(tmp_path, [Row("test", "label", "f1", "=a", 0.25)])
     assert SavedRun(tmp_path).results == {**kept, "test_label_f1_=a": 0.25}
     assert cells(tmp_path / "results.csv")[1:4] == [["'=SUM(A1)", "-0.5"], ["''=SUM(A1)", "1.0"], ["'@val_x", "-inf"]]
 

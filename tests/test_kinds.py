@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from figures import by_metric
 from invented import BATCHING
 from network.test_module import Waits
 from safetensors.numpy import load_file
@@ -212,8 +213,8 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
         assert after[name] < before[name], name
     run.test(module, data, verbose=False)
     for name in HEADS:
-        assert f"test_{name}_{module.head(name).primary}" in module.rows
-    assert all(np.isfinite(value) for value in module.rows.values())
+        assert f"test_{name}_{module.head(name).primary}" in by_metric(module.rows)
+    assert all(np.isfinite(row.value) for row in module.rows)
     frame = predictions.predictions(module, data.pool)
     assert set(frame["task"]) == set(HEADS) - {"masked"}
     sizes = {name: {len(scores) for scores in frame[frame["task"] == name]["scores"]} for name in HEADS}

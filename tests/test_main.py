@@ -64,7 +64,7 @@ def files(folder: Path) -> set[Path]:
         (["batching.batch_size=0"], ["batching.batch_size=0"]),
         (
             ["method=ah_merge16", "merge=learned", "merge.bias_of._target_=typo"],
-            ["merge.bias_of._target_=typo", "known: hatemtl.merging.learned.false_positive_equality_difference"],
+            ["merge.bias_of._target_=typo", "known: hatemtl.evaluations.false_positives.FalsePositiveDifference"],
         ),
         (["method=ah_merge16", "merge=knots", "merge.inner.elect=x"], ["merge.inner.elect=x: known: total, count"]),
     ],

@@ -103,11 +103,15 @@ class DataModule(L.LightningDataModule):
         self._made: dict[int, Epochs] = {}
         self.pool = Pool(tokenizer, max_length, [self.corpora[corpus] for corpus, _ in self.parts], cache)
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
-        firsts = dict(zip(self.parts, [0, *self._ends()[:-1].tolist()], strict=True))
         for name, task in self.tasks.items():
-            self.pool.annotate(name, self.columns[name], firsts[self._part(name)])
+            self.pool.annotate(name, self.columns[name], self.first(name))
             if task.kind == "masked":
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
+
+    def first(self, task: str) -> int:
+        """Where the posts of a task's corpus begin in the pool."""
+        place = self.parts.index(self._part(task))
+        return int(self._ends()[place - 1]) if place else 0
 
     def _part(self, task: str) -> tuple[Corpus, str | None]:
         """Which posts of the pool the task reads: those of its corpus that others read too, or its own."""

@@ -21,8 +21,8 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.merging.base import at
 from hatemtl.network.initial_heads import HeadsMerge
 
-# Groups whose options make no other run: what is logged, watched and where files lie; an experiment is its values.
-NO_PART = ("experiment", "logger", "trainer", "data")
+# Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
+NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 # Groups that only some methods read, and one that does.
 READ_BY_METHOD = {"merge": "method=ah_merge16"}
 # What to type for what is no group of files but has keys.
@@ -93,6 +93,7 @@ def requested(cfg: DictConfig, **changes: Any) -> Request:
     given: dict[str, Any] = {
         "tasks": {str(name): build(node) for name, node in cfg.tasks.items()},
         "regularisers": {str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
+        "evaluations": {str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
         "optimization": optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
         "logger": partial(build, cfg.logger),

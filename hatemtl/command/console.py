@@ -12,7 +12,9 @@ from rich.text import Text
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import SPLITS
 from hatemtl.corpora.base import Column as Annotations
+from hatemtl.evaluations.base import Row
 from hatemtl.harmless import shown
+from hatemtl.heads.base import COUNTS
 from hatemtl.methods.base import Component
 
 COUNTED = ("multiclass", "multilabel", "ordinal", "choice")  # kinds of which a post carries labels
@@ -116,13 +118,13 @@ def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:
     return (values >= 0.5).sum(axis=0)
 
 
-def results(console: Console, rows: Mapping[str, float], title: str) -> None:
-    """The closing table: every metric but the counts."""
+def results(console: Console, rows: Sequence[Row], title: str) -> None:
+    """The closing table: every row but the counts."""
     table = Table(Column("metric", overflow="fold"))
     table.add_column("value", justify="right")
-    for metric, value in rows.items():
-        if not is_count(metric, rows):
-            table.add_row(escape(metric), f"{value:.3f}")
+    for row in rows:
+        if row.name not in COUNTS:
+            table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
 
 
@@ -132,15 +134,6 @@ def sweep(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     _print(console, "runs of this sweep", table)
-
-
-def is_count(metric: str, rows: Mapping[str, float]) -> bool:
-    """Whether the row is one of a label's three counts: true and false positives, false negatives."""
-    kinds = ("tp", "fp", "fn")
-    return any(
-        f"_{kind}_" in metric and all(metric.replace(f"_{kind}_", f"_{other}_", 1) in rows for other in kinds)
-        for kind in kinds
-    )
 
 
 def _print(console: Console, title: str, table: Table) -> None:

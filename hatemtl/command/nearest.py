@@ -66,7 +66,7 @@ class Names:
     @property
     def groups(self) -> list[str]:
         """Every group as it is typed."""
-        return sorted({*self.choices, "tasks", "experiment"})
+        return sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
 
     def options(self, group: str) -> list[str]:
         """The options of a group; none where it is no group of the project's."""

@@ -1,6 +1,6 @@
 """Holds a run's request: what is trained or used, on which posts, how, and where it lands. Nothing here knows Hydra."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from hatemtl.corpora.leaks import Policy
 from hatemtl.encoders.fast import restore, verify
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
+from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import started
 from hatemtl.methods.base import Method
@@ -33,6 +34,7 @@ class Request:
 
     config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
+    evaluations: what else judges a test.
     logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
     heads_load: whether heads start from load_path. heads_merge: where else they start. cache: the folder that keeps tokens
     and compiled code. leaks: what becomes of posts with near copies in a later split. workers: processes that make batches.
@@ -48,6 +50,7 @@ class Request:
     trainer: Any
     logger: Callable[..., Any]
     regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     seed: int = 0
     save_path: Path | None = None
     load_path: Path | None = None
@@ -162,7 +165,7 @@ class Result:
     """
 
     folder: Path
-    rows: Mapping[str, float]
+    rows: Sequence[Row]
     best: int
     seconds: float
     trained: bool = True
@@ -170,7 +173,7 @@ class Result:
     @property
     def tested(self) -> bool:
         """Whether there are rows of a test."""
-        return any(row.startswith("test_") for row in self.rows)
+        return any(row.stage == "test" for row in self.rows)
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -42,6 +43,8 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     tasks = [str(name) for name in theirs.get("tasks", config["tasks"])]
     own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": _quoted(str(folder))}
     own["tasks"] = f"[{','.join(tasks)}]"
+    ours = GlobalHydra.instance().config_loader().get_group_options("evaluations")
+    own["evaluations"] = f"[{','.join(name for name in config.get('evaluations') or {} if name in ours)}]"
     for group, option in choices.items():
         if not (GROUP.fullmatch(str(group)) and OPTION.fullmatch(str(option))) or str(group).startswith("hydra"):
             raise UserError(f"{folder}/config.yaml: {group}={option} is no choice of a group; do not use this run")

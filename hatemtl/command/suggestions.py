@@ -19,7 +19,7 @@ from hatemtl.errors import UserError, did_you_mean
 
 CONF = Path(__file__).parents[2] / "conf"
 NO_EXPERIMENT = ("experiment=null", "experiment=none")  # Hydra itself lets no group be null
-LISTS = ("tasks", "action", "regulariser", "method.sources")  # the keys that take a list, or how they begin
+LISTS = ("tasks", "action", "regulariser", "evaluations", "method.sources")  # the keys that take a list, or how they begin
 
 
 def arguments(words: Sequence[str]) -> list[str]:

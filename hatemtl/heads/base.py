@@ -1,7 +1,7 @@
 """What every head shares: the contract, the pooling and the layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,26 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind, LabelSpace
 
 Pooling = Literal["cls", "mean", "attention"]
+COUNTS = ("tp", "fp", "fn")  # true positives, false positives, false negatives: figures that are numbers of posts or words
+
+
+class Figure(NamedTuple):
+    """A number that a head is judged by. label: the one that it is of, None for all of them."""
+
+    name: str
+    label: str | None
+    value: float
+
+    @property
+    def key(self) -> str:
+        """How `primary` names it: f1_women, macro_f1."""
+        return self.name if self.label is None else f"{self.name}_{self.label}"
 
 
 class Head(Protocol):
     """What is read off the encoder for one task: an nn.Module with its loss, its metrics and its decoding.
 
-    kind: of the labels that it predicts. primary: the row that tells which of two epochs is better; higher is better.
+    kind: of the labels that it predicts. primary: the figure that tells which of two epochs is better; higher is better.
     """
 
     kind: ClassVar[Kind]
@@ -48,8 +62,8 @@ class Head(Protocol):
         """A fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
         ...
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
-        """Metric names (without stage and task) and values, from what `metric().compute()` gave."""
+    def rows(self, computed: Tensor) -> list[Figure]:
+        """What it is judged by, in order, from what `metric().compute()` gave."""
         ...
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
@@ -101,6 +115,11 @@ def check_primary(primary: str, rows: Iterable[str]) -> str:
     return primary
 
 
+def primary(head: Head, figures: Iterable[Figure]) -> float:
+    """The value of the figure that tells which of two epochs is better."""
+    return next(figure.value for figure in figures if figure.key == head.primary)
+
+
 def check_balance(balance: float) -> None:
     """The exponent of the inverse label frequency lies between 0 (no weighting) and 1 (fully balanced)."""
     if not isinstance(balance, int | float) or not 0 <= balance <= 1:
@@ -128,13 +147,13 @@ def f1(tp: float, fp: float, fn: float) -> float:
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
 
 
-def count_rows(counts: Mapping[str, tuple[int, int, int]]) -> dict[str, float]:
-    """True positives, false positives and false negatives a label: micro-F1 over parts cannot be rebuilt without them."""
-    return {
-        f"{kind}_{name}": float(value)
-        for name, triple in counts.items()
-        for kind, value in zip(("tp", "fp", "fn"), triple, strict=True)
-    }
+def count_rows(counts: Mapping[str, tuple[int, int, int]]) -> list[Figure]:
+    """The `COUNTS` of each label: micro-F1 over parts cannot be rebuilt without them."""
+    return [
+        Figure(kind, label, float(value))
+        for label, triple in counts.items()
+        for kind, value in zip(COUNTS, triple, strict=True)
+    ]
 
 
 def label_weights(values: Tensor, labels: int, balance: float) -> Tensor:

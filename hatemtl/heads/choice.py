@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Pool, Pooling, check_label_smoothing, feed_forward, masked_mean
+from hatemtl.heads.base import Figure, Pool, Pooling, check_label_smoothing, feed_forward, masked_mean
 from hatemtl.heads.confusion import Confusion, likeliest
 from hatemtl.labels import Kind, LabelSpace
 
@@ -60,8 +60,8 @@ class ChoiceHead(nn.Module):
     def metric(self) -> Metric:
         return Confusion(len(self.space), likeliest)
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
-        return {"accuracy": float(computed.trace() / torch.clamp(computed.sum(), min=1))}
+    def rows(self, computed: Tensor) -> list[Figure]:
+        return [Figure("accuracy", None, float(computed.trace() / torch.clamp(computed.sum(), min=1)))]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]

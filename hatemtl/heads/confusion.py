@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from hatemtl.heads.base import correlation, count_rows, f1, ranks
+from hatemtl.heads.base import Figure, correlation, count_rows, f1, ranks
 
 
 class Confusion(Metric):
@@ -35,17 +35,17 @@ def likeliest(scores: Tensor) -> Tensor:
     return scores.argmax(dim=1)
 
 
-def label_rows(matrix: Tensor, names: Sequence[str]) -> dict[str, float]:
+def label_rows(matrix: Tensor, names: Sequence[str]) -> list[Figure]:
     """F1 of each label and their mean, accuracy, and the counts that F1 is made of."""
     tp, given, true = matrix.diagonal().tolist(), matrix.sum(dim=0).tolist(), matrix.sum(dim=1).tolist()
     counts = {name: (tp[i], given[i] - tp[i], true[i] - tp[i]) for i, name in enumerate(names)}
     f1s = {name: f1(*triple) for name, triple in counts.items()}
-    return {
-        **{f"f1_{name}": value for name, value in f1s.items()},
-        "macro_f1": sum(f1s.values()) / len(f1s),
-        "accuracy": sum(tp) / sum(true) if sum(true) else 0.0,
-        **count_rows(counts),
-    }
+    return [
+        *(Figure("f1", name, value) for name, value in f1s.items()),
+        Figure("macro_f1", None, sum(f1s.values()) / len(f1s)),
+        Figure("accuracy", None, sum(tp) / sum(true) if sum(true) else 0.0),
+        *count_rows(counts),
+    ]
 
 
 def matthews(matrix: Tensor) -> float:

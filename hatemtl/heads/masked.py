@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
+from hatemtl.heads.base import Figure
 from hatemtl.labels import IGNORED, Kind, LabelSpace
 
 
@@ -66,12 +67,14 @@ class MaskedHead(nn.Module):
     def metric(self) -> Metric:
         return Guesses(self.guesses)
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
+    def rows(self, computed: Tensor) -> list[Figure]:
         loss, right, asked = computed.tolist()
+        names = ("loss", "perplexity", "likelihood", "accuracy")
         if not asked:
-            return dict.fromkeys(("loss", "perplexity", "likelihood", "accuracy"), 0.0)
+            return [Figure(name, None, 0.0) for name in names]
         perplexity = math.exp(min(loss / asked, 700))  # beyond it no number is left
-        return {"loss": loss / asked, "perplexity": perplexity, "likelihood": 1 / perplexity, "accuracy": right / asked}
+        values = (loss / asked, perplexity, 1 / perplexity, right / asked)
+        return [Figure(name, None, value) for name, value in zip(names, values, strict=True)]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         raise NotImplementedError("a masked head says nothing of a post")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.heads.base import (
+    Figure,
     Pool,
     Pooling,
     check_balance,
@@ -70,8 +71,8 @@ class MulticlassHead(nn.Module):
     def metric(self) -> Metric:
         return Confusion(len(self.space), likeliest)
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
-        return {**label_rows(computed, self.space.names), "matthews": matthews(computed)}
+    def rows(self, computed: Tensor) -> list[Figure]:
+        return [*label_rows(computed, self.space.names), Figure("matthews", None, matthews(computed))]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]

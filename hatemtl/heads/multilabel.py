@@ -10,6 +10,7 @@ from torchmetrics.classification import MultilabelStatScores
 
 from hatemtl.errors import UserError
 from hatemtl.heads.base import (
+    Figure,
     Pool,
     Pooling,
     binary_losses,
@@ -78,15 +79,15 @@ class MultilabelHead(nn.Module):
     def metric(self) -> Metric:
         return MultilabelCounts(len(self.space), self.threshold)
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
+    def rows(self, computed: Tensor) -> list[Figure]:
         counts = {name: tuple(row) for name, row in zip(self.space.names, computed.long().tolist(), strict=True)}
         f1s = {name: f1(*triple) for name, triple in counts.items()}
-        return {
-            **{f"f1_{name}": value for name, value in f1s.items()},
-            "macro_f1": sum(f1s.values()) / len(f1s),
-            "micro_f1": f1(*(sum(triple[i] for triple in counts.values()) for i in range(3))),
-            **count_rows(counts),
-        }
+        return [
+            *(Figure("f1", name, value) for name, value in f1s.items()),
+            Figure("macro_f1", None, sum(f1s.values()) / len(f1s)),
+            Figure("micro_f1", None, f1(*(sum(triple[i] for triple in counts.values()) for i in range(3)))),
+            *count_rows(counts),
+        ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [name for name, score in zip(self.space.names, scores, strict=True) if score >= self.threshold]

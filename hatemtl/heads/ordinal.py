@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Pool, Pooling, check_balance, check_primary, feed_forward, label_weights, masked_mean
+from hatemtl.heads.base import Figure, Pool, Pooling, check_balance, check_primary, feed_forward, label_weights, masked_mean
 from hatemtl.heads.confusion import Confusion, label_rows, quadratic_kappa, spearman
 from hatemtl.labels import Kind, LabelSpace
 
@@ -75,15 +75,15 @@ class OrdinalHead(nn.Module):
     def metric(self) -> Metric:
         return Confusion(len(self.space), median)
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
+    def rows(self, computed: Tensor) -> list[Figure]:
         levels = torch.arange(len(computed), device=computed.device)
         missed, posts = (computed * (levels[:, None] - levels).abs()).sum(), computed.sum()
-        return {
-            "mae": float(missed / posts.clamp(min=1)),
-            "quadratic_kappa": quadratic_kappa(computed),
-            "spearman": spearman(computed),
-            **label_rows(computed, self.space.names),
-        }
+        return [
+            Figure("mae", None, float(missed / posts.clamp(min=1))),
+            Figure("quadratic_kappa", None, quadratic_kappa(computed)),
+            Figure("spearman", None, spearman(computed)),
+            *label_rows(computed, self.space.names),
+        ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[int(median(torch.tensor([scores])))]]

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.heads.base import Pool, Pooling, check_primary, correlation, feed_forward, masked_mean, ranks
+from hatemtl.heads.base import Figure, Pool, Pooling, check_primary, correlation, feed_forward, masked_mean, ranks
 from hatemtl.labels import Kind, LabelSpace
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "huber": F.huber_loss}
@@ -68,16 +68,16 @@ class ScoreHead(nn.Module):
     def metric(self) -> Metric:
         return Numbers()
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
+    def rows(self, computed: Tensor) -> list[Figure]:
         if not len(computed):
-            return dict.fromkeys(("mae", "rmse", "pearson", "spearman"), 0.0)
+            return [Figure(name, None, 0.0) for name in ("mae", "rmse", "pearson", "spearman")]
         given, true = computed.detach().double().T
-        return {
-            "mae": float((given - true).abs().mean()),
-            "rmse": float((given - true).square().mean().sqrt()),
-            "pearson": correlation(given, true),
-            "spearman": correlation(ranks(given), ranks(true)),
-        }
+        return [
+            Figure("mae", None, float((given - true).abs().mean())),
+            Figure("rmse", None, float((given - true).square().mean().sqrt())),
+            Figure("pearson", None, correlation(given, true)),
+            Figure("spearman", None, correlation(ranks(given), ranks(true))),
+        ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [f"{scores[0]:.4f}"]

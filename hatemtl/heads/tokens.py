@@ -10,6 +10,7 @@ from torchmetrics.classification import BinaryStatScores
 
 from hatemtl.errors import UserError
 from hatemtl.heads.base import (
+    Figure,
     binary_losses,
     check_balance,
     check_label_smoothing,
@@ -73,14 +74,14 @@ class TokensHead(nn.Module):
     def metric(self) -> Metric:
         return TokenCounts(self.threshold)
 
-    def rows(self, computed: Tensor) -> dict[str, float]:
+    def rows(self, computed: Tensor) -> list[Figure]:
         tp, fp, fn = computed.long().tolist()
-        return {
-            "f1": f1(tp, fp, fn),
-            "precision": tp / (tp + fp) if tp + fp else 0.0,
-            "recall": tp / (tp + fn) if tp + fn else 0.0,
-            **count_rows({self.space.names[0]: (tp, fp, fn)}),
-        }
+        return [
+            Figure("f1", None, f1(tp, fp, fn)),
+            Figure("precision", None, tp / (tp + fp) if tp + fp else 0.0),
+            Figure("recall", None, tp / (tp + fn) if tp + fn else 0.0),
+            *count_rows({self.space.names[0]: (tp, fp, fn)}),
+        ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         # a post cut at max_length has fewer scores than words

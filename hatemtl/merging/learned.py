@@ -1,39 +1,18 @@
 """A merge whose coefficients are searched for on posts: by gradient, or without one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.evaluations.base import Evaluation
+from hatemtl.evaluations.false_positives import FalsePositiveDifference
 from hatemtl.merging.base import Merge, Needs, Update
 from hatemtl.merging.mean import Mean, total
 
 OBJECTIVES = ("loss", "entropy", "error", "bias")
-
-
-class Bias(Protocol):
-    """How unlike a network treats groups, one number of which less is better: what `merge.bias_of` names."""
-
-    def __call__(self, scores: Tensor, targets: Tensor, has: Tensor, *, threshold: float) -> float:
-        """Of the posts of a multilabel task: scores and targets (N, C), has (N,) bool, which of them are annotated.
-
-        threshold: the score from which the head predicts a label.
-        """
-        ...
-
-
-def false_positive_equality_difference(scores: Tensor, targets: Tensor, has: Tensor, *, threshold: float) -> float:
-    """Σ over labels of |FPR - FPR of the label|: the labels are the groups, and FPR is that of all of them pooled.
-
-    Dixon et al. 2018, Measuring and mitigating unintended bias in text classification, doi:10.1145/3278721.3278729. A label
-    that every post carries has no FPR and is left out. It is 0 where nothing is predicted: weigh it against error.
-    """
-    negative = (targets < 0.5) & has[:, None]
-    told = negative.any(dim=0)
-    alarms, chances = (negative & (scores >= threshold)).sum(dim=0)[told], negative.sum(dim=0)[told]
-    return float((alarms / chances - alarms.sum() / chances.sum()).abs().sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +23,8 @@ class Learned(Merge):
     which each run of the search records every one that counts, so that two of them can be traded. loss: the weight of the
     heads' loss on labels. entropy: that of predictions' entropy, which reads no label (Yang et al. 2024, AdaMerging,
     arXiv:2310.02575). error: that of 1 - the tasks' primary metric, by cmaes only (Huang et al. 2024, LoraHub,
-    arXiv:2307.13269). bias: that of bias_of, the mean over tasks, by cmaes only, which records it of multilabel tasks even
-    where it does not count.
+    arXiv:2307.13269). bias: that of an evaluation's `scalar`, the mean over tasks, by cmaes only, which records it, where
+    the tasks have it, even if it does not count. bias_of: the evaluation.
     by: source, one λ each, or layer, one for each layer of each. start: every λ at the start; None for 1/n, the mean.
     search: gradient (Adam), or cmaes (Hansen 2016, arXiv:1604.00772), which only computes forwards.
     steps: batches of gradient, or generations. rate: of Adam, or the first standard deviation of CMA-ES.
@@ -64,7 +43,7 @@ class Learned(Merge):
     posts: int
     seed: int
     bias: float = 0.0
-    bias_of: Bias = false_positive_equality_difference
+    bias_of: Evaluation = field(default_factory=FalsePositiveDifference)
     statistics: Sequence[Mapping[str, Tensor]] | None = None  # the coefficients that were found, each one number
     needs: ClassVar[Needs] = "search"
 
@@ -79,8 +58,12 @@ class Learned(Merge):
             raise UserError(f"merge.error={self.error}: a metric has no gradient; type merge.search=cmaes, or merge.error=0")
         if self.bias and self.search == "gradient":
             raise UserError(f"merge.bias={self.bias}: counts have no gradient; type merge.search=cmaes, or merge.bias=0")
-        if not callable(self.bias_of):
-            raise UserError(f"merge.bias_of={self.bias_of}: expected a function; name it as conf/merge/learned.yaml does")
+        judge = self.bias_of
+        if getattr(judge, "scalar", None) is None or judge.needs.columns or judge.needs.gradients:
+            raise UserError(
+                f"merge.bias_of={judge}: expected an evaluation of predictions alone with a row of which less is "
+                f"better; name it as conf/merge/learned.yaml does"
+            )
         for key, known in (("by", ("source", "layer")), ("search", ("gradient", "cmaes"))):
             if (value := getattr(self, key)) not in known:
                 raise UserError(f"merge.{key}={value}: {did_you_mean(value, known)}")

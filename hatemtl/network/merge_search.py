@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Head
-from hatemtl.heads.multilabel import MultilabelHead
+from hatemtl.heads.base import Head, primary
 from hatemtl.merging.learned import Learned
 from hatemtl.methods import lora_source
 from hatemtl.methods.bank.lora_bank import Gating, banks, empty, fill
 from hatemtl.network.forward import Forward
+from hatemtl.network.module import Predictions
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import derive, generator
 
@@ -63,17 +63,26 @@ def search(
 
 
 def check_objectives(merge: Learned, heads: Heads) -> None:
-    """Raises UserError where a head's predictions have no entropy, or no bias, and that counts."""
+    """Raises UserError where a head's predictions have no entropy, or the tasks no bias, and that counts."""
     for task, head in heads.items():
         if "entropy" in merge.objectives and head.kind not in ("multiclass", "multilabel"):
             raise UserError(
                 f"merge.entropy: the {head.kind} head of task {task!r} has none; type merge.entropy=0 merge.loss=1"
             )
-        if "bias" in merge.objectives and not isinstance(head, MultilabelHead):
-            raise UserError(
-                f"merge.bias={merge.bias}: expected multilabel tasks, whose labels are the groups, and task {task!r} has a "
-                f"{head.kind} head; type merge.bias=0 merge.error=1"
-            )
+    if "bias" in merge.objectives:
+        try:
+            merge.bias_of.check({task: head.space for task, head in heads.items()})
+        except UserError as error:
+            raise UserError(f"merge.bias={merge.bias}: {error}; or type merge.bias=0 merge.error=1") from error
+
+
+def has_bias(merge: Learned, heads: Heads) -> bool:
+    """Whether a search can record the bias: it then does even where that does not count, to be plotted against what does."""
+    try:
+        merge.bias_of.check({task: head.space for task, head in heads.items()})
+    except UserError:
+        return False
+    return merge.search == "cmaes"
 
 
 class _Given(nn.Module):
@@ -93,16 +102,15 @@ class _Worth:
     ) -> None:
         self.merge, self.heads, self.banks, self.batches = merge, heads, found, batches
         self.forward = Forward(model, heads)
-        known = {task: head.threshold for task, head in heads.items() if isinstance(head, MultilabelHead)}
-        # also where it does not count, so that it can be plotted against what does
-        self.thresholds = known if merge.search == "cmaes" and len(known) == len(heads) else {}
+        judged = heads if has_bias(merge, heads) else {}
+        self.judged = [task for task in judged if self._head(task).kind not in ("tokens", "masked")]  # what tells of a post
 
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):
             bank.gate.weights = row
         sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.merge.objectives if name in ("loss", "entropy")}
         metrics = {task: self._head(task).metric() for task in self.heads if "error" in self.merge.objectives}
-        said: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {task: [] for task in self.thresholds}
+        said = {task: Predictions() for task in self.judged}
         posts = 0
         for batch in self.batches if batches is None else batches:
             for task, logits in self.forward(batch).items():
@@ -114,20 +122,19 @@ class _Worth:
                 if task in metrics:
                     metrics[task].update(head.scores(logits).detach(), targets, has)
                 if task in said:
-                    said[task].append((head.scores(logits).detach(), targets, has))
+                    said[task].add(batch.posts, head.scores(logits).detach(), targets, has)
             posts += len(batch)
         values = {name: value / posts for name, value in sums.items()}
         if metrics:
-            primary = [self._head(task).rows(metric.compute())[self._head(task).primary] for task, metric in metrics.items()]
-            values["error"] = torch.tensor(1 - sum(primary) / len(primary))
+            best = [primary(self._head(task), self._head(task).rows(metric.compute())) for task, metric in metrics.items()]
+            values["error"] = torch.tensor(1 - sum(best) / len(best))
         if said:
-            biases = [
-                float(self.merge.bias_of(*map(torch.cat, zip(*of, strict=True)), threshold=self.thresholds[task]))
-                for task, of in said.items()
-            ]
+            whole = {task: of.whole("val", self._head(task)) for task, of in said.items()}
+            rows = self.merge.bias_of.rows(whole, {})
+            biases = [row.value for row in rows if row.name == self.merge.bias_of.scalar]
             values["bias"] = torch.tensor(sum(biases) / len(biases))
-        whole = torch.stack([weight * values[name] for name, weight in self.merge.objectives.items()]).sum()
-        return whole, {name: float(value.detach()) for name, value in values.items()}
+        total = torch.stack([weight * values[name] for name, weight in self.merge.objectives.items()]).sum()
+        return total, {name: float(value.detach()) for name, value in values.items()}
 
     def _head(self, task: str) -> Head:
         return self.heads[task]  # type: ignore[return-value]

@@ -1,27 +1,27 @@
 """One step over all tasks: a shared encoder read by a head a task, in three stages."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import merged
-from hatemtl.heads.base import Head
+from hatemtl.evaluations.base import Predicted, Row, Stage
+from hatemtl.heads.base import COUNTS, Head, primary
 from hatemtl.network.forward import Forward
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers import Regulariser
 from hatemtl.objective.step import Step
 from hatemtl.objective.weighting import Weighting
 from hatemtl.seeds import derive
-
-Stage = Literal["val", "test"]
 
 
 @dataclass
@@ -31,6 +31,28 @@ class Predictions:
     posts: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
+
+    def add(self, posts: Tensor, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        """Keeps what was said of a batch's posts that have the annotation, on the CPU."""
+        self.posts.append(posts[has].cpu())
+        self.scores.append(scores[has].float().cpu())
+        self.targets.append(targets[has].cpu())
+
+    def whole(
+        self, stage: Stage, head: Head, at_words: Callable[[int, list[float]], list[float]] | None = None
+    ) -> Predicted:
+        """The same as one array each, for evaluations. at_words: `Pool.at_words`, for a head of tokens."""
+        posts = torch.cat(self.posts).numpy()
+
+        def joined(batches: Sequence[Tensor]) -> np.ndarray:
+            if head.kind != "tokens":
+                return torch.cat([*batches]).numpy()
+            assert at_words is not None
+            each = zip(posts.tolist(), (row.tolist() for batch in batches for row in batch), strict=True)
+            return np.fromiter((np.array(at_words(post, row), np.float32) for post, row in each), object, len(posts))
+
+        scores, gold = joined(self.scores), joined(self.targets)
+        return Predicted(stage, head.space, posts, scores, gold, threshold=getattr(head, "threshold", 0.5))
 
 
 class Mean:
@@ -75,7 +97,7 @@ class MultitaskModule(L.LightningModule):
         for regulariser in self.regularisers.values():
             regulariser.check(self.through)
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
-        self.rows: dict[str, float] = {}
+        self.rows: list[Row] = []
         self.predictions: dict[str, Predictions] = {}
         self.metrics: dict[str, Metric] = {}
         self.losses_so_far: dict[str, Mean] = {}  # of the posts of this epoch
@@ -179,20 +201,16 @@ class MultitaskModule(L.LightningModule):
             scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
             self.metrics[task].update(scores, targets, has)
             if self.trainer.testing and self.head(task).kind != "masked":  # which says nothing of a post
-                kept = self.predictions[task]
-                kept.posts.append(batch.posts[has].cpu())
-                kept.scores.append(scores[has].float().cpu())
-                kept.targets.append(targets[has].cpu())
+                self.predictions[task].add(batch.posts, scores, targets, has)
 
     def _report(self, stage: Stage) -> None:
         self.merged.close()
-        self.rows, primaries = {}, {}
+        self.rows, primaries = [], {}
         for task, metric in self.metrics.items():
-            rows = self.head(task).rows(metric.compute().cpu())
-            self.rows |= {f"{stage}_{task}_{name}": value for name, value in rows.items()}
-            primaries[task] = rows[self.head(task).primary]
-        counts = tuple(f"{stage}_{task}_{kind}_" for task in self.metrics for kind in ("tp", "fp", "fn"))
-        shown = {name: value for name, value in self.rows.items() if not name.startswith(counts)}
+            figures = self.head(task).rows(metric.compute().cpu())
+            self.rows += [Row(stage, task, *figure) for figure in figures]
+            primaries[task] = primary(self.head(task), figures)
+        shown = {row.metric: row.value for row in self.rows if row.name not in COUNTS}
         # the epoch with the best mean of the tasks' primary metrics, by the tasks' weights, is the one that is kept
         weights = self.weights if any(self.weights[task] for task in primaries) else dict.fromkeys(primaries, 1.0)
         score = sum(weights[task] * value for task, value in primaries.items()) / sum(weights[task] for task in primaries)

@@ -23,8 +23,8 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_reco
 
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
-    *("action", "save_path", "overwrite", "logger", "predict", "export", "trainer.progress", "trainer.compile"),
-    *("trainer.fast", "data.cache", "data.workers"),
+    *("action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "trainer.progress"),
+    *("trainer.compile", "trainer.fast", "data.cache", "data.workers"),
 )
 OFF = (None, False, 0)
 CHECKPOINT = "last.ckpt"

@@ -20,7 +20,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hatemtl.errors import UserError
+from hatemtl.evaluations.base import STAGES, Row, Stage
 from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
@@ -102,12 +103,20 @@ class SavedRun:
 
     @property
     def results(self) -> dict[str, float]:
-        """The rows of results.csv, in their order; empty before any."""
-        path = self.folder / "results.csv"
-        if not path.exists():
-            return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            return {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+        """The lines of results.csv, in their order; empty before any."""
+        return _read_results(self.folder)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The same as rows, without those of no task of this run; a label is told apart if it is one of the task's own."""
+        labels, rows = self.labels, []
+        for metric, value in self.results.items():
+            if of := _stage_and_task(metric, labels):
+                name = metric.removeprefix(f"{of[0]}_{of[1]}_")
+                ends = [label for label in labels[of[1]].names if name.endswith(f"_{label}")]
+                label = max(ends, key=len, default=None)
+                rows.append(Row(*of, name if label is None else name.removesuffix(f"_{label}"), label, value))
+        return rows
 
     def weights(self, name: str) -> Path:
         """The safetensors file `name` of this run.
@@ -180,26 +189,32 @@ def _space(path: Path, task: str, content: Any) -> LabelSpace:
     raise UserError(f"{path}: the labels of task {task!r} are {content}, expected their kind and names; {AGAIN}")
 
 
-def write_results(folder: Path, rows: Mapping[str, float], stage: str, tasks: Sequence[str] | None = None) -> None:
-    """Replaces the rows of `stage`, of these tasks or of all, in the folder's results.csv; others stay."""
+def write_results(folder: Path, rows: Sequence[Row]) -> None:
+    """Writes rows into the folder's results.csv, in place of all that it holds of these tasks at these stages."""
     labels = folder / "labels.json"
-    known = [*(tasks or ()), *(_json(labels) if labels.exists() else ())]
-
-    def replaced(metric: str) -> bool:
-        named = [task for task in known if metric.startswith(f"{stage}_{task}_")]
-        return metric.startswith(f"{stage}_") and (tasks is None or max(named, key=len, default="") in tasks)
-
-    path = folder / "results.csv"
-    kept: dict[str, float] = {}
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            found = {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
-        kept = {metric: value for metric, value in found.items() if not replaced(metric)}
+    known = {*(row.task for row in rows), *(_json(labels) if labels.exists() else ())}
+    anew = {(row.stage, row.task) for row in rows}
+    kept = {name: value for name, value in _read_results(folder).items() if _stage_and_task(name, known) not in anew}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("metric", "value"))
-    writer.writerows((guarded(metric), repr(float(value))) for metric, value in {**kept, **rows}.items())
-    write_text(path, text.getvalue())
+    lines = kept | {row.metric: row.value for row in rows}
+    writer.writerows((guarded(metric), repr(float(value))) for metric, value in lines.items())
+    write_text(folder / "results.csv", text.getvalue())
+
+
+def _read_results(folder: Path) -> dict[str, float]:
+    path = folder / "results.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+
+
+def _stage_and_task(metric: str, tasks: Iterable[str]) -> tuple[Stage, str] | None:
+    """Whose a line of results.csv is, by its name; of tasks whose names begin alike, the longer one's."""
+    found = [(stage, task) for stage in STAGES for task in tasks if metric.startswith(f"{stage}_{task}_")]
+    return max(found, key=lambda of: len(of[1]), default=None)
 
 
 def write_labels(folder: Path, spaces: Mapping[str, LabelSpace]) -> None:

@@ -16,6 +16,7 @@ from hatemtl.command.console import Console
 from hatemtl.command.request import Request, Result
 from hatemtl.corpora import leaks
 from hatemtl.errors import UserError, refusing
+from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.startup import started
 from hatemtl.methods.base import Component
@@ -29,6 +30,7 @@ from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throu
 from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.using.actions import evaluate
+from hatemtl.using.judging import check_evaluations
 
 
 def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bool = False) -> Result:
@@ -51,6 +53,8 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         starts = method.starts_from()
     if request.load_path is not None and not request.heads_load and not starts:
         raise UserError(f"load_path={request.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
+    if request.evaluations and not then_test:
+        raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     heads_from = request.heads_from()
     tasks = request.tasks_knowing(heads_from)
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
@@ -61,11 +65,12 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         console.print(
             f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
         )
-        report.results(console, saved.results, str(save_path))
-        return Result(save_path, saved.results, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
+        report.results(console, saved.rows, str(save_path))
+        return Result(save_path, saved.rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
     leaked, copies = leaks.check(data.corpora, request.leaks, data.readers())
     data.leave_out(copies)
     data.check(then_test=then_test)
+    check_evaluations(request.evaluations, data)
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
     module, origin = network.module, provenance()
@@ -141,7 +146,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         },
     )
     if then_test:
-        rows = rows | evaluate(request, network, data, work)
+        rows = [*rows, *evaluate(request, network, data, work)]
     (work / CHECKPOINT).unlink(missing_ok=True)
     finish(work, save_path)
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
@@ -155,9 +160,9 @@ def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:
     return optimization.total_epochs > optimization.heads_first
 
 
-def _save(network: Network, data: DataModule, folder: Path, rows: dict[str, float]) -> None:
+def _save(network: Network, data: DataModule, folder: Path, rows: Sequence[Row]) -> None:
     network.method.library.save(network.module.encoder, network.name, folder)
     heads = {name: value.contiguous().cpu() for name, value in network.module.heads.state_dict().items()}
     saved_run.write(folder / "heads.safetensors", lambda path: save_file(heads, path))
     saved_run.write_labels(folder, data.spaces)
-    saved_run.write_results(folder, rows, "val")
+    saved_run.write_results(folder, rows)

@@ -15,6 +15,7 @@ from hatemtl.command.request import Request, Result
 from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
+from hatemtl.evaluations.base import Row
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
@@ -24,6 +25,7 @@ from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 from hatemtl.using import export
+from hatemtl.using.judging import check_evaluations, judged
 
 
 def test(request: Request) -> Result:
@@ -46,6 +48,7 @@ def test(request: Request) -> Result:
             )
     data = request.datamodule(tasks)
     data.check_split("test")
+    check_evaluations(request.evaluations, data)
     network = _network(request, saved, tasks, data.spaces, console)
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
@@ -139,8 +142,8 @@ def evaluate(
     folder: Path,
     *,
     writing: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> dict[str, float]:
-    """Evaluates on the test split; rows and predictions of other tasks that the folder holds stay.
+) -> list[Row]:
+    """Tests on the test split, by the heads' metrics and the request's evaluations; other tasks' rows and predictions stay.
 
     writing: held while the folder is read and written.
     """
@@ -152,14 +155,15 @@ def evaluate(
         request.evaluator(folder, bar=Console().is_terminal).test(network.module, data, verbose=False)
     tasks, path = list(network.module.heads), folder / "predictions.parquet"
     frame = outcome.predictions(network.module, data.pool)
+    rows = [*network.module.rows, *judged(request.evaluations, network.module, data)]
     with writing():
         answers.write(folder / "fusion.csv")
         if path.exists():
             before = pd.read_parquet(path)
             frame = pd.concat([before[~before["task"].isin(tasks)], frame], ignore_index=True)
-        artifacts.write_results(folder, network.module.rows, "test", tasks)
+        artifacts.write_results(folder, rows)
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         artifacts.write_record(folder, {**record, "tested_data": tested})
-    return network.module.rows
+    return rows

@@ -21,7 +21,7 @@ def built(*overrides: str, node: str = "method") -> Any:
     return build(cfg)
 
 
-BIAS = "hatemtl.merging.learned.false_positive_equality_difference"
+BIAS = "hatemtl.evaluations.false_positives.FalsePositiveDifference"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ BIAS = "hatemtl.merging.learned.false_positive_equality_difference"
     [
         (["merge=learned", "merge.bias_of._target_=typo"], rf"merge.bias_of._target_=typo: .*{BIAS}"),
         (["merge=learned", f"merge.bias_of._target_={BIAS}s"], rf"{BIAS}s: .*did you mean '{BIAS}'"),
-        (["merge=learned", "merge.bias_of._target_=hatemtl.merging.learned"], rf"learned: .*known: {BIAS}"),
+        (["merge=learned", "merge.bias_of._target_=hatemtl.merging.learned"], rf"learned: .*: {BIAS}"),
         (["merge=learned", "merge.bias_of._target_=null"], rf"None: .*known: {BIAS}"),
         (["merge=learned", "merge.bias_of._target_=a..b"], rf"a..b: .*known: {BIAS}"),
         (["merge._target_=hatemtl.merging.mean.Meen"], "merge._target_=.*did you mean 'hatemtl.merging.mean.Mean'"),

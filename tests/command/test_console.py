@@ -13,6 +13,7 @@ from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.evaluations.base import Row
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import Component
@@ -127,23 +128,26 @@ def test_leaks_are_told_as_they_are() -> None:
 
 
 def test_results_leave_out_the_counts_and_nothing_else() -> None:
-    rows = {"test_target_f1_a": 2 / 3, "test_target_tp_a": 7.0, "test_target_fp_a": 1.0, "test_target_fn_a": 3.0}
-    text = printed(lambda console: report.results(console, {**rows, "test_score": float("nan")}, "adapters/run: test"))
+    values = {"f1": 2 / 3, "tp": 7.0, "fp": 1.0, "fn": 3.0, "score": float("nan")}
+    rows = [Row("test", "target", name, "a", value) for name, value in values.items()]
+    text = printed(lambda console: report.results(console, rows, "adapters/run: test"))
     assert "adapters/run: test" in text
     assert row(text, "test_target_f1_a") == ["test_target_f1_a", "0.667"]
-    assert row(text, "test_score") == ["test_score", "nan"]
+    assert row(text, "test_target_score_a") == ["test_target_score_a", "nan"]
     assert not re.search(r"_(tp|fp|fn)_", text)
 
 
 def test_a_label_may_be_named_like_a_count() -> None:
-    text = printed(lambda console: report.results(console, {"test_target_f1_my_fp_label": 0.5}, "run"))
-    assert row(text, "test_target_f1_my_fp_label") == ["test_target_f1_my_fp_label", "0.500"]
+    labels = ("my_fp_label", "my_tp_label", "my_fn_label")
+    text = printed(lambda console: report.results(console, [Row("test", "target", "f1", x, 0.5) for x in labels], "run"))
+    for label in labels:
+        assert row(text, f"test_target_f1_{label}") == [f"test_target_f1_{label}", "0.500"]
 
 
 def test_brackets_in_names_are_printed() -> None:
-    text = printed(lambda console: report.results(console, {"test_[red]": 0.5}, "adapters/run[bold]"))
+    text = printed(lambda console: report.results(console, [Row("test", "[red]", "f1", None, 0.5)], "adapters/run[bold]"))
     assert "adapters/run[bold]" in text
-    assert row(text, "test_[red]")
+    assert row(text, "test_[red]_f1")
     text = printed(lambda console: report.annotations(console, data("label", corpus=Few(("good", "odd [red]")))))
     assert "carries odd [red]" in text
 
@@ -155,12 +159,12 @@ def test_names_are_shown_and_move_no_terminal() -> None:
     def everything(console: Console) -> None:
         report.network(console, [Component(f"part {hostile}", "adapter", 1, 1, True)])
         report.annotations(console, data("label", corpus=Few(labels[:2])), [hostile])
-        report.results(console, {f"test_{label}": 0.5 for label in labels}, hostile)
+        report.results(console, [Row("test", "x", "f1", label, 0.5) for label in labels], hostile)
         console.print(f"note: {hostile}", markup=False, highlight=False, soft_wrap=True)
 
     text = printed(everything, width=300)
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
-    for name in (f"part {seen}", seen, f"test_{seen}", "test_جيد", "test_хорошо"):
+    for name in (f"part {seen}", seen, f"test_x_f1_{seen}", "test_x_f1_جيد", "test_x_f1_хорошо"):
         assert row(text, name)
     assert seen in text.splitlines()  # the title
     for said in (f"carries {seen}", f"warning: {seen}", f"note: {seen}"):

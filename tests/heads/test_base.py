@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from figures import by_key
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,7 +103,7 @@ def counted(head: nn.Module, *batches: tuple[Tensor, Tensor, Tensor, Tensor]) ->
     metric = head.metric()
     for hidden, mask, targets, has in batches:
         metric.update(head.scores(head(hidden, mask)), targets, has)
-    return head.rows(metric.compute())
+    return by_key(head.rows(metric.compute()))
 
 
 @every_head
@@ -400,6 +401,7 @@ def test_f1_of_nothing_is_zero() -> None:
 
 
 def test_count_rows_are_named_by_kind_and_label() -> None:
-    assert count_rows({"x": (1, 2, 3), "y": (4, 5, 6)}) == {
-        "tp_x": 1.0, "fp_x": 2.0, "fn_x": 3.0, "tp_y": 4.0, "fp_y": 5.0, "fn_y": 6.0,
-    }  # fmt: skip
+    assert count_rows({"x": (1, 2, 3), "y": (4, 5, 6)}) == [
+        *(("tp", "x", 1.0), ("fp", "x", 2.0), ("fn", "x", 3.0)),
+        *(("tp", "y", 4.0), ("fp", "y", 5.0), ("fn", "y", 6.0)),
+    ]

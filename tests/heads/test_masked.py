@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from figures import by_key
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,13 +79,13 @@ def test_rows_are_of_all_masked_tokens_however_they_are_batched() -> None:
             metric = some.metric()
             for part in zip(*(x.split(sizes) for x in (hidden, targets, has)), strict=True):
                 metric.update(some.scores(part[0]), *part[1:])
-            rows = some.rows(metric.compute())
+            rows = by_key(some.rows(metric.compute()))
             assert rows["loss"] == pytest.approx(loss, rel=1e-5)
             assert rows["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
             assert rows["likelihood"] == pytest.approx(math.exp(-loss), rel=1e-4)
             assert rows["accuracy"] == pytest.approx(logits_right.item())
     assert some.primary in rows
-    assert set(some.rows(torch.zeros(3)).values()) == {0.0}
+    assert set(by_key(some.rows(torch.zeros(3))).values()) == {0.0}
 
 
 def test_an_embedding_in_bf16_gives_logits_in_float32() -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from figures import by_key
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
@@ -38,7 +39,7 @@ def test_rows_are_scikit_learns_on_the_annotated_posts(seed: int) -> None:
     metric = head().metric()
     for batch in torch.arange(200).split(33):
         metric.update(scores[batch], targets[batch], has[batch])
-    rows = head().rows(metric.compute())
+    rows = by_key(head().rows(metric.compute()))
     truth, given = targets[has].numpy(), scores[has].argmax(1).numpy()
     each = f1_score(truth, given, labels=range(4), average=None, zero_division=0)
     assert [rows[f"f1_{name}"] for name in NAMES] == pytest.approx(each.tolist())
@@ -60,7 +61,7 @@ def test_any_number_of_labels_is_counted(classes: int) -> None:
     metric = some.metric()
     metric.update(scores, targets, torch.ones(90, dtype=torch.bool))
     expected = f1_score(targets, scores.argmax(1), average="macro")
-    assert some.rows(metric.compute())["macro_f1"] == pytest.approx(expected)
+    assert by_key(some.rows(metric.compute()))["macro_f1"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from figures import by_key
 from sklearn.metrics import f1_score, multilabel_confusion_matrix
 from torch.nn import functional as F
 
@@ -42,7 +43,7 @@ def test_rows_are_scikit_learns_on_the_annotated_posts(seed: int, threshold: flo
     metric = some.metric()
     for batch in torch.arange(200).split(33):
         metric.update(scores[batch], targets[batch], has[batch])
-    rows = some.rows(metric.compute())
+    rows = by_key(some.rows(metric.compute()))
     truth, given = targets[has].int().numpy(), (scores[has] >= threshold).int().numpy()
     each = f1_score(truth, given, average=None, zero_division=0)
     assert [rows[f"f1_{name}"] for name in NAMES] == pytest.approx(each.tolist())
@@ -58,7 +59,7 @@ def test_a_single_label_is_counted() -> None:
     metric = some.metric()
     scores, targets = torch.tensor([[0.9], [0.2], [0.7], [0.1]]), torch.tensor([[1.0], [1.0], [0.0], [0.0]])
     metric.update(scores, targets, torch.ones(4, dtype=torch.bool))
-    rows = some.rows(metric.compute())
+    rows = by_key(some.rows(metric.compute()))
     assert (rows["tp_women"], rows["fp_women"], rows["fn_women"], rows["macro_f1"]) == (1, 1, 1, 0.5)
 
 
@@ -70,7 +71,7 @@ def test_micro_f1_can_be_rebuilt_over_parts_from_the_count_rows() -> None:
         some = head(names=tuple(NAMES[i] for i in part))
         metric = some.metric()
         metric.update(torch.from_numpy(scores[:, part]), torch.from_numpy(targets[:, part]).float(), everything)
-        rows = some.rows(metric.compute())
+        rows = by_key(some.rows(metric.compute()))
         tps += sum(value for name, value in rows.items() if name.startswith("tp_"))
         errors += sum(value for name, value in rows.items() if name.startswith(("fp_", "fn_")))
     assert 2 * tps / (2 * tps + errors) == pytest.approx(f1_score(targets, scores >= 0.5, average="micro"))
@@ -80,7 +81,7 @@ def test_a_score_at_the_threshold_counts_as_predicted_in_metric_and_decoding() -
     some = head(threshold=0.25, names=("women", "islam"))
     metric = some.metric()
     metric.update(torch.tensor([[0.25, 0.2]]), torch.tensor([[1.0, 1.0]]), torch.tensor([True]))
-    rows = some.rows(metric.compute())
+    rows = by_key(some.rows(metric.compute()))
     assert (rows["tp_women"], rows["fn_islam"]) == (1, 1)
     assert some.decode([0.25, 0.2], ["any", "words"]) == ["women"]
 
@@ -115,7 +116,7 @@ def test_smoothing_changes_the_loss_alone() -> None:
     for some in (head(), head(label_smoothing=0.5)):
         metric = some.metric()
         metric.update(some.scores(logits), targets, has)
-        rows.append(some.rows(metric.compute()))
+        rows.append(by_key(some.rows(metric.compute())))
     assert rows[0] == rows[1]
 
 

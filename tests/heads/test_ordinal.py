@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from figures import by_key
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, mean_absolute_error
 
@@ -74,7 +75,7 @@ def test_rows_are_scikit_learns_and_scipys_on_the_annotated_posts(seed: int) -> 
     metric = head().metric()
     for some in torch.arange(200).split(33):
         metric.update(scores[some], torch.from_numpy(true)[some], torch.from_numpy(has)[some])
-    rows = head().rows(metric.compute())
+    rows = by_key(head().rows(metric.compute()))
     true, given = true[has], median(scores).numpy()[has]
     assert rows["mae"] == pytest.approx(mean_absolute_error(true, given))
     assert rows["accuracy"] == pytest.approx(accuracy_score(true, given))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from figures import by_key
 from sklearn.metrics import precision_recall_fscore_support
 from torch.nn import functional as F
 
@@ -38,7 +39,7 @@ def test_rows_are_scikit_learns_on_the_words_of_annotated_posts(seed: int, thres
     metric = some.metric()
     for batch in torch.arange(60).split(17):
         metric.update(some.scores(logits[batch]), targets[batch], has[batch])
-    rows = some.rows(metric.compute())
+    rows = by_key(some.rows(metric.compute()))
     words = (targets >= 0) & has[:, None]
     truth, given = targets[words].int().numpy(), (logits.sigmoid()[words] >= threshold).int().numpy()
     precision, recall, f1, _ = precision_recall_fscore_support(truth, given, average="binary")

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Update, merge_factors
-from hatemtl.merging.learned import Learned, false_positive_equality_difference
+from hatemtl.merging.learned import Learned
 from hatemtl.merging.lora import LoRAUpdate
 
 LEAF = Path(__file__).parents[2] / "conf" / "merge" / "learned.yaml"
 WEIGHTS = (0.7, -0.2, 1.5)
+BIAS = OmegaConf.load(LEAF.parents[1] / "evaluations" / "bias.yaml").bias
 
 
 def built(**given: Any) -> Learned:
@@ -85,43 +86,10 @@ def test_without_posts_it_is_refused() -> None:
 # Bias
 
 
-def test_bias_is_the_false_positive_equality_difference_of_the_labels() -> None:
-    """By hand: label a has 1 false alarm in 2 posts, b none in 3, c 2 in 2; all together 3 in 7. d is on every post."""
-    targets = torch.tensor([[1, 0, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1], [0, 1, 0, 1.0]])
-    scores = torch.tensor([[0.9, 0.1, 0.8, 0.9], [0.2, 0.4, 0.1, 0.1], [0.5, 0.3, 0.9, 0.9], [0.4, 0.9, 0.6, 0.2]])
-    has = torch.ones(4, dtype=torch.bool)
-    expected = abs(1 / 2 - 3 / 7) + 3 / 7 + abs(1 - 3 / 7)
-    assert built().bias_of(scores, targets, has, threshold=0.5) == pytest.approx(expected)
-    more = [torch.cat([x, 1 - x]) for x in (scores, targets)]  # posts that are not annotated are not counted
-    assert built().bias_of(*more, torch.cat([has, ~has]), threshold=0.5) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_bias_is_what_a_loop_over_labels_counts(threshold: float) -> None:
-    draw = torch.Generator().manual_seed(0)
-    scores, targets, has = torch.rand(200, 5, generator=draw), torch.rand(200, 5, generator=draw), torch.arange(200) % 3 > 0
-    rows = [(said, true) for said, true, some in zip(scores.tolist(), targets.tolist(), has.tolist(), strict=True) if some]
-    alarms = [[said[c] >= threshold for said, true in rows if true[c] < 0.5] for c in range(5)]
-    overall = sum(map(sum, alarms)) / sum(map(len, alarms))
-    expected = sum(abs(overall - sum(of) / len(of)) for of in alarms)
-    found = false_positive_equality_difference(scores, targets, has, threshold=threshold)
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_labels_that_are_treated_alike_have_no_bias() -> None:
-    one, has = torch.rand(50, 1, generator=torch.Generator().manual_seed(1)), torch.ones(50, dtype=torch.bool)
-    targets = (torch.arange(50) % 4 == 0).float()[:, None]
-    for scores, true in ((one, targets), (torch.zeros(50, 1), targets), (one, torch.ones(50, 1))):
-        three = scores.expand(50, 3), true.expand(50, 3)
-        assert false_positive_equality_difference(*three, has, threshold=0.5) == pytest.approx(0, abs=1e-6)
-    assert false_positive_equality_difference(one, targets, ~has, threshold=0.5) == 0
-
-
-def test_another_bias_may_be_named() -> None:
-    named = {"_target_": "hatemtl.merging.learned.false_positive_equality_difference", "_partial_": True, "threshold": 0.9}
-    merge = built(bias=1, search="cmaes", loss=0, bias_of=named)
-    assert merge.objectives == {"bias": 1}
-    assert merge.bias_of.keywords == {"threshold": 0.9}  # type: ignore[attr-defined]
+def test_bias_is_the_evaluation_that_a_test_may_be_judged_by() -> None:
+    of_a_test = OmegaConf.load(LEAF.parents[1] / "evaluations" / "false_positive_difference.yaml")
+    assert built().bias_of == instantiate(of_a_test.false_positive_difference)
+    assert built(bias=1, search="cmaes", loss=0).objectives == {"bias": 1}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +98,8 @@ def test_another_bias_may_be_named() -> None:
         ({"bias": 0.5}, "merge.bias=0.5: counts have no gradient; type merge.search=cmaes, or merge.bias=0"),
         ({"bias": -1, "search": "cmaes"}, "merge.bias=-1: expected how much it counts, a number from 0"),
         ({"loss": 0}, "merge.error, merge.bias are all 0: nothing to search by; type merge.loss=1"),
-        ({"bias_of": None}, "merge.bias_of=None: expected a function; name it as conf/merge/learned.yaml does"),
+        ({"bias_of": None}, "merge.bias_of=None: expected an evaluation .*; name it as conf/merge/learned.yaml does"),
+        ({"bias_of": BIAS}, "merge.bias_of=Bias.*: expected an evaluation of predictions alone with a row of which less"),
     ],
 )
 def test_what_cannot_be_minimised_is_refused(given: dict[str, Any], said: str) -> None:

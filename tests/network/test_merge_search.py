@@ -1,8 +1,11 @@
 """The search for a merge's weights: where it starts, in what order it reads, and what it records of bias."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from methods.adapterhub.test_train_and_load import lora
@@ -11,10 +14,13 @@ from network.test_merge_statistics import batches, head
 from torch import Tensor, nn
 
 from hatemtl.batches.batch import Batch
+from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
+from hatemtl.evaluations.base import Needs, Predicted, Row
+from hatemtl.evaluations.false_positives import FalsePositiveDifference
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.labels import LabelSpace
-from hatemtl.merging.learned import Learned, false_positive_equality_difference
+from hatemtl.merging.learned import Learned
 from hatemtl.network.merge_search import search
 from hatemtl.network.merge_statistics import as_source
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -106,6 +112,27 @@ def test_the_gradient_reads_all_batches_each_time_round_in_another_order(tmp_pat
 # Bias
 
 
+@dataclass
+class Judge:
+    """An evaluation that notes what it is given, and tells a plain function of it."""
+
+    of: Callable[[Predicted], float]
+    needs: ClassVar[Needs] = Needs()
+    scalar: ClassVar[str] = "far"
+    asked: list[dict[str, Predicted]] = field(default_factory=list)
+
+    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+        FalsePositiveDifference().check(spaces)
+
+    def rows(self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]]) -> list[Row]:
+        assert not posts
+        self.asked.append(dict(predictions))
+        told = [(task, name) for task in predictions for name in ("near", self.scalar)]
+        return [Row("val", task, name, None, self.of(predictions[task])) for task, name in told if name == self.scalar] + [
+            Row("val", task, name, None, -1000.0) for task, name in told if name != self.scalar
+        ]
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.45])
 def test_cmaes_records_bias_that_does_not_count(threshold: float, tmp_path: Path) -> None:
     model, posts, [only], some = encoder(), batches(40), sources(tmp_path, 1), head()
@@ -116,22 +143,18 @@ def test_cmaes_records_bias_that_does_not_count(threshold: float, tmp_path: Path
     assert all(list(row) == ["weight_1", "error", "bias"] for row in trace)
     with as_source(model, only):
         _, scores, targets, has = said(model, posts)
-    expected = false_positive_equality_difference(scores, targets, has, threshold=threshold)
+    whole = Predicted("val", some.space, np.arange(40)[has], scores[has].numpy(), targets[has].numpy(), threshold)
+    expected = FalsePositiveDifference().rows({"target": whole}, {})[-1].value
     assert expected > 0
     assert trace[0]["bias"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_bias_counts_beside_error(tmp_path: Path) -> None:
     runs = sources(tmp_path)
-    asked: list[tuple[int, ...]] = []
-
-    def far(scores: Tensor, targets: Tensor, has: Tensor, *, threshold: float) -> float:
-        """A measure that is a plain function of the candidate."""
-        asked.append((*scores.shape, *targets.shape, *has.shape))
-        return float((scores - 0.25).abs().mean())
+    judge = Judge(lambda said: float(abs(said.scores - 0.25).mean()))
 
     def weights(**given: float) -> tuple[list[float], list[dict[str, float]]]:
-        merge = learned(CMAES, bias_of=far, steps=4, **given)
+        merge = learned(CMAES, bias_of=judge, steps=4, **given)
         found, trace = search(merge, encoder(), runs, {"target": head()}, batches())
         return [float(next(iter(of.values()))) for of in found], trace
 
@@ -140,7 +163,11 @@ def test_bias_counts_beside_error(tmp_path: Path) -> None:
     best = min(trace, key=lambda row: row["bias"])
     assert best["bias"] < trace[0]["bias"]
     assert chosen == pytest.approx([best["weight_1"], best["weight_2"]])
-    assert asked == [(12, 3, 12, 3, 12)] * len(trace)  # all posts at once
+    assert len(judge.asked) == len(trace)
+    for asked in judge.asked:  # all posts at once
+        assert [*asked] == ["target"]
+        assert asked["target"].posts.tolist() == list(range(12))
+        assert asked["target"].scores.shape == asked["target"].gold.shape == (12, 3)
     chosen, trace = weights(bias=2.0, error=1.0)
     best = min(trace, key=lambda row: row["error"] + 2 * row["bias"])
     assert chosen == pytest.approx([best["weight_1"], best["weight_2"]])
@@ -151,27 +178,29 @@ def test_bias_is_the_mean_over_tasks(tmp_path: Path) -> None:
     for batch in posts:
         batch.targets["other"], batch.has["other"] = torch.zeros(len(batch), 3), batch.has["target"]
     biases = iter(range(1000))
-    merge = learned(CMAES, bias_of=lambda *given, threshold: next(biases), steps=1)
+    merge = learned(CMAES, bias_of=Judge(lambda said: next(biases)), steps=1)
     _, trace = search(merge, encoder(), runs, {"target": head(), "other": head(1)}, posts)
     assert [row["bias"] for row in trace] == [2 * n + 0.5 for n in range(len(trace))]
 
 
 def test_the_gradient_computes_no_bias(tmp_path: Path) -> None:
-    def never(*given: Tensor, threshold: float) -> float:
-        raise AssertionError
-
-    _, trace = search(learned(GRADIENT, bias_of=never), encoder(), sources(tmp_path), {"target": head()}, batches())
+    judge = Judge(lambda said: 0.0)
+    _, trace = search(learned(GRADIENT, bias_of=judge), encoder(), sources(tmp_path), {"target": head()}, batches())
     assert list(trace[0]) == ["weight_1", "weight_2", "loss"]
+    assert not judge.asked
 
 
 def test_bias_that_cannot_be_told_is_refused_only_where_it_counts(tmp_path: Path) -> None:
     runs, posts = sources(tmp_path), batches()
     space = LabelSpace("multiclass", ("a", "b", "c"))
     given = {"pooling": "mean", "layers": 1, "dropout": 0.0, "balance": 0.0, "label_smoothing": 0.0}
-    heads = {"target": head(), "label": MulticlassHead(hidden_size=32, space=space, **given)}
+    label = MulticlassHead(hidden_size=32, space=space, **given)
     for batch in posts:
         batch.targets["label"], batch.has["label"] = batch.targets["target"].argmax(dim=1), batch.has["target"]
-    with pytest.raises(UserError, match="task 'label' has a multiclass head; type merge.bias=0 merge.error=1"):
-        search(learned(CMAES, bias=1.0), encoder(), runs, heads, posts)
-    _, trace = search(learned(CMAES), encoder(), runs, heads, posts)
+    with pytest.raises(UserError, match="merge.bias=1.0: .*'label' is multiclass.*; or type merge.bias=0 merge.error=1"):
+        search(learned(CMAES, bias=1.0), encoder(), runs, {"label": label}, posts)
+    _, trace = search(learned(CMAES), encoder(), runs, {"label": label}, posts)
     assert list(trace[0]) == ["weight_1", "weight_2", "error"]
+    _, both = search(learned(CMAES, bias=1.0), encoder(), runs, {"target": head(), "label": label}, posts)
+    _, alone = search(learned(CMAES, bias=1.0), encoder(), runs, {"target": head()}, posts)
+    assert both[0]["bias"] == alone[0]["bias"]  # of the tasks that have it

@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from figures import by_metric
 from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -393,8 +394,8 @@ def test_metrics_do_not_depend_on_batching() -> None:
         trainer().test(multitask, loader(*batches), verbose=False)
         rows.append(multitask.rows)
     assert rows[0] == rows[1] == rows[2]
-    assert {name.split("_")[1] for name in rows[0]} == set(SPACES)
-    assert all(name.startswith("test_") for name in rows[0])
+    assert {row.task for row in rows[0]} == set(SPACES)
+    assert {row.stage for row in rows[0]} == {"test"}
 
 
 def test_metrics_and_predictions_are_of_the_annotated_posts() -> None:
@@ -412,22 +413,28 @@ def test_metrics_and_predictions_are_of_the_annotated_posts() -> None:
     target = f1_score(posts.targets["target"][kept], scores["target"][kept] >= 0.5, average="macro", zero_division=0)
     words = posts.targets["rationale"][kept]
     rationale = f1_score(words[words >= 0], scores["rationale"][kept][words >= 0] >= 0.5)
-    assert multitask.rows["test_label_macro_f1"] == pytest.approx(label)
-    assert multitask.rows["test_target_macro_f1"] == pytest.approx(target)
-    assert multitask.rows["test_rationale_f1"] == pytest.approx(rationale)
+    rows = by_metric(multitask.rows)
+    assert rows["test_label_macro_f1"] == pytest.approx(label)
+    assert rows["test_target_macro_f1"] == pytest.approx(target)
+    assert rows["test_rationale_f1"] == pytest.approx(rationale)
     assert measured["test_score"] == pytest.approx(np.average([label, target, rationale], weights=[*WEIGHTS.values()]))
     assert not any("_tp_" in name for name in measured)  # counts go to results.csv, not to curves
-    assert "test_target_tp_a" in multitask.rows
+    assert "test_target_tp_a" in rows
+    assert [*rows][:5] == [
+        *(f"test_label_f1_{name}" for name in ("good", "bad", "odd")),
+        "test_label_macro_f1",
+        "test_label_accuracy",
+    ]
 
 
 def test_only_a_test_keeps_predictions() -> None:
     multitask, posts = module(), batch(6)
     trainer().fit(multitask, Data(posts, 1))
     assert not multitask.predictions
-    assert "val_label_macro_f1" in multitask.rows
+    assert "val_label_macro_f1" in by_metric(multitask.rows)
     trainer().test(multitask, loader(posts), verbose=False)
     assert set(multitask.predictions) == set(SPACES)
-    assert not any(name.startswith("val_") for name in multitask.rows)
+    assert not any(row.stage == "val" for row in multitask.rows)
 
 
 def test_prediction_scores_every_post() -> None:

@@ -1,6 +1,7 @@
 """The saved run: whole or not there, the same run or another."""
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from hatemtl.errors import UserError
+from hatemtl.evaluations.base import STAGES, Row, Stage
+from hatemtl.heads.base import COUNTS
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import (
     SavedRun,
@@ -73,43 +76,77 @@ def test_a_file_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_results_keep_full_precision_and_other_stages(tmp_path: Path) -> None:
-    val = {"val_target_f1_a": 1 / 3, "val_score": math.nan}
-    write_results(tmp_path, val, "val")
-    write_results(tmp_path, {"test_target_f1_a": 0.1 + 0.2, "test_old": 1.0}, "test")
-    write_results(tmp_path, {"test_target_f1_a": math.pi, "test_tiny": 5e-324}, "test")
+    f1, loss = ("target", "f1", "a"), ("target", "loss", None)
+    write_results(tmp_path, [Row("val", *f1, 1 / 3), Row("val", *loss, math.nan)])
+    write_results(tmp_path, [Row("test", *f1, 0.1 + 0.2), Row("test", "target", "old", None, 1.0)])
+    write_results(tmp_path, [Row("test", *f1, math.pi), Row("test", *loss, 5e-324)])
     assert (tmp_path / "results.csv").read_text().splitlines()[:2] == ["metric,value", "val_target_f1_a,0.3333333333333333"]
     found = SavedRun(fill(tmp_path / "run")).results
     assert found == {}  # a run that was never evaluated
     (tmp_path / "results.csv").rename(tmp_path / "run" / "results.csv")
     found = SavedRun(tmp_path / "run").results
-    assert math.isnan(found.pop("val_score"))
-    assert found == {"val_target_f1_a": 1 / 3, "test_target_f1_a": math.pi, "test_tiny": 5e-324}
+    assert math.isnan(found.pop("val_target_loss"))
+    assert found == {"val_target_f1_a": 1 / 3, "test_target_f1_a": math.pi, "test_target_loss": 5e-324}
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [{'test_race, "religion"': 0.5, "test_a\nb": 1.0}, {"test_score": np.float64(0.5)}],
-    ids=["names", "numbers"],
+    "row",
+    [
+        Row("test", "target", "f1", 'race, "religion"', 0.5),
+        Row("test", "target", "f1", "a\nb", 1.0),
+        Row("test", "target", "score", None, np.float64(0.5)),  # type: ignore[arg-type]
+    ],
+    ids=["quotes", "line", "number"],
 )
-def test_any_label_and_any_float_can_be_written(rows: dict[str, float], tmp_path: Path) -> None:
+def test_any_label_and_any_float_can_be_written(row: Row, tmp_path: Path) -> None:
     fill(tmp_path / "run")
-    write_results(tmp_path / "run", rows, "test")
-    assert SavedRun(tmp_path / "run").results == rows
+    write_results(tmp_path / "run", [row])
+    assert SavedRun(tmp_path / "run").results == {row.metric: row.value}
 
 
-def test_results_of_other_tasks_stay(tmp_path: Path) -> None:
+def f1(task: str, value: float, stage: Stage = "test") -> Row:
+    return Row(stage, task, "f1", None, value)
+
+
+def test_results_of_other_tasks_and_stages_stay(tmp_path: Path) -> None:
     run = fill(tmp_path / "run")
-    write_results(run, {"val_target_f1": 0.1, "test_target_f1": 0.2, "test_target_old": 0.3, "test_label_f1": 0.4}, "test")
-    write_results(run, {"test_target_f1": 0.5}, "test", ["target"])
+    old = Row("test", "target", "old", "a", 0.3)
+    write_results(run, [f1("target", 0.1, "val"), f1("target", 0.2), old, f1("label", 0.4)])
+    write_results(run, [f1("target", 0.5)])
     assert SavedRun(run).results == {"val_target_f1": 0.1, "test_label_f1": 0.4, "test_target_f1": 0.5}
 
 
 def test_results_of_a_task_whose_name_begins_alike_stay(tmp_path: Path) -> None:
     run = fill(tmp_path / "run")
     write_labels(run, dict.fromkeys(("target", "target_fine"), LabelSpace("multilabel", ("a", "b"))))
-    write_results(run, {"test_target_f1": 0.1, "test_target_fine_f1": 0.2}, "test", ["target", "target_fine"])
-    write_results(run, {"test_target_f1": 0.3}, "test", ["target"])
+    write_results(run, [f1("target", 0.1), f1("target_fine", 0.2)])
+    write_results(run, [f1("target", 0.3)])
     assert SavedRun(run).results == {"test_target_fine_f1": 0.2, "test_target_f1": 0.3}
+    write_results(run, [f1("target_fine", 0.4)])
+    assert SavedRun(run).results == {"test_target_f1": 0.3, "test_target_fine_f1": 0.4}
+
+
+def test_a_folder_of_a_test_alone_keeps_what_it_holds(tmp_path: Path) -> None:
+    """It has no labels.json that would name other tasks."""
+    write_results(tmp_path, [f1("label", 0.1)])
+    write_results(tmp_path, [f1("target", 0.2)])
+    write_results(tmp_path, [f1("target", 0.3)])
+    assert (tmp_path / "results.csv").read_text().splitlines()[1:] == ["test_label_f1,0.1", "test_target_f1,0.3"]
+
+
+def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    run, labels = fill(tmp_path / "run"), ("a", "b_a", "my_fp_label", "tp_a")
+    write_labels(run, dict.fromkeys(("target", "target_fine"), LabelSpace("multilabel", labels)))
+    names = ("f1", *COUNTS)
+    rows = [
+        Row(stage, task, name, label, i / 7)
+        for i, (stage, task, name, label) in enumerate(product(STAGES, ("target", "target_fine"), names, labels))
+    ]
+    rows += [Row("test", "target", "macro_f1", None, 0.5), Row("test", "target", "gmb_subgroup_auc", None, 0.5)]
+    write_results(run, rows)
+    assert SavedRun(run).rows == rows
+    (run / "results.csv").write_text("metric,value\ntest_target_subgroup_auc_them,0.5\ntest_gone_f1,1\nscore,1\n")
+    assert SavedRun(run).rows == [Row("test", "target", "subgroup_auc_them", None, 0.5)]
 
 
 # Reading
@@ -211,7 +248,7 @@ def test_the_digest_changes_with_any_weight_and_nothing_else(tmp_path: Path) -> 
     first, second = SavedRun(tmp_path / "a"), SavedRun(tmp_path / "b")
     original = first.digest()
     assert second.digest() == original  # wherever it stands
-    write_results(first.folder, {"test_score": 1.0}, "test")
+    write_results(first.folder, [f1("target", 1.0)])
     write_record(first.folder, {"status": "finished", "seconds": 3})
     assert first.digest() == original
     save_file({"w": weights + 1e-6}, tmp_path / "a" / "adapter" / "adapter.safetensors")

@@ -1,0 +1,234 @@
+"""Bias by hand, by scikit-learn's AUC and by loops over posts; and what is no input for it."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from figures import by_metric
+from sklearn.metrics import roc_auc_score
+
+from hatemtl.corpora.base import Column
+from hatemtl.errors import UserError
+from hatemtl.evaluations.base import Needs, Predicted
+from hatemtl.evaluations.bias import Bias, auc, generalised_mean
+from hatemtl.labels import LabelSpace
+
+LABEL = LabelSpace("multiclass", ("hatespeech", "normal", "offensive"))
+TOXIC = LabelSpace("multiclass", ("normal", "toxic"))
+TARGET = LabelSpace("multilabel", ("a", "b", "c", "other"))
+Post = tuple[float, bool, set[str]]  # 1 - p(normal), whether it is toxic, whom it is about
+
+
+def bias(**given: Any) -> Bias:
+    usual = {"task": "label", "normal": "normal", "communities": "target"}
+    return Bias(**{**usual, "leave_out": ["other"], "backgrounds": ["hatexplain", "borkan"], **given})
+
+
+def measured(posts: list[Post], has: list[bool] | None = None, **given: Any) -> dict[str, float]:
+    """The rows of these posts, without the stage and task in their names."""
+    toxic = np.array([1 - score for score, _, _ in posts], np.float32)
+    said = Predicted(
+        "test",
+        TOXIC,
+        np.arange(len(posts)),
+        np.stack([toxic, 1 - toxic], axis=1),
+        np.array([int(is_toxic) for _, is_toxic, _ in posts]),
+    )
+    named = np.array([[name in about for name in TARGET.names] for _, _, about in posts], np.float32)
+    columns = {"target": Column(TARGET, named, np.array(has or [True] * len(posts)))}
+    rows = by_metric(bias(**given).rows({"label": said}, {"label": columns}))
+    assert all(name.startswith("test_label_") for name in rows)
+    return {name.removeprefix("test_label_"): value for name, value in rows.items()}
+
+
+def drawn(n: int, seed: int = 0) -> list[Post]:
+    """Posts with coarse scores, so that many tie."""
+    draw = np.random.default_rng(seed)
+    about = [{name for name in TARGET.names if draw.random() < 0.3} for _ in range(n)]
+    return [(round(float(draw.random()), 1), bool(draw.random() < 0.4), names) for names in about]
+
+
+# The area under the curve
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 15])
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_is_scikit_learns_with_ties_or_without(seed: int, decimals: int) -> None:
+    draw = np.random.default_rng(seed)
+    scores, truth = draw.random(200).round(decimals), draw.random(200) < 0.3
+    used = draw.random(200) < 0.7
+    assert auc(scores, truth & used, ~truth & used) == pytest.approx(roc_auc_score(truth[used], scores[used]), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("toxic", "others", "expected"),
+    [
+        ([0.9, 0.8], [0.1], 1.0),
+        ([0.1], [0.9, 0.8], 0.0),
+        ([0.5], [0.5], 0.5),
+        ([0.5, 0.5], [0.5, 0.1], 0.75),  # two ties and two wins of four pairs
+        ([0.6, 0.2], [0.4, 0.2, 0.1], (3 + 0.5 + 1) / 6),
+    ],
+)
+def test_auc_by_hand(toxic: list[float], others: list[float], expected: float) -> None:
+    scores, positive = np.array([*toxic, *others]), np.arange(len(toxic) + len(others)) < len(toxic)
+    assert auc(scores, positive, ~positive) == pytest.approx(expected)
+
+
+def test_auc_of_one_class_is_not_told() -> None:
+    every = np.ones(3, bool)
+    assert math.isnan(auc(np.arange(3.0), every, ~every)) and math.isnan(auc(np.arange(3.0), ~every, every))
+
+
+# The mean
+
+
+def test_the_mean_by_hand() -> None:
+    assert generalised_mean([0.5, 1.0]) == pytest.approx(((2**5 + 1) / 2) ** -0.2)
+    assert generalised_mean([0.7, 0.7, 0.7]) == pytest.approx(0.7)
+    assert generalised_mean([0.9, 0.0]) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_mean_lies_between_the_least_and_the_arithmetic_mean() -> None:
+    for seed in range(20):
+        values = np.random.default_rng(seed).random(10).tolist()
+        assert min(values) <= generalised_mean(values) <= sum(values) / 10
+        assert generalised_mean([*values, 0.0]) == 0
+
+
+# The rows
+
+
+def test_rows_by_hand() -> None:
+    """a: a toxic post above one of its two others; b: its only pair the wrong way round; the last two are no one's."""
+    posts: list[Post] = [
+        *((0.5, True, {"a"}), (0.3, False, {"a"}), (0.6, False, {"a"})),
+        *((0.2, True, {"b"}), (0.4, False, {"b", "other"})),
+        *((0.9, True, {"other"}), (0.1, False, set())),
+    ]
+    rows = measured(posts)
+    assert list(rows) == [
+        *("subgroup_auc_a", "subgroup_auc_b", "gmb_subgroup_auc", "gmb_subgroup_auc_communities"),
+        *(
+            "bpsn_auc_hatexplain_a",
+            "bpsn_auc_hatexplain_b",
+            "gmb_bpsn_auc_hatexplain",
+            "gmb_bpsn_auc_hatexplain_communities",
+        ),
+        *(
+            "bnsp_auc_hatexplain_a",
+            "bnsp_auc_hatexplain_b",
+            "gmb_bnsp_auc_hatexplain",
+            "gmb_bnsp_auc_hatexplain_communities",
+        ),
+        *("bpsn_auc_borkan_a", "bpsn_auc_borkan_b", "gmb_bpsn_auc_borkan", "gmb_bpsn_auc_borkan_communities"),
+        *("bnsp_auc_borkan_a", "bnsp_auc_borkan_b", "gmb_bnsp_auc_borkan", "gmb_bnsp_auc_borkan_communities"),
+    ]
+    assert (rows["subgroup_auc_a"], rows["subgroup_auc_b"]) == (0.5, 0)
+    assert (rows["gmb_subgroup_auc"], rows["gmb_subgroup_auc_communities"]) == (0, 2)  # c is named by no post
+    assert rows["bpsn_auc_hatexplain_a"] == 0  # .2 of b against .3 and .6
+    assert rows["bpsn_auc_borkan_a"] == 0.5  # .2 and the .9 that names no community
+    assert rows["bnsp_auc_hatexplain_a"] == 1  # .5 against .4 of b
+    assert rows["bnsp_auc_borkan_a"] == 1  # and against .1
+    assert rows["bnsp_auc_hatexplain_b"] == 0  # .2 against .3 and .6
+    assert rows["bnsp_auc_borkan_b"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_what_a_loop_over_posts_and_scikit_learn_say(seed: int) -> None:
+    posts = drawn(150, seed)
+    rows = measured(posts)
+    communities = {"a", "b", "c"}
+    for background in ("hatexplain", "borkan"):
+        found: dict[str, list[float]] = {}
+        for c in sorted(communities):
+            rest = [p for p in posts if c not in p[2] and (background == "borkan" or p[2] & communities)]
+            mine = [p for p in posts if c in p[2]]
+            for name, chosen in (
+                ("subgroup_auc", mine),
+                (f"bpsn_auc_{background}", [p for p in mine if not p[1]] + [p for p in rest if p[1]]),
+                (f"bnsp_auc_{background}", [p for p in mine if p[1]] + [p for p in rest if not p[1]]),
+            ):
+                expected = roc_auc_score([p[1] for p in chosen], [p[0] for p in chosen])
+                assert rows[f"{name}_{c}"] == pytest.approx(expected)
+                found.setdefault(name, []).append(float(expected))
+        for name, aucs in found.items():
+            assert rows[f"gmb_{name}"] == pytest.approx(np.mean(np.power(aucs, -5.0)) ** -0.2)
+            assert rows[f"gmb_{name}_communities"] == 3
+
+
+def test_three_classes_are_judged_as_two() -> None:
+    """Whoever is not normal is toxic, and a post's score is what normal leaves."""
+    posts, draw = drawn(80), np.random.default_rng(1)
+    share, kind = draw.random(80), draw.integers(0, 2, 80) * 2
+    normal = np.array([1 - score for score, _, _ in posts])
+    scores = np.stack([share * (1 - normal), normal, (1 - share) * (1 - normal)], axis=1).astype(np.float32)
+    gold = np.where([is_toxic for _, is_toxic, _ in posts], kind, 1)
+    named = np.array([[name in about for name in TARGET.names] for _, _, about in posts], np.float32)
+    said = Predicted("test", LABEL, np.arange(80), scores, gold)
+    columns = {"label": {"target": Column(TARGET, named, np.ones(80, bool))}}
+    rows = by_metric(bias().rows({"label": said}, columns))
+    assert [*rows.values()] == pytest.approx([*measured(posts).values()])
+
+
+def test_a_community_with_one_kind_of_posts_has_no_row_and_is_in_no_mean() -> None:
+    posts: list[Post] = [(0.9, True, {"a"}), (0.2, False, {"a"}), (0.8, True, {"b"}), (0.7, True, {"b"})]
+    rows = measured(posts, backgrounds=["hatexplain"])
+    assert (rows["subgroup_auc_a"], rows["gmb_subgroup_auc"], rows["gmb_subgroup_auc_communities"]) == (1, 1, 1)
+    assert "subgroup_auc_b" not in rows
+    assert "bpsn_auc_hatexplain_b" not in rows  # no other post of b
+    assert rows["bnsp_auc_hatexplain_b"] == 1
+    assert "bnsp_auc_hatexplain_a" not in rows  # no other post in its background
+    assert rows["gmb_bnsp_auc_hatexplain_communities"] == 1
+    alone = measured([post for post in posts if post[1]], backgrounds=["borkan"])
+    assert not any(value for value in alone.values()), "the numbers of communities, all 0"
+    assert [*alone] == [f"gmb_{name}_communities" for name in ("subgroup_auc", "bpsn_auc_borkan", "bnsp_auc_borkan")]
+
+
+def test_posts_whose_communities_nobody_annotated_count_nowhere() -> None:
+    posts = drawn(60)
+    more = [(1 - score, not is_toxic, set[str]()) for score, is_toxic, _ in posts]
+    assert measured(posts + more, [True] * 60 + [False] * 60) == measured(posts)
+
+
+def test_what_is_left_out_is_no_community() -> None:
+    rows = measured(drawn(100), leave_out=["a", "nobody"])
+    assert {name for name in rows if name.startswith("subgroup")} == {f"subgroup_auc_{c}" for c in ("b", "c", "other")}
+
+
+# What it needs
+
+
+def test_it_needs_the_communities_of_the_tasks_corpus() -> None:
+    assert bias(task="toxic", communities="groups").needs == Needs(columns={"toxic": {"groups": "multilabel"}})
+    bias().check({"label": LABEL, "target": TARGET})
+    bias(task="toxic").check({"toxic": TOXIC})
+
+
+@pytest.mark.parametrize(
+    ("given", "spaces", "said"),
+    [
+        ({}, {"target": TARGET}, r"no task 'label' among tasks=\[target\]; type evaluations.bias.task=NAME"),
+        ({"task": "target"}, {"target": TARGET}, r"expected a task with one label a post .*'target' is multilabel; type "),
+        ({"normal": "norml"}, {"label": LABEL}, r"no label 'norml' for evaluations.bias.normal; did you mean 'normal'"),
+    ],
+)
+def test_other_tasks_are_refused(given: dict[str, Any], spaces: dict[str, LabelSpace], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        bias(**given).check(spaces)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"backgrounds": ["borkn"]}, r"backgrounds=borkn: did you mean 'borkan'"),
+        ({"backgrounds": "borkan"}, r"backgrounds=borkan: expected a list; type evaluations.bias.backgrounds=\[borkan\]"),
+        ({"leave_out": "other"}, r"leave_out=other: expected a list; type evaluations.bias.leave_out=\[other\]"),
+        ({"leave_out": None}, r"leave_out=None: expected a list; type evaluations.bias.leave_out=\[\]"),
+    ],
+)
+def test_other_settings_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        bias(**given)
