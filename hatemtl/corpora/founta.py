@@ -4,7 +4,7 @@ Layout: hatespeech_text_label_vote.csv (also handed out as hatespeech_text_label
 between text, label (abusive, hateful, normal, spam) and votes, how many annotators chose that label.
 Splits: none official; cut here, so that no text stands in two of them. Many texts are there more than once, some of them
 with other labels.
-Licence: none stated by its authors; handed out for research on request, so there is no copy on the hub.
+Licence: handed out for research on request, so there is no copy on the hub.
 Source: zenodo.org/records/3706866, linked from github.com/ENCASEH2020/hatespeech-twitter.
 Cite Founta, Djouvas, Chatzakou, Leontiadis, Blackburn, Stringhini, Vakali, Sirivianos and Kourtellis (2018), "Large Scale
 Crowdsourcing and Characterization of Twitter Abusive Behavior".
