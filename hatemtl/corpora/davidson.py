@@ -8,6 +8,7 @@ Layout: labeled_data.csv with the columns (none, the index), count, hate_speech,
 hate_speech_count, offensive_language_count and neither_count.
 Splits: none official; cut here, so that no text stands in two of them.
 Licence: MIT. Source: github.com/t-davidson/hate-speech-and-offensive-language, folder data.
+Cite Davidson, Warmsley, Macy and Weber (2017), "Automated Hate Speech Detection and the Problem of Offensive Language".
 """
 
 from collections.abc import Sequence

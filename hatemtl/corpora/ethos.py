@@ -7,6 +7,7 @@ violence, directed_vs_generalized, gender, race, national_origin, disability, re
 id; comments are matched by text. The hub's copy (iamollas/ethos) has the shares from .5 on as 1, others as 0.
 Splits: none official; cut here, so that no text stands in two of them.
 Licence: GPL-3.0. Source: github.com/intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset, folder ethos/ethos_data.
+Cite Mollas, Chrysopoulou, Karlos and Tsoumakas (2022), "ETHOS: a multi-label hate speech detection dataset".
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,8 @@ Splits: none official; cut here, so that no text stands in two of them. Many tex
 with other labels.
 Licence: handed out for research on request, so there is no copy on the hub.
 Source: zenodo.org/records/3706866, linked from github.com/ENCASEH2020/hatespeech-twitter.
+Cite Founta, Djouvas, Chatzakou, Leontiadis, Blackburn, Stringhini, Vakali, Sirivianos and Kourtellis (2018), "Large Scale
+Crowdsourcing and Characterization of Twitter Abusive Behavior".
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,8 @@ language and split are read from its path below the folder: en/train.tsv, lgbt-e
 Splits: official training and test, of separate threads. Where no file is called dev or val, validation posts are cut
 from training, so that no text stands in both. In English, migrants: 4,540 / 1,285 comments; LGBT: 4,819 / 1,017.
 Licence: CLARIN.SI ACA ID-BY-NC-INF-NORED 1.0, which forbids to hand it on, so it is to be fetched by hand.
-Source: hdl.handle.net/11356/1433. Paper: arxiv.org/abs/1906.02045.
+Source: hdl.handle.net/11356/1433. Cite Ljubešić, Fišer and Erjavec (2019), "The FRENK Datasets of Socially Unacceptable
+Discourse in Slovene and English" (arxiv.org/abs/1906.02045).
 """
 
 import re

@@ -5,6 +5,8 @@ non-hateful), target_ident (the group, where there is one), direction, focus_wor
 copy (Paul/hatecheck) has the same names.
 Splits: test alone.
 Licence: CC BY 4.0. Source: github.com/paul-rottger/hatecheck-data.
+Cite Röttger, Vidgen, Nguyen, Waseem, Margetts and Pierrehumbert (2021), "HateCheck: Functional Tests for Hate Speech
+Detection Models".
 """
 
 from collections.abc import Sequence

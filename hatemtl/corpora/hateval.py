@@ -6,6 +6,8 @@ Splits: official; English 9,000 / 1,000 / 3,000, Spanish 4,500 / 500 / 1,600 twe
 split stand in the training split too, up to case and space.
 Licence: CC BY-NC 4.0, handed out on request; there is no copy of known layout on the hub.
 Source: hatespeech.di.unito.it/hateval.html.
+Cite Basile, Bosco, Fersini, Nozza, Patti, Rangel Pardo, Rosso and Sanguinetti (2019), "SemEval-2019 Task 5: Multilingual
+Detection of Hate Speech Against Immigrants and Women in Twitter".
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,14 @@
 """HateXplain (Mathew et al., AAAI 2021): posts of Twitter and Gab, each judged by three annotators.
 
 Every annotator gave a label, the communities that the post is aimed at and, where it is abusive, a mask over its words.
+
+Layout: dataset.json, by post id: post_tokens, annotators (label, annotator_id, target) and rationales (a 0 or 1 a token, for
+each annotator who marked some); post_id_divisions.json, the ids of train, val and test. The hub:
+Hate-speech-CNERG/hatexplain.
+Splits: official, 15,383 / 1,922 / 1,924 posts; the 919 on which all three disagree are in none.
+Licence: MIT. Source: github.com/hate-alert/HateXplain, folder Data.
+Cite Mathew, Saha, Yimam, Biemann, Goyal and Mukherjee (2021), "HateXplain: A Benchmark Dataset for Explainable Hate Speech
+Detection".
 """
 
 import json

@@ -7,7 +7,10 @@ Layout: measuring-hate-speech.parquet (or .csv), a row a comment and annotator, 
 hate_speech_score, text, target_GROUP and target_GROUP_SUBGROUP (true or false), and columns about the annotator and the
 model, which are not read. The hub: ucberkeley-dlab/measuring-hate-speech.
 Splits: none official; cut here by comment, so that no text stands in two of them.
-Licence: CC BY 4.0. Papers: arxiv.org/abs/2009.10277; aclanthology.org/2022.nlperspectives-1.11.
+Licence: CC BY 4.0. Cite Kennedy, Bacon, Sahn and von Vacano (2020), "Constructing interval variables via faceted Rasch
+measurement and multitask deep learning: a hate speech application" (arxiv.org/abs/2009.10277), and Sachdeva, Barreto,
+Bacon, Sahn, von Vacano and Kennedy (2022), "The Measuring Hate Speech Corpus: Leveraging Rasch Measurement Theory for Data
+Perspectivism" (aclanthology.org/2022.nlperspectives-1.11).
 """
 
 from collections.abc import Sequence

@@ -182,6 +182,11 @@ def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, lab
     return losses.lerp(opposite, label_smoothing / 2)
 
 
+def reach(scores: Tensor | Sequence[float], threshold: float) -> Tensor:
+    """Whether each score is a yes, compared in float32: as a double, a score of .7 lies below a threshold of .7."""
+    return torch.as_tensor(scores, dtype=torch.float32) >= threshold
+
+
 def ranks(values: Tensor) -> Tensor:
     """(N,) places of the values in their order, from 1 on; equal ones share the mean of theirs."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)

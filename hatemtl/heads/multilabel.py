@@ -22,6 +22,7 @@ from hatemtl.heads.base import (
     feed_forward,
     masked_mean,
     positive_weights,
+    reach,
 )
 from hatemtl.labels import Kind, LabelSpace
 
@@ -90,7 +91,8 @@ class MultilabelHead(nn.Module):
         ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        return [name for name, score in zip(self.space.names, scores, strict=True) if score >= self.threshold]
+        chosen = reach(scores, self.threshold).tolist()
+        return [name for name, yes in zip(self.space.names, chosen, strict=True) if yes]
 
 
 class MultilabelCounts(Metric):
@@ -103,7 +105,7 @@ class MultilabelCounts(Metric):
 
     def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
         truth = (targets >= 0.5).long().where(has[:, None], -1)
-        self.counts.update((scores >= self.threshold).long(), truth)
+        self.counts.update(reach(scores, self.threshold).long(), truth)
 
     def compute(self) -> Tensor:
         return self.counts.compute().reshape(-1, 5)[:, [0, 1, 3]]

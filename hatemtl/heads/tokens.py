@@ -19,6 +19,7 @@ from hatemtl.heads.base import (
     feed_forward,
     masked_mean,
     positive_weights,
+    reach,
 )
 from hatemtl.labels import Kind, LabelSpace
 
@@ -85,7 +86,7 @@ class TokensHead(nn.Module):
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         # a post cut at max_length has fewer scores than words
-        return [word for word, score in zip(words, scores, strict=False) if score >= self.threshold]
+        return [word for word, yes in zip(words, reach(scores, self.threshold).tolist(), strict=False) if yes]
 
 
 class TokenCounts(Metric):
@@ -99,7 +100,7 @@ class TokenCounts(Metric):
     def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
         counted = (targets >= 0) & has[:, None]
         truth = (targets > 0).long().where(counted, -1)
-        self.counts.update((scores >= self.threshold).long(), truth)
+        self.counts.update(reach(scores, self.threshold).long(), truth)
 
     def compute(self) -> Tensor:
         return self.counts.compute()[[0, 1, 3]]

@@ -44,6 +44,9 @@ class TIES(Merge):
     elect: `total`, the sign of the sum, or `count`, that of the most sources.
     scale: λ.
 
+    Other than PEFT's `ties`: of n entries n - round((1 - density)·n) are kept, there int(density·n); where as many sources
+    say plus as minus, `count` takes the sign of the sum, there plus; where nothing wins, the result is 0.
+
     From one source: λ·ΔW, whole.
     """
 

@@ -31,9 +31,9 @@ def wandb(*, folder: Path, run: str, project: str, entity: str | None) -> Logger
     return WandbLogger(name=run, project=project, entity=entity, save_dir=folder / "logs", mode=mode)
 
 
-def close(logger: Logger | None) -> None:
-    """Ends the logger's run, so that the next run of a multirun is one of its own."""
+def close(logger: Logger | None, *, failed: bool) -> None:
+    """Ends the logger's run, as failed or as finished, so that the next run of a multirun is one of its own."""
     if logger is not None:
-        logger.finalize("success")
+        logger.finalize("failed" if failed else "success")
     if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
+        sys.modules["wandb"].finish(exit_code=int(failed))

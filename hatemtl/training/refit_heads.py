@@ -60,8 +60,16 @@ def features(module: MultitaskModule, data: DataModule, device: torch.device) ->
 def fit(head: Head, vectors: Tensor, targets: Tensor, penalty: float) -> None:
     """Minimises the head's own loss over these posts plus penalty/2·‖W‖² on standardised features, by L-BFGS.
 
-    For a head of one layer that is convex: ridge regression for a score, penalised logistic regression for the rest (Nocedal
-    & Wright 2006, Numerical Optimization, ch. 7). What the features were standardised by is folded into the first layer.
+    For a head of one layer that is convex (L-BFGS: Nocedal & Wright 2006, Numerical Optimization, ch. 7). In scikit-learn's
+    words, of n posts whose features a StandardScaler has scaled:
+        multiclass: LogisticRegression(C=1/(n·penalty)), of two labels C=2/(n·penalty), for softmax halves the one weight
+        multilabel: LogisticRegression(C=1/(n·labels·penalty)) for each label, the loss being the mean over labels
+        score: Ridge(alpha=n·penalty/2) on standardised scores; with the head's loss=huber, none
+        ordinal: none; the proportional-odds model with the penalty on its one direction, the thresholds free
+    The head's balance is `sample_weight`; a multiclass head's loss is the weighted mean, so n is then the weights' sum. With
+    label_smoothing no estimator of theirs is the same.
+
+    What the features were standardised by is folded into the first layer.
     """
     own: Any = head
     linear = [layer for layer in own.layers if isinstance(layer, nn.Linear)]

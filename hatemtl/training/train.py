@@ -89,7 +89,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     throughput = Throughput()
     work = start(save_path, config, sources, marks)
     callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT), *more]
-    logger = request.logger(folder=work, run=save_path.name)
+    logger, failed = request.logger(folder=work, run=save_path.name), True
     try:
         trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
         report.annotations(console, data, leaked)
@@ -110,10 +110,11 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
             best.restore(module)
         trainer.validate(module, data, verbose=False)
+        failed = False
     except SIGTERMException:
         sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
     finally:
-        loggers.close(logger)
+        loggers.close(logger, failed=failed)
     rows, parts, memory = module.rows, network.parts(), peak_memory()
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     _save(network, data, work, rows)

@@ -86,6 +86,17 @@ def test_a_score_at_the_threshold_counts_as_predicted_in_metric_and_decoding() -
     assert some.decode([0.25, 0.2], ["any", "words"]) == ["women"]
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7, 0.9])
+def test_a_float32_score_at_the_threshold_is_decoded_as_it_counts(threshold: float) -> None:
+    """As a double a score of .7 lies below .7, since float32 rounds it down."""
+    some, at = head(threshold=threshold, names=("women", "islam")), torch.tensor(threshold)
+    scores = torch.stack([at, torch.nextafter(at, torch.tensor(0.0))])
+    metric = some.metric()
+    metric.update(scores[None], torch.ones(1, 2), torch.tensor([True]))
+    assert metric.compute().tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert some.decode(scores.tolist(), ["any"]) == ["women"]
+
+
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("balance", [0.0, 1.0])
 def test_the_loss_is_torchs_on_the_annotated_posts(balance: float, soft: bool) -> None:

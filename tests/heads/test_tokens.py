@@ -49,6 +49,17 @@ def test_rows_are_scikit_learns_on_the_words_of_annotated_posts(seed: int, thres
     assert rows["fn_marked"] == (truth & ~given & 1).sum()
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7, 0.9])
+def test_a_float32_score_at_the_threshold_is_decoded_as_it_counts(threshold: float) -> None:
+    some, at = head(threshold=threshold), torch.tensor(threshold)
+    scores = torch.stack([at, torch.nextafter(at, torch.tensor(0.0))])
+    metric = some.metric()
+    metric.update(scores[None], torch.ones(1, 2), torch.tensor([True]))
+    assert metric.compute().tolist() == [1, 0, 1]
+    assert some.decode(scores.tolist(), ["cake", "soup"]) == ["cake"]
+    assert some.decode([float("nan"), 0.95], ["", "soup"]) == ["soup"]  # a word that makes no token
+
+
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(("balance", "weight"), [(0.0, 1.0), (1.0, 4.0)])
 def test_the_loss_is_torchs_mean_over_the_words_of_annotated_posts(balance: float, weight: float, soft: bool) -> None:

@@ -206,6 +206,17 @@ def test_merge_utils_of_peft_agree(density: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("density", "mine", "theirs"), [(0.27, 3, 2), (0.21, 2, 2), (0.99, 10, 9)])
+def test_a_density_is_rounded_where_peft_cuts_it_off(density: float, mine: int, theirs: int) -> None:
+    from peft.utils import merge_utils
+
+    source = torch.arange(1.0, 11.0)
+    (kept,) = dense([TIES(density=density, elect="total", scale=1)([source, source], layer="")])
+    assert int((kept != 0).sum()) == mine
+    assert int((merge_utils.prune(source, density, method="magnitude") != 0).sum()) == theirs
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("elect", [None, "total"])
 def test_dare_of_peft_agrees_when_it_drops_the_same_entries(elect: Election | None, monkeypatch: pytest.MonkeyPatch) -> None:
     from peft.utils import merge_utils

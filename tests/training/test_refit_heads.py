@@ -40,6 +40,29 @@ def test_one_of_several_labels_is_penalised_logistic_regression() -> None:
     assert torch.allclose(ours, torch.from_numpy(reference.predict_proba(standard(vectors))).float(), atol=2e-3)
 
 
+def test_of_two_labels_scikit_learns_c_is_twice_that_and_balance_is_its_sample_weight() -> None:
+    """Softmax over two labels halves what one logistic weight is: two rows of w / 2 cost half of what w does."""
+    vectors = posts()
+    labels = (standard(vectors)[:, -1] > 0.8).long()
+    for balance in (0.0, 1.0):
+        head = MulticlassHead(
+            hidden_size=WIDTH,
+            space=LabelSpace("multiclass", ("x", "y")),
+            pooling="mean",
+            layers=1,
+            dropout=0.0,
+            label_smoothing=0.0,
+            balance=balance,
+        )
+        head.observe(labels)
+        weights = head.label_weights[labels].numpy()
+        fit(head, vectors, labels, PENALTY)
+        reference = LogisticRegression(C=2 / (PENALTY * weights.sum()), tol=1e-8, max_iter=5000)
+        expected = reference.fit(standard(vectors), labels, sample_weight=weights).predict_proba(standard(vectors))
+        ours = head.scores(head.layers(vectors)).detach()
+        assert torch.allclose(ours, torch.from_numpy(expected).float(), atol=2e-3)
+
+
 def test_any_number_of_labels_is_a_regression_for_each() -> None:
     vectors = posts()
     labels = (standard(vectors)[:, -4:] > torch.tensor([-1.0, 0.0, 0.5, 1.0])).float()
