@@ -1,4 +1,4 @@
-"""Every method on every encoder: trained, saved, loaded, merged, put together with others; and docs/methods.org's tables of that."""
+"""Every method on every encoder: trained, saved, loaded, merged, put together with others; the tables of that."""
 
 import re
 from functools import cache
@@ -87,7 +87,7 @@ def test_every_yaml_is_tried() -> None:
 
 @pytest.mark.slow
 def test_the_tables_in_the_docs_are_what_they_can_do() -> None:
-    """docs/methods.org has, under `#+name: zoo` and `zoo_together`, what `uv run scripts/zoo_table.py` prints, but for spaces."""
+    """docs/methods.org has, at `#+name: zoo` and `zoo_together`, what `scripts/zoo_table.py` prints, but for spaces."""
     alone, together = (
         [row(name, kind) for name in names for kind in zoo_table.ENCODERS]
         for names in (zoo_table.methods(), zoo_table.COMPOSED)
