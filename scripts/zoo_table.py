@@ -1,4 +1,4 @@
-"""What every method can do, tried on small random encoders: `uv run scripts/zoo_table.py` prints README's two tables.
+"""What methods can do, tried on small random encoders: `uv run scripts/zoo_table.py` prints the tables of docs/methods.org.
 
 Each method is that of its YAML in conf/method, on a BERT, an ELECTRA and a RoBERTa: put together and trained as a run does
 it (the frozen weights in bf16 under autocast), saved, loaded, merged into the weights, put to work beside another of its

@@ -102,8 +102,12 @@ class _Worth:
     ) -> None:
         self.merge, self.heads, self.banks, self.batches = merge, heads, found, batches
         self.forward = Forward(model, heads)
-        judged = heads if has_bias(merge, heads) else {}
-        self.judged = [task for task in judged if self._head(task).kind not in ("tokens", "masked")]  # what tells of a post
+        judged = {task: self._head(task) for task in heads}
+        if not has_bias(merge, judged):
+            judged = {}
+        self.judged = [
+            task for task, head in judged.items() if head.kind not in ("tokens", "masked")
+        ]  # what tells of a post
 
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):

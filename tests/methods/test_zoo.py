@@ -1,4 +1,4 @@
-"""Every method on every encoder: trained, saved, loaded, merged, put together with others; and README's tables of that."""
+"""Every method on every encoder: trained, saved, loaded, merged, put together with others; the tables of that."""
 
 import re
 from functools import cache
@@ -86,8 +86,8 @@ def test_every_yaml_is_tried() -> None:
 
 
 @pytest.mark.slow
-def test_the_tables_in_the_readme_are_what_they_can_do() -> None:
-    """README.org has, under `#+name: zoo` and `zoo_together`, what `uv run scripts/zoo_table.py` prints, but for spaces."""
+def test_the_tables_in_the_docs_are_what_they_can_do() -> None:
+    """docs/methods.org has, at `#+name: zoo` and `zoo_together`, what `scripts/zoo_table.py` prints, but for spaces."""
     alone, together = (
         [row(name, kind) for name in names for kind in zoo_table.ENCODERS]
         for names in (zoo_table.methods(), zoo_table.COMPOSED)
@@ -97,9 +97,9 @@ def test_the_tables_in_the_readme_are_what_they_can_do() -> None:
 
 
 def _printed(name: str) -> str:
-    readme = (ROOT / "README.org").read_text(encoding="utf-8")
-    found = re.search(rf"^#\+name: {name}\n((?:\|.*\n)+)", readme, flags=re.MULTILINE)
-    assert found, f"README.org has no table under #+name: {name}; put there what `uv run scripts/zoo_table.py` prints"
+    page = (ROOT / "docs" / "methods.org").read_text(encoding="utf-8")
+    found = re.search(rf"^#\+name: {name}\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
+    assert found, f"docs/methods.org has no table under #+name: {name}; put there what `uv run scripts/zoo_table.py` prints"
     return found[1]
 
 
