@@ -105,7 +105,7 @@ class _Worth:
         judged = {task: self._head(task) for task in heads}
         if not has_bias(merge, judged):
             judged = {}
-        self.judged = [
+        self.judged = [task for task, head in judged.items() if head.kind not in ("tokens", "masked")]  # which tell of posts
             task for task, head in judged.items() if head.kind not in ("tokens", "masked")
         ]  # what tells of a post
 
