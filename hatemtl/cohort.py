@@ -152,8 +152,6 @@ def train_together(runs: Mapping[str, Callable[[Member], None]]) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell counts it
     try:
         _take_turns(members)
-    except KeyboardInterrupt:
-        sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
         for member in members:

@@ -17,6 +17,7 @@ from hatemtl.cohort import Member, check_body
 from hatemtl.command.configuration import build
 from hatemtl.encoders.fast import lora_linear
 from hatemtl.errors import UserError
+from hatemtl.machine.interruption import Interrupted
 from hatemtl.saved_runs.claiming import differences
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished
 from hatemtl.training.callbacks import BestWeights, EpochLine
@@ -192,7 +193,7 @@ def test_one_that_fails_leaves_the_others_whole(
 def test_what_is_broken_off_goes_on(cli: Cli, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = [*RUN, encoder, "cohort.parts=2", f"save_path={tmp_path}/run"]
 
-    go_on, cuts = Member.go_on, iter([KeyboardInterrupt()])
+    go_on, cuts = Member.go_on, iter([Interrupted()])
 
     def cut(self: Member) -> None:
         if len(list(tmp_path.glob(".run_*/last.ckpt"))) == 2 and (now := next(cuts, None)):
@@ -201,7 +202,9 @@ def test_what_is_broken_off_goes_on(cli: Cli, encoder: str, tmp_path: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(Member, "go_on", cut)
-        assert cli(*run).code == 130
+        cut_off = cli(*run)
+    assert cut_off.code == 130
+    assert cut_off.err == "interrupted with 2 runs unfinished; the same command goes on after the last whole epoch of each\n"
     assert {path.name for path in tmp_path.iterdir()} == {".run_part_1.unfinished", ".run_part_2.unfinished"}
     assert cli(*run).code == 0
     for part in (1, 2):

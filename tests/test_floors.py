@@ -19,6 +19,8 @@ FLOORS = [
         "quiet",
         "mistyped",
         "startup",
+        "interruption",
+        "faults",
         "merging",
         "flops",
     },
@@ -37,8 +39,9 @@ FLOORS = [
         "refit",
         "headstart",
         "cohort",
+        "divergence",
     },
-    {"configuration", "using", "training", "run"},
+    {"configuration", "using", "training", "standing", "run"},
 ]
 OWNERS = {
     "hydra": {"run", "training", "configuration"},
@@ -123,6 +126,7 @@ def test_analysis_never_imports_torch() -> None:
     [
         ("errors", {"torch", "lightning", "transformers", "numpy"}),  # what main.py needs to answer --help
         ("startup", {"torch", "lightning", "transformers", "numpy"}),
+        ("interruption", {"torch", "lightning", "transformers", "numpy"}),
         ("mistyped", {"torch", "lightning", "transformers", "numpy"}),
         ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes"}),
         ("methods.full", {"adapters", "peft"}),

@@ -17,7 +17,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Head
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, share
 
 FORMATS = ("peft", "adapterhub", "merged", "onnx")
 SIDE = ("heads.safetensors", "labels.json", "config.yaml")  # what it takes to read labels off a merged encoder
@@ -204,6 +204,7 @@ def _write(folder: Path, content: Callable[[Path], object]) -> None:
     hidden.mkdir(parents=True)
     try:
         content(hidden)
+        share(hidden)
         if folder.exists():
             os.replace(folder, old)
         os.replace(hidden, folder)
