@@ -1,9 +1,18 @@
 """The command line: `uv run main.py group=option key=value`. See README.org."""
 
+import _signal  # type: ignore[import-not-found]  # signal itself takes long enough to be interrupted in
 import os
 import sys
+
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:  # which nohup sets
+    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))  # until `watch`, a moment later
+
 from typing import NoReturn
 
+from hatemtl.machine.interruption import Interrupted, interruptible, watch
+
+if __name__ == "__main__":
+    watch()
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its own errors and exit with 1
 
 import hydra
@@ -29,9 +38,15 @@ def main(cfg: DictConfig) -> None:
         with starting():
             from hatemtl.run import run
 
-            run(cfg)
+            with interruptible():
+                run(cfg)
     except (UserError, OmegaConfBaseException) as error:
         fail(error)
+    except MemoryError:
+        fail("out of memory before anything began; close other programs, or allow more (ulimit -v)")
+    except Interrupted as stop:
+        print(f"interrupted {stop}".rstrip(), file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
@@ -46,3 +61,7 @@ if __name__ == "__main__":
         if not is_mistyped(error):
             raise
         fail(explain(error, sys.argv[1:]))
+    except OSError as error:  # Hydra makes a folder for several runs
+        if error.filename is None or not {"-m", "--multirun"} & {*sys.argv}:
+            raise
+        fail(f"{error.filename}: {error.strerror}; type hydra.sweep.dir=FOLDER of another place")

@@ -1,16 +1,18 @@
 """Dispatches the action: train, test, predict or export."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hatemtl.command.configuration import requested
-from hatemtl.command.request import Request
+from hatemtl.command.faults import mendable
+from hatemtl.command.request import Request, Result
 from hatemtl.command.saved_command import using
 from hatemtl.command.several_runs import Turn, in_turn
 from hatemtl.errors import Refusal, UserError, did_you_mean
+from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.warnings_off import quiet
+from hatemtl.saved_runs.standing import Standing, standing
 from hatemtl.training.train import train
 from hatemtl.using.actions import export_run, predict, test
 
@@ -35,8 +37,7 @@ def _do(cfg: Any, turn: Turn) -> None:
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
     if actions in (["train"], ["train", "test"]):
         request = requested(cfg)
-        with _naming(request):
-            result = train(request, then_test="test" in actions)
+        result: Result = _told(request, lambda: train(request, then_test="test" in actions), trains=True)
         if "test" in actions and not result.trained and (request.evaluations or not result.tested):
             # finished before, by a command that did not test, or not by all of these
             turn.finished(_use("test", using(result.folder)))
@@ -50,14 +51,22 @@ def _do(cfg: Any, turn: Turn) -> None:
 
 def _use(action: str, cfg: Any) -> Path:
     request = requested(cfg)
-    with _naming(request):
-        return USES[action](request, cfg)
+    return _told(request, lambda: USES[action](request, cfg))
 
 
-@contextmanager
-def _naming(request: Request) -> Iterator[None]:
-    """Inside, what a method refuses is told with the names that the user typed."""
+def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> Any:
+    """Does it. Whatever ends it too early is told with the names that the user typed, and with how to go on."""
+
+    def stands() -> Standing:
+        return standing(request.identity, request.save_path, request.optimization.total_epochs)
+
     try:
-        yield
+        return do()
     except Refusal as error:
         raise error.named(request.choices["method"], request.choices["encoder"]) from error
+    except Interrupted:
+        raise Interrupted(stands().interrupted if trains else "") from None
+    except Exception as error:
+        if isinstance(error, UserError) or (told := mendable(error, request.config)) is None:
+            raise
+        raise UserError(f"{told}{stands().kept if trains else ''}") from error

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,11 +42,15 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         capsys.readouterr()
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        kept = signal.getsignal(signal.SIGINT), sys.unraisablehook
         try:
             runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
             code = 0
         except SystemExit as error:
             code = int(error.code or 0)
+        finally:  # it is pytest's again
+            signal.signal(signal.SIGINT, kept[0])
+            sys.unraisablehook = kept[1]
         out, err = capsys.readouterr()
         return Outcome(code, out, err)
 

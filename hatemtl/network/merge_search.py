@@ -106,8 +106,6 @@ class _Worth:
         if not has_bias(merge, judged):
             judged = {}
         self.judged = [task for task, head in judged.items() if head.kind not in ("tokens", "masked")]  # which tell of posts
-            task for task, head in judged.items() if head.kind not in ("tokens", "masked")
-        ]  # what tells of a post
 
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):

@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,14 +42,42 @@ AGAIN = "train the run again with overwrite=true"
 
 
 def write(path: Path, content: Callable[[Path], object]) -> None:
-    """Lets `content` write to a hidden neighbour of `path`, then renames it: `path` is whole or as it was."""
+    """Lets `content` write to a hidden neighbour of `path`, then renames it: `path` is whole or as it was.
+
+    It may be read by whom the umask lets. Raises OSError with `path` in it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         content(temporary)
+        _as_new(temporary)
         os.replace(temporary, path)
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # in words
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def share(folder: Path) -> None:
+    """Lets whom the umask lets read the safetensors files in a folder: libraries write them for their owner alone."""
+    for path in folder.rglob("*.safetensors"):
+        _as_new(path)
+
+
+def _as_new(path: Path) -> None:
+    """Gives a file the mode of any new one beside it."""
+    new = path.with_name(f"{path.name}.new")
+    new.touch()
+    with suppress(OSError):  # a disk may know no modes
+        path.chmod(new.stat().st_mode)
+    new.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

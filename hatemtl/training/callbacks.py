@@ -17,6 +17,7 @@ from hatemtl.errors import UserError
 from hatemtl.machine.flops import matmul_flops, wait
 from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs.saved_run import write
+from hatemtl.training.divergence import finite, why
 
 
 class BestWeights(Callback):
@@ -34,9 +35,10 @@ class BestWeights(Callback):
         if trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics["val_score"])
-        if score > self.score:
+        weights = _module(pl_module).trained_state()
+        if score > self.score and all(map(finite, weights.values())):  # NaN may score well where few labels are right
             self.score, self.epoch, self.waited = score, trainer.current_epoch, 0
-            self.weights = {k: v.clone() for k, v in _module(pl_module).trained_state().items()}
+            self.weights = {k: v.clone() for k, v in weights.items()}
         elif trainer.current_epoch + 1 > self.spared:
             self.waited += 1
         self._stop(trainer)
@@ -157,11 +159,8 @@ class EpochLine(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, values = _module(pl_module), trainer.callback_metrics
         if not torch.isfinite(values["train_loss"]):
-            raise UserError(
-                f"the training loss is {float(values['train_loss'])} after epoch {trainer.current_epoch + 1}; lower "
-                f"optimization.encoder_lr (now {module.optimization.encoder_lr}) or type trainer.precision=32, "
-                f"and overwrite=true to begin anew"
-            )
+            loss, data = float(values["train_loss"]), getattr(trainer, "datamodule", None)
+            raise UserError(f"the training loss is {loss} after epoch {trainer.current_epoch + 1}: {why(module, data)}")
         scores = [
             f"val_{t}_{module.head(t).primary} {float(values[f'val_{t}_{module.head(t).primary}']):.3f}"
             for t in module.heads

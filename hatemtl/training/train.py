@@ -25,7 +25,7 @@ from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, claim, finish, held, named_after, start
 from hatemtl.saved_runs.provenance import peak_memory, provenance
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.training import loggers
+from hatemtl.training import divergence, loggers
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
 from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
@@ -116,6 +116,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     finally:
         loggers.close(logger, failed=failed)
     rows, parts, memory = module.rows, network.parts(), peak_memory()
+    divergence.check(module, data, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     _save(network, data, work, rows)
     saved_run.write_record(
@@ -148,6 +149,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     )
     if then_test:
         rows = [*rows, *evaluate(request, network, data, work)]
+        divergence.check(module, data, rows)
     (work / CHECKPOINT).unlink(missing_ok=True)
     finish(work, save_path)
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
@@ -165,5 +167,6 @@ def _save(network: Network, data: DataModule, folder: Path, rows: Sequence[Row])
     network.method.library.save(network.module.encoder, network.name, folder)
     heads = {name: value.contiguous().cpu() for name, value in network.module.heads.state_dict().items()}
     saved_run.write(folder / "heads.safetensors", lambda path: save_file(heads, path))
+    saved_run.share(folder)
     saved_run.write_labels(folder, data.spaces)
     saved_run.write_results(folder, rows)

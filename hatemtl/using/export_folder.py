@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hatemtl.errors import UserError
+from hatemtl.saved_runs.saved_run import share
 
 MARKER = "hatemtl_export.json"
 
@@ -56,6 +57,7 @@ def write(
     try:
         hidden.mkdir(parents=True)
         content(hidden)
+        share(hidden)
         said = {**marker, "files": sorted(_files(hidden))}
         (hidden / MARKER).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         check(folder, kept, overwrite=overwrite)

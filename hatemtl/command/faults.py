@@ -1,0 +1,113 @@
+"""What the system refuses, a disk or memory, as an error that the user can mend."""
+
+import errno
+import os
+import re
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hatemtl.errors import UserError
+
+# What only a disk can be the cause of, whichever file it was; and what helps.
+DISK = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room in your quota",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "make it writable",
+}
+# What helps against some others, where the file is known.
+NAMED = {
+    errno.EACCES: "give yourself the right to it",
+    errno.EPERM: "give yourself the right to it",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.EIO: "check that disk",
+}
+# How torch, and C++ below it, say that there is no more memory, or that a file could not be written.
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+NOT_WRITTEN = re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos")
+# Whose files they are that are no business of the user's: a fault in them is a bug.
+OURS = [Path(__file__).parents[1], Path(__file__).parents[2] / "conf"]
+OURS += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+
+
+def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
+    """What the user can mend of an error, told with the keys of the configuration; None for a bug."""
+    number = _number(error)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        return _memory(error, config)
+    if isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
+        return _memory(error, config)
+    if isinstance(error, RuntimeError) and NOT_WRITTEN.search(str(error)):
+        return _disk(_target(config), "cannot be written", "make room there", config)
+    path = Path(os.fsdecode(name)) if isinstance(name := getattr(error, "filename", None), str | bytes) else None
+    if number in DISK:
+        return _disk(path or _target(config), os.strerror(number), DISK[number], config)
+    if number is None or path is None or any(path.resolve().is_relative_to(folder) for folder in OURS):
+        return None
+    return _disk(path, os.strerror(number), NAMED.get(number), config)
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of the error; safetensors' says it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
+
+
+def _disk(path: Path, reason: str, helps: str | None, config: Mapping[str, Any]) -> UserError:
+    return UserError(f"{path}: {reason}; {f'{helps}, or ' if helps else ''}{_elsewhere(path, config)}")
+
+
+def _target(config: Mapping[str, Any]) -> Path:
+    """Where a command writes."""
+    predict, export, own = config["predict"], config["export"], config["save_path"]
+    places = {
+        "predict": predict["output"] or predict["input"],
+        "export": export["path"],
+        "test": own or config["load_path"],
+    }
+    return Path(places.get(str(config["action"])) or own or "adapters")
+
+
+def _elsewhere(path: Path, config: Mapping[str, Any]) -> str:
+    """What to type for another place than this one, by the key that it comes from."""
+    data, predict = config["data"], config["predict"]
+    beside = Path(predict["input"]).parent if predict["input"] else None
+    keys = [
+        (data["cache"], "data.cache=null"),
+        (config["export"]["path"], "export.path=FOLDER"),
+        (predict["output"] or beside, "predict.output=FILE"),
+        (config["save_path"], "save_path=FOLDER"),
+        (config["load_path"], "save_path=FOLDER" if config["action"] == "test" else "load_path=FOLDER"),
+        (data["dir"], "data.dir=FOLDER"),
+        ("adapters", "save_path=FOLDER"),
+    ]
+    ways = [way for given, way in keys if given and _belongs(path, Path(given).expanduser())]
+    return f"type {ways[0]}" if ways else "see that it can be read and written"
+
+
+def _belongs(path: Path, given: Path) -> bool:
+    """Whether a path is the given one, in it, above it, or in a hidden neighbour in which it is made."""
+    path, given = path.absolute(), given.absolute()
+    made = any(part.parent == given.parent and part.name.startswith(f".{given.name}.") for part in (path, *path.parents))
+    return made or path.is_relative_to(given) or given.is_relative_to(path)
+
+
+def _memory(error: BaseException, config: Mapping[str, Any]) -> UserError:
+    batching, length = config["batching"], config["encoder"]["max_length"]
+    trains = config["action"] not in ("test", "predict", "export")
+    by_tokens = "batch_tokens" in batching
+    sizes = ("batch_tokens", "eval_batch_tokens") if by_tokens else ("batch_size", "eval_batch_size")
+    now = {
+        f"batching.{key}": batching[key] for key in (sizes if trains else sizes[1:]) if isinstance(batching.get(key), int)
+    }
+    ways = [] if by_tokens else ["batching=tokens"]
+    ways += [" ".join(f"{key}={max(size // 2, 1)}" for key, size in now.items())] if now else []
+    if trains:  # a saved run's is what it was trained with
+        ways.append(f"encoder.max_length={max(length // 2, 8)}")
+    used = ", ".join(f"{key}={size}" for key, size in {**now, "encoder.max_length": length}.items())
+    said = str(error).split("\n")[0].split(". GPU")[0][:200] or "the system has no more"
+    return UserError(f"out of memory ({said}) with {used}; type {', or '.join(ways)}; docs/memory.org tells what runs take")

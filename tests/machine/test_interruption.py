@@ -1,0 +1,195 @@
+"""Ctrl-C at any moment: exit code 130, at most two lines, no stack; and the same command goes on."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Outcome
+
+from hatemtl.machine import interruption
+from hatemtl.machine.interruption import Interrupted, interruptible, watch
+
+RUN = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "logger=csv"]
+
+
+@pytest.fixture
+def watched() -> Iterator[None]:
+    kept = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    watch()
+    yield
+    signal.signal(signal.SIGINT, kept[0])
+    sys.unraisablehook = kept[1]
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes with which the process would have ended."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    return codes
+
+
+def test_once_it_is_raised_and_twice_it_ends_the_process(watched: None, left: list[int]) -> None:
+    with pytest.raises(Interrupted), interruptible():
+        signal.raise_signal(signal.SIGINT)
+    assert not left
+    signal.raise_signal(signal.SIGINT)
+    assert left == [130]
+
+
+def test_when_all_is_done_it_says_so(watched: None, left: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+    signal.raise_signal(signal.SIGINT)
+    with interruptible():
+        pass
+    signal.raise_signal(signal.SIGINT)
+    assert left == [130, 130]
+    assert capfd.readouterr().err == "interrupted\ninterrupted when all was done\n"
+
+
+def test_where_a_library_swallows_it_the_next_one_counts(watched: None, left: list[int]) -> None:
+    with interruptible():
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert left == [130]
+
+
+def test_where_python_could_only_print_it_it_comes_again(
+    watched: None, left: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted), interruptible():
+        Finalized()
+        time.sleep(5)
+    assert not left
+    assert "Exception ignored" not in capsys.readouterr().err
+
+
+def test_a_forked_process_leaves_it_to_its_parent(watched: None, left: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_watched", os.getpid() + 1)
+    with interruptible():
+        signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    assert not left
+
+
+def test_who_ignores_it_goes_on_ignoring_it() -> None:
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        watch()
+        with interruptible():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, kept)
+
+
+# Whole commands
+
+
+def broken_off(arguments: list[str], *, after: float = 0.0, line: str | None = None, number: int = signal.SIGINT) -> Outcome:
+    """How a command of its own process ends that gets the signal so many seconds after its start, or after a line of it."""
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    said = ""
+    while line is not None and (read := process.stdout.readline()):
+        said += read
+        if read.startswith(line):
+            break
+    time.sleep(after)
+    os.killpg(process.pid, number)  # as a terminal does
+    out, err = process.communicate(timeout=120)
+    return Outcome(process.returncode, said + out, err)
+
+
+def short(outcome: Outcome) -> bool:
+    return outcome.code == 130 and len(outcome.err.splitlines()) <= 2 and "Traceback" not in outcome.err
+
+
+@pytest.mark.slow
+def test_in_an_epoch_it_says_where_the_run_stands_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    run = [*RUN, "optimization.epochs=12", "optimization.patience=null", f"save_path={tmp_path}/run"]
+    outcome = broken_off(run, line="epoch 2/12")
+    assert short(outcome), outcome.err
+    done = max(int(line.split()[1].split("/")[0]) for line in outcome.out.splitlines() if line.startswith("epoch"))
+    again = f"the same command goes on from there: save_path={tmp_path}/run"
+    assert outcome.err in [f"interrupted after epoch {n} of 12; {again}\n" for n in (done - 1, done, done + 1)]
+    assert not (tmp_path / "run").exists()
+    resumed = broken_off(run, line="epoch")
+    assert "an unfinished run goes on" in resumed.out
+    assert short(resumed), resumed.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.2, 1, 3, 6, *(random.Random(0).uniform(0.05, 9) for _ in range(8))])
+def test_at_any_moment_it_leaves_a_line_and_no_stack(after: float, tmp_path: Path) -> None:
+    outcome = broken_off(
+        [*RUN, "optimization.epochs=50", f"save_path={tmp_path}/run", f"data.cache={tmp_path}/c"], after=after
+    )
+    assert short(outcome), outcome.err
+    assert not list(tmp_path.glob("c/.*"))  # nothing half written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.0, 0.3])
+def test_processes_that_make_batches_end_with_it(after: float, tmp_path: Path) -> None:
+    run = [*RUN, "optimization.epochs=50", "data.workers=2", f"save_path={tmp_path}/run"]
+    outcome = broken_off(run, line="epoch 1/50", after=after)
+    assert short(outcome), outcome.err
+    assert "the same command" in outcome.err
+
+
+@pytest.mark.slow
+def test_before_the_first_epoch_it_begins_anew(tmp_path: Path) -> None:
+    outcome = broken_off([*RUN, f"save_path={tmp_path}/run"], line="loaded, active")
+    assert short(outcome), outcome.err
+    assert "before the end of its first epoch; the same command begins anew" in outcome.err
+
+
+@pytest.mark.slow
+def test_a_termination_is_counted_as_a_shell_does(tmp_path: Path) -> None:
+    run = [*RUN, "optimization.epochs=50", f"save_path={tmp_path}/run"]
+    outcome = broken_off(run, line="epoch 1/50", number=signal.SIGTERM)
+    assert outcome.code == 143
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.slow
+def test_a_cohort_says_that_each_goes_on(tmp_path: Path) -> None:
+    run = [*RUN, "cohort.seeds=[0,1]", "encoder=minilm", "tasks.label.corpus.size=200", f"save_path={tmp_path}/run"]
+    outcome = broken_off(run, line="seed_1  epoch 1/")
+    assert short(outcome), outcome.err
+    assert "with 2 runs unfinished; the same command goes on" in outcome.err
+
+
+def test_what_ends_after_its_end_is_finished(
+    cli: Callable[..., Outcome], sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hatemtl.training.train.report.results", interrupted)
+        outcome = cli(*sample, f"save_path={tmp_path}/run")
+    assert (outcome.code, outcome.err) == (130, f"interrupted with the run finished: save_path={tmp_path}/run\n")
+    assert "not trained again" in cli(*sample, f"save_path={tmp_path}/run").out
