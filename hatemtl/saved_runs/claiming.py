@@ -30,6 +30,7 @@ OFF = (None, False, 0)
 CHECKPOINT = "last.ckpt"
 TRAINED, TESTED = "trained", "tested"  # what is done to a run that is held
 PAUSE, PATIENCE = 0.05, 60  # seconds between two looks, and of all, until those who write a test's results are done
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # whatever is written there
 LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -52,6 +53,8 @@ def held(save_path: Path, doing: str) -> Iterator[Path]:
             after.callback(_let_go, lock, path)
             _sweep(place)
         except (OSError, RuntimeError) as error:  # the latter from a link that leads to itself, before Python 3.13
+            if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+                raise
             lockless = isinstance(error, OSError) and error.errno in LOCKLESS
             why = "its file system locks no files" if lockless else "no run can be left there"
             raise UserError(f"save_path={save_path}: {why} ({error}); give another save_path") from error

@@ -64,7 +64,11 @@ class WholeFile(TorchCheckpointIO):
     """Writes a checkpoint to a hidden neighbour and renames it. Lightning's own way needs the memory twice, and TMPDIR."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write(Path(path), partial(torch.save, checkpoint))
+        def content(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # of Python, whose errors say what the disk lacks
+                torch.save(checkpoint, file)
+
+        write(Path(path), content)
 
 
 class Checkpoint(Callback):
