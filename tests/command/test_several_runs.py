@@ -101,6 +101,14 @@ def test_what_refers_to_nothing_and_what_no_action_takes_fails_its_run_alone(
     assert "Traceback" not in outcome.err + nothing.err
 
 
+def test_a_sweep_of_which_a_run_cannot_be_composed_is_refused_as_a_whole(
+    cli: Cli, tmp_path: Path, trained: list[int]
+) -> None:
+    outcome = cli(*sweep(tmp_path, "method=full,fulll"))
+    assert (outcome.code, outcome.out, trained) == (2, "", [])
+    assert "method=fulll: no such option; did you mean 'full'" in outcome.err
+
+
 def test_ctrl_c_ends_a_sweep_with_the_table_of_what_it_did(
     capsys: Any, cli: Cli, tmp_path: Path, trained: list[int]
 ) -> None:
