@@ -1,13 +1,13 @@
 """Dispatches the action: train, test, predict or export."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from typing import Any
 
 from hatemtl.command.configuration import requested
 from hatemtl.command.request import Request
 from hatemtl.command.saved_command import using
-from hatemtl.errors import Refusal, UserError, did_you_mean
+from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.warnings_off import quiet
 from hatemtl.training.train import train
 from hatemtl.using.actions import export_run, predict, test
@@ -24,8 +24,8 @@ def run(cfg: Any) -> None:
     quiet()
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
     if actions in (["train"], ["train", "test"]):
-        request = requested(cfg)
-        with _naming(request):
+        request = _requested(cfg)
+        with request.naming():
             result = train(request, then_test="test" in actions)
         if "test" in actions and not result.tested:  # finished before, by a command that did not test
             _use("test", using(result.folder))
@@ -35,16 +35,13 @@ def run(cfg: Any) -> None:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
 
 
+def _requested(cfg: Any) -> Request:
+    if cfg.trainer.accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
+    return requested(cfg)
+
+
 def _use(action: str, cfg: Any) -> None:
-    request = requested(cfg)
-    with _naming(request):
+    request = _requested(cfg)
+    with request.naming():
         USES[action](request, cfg)
-
-
-@contextmanager
-def _naming(request: Request) -> Iterator[None]:
-    """Inside, what a method refuses is told with the names that the user typed."""
-    try:
-        yield
-    except Refusal as error:
-        raise error.named(request.choices["method"], request.choices["encoder"]) from error

@@ -10,9 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from hatemtl.corpora.base import Posts
 from hatemtl.corpora.files import SUFFIXES, delimiter_of, read_table
 from hatemtl.corpora.rows import Rows, sound
 from hatemtl.errors import UserError, did_you_mean
@@ -39,11 +36,6 @@ def read(
         text = next(iter(rows.columns)) if usual not in rows.columns and len(rows.columns) == 1 else usual
     replace(rows, again="type predict.text=COLUMN")[text]
     return replace(rows, again="mend the cell, or leave the row out"), text
-
-
-def as_posts(rows: Rows, text: str) -> Posts:
-    """The rows as posts of the test split, without annotations. Raises UserError where one has no text."""
-    return Posts([str(i) for i in range(len(rows))], rows.posts(text), np.full(len(rows), "test"), {})
 
 
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
