@@ -1,5 +1,6 @@
 """Dispatches the action: train, test, predict or export."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
 from hatemtl.command.saved_command import using
 from hatemtl.command.several_runs import Turn, in_turn
-from hatemtl.errors import Refusal, UserError, did_you_mean
+from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.warnings_off import quiet
 from hatemtl.saved_runs.standing import Standing, standing
@@ -36,7 +37,7 @@ def run(cfg: Any) -> None:
 def _do(cfg: Any, turn: Turn) -> None:
     actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
     if actions in (["train"], ["train", "test"]):
-        request = requested(cfg)
+        request = _requested(cfg)
         result: Result = _told(request, lambda: train(request, then_test="test" in actions), trains=True)
         if "test" in actions and not result.trained and (request.evaluations or not result.tested):
             # finished before, by a command that did not test, or not by all of these
@@ -49,8 +50,14 @@ def _do(cfg: Any, turn: Turn) -> None:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
 
 
+def _requested(cfg: Any) -> Request:
+    if cfg.trainer.accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
+    return requested(cfg)
+
+
 def _use(action: str, cfg: Any) -> Path:
-    request = requested(cfg)
+    request = _requested(cfg)
     return _told(request, lambda: USES[action](request, cfg))
 
 
@@ -61,9 +68,8 @@ def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> A
         return standing(request.identity, request.save_path, request.optimization.total_epochs)
 
     try:
-        return do()
-    except Refusal as error:
-        raise error.named(request.choices["method"], request.choices["encoder"]) from error
+        with request.naming():
+            return do()
     except Interrupted:
         raise Interrupted(stands().interrupted if trains else "") from None
     except Exception as error:

@@ -5,9 +5,11 @@ head or a task moves no other draw, and two runs of one seed start from the same
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -28,3 +30,15 @@ def seeded(seed: int, *names: object) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, *names))
         yield
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Afterwards the global generators of Python, NumPy and torch are as they were before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -40,6 +40,7 @@ from hatemtl.tasks import Task
 from hatemtl.training.prepare import prepare
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using import predictions
+from hatemtl.using.predictor import check_predictable
 
 Cli = Callable[..., Outcome]
 WORDS = ("snorf", "dronk", "cake", "choir", "garden", "soup")
@@ -291,9 +292,9 @@ def test_a_masked_head_has_no_column_and_no_other_head_has_none() -> None:
 
 def test_no_task_of_choices_or_masked_tokens_predicts_posts() -> None:
     spaces = everything()[1].spaces
-    for name in ("right", "masked"):
-        with pytest.raises(UserError, match=f"task {name!r}"):
-            predictions.check_predictable({"label": spaces["label"], name: spaces[name]})
+    for name, about in (("right", "second texts"), ("masked", "masked tokens")):
+        with pytest.raises(UserError, match=f"task {name!r} is about {about}"):
+            check_predictable({"label": spaces["label"], name: spaces[name]})
 
 
 # Masked language modelling, by the command line

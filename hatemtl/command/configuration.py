@@ -3,7 +3,6 @@
 Nothing but this, main.py, run.py, training.py and using.py reads the configuration.
 """
 
-import os
 import re
 from functools import partial
 from importlib import import_module
@@ -84,8 +83,6 @@ def requested(cfg: DictConfig, **changes: Any) -> Request:
     Raises UserError where a value is of the wrong type or range, or contradicts another.
     """
     check_types(cfg)
-    if cfg.trainer.accelerator == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
     if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
     config, optimization = known_by(cfg), build(cfg.optimization)

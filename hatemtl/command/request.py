@@ -1,6 +1,7 @@
 """Holds a run's request: what is trained or used, on which posts, how, and where it lands. Nothing here knows Hydra."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from hatemtl.batches.sampling import Sampling
 from hatemtl.corpora.leaks import Policy
 from hatemtl.encoders.fast import restore, verify
 from hatemtl.encoders.pretrained import Encoder
-from hatemtl.errors import UserError
+from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import started
@@ -81,6 +82,14 @@ class Request:
     def choices(self) -> Mapping[str, str]:
         """The options of groups that were chosen, by group."""
         return self.config.get("choices", {})
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Inside, what a method refuses is told with the names that the user typed."""
+        try:
+            yield
+        except Refusal as error:
+            raise error.named(self.choices["method"], self.choices["encoder"]) from error
 
     def heads_from(self) -> SavedRun | None:
         """The saved run whose heads are loaded, if any. Raises UserError where none is given."""
@@ -152,7 +161,7 @@ class Request:
         return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
 
     def evaluator(self, root: Path, *, bar: bool = False) -> L.Trainer:
-        """A trainer that evaluates or predicts alone."""
+        """A trainer that evaluates alone."""
         started()
         return self.trainer.trainer(self.optimization, root=root, logger=False, callbacks=[], bar=bar)
 

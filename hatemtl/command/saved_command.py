@@ -5,17 +5,20 @@ YAMLs, and plain values are laid over what these say, where they have such a key
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.configuration import chosen
+from hatemtl.command.suggestions import CONF, explain, is_mistyped
 from hatemtl.errors import UserError
 from hatemtl.methods.base import LOADERS
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -58,6 +61,23 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     cfg.choices = chosen(whole.hydra)
     return cfg
+
+
+def using_alone(folder: str | Path, typed: Sequence[str]) -> DictConfig:
+    """`using` in a process that main.py did not start, with its own Hydra or none, which is left as it is.
+
+    Raises UserError as main.py tells what was mistyped.
+    """
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return using(folder, typed=list(typed))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_mistyped(error):
+            raise
+        raise UserError(explain(error, typed)) from None
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 def _typed(words: list[str]) -> dict[str, Any]:

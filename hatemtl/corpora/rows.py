@@ -62,7 +62,7 @@ class Rows:
 
     def posts(self, name: str) -> list[str]:
         """Reads a column of texts as posts: space collapsed, half an emoji made "?". Raises UserError as `texts` does."""
-        posts = [sound(" ".join(text.split())) for text in self.texts(name)]
+        posts = [as_post(text) for text in self.texts(name)]
         for i, post in enumerate(posts):
             if len(post) > LONGEST:
                 raise self.wrong(i, name, f"a post of at most {LONGEST:,} characters, found {len(post):,}")
@@ -125,6 +125,11 @@ def _numeric(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def as_post(text: str) -> str:
+    """The text with its space collapsed and half an emoji made "?"."""
+    return sound(" ".join(text.split()))
 
 
 def sound(value: Any) -> Any:

@@ -169,27 +169,17 @@ class MultitaskModule(L.LightningModule):
     def test_step(self, batch: Batch, index: int) -> None:
         self._evaluate(batch)
 
-    def predict_step(self, batch: Batch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pool positions (B,) and each task's scores."""
-        return batch.posts.cpu(), {t: self.head(t).scores(logits).cpu() for t, logits in self(batch).items()}
-
     def on_validation_epoch_start(self) -> None:
         self._begin()
 
     def on_test_epoch_start(self) -> None:
         self._begin()
 
-    def on_predict_epoch_start(self) -> None:
-        self.merged.enter_context(merged(self.encoder))
-
     def on_validation_epoch_end(self) -> None:
         self._report("val")
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
-
-    def on_predict_epoch_end(self) -> None:
-        self.merged.close()
 
     def _begin(self) -> None:
         self.merged.enter_context(merged(self.encoder))

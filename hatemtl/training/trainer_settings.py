@@ -3,8 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,6 +117,21 @@ class TrainerSettings:
         options: Any = None if on_gpu else {"pattern_matcher": False}
         return torch.compile(encoder.forward, dynamic=True, options=options)
 
+    def bar(self, terminal: bool) -> bool:
+        """Whether a progress bar is drawn, by whether there is a terminal to draw it on."""
+        return terminal if self.progress is None else self.progress
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Inside, float32 is multiplied as in training."""
+        before = torch.get_float32_matmul_precision()
+        if self.device.type == "cpu":
+            exact_onednn()  # on a GPU the same switch would round float32
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     def trainer(
         self, optimization: Optimization, *, root: Path, logger: Logger | bool, callbacks: list[Callback], bar: bool
     ) -> L.Trainer:
@@ -125,7 +140,7 @@ class TrainerSettings:
             exact_onednn()  # on a GPU the same switch would round float32
             # lightning has every step of AdamW look for NVIDIA's driver on the disk; torch's own look takes no time
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-        shown = bar if self.progress is None else self.progress
+        shown = self.bar(bar)
         return L.Trainer(
             default_root_dir=root,
             accelerator=self.accelerator,

@@ -1,14 +1,16 @@
 """Uses a saved run: tests it, scores the user's posts with it, or exports it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from hatemtl.batches.datamodule import DataModule
-from hatemtl.batches.tokenized_posts import Pool, loader
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.command.request import Request, Result
@@ -16,16 +18,16 @@ from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
-from hatemtl.labels import LabelSpace
+from hatemtl.machine.startup import started
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.tasks import Task
-from hatemtl.using import export
+from hatemtl.using import export, graph_check
 from hatemtl.using.judging import check_evaluations, judged
+from hatemtl.using.predictor import Predictor, predictable
 
 
 def test(request: Request) -> Result:
@@ -49,7 +51,9 @@ def test(request: Request) -> Result:
     data = request.datamodule(tasks)
     data.check_split("test")
     check_evaluations(request.evaluations, data)
-    network = _network(request, saved, tasks, data.spaces, console)
+    network = request.network(tasks, data.spaces, name=saved.folder.name)
+    network.module.requires_grad_(False)
+    _tell(console, network)
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
@@ -58,15 +62,9 @@ def test(request: Request) -> Result:
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
 
 
-def _network(
-    request: Request, saved: SavedRun, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], console: Console
-) -> Network:
-    """The saved run's network, told, with nothing to be trained."""
-    network = request.network(tasks, spaces, name=saved.folder.name)
-    network.module.requires_grad_(False)
+def _tell(console: Console, network: Network) -> None:
     report.notes(console, network.notes)
     report.network(console, network.parts())
-    return network
 
 
 @contextmanager
@@ -98,19 +96,17 @@ def predict(
     rows = scored_file.read(source, text, **cells)
     text = text or scored_file.text_of(rows, named)
     target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
-    texts = scored_file.as_posts(rows, text)
-    saved = request.used_run("predict")
-    check_heads(saved, request.tasks)
-    spaces = {task: saved.labels[task] for task in request.tasks}
-    outcome.check_predictable(spaces)
-    names = [f"pred_{task}_{label}" for task, space in spaces.items() for label in space.names]
-    scored_file.check_writable(rows, names, target, **cells)
-    network = _network(request, saved, request.tasks, spaces, console)
-    pool = Pool(network.encoder.tokenizer(), network.encoder.max_length, [texts])
-    posts = loader(pool, request.batching.in_order(pool.lengths), request.workers)
-    batches: Any = request.evaluator(target.parent, bar=console.is_terminal).predict(network.module, posts)
-    scored_file.write_scored(rows, outcome.score_columns(network.module, pool, batches), target, **cells)
-    console.print(f"{len(pool)} posts scored: {target}", soft_wrap=True)
+    texts, saved = rows.posts(text), request.used_run("predict")
+    spaces = predictable(saved, request.tasks)
+    scored_file.check_writable(rows, [*outcome.score_columns(spaces, [])], target, **cells)
+    predictor = Predictor(request, saved)
+    _tell(console, predictor.network)
+    started()
+    with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
+        bar = progress.add_task("scoring", total=len(texts))
+        said = predictor(texts, partial(progress.advance, bar))
+    scored_file.write_scored(rows, outcome.score_columns(spaces, said), target, **cells)
+    console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
     return target
 
 
@@ -122,11 +118,10 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     way: dict[str, Any] = {"seed": request.seed, "overwrite": request.overwrite}
     form, folder = export.check(format, path, encoder, saved.folder, overwrite=request.overwrite)
     if form == "onnx":
-        saved = request.used_run("export")
-        check_heads(saved, request.tasks)
-        spaces = {task: saved.labels[task] for task in request.tasks}
-        network = request.network(request.tasks, spaces, name=saved.folder.name)
-        export.onnx(saved, encoder, {task: network.module.head(task) for task in spaces}, folder, **way)
+        exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
+        predictor = Predictor(exact, request.used_run("export"))
+        heads = {task: predictor.head(task) for task in request.tasks}
+        export.onnx(saved, encoder, heads, folder, **way, check=partial(graph_check.check, predictor=predictor))
     elif form == "merged":
         export.transformer(saved, encoder, folder, **way)
     else:

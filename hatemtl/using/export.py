@@ -175,9 +175,19 @@ class _Scorer(nn.Module):
 
 
 def onnx(
-    run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Path, *, seed: int, overwrite: bool = False
+    run: SavedRun,
+    encoder: Encoder,
+    heads: Mapping[str, Head],
+    folder: Path,
+    *,
+    seed: int,
+    overwrite: bool = False,
+    check: Callable[[Path], object],
 ) -> None:
-    """Writes model.onnx, from input_ids and attention_mask (B, T) to each task's scores; tokenizer and labels beside."""
+    """Writes model.onnx, from input_ids and attention_mask (B, T) to each task's scores; tokenizer and labels beside.
+
+    check: raises UserError where the graph in a file is not the run's; then nothing is left.
+    """
     for task, head in heads.items():
         if head.kind in ("masked", "choice"):
             raise UserError(
@@ -200,6 +210,7 @@ def onnx(
             external_data=False,
             verbose=False,
         )
+        check(target / "model.onnx")
         encoder.tokenizer().save_pretrained(target)
         shutil.copy(run.folder / "labels.json", target / "labels.json")
 

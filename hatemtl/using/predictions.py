@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
 
 from hatemtl.batches.tokenized_posts import Pool
-from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.network.module import MultitaskModule
+from hatemtl.using.predictor import Scored
 
 
 def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
@@ -32,36 +31,17 @@ def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])
 
 
-def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
-    """Raises UserError where a task says nothing of a single text."""
-    for task, space in spaces.items():
-        if space.kind in ("choice", "masked"):
-            what = "second texts" if space.kind == "choice" else "masked tokens"
-            raise UserError(f"action=predict scores posts, and task {task!r} is about {what}; leave it out of tasks=[...]")
+def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, Scored]]) -> dict[str, list[Any]]:
+    """Columns over texts: pred_TASK with the predicted labels, words or number, pred_TASK_LABEL with each score.
 
-
-def score_columns(
-    module: MultitaskModule, pool: Pool, batches: Sequence[tuple[Tensor, Mapping[str, Tensor]]]
-) -> dict[str, list[Any]]:
-    """Columns over the pool's posts: pred_TASK with the predicted labels, words or number, pred_TASK_LABEL with each score.
-
-    batches: pool positions (B,) and each task's scores, as `MultitaskModule.predict_step` gives them.
+    said: what the tasks of these labels say of each text, as `Predictor` gives it.
     """
     columns: dict[str, list[Any]] = {}
-    for task in module.heads:
-        head = module.head(task)
-        by_post = {
-            post: score
-            for posts, scores in batches
-            for post, score in zip(posts.tolist(), scores[task].tolist(), strict=True)
-        }
-        scores = [by_post[post] for post in range(len(pool))]
-        if head.space.kind == "tokens":
-            scores = [pool.at_words(post, score) for post, score in enumerate(scores)]
-            columns[f"pred_{task}_scores"] = [" ".join(f"{score:.4f}" for score in row) for row in scores]
+    for task, space in spaces.items():
+        of_task = [of_text[task] for of_text in said]
+        columns[f"pred_{task}"] = [" ".join(one.labels) for one in of_task]
+        if space.kind == "tokens":
+            columns[f"pred_{task}_scores"] = [" ".join(f"{score:.4f}" for _, score in one.words) for one in of_task]
         else:
-            for i, label in enumerate(head.space.names):
-                columns[f"pred_{task}_{label}"] = [row[i] for row in scores]
-        decoded = [head.decode(row, text.split(" ")) for row, text in zip(scores, pool.texts, strict=True)]
-        columns = {f"pred_{task}": [" ".join(labels) for labels in decoded], **columns}
+            columns |= {f"pred_{task}_{label}": [one.scores[label] for one in of_task] for label in space.names}
     return columns

@@ -10,9 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from hatemtl.corpora.base import Posts
 from hatemtl.corpora.files import SUFFIXES, delimiter_of, read_table
 from hatemtl.corpora.rows import Rows, sound
 from hatemtl.errors import UserError, did_you_mean
@@ -42,11 +39,6 @@ def text_of(rows: Rows, usual: str) -> str:
         return next(iter(rows.columns))
     replace(rows, again="type predict.text=COLUMN")[usual]
     return usual
-
-
-def as_posts(rows: Rows, text: str) -> Posts:
-    """The rows as posts of the test split, without annotations. Raises UserError where one has no text."""
-    return Posts([str(i) for i in range(len(rows))], rows.posts(text), np.full(len(rows), "test"), {})
 
 
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:

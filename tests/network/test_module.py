@@ -137,8 +137,6 @@ def test_one_forward_a_batch_in_every_stage(tasks: tuple[str, ...]) -> None:
     assert len(calls) == 3
     trainer().test(multitask, loader(posts, posts), verbose=False)
     assert len(calls) == 5
-    trainer().predict(multitask, loader(posts))
-    assert len(calls) == 6
 
 
 def merged(multitask: MultitaskModule) -> set[bool]:
@@ -155,8 +153,7 @@ def test_loras_are_merged_while_nothing_is_trained_and_apart_again_for_training(
     run.fit_loop.max_epochs = 2
     run.fit(multitask, Data(posts, 1))
     run.test(multitask, loader(posts), verbose=False)
-    run.predict(multitask, loader(posts))
-    assert seen == [(True, {False}), (False, {True})] * 2 + [(False, {True})] * 2
+    assert seen == [(True, {False}), (False, {True})] * 2 + [(False, {True})]
     assert merged(multitask) == {False}
 
 
@@ -435,19 +432,6 @@ def test_only_a_test_keeps_predictions() -> None:
     trainer().test(multitask, loader(posts), verbose=False)
     assert set(multitask.predictions) == set(SPACES)
     assert not any(row.stage == "val" for row in multitask.rows)
-
-
-def test_prediction_scores_every_post() -> None:
-    multitask, posts = module().train(), batch(6)
-    (first,) = trainer().predict(multitask, loader(posts)) or []
-    positions, scores = first
-    assert torch.equal(positions, posts.posts)
-    assert {task: tuple(value.shape) for task, value in scores.items()} == {
-        "label": (6, 3), "target": (6, 4), "rationale": (6, LENGTH),
-    }  # fmt: skip
-    assert scores["label"].sum(dim=1).allclose(torch.ones(6))
-    (again,) = trainer().predict(multitask, loader(posts)) or []
-    assert all(torch.equal(scores[task], again[1][task]) for task in SPACES)  # dropout is off
 
 
 @pytest.mark.parametrize("cuts", [(0, 6, 12), (0, 5, 7, 12), (0, 12)], ids=str)

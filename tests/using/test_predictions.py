@@ -1,4 +1,5 @@
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.network.module import Predictions
 from hatemtl.using import predictions as outcome
+from hatemtl.using.predictor import Scored, scored
 
 LABEL = LabelSpace("multiclass", ("rude", "fine"))
 TARGET = LabelSpace("multilabel", ("women", "islam"))
@@ -151,17 +153,22 @@ def test_numbers_levels_and_choices_are_told_as_lists_of_numbers() -> None:
     ]
 
 
+def said(task: str, *posts: list[float]) -> list[dict[str, Scored]]:
+    """What the task's head makes of these scores of the texts."""
+    head: Any = Module.everything[task]
+    return [{task: scored(head, scores, text.split(" "))} for scores, text in zip(posts, TEXTS, strict=False)]
+
+
+def columns(**tasks: list[list[float]]) -> dict[str, list[Any]]:
+    """The columns of tasks with these scores of the texts."""
+    by_task = [said(task, *posts) for task, posts in tasks.items()]
+    spaces: Any = {task: Module.everything[task].space for task in tasks}
+    return outcome.score_columns(spaces, [reduce(or_, of_text) for of_text in zip(*by_task, strict=True)])
+
+
 def test_score_columns_of_numbers_and_levels() -> None:
-    batches = [
-        (
-            torch.tensor([1, 0, 2]),
-            {
-                "hate": torch.tensor([[1.25], [-7.0], [0.5]]),
-                "level": torch.tensor([[0.25, 0.5, 0.25], [0, 0, 1], [0.5, 0.5, 0]]),
-            },
-        )
-    ]
-    assert outcome.score_columns(as_module(Module("hate", "level")), pool_of(TEXTS), batches) == {
+    found = columns(hate=[[-7.0], [1.25], [0.5]], level=[[0, 0, 1], [0.25, 0.5, 0.25], [0.5, 0.5, 0]])
+    assert found == {
         "pred_hate": ["-7.0000", "1.2500", "0.5000"],
         "pred_hate_hate": [-7.0, 1.25, 0.5],
         "pred_level": ["much", "some", "none"],
@@ -169,6 +176,7 @@ def test_score_columns_of_numbers_and_levels() -> None:
         "pred_level_some": [0.0, 0.5, 0.5],
         "pred_level_much": [1.0, 0.25, 0.0],
     }
+    assert [*found][:3] == ["pred_hate", "pred_hate_hate", "pred_level"]  # task by task, what is said before the scores
 
 
 def test_predictions_survive_parquet(tmp_path: Any) -> None:
@@ -189,20 +197,10 @@ def test_where_a_task_annotates_no_post_there_are_no_rows_but_the_columns() -> N
     assert list(frame.columns) == ["post_id", "task", "gold", "scores"]
 
 
-def test_score_columns_are_in_the_order_of_the_posts_whatever_the_batches() -> None:
-    pool = pool_of(TEXTS)
-    batches = [
-        (torch.tensor([1]), {"label": torch.tensor([[0.25, 0.75]]), "target": torch.tensor([[0.5, 0.75]])}),
-        (
-            torch.tensor([2, 0]),
-            {
-                "label": torch.tensor([[0.625, 0.375], [0.125, 0.875]]),
-                "target": torch.tensor([[0.25, 0.0], [0.125, 1.0]]),
-            },
-        ),
-    ]
-    columns = outcome.score_columns(as_module(Module("label", "target")), pool, batches)
-    assert columns == {
+def test_score_columns_of_labels() -> None:
+    assert columns(
+        label=[[0.125, 0.875], [0.25, 0.75], [0.625, 0.375]], target=[[0.125, 1.0], [0.5, 0.75], [0.25, 0.0]]
+    ) == {
         "pred_label": ["fine", "fine", "rude"],
         "pred_label_rude": [0.125, 0.25, 0.625],
         "pred_label_fine": [0.875, 0.75, 0.375],
@@ -213,34 +211,18 @@ def test_score_columns_are_in_the_order_of_the_posts_whatever_the_batches() -> N
 
 
 def test_score_columns_of_words_name_the_marked_words() -> None:
-    pool = pool_of(TEXTS)
-    words = {0: [0.1, 0.9], 1: [0.3], 2: [0.1, 0.8, 0.5, 0.6, 0.2]}
-    batches = [
-        (torch.tensor([1]), {"rationale": token_scores(pool, [1], words, 8)}),
-        (torch.tensor([2, 0]), {"rationale": token_scores(pool, [2, 0], words, 16)}),
-    ]
-    columns = outcome.score_columns(as_module(Module("rationale")), pool, batches)
-    assert columns == {
+    assert columns(rationale=[[0.1, 0.9], [0.3], [0.1, 0.8, 0.5, 0.6, 0.2]]) == {
         "pred_rationale": ["dronk", "", "you old dronk"],
         "pred_rationale_scores": ["0.1000 0.9000", "0.3000", "0.1000 0.8000 0.5000 0.6000 0.2000"],
     }
 
 
-def test_words_beyond_the_cut_have_no_score() -> None:
-    pool = pool_of(TEXTS, max_length=5)
-    words = {0: [0.1, 0.9], 1: [0.3], 2: [0.7, 0.8, 0.6, 0.9, 0.9]}
-    batches = [(torch.tensor([0, 1, 2]), {"rationale": token_scores(pool, [0, 1, 2], words, 8)})]
-    columns = outcome.score_columns(as_module(Module("rationale")), pool, batches)
-    assert columns["pred_rationale"] == ["dronk", "", "hi you old"]
-    assert columns["pred_rationale_scores"][2] == "0.7000 0.8000 0.6000"
-
-
-@pytest.mark.parametrize("text", ["you  dronk", " you dronk"])
-def test_the_marked_word_is_named_where_spaces_double(text: str) -> None:
-    pool = pool_of([text])
-    place = {i: 0.9 if word == "dronk" else 0.1 for i, word in enumerate(text.split(" "))}
-    batches = [(torch.tensor([0]), {"rationale": token_scores(pool, [0], {0: list(place.values())}, 8)})]
-    assert outcome.score_columns(as_module(Module("rationale")), pool, batches)["pred_rationale"] == ["dronk"]
+def test_no_text_has_columns_without_a_row() -> None:
+    spaces = {"label": LABEL, "rationale": RATIONALE}
+    empty: list[Any] = []
+    assert outcome.score_columns(spaces, []) == dict.fromkeys(
+        ("pred_label", "pred_label_rude", "pred_label_fine", "pred_rationale", "pred_rationale_scores"), empty
+    )
 
 
 def test_scores_of_words_stand_in_the_words_places_where_spaces_double() -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hatemtl.corpora.rows import Rows
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError
 from hatemtl.using import scored_file
@@ -34,16 +35,23 @@ def laid(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def read(path: Path, text: str = "text", **cells: Any) -> Rows:
+    """The rows of the file, whose column of texts it has."""
+    rows, found = scored_file.read(path, text, **cells)
+    assert found == text
+    return rows
+
+
 def score(path: Path, output: Path | None = None, text: str = "text", **cells: Any) -> Path:
     """Reads the file and writes it with a column of scores."""
-    rows = scored_file.read(path, text, **cells)
+    rows = read(path, text, **cells)
     target = output or scored_file.output_for(path, None, delimiter=cells.get("delimiter"))
     scored_file.write_scored(rows, {"pred_x": [f"score {i}" for i in range(len(rows))]}, target, **cells)
     return target
 
 
 def columns(path: Path, text: str = "text", **cells: Any) -> dict[str, list[Any]]:
-    return dict(scored_file.read(path, text, **cells).columns)
+    return dict(read(path, text, **cells).columns)
 
 
 @pytest.mark.parametrize("to", KINDS)
@@ -58,18 +66,15 @@ def test_rows_and_their_order_are_kept_and_scores_stand_behind(tmp_path: Path, k
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_posts_are_those_that_training_reads(tmp_path: Path, kind: str) -> None:
     path = lay_out(tmp_path, kind, pd.DataFrame({"comment": TEXTS}))
-    posts = scored_file.as_posts(scored_file.read(path, "comment"), "comment")
-    assert posts.texts == Table(path=str(path), text="comment").read().texts
-    assert posts.texts == [" ".join(text.split()) for text in TEXTS]
-    assert posts.ids == [str(i) for i in range(len(TEXTS))]
-    assert set(posts.splits) == {"test"}
-    assert posts.columns == {}
+    posts = read(path, "comment").posts("comment")
+    assert posts == Table(path=str(path), text="comment").read().texts
+    assert posts == [" ".join(text.split()) for text in TEXTS]
 
 
 def test_the_lines_of_plain_text_are_posts_and_come_back_as_csv(tmp_path: Path) -> None:
     lines = ["first post", 'second, "quoted"', "  émoji 😂 "]
     path = laid(tmp_path / "posts.txt", "\n".join(lines) + "\n")
-    assert scored_file.as_posts(scored_file.read(path, "comment"), "comment").texts == [line.strip() for line in lines]
+    assert read(path, "comment").posts("comment") == [line.strip() for line in lines]
     assert columns(score(path, text="comment"), "comment")["comment"] == lines
     assert (tmp_path / "posts.scored.csv").is_file()
 
@@ -189,7 +194,7 @@ def test_scores_stand_in_place_of_older_ones(tmp_path: Path, kind: str, to: str)
 def test_an_emoji_that_was_cut_in_half_stops_nothing(tmp_path: Path, to: str) -> None:
     """Posts cut to a number of UTF-16 units, as some archives cut them, end in half of one."""
     path = laid(tmp_path / "posts.jsonl", '{"text": "so funny \\ud83d"}\n{"text": "b"}\n')
-    assert scored_file.as_posts(scored_file.read(path, "text"), "text").texts == ["so funny ?", "b"]
+    assert read(path, "text").posts("text") == ["so funny ?", "b"]
     back = columns(score(path, tmp_path / f"out{to}"))["text"]
     assert back == ["so funny \ud83d" if to == ".jsonl" else "so funny ?", "b"]
 
@@ -233,7 +238,7 @@ def test_plain_text_in_another_encoding(tmp_path: Path) -> None:
 
 
 def test_what_the_encoding_lacks_is_refused_before_posts_are_scored(tmp_path: Path) -> None:
-    rows = scored_file.read(laid(tmp_path / "posts.csv", "text\ncafé\n".encode("cp1252")), "text", encoding="cp1252")
+    rows = read(laid(tmp_path / "posts.csv", "text\ncafé\n".encode("cp1252")), "text", encoding="cp1252")
     target = tmp_path / "new" / "out.csv"
     scored_file.check_writable(rows, ["pred_x_né"], target, encoding="cp1252")
     with pytest.raises(UserError, match=r"predict.output: cp1252 has no 'č'; type predict.output=NAME.jsonl"):
@@ -244,7 +249,7 @@ def test_what_the_encoding_lacks_is_refused_before_posts_are_scored(tmp_path: Pa
 
 @pytest.mark.parametrize("values", [["1", '"x"'], ["{}", "{}"], [str(2**80), "1"], ['"\\ud83d"', '"x"']])
 def test_values_that_parquet_does_not_hold_are_refused(tmp_path: Path, values: list[str]) -> None:
-    rows = scored_file.read(laid(tmp_path / "a.jsonl", "\n".join(f'{{"text": "a", "n": {n}}}' for n in values)), "text")
+    rows = read(laid(tmp_path / "a.jsonl", "\n".join(f'{{"text": "a", "n": {n}}}' for n in values)), "text")
     with pytest.raises(UserError, match=r"predict.output: .*Parquet.*; type predict.output=NAME.jsonl"):
         scored_file.check_writable(rows, [], tmp_path / "out.parquet")
 
@@ -323,7 +328,7 @@ def test_what_training_refuses_is_refused_with_the_same_words(tmp_path: Path, na
     file, content, said = WRONG[name]
     path = laid(tmp_path / file, content)
     with pytest.raises(UserError, match=said) as error:
-        scored_file.as_posts(scored_file.read(path, "text"), "text")
+        read(path, "text").posts("text")
     assert str(path) in str(error.value)
     with pytest.raises(UserError) as training:
         Table(path=str(path)).read()
@@ -365,7 +370,7 @@ def test_keys_that_fit_no_file_are_named(tmp_path: Path, keys: dict[str, Any], s
 def test_a_line_of_plain_text_is_a_post(tmp_path: Path, content: str | bytes, said: str) -> None:
     path = laid(tmp_path / "posts.txt", content)
     with pytest.raises(UserError, match=rf"posts.txt.*{said}"):
-        scored_file.as_posts(scored_file.read(path, "text"), "text")
+        read(path, "text").posts("text")
 
 
 def test_a_parquet_file_with_a_name_twice_or_without_the_column_is_refused(tmp_path: Path) -> None:
@@ -387,12 +392,12 @@ def test_a_missing_file_or_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_texts_that_a_spreadsheet_would_compute_are_guarded_and_read_back_as_they_were(tmp_path: Path) -> None:
     posts, scored = tmp_path / "posts.csv", tmp_path / "scored.csv"
     posts.write_text("text,=name\n=1+1,x\n@someone hello,-0.5\n'=kept,+y\n", encoding="utf-8")
-    rows = scored_file.read(posts, "text")
+    rows = read(posts, "text")
     scored_file.write_scored(rows, {"pred_label": ["=a", "b", "c"]}, scored)
     assert scored.read_text(encoding="utf-8").splitlines() == [
         *("text,'=name,pred_label", "'=1+1,x,'=a", "'@someone hello,-0.5,b", "'=kept,'+y,c"),
     ]
-    again = scored_file.read(scored, "text")
+    again = read(scored, "text")
     assert again.columns["text"] == rows.columns["text"] == ["=1+1", "@someone hello", "=kept"]
     assert again.columns["=name"] == ["x", "-0.5", "+y"]
 

@@ -1,0 +1,143 @@
+"""Scores texts with a saved run: what the command line, a script, a notebook and a server stand on."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hatemtl.batches.tokenized_posts import Pool, loader
+from hatemtl.command.request import Request
+from hatemtl.corpora.base import Posts
+from hatemtl.corpora.rows import LONGEST, as_post, shown
+from hatemtl.encoders.pretrained import vocabulary
+from hatemtl.errors import UserError
+from hatemtl.heads.base import Head
+from hatemtl.labels import LabelSpace
+from hatemtl.machine.warnings_off import quiet
+from hatemtl.network.assembly import check_tokenizer
+from hatemtl.network.initial_heads import check_heads
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.seeds import kept
+from hatemtl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Holds what one task says of one text.
+
+    labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text.
+    scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words.
+    words: each word with its score, NaN where the tokenizer makes nothing of it. Empty but for words.
+    """
+
+    labels: list[str]
+    scores: dict[str, float]
+    words: list[tuple[str, float]]
+
+
+class Predictor:
+    """Reads texts with a saved run's encoder and says what each of its tasks' heads makes of them.
+
+    >>> predictor = Predictor.load("adapters/run")  # doctest: +SKIP
+    >>> predictor(["some text"])[0]["label"].scores  # doctest: +SKIP
+    {'hatespeech': 0.03, 'normal': 0.9, 'offensive': 0.07}
+    """
+
+    def __init__(self, request: Request, saved: SavedRun) -> None:
+        """request: how `saved` is loaded. Raises UserError where a task has no trained head, or says nothing of one text."""
+        self.request, self.spaces = request, predictable(saved, request.tasks)
+        self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
+        self.network.module.requires_grad_(False).to(request.trainer.device)
+        self.tokenizer = self.network.encoder.tokenizer()
+        check_tokenizer(saved, vocabulary(self.tokenizer))
+
+    @classmethod
+    def load(cls, folder: str | Path, *typed: str) -> "Predictor":
+        """The saved run in `folder`, with what would be typed on the command line, as `"trainer.accelerator=cpu"`.
+
+        Random generators and Hydra are left as they were found. Raises UserError where the run cannot be loaded so.
+        """
+        from hatemtl.command.configuration import requested  # and Hydra, which a request made in Python does without
+        from hatemtl.command.saved_command import using_alone
+
+        quiet()
+        request = requested(using_alone(folder, typed))
+        with request.naming(), kept():
+            return cls(request, request.used_run("predict"))
+
+    def __call__(self, texts: Iterable[str], told: Callable[[int], object] | None = None) -> list[dict[str, Scored]]:
+        """What each task says of each text. told: called with the number of texts of every batch that is done.
+
+        Space in a text is collapsed, as in training. Raises UserError where something is no text, or an empty one.
+        """
+        pool = self.pool(texts)
+        scores = self.scores(pool, told)
+        return [
+            {task: scored(self.head(task), scores[task][row], text.split(" ")) for task in self.spaces}
+            for row, text in enumerate(pool.texts)
+        ]
+
+    def head(self, task: str) -> Head:
+        """The head of a task."""
+        return self.network.module.head(task)
+
+    def pool(self, texts: Iterable[str]) -> Pool:
+        """The texts as token ids."""
+        posts = as_posts(texts)
+        splits = np.full(len(posts), "test")
+        return Pool(
+            self.tokenizer, self.network.encoder.max_length, [Posts([*map(str, range(len(posts)))], posts, splits, {})]
+        )
+
+    def scores(self, pool: Pool, told: Callable[[int], object] | None = None) -> dict[str, list[list[float]]]:
+        """Each task's scores of the pool's posts, in their order: one a label, or one a word."""
+        found: dict[str, list[list[float]]] = {task: [[]] * len(pool) for task in self.spaces}
+        forward, settings = self.network.module.through, self.request.trainer
+        batches = self.request.batching.in_order(pool.lengths) if len(pool) else []
+        with settings.arithmetic(), forward.inference():
+            for batch in loader(pool, batches, self.request.workers):
+                for task, logits in forward(batch.to(settings.device)).items():
+                    for post, row in zip(batch.posts.tolist(), self.head(task).scores(logits).tolist(), strict=True):
+                        found[task][post] = pool.at_words(post, row) if self.spaces[task].kind == "tokens" else row
+                if told is not None:
+                    told(len(batch))
+        return found
+
+
+def predictable(saved: SavedRun, tasks: Mapping[str, Task]) -> dict[str, LabelSpace]:
+    """The labels of these tasks' trained heads. Raises UserError where one has none, or says nothing of a single text."""
+    check_heads(saved, tasks)
+    spaces = {task: saved.labels[task] for task in tasks}
+    check_predictable(spaces)
+    return spaces
+
+
+def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
+    """Raises UserError where a task says nothing of a single text."""
+    for task, space in spaces.items():
+        if space.kind in ("choice", "masked"):
+            what = "second texts" if space.kind == "choice" else "masked tokens"
+            raise UserError(f"task {task!r} is about {what} and says nothing of a single text; leave it out of tasks=[...]")
+
+
+def as_posts(texts: Iterable[str]) -> list[str]:
+    """Texts as posts, as a file's are read. Raises UserError where something is no text, or an empty one."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise UserError(f"{shown(texts)}: expected several texts; give a list of them, [text] for one")
+    posts = []
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"text {i}: {shown(text)}, expected a text with a word in it; leave it out")
+        posts.append(as_post(text))
+        if len(posts[i]) > LONGEST:
+            raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
+    return posts
+
+
+def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
+    """What a head's scores of one text, one a label or one a word, say of it."""
+    labels = head.decode(scores, words)
+    if head.kind == "tokens":
+        return Scored(labels, {}, list(zip(words, scores, strict=False)))  # words beyond max_length have none
+    return Scored(labels, dict(zip(head.space.names, scores, strict=True)), [])
