@@ -22,7 +22,7 @@ USES: dict[str, Callable[[Request, Any], object]] = {  # a saved run
 def run(cfg: Any) -> None:
     """Trains, or trains and then tests, or does something with a saved run, as the composed configuration says."""
     quiet()
-    actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
+    actions = [cfg.action] if isinstance(cfg.action, str | int | float | None) else list(cfg.action)
     if actions in (["train"], ["train", "test"]):
         request = requested(cfg)
         with _naming(request):
