@@ -35,7 +35,7 @@ def run(cfg: Any) -> None:
 
 
 def _do(cfg: Any, turn: Turn) -> None:
-    actions = [cfg.action] if isinstance(cfg.action, str) else list(cfg.action)
+    actions = [cfg.action] if isinstance(cfg.action, str | int | float | None) else list(cfg.action)
     if actions in (["train"], ["train", "test"]):
         request = _requested(cfg)
         result: Result = _told(request, lambda: train(request, then_test="test" in actions), trains=True)

@@ -30,7 +30,7 @@ class Task:
     corpus: Corpus
     column: str | Sequence[str] | None
     head: Callable[..., Head]
-    names: Sequence[str] | None = None
+    names: Sequence[str | float | bool] | None = None
     labels: Mapping[str, Sequence[str]] | None = None
     mask_pattern: str | None = None
     weight: float = 1.0
@@ -42,10 +42,10 @@ class Task:
             raise UserError("column=null: expected the column to be predicted; type tasks.TASK.column=NAME")
         if self.mask_pattern is not None:
             Part.parse(self.mask_pattern)
-        if self.weight < 0:
+        if not 0 <= self.weight < float("inf"):
             raise UserError(f"task weight={self.weight}: expected 0 or more")
         if self.labels is not None:
-            wrong = [new for new, old in self.labels.items() if isinstance(old, str) or not old]
+            wrong = [new for new, old in self.labels.items() if not old]
             if wrong or not self.labels:
                 raise UserError(f"labels={dict(self.labels)}: expected {{new name: [old names]}}")
 

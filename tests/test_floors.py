@@ -25,6 +25,7 @@ FLOORS = [
 OWNERS = {
     "hydra": {"command"},
     "omegaconf": {"command"},
+    "pydantic": {"command.annotations"},
     "lightning": {"network.module", "batches", "training", "command.request"},
     "transformers": {"encoders"},
     "adapters": {"methods.adapterhub"},
@@ -118,9 +119,9 @@ def test_analysis_never_imports_torch() -> None:
 @pytest.mark.parametrize(
     ("start", "without"),
     [
-        ("errors", {"torch", "lightning", "transformers", "numpy"}),  # what main.py needs to answer --help
+        ("errors", {"torch", "lightning", "transformers", "numpy", "pydantic"}),  # what main.py needs to answer --help
         ("machine.startup", {"torch", "lightning", "transformers", "numpy"}),
-        ("command.suggestions", {"torch", "lightning", "transformers", "numpy"}),
+        ("command.suggestions", {"torch", "lightning", "transformers", "numpy", "pydantic"}),
         ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes"}),
         ("training.train", {"hydra", "omegaconf"}),
         ("methods.full", {"adapters", "peft"}),

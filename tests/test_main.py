@@ -38,7 +38,7 @@ def files(folder: Path) -> set[Path]:
         (['tasks.target.mask_pattern="5 4"'], ["5 4", '"4 4"']),
         (['tasks.target.mask_pattern="0 4"'], ["0 4", '"1 4"']),
         (["tasks.target.mask_pattern=x"], ["'x'", '"1 4"']),
-        (["tasks.target.mask_pattern=1"], ["two whole numbers"]),
+        (["tasks.target.mask_pattern='1'"], ["two whole numbers"]),
         (['tasks.target.mask_pattern="1 12"'], ["11 labels"]),
         (["method=ah_merge16"], ["method.sources"]),
         (["method=ah_merge16", "method.sources='nowhere/part_*'"], ["nowhere/part_*", "save_path"]),
@@ -66,7 +66,7 @@ def files(folder: Path) -> set[Path]:
             ["method=ah_merge16", "merge=learned", "merge.bias_of._target_=typo"],
             ["merge.bias_of._target_=typo", "known: hatemtl.evaluations.false_positives.FalsePositiveDifference"],
         ),
-        (["method=ah_merge16", "merge=knots", "merge.inner.elect=x"], ["merge.inner.elect=x: known: total, count"]),
+        (["method=ah_merge16", "merge=knots", "merge.inner.elect=x"], ["merge.inner.elect=x: expected total or count"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -230,7 +230,7 @@ def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None]:
 
 def check_workers(workers: int) -> None:
     """Raises UserError where that is no number of processes."""
-    if not isinstance(workers, int) or workers < 0:
+    if workers < 0:
         raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
 
 

@@ -4,21 +4,26 @@ Nothing but this, main.py, run.py, training.py and using.py reads the configurat
 """
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
 from hatemtl.command.suggestions import targets
+from hatemtl.corpora.leaks import Policy
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.merging.base import at
 from hatemtl.network.initial_heads import HeadsMerge
+from hatemtl.objective.regularisers import Regulariser
+from hatemtl.tasks import Task
 
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
@@ -26,6 +31,23 @@ NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 READ_BY_METHOD = {"merge": "method=ah_merge16"}
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
+# What the keys hold that no constructor takes.
+KEYS: dict[str, Any] = {
+    "seed": int,
+    "overwrite": bool,
+    "tasks": Mapping[str, Task] | None,
+    "regulariser": Mapping[str, Regulariser] | None,
+    **dict.fromkeys(("save_path", "load_path", "data.cache"), str | None),
+    "heads.load": bool,
+    "heads.merge": HeadsMerge,
+    "data.dir": str,
+    "data.cache_prefix": bool,
+    "data.leaks": Policy,
+    "data.workers": int,
+    **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
+    "predict.encoding": str,
+    **dict.fromkeys(("export.format", "export.path"), str | None),
+}
 # How Hydra's error begins where `_target_` names no class or function.
 NOT_FOUND = ("Error locating target", "Expected a callable target")
 
@@ -35,6 +57,7 @@ def build(node: Any, **runtime: Any) -> Any:
 
     Raises UserError as the constructor does, or where the node does not fit the constructor.
     """
+    check_node(node)
     try:
         return instantiate(node, **runtime, _convert_="all")
     except InstantiationException as error:
@@ -43,7 +66,7 @@ def build(node: Any, **runtime: Any) -> Any:
             cause = cause.__cause__
         key = _key_of(error)
         if isinstance(cause, UserError):
-            raise (at(cause, key) if key.startswith("merge.inner") else cause) from None
+            raise _at(cause, key, node) from None
         if str(error).startswith(NOT_FOUND):
             target = str(OmegaConf.select(node._get_root(), f"{key}._target_"))
             if _has_no_module_that_fails(target):
@@ -52,6 +75,14 @@ def build(node: Any, **runtime: Any) -> Any:
         if isinstance(cause, TypeError) and "argument" in str(cause):
             raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
         raise cause from error  # a bug, to be seen with its stack
+
+
+def _at(error: UserError, key: str, node: DictConfig) -> UserError:
+    """The error of a constructor, told by the whole key that the user types."""
+    if key.startswith("merge.inner"):
+        return at(error, key)
+    given = OmegaConf.select(node._get_root(), key)
+    return UserError(f"{key}.{error}") if str(error).partition("=")[0] in (given or ()) else error
 
 
 def _has_no_module_that_fails(target: str) -> bool:
@@ -145,28 +176,21 @@ def chosen(hydra: Any) -> dict[str, str]:
 
 
 def check_types(cfg: DictConfig) -> None:
-    """Raises UserError where a key that no constructor checks holds what it cannot."""
+    """Raises UserError where any key of the configuration holds what it cannot."""
     for group, example in EXAMPLES.items():
         if not OmegaConf.is_dict(cfg[group]):
             raise UserError(f"{group}={cfg[group]}: expected one of its keys; type {group}.{example}")
-    for key in ("overwrite", "heads.load", "data.cache_prefix"):
-        if not isinstance(OmegaConf.select(cfg, key), bool):
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected true or false")
-    for key in ("save_path", "load_path"):
-        if not isinstance(OmegaConf.select(cfg, key), str | None):
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected the name of a folder; type {key}=FOLDER")
-    if not _is_seed(cfg.seed):
+    for key, annotation in KEYS.items():
+        check_value(key, OmegaConf.select(cfg, key), annotation)
+    for node in cfg.values():
+        if OmegaConf.is_dict(node) and "_target_" in node:
+            check_node(node)
+    if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
-
-
-def _is_seed(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**32
 
 
 def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
     """Raises UserError where heads would start from two things at once, or from nothing and then not be trained."""
-    if cfg.heads.merge not in get_args(HeadsMerge):
-        raise UserError(f"heads.merge={cfg.heads.merge}: {did_you_mean(cfg.heads.merge, get_args(HeadsMerge))}")
     if cfg.heads.load and cfg.heads.merge != "fresh":
         raise UserError(f"heads.load=true and heads.merge={cfg.heads.merge} both say where heads start; leave one out")
     if not optimization.total_epochs and not cfg.heads.load and cfg.heads.merge == "fresh":
@@ -178,7 +202,7 @@ def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
 
 def cache_of(cfg: DictConfig) -> Path | None:
     """The folder that keeps tokens and compiled code, if any."""
-    if cfg.data.cache is not None and not (isinstance(cfg.data.cache, str) and cfg.data.cache):
+    if cfg.data.cache == "":
         raise UserError(f"data.cache={cfg.data.cache}: expected a folder, or null for none; type data.cache=FOLDER")
     try:
         return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()

@@ -5,12 +5,13 @@ import itertools
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.nearest import Names
@@ -210,12 +211,34 @@ def _one_line(text: str) -> str:
 
 def targets(key: str) -> list[str]:
     """What the files of its group give as `_target_` at a key: of merge.bias_of, that of conf/merge/learned.yaml."""
-    names, found = key.split("."), set()
-    groups = [i for i, name in enumerate(names) if name and (CONF / name).is_dir()]
-    for file in sorted((CONF / names[groups[-1]]).glob("*.yaml")) if groups else []:
-        node = yaml.safe_load(file.read_text(encoding="utf-8"))
-        for name in names[groups[-1] + 1 :]:
-            node = node.get(name) if isinstance(node, dict) else None
-        if isinstance(node, dict) and "_target_" in node:
-            found.add(str(node["_target_"]))
-    return sorted(found)
+    return sorted({str(node["_target_"]) for node in _nodes(*_place(key)) if "_target_" in node})
+
+
+def defaults(key: str, target: object) -> list[Any]:
+    """What the files of its group give for a key of this `_target_`; None where they read it from elsewhere."""
+    above, _, name = key.rpartition(".")
+    group, inside = _place(above)
+    given = [
+        node for place in dict.fromkeys((inside, "")) for node in _nodes(group, place) if node.get("_target_") == target
+    ]
+    found = [OmegaConf.select(node, name, throw_on_resolution_failure=False) for node in given]
+    return [OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in found]
+
+
+def _place(key: str) -> tuple[str, str]:
+    """The innermost group that a key is of, none for those of config.yaml, and its place in there."""
+    names = key.split(".")
+    past = max((i + 1 for i, name in enumerate(names) if name and (CONF / name).is_dir()), default=0)
+    return names[past - 1] if past else "", ".".join(names[past:])
+
+
+def _nodes(group: str, place: str) -> list[DictConfig]:
+    """What stands at a place in the files of a group, where these are keys and values."""
+    found = [OmegaConf.select(file, place) if place else file for file in _files(group)]
+    return [node for node in found if OmegaConf.is_dict(node)]
+
+
+@cache
+def _files(group: str) -> list[Any]:
+    paths = sorted((CONF / group).glob("*.yaml")) if group else [CONF / "config.yaml"]
+    return [OmegaConf.load(path) for path in paths]

@@ -18,7 +18,7 @@ FALSE = {*map(str, NO), "no"}
 MANY = 100  # different labels from which a column is looked at twice
 
 
-def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequence[str] | None = None) -> Column:
+def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequence[Any] | None = None) -> Column:
     """One column of `posts.raw`, or for multilabel several, as a head of this kind expects it.
 
     multiclass: a label a cell. ordinal: the same, from the lowest level to the highest.
@@ -93,7 +93,7 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 class _Table:
     """The cells of one table, and what an error about one says."""
 
-    def __init__(self, posts: Posts, raw: Raw, names: Sequence[str] | None) -> None:
+    def __init__(self, posts: Posts, raw: Raw, names: Sequence[Any] | None) -> None:
         self.posts, self.raw, self.names = posts, raw, None if names is None else tuple(map(name_of, names))
 
     def labels(self, column: str, kind: Kind) -> Column:

@@ -113,7 +113,7 @@ class Glue(Corpus):
     validation: float
 
     def __post_init__(self) -> None:
-        if self.task not in list(LAYOUTS):  # a list is in no dict
+        if self.task not in LAYOUTS:
             raise UserError(f"task={self.task}: {did_you_mean(self.task, LAYOUTS)}")
         check_validation(self.validation)
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -63,8 +63,6 @@ class HateXplain(Corpus):
     def __post_init__(self) -> None:
         if self.targets not in (10, 11):
             raise UserError(f"targets={self.targets}: expected 11 communities, or 10 to leave out 'other'")
-        if self.rationale not in get_args(Rationale):
-            raise UserError(f"rationale={self.rationale}: {did_you_mean(self.rationale, get_args(Rationale))}")
 
     def read(self) -> Posts:
         """Reads the official files or the hub. Raises UserError with the file, the post and the way out."""

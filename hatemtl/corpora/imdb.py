@@ -42,8 +42,6 @@ class Imdb(Corpus):
 
     def __post_init__(self) -> None:
         check_validation(self.validation)
-        if not isinstance(self.unlabelled, bool):
-            raise UserError(f"unlabelled={self.unlabelled}: expected true or false")
 
     def read(self) -> Posts:
         """Reads the official files or the hub. Raises UserError with the file and the way out."""

@@ -56,7 +56,7 @@ class Reviews(Corpus):
         check_fractions(self.fractions)
         if not 0 < self.threshold <= 1:
             raise UserError(f"threshold={self.threshold}: expected a share of voters above 0, up to 1")
-        if not isinstance(self.minimum, int) or self.minimum < 1:
+        if self.minimum < 1:
             raise UserError(f"minimum={self.minimum}: expected a number of votes, at least 1")
 
     def read(self) -> Posts:

@@ -11,7 +11,7 @@ from hatemtl.errors import UserError
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raises UserError unless these are the shares of three splits."""
-    if len(fractions) != 3 or any(share < 0 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or any(share < 0 for share in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
         raise UserError(f"fractions={list(fractions)}: expected the shares of train, val and test, summing to 1")
 
 

@@ -70,12 +70,8 @@ class Encoder:
     quantize: Literal["8bit", "4bit"] | None = None
 
     def __post_init__(self) -> None:
-        if self.attention not in ("auto", "eager", "sdpa"):
-            raise UserError(f"encoder.attention={self.attention}: {did_you_mean(self.attention, ['auto', 'eager', 'sdpa'])}")
         if self.max_length < 3:
             raise UserError(f"encoder.max_length={self.max_length}: expected at least 3 token ids")
-        if self.quantize not in (None, "8bit", "4bit"):
-            raise UserError(f"encoder.quantize={self.quantize}: {did_you_mean(self.quantize, ['8bit', '4bit', 'null'])}")
         if self.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(
                 f"encoder.quantize={self.quantize} needs the package bitsandbytes; type `uv sync --extra quantize`, or "

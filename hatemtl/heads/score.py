@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Figure, Pool, Pooling, check_primary, correlation, feed_forward, masked_mean, ranks
 from hatemtl.labels import Kind, LabelSpace
 
@@ -37,8 +36,6 @@ class ScoreHead(nn.Module):
         primary: str = "pearson",
     ) -> None:
         super().__init__()
-        if loss not in list(LOSSES):  # a list is in no dict
-            raise UserError(f"head loss={loss!r}: {did_you_mean(loss, LOSSES)}")
         self.primary = check_primary(primary, ["pearson", "spearman"])
         self.space, self.loss_of = space, LOSSES[loss]
         self.pool = Pool(pooling, hidden_size)

@@ -111,12 +111,6 @@ def dense(updates: Sequence[Update]) -> Tensor:
     return torch.stack([update.dense() if isinstance(update, LoRAUpdate) else update.double() for update in updates])
 
 
-def check_inner(inner: object) -> None:
-    """Raises UserError where what stands in a merge's `inner` is no merge."""
-    if not callable(inner):
-        raise UserError(f"merge.inner={inner}: expected a merge of entries; leave it out, or type merge.inner.density=0.5")
-
-
 def merged_inside(inner: Merge, parts: Sequence[Tensor], *, layer: str) -> Tensor:
     """What the merge that stands in another's `inner` makes of parts, as a tensor in double precision."""
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hatemtl.merging.base import Merge, Update, check_inner, factored, merged_inside
+from hatemtl.merging.base import Merge, Update, factored, merged_inside
 from hatemtl.merging.lora import Basis, LoRAUpdate, combine
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.spectrum import EXACT, canonical, cleared
@@ -26,9 +26,6 @@ class CoreSpace(Merge):
     """
 
     inner: Merge
-
-    def __post_init__(self) -> None:
-        check_inner(self.inner)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = factored(updates)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Update, dense
-from hatemtl.merging.election import Election, agreeing_mean, check_elect
+from hatemtl.merging.election import Election, agreeing_mean
 from hatemtl.merging.sparsity import by_lot, check_density, check_scale, lots
 
 
@@ -33,8 +33,6 @@ class DARE(Merge):
 
     def __post_init__(self) -> None:
         check_density(self.density)
-        if self.elect is not None:
-            check_elect(self.elect)
         check_scale(self.scale)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
@@ -61,15 +59,13 @@ class DELLA(Merge):
 
     def __post_init__(self) -> None:
         check_density(self.density)
-        half = self.epsilon / 2 if isinstance(self.epsilon, (int, float)) else -1.0
+        half = self.epsilon / 2
         if not (0 <= half < self.density and self.density + half <= 1):
             raise UserError(
                 f"merge.epsilon={self.epsilon} with merge.density={self.density}: expected a width from 0 that leaves the "
                 f"chances density ± epsilon / 2 above 0 and up to 1; type merge.epsilon="
                 f"{min(self.density, 1 - self.density):g}"
             )
-        if self.elect is not None:
-            check_elect(self.elect)
         check_scale(self.scale)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:

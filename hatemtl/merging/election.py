@@ -1,22 +1,15 @@
 """One value for each entry out of sources that may disagree on its sign."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hatemtl.errors import UserError, did_you_mean
 from hatemtl.merging.sparsity import BLOCK
 
 Election = Literal["total", "count"]
 
 ROUNDING = 1e-12  # a sum so small beside what was summed is a tie, and a value so small beside the greatest a zero
-
-
-def check_elect(elect: str) -> None:
-    """Raises UserError where signs cannot be elected so."""
-    if elect not in get_args(Election):
-        raise UserError(f"merge.elect={elect}: {did_you_mean(elect, get_args(Election))}")
 
 
 def agreeing_mean(stack: Tensor, elect: Election) -> Tensor:

@@ -51,12 +51,10 @@ class Fisher(Merge):
     needs: ClassVar[Needs] = "fisher"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.normalize, bool):
-            raise UserError(f"merge.normalize={self.normalize}: expected true or false")  # Hydra reads "no" as a word
-        if not (isinstance(self.floor, (int, float)) and 0 < self.floor < float("inf")):
+        if not 0 < self.floor < float("inf"):
             raise UserError(f"merge.floor={self.floor}: expected a number over 0, such as 1e-6")
-        if type(self.posts) is not int or self.posts < 1:
-            raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
+        if self.posts < 1:
+            raise UserError(f"merge.posts={self.posts}: expected a number from 1, such as 512")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         if self.statistics is None:

@@ -62,7 +62,7 @@ class IsoCTS(Merge):
     scale: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.common, (int, float)) and 0 <= self.common <= 1):
+        if not 0 <= self.common <= 1:
             raise UserError(f"merge.common={self.common}: expected a share from 0 to 1; 1 is merge=iso_c")
         check_scale(self.scale)
 

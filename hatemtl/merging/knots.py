@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, check_inner, factored, merged_inside
+from hatemtl.merging.base import Merge, Update, factored, merged_inside
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.spectrum import EXACT, canonical, cleared, norm, svd
@@ -27,11 +26,6 @@ class KnOTS(Merge):
 
     inner: Merge
     sigma_inside: bool
-
-    def __post_init__(self) -> None:
-        check_inner(self.inner)
-        if not isinstance(self.sigma_inside, bool):
-            raise UserError(f"merge.sigma_inside={self.sigma_inside}: expected true or false")  # Hydra reads "no" as a word
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = factored(updates)

@@ -36,7 +36,7 @@ class LEGO(Merge):
     seed: int
 
     def __post_init__(self) -> None:
-        if not (self.units is None or (isinstance(self.units, int) and self.units >= 1)):
+        if self.units is not None and self.units < 1:
             raise UserError(f"merge.units={self.units}: expected a number of units from 1, or null for the greatest rank")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:

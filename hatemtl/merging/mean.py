@@ -11,11 +11,9 @@ from hatemtl.merging.base import Merge, Update, dense
 from hatemtl.merging.lora import LoRAUpdate, combine
 
 
-def check_weights(weights: object, given: str, *, negative: bool = False) -> None:
+def check_weights(weights: Sequence[float], given: str, *, negative: bool = False) -> None:
     """Raises UserError where these are no weights, one a source, not all 0; `given` is the key that the user typed."""
-    numbers = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else []
-    sound = numbers and all(type(w) in (int, float) and math.isfinite(w) and (negative or w >= 0) for w in numbers)
-    if not sound or not any(numbers):
+    if not any(weights) or not all(math.isfinite(weight) and (negative or weight >= 0) for weight in weights):
         raise UserError(
             f"{given}={weights}: expected {'numbers' if negative else 'numbers from 0'}, one a source, not all 0; type "
             f"{given}=[1,2], or null for equal ones"

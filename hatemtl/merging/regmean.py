@@ -68,12 +68,12 @@ class RegMean(Merge):
     needs: ClassVar[Needs] = "gram"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
+        if not 0 <= self.alpha <= 1:
             raise UserError(f"merge.alpha={self.alpha}: expected a number from 0 (diagonals) to 1 (whole Gram matrices)")
-        if not (isinstance(self.ridge, (int, float)) and 0 < self.ridge < float("inf")):
+        if not 0 < self.ridge < float("inf"):
             raise UserError(f"merge.ridge={self.ridge}: expected a number over 0, such as 1e-6")
-        if type(self.posts) is not int or self.posts < 1:
-            raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
+        if self.posts < 1:
+            raise UserError(f"merge.posts={self.posts}: expected a number from 1, such as 512")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         if self.statistics is None:

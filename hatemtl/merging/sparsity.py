@@ -22,7 +22,7 @@ BLOCK = 2**15  # entries at a time: what is made of them on the way stays in the
 
 def check_density(density: float) -> None:
     """Raises UserError where no share of the entries is so great."""
-    if not (isinstance(density, (int, float)) and 0 < density <= 1):
+    if not 0 < density <= 1:
         raise UserError(
             f"merge.density={density}: expected the share of entries to keep, above 0 and up to 1; type merge.density=0.5"
         )
@@ -30,7 +30,7 @@ def check_density(density: float) -> None:
 
 def check_scale(scale: float) -> None:
     """Raises UserError where a merge cannot be multiplied by it."""
-    if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
+    if not math.isfinite(scale):
         raise UserError(f"merge.scale={scale}: expected a number to multiply the merge by; type merge.scale=1")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Update, dense
-from hatemtl.merging.election import Election, agreeing_mean, check_elect
+from hatemtl.merging.election import Election, agreeing_mean
 from hatemtl.merging.sparsity import between, check_density, check_scale
 
 
@@ -56,7 +56,6 @@ class TIES(Merge):
 
     def __post_init__(self) -> None:
         check_density(self.density)
-        check_elect(self.elect)
         check_scale(self.scale)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
@@ -81,7 +80,7 @@ class Breadcrumbs(Merge):
 
     def __post_init__(self) -> None:
         for key, share in (("smallest", self.smallest), ("greatest", self.greatest)):
-            if not (isinstance(share, (int, float)) and 0 <= share < 1):
+            if not 0 <= share < 1:
                 raise UserError(f"merge.{key}={share}: expected the share of the entries to leave out, from 0 and below 1")
         if self.smallest + self.greatest >= 1:
             raise UserError(

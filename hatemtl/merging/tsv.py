@@ -35,7 +35,7 @@ class TSVM(Merge):
     scale: float
 
     def __post_init__(self) -> None:
-        if not (self.share is None or (isinstance(self.share, (int, float)) and 0 < self.share <= 1)):
+        if self.share is not None and not 0 < self.share <= 1:
             raise UserError(f"merge.share={self.share}: expected a share over 0 and up to 1, or null for 1 / sources")
         check_scale(self.scale)
 

@@ -131,31 +131,31 @@ def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
     A.copy_(values)
 
 
-def check_lora(*, rank: object, alpha: object, dropout: object = 0.0) -> None:
+def check_lora(*, rank: int, alpha: float, dropout: float = 0.0) -> None:
     """Raises UserError where one is no number that a LoRA can have."""
-    if type(rank) is not int or rank < 1:
-        raise UserError(f"method.rank={rank}: expected a whole number from 1; type method.rank=16")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"method.alpha={alpha}: expected a number; type method.alpha={rank}")
+    if rank < 1:
+        raise UserError(f"method.rank={rank}: expected a number from 1; type method.rank=16")
+    if not 0 < alpha < math.inf:
+        raise UserError(f"method.alpha={alpha}: expected a number above 0; type method.alpha={rank}")
     check_dropout(dropout)
 
 
-def check_dropout(dropout: object) -> None:
+def check_dropout(dropout: float) -> None:
     """Raises UserError where it is no probability."""
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+    if not 0 <= dropout < 1:
         raise UserError(f"method.dropout={dropout}: expected a probability below 1; type method.dropout=0.1")
 
 
-def check_leave_out(leave_out: object, depth: int) -> list[int]:
+def check_leave_out(leave_out: Sequence[int], depth: int) -> list[int]:
     """The layers without an adapter, in order. Raises UserError where one is not there, or none is left to adapt."""
-    layers = set(leave_out) if isinstance(leave_out, list | tuple) else {None}
-    if not all(type(layer) is int and 0 <= layer < depth for layer in layers) or len(layers) == depth:
+    layers = sorted(set(leave_out))
+    if not all(0 <= layer < depth for layer in layers) or len(layers) == depth:
         half = ",".join(map(str, range(depth // 2)))
         raise UserError(
             f"method.leave_out={leave_out}: expected a list of some of this encoder's layers, 0 to {depth - 1}, not all; "
             f"type method.leave_out=[{half}]"
         )
-    return sorted(layer for layer in layers if layer is not None)
+    return layers
 
 
 def to_load(path: str | None, library: Library) -> list[SavedRun]:

@@ -5,6 +5,7 @@ The sources' weights are a part of that run, so it works when the sources are go
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
@@ -61,12 +62,10 @@ class Averaged(Method):
 
     sources: str
     weights: Sequence[float] | None
-    where: str
+    where: Literal["layers", "end"]
     library = OVER_FLOATS
 
     def __post_init__(self) -> None:
-        if self.where not in ("layers", "end"):
-            raise UserError(f"method.where={self.where}: expected layers or end")
         if self.weights is not None:
             check_weights(self.weights, "method.weights")
 
@@ -103,12 +102,10 @@ class Fusion(Method):
     library = OVER_FLOATS
 
     def __post_init__(self) -> None:
-        if not all(isinstance(flag, bool) for flag in (self.query, self.key, self.value)):
-            raise UserError("method.query, method.key and method.value are true or false")  # Hydra reads "no" as a word
         if not (self.query or self.key or self.value):
             raise UserError("method: a fusion without query, key and value has nothing to train; type method=ah_average")
-        if self.width is not None and (not isinstance(self.width, int) or self.width < 1):
-            raise UserError(f"method.width={self.width}: expected a whole number from 1, or null for the encoder's own")
+        if self.width is not None and self.width < 1:
+            raise UserError(f"method.width={self.width}: expected a number from 1, or null for the encoder's own")
         if self.width is not None and not (self.query and self.key):
             raise UserError(
                 f"method.width={self.width} needs both matrices, a narrow query cannot meet a whole key; type "

@@ -61,7 +61,7 @@ def configuration(
     if reduction_factor is not None:
         if not any(isinstance(part, BnConfig) for part in found):
             raise UserError(f"method.reduction_factor={reduction_factor}: {text!r} has no bottleneck; type null")
-        if not isinstance(reduction_factor, int | float) or reduction_factor <= 0:
+        if not 0 < reduction_factor < float("inf"):
             raise UserError(f"method.reduction_factor={reduction_factor}: expected a number above 0; type 16")
         found = [_replaced(part, {"reduction_factor": reduction_factor}) for part in found]
     if leave_out:

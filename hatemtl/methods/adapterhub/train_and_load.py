@@ -50,8 +50,6 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
-        if not isinstance(self.intermediate, bool) or not isinstance(self.output, bool):
-            raise UserError("method.intermediate and method.output are true or false")  # Hydra reads "no" as a word
         if not set(self.attention) <= set("qkv"):
             raise UserError(
                 f"method.attention={list(self.attention)}: expected some of q, k, v; type method.attention=[q,v]"

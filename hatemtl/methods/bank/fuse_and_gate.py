@@ -26,8 +26,8 @@ class Fusion(Method):
     library = LIBRARY
 
     def __post_init__(self) -> None:
-        if type(self.key_width) is not int or self.key_width < 1:
-            raise UserError(f"method.key_width={self.key_width}: expected a whole number from 1; type method.key_width=4")
+        if self.key_width < 1:
+            raise UserError(f"method.key_width={self.key_width}: expected a number from 1; type method.key_width=4")
 
     def starts_from(self) -> list[SavedRun]:
         return found(self.sources, "lora_fusion")
@@ -49,10 +49,6 @@ class Gate(Method):
     input: bool
     softmax: bool
     library = LIBRARY
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.input, bool) or not isinstance(self.softmax, bool):
-            raise UserError("method.input and method.softmax are true or false")  # Hydra reads "no" as a word
 
     def starts_from(self) -> list[SavedRun]:
         return found(self.sources, "lora_gate")

@@ -214,12 +214,10 @@ def check_forward(model: PeftModel, given: str) -> None:
 def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
     """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
     known = kinds()
-    if kind not in list(known):  # a list is in no dict
+    if kind not in known:
         raise UserError(f"method.kind={kind}: {did_you_mean(kind, [name for name in known if not refusal(name)])}")
     if reason := refusal(kind):
         raise UserError(f"method.kind={kind}: {reason}; type method=peft_lora16")
-    if not isinstance(options, Mapping | None):
-        raise UserError(f"method.options={options}: expected keys and values; type 'method.options={{r: 8}}'")
     keys = {field.name for field in fields(known[kind])} - {*OWNED, *INSTEAD}
     for key in options or {}:
         if key in INSTEAD or key in LEADING:

@@ -1,0 +1,178 @@
+"""Checks the values of a configuration against the annotations of the constructors that take them.
+
+What a constructor says of itself, `rank: int`, is all that is known of a key: neither it nor anything else checks the type
+again. Ranges, and what else may not stand together, are the constructor's own affair.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from pkgutil import resolve_name
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from hatemtl.command.quoting import assigned, in_quotes
+from hatemtl.command.suggestions import CONF, LISTS, defaults, targets
+from hatemtl.errors import UserError, did_you_mean
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null", Any: "a value"}
+SEVERAL = {bool: "truth values", int: "whole numbers", float: "numbers", str: "texts", Any: "values"}
+SEQUENCES, MAPS = (Sequence, list), (Mapping, dict)
+LONG = 60  # letters: a longer value is no example
+
+
+def check_node(node: DictConfig) -> None:
+    """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes."""
+    target = node.get("_target_")
+    hints = _hints(target) if isinstance(target, str) else {}
+    for name in node:
+        if not str(name).startswith("_"):
+            check_value(_key(node, name), node[name], hints.get(str(name), Any), target)
+    if not isinstance(partial := node.get("_partial_", False), bool):
+        raise UserError(f"{node._get_full_key('_partial_')}={partial}: expected true or false")
+
+
+def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> None:
+    """Raises UserError where a value of the configuration is none of what is annotated; a node is checked itself.
+
+    target: of the node that has the key.
+    """
+    if OmegaConf.is_dict(value) and "_target_" in value:
+        return check_node(value)
+    given: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    plain, other = [], []
+    for kind in _kinds(annotation):
+        (plain if _is_plain(kind) else other).append(kind)
+    if any(_fits(kind, given) for kind in plain):
+        return None
+    for kind in other:
+        if OmegaConf.is_config(value) and get_origin(kind) in (MAPS if OmegaConf.is_dict(value) else SEQUENCES):
+            for name in value if OmegaConf.is_dict(value) else range(len(value)):
+                check_value(_key(value, name), value[name], get_args(kind)[-1], target)
+            return None
+    if not all(map(_is_ours, other)):
+        return None
+    raise UserError(_no_node(key, _typed(given)) if other else _wrong(key, given, annotation, target))
+
+
+@cache
+def _hints(target: str) -> dict[str, Any]:
+    """The annotations of what a `_target_` names; none where it names nothing, or they cannot be read."""
+    try:
+        called = resolve_name(target)
+        return get_type_hints(called.__init__ if isinstance(called, type) else called)
+    except Exception:  # whatever the user's own module raises; instantiate tells of it
+        return {}
+
+
+def _key(node: DictConfig | ListConfig, name: Any) -> str:
+    """The key that a value was typed at: of one that reads another, `path: ${load_path}`, that other."""
+    read = re.fullmatch(r"\$\{([\w.]+)\}", str(node._get_node(name)._value()))  # type: ignore[union-attr]
+    return read[1] if read else node._get_full_key(name)
+
+
+def _kinds(annotation: Any) -> Sequence[Any]:
+    """What stands in a union, or the one thing that is annotated."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a YAML holds it as it is."""
+    if (origin := get_origin(kind)) in (Union, UnionType, *SEQUENCES, *MAPS):
+        return all(map(_is_plain, get_args(kind)))
+    return origin is Literal or kind in WORDS
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether it is made by a node: a class of hatemtl, or anything to be called."""
+    inside = get_args(kind)[-1] if get_origin(kind) in (*SEQUENCES, *MAPS) else kind
+    return get_origin(inside) is Callable or getattr(inside, "__module__", "").startswith("hatemtl.")
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True))
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    if (choices := _choices(annotation)) is not None:
+        return any(type(value) is type(choice) and value == choice for choice in choices)  # 0 is not false
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _choices(annotation: Any) -> list[Any] | None:
+    """All values that are annotated, where they can be listed."""
+    found: list[Any] = []
+    for kind in _kinds(annotation):
+        if get_origin(kind) is Literal:
+            found += get_args(kind)
+        elif kind in (bool, NoneType):
+            found += [True, False] if kind is bool else [None]
+        else:
+            return None
+    return found
+
+
+def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
+    """What was given for a key, what is expected, and what to type."""
+    given = f"{key}={_typed(value)}"
+    if (choices := _choices(annotation)) is not None:
+        names = list(dict.fromkeys(map(_typed, choices)))
+        near = did_you_mean(value, names) if len(names) > 2 or isinstance(value, str) else "known"
+        return f"{given}: expected {_or(names)}" + (f"; {near}" if not near.startswith("known") else "")
+    expected = f"{given}: expected {_or([_words(kind) for kind in _kinds(annotation)])}"
+    if isinstance(value, int | float) and _fits(annotation, "text"):
+        return f"{expected}; type {in_quotes(key, _typed(value))}"
+    examples = [[value], *defaults(key, target)]
+    fitting = [_typed(one) for one in examples if one not in (None, "") and _fits(annotation, one)]
+    short = [one for one in fitting if len(one) <= LONG]
+    return f"{expected}; type {assigned(key, short[0])}" if short else expected
+
+
+def _no_node(key: str, given: str) -> str:
+    """What to type for a key that takes a node, in place of a plain value."""
+    above, _, name = key.rpartition(".")
+    group = above if above in LISTS else name
+    options = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+    if not options:
+        again = "".join(f", or type {key}._target_={known}" for known in targets(key)[:1])
+        return f"{key}={given}: expected a class or function; leave it out{again}"
+    option = get_close_matches(given, options, 1, 0.0)[0]
+    typed = f"{group}=[{option}]" if group == above else f"{group}@{key}={option}"
+    return f"{key}={given}: expected one of the options of the group {group}; type {typed}"
+
+
+def _words(kind: Any) -> str:
+    """An annotation in plain words."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(_typed, inside))}"
+    if origin in SEQUENCES:
+        return f"a list of {_or([SEVERAL.get(one, 'lists') for one in _kinds(inside[0])])}"
+    if origin in MAPS:
+        each = _or([_words(one) for one in _kinds(inside[1])])
+        return "keys and values" if inside[1] is Any else f"keys and values (each {each})"
+    return WORDS[kind]
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _typed(value: Any) -> str:
+    """A value as Hydra reads it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_typed(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    return str(value) if value != "" else "''"
