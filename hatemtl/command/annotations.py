@@ -44,7 +44,8 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
     if OmegaConf.is_dict(value) and "_target_" in value:
         return check_node(value)
     given: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    plain, other = [], []
+    plain: list[Any] = []
+    other: list[Any] = []
     for kind in _kinds(annotation):
         (plain if _is_plain(kind) else other).append(kind)
     if any(_fits(kind, given) for kind in plain):
@@ -64,7 +65,7 @@ def _hints(target: str) -> dict[str, Any]:
     """The annotations of what a `_target_` names; none where it names nothing, or they cannot be read."""
     try:
         called = resolve_name(target)
-        return get_type_hints(called.__init__ if isinstance(called, type) else called)
+        return get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
     except Exception:  # whatever the user's own module raises; instantiate tells of it
         return {}
 
