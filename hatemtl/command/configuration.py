@@ -1,4 +1,4 @@
-"""The configuration as objects: what each node of it builds, and what may not stand in it together.
+"""Builds objects of the configuration's nodes, and refuses what may not stand in it together.
 
 Nothing but this, main.py, run.py, training.py and using.py reads the configuration.
 """
@@ -30,7 +30,7 @@ NOT_FOUND = ("Error locating target", "Expected a callable target")
 
 
 def build(node: Any, **runtime: Any) -> Any:
-    """The object that a configuration node names, with what only the run knows.
+    """Builds the object that a configuration node names, with what only the run knows.
 
     Raises UserError as the constructor does, or where the node does not fit the constructor.
     """
@@ -54,7 +54,7 @@ def build(node: Any, **runtime: Any) -> Any:
 
 
 def _has_no_module_that_fails(target: str) -> bool:
-    """Whether all modules on the way to a name are imported, as far as there are any: then the name is mistyped."""
+    """Tells whether all modules on the way to a name are imported, as far as there are any: then the name is mistyped."""
     module = target.rpartition(".")[0]
     while module:
         try:
@@ -77,7 +77,7 @@ def _key_of(error: InstantiationException) -> str:
 
 
 def requested(cfg: DictConfig, **changes: Any) -> Request:
-    """The request that a configuration asks for. changes: fields of the request in place of the configuration's.
+    """Makes the request that a configuration asks for. changes: fields of the request in place of the configuration's.
 
     Raises UserError where a value is of the wrong type or range, or contradicts another.
     """
@@ -107,7 +107,7 @@ def requested(cfg: DictConfig, **changes: Any) -> Request:
 
 
 def known_by(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`."""
+    """Gives the resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`."""
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if "choices" not in config and HydraConfig.initialized():
         config = {"choices": chosen(HydraConfig.get()), **config}
@@ -115,7 +115,7 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
 
 
 def chosen(hydra: Any) -> dict[str, str]:
-    """The options of groups that make the run what it is, and classes that were typed in their place."""
+    """Lists the options of groups that make the run what it is, and classes that were typed in their place."""
     options = {
         str(group): str(option)
         for group, option in hydra.runtime.choices.items()
@@ -158,7 +158,7 @@ def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
 
 
 def cache_of(cfg: DictConfig) -> Path | None:
-    """The folder that keeps tokens and compiled code, if any."""
+    """Gives the folder that keeps tokens and compiled code, if any."""
     if cfg.data.cache is not None and not (isinstance(cfg.data.cache, str) and cfg.data.cache):
         raise UserError(f"data.cache={cfg.data.cache}: expected a folder, or null for none; type data.cache=FOLDER")
     try:

@@ -1,4 +1,4 @@
-"""What to type instead, where Hydra does not say."""
+"""Suggests a command line that works, where Hydra does not say."""
 
 import ast
 import itertools
@@ -23,7 +23,7 @@ LISTS = ("tasks", "action", "regulariser", "method.sources")  # the keys that ta
 
 
 def arguments(words: Sequence[str]) -> list[str]:
-    """The words of a command line as Hydra takes them: its own options not in between, and no experiment as an empty list.
+    """Orders the words of a command line as Hydra takes them, its options not in between; no experiment: an empty list.
 
     Raises UserError where a word that begins with a dash is none of its options.
     """
@@ -64,7 +64,7 @@ def _no_option(word: str, words: Sequence[str], options: Sequence[str]) -> str:
 
 
 def is_mistyped(error: Exception) -> bool:
-    """Whether an error of composing the configuration comes of what was typed, and is no bug."""
+    """Tells whether an error of composing the configuration comes of what was typed, and is no bug."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -73,7 +73,7 @@ def is_mistyped(error: Exception) -> bool:
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
-    """An error of composing the configuration from these words, as the nearest option or key, or as quotes to be typed."""
+    """Explains an error of composing these words, as the nearest option or key, or as quotes to be typed."""
     text = str(error)
     names = Names(CONF, words, text)
     if wrong := [at for at, word in enumerate(names.overrides) if word[:1] == "=" or not readable(word)]:
@@ -110,7 +110,7 @@ def explain(error: Exception, words: Sequence[str]) -> str:
 
 
 def _unreadable(names: Names, at: int) -> str:
-    """What to type instead of an override that Hydra cannot read, the `at`-th."""
+    """Suggests what to type instead of an override that Hydra cannot read, the `at`-th."""
     word, before, after = names.overrides[at], names.overrides[:at], names.overrides[at + 1 :]
     if word.startswith("-"):
         return _no_option(word, names.overrides, [])
@@ -135,7 +135,7 @@ def _unreadable(names: Names, at: int) -> str:
 
 
 def _no_value(names: Names, known: set[str], word: str, before: list[str], after: list[str]) -> str:
-    """What to type instead of a word without =, between these."""
+    """Suggests what to type instead of a word without =, between these."""
     spaced = "no space stands around ="
     key, sign, value = re.fullmatch(r"([^: ]*)(:| |$)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
     if sign and key in known:
@@ -162,7 +162,7 @@ def _no_value(names: Names, known: set[str], word: str, before: list[str], after
 
 
 def _no_key(names: Names, key: str, text: str) -> str:
-    """What to type instead of a key or group that is none. text: Hydra's error."""
+    """Suggests what to type instead of a key or group that is none. text: Hydra's error."""
     path = key.rpartition("@")[2].strip(". ")
     if text and key.partition("=")[0] in {*names.keys, *names.groups}:
         return _one_line(text)
@@ -188,7 +188,7 @@ def _no_key(names: Names, key: str, text: str) -> str:
 
 
 def _takes(node: object, key: str) -> bool:
-    """Whether the class that a node names has a field of this name: read, not imported, which would take seconds."""
+    """Tells whether the class that a node names has a field of this name: read, not imported, which would take seconds."""
     module, _, name = str(node.get("_target_") if isinstance(node, dict) else None).rpartition(".")
     file = CONF.parent / f"{module.replace('.', '/')}.py"
     if not file.is_file():
@@ -209,7 +209,7 @@ def _one_line(text: str) -> str:
 
 
 def targets(key: str) -> list[str]:
-    """What the files of its group give as `_target_` at a key: of merge.bias_of, that of conf/merge/learned.yaml."""
+    """Lists the `_target_`s that the files of its group give at a key: of merge.bias_of, that of conf/merge/learned.yaml."""
     names, found = key.split("."), set()
     groups = [i for i, name in enumerate(names) if name and (CONF / name).is_dir()]
     for file in sorted((CONF / names[groups[-1]]).glob("*.yaml")) if groups else []:

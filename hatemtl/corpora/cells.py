@@ -1,4 +1,4 @@
-"""The cells of a user's table, read as the annotation that a head expects."""
+"""Reads the cells of a user's table as the annotation that a head expects."""
 
 import json
 import math
@@ -19,7 +19,7 @@ MANY = 100  # different labels from which a column is looked at twice
 
 
 def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequence[str] | None = None) -> Column:
-    """One column of `posts.raw`, or for multilabel several, as a head of this kind expects it.
+    """Reads one column of `posts.raw`, or for multilabel several, as a head of this kind expects it.
 
     multiclass: a label a cell. ordinal: the same, from the lowest level to the highest.
     multilabel: one column with any number of labels a cell, between separators or in a JSON list (the separator alone, or
@@ -57,14 +57,14 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
 
 
 def is_given(value: Any) -> bool:
-    """Whether a cell says anything."""
+    """Tells whether a cell says anything."""
     if isinstance(value, float):
         return not math.isnan(value)
     return not (value is None or (isinstance(value, str) and value.strip() in NOTHING))
 
 
 def name_of(value: Any) -> str:
-    """A cell as a name, the same whether a file holds text, numbers or (beside gaps) fractions of whole numbers.
+    """Reads a cell as a name, the same whether a file holds text, numbers or (beside gaps) fractions of whole numbers.
 
     >>> name_of(" rude "), name_of(2.0), name_of(True)
     ('rude', '2', 'true')

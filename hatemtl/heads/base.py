@@ -1,4 +1,4 @@
-"""What every head shares: the contract, the pooling and the layers."""
+"""Defines a head, and holds the pooling and the layers that heads share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, Protocol
@@ -15,7 +15,7 @@ Pooling = Literal["cls", "mean", "attention"]
 
 
 class Head(Protocol):
-    """What is read off the encoder for one task: an nn.Module with its loss, its metrics and its decoding.
+    """The head of one task on the encoder: an nn.Module with its loss, its metrics and its decoding.
 
     kind: of the labels that it predicts. primary: the row that tells which of two epochs is better; higher is better.
     """
@@ -25,7 +25,7 @@ class Head(Protocol):
     primary: str
 
     def __call__(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits from hidden states (B, T, D).
+        """Computes logits from hidden states (B, T, D).
 
         (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; for choice (S,), one a sequence, of which the
         loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states themselves.
@@ -37,23 +37,23 @@ class Head(Protocol):
         ...
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        """The mean loss over the posts that have the annotation; zero, but connected to the graph, where none has."""
+        """Computes the mean loss over the annotated posts; zero, but connected to the graph, where there is none."""
         ...
 
     def scores(self, logits: Tensor) -> Tensor:
-        """What is said of each post: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
+        """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
         ...
 
     def metric(self) -> Metric:
-        """A fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
+        """Makes a fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
         ...
 
     def rows(self, computed: Tensor) -> dict[str, float]:
-        """Metric names (without stage and task) and values, from what `metric().compute()` gave."""
+        """Gives metric names (without stage and task) and values, from what `metric().compute()` gave."""
         ...
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        """What the scores of one post say: the names of its labels, or the words that are marked."""
+        """Names the labels that one post's scores say, or the words that they mark."""
         ...
 
 
@@ -79,7 +79,7 @@ class Pool(nn.Module):
 
 
 def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float) -> nn.Sequential:
-    """`layers` linear layers down to `outputs`, GELU between them, dropout before each."""
+    """Stacks `layers` linear layers down to `outputs`, GELU between them, dropout before each."""
     if layers < 1:
         raise UserError(f"head layers={layers}: expected at least 1")
     if not 0 <= dropout < 1:
@@ -91,7 +91,7 @@ def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float)
 
 
 def check_primary(primary: str, rows: Iterable[str]) -> str:
-    """The row that tells which of two epochs is better, if it is one of these. Raises UserError where it is not."""
+    """Gives the row that tells which of two epochs is better, if it is one of these. Raises UserError where it is not."""
     known = list(rows)
     if primary not in known:
         raise UserError(
@@ -102,7 +102,7 @@ def check_primary(primary: str, rows: Iterable[str]) -> str:
 
 
 def check_balance(balance: float) -> None:
-    """The exponent of the inverse label frequency lies between 0 (no weighting) and 1 (fully balanced)."""
+    """Raises UserError unless the exponent of the inverse label frequency is from 0 (no weighting) to 1 (fully balanced)."""
     if not isinstance(balance, int | float) or not 0 <= balance <= 1:
         raise UserError(
             f"head balance={balance}: expected 0 (no weighting) to 1 (fully balanced); type tasks.TASK.head.balance=0.5"
@@ -110,7 +110,7 @@ def check_balance(balance: float) -> None:
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """The share of a target that is spread over all answers is below 1, or no target would be left."""
+    """Raises UserError unless the share of a target spread over all answers is below 1, or no target would be left."""
     if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
         raise UserError(
             f"head label_smoothing={label_smoothing}: expected a share from 0 to below 1; type "
@@ -119,17 +119,17 @@ def check_label_smoothing(label_smoothing: float) -> None:
 
 
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ values·weights / Σ weights; zero, but connected to the graph, where no weight is left."""
+    """Computes Σ values·weights / Σ weights; zero, but connected to the graph, where no weight is left."""
     return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def f1(tp: float, fp: float, fn: float) -> float:
-    """2·tp / (2·tp + fp + fn), and 0 where nothing is there and nothing was predicted (as scikit-learn's default)."""
+    """Computes 2·tp / (2·tp + fp + fn), 0 where nothing is there and nothing was predicted (as scikit-learn's default)."""
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
 
 
 def count_rows(counts: Mapping[str, tuple[int, int, int]]) -> dict[str, float]:
-    """True positives, false positives and false negatives a label: micro-F1 over parts cannot be rebuilt without them."""
+    """Names each label's true and false positives and false negatives: without them no micro-F1 over parts."""
     return {
         f"{kind}_{name}": float(value)
         for name, triple in counts.items()
@@ -138,19 +138,19 @@ def count_rows(counts: Mapping[str, tuple[int, int, int]]) -> dict[str, float]:
 
 
 def label_weights(values: Tensor, labels: int, balance: float) -> Tensor:
-    """(C,) the weight of a label in the loss, by how often `values` (N,) show it: (1 / (C · frequency)) ** balance."""
+    """Weighs labels in the loss, (C,), by how often `values` (N,) show them: (1 / (C · frequency)) ** balance."""
     positives = torch.bincount(values, minlength=labels).float()
     return (max(len(values), 1) / (labels * positives.clamp(min=1))) ** balance
 
 
 def positive_weights(values: Tensor, balance: float) -> Tensor:
-    """(C,) the weight of a label's positives in the loss, by `values` (N, C): (negatives / positives) ** balance."""
+    """Weighs labels' positives in the loss, (C,), by `values` (N, C): (negatives / positives) ** balance."""
     positives = values.sum(dim=0).clamp(min=1)
     return ((len(values) - positives).clamp(min=1) / positives) ** balance
 
 
 def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, label_smoothing: float) -> Tensor:
-    """Binary cross-entropy of each answer, with targets y in [0, 1] smoothed to y·(1 - ε) + ε/2; shapes as the logits'.
+    """Computes each answer's binary cross-entropy, targets y in [0, 1] smoothed to y·(1 - ε) + ε/2; shapes as the logits'.
 
     That is label smoothing over two classes, yes and no (Szegedy et al. 2016, arXiv:1512.00567, section 7). Positives are
     weighed by what they are, not by what is smoothed into them: of a weight of 99, ε/2 of every no would make a yes.
@@ -164,13 +164,13 @@ def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, lab
 
 
 def ranks(values: Tensor) -> Tensor:
-    """(N,) places of the values in their order, from 1 on; equal ones share the mean of theirs."""
+    """Gives the values' places, (N,), in their order, from 1 on; equal ones share the mean of theirs."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2)[inverse]
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of (N,) values with others; 0 where either are all the same."""
+    """Computes Pearson's correlation of (N,) values with others; 0 where either are all the same."""
     x, y = (values.double() - values.double().mean() for values in (x, y))
     scale = x.norm() * y.norm()
     return float(x @ y / scale) if scale > 0 else 0.0

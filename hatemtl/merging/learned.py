@@ -1,4 +1,4 @@
-"""A merge whose coefficients are searched for on posts: by gradient, or without one."""
+"""Merges with coefficients that are searched for on posts: by gradient, or without one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ OBJECTIVES = ("loss", "entropy", "error", "bias")
 
 
 class Bias(Protocol):
-    """How unlike a network treats groups, one number of which less is better: what `merge.bias_of` names."""
+    """Measures how unlike a network treats groups, one number of which less is better: as `merge.bias_of` names it."""
 
     def __call__(self, scores: Tensor, targets: Tensor, has: Tensor, *, threshold: float) -> float:
-        """Of the posts of a multilabel task: scores and targets (N, C), has (N,) bool, which of them are annotated.
+        """Measures the posts of a multilabel task: scores and targets (N, C), has (N,) bool, which of them are annotated.
 
         threshold: the score from which the head predicts a label.
         """
@@ -25,7 +25,7 @@ class Bias(Protocol):
 
 
 def false_positive_equality_difference(scores: Tensor, targets: Tensor, has: Tensor, *, threshold: float) -> float:
-    """Σ over labels of |FPR - FPR of the label|: the labels are the groups, and FPR is that of all of them pooled.
+    """Sums |FPR - FPR of the label| over labels: the labels are the groups, and FPR is that of all of them pooled.
 
     Dixon et al. 2018, Measuring and mitigating unintended bias in text classification, doi:10.1145/3278721.3278729. A label
     that every post carries has no FPR and is left out. It is 0 where nothing is predicted: weigh it against error.
@@ -103,5 +103,5 @@ class Learned(Merge):
 
     @property
     def objectives(self) -> dict[str, float]:
-        """Those that count, and how much."""
+        """Gives those that count, and how much."""
         return {name: getattr(self, name) for name in OBJECTIVES if getattr(self, name)}

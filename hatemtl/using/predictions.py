@@ -1,4 +1,4 @@
-"""What heads said of posts, as tables: for predictions.parquet, and for the user's own file."""
+"""Puts what heads said of posts in tables: for predictions.parquet, and for the user's own file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from hatemtl.network.module import MultitaskModule
 
 
 def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
-    """One row a post and task: post_id, task, gold and scores.
+    """Makes one row a post and task: post_id, task, gold and scores.
 
     gold: [label's position] for multiclass and ordinal, [the right choice's] for choice, [number] for score; 0 or 1 (or a
     share) a label for multilabel, a word for tokens. scores: probabilities, a label, level, choice or word, 0 for a choice
@@ -43,7 +43,7 @@ def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
 def score_columns(
     module: MultitaskModule, pool: Pool, batches: Sequence[tuple[Tensor, Mapping[str, Tensor]]]
 ) -> dict[str, list[Any]]:
-    """Columns over the pool's posts: pred_TASK with the predicted labels, words or number, pred_TASK_LABEL with each score.
+    """Makes columns over the pool's posts: pred_TASK with labels, words or number, pred_TASK_LABEL with each score.
 
     batches: pool positions (B,) and each task's scores, as `MultitaskModule.predict_step` gives them.
     """

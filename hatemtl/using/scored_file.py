@@ -1,4 +1,4 @@
-"""The user's own file of posts: read for prediction as for training, written back with scores."""
+"""Reads the user's own file of posts for prediction as for training, and writes it back with scores."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ JSONL = "type predict.output=NAME.jsonl, which holds whatever there is"
 def read(
     path: Path, text: str | None, *, usual: str = "text", delimiter: str | None = None, encoding: str = "utf-8-sig"
 ) -> tuple[Rows, str]:
-    """The rows of a user's file and the name of its column of texts; of plain text, its lines as the column `text`.
+    """Reads the rows of a user's file and the name of its column of texts; of plain text, its lines as the column `text`.
 
     text: the column; None takes `usual`, or the only one there is.
 
@@ -42,12 +42,12 @@ def read(
 
 
 def as_posts(rows: Rows, text: str) -> Posts:
-    """The rows as posts of the test split, without annotations. Raises UserError where one has no text."""
+    """Gives the rows as posts of the test split, without annotations. Raises UserError where one has no text."""
     return Posts([str(i) for i in range(len(rows))], rows.posts(text), np.full(len(rows), "test"), {})
 
 
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
-    """Where the scored rows go: `output`, or beside the input as NAME.scored.EXT (CSV for plain text).
+    """Gives the path of the scored rows: `output`, or beside the input as NAME.scored.EXT (CSV for plain text).
 
     Raises UserError where it cannot be written, or stands there already and may not be overwritten.
     """
