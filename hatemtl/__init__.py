@@ -1,1 +1,1 @@
-"""hatemtl: train, merge, test and compare modular hate-speech classifiers on a small budget."""
+"""Trains, merges, tests and compares modular hate-speech classifiers on a small budget."""

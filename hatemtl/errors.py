@@ -1,4 +1,4 @@
-"""The one error that a user can mend."""
+"""Holds the one error that a user can mend."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -13,10 +13,10 @@ class UserError(Exception):
 
 
 class Refusal(UserError):
-    """What a method cannot do on an encoder or with its sources, told where neither method nor encoder has a name."""
+    """A method's refusal of an encoder or of its sources, told where neither method nor encoder has a name."""
 
     def named(self, method: str, encoder: str) -> UserError:
-        """The same with the names that the user typed.
+        """Says the same with the names that the user typed.
 
         >>> print(Refusal("no such layer; type method=full").named("ah_lora16", "tiny"))
         method=ah_lora16 on encoder=tiny: no such layer; type method=full
@@ -30,7 +30,7 @@ class Refusal(UserError):
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Inside, what the user can mend is a method's refusal."""
+    """Turns what the user can mend, inside, into a method's refusal."""
     try:
         yield
     except UserError as error:
@@ -38,7 +38,7 @@ def refusing() -> Iterator[None]:
 
 
 def did_you_mean(given: object, known: Iterable[object]) -> str:
-    """The tail of an error about a name: the closest known names, else all of them, as where it is no name at all.
+    """Ends an error about a name: with the closest known names, else with all of them, as where it is no name at all.
 
     >>> did_you_mean("Tinny", ["tiny", "minilm"])
     "did you mean 'tiny'?"

@@ -1,4 +1,4 @@
-"""What may be predicted: label spaces and their parts."""
+"""Defines label spaces and their parts."""
 
 import re
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class LabelSpace:
         return len(self.names)
 
     def part(self, part: "Part") -> "LabelSpace":
-        """The labels of this space that belong to `part`, in their order here."""
+        """Gives the labels of this space that belong to `part`, in their order here."""
         if self.kind != "multilabel":
             raise UserError(
                 f"mask_pattern={str(part)!r} cuts a multilabel task into parts, but this task is {self.kind}: leave it null"
@@ -69,7 +69,7 @@ class Part:
         return cls(index, of)
 
     def indices(self, labels: int) -> tuple[int, ...]:
-        """The positions of this part's labels among `labels`."""
+        """Gives the positions of this part's labels among `labels`."""
         if self.of > labels:
             raise UserError(f'mask_pattern="{self}": {labels} labels cannot be cut into {self.of} parts')
         return tuple(range(self.index - 1, labels, self.of))

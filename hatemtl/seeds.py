@@ -1,4 +1,4 @@
-"""Random draws that depend on what is drawn, not on what was drawn before.
+"""Draws at random by what is drawn, not by what was drawn before.
 
 A run has one `seed`. Whatever needs chance (a LoRA matrix, a head, an epoch's order) names itself, so that adding a
 head or a task moves no other draw, and two runs of one seed start from the same LoRA A in every layer.
@@ -14,19 +14,19 @@ import torch
 
 
 def derive(seed: int, *names: object) -> int:
-    """A seed for the draw called `names` in the run of `seed`, below 2**63."""
+    """Derives a seed for the draw called `names` in the run of `seed`, below 2**63."""
     digest = hashlib.sha256("\x1f".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator for the draw called `names`; the global one is not touched."""
+    """Makes a CPU generator for the draw called `names`; the global one is not touched."""
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
 @contextmanager
 def seeded(seed: int, *names: object) -> Iterator[None]:
-    """Inside, torch's global generator belongs to the draw called `names`; afterwards it is as it was before."""
+    """Lends torch's global generator, inside, to the draw called `names`; afterwards it is as it was before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, *names))
         yield

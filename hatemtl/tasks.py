@@ -1,4 +1,4 @@
-"""A task: what is to be predicted, from which corpus, and by what kind of head."""
+"""Binds a column of a corpus to the head that predicts it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,17 +51,17 @@ class Task:
 
     @property
     def head_settings(self) -> dict[str, Any]:
-        """What the head is made with, by keyword."""
+        """Gives the keywords that the head is made with."""
         return dict(self.head.keywords) if isinstance(self.head, partial) else {}
 
     @property
     def kind(self) -> Kind:
-        """The kind of labels that the head predicts."""
+        """Names the kind of labels that the head predicts."""
         head: Any = self.head.func if isinstance(self.head, partial) else self.head
         return head.kind
 
     def knowing(self, space: LabelSpace) -> "Task":
-        """The task with the labels of a saved run instead of those that a table shows, which may lack some.
+        """Gives the task with the labels of a saved run instead of those that a table shows, which may lack some.
 
         Those of a part or of rewritten labels stay inferred, since a saved run does not hold the table's own names.
         """
@@ -70,7 +70,7 @@ class Task:
         return replace(self, names=space.names) if inferred and whole else self
 
     def annotations(self, posts: Posts) -> Column:
-        """This task's column of the corpus, its labels rewritten and cut to its part."""
+        """Gives this task's column of the corpus, its labels rewritten and cut to its part."""
         column = self._column(posts)
         if self.labels is not None:
             column = _rewritten(column, self.labels)

@@ -1,4 +1,4 @@
-"""What one step sees: posts as padded token ids, and each task's targets."""
+"""Holds one step's posts as padded token ids, with each task's targets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -12,7 +12,7 @@ PAD_TO = 8  # the matrix units of a GPU take no smaller step
 
 
 def padded(lengths: np.ndarray) -> np.ndarray:
-    """Lengths in tokens as a batch on a GPU pads them, up to the next multiple of `PAD_TO`."""
+    """Pads lengths in tokens as a batch on a GPU pads them, up to the next multiple of `PAD_TO`."""
     return -(-lengths // PAD_TO) * PAD_TO
 
 
@@ -56,16 +56,16 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What the encoder reads, by keyword."""
+        """Gives the tensors that the encoder reads, by keyword."""
         ids = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return ids if self.token_type_ids is None else {**ids, "token_type_ids": self.token_type_ids}
 
     def first(self, values: Tensor) -> Tensor:
-        """Of values a sequence, (S, ...), those of each post's first, (B, ...)."""
+        """Picks, of values a sequence, (S, ...), those of each post's first, (B, ...)."""
         return values if self.owner is None else values[self._starts(self.owner)[:-1]]
 
     def by_post(self, values: Tensor, choices: int) -> Tensor:
-        """A value a sequence, (S,), as one a choice of each post, (B, choices); -inf where the post has fewer."""
+        """Lays values a sequence, (S,), out as one a choice of each post, (B, choices); -inf where the post has fewer."""
         owner = torch.arange(len(self), device=values.device) if self.owner is None else self.owner
         starts = self._starts(owner)
         places = starts[:-1, None] + torch.arange(choices, device=values.device)
@@ -73,7 +73,7 @@ class Batch:
         return values[places.clamp(max=len(values) - 1)].masked_fill(~there, -torch.inf)
 
     def some(self, begin: int, end: int) -> "Batch":
-        """The posts from `begin` up to `end`, with all their sequences."""
+        """Gives the posts from `begin` up to `end`, with all their sequences."""
         rows = mine = slice(begin, end)
         if self.owner is not None:
             starts = self._starts(self.owner)
@@ -96,13 +96,13 @@ class Batch:
         return torch.searchsorted(owner, torch.arange(len(self) + 1, device=owner.device))
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
-        """The same batch on another device; to a GPU without waiting for the copy, unless told otherwise."""
+        """Moves the batch to another device; to a GPU without waiting for the copy, unless told otherwise."""
         if non_blocking is None:
             non_blocking = torch.device(device).type == "cuda"
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, for the DataLoader."""
+        """Copies the batch to page-locked memory, for the DataLoader."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":

@@ -1,4 +1,4 @@
-"""How posts become batches: which stand together, in what order batches come, and which process computes which posts."""
+"""Makes batches of posts: chooses their members and order, and the posts that each process computes."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,11 +24,11 @@ class Batching(Protocol):
     def batch_size(self) -> int: ...
 
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Training batches of posts that come in this order, each once; the batches are shuffled."""
+        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
         ...
 
     def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Batches for evaluation: all posts once, from short to long."""
+        """Makes batches for evaluation: all posts once, from short to long."""
         ...
 
 
@@ -48,7 +48,7 @@ class LengthBuckets:
         _at_least_one(self, "batch_size", "window", "eval_batch_size")
 
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Training batches of posts that come in this order, each once; the batches are shuffled."""
+        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
         order = np.arange(len(lengths))
         batches = []
         for window in np.split(order, range(self.window * self.batch_size, len(order), self.window * self.batch_size)):
@@ -61,7 +61,7 @@ class LengthBuckets:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Batches for evaluation: all posts once, from short to long."""
+        """Makes batches for evaluation: all posts once, from short to long."""
         order = np.argsort(lengths, kind="stable")
         return np.split(order, _tight(lengths[order], self.eval_batch_size))
 
@@ -86,7 +86,7 @@ class TokenBudget:
         _at_least_one(self, "batch_tokens", "batch_size", "window", "eval_batch_tokens", "eval_batch_size")
 
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Training batches of posts that come in this order, each once; the batches are shuffled."""
+        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
         self._check(lengths)
         order = np.arange(len(lengths))
         before = padded(lengths).cumsum() - padded(lengths)
@@ -98,7 +98,7 @@ class TokenBudget:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Batches for evaluation: all posts once, from short to long."""
+        """Makes batches for evaluation: all posts once, from short to long."""
         self._check(lengths)
         order = np.argsort(lengths, kind="stable")
         return np.split(order, _cuts(padded(lengths[order]), self.eval_batch_tokens, self.eval_batch_size))
@@ -114,7 +114,7 @@ class TokenBudget:
 
 
 def _cuts(widths: np.ndarray, tokens: int, posts: int) -> list[int]:
-    """Where batches begin but the first, among padded lengths (N,) from short to long; the last of a batch is its width."""
+    """Gives where batches but the first begin, among padded lengths (N,) from short to long; a batch's last is its width."""
     cuts, start = [], 0
     while start < len(widths):
         places = widths[start : start + posts] * np.arange(1, 1 + min(posts, len(widths) - start))
@@ -124,7 +124,7 @@ def _cuts(widths: np.ndarray, tokens: int, posts: int) -> list[int]:
 
 
 def _tight(lengths: np.ndarray, posts: int) -> list[int]:
-    """Where batches of so many posts at most begin but the first, among lengths (N,) from short to long.
+    """Gives where batches of so many posts at most begin but the first, among lengths (N,) from short to long.
 
     A batch holds no more than `MOST` places, unless one post does, and than `WASTE` of padding, unless it is small.
     """
@@ -146,7 +146,7 @@ def _at_least_one(batching: Any, *names: str) -> None:
 
 
 def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The rows of a batch that process `rank` of `world` computes: every world-th, so all get posts of like length.
+    """Gives the rows of a batch that process `rank` of `world` computes: every world-th, so all get posts of like length.
 
     All processes step together. Where a batch has fewer rows than there are processes, one that would get none gets the
     first row as `~row`, which stands for the post without its annotations: it takes part and counts for nothing.
@@ -156,7 +156,7 @@ def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
 
 
 def place() -> tuple[int, int]:
-    """The rank of this process and how many train together; (0, 1) for one alone."""
+    """Gives the rank of this process and how many train together; (0, 1) for one alone."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

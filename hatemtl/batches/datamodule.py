@@ -1,4 +1,4 @@
-"""From corpora to batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
+"""Turns corpora into batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -62,16 +62,16 @@ class DataModule(L.LightningDataModule):
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
-        """The label space of every task."""
+        """Gives the label space of every task."""
         return {task: column.space for task, column in self.columns.items()}
 
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of every task's corpus."""
+        """Gives the fingerprint of every task's corpus."""
         marks = {corpus: posts.fingerprint() for corpus, posts in self.corpora.items()}
         return {name: marks[task.corpus] for name, task in self.tasks.items()}
 
     def readers(self) -> dict[Corpus, str]:
-        """The tasks that read each corpus."""
+        """Lists the tasks that read each corpus."""
         return {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
 
     def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
@@ -109,33 +109,33 @@ class DataModule(L.LightningDataModule):
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
 
     def first(self, task: str) -> int:
-        """Where the posts of a task's corpus begin in the pool."""
+        """Finds where the posts of a task's corpus begin in the pool."""
         place = self.parts.index(self._part(task))
         return int(self._ends()[place - 1]) if place else 0
 
     def _part(self, task: str) -> tuple[Corpus, str | None]:
-        """Which posts of the pool the task reads: those of its corpus that others read too, or its own."""
+        """Gives the posts of the pool that the task reads: those of its corpus that others read too, or its own."""
         return self.tasks[task].corpus, task if self.tasks[task].kind == "masked" else None
 
     def _ends(self) -> np.ndarray:
-        """Where each of the pool's parts ends."""
+        """Gives the ends of the pool's parts."""
         return np.cumsum([len(self.corpora[corpus]) for corpus, _ in self.parts])
 
     def rows(self, split: Split) -> np.ndarray:
-        """Where the posts of a split stand in the pool."""
+        """Finds the posts of a split in the pool."""
         rows = np.flatnonzero(self.pool.splits == split)
         if not len(rows):
             raise UserError(f"no corpus of these tasks has posts in the {split} split")
         return rows
 
     def some(self, split: Split, posts: int) -> list[Batch]:
-        """Batches of so many posts of a split, or of all if there are fewer, drawn by the seed."""
+        """Draws batches of so many posts of a split, or of all if there are fewer, drawn by the seed."""
         rows = self.rows(split)
         drawn = np.sort(np.random.default_rng(derive(self.seed, "some", split)).permutation(rows)[:posts])
         return [self.pool[drawn[batch]] for batch in self.batching.in_order(self.pool.lengths[drawn])]
 
     def observed(self, task: str) -> torch.Tensor:
-        """The annotations that training shows, as `Head.observe` takes them."""
+        """Gives the annotations that training shows, as `Head.observe` takes them."""
         pool, rows = self.pool, self.rows("train")
         has = rows[pool.has[task][rows]]
         if pool.spaces[task].kind != "tokens":
@@ -144,17 +144,17 @@ class DataModule(L.LightningDataModule):
         return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
 
     def training_tokens(self, epochs: int) -> int:
-        """The tokens that so many epochs read."""
+        """Counts the tokens that so many epochs read."""
         lengths = self.pool.lengths
         return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, *_ in self._uses(epoch, epochs=epochs))
 
     def steps(self, epochs: int, accumulate: int) -> int:
-        """The optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
+        """Counts the optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
         uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
         return sum(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The batches of the trainer's epoch, whose number another epoch may not have.
+        """Gives the batches of the trainer's epoch, whose number another epoch may not have.
 
         So the trainer has to ask anew each epoch: `reload_dataloaders_every_n_epochs=1`.
         """
@@ -173,7 +173,7 @@ class DataModule(L.LightningDataModule):
         return self._in_order("test")
 
     def _uses(self, epoch: int, *, epochs: int, accumulate: int = 1) -> list[Use]:
-        """What this epoch of so many trains on, over all processes."""
+        """Lists the batches that this epoch of so many trains on, over all processes."""
         batches = self._epochs(epochs).batches(epoch)
         if self.sampling.step == "joint":
             uses = [Use(rows) for rows in batches]
@@ -201,7 +201,7 @@ class DataModule(L.LightningDataModule):
         return self._made[epochs]
 
     def _weights(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-        """How often each of these rows of a corpus is to come, of any scale."""
+        """Gives the frequency, of any scale, at which each of these rows of a corpus is to come."""
         carried = []
         if not self.sampling.balance:
             return np.ones(len(rows))

@@ -1,4 +1,4 @@
-"""Which tokens of a text a masked language model has to guess, and what it reads in their place."""
+"""Masks tokens of a text for a masked language model to guess, and draws others in their place."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Masking:
         return cls(share, tokenizer.mask_token_id, ordinary)
 
     def __call__(self, ids: np.ndarray, places: np.ndarray, inside: np.ndarray, draw: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ids that are read, and those that are to be guessed, `IGNORED` elsewhere: (B, T) int64 both.
+        """Gives the ids that are read, and those that are to be guessed, `IGNORED` elsewhere: (B, T) int64 both.
 
         ids: (B, T). places: (B, T), where each token stands among all. inside: (B, T) bool, False where there is none.
         A text without an ordinary token has nothing to guess; any other one token at least.

@@ -10,7 +10,7 @@ from hatemtl.batches.sampling import Use
 def apart(
     batches: Sequence[np.ndarray], has: Mapping[str, np.ndarray], accumulate: int, rng: np.random.Generator
 ) -> list[tuple[np.ndarray, str]]:
-    """Every batch of rows once for each task that annotates posts in it, with these posts alone, in random order.
+    """Gives every batch of rows once for each task that annotates posts in it, with these posts alone, in random order.
 
     has[task]: (N,) whether the post carries the task's annotation. accumulate: how many make an optimizer step: so many of
     one task follow each other. Those left over come last, where a step may hold more than one task's.
@@ -24,7 +24,7 @@ def apart(
 
 
 def in_parts(uses: Sequence[Use], has: Mapping[str, np.ndarray], accumulate: int) -> Iterator[Use]:
-    """The same batches, each with its share of every task's annotated posts among those of its optimizer step.
+    """Gives the same batches, each with its share of every task's annotated posts among those of its optimizer step.
 
     So the mean of a step is that of one large batch, however many posts of it lack an annotation, and the last step of an
     epoch is whole however few batches it has. has[task]: (N,) whether the post carries the task's annotation.

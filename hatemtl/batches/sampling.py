@@ -1,4 +1,4 @@
-"""Which posts an epoch has, and whether a batch mixes corpora.
+"""Draws the posts of each epoch, and mixes corpora in a batch or keeps them apart.
 
 K corpora of N_i training posts are drawn from with p_i ∝ N_i^(1/T): T = 1 as they are, T = 2 by their square roots, T = ∞
 alike. A T between is the rule of multilingual BERT and of Arivazhagan et al. 2019 (arXiv:1907.05019); one that rises over
@@ -33,7 +33,7 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How often the posts of each corpus come.
+    """Tells how often the posts of each corpus come.
 
     temperature: T above. final_temperature: T in the last epoch, where 1/T goes on a straight line; None for the same T.
     steps: batches an epoch; None for as many posts as there are. balance: 0 draws a corpus's posts alike, 1 by the inverse
@@ -61,20 +61,20 @@ class Sampling:
             )
 
     def exponent(self, epoch: int, epochs: int) -> float:
-        """1/T in this epoch (counted from 0) of so many: from T = 1 to 5 Stickland & Murray's 1 − .8·(e − 1)/(E − 1)."""
+        """Gives 1/T in this epoch (from 0) of so many: from T = 1 to 5 Stickland & Murray's 1 − .8·(e − 1)/(E − 1)."""
         last = self.temperature if self.final_temperature is None else self.final_temperature
         done = epoch / (epochs - 1) if epochs > 1 else 0.0
         return (1 - done) / self.temperature + done / last
 
 
 def shares(sizes: np.ndarray, exponent: float) -> np.ndarray:
-    """(K,) the share of each corpus among the posts drawn, from the number of posts that it has, (K,)."""
+    """Gives (K,) the share of each corpus among the posts drawn, from the number of posts that it has, (K,)."""
     powers = np.where(sizes > 0, (sizes / sizes.max()) ** exponent, 0.0)
     return powers / powers.sum()
 
 
 def apportioned(owed: np.ndarray, total: int) -> np.ndarray:
-    """(K,) whole numbers of this sum, none negative, nearest to what each corpus is owed, (K,), of the same sum."""
+    """Rounds to (K,) whole numbers of this sum, none negative, nearest to what each corpus is owed, (K,), of that sum."""
     given = np.floor(np.maximum(owed, 0)).astype(np.int64)
     while rest := total - int(given.sum()):
         lacks = owed - given
@@ -83,7 +83,7 @@ def apportioned(owed: np.ndarray, total: int) -> np.ndarray:
 
 
 def rarity(carried: Sequence[np.ndarray], balance: float) -> np.ndarray:
-    """(N,) how often a post is to be drawn, of any scale: (1 / share of its rarest label)^balance, 1 for one without labels.
+    """Weighs posts, (N,), for drawing, on any scale: (1 / share of its rarest label)^balance, 1 for one without labels.
 
     carried: a task each, (N, C) whether the post carries the label; the rarest is the rarest of all tasks.
     """
@@ -92,7 +92,7 @@ def rarity(carried: Sequence[np.ndarray], balance: float) -> np.ndarray:
 
 
 def once_over(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N,) positions in `weights` (N,), drawn in proportion to them: where they are equal, every position once.
+    """Draws (N,) positions in `weights` (N,), in proportion to them: where they are equal, every position once.
 
     By systematic resampling: N equal steps along the cumulated weights, so a position comes as often as it should or less
     than once more or fewer, and so do all positions of one weight together.
@@ -108,7 +108,7 @@ def once_over(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def taken(weights: np.ndarray, first: int, number: int, seed: int, *names: object) -> np.ndarray:
-    """So many positions (sorted) of a corpus's endless sequence, from its `first` on: it is gone over again and again."""
+    """Takes so many positions (sorted) of a corpus's endless sequence, from its `first` on: it is gone over again."""
     n = len(weights)
     passes = range(first // n, -(-(first + number) // n))
     drawn = [once_over(weights, np.random.default_rng(derive(seed, "pass", *names, i))) for i in passes]
@@ -116,7 +116,7 @@ def taken(weights: np.ndarray, first: int, number: int, seed: int, *names: objec
 
 
 def spread(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The drawn posts (M,), given sorted, in random order; one that was drawn t times comes at t even distances."""
+    """Orders the drawn posts (M,), given sorted, at random; one that was drawn t times comes at t even distances."""
     when = np.empty(len(drawn))
     when[rng.permutation(len(drawn))] = np.arange(len(drawn)) / max(len(drawn), 1)
     _, first, times = np.unique(drawn, return_index=True, return_counts=True)
@@ -149,7 +149,7 @@ class Epochs:
         self._came, self._due = [np.zeros(len(corpora), np.int64)], [np.zeros(len(corpora))]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch, over all processes."""
+        """Gives the batches of one epoch, over all processes."""
         while len(self._came) <= epoch:
             self._made(len(self._came) - 1)
         return self._made(epoch)
@@ -194,7 +194,7 @@ class EpochBatches(Sampler[Use]):
         self._made: tuple[int, list[Use]] = (-1, [])
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch."""
+        """Sets the epoch; Lightning calls this before every one."""
         self.current = epoch
 
     def _whole(self) -> list[Use]:

@@ -1,4 +1,4 @@
-"""Texts, alone or in pairs, as token ids: made once, flat, and kept on disk under a fingerprint of all they depend on."""
+"""Turns texts, alone or in pairs, into token ids: once, flat, kept on disk under a fingerprint of all they depend on."""
 
 import hashlib
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Tokens:
 
     @classmethod
     def join(cls, parts: list["Tokens"]) -> "Tokens":
-        """The sequences of all parts, in order."""
+        """Joins the sequences of all parts, in order."""
         if len(parts) == 1:
             return parts[0]
         lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(part.offsets) for part in parts)])
@@ -55,11 +55,11 @@ class Tokens:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Those that there are, by name."""
+        """Gives those that there are, by name."""
         return {name: array for name, array in vars(self).items() if array is not None}
 
     def fit(self, sequences: int) -> bool:
-        """Whether the arrays have the formats and sizes of so many sequences."""
+        """Tells whether the arrays have the formats and sizes of so many sequences."""
         formats = {"ids": "int32", "offsets": "int64", "begins": "int32", "second": "int32"}
         if any((array.dtype.name, array.ndim) != (formats[name], 1) for name, array in self.arrays.items()):
             return False
@@ -70,7 +70,7 @@ class Tokens:
 
 
 def cached(tokenizer: Tokenizer, max_length: int, texts: list[str], cache: Path | None, seconds: Seconds = None) -> Tokens:
-    """The texts' tokens, from the folder `cache` if they are there; else they are made, and put there.
+    """Takes the texts' tokens from the folder `cache` if they are there; else makes them, and puts them there.
 
     A file that is broken or another's is made anew, and a folder that cannot be written is no cache: neither is an error.
     """
@@ -86,7 +86,7 @@ def cached(tokenizer: Tokenizer, max_length: int, texts: list[str], cache: Path 
 
 
 def tokenize(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None) -> Tokens:
-    """The texts' tokens, special ones included, cut at `max_length`: of two texts the longer first.
+    """Makes the texts' tokens, special ones included, cut at `max_length`: of two texts the longer first.
 
     Raises UserError where `max_length` has no room for two texts.
     """
@@ -103,7 +103,7 @@ def tokenize(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: S
 
 
 def fingerprint(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None) -> str:
-    """Sixteen hex digits that change with whatever changes a token: texts, tokenizer, `max_length`, the libraries."""
+    """Gives sixteen hex digits that change with whatever changes a token: texts, tokenizer, `max_length`, the libraries."""
     # its state in Rust tells all but which cut and padding it was last called with; every call sets both
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -130,7 +130,7 @@ def fingerprint(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds
 
 
 def word_begins(texts: list[str], lengths: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """(all tokens,) int32: the index of the word (`text.split(" ")`) that begins at each token, -1 where none does.
+    """Gives (all tokens,) int32: the index of the word (`text.split(" ")`) that begins at each token, -1 where none does.
 
     lengths: (N,) tokens of each text. spans: (all tokens, 2), the first character of each in its text and one past the last.
     """
@@ -205,7 +205,7 @@ def _write(path: Path, mark: str, tokens: Tokens) -> None:
 
 
 def _read(path: Path, mark: str, sequences: int) -> Tokens | None:
-    """What the file holds, if it is whole and of this fingerprint."""
+    """Reads the file's tokens, if it is whole and of this fingerprint."""
     try:
         with safe_open(path, framework="numpy") as file:
             notes = file.metadata() or {}

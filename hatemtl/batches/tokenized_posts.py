@@ -1,4 +1,4 @@
-"""All posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
+"""Holds all posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -59,24 +59,24 @@ class Pool(Dataset[Batch]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) token ids of each post, of its longest sequence if it has several."""
+        """Counts the token ids of each post, (N,), of its longest sequence if it has several."""
         lengths = np.diff(self.offsets)
         return lengths if self.firsts is None or not len(self) else np.maximum.reduceat(lengths, self.firsts[:-1])
 
     def span(self, row: int) -> tuple[int, int]:
-        """Where a post's tokens stand, of all its sequences."""
+        """Gives where a post's tokens stand, of all its sequences."""
         first, last = (row, row + 1) if self.firsts is None else self.firsts[[row, row + 1]]
         return int(self.offsets[first]), int(self.offsets[last])
 
     def tokens_of(self, rows: np.ndarray) -> np.ndarray:
-        """(all tokens,) bool, whether each is one of these posts'."""
+        """Tells of all tokens, (all tokens,) bool, whether each is one of these posts'."""
         mine = np.zeros(len(self), dtype=bool)
         mine[rows] = True
         sequences = mine if self.firsts is None else np.repeat(mine, np.diff(self.firsts))
         return np.repeat(sequences, np.diff(self.offsets))
 
     def drawn(self, seed: int, epoch: int) -> "Pool":
-        """The same posts, with the masks of a training epoch."""
+        """Gives the same posts, with the masks of a training epoch."""
         if not self.masks:
             return self
         pool = copy(self)
@@ -123,7 +123,7 @@ class Pool(Dataset[Batch]):
             raise ValueError("a post has more choices than there are names, or fewer than the place of the right one")
 
     def at_words(self, row: int, values: list[float]) -> list[float]:
-        """A post's values a token (T), padding included, as values a word, up to the last that begins within max_length.
+        """Turns a post's values a token (T), padding included, into values a word, up to the last begun within max_length.
 
         A word that makes no token, as between two spaces, has NaN.
         """
@@ -144,7 +144,7 @@ class Pool(Dataset[Batch]):
         return self.firsts[rows][owner] + np.arange(len(owner)) - (counts.cumsum() - counts)[owner], owner
 
     def width(self, rows: np.ndarray) -> int:
-        """How many tokens a batch of these posts is padded to: those of the longest; for a GPU a multiple of `PAD_TO`.
+        """Counts the tokens that a batch of these posts is padded to: those of the longest; for a GPU up to `PAD_TO`'s next.
 
         On a CPU, whose kernels take any length, padding to 8 would cost a tenth of the speed.
         """
@@ -156,7 +156,7 @@ class Pool(Dataset[Batch]):
         return min(int(padded(longest) if self.on_gpu else longest), self.max_length)
 
     def padding(self, batches: Iterable[np.ndarray]) -> float:
-        """The share of places in these batches of rows that hold no token."""
+        """Gives the share of places in these batches of rows that hold no token."""
         tokens, places = 0, 0
         for rows in batches:
             sequences, _ = self._sequences(rows)
@@ -166,7 +166,7 @@ class Pool(Dataset[Batch]):
         return 1 - tokens / places
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
-        """The batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
+        """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
         absent = rows < 0
         rows = np.where(absent, ~rows, rows)
         sequences, owner = self._sequences(rows)

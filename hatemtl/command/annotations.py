@@ -77,19 +77,19 @@ def _key(node: DictConfig | ListConfig, name: Any) -> str:
 
 
 def _kinds(annotation: Any) -> Sequence[Any]:
-    """What stands in a union, or the one thing that is annotated."""
+    """Gives what stands in a union, or the one thing that is annotated."""
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether a YAML holds it as it is."""
+    """Tells whether a YAML holds it as it is."""
     if (origin := get_origin(kind)) in (Union, UnionType, *SEQUENCES, *MAPS):
         return all(map(_is_plain, get_args(kind)))
     return origin is Literal or kind in WORDS
 
 
 def _is_ours(kind: Any) -> bool:
-    """Whether it is made by a node: a class of hatemtl, or anything to be called."""
+    """Tells whether it is made by a node: a class of hatemtl, or anything to be called."""
     inside = get_args(kind)[-1] if get_origin(kind) in (*SEQUENCES, *MAPS) else kind
     return get_origin(inside) is Callable or getattr(inside, "__module__", "").startswith("hatemtl.")
 
@@ -123,7 +123,7 @@ def _choices(annotation: Any) -> list[Any] | None:
 
 
 def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
-    """What was given for a key, what is expected, and what to type."""
+    """Gives what was given for a key, what is expected, and what to type."""
     given = f"{key}={_typed(value)}"
     if (choices := _choices(annotation)) is not None:
         names = list(dict.fromkeys(map(_typed, choices)))
@@ -139,7 +139,7 @@ def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
 
 
 def _no_node(key: str, given: str) -> str:
-    """What to type for a key that takes a node, in place of a plain value."""
+    """Gives what to type for a key that takes a node, in place of a plain value."""
     above, _, name = key.rpartition(".")
     group = above if above in LISTS else name
     options = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]

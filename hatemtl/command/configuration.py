@@ -1,4 +1,4 @@
-"""The configuration as objects: what each node of it builds, and what may not stand in it together.
+"""Builds objects of the configuration's nodes, and refuses what may not stand in it together.
 
 Nothing but this, main.py, run.py, training.py and using.py reads the configuration.
 """
@@ -53,7 +53,7 @@ NOT_FOUND = ("Error locating target", "Expected a callable target")
 
 
 def build(node: Any, **runtime: Any) -> Any:
-    """The object that a configuration node names, with what only the run knows.
+    """Builds the object that a configuration node names, with what only the run knows.
 
     Raises UserError as the constructor does, or where the node does not fit the constructor.
     """
@@ -86,7 +86,7 @@ def _at(error: UserError, key: str, node: DictConfig) -> UserError:
 
 
 def _has_no_module_that_fails(target: str) -> bool:
-    """Whether all modules on the way to a name are imported, as far as there are any: then the name is mistyped."""
+    """Tells whether all modules on the way to a name are imported, as far as there are any: then the name is mistyped."""
     module = target.rpartition(".")[0]
     while module:
         try:
@@ -109,7 +109,7 @@ def _key_of(error: InstantiationException) -> str:
 
 
 def requested(cfg: DictConfig, **changes: Any) -> Request:
-    """The request that a configuration asks for. changes: fields of the request in place of the configuration's.
+    """Makes the request that a configuration asks for. changes: fields of the request in place of the configuration's.
 
     Raises UserError where a value is of the wrong type or range, or contradicts another.
     """
@@ -138,7 +138,7 @@ def requested(cfg: DictConfig, **changes: Any) -> Request:
 
 
 def known_by(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`."""
+    """Gives the resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`."""
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if "choices" not in config and HydraConfig.initialized():
         config = {"choices": chosen(HydraConfig.get()), **config}
@@ -165,7 +165,7 @@ def unread(cfg: DictConfig) -> list[str]:
 
 
 def chosen(hydra: Any) -> dict[str, str]:
-    """The options of groups that make the run what it is, and classes that were typed in their place."""
+    """Lists the options of groups that make the run what it is, and classes that were typed in their place."""
     options = {
         str(group): str(option)
         for group, option in hydra.runtime.choices.items()

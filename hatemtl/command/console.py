@@ -1,4 +1,4 @@
-"""What a run prints: what is loaded and trained, what the data hold, what came out."""
+"""Prints a run's network, data and results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ class Console(rich.console.Console):
 
 
 def network(console: Console, parts: Sequence[Component]) -> None:
-    """Every part of the network: whether it takes part in a forward, its parameters, and the share that is trained."""
+    """Prints every part of the network: whether it takes part in a forward, its parameters, the share that is trained."""
     total = sum(part.parameters for part in parts)
     table = Table(Column("part", overflow="fold"), "kind", "active")
     for heading in ("parameters", "% of all", "trained", "% trained"):
@@ -49,13 +49,13 @@ def network(console: Console, parts: Sequence[Component]) -> None:
 
 
 def notes(console: Console, lines: Sequence[str]) -> None:
-    """What a user should know of the network."""
+    """Prints the notes that a user should know of the network."""
     for line in lines:
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def merge(console: Console, lost: Mapping[str, float]) -> None:
-    """How much of a merge's energy its cut to a rank kept, where anything was cut."""
+    """Prints the share of a merge's energy that its cut to a rank kept, where anything was cut."""
     if any(lost.values()):
         worst = max(lost, key=lost.__getitem__)
         console.print(
@@ -68,7 +68,7 @@ def merge(console: Console, lost: Mapping[str, float]) -> None:
 
 
 def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) -> None:
-    """Posts, tokens and labels of each split, labels that a split never shows, and what `leaks.check` said."""
+    """Prints posts, tokens and labels of each split, labels that a split never shows, and what `leaks.check` said."""
     table = Table(Column("task and label", overflow="fold"), *(Column(split, justify="right") for split in SPLITS))
     pool = data.pool
     posts = np.concatenate([corpus.splits for corpus in data.corpora.values()])
@@ -95,7 +95,7 @@ def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) 
 
 
 def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[str, list[str]]]:
-    """What the table says below a task: names, and a cell a split."""
+    """Gives the lines of the table below a task: names, and a cell a split."""
     if column.space.kind in COUNTED:
         counts = np.array([_counts(column, of_split) for of_split in values])  # (splits, C)
         order = np.argsort(-counts.sum(axis=0), kind="stable")
@@ -129,7 +129,7 @@ def results(console: Console, rows: Sequence[Row], title: str) -> None:
 
 
 def sweep(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:
-    """The closing table of a sweep: what sets each run apart, how it ended, and its folder or what is wrong."""
+    """Prints the closing table of a sweep: what sets each run apart, how it ended, and its folder or what is wrong."""
     table = Table(Column("run", overflow="fold"), "state", Column("folder, or what is wrong", overflow="fold"))
     for row in rows:
         table.add_row(*map(escape, row))

@@ -1,4 +1,4 @@
-"""What the system refuses, a disk or memory, as an error that the user can mend."""
+"""Gives what the system refuses, a disk or memory, as an error that the user can mend."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ OURS += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platl
 
 
 def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
-    """What the user can mend of an error, told with the keys of the configuration; None for a bug."""
+    """Gives what the user can mend of an error, told with the keys of the configuration; None for a bug."""
     number = _number(error)
     if isinstance(error, MemoryError) or number == errno.ENOMEM:
         return _memory(error, config)
@@ -62,7 +62,7 @@ def _disk(path: Path, reason: str, helps: str | None, config: Mapping[str, Any])
 
 
 def _target(config: Mapping[str, Any]) -> Path:
-    """Where a command writes."""
+    """Finds where a command writes."""
     predict, export, own = config["predict"], config["export"], config["save_path"]
     places = {
         "predict": predict["output"] or predict["input"],
@@ -73,7 +73,7 @@ def _target(config: Mapping[str, Any]) -> Path:
 
 
 def _elsewhere(path: Path, config: Mapping[str, Any]) -> str:
-    """What to type for another place than this one, by the key that it comes from."""
+    """Gives what to type for another place than this one, by the key that it comes from."""
     data, predict = config["data"], config["predict"]
     beside = Path(predict["input"]).parent if predict["input"] else None
     keys = [
@@ -90,7 +90,7 @@ def _elsewhere(path: Path, config: Mapping[str, Any]) -> str:
 
 
 def _belongs(path: Path, given: Path) -> bool:
-    """Whether a path is the given one, in it, above it, or in a hidden neighbour in which it is made."""
+    """Tells whether a path is the given one, in it, above it, or in a hidden neighbour in which it is made."""
     path, given = path.absolute(), given.absolute()
     made = any(part.parent == given.parent and part.name.startswith(f".{given.name}.") for part in (path, *path.parents))
     return made or path.is_relative_to(given) or given.is_relative_to(path)

@@ -1,4 +1,4 @@
-"""The names that a command line may use, and those nearest to one that it may not."""
+"""Lists the names that a command line may use, and those nearest to one that it may not."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class Names:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration, unresolved, with Hydra's own at `hydra`."""
+        """Composes the configuration, unresolved, with Hydra's own at `hydra`."""
         read = {word: override for word in self.overrides if (override := parsed(word)) and not override.is_sweep_override()}
         words = _without(read, self._error)
         while True:
@@ -50,17 +50,17 @@ class Names:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks, by name."""
+        """Lists the tasks, by name."""
         return list(self.config.get("tasks", {}))
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """Every key with its path, and what it holds."""
+        """Lists every key with its path, and what it holds."""
         return dict(_walk(self.config, ""))
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """Every group that has one option, as it is typed, and the option."""
+        """Lists every group that has one option, as it is typed, and the option."""
         return {key: choice for key, choice in self.config["hydra"]["runtime"]["choices"].items() if isinstance(choice, str)}
 
     @property
@@ -69,23 +69,23 @@ class Names:
         return sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
 
     def options(self, group: str) -> list[str]:
-        """The options of a group; none where it is no group of the project's."""
+        """Lists the options of a group; none where it is no group of the project's."""
         return sorted(path.stem for path in (self.conf / group).glob("*.yaml")) if group else []
 
     def option_at(self, key: str) -> tuple[str, str, str] | None:
-        """The group that a key is of, its option, and the key within it; None where it is of none."""
+        """Finds the group that a key is of, its option, and the key within it; None where it is of none."""
         found = [(group.rpartition("@")[2], group.partition("@")[0], option) for group, option in self.choices.items()]
         of = max((entry for entry in found if key.startswith(f"{entry[0]}.")), key=lambda entry: len(entry[0]), default=None)
         return (of[1], of[2], key.removeprefix(f"{of[0]}.")) if of else None
 
     def options_with(self, group: str, key: str) -> list[str]:
-        """The options of a group that have a key."""
+        """Lists the options of a group that have a key."""
         files = [self.conf / group / f"{option}.yaml" for option in self.options(group)]
         nodes = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files}
         return [option for option, node in nodes.items() if key in dict(_walk(node, ""))]
 
     def near(self, key: str) -> list[str]:
-        """At most three names, the nearest to a mistyped one first; none where no name is near."""
+        """Finds at most three names, the nearest to a mistyped one first; none where no name is near."""
         kept = [name for name in {**self.keys, **dict.fromkeys(self.groups)} if _of_hydra(name) == _of_hydra(key)]
         if "@" in key:
             return _closest(key, {name: name for name in kept if "@" in name}, 0.75)

@@ -1,4 +1,4 @@
-"""Quotes around what Hydra's grammar cannot read, and the shell's around them."""
+"""Puts quotes around what Hydra's grammar cannot read, and the shell's around them."""
 
 import os
 import re
@@ -12,7 +12,7 @@ CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 
 def parsed(override: str) -> Override | None:
-    """The override as Hydra reads it; None where it cannot."""
+    """Reads the override as Hydra does; None where it cannot."""
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException:
@@ -20,12 +20,12 @@ def parsed(override: str) -> Override | None:
 
 
 def readable(override: str) -> bool:
-    """Whether Hydra can read an override."""
+    """Tells whether Hydra can read an override."""
     return parsed(override) is not None
 
 
 def in_quotes(key: str, value: str) -> str:
-    """The override that gives a key this very text, as it is typed in a shell.
+    """Writes the override that gives a key this very text, as it is typed in a shell.
 
     >>> print(in_quotes("save_path", "/home/läuf"))
     'save_path="/home/läuf"'
@@ -34,14 +34,14 @@ def in_quotes(key: str, value: str) -> str:
 
 
 def assigned(key: str, value: str) -> str:
-    """The override as it is typed in a shell, in quotes where Hydra would not read it without."""
+    """Writes the override as it is typed in a shell, in quotes where Hydra would not read it without."""
     value = os.path.expanduser(value.strip())  # a shell leaves ~ within quotes alone
     plain = f"{key}={value}"
     return shlex.quote(plain) if readable(plain) else in_quotes(key, value)
 
 
 def advice(key: str, value: str) -> str:
-    """What is wrong with a value that Hydra cannot read, and what to type."""
+    """Says how to type a value that Hydra cannot read."""
     given, text = f"{key}={value}", in_quotes(key, os.path.expanduser(value))
     if value[:1] in ("[", "{") and value[-1] != CLOSING[value[0]]:
         closed = given + "".join(_open(value))
@@ -57,7 +57,7 @@ def advice(key: str, value: str) -> str:
 
 
 def _open(value: str) -> list[str]:
-    """What closes the brackets of a text that are open at its end, in order."""
+    """Gives the closing brackets that a text lacks at its end, in order."""
     waiting: list[str] = []
     for bracket in re.findall(r"[][{}()]", value):
         if bracket in CLOSING:

@@ -66,7 +66,7 @@ class Request:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the saved run keeps as config.yaml and is known by: its configuration, or its own values and classes."""
+        """Gives the values that the saved run keeps as config.yaml and is known by: its configuration, or its own values."""
         if self.config:
             return self.config
         names = ("tasks", "encoder", "method", "weighting", "optimization", "batching", "sampling", "trainer", "seed")
@@ -80,7 +80,7 @@ class Request:
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The options of groups that were chosen, by group."""
+        """Gives the options of groups that were chosen, by group."""
         return self.config.get("choices", {})
 
     @contextmanager
@@ -92,7 +92,7 @@ class Request:
             raise error.named(self.choices["method"], self.choices["encoder"]) from error
 
     def heads_from(self) -> SavedRun | None:
-        """The saved run whose heads are loaded, if any. Raises UserError where none is given."""
+        """Opens the saved run whose heads are loaded, if any. Raises UserError where none is given."""
         if not self.heads_load:
             return None
         if self.load_path is None:
@@ -100,7 +100,7 @@ class Request:
         return SavedRun(self.load_path)
 
     def used_run(self, action: str) -> SavedRun:
-        """The saved run to test, predict with or export, once it is sure that nothing untrained would be used."""
+        """Opens the saved run to test, predict with or export, once it is sure that nothing untrained would be used."""
         if self.load_path is None:
             raise UserError(f"action={action} needs the saved run to use; type load_path=FOLDER")
         if not self.heads_load:
@@ -112,12 +112,12 @@ class Request:
         return saved
 
     def tasks_knowing(self, saved: SavedRun | None) -> dict[str, Task]:
-        """The tasks with the labels of the saved heads that are loaded."""
+        """Gives the tasks with the labels of the saved heads that are loaded."""
         known = saved.labels if saved is not None else {}
         return {name: task.knowing(known[name]) if name in known else task for name, task in self.tasks.items()}
 
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
-        """The posts of these tasks, batched and sampled as asked for."""
+        """Loads the posts of these tasks, batched and sampled as asked for."""
         return DataModule(tasks, batching=self.batching, sampling=self.sampling, seed=self.seed, workers=self.workers)
 
     def network(
@@ -128,7 +128,7 @@ class Request:
         name: str,
         data: DataModule | None = None,
     ) -> Network:
-        """The network, seeded and in the run's number format.
+        """Builds the network, seeded and in the run's number format.
 
         name: of the method's adapter. data: the posts to train on; None where a saved run is used.
         """
@@ -168,7 +168,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left. rows: of results.csv. best: the epoch, counted from 1, whose weights were kept; 0 for none.
+    """A run as it ended. rows: of results.csv. best: the epoch, counted from 1, whose weights were kept; 0 for none.
 
     seconds: from the request to the finished folder. trained: False where this very run was finished before.
     """
@@ -181,7 +181,7 @@ class Result:
 
     @property
     def tested(self) -> bool:
-        """Whether there are rows of a test."""
+        """Tells whether there are rows of a test."""
         return any(row.stage == "test" for row in self.rows)
 
 

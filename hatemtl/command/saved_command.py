@@ -32,7 +32,7 @@ GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
 
 def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
-    """The configuration that loads a saved run's encoder side and heads, with its tasks, corpora and encoder.
+    """Composes the configuration that loads a saved run's encoder side and heads, with its tasks, corpora and encoder.
 
     typed: the user's own overrides, which are laid over the run's; None takes those of the command line.
     Raises UserError where the run says what no run of ours does.
@@ -81,7 +81,7 @@ def using_alone(folder: str | Path, typed: Sequence[str]) -> DictConfig:
 
 
 def _typed(words: list[str]) -> dict[str, Any]:
-    """What was typed, by key; a group's package is part of its key."""
+    """Reads the typed values, by key; a group's package is part of its key."""
     found = {}
     for override in OverridesParser.create().parse_overrides(overrides=list(words)):
         value = override.value()
@@ -125,7 +125,7 @@ def _values(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _plain(value: Any) -> bool:
-    """Whether a saved value is nothing but numbers, texts and lists or maps of them, and calls nothing."""
+    """Tells whether a saved value is nothing but numbers, texts and lists or maps of them, and calls nothing."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and not key.startswith("_") and _plain(item) for key, item in value.items())
     if isinstance(value, list):

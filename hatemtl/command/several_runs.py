@@ -43,7 +43,7 @@ _turns: list[Turn] = []  # of the sweep of this process; Hydra gives no job an o
 
 @contextmanager
 def in_turn() -> Iterator[Turn]:
-    """Inside is one run, alone or of a sweep. A sweep goes on where a run fails; what else ends a run ends its sweep too."""
+    """Carries a sweep past a run that fails inside; what else ends a run ends its sweep. One run alone fails as ever."""
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         yield Turn()
         return

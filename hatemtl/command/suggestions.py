@@ -1,4 +1,4 @@
-"""What to type instead, where Hydra does not say."""
+"""Suggests a command line that works, where Hydra does not say."""
 
 import ast
 import itertools
@@ -24,7 +24,7 @@ LISTS = ("tasks", "action", "regulariser", "evaluations", "method.sources")  # t
 
 
 def arguments(words: Sequence[str]) -> list[str]:
-    """The words of a command line as Hydra takes them: its own options not in between, and no experiment as an empty list.
+    """Orders the words of a command line as Hydra takes them, its options not in between; no experiment: an empty list.
 
     Raises UserError where a word that begins with a dash is none of its options.
     """
@@ -65,7 +65,7 @@ def _no_option(word: str, words: Sequence[str], options: Sequence[str]) -> str:
 
 
 def is_mistyped(error: Exception) -> bool:
-    """Whether an error of composing the configuration comes of what was typed, and is no bug."""
+    """Tells whether an error of composing the configuration comes of what was typed, and is no bug."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -74,7 +74,7 @@ def is_mistyped(error: Exception) -> bool:
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
-    """An error of composing the configuration from these words, as the nearest option or key, or as quotes to be typed."""
+    """Explains an error of composing these words, as the nearest option or key, or as quotes to be typed."""
     text = str(error)
     names = Names(CONF, words, text)
     if wrong := [at for at, word in enumerate(names.overrides) if word[:1] == "=" or not readable(word)]:
@@ -111,7 +111,7 @@ def explain(error: Exception, words: Sequence[str]) -> str:
 
 
 def _unreadable(names: Names, at: int) -> str:
-    """What to type instead of an override that Hydra cannot read, the `at`-th."""
+    """Suggests what to type instead of an override that Hydra cannot read, the `at`-th."""
     word, before, after = names.overrides[at], names.overrides[:at], names.overrides[at + 1 :]
     if word.startswith("-"):
         return _no_option(word, names.overrides, [])
@@ -136,7 +136,7 @@ def _unreadable(names: Names, at: int) -> str:
 
 
 def _no_value(names: Names, known: set[str], word: str, before: list[str], after: list[str]) -> str:
-    """What to type instead of a word without =, between these."""
+    """Suggests what to type instead of a word without =, between these."""
     spaced = "no space stands around ="
     key, sign, value = re.fullmatch(r"([^: ]*)(:| |$)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
     if sign and key in known:
@@ -163,7 +163,7 @@ def _no_value(names: Names, known: set[str], word: str, before: list[str], after
 
 
 def _no_key(names: Names, key: str, text: str) -> str:
-    """What to type instead of a key or group that is none. text: Hydra's error."""
+    """Suggests what to type instead of a key or group that is none. text: Hydra's error."""
     path = key.rpartition("@")[2].strip(". ")
     if text and key.partition("=")[0] in {*names.keys, *names.groups}:
         return _one_line(text)
@@ -189,7 +189,7 @@ def _no_key(names: Names, key: str, text: str) -> str:
 
 
 def _takes(node: object, key: str) -> bool:
-    """Whether the class that a node names has a field of this name: read, not imported, which would take seconds."""
+    """Tells whether the class that a node names has a field of this name: read, not imported, which would take seconds."""
     module, _, name = str(node.get("_target_") if isinstance(node, dict) else None).rpartition(".")
     file = CONF.parent / f"{module.replace('.', '/')}.py"
     if not file.is_file():
@@ -210,12 +210,12 @@ def _one_line(text: str) -> str:
 
 
 def targets(key: str) -> list[str]:
-    """What the files of its group give as `_target_` at a key: of merge.bias_of, that of conf/merge/learned.yaml."""
+    """Gives what the files of its group give as `_target_` at a key: of merge.bias_of, that of conf/merge/learned.yaml."""
     return sorted({str(node["_target_"]) for node in _nodes(*_place(key)) if "_target_" in node})
 
 
 def defaults(key: str, target: object) -> list[Any]:
-    """What the files of its group give for a key of this `_target_`; None where they read it from elsewhere."""
+    """Gives what the files of its group give for a key of this `_target_`; None where they read it from elsewhere."""
     above, _, name = key.rpartition(".")
     group, inside = _place(above)
     given = [
@@ -233,7 +233,7 @@ def _place(key: str) -> tuple[str, str]:
 
 
 def _nodes(group: str, place: str) -> list[DictConfig]:
-    """What stands at a place in the files of a group, where these are keys and values."""
+    """Gives what stands at a place in the files of a group, where these are keys and values."""
     found = [OmegaConf.select(file, place) if place else file for file in _files(group)]
     return [node for node in found if OmegaConf.is_dict(node)]
 

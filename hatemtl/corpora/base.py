@@ -1,4 +1,4 @@
-"""What a corpus gives: posts, their splits and what annotators said of them."""
+"""Defines a corpus: posts, their splits and annotations."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ class Raw:
     strata: np.ndarray
 
     def at(self, rows: np.ndarray) -> "Raw":
-        """The rows at these positions, in that order."""
+        """Takes the rows at these positions, in that order."""
         cells = {name: [column[i] for i in rows] for name, column in self.cells.items()}
         return replace(self, cells=cells, places=[self.places[i] for i in rows], strata=self.strata[rows])
 
@@ -83,14 +83,14 @@ class Posts:
         return len(self.ids)
 
     def at(self, rows: np.ndarray) -> "Posts":
-        """The posts at these positions, in that order."""
+        """Takes the posts at these positions, in that order."""
         columns = {k: replace(c, values=c.values[rows], has=c.has[rows]) for k, c in self.columns.items()}
         pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
         raw = None if self.raw is None else self.raw.at(rows)
         return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns, pairs, raw)
 
     def limited(self, limit: int | None) -> "Posts":
-        """The first `limit` posts of each split; all of them if None."""
+        """Keeps the first `limit` posts of each split; all of them if None."""
         if limit is None:
             return self
         if limit < 1:
@@ -98,7 +98,7 @@ class Posts:
         return self.at(np.sort(np.concatenate([np.flatnonzero(self.splits == split)[:limit] for split in SPLITS])))
 
     def thinned(self, fraction: float, seed: int) -> "Posts":
-        """A share of the training posts, with all others: as the labels are distributed, drawn by seed, and nested.
+        """Keeps a share of the training posts, with all others: as the labels are distributed, drawn by seed, and nested.
 
         A smaller fraction's posts are among those of a larger one. Labels are those of the first multiclass or ordinal
         column, else of the first multilabel one (a post's rarest label); of a table, of its column `stratify_by`.
@@ -125,7 +125,7 @@ class Posts:
         return np.zeros(len(self), np.int64)
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with any text, split or annotation."""
+        """Gives sixteen hex digits that change with any text, split or annotation."""
         digest = hashlib.sha256("\x1e".join([*self.ids, *self.texts, *self.splits.tolist()]).encode())
         if self.pairs is not None:
             digest.update("\x1e".join("\x1f".join(pair) for pair in self.pairs).encode())
@@ -161,5 +161,5 @@ class Corpus(ABC):
         """Reads the whole corpus. Raises UserError with the file and the way out where it cannot."""
 
     def load(self) -> Posts:
-        """The posts that this configuration keeps."""
+        """Loads the posts that this configuration keeps."""
         return self.read().thinned(self.fraction, self.seed).limited(self.limit)

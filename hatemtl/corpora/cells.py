@@ -1,4 +1,4 @@
-"""The cells of a user's table, read as the annotation that a head expects."""
+"""Reads the cells of a user's table as the annotation that a head expects."""
 
 import json
 import math
@@ -57,14 +57,14 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
 
 
 def is_given(value: Any) -> bool:
-    """Whether a cell says anything."""
+    """Tells whether a cell says anything."""
     if isinstance(value, float):
         return not math.isnan(value)
     return not (value is None or (isinstance(value, str) and value.strip() in NOTHING))
 
 
 def name_of(value: Any) -> str:
-    """A cell as a name, the same whether a file holds text, numbers or (beside gaps) fractions of whole numbers.
+    """Reads a cell as a name, the same whether a file holds text, numbers or (beside gaps) fractions of whole numbers.
 
     >>> name_of(" rude "), name_of(2.0), name_of(True)
     ('rude', '2', 'true')

@@ -19,17 +19,17 @@ SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
 
 
 def again(path: Path, home: str) -> str:
-    """The way out of a broken file of a corpus whose home is there."""
+    """Says the way out of a broken file of a corpus whose home is there."""
     return f"download {path.name} again from {home}"
 
 
 def ways_out(folder: Path, file: str) -> str:
-    """What a user can type where a corpus is neither in its folder nor within reach."""
+    """Says what a user can type where a corpus is neither in its folder nor within reach."""
     return f"{folder} has no {file} either: {_put(folder, file)}"
 
 
 def by_hand(folder: Path, file: str, home: str) -> UserError:
-    """The error about a corpus that nobody may hand on, and that is not in its folder."""
+    """Makes the error about a corpus that nobody may hand on, and that is not in its folder."""
     return UserError(f"{folder} has no {file}: get it by hand at {home}, then {_put(folder, file)}")
 
 
@@ -38,7 +38,7 @@ def _put(folder: Path, file: str) -> str:
 
 
 def label_name(written: str) -> str:
-    """A label as a file writes it, as a name that a metric can carry.
+    """Turns a label as a file writes it into a name that a metric can carry.
 
     >>> label_name("Black people "), label_name("non-hateful")
     ('black_people', 'non_hateful')
@@ -103,7 +103,7 @@ def read_delimited(
     only: Callable[[str], bool] | None = None,
     torn: bool = False,
 ) -> Rows:
-    """A file of cells between delimiters; `names` where it has no header.
+    """Reads a file of cells between delimiters; `names` where it has no header.
 
     quoted: whether "..." may hold delimiters and ends of lines; None where nobody said: if all quotes pair up so.
     only: which columns to keep, by name; the others take no memory. A byte order mark, CRLF and empty lines are passed over.
@@ -168,7 +168,7 @@ def _reading(path: Path, encoding: str, again: str) -> Iterator[None]:
 
 
 def _undecodable(path: Path, encoding: str) -> str:
-    """Where in a file the first byte lies that is no such text; a reader that decodes by the piece cannot say."""
+    """Finds the first byte of a file that is no such text; a reader that decodes by the piece cannot say."""
     raw = path.read_bytes()
     try:
         raw.decode(encoding)
@@ -180,7 +180,7 @@ def _undecodable(path: Path, encoding: str) -> str:
 
 
 def read_jsonl(path: Path, *, again: str) -> Rows:
-    """A file with a JSON object a line; a key that a line lacks is None there.
+    """Reads a file with a JSON object a line; a key that a line lacks is None there.
 
     Raises UserError with the line where one is none.
     """
@@ -206,7 +206,7 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
 
 
 def read_parquet(paths: Iterable[Path], *, again: str, only: Callable[[str], bool] | None = None) -> Rows:
-    """The rows of one or several Parquet files of the same columns, or `only` some of these, by name."""
+    """Reads the rows of one or several Parquet files of the same columns, or `only` some of these, by name."""
     from pyarrow import ArrowException, concat_tables
     from pyarrow.parquet import read_table
 
@@ -230,7 +230,7 @@ class Hub:
     revision: str = "refs/convert/parquet"
 
     def present(self, names: Sequence[str], way_out: str) -> list[str]:
-        """Which splits of these names it has. Raises UserError where it has none."""
+        """Lists the splits of these names that it has. Raises UserError where it has none."""
         folder = self._folder(names, way_out)
         found = [name for name in names if any((folder / self.config / name).glob("*.parquet"))]
         if not found:
@@ -243,7 +243,7 @@ class Hub:
     def splits(
         self, names: Sequence[str], way_out: str, only: Callable[[str], bool] | None = None
     ) -> Iterator[tuple[str, Rows]]:
-        """The rows of each split of these names. way_out: what a user without network can type instead."""
+        """Reads the rows of each split of these names. way_out: what a user without network can type instead."""
         folder = self._folder(names, way_out)
         again = f"delete {folder} and run again to download it anew"
         for name in names:

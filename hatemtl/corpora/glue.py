@@ -43,7 +43,7 @@ TRAIN, DEV = "train.tsv", "dev.tsv"
 
 
 class Layout(NamedTuple):
-    """How one task's files are laid out.
+    """The layout of one task's files.
 
     texts, label: columns of the official files; hub: the texts' on the hub, where they differ, whose label is `label`.
     names: the labels, in the hub's order; official files have the name or its place. One name: a number from 0 to 5.

@@ -107,7 +107,7 @@ class HateXplain(Corpus):
 
 
 class _Post(NamedTuple):
-    """What the three annotators said of one post, put to the vote; label: None where it is a tie."""
+    """The votes of the three annotators on one post, counted; label: None where they tie."""
 
     id: str
     split: Split

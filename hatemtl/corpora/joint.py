@@ -1,4 +1,4 @@
-"""Several corpora as one, with one label space for all: the naive way to train one model on several tasks.
+"""Joins several corpora under one label space for all: the naive way to train one model on several tasks.
 
 Label 0 of one corpus is label 0 of every other, whatever it means there: the baseline that heads of their own are to beat.
 """

@@ -1,4 +1,4 @@
-"""What corpora of texts, pairs or choices with one annotation a post have in common: their files put together."""
+"""Puts the files of a corpus together whose texts, pairs or choices have one annotation a post."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Part:
 
 
 def gather(parts: Sequence[Part], space: LabelSpace, *, validation: float | None = None, seed: int = 0) -> Posts:
-    """The posts of several files under the one column `label`.
+    """Gathers the posts of several files under the one column `label`.
 
     validation: the share of the labelled training posts that validates, where a corpus has no official validation posts.
         It is drawn by seed as the labels are distributed; posts that share a text stay together.
@@ -53,18 +53,18 @@ def gather(parts: Sequence[Part], space: LabelSpace, *, validation: float | None
 
 
 def paired(rows: Rows, first: str, second: str) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The texts of two columns, as `Posts` has them."""
+    """Pairs the texts of two columns, as `Posts` has them."""
     return rows.texts(first), [(text,) for text in rows.texts(second)]
 
 
 def whole(rows: Rows, columns: Sequence[str]) -> Rows:
-    """The rows with a text in each of these columns."""
+    """Keeps the rows with a text in each of these columns."""
     full = [i for i in range(len(rows)) if all(str(rows[name][i] or "").strip() for name in columns)]
     return rows.at(full)
 
 
 def complete(folder: Path, files: Sequence[str], again: str) -> bool:
-    """Whether the official files are there; False where none is.
+    """Tells whether the official files are there; False where none is.
 
     again: where a missing one comes from. Raises UserError where some are there and some are not.
     """

@@ -1,4 +1,4 @@
-"""Leaks: posts for training that stand, word for word or nearly, among those for validation or test.
+"""Finds leaks: posts for training that stand, word for word or nearly, among those for validation or test.
 
 Texts are compared without case, punctuation and differences of space; links count as one another, and so do @names. Near
 is a Jaccard similarity of at least `NEAR` between their sets of five successive characters. Candidates come from MinHash
@@ -47,7 +47,7 @@ class Leak:
 def check(
     corpora: Mapping[Corpus, Posts], policy: Policy, names: Mapping[Corpus, str]
 ) -> tuple[list[str], dict[Corpus, np.ndarray]]:
-    """What to say of the leaks within and between the corpora of a run, and which posts of each are to be left out.
+    """Reports the leaks within and between the corpora of a run, and the posts of each that are to be left out.
 
     names: how each is called where there are several.
     Raises UserError where there are leaks and the policy is to refuse them.
@@ -72,7 +72,7 @@ def check(
 
 
 def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
-    """The leaks from each split into a later one, of N texts in these splits (N,); pairs of splits without any left out."""
+    """Finds the leaks from each split into a later one, of N texts in these splits (N,); pairs without any are left out."""
     keys, of = np.unique(np.array(normalised(texts), object), return_inverse=True)
     there = np.zeros((len(keys), len(SPLITS)), bool)  # which texts each split has
     for place, split in enumerate(SPLITS):
@@ -96,7 +96,7 @@ def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
 
 
 def normalised(texts: Sequence[str]) -> list[str]:
-    """What copies of a text have in common.
+    """Reduces texts to what their copies have in common.
 
     >>> normalised(["@Anna: see https://a.b/c NOW!", "@bob  See www.d.e, now", "!?"])
     ['user see url now', 'user see url now', '!?']

@@ -1,4 +1,4 @@
-"""Rows of a file, each with the place that an error names, and what their cells say."""
+"""Holds the rows of a file, each with the place that an error names, and reads what their cells say."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,26 +33,26 @@ class Rows:
         return len(self.lines)
 
     def __getitem__(self, name: str) -> list[Any]:
-        """A column. Raises UserError where there is none of this name."""
+        """Gives a column. Raises UserError where there is none of this name."""
         if name not in self.columns:
             raise UserError(f"{self.path} has no column {name!r}: {did_you_mean(name, self.columns)}; {self.again}")
         return self.columns[name]
 
     def at(self, rows: Sequence[int]) -> "Rows":
-        """The rows at these positions, in that order."""
+        """Takes the rows at these positions, in that order."""
         columns = {name: [column[i] for i in rows] for name, column in self.columns.items()}
         return replace(self, columns=columns, lines=[self.lines[i] for i in rows], arrow=None)
 
     def where(self, i: int, column: str | None = None) -> str:
-        """How an error names row i."""
+        """Names row i as an error does."""
         return f"{self.path}, {self.unit} {self.lines[i]}" + (f", column {column!r}" if column else "")
 
     def wrong(self, i: int, column: str, expected: str) -> UserError:
-        """The error about one cell."""
+        """Makes the error about one cell."""
         return UserError(f"{self.where(i, column)}: {shown(self.columns[column][i])}, expected {expected}; {self.again}")
 
     def texts(self, name: str) -> list[str]:
-        """A column of texts, without space around. Raises UserError where one is empty or none at all."""
+        """Reads a column of texts, without space around. Raises UserError where one is empty or none at all."""
         texts = []
         for i, value in enumerate(self[name]):
             if not isinstance(value, str) or not value.strip():
@@ -69,11 +69,11 @@ class Rows:
         return posts
 
     def numbers(self, name: str, low: float | None = None, high: float | None = None) -> list[float]:
-        """A column of numbers. Raises UserError where one is none, or lies outside."""
+        """Reads a column of numbers. Raises UserError where one is none, or lies outside."""
         return self.array(name, low, high).tolist()
 
     def array(self, name: str, low: float | None = None, high: float | None = None, *, gaps: bool = False) -> np.ndarray:
-        """(N,) float64, a column of numbers; with `gaps`, NaN where the file gives none.
+        """Reads a column of numbers, (N,) float64; with `gaps`, NaN where the file gives none.
 
         Raises UserError where one is no number, or lies outside.
         """
@@ -95,7 +95,7 @@ class Rows:
         return numbers
 
     def flags(self, name: str, *, gaps: bool = False) -> np.ndarray:
-        """(N,) float64 of 0 and 1, a column of yes and no; with `gaps`, NaN where the file gives neither."""
+        """Reads a column of yes and no as (N,) float64 of 0 and 1; with `gaps`, NaN where the file gives neither."""
         meant: dict[Any, float] = dict.fromkeys(YES, 1.0) | dict.fromkeys(NO, 0.0)
         if gaps:
             meant |= dict.fromkeys(NOTHING, np.nan)
@@ -107,7 +107,7 @@ class Rows:
         return np.array(flags, np.float64)
 
     def positions(self, name: str, known: Mapping[str, int], meant: Callable[[str], str] = str.strip) -> list[int]:
-        """A column of names as the numbers that they stand for. meant: makes a cell one of the known names.
+        """Reads a column of names as the numbers that they stand for. meant: makes a cell one of the known names.
 
         Raises UserError where one is not known.
         """
@@ -133,11 +133,11 @@ def as_post(text: str) -> str:
 
 
 def sound(value: Any) -> Any:
-    """The value; if a text, without halves of emojis, which are no text that could be written."""
+    """Gives the value; if a text, without halves of emojis, which are no text that could be written."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it, cut where it is long."""
+    """Shows a value as an error quotes it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""A corpus that needs no data: posts written by code, annotated as HateXplain's are."""
+"""Writes posts by code, annotated as HateXplain's are: a corpus that needs no data."""
 
 from collections import deque
 from collections.abc import Sequence

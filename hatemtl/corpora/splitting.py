@@ -1,4 +1,4 @@
-"""Splits for corpora that have no official ones, and shares of a corpus that lie within one another."""
+"""Splits corpora that have no official splits, and takes shares of a corpus that lie within one another."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ def check_fractions(fractions: Sequence[float]) -> None:
 
 
 def text_key(text: str) -> str:
-    """What texts that differ in case and space alone have in common.
+    """Reduces a text to what texts that differ in case and space alone have in common.
 
     >>> text_key("Snorfs  must\\tGO ")
     'snorfs must go'
@@ -25,7 +25,7 @@ def text_key(text: str) -> str:
 
 
 def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: np.ndarray | None = None) -> np.ndarray:
-    """(N,) of "train", "val" and "test" in these three shares. Equal keys stand in one split, so no text is in two.
+    """Deals posts, (N,), to "train", "val", "test" in these shares. Equal keys stand in one split: no text is in two.
 
     The order of a key is a function of key and seed alone. strata: (N,) integers whose values are spread alike over the
     splits, a key's being that of its first post.
@@ -46,7 +46,7 @@ def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: n
 
 
 def keys(texts: Sequence[str], pairs: Sequence[Sequence[str]] | None = None) -> list[str]:
-    """What `divide` keeps together: one key a post, equal for posts that share a text, whatever its case, marks and spaces.
+    """Gives one key a post for `divide`, equal where posts share a text, whatever its case, marks and spaces.
 
     pairs: further texts of each post. Posts that share any of theirs, directly or by way of others, have one key.
 
@@ -76,7 +76,7 @@ def _bare(text: str) -> str:
 
 
 def nested(keys: Sequence[str], strata: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Positions of a share of each stratum, at least one post of it, in order; a smaller share lies within a larger."""
+    """Picks positions of a share of each stratum, at least one post of it; a smaller share lies within a larger."""
     draws = _draws(keys, seed)
     kept = []
     for stratum in np.unique(strata):

@@ -1,4 +1,4 @@
-"""The user's own table: posts in a CSV, TSV, JSON-lines or Parquet file, in a folder of such files, or on the hub.
+"""Reads the user's own table: posts in a CSV, TSV, JSON-lines or Parquet file, in a folder of them, or on the hub.
 
 One command, and no YAML:
 

@@ -1,4 +1,4 @@
-"""The files of a pretrained encoder: none may lead to code, pickles or weights from elsewhere, and the weights must fit."""
+"""Guards a pretrained encoder's files: none may lead to code, pickles or weights from elsewhere; the weights must fit."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

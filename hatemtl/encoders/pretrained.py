@@ -1,4 +1,4 @@
-"""The encoder: a tokenizer and a pretrained transformer, loaded so that no file of theirs can run code."""
+"""Loads the encoder: a tokenizer and a pretrained transformer, so that no file of theirs can run code."""
 
 import hashlib
 import importlib.util
@@ -79,7 +79,7 @@ class Encoder:
             )
 
     def folder(self) -> Path:
-        """Where the files are; from the hub, downloaded unless cached."""
+        """Finds the folder of the files; from the hub, downloaded unless cached."""
         if self.source.startswith("package:"):
             package, _, inside = self.source.removeprefix("package:").partition("/")
             spec = importlib.util.find_spec(package)
@@ -95,7 +95,7 @@ class Encoder:
         return folder
 
     def tokenizer(self) -> Tokenizer:
-        """The fast tokenizer. A word in mid-text and a word at its start get the same ids."""
+        """Loads the fast tokenizer. A word in mid-text and a word at its start get the same ids."""
         folder = self.folder()
         guard(folder)
         self._check_tokenizer_class(folder)
@@ -106,7 +106,7 @@ class Encoder:
         return tokenizer
 
     def model(self, *, dropout: bool, seed: int, pooler: bool = False) -> Transformer:
-        """The transformer in float32, in evaluation mode.
+        """Loads the transformer in float32, in evaluation mode.
 
         dropout: whether its own dropout stays on in training. seed: for random weights. pooler: whether to keep BERT's,
         which nothing here reads, for whoever reads the model elsewhere.
@@ -165,7 +165,7 @@ class Encoder:
         return model.eval()
 
     def quantized(self, model: Transformer) -> Transformer:
-        """The model itself, the weights of its linear layers in 8 or 4 bits where `quantize` says so.
+        """Gives the model itself, the weights of its linear layers in 8 or 4 bits where `quantize` says so.
 
         8 bits as LLM.int8() has them (Dettmers et al. 2022, arXiv:2208.07339), 4 as QLoRA's NormalFloat (Dettmers et al.
         2023, arXiv:2305.14314). The float weights must be there first: a fingerprint is taken of them.
@@ -239,7 +239,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether linear layers of the model are of 8 or 4 bits."""
+    """Tells whether linear layers of the model are of 8 or 4 bits."""
     return any(type(module).__name__ in ("Linear8bitLt", "Linear4bit") for module in model.modules())
 
 
@@ -255,14 +255,14 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def vocabulary(tokenizer: Tokenizer) -> str:
-    """Sixteen hex digits that tell one tokenizer from another: its words and rules, not how long a text it lets through."""
+    """Tells tokenizers apart by sixteen hex digits: of words and rules, not of how long a text they let through."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fingerprint(model: Transformer) -> str:
-    """Sixteen hex digits that tell one pretrained encoder from another: names, shapes and 1,024 values of each weight."""
+    """Tells one encoder from another by sixteen hex digits: of names, shapes and 1,024 values of each pretrained weight."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""What judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out.
+"""Gives what judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out.
 
 `evaluations=[a,b]` judges a test by several; each is a YAML in conf/evaluations/ and a class here or anywhere.
 """
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the head of one task said of the N posts of a stage that carry its annotation.
+    """Gives what the head of one task said of the N posts of a stage that carry its annotation.
 
     space: its labels. posts: (N,) int64, where each stands among all posts of the run; tasks of one corpus share them.
     scores: (N, C) float32 as `Head.scores` gives them; for tokens (N,) of objects, each with one value a word.
@@ -55,7 +55,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an evaluation reads beside predictions.
+    """Gives what an evaluation reads beside predictions.
 
     columns: by task, the columns of its corpus and the kind that each must be of. gradients: whether of its scores by the
     embeddings of tokens.

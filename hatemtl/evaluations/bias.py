@@ -1,4 +1,4 @@
-"""Whether posts about a community are told apart less well than others: AUCs of subgroups (Borkan et al. 2019)."""
+"""Tells whether posts about a community are told apart less well than others: AUCs of subgroups (Borkan et al. 2019)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ POWER = -5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Bias:
-    """How well a task tells toxic posts from others within each community, and between it and a background.
+    """Tells how well a task tells toxic posts from others within each community, and between it and a background.
 
     Borkan et al. 2019, Nuanced metrics for measuring unintended bias with real data for text classification,
     arXiv:1903.04561; each an area under the ROC curve of 1 - p(normal), 1/2 where nothing is told apart. subgroup_auc: toxic

@@ -1,4 +1,4 @@
-"""Whether some labels are wrongly predicted more often than others, where the labels are groups of people."""
+"""Tells whether some labels are wrongly predicted more often than others, where the labels are groups of people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every head shares: the contract, the pooling and the layers."""
+"""Defines a head, and holds the pooling and the layers that heads share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple, Protocol
@@ -24,12 +24,12 @@ class Figure(NamedTuple):
 
     @property
     def key(self) -> str:
-        """How `primary` names it: f1_women, macro_f1."""
+        """Tells how `primary` names it: f1_women, macro_f1."""
         return self.name if self.label is None else f"{self.name}_{self.label}"
 
 
 class Head(Protocol):
-    """What is read off the encoder for one task: an nn.Module with its loss, its metrics and its decoding.
+    """The head of one task on the encoder: an nn.Module with its loss, its metrics and its decoding.
 
     kind: of the labels that it predicts. primary: the figure that tells which of two epochs is better; higher is better.
     """
@@ -39,7 +39,7 @@ class Head(Protocol):
     primary: str
 
     def __call__(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits from hidden states (B, T, D).
+        """Computes logits from hidden states (B, T, D).
 
         (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; for choice (S,), one a sequence, of which the
         loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states themselves.
@@ -51,23 +51,23 @@ class Head(Protocol):
         ...
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        """The mean loss over the posts that have the annotation; zero, but connected to the graph, where none has."""
+        """Computes the mean loss over the annotated posts; zero, but connected to the graph, where there is none."""
         ...
 
     def scores(self, logits: Tensor) -> Tensor:
-        """What is said of each post: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
+        """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
         ...
 
     def metric(self) -> Metric:
-        """A fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
+        """Makes a fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
         ...
 
     def rows(self, computed: Tensor) -> list[Figure]:
-        """What it is judged by, in order, from what `metric().compute()` gave."""
+        """Gives what it is judged by, in order, from what `metric().compute()` gave."""
         ...
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        """What the scores of one post say: the names of its labels, or the words that are marked."""
+        """Names the labels that one post's scores say, or the words that they mark."""
         ...
 
 
@@ -91,7 +91,7 @@ class Pool(nn.Module):
 
 
 def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float) -> nn.Sequential:
-    """`layers` linear layers down to `outputs`, GELU between them, dropout before each."""
+    """Stacks `layers` linear layers down to `outputs`, GELU between them, dropout before each."""
     if layers < 1:
         raise UserError(f"head layers={layers}: expected at least 1")
     if not 0 <= dropout < 1:
@@ -103,7 +103,7 @@ def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float)
 
 
 def check_primary(primary: str, rows: Iterable[str]) -> str:
-    """The row that tells which of two epochs is better, if it is one of these. Raises UserError where it is not."""
+    """Gives the row that tells which of two epochs is better, if it is one of these. Raises UserError where it is not."""
     known = list(rows)
     if primary not in known:
         raise UserError(
@@ -136,12 +136,12 @@ def check_label_smoothing(label_smoothing: float) -> None:
 
 
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ values·weights / Σ weights; zero, but connected to the graph, where no weight is left."""
+    """Computes Σ values·weights / Σ weights; zero, but connected to the graph, where no weight is left."""
     return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def f1(tp: float, fp: float, fn: float) -> float:
-    """2·tp / (2·tp + fp + fn), and 0 where nothing is there and nothing was predicted (as scikit-learn's default)."""
+    """Computes 2·tp / (2·tp + fp + fn), 0 where nothing is there and nothing was predicted (as scikit-learn's default)."""
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
 
 
@@ -155,19 +155,19 @@ def count_rows(counts: Mapping[str, tuple[int, int, int]]) -> list[Figure]:
 
 
 def label_weights(values: Tensor, labels: int, balance: float) -> Tensor:
-    """(C,) the weight of a label in the loss, by how often `values` (N,) show it: (1 / (C · frequency)) ** balance."""
+    """Weighs labels in the loss, (C,), by how often `values` (N,) show them: (1 / (C · frequency)) ** balance."""
     positives = torch.bincount(values, minlength=labels).float()
     return (max(len(values), 1) / (labels * positives.clamp(min=1))) ** balance
 
 
 def positive_weights(values: Tensor, balance: float) -> Tensor:
-    """(C,) the weight of a label's positives in the loss, by `values` (N, C): (negatives / positives) ** balance."""
+    """Weighs labels' positives in the loss, (C,), by `values` (N, C): (negatives / positives) ** balance."""
     positives = values.sum(dim=0).clamp(min=1)
     return ((len(values) - positives).clamp(min=1) / positives) ** balance
 
 
 def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, label_smoothing: float) -> Tensor:
-    """Binary cross-entropy of each answer, with targets y in [0, 1] smoothed to y·(1 - ε) + ε/2; shapes as the logits'.
+    """Computes each answer's binary cross-entropy, targets y in [0, 1] smoothed to y·(1 - ε) + ε/2; shapes as the logits'.
 
     That is label smoothing over two classes, yes and no (Szegedy et al. 2016, arXiv:1512.00567, section 7). Positives are
     weighed by what they are, not by what is smoothed into them: of a weight of 99, ε/2 of every no would make a yes.
@@ -181,18 +181,18 @@ def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, lab
 
 
 def reach(scores: Tensor | Sequence[float], threshold: float) -> Tensor:
-    """Whether each score is a yes, compared in float32: as a double, a score of .7 lies below a threshold of .7."""
+    """Tells whether each score is a yes, compared in float32: as a double, a score of .7 lies below a threshold of .7."""
     return torch.as_tensor(scores, dtype=torch.float32) >= threshold
 
 
 def ranks(values: Tensor) -> Tensor:
-    """(N,) places of the values in their order, from 1 on; equal ones share the mean of theirs."""
+    """Gives the values' places, (N,), in their order, from 1 on; equal ones share the mean of theirs."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2)[inverse]
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of (N,) values with others; 0 where either are all the same."""
+    """Computes Pearson's correlation of (N,) values with others; 0 where either are all the same."""
     x, y = (values.double() - values.double().mean() for values in (x, y))
     scale = x.norm() * y.norm()
     return float(x @ y / scale) if scale > 0 else 0.0

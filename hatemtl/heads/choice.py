@@ -1,4 +1,4 @@
-"""Which of a post's second texts is right: multiple choice."""
+"""Predicts the right one of a post's second texts: multiple choice."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -40,11 +40,11 @@ class ChoiceHead(nn.Module):
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """(S,), one a sequence; `Batch.by_post` puts those of a post side by side for all that follows."""
+        """Computes a score a sequence, (S,); `Batch.by_post` puts those of a post side by side for all that follows."""
         return self.layers(self.pool(hidden, attention_mask)).squeeze(1)
 
     def observe(self, values: Tensor) -> None:
-        """Nothing: places are no classes, one being rarer than another says nothing."""
+        """Takes in nothing: places are no classes, one being rarer than another says nothing."""
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         losses = F.cross_entropy(logits, targets, reduction="none")

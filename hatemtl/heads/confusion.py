@@ -1,4 +1,4 @@
-"""Which label was predicted for which: the counts that heads of one label a post are judged by."""
+"""Counts predicted against true labels, for heads of one label a post."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from hatemtl.heads.base import Figure, correlation, count_rows, f1, ranks
 
 
 class Confusion(Metric):
-    """How often label j was predicted for a post of label i, (C, C) int64, over the posts that are annotated.
+    """Counts posts of label i for which label j was predicted, (C, C) int64, over the posts that are annotated.
 
     predict: the labels' positions (B,) that scores (B, C) say.
     """
@@ -31,7 +31,7 @@ class Confusion(Metric):
 
 
 def likeliest(scores: Tensor) -> Tensor:
-    """The label of the highest score, (B, C) → (B,)."""
+    """Picks the label of the highest score, (B, C) → (B,)."""
     return scores.argmax(dim=1)
 
 
@@ -49,7 +49,7 @@ def label_rows(matrix: Tensor, names: Sequence[str]) -> list[Figure]:
 
 
 def matthews(matrix: Tensor) -> float:
-    """Matthews' correlation for any number of labels (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006, eq. 8).
+    """Computes Matthews' correlation of any number of labels (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006, eq. 8).
 
     0 where only one label was predicted, or only one occurs.
     """
@@ -61,7 +61,7 @@ def matthews(matrix: Tensor) -> float:
 
 
 def quadratic_kappa(matrix: Tensor) -> float:
-    """Agreement beyond chance, a miss counting by the square of its levels (Cohen 1968, doi:10.1037/h0026256).
+    """Measures agreement beyond chance, a miss counting by the square of its levels (Cohen 1968, doi:10.1037/h0026256).
 
     0 where one level alone occurs and is predicted.
     """
@@ -73,7 +73,7 @@ def quadratic_kappa(matrix: Tensor) -> float:
 
 
 def spearman(matrix: Tensor) -> float:
-    """Rank correlation of true and predicted levels."""
+    """Computes the rank correlation of true and predicted levels."""
     true, given = (m.flatten().repeat_interleave(matrix.flatten()) for m in torch.meshgrid(
         torch.arange(len(matrix)), torch.arange(len(matrix)), indexing="ij"
     ))  # fmt: skip

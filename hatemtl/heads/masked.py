@@ -1,4 +1,4 @@
-"""The tokens of a text that were masked: masked language modelling."""
+"""Guesses the masked tokens of a text: masked language modelling."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,14 +36,14 @@ class MaskedHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(words))
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """The hidden states as they are: which of them are asked for, the targets say."""
+        """Gives the hidden states as they are: which of them are asked for, the targets say."""
         return hidden
 
     def observe(self, values: Tensor) -> None:
-        """Nothing: there are no annotations."""
+        """Takes in nothing: there are no annotations."""
 
     def guesses(self, hidden: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (M, V) over the vocabulary at as many places as may be masked, and what stood there, `IGNORED` if not.
+        """Computes logits (M, V) over the vocabulary where tokens may be masked, and what stood there, `IGNORED` if not.
 
         M does not depend on the targets, whose number of masked tokens a GPU would have to tell first.
         """

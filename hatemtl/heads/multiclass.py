@@ -1,4 +1,4 @@
-"""One label a post."""
+"""Predicts one label a post."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Any number of labels a post."""
+"""Predicts any number of labels a post."""
 
 from collections.abc import Sequence
 from typing import ClassVar

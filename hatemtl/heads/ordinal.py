@@ -1,4 +1,4 @@
-"""One of ordered levels a post."""
+"""Predicts one of ordered levels a post."""
 
 import math
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class OrdinalHead(nn.Module):
 
     @property
     def thresholds(self) -> Tensor:
-        """θ, (C - 1,), each above the one before it."""
+        """Gives θ, (C - 1,), each above the one before it."""
         first, gaps = self.first_and_gaps.split([1, len(self.space) - 2])
         return torch.cat([first, F.softplus(gaps) + 1e-4]).cumsum(0)
 
@@ -90,7 +90,7 @@ class OrdinalHead(nn.Module):
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """(B, C) log P(y = k) from the log odds (B, C - 1) of P(y > k), which fall with k.
+    """Computes (B, C) log P(y = k) from the log odds (B, C - 1) of P(y > k), which fall with k.
 
     σ(a) - σ(b) = σ(a)·σ(-b)·(1 - exp(b - a)), which neither underflows nor cancels.
     """
@@ -100,5 +100,5 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def median(scores: Tensor) -> Tensor:
-    """The lowest level that at least half of the probability (B, C) is not above, (B,)."""
+    """Finds the lowest level that at least half of the probability (B, C) is not above, (B,)."""
     return (scores.cumsum(dim=1)[:, :-1] < 0.5).sum(dim=1)

@@ -1,4 +1,4 @@
-"""A number a post: regression."""
+"""Predicts a number a post: regression."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
@@ -81,7 +81,7 @@ class ScoreHead(nn.Module):
 
 
 class Numbers(Metric):
-    """What was predicted and what is true, (N, 2), of the posts that are annotated: a rank needs all others."""
+    """Collects predicted and true numbers, (N, 2), of the posts that are annotated: a rank needs all others."""
 
     scores: list[Tensor]
     targets: list[Tensor]

@@ -1,4 +1,4 @@
-"""One yes or no a word: rationales."""
+"""Predicts one yes or no a word: rationales."""
 
 from collections.abc import Sequence
 from typing import ClassVar

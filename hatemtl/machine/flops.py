@@ -1,4 +1,4 @@
-"""Arithmetic: how much of it a step does, and how much of it the machine could do."""
+"""Counts arithmetic: of a step, and of what the machine could do."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ PEAK_SECONDS = 0.3  # of measuring, a size
 
 
 def matmul_flops(step: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix multiplications in `step`, gradients included, padding too."""
+    """Counts floating-point operations of the matrix multiplications in `step`, gradients included, padding too."""
     uncounted: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: _in_place, torch.ops.aten.baddbmm_: _in_place}
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         uncounted[torch.ops.mkldnn._linear_pointwise] = _linear
@@ -22,7 +22,7 @@ def matmul_flops(step: Callable[[], object]) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of this machine as it is now: the best of repeated products of square matrices of this type."""
+    """Measures FLOP/s of this machine as it is now: the best of repeated products of square matrices of this type."""
     best = 0.0
     calls = 1 if device.type == "cpu" else 20  # one call on a GPU is hardly longer than its launch
     for size in PEAK_SIZES.get(device.type, (2048,)):
@@ -47,7 +47,7 @@ def _linear(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given, so that a clock tells the truth."""
+    """Waits until the device has done what it was given, so that a clock tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

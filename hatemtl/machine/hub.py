@@ -1,4 +1,4 @@
-"""The model and data hub: the only door to the network, and what to do where it is shut."""
+"""Fetches models and data from the hub: the only door to the network; says what to do where it is shut."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,7 +7,7 @@ from hatemtl.errors import UserError
 
 
 def fetch(repo: str, *, kind: Literal["model", "dataset"], patterns: list[str], revision: str | None, way_out: str) -> Path:
-    """The local folder with the files of hub repository `repo` that match `patterns`, downloaded unless cached.
+    """Fetches the files of hub repository `repo` that match `patterns`, unless cached; gives their local folder.
 
     way_out: what a user without network can type instead; it ends the error.
     """

@@ -1,4 +1,4 @@
-"""A JSON object out of a file that anyone may have written: of bounded length, keys with values and nothing else."""
+"""Reads a JSON object out of a file that anyone may have written: of bounded length, keys with values and nothing else."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ LIMIT = 1 << 24  # bytes, some ten times what the longest such file of an encode
 
 
 def read(path: Path, way_out: str) -> dict[str, Any]:
-    """The keys and values in the file. Raises UserError, which ends in `way_out`, where it holds anything else."""
+    """Reads the keys and values in the file. Raises UserError, which ends in `way_out`, where it holds anything else."""
     try:
         with path.open("rb") as file:
             raw = file.read(LIMIT + 1)

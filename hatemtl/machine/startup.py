@@ -1,4 +1,4 @@
-"""A short start: what costs time before the first step and gains nothing."""
+"""Shortens the start: leaves out what costs time before the first step and gains nothing."""
 
 import atexit
 import ctypes
@@ -15,7 +15,7 @@ atexit.register(gc.disable)  # a last search as the process ends takes half a se
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Around a run, its imports included: garbage is not searched for until `started` says that the run is built."""
+    """Holds back the search for garbage inside, imports included, until `started` says that the run is built."""
     # these are read while the libraries are imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("USE_TF", "0")  # transformers would import TensorFlow and JAX where they are installed

@@ -1,4 +1,4 @@
-"""Silence about what a user can do nothing about."""
+"""Silences what a user can do nothing about."""
 
 import logging
 import os

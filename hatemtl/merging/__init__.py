@@ -1,1 +1,1 @@
-"""The arithmetic of merging: pure functions, LoRA updates in, one update out."""
+"""Merges: pure functions, LoRA updates in, one update out."""

@@ -1,4 +1,4 @@
-"""The contract of a merge, and what its result is kept as: factors of full or of a smaller rank, or dense weights."""
+"""Defines a merge, and keeps its result: factors of full or of a smaller rank, or dense weights."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ class Merge(Protocol):
     needs: ClassVar[Needs | None] = None
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        """The merged update of one layer: factors where the formula keeps the rank low, else (out, in).
+        """Gives the merged update of one layer: factors where the formula keeps the rank low, else (out, in).
 
         A source that does not adapt the layer comes with an update of zero (rank 0). At least one update is given.
         """
@@ -39,14 +39,14 @@ class Merge(Protocol):
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge of LoRAs gave: an update a layer, and the share of its energy ‖ΔW‖² that the cut to a rank lost."""
+    """The merge of LoRAs: an update a layer, and the share of its energy ‖ΔW‖² that the cut to a rank lost."""
 
     updates: dict[str, LoRAUpdate]
     lost: dict[str, float]
 
 
 def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str, list[LoRAUpdate]]:
-    """Every source's update of every layer that any of them adapts, zeros where it has none.
+    """Gives every source's update of every layer that any of them adapts, zeros where it has none.
 
     names: of the sources, to tell them by.
 
@@ -72,7 +72,7 @@ def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str
 
 
 def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, names: Sequence[str] = ()) -> Merged:
-    """The merge of LoRAs as a LoRA of rank `rank`, the best there is, or of whatever rank it has if None: lossless."""
+    """Merges LoRAs into one of rank `rank`, the best there is, or of whatever rank it has if None: lossless."""
     updates: dict[str, LoRAUpdate] = {}
     lost: dict[str, float] = {}
     for layer, given in layers_of(sources, names).items():
@@ -88,14 +88,14 @@ def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, na
 
 
 def merge_dense(merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The merge as it is added to the weights, in double precision, by layer or parameter: nothing is cut."""
+    """Merges as it is added to the weights, in double precision, by layer or parameter: nothing is cut."""
     return dict(merge_each(merge, sources, names))
 
 
 def merge_each(
     merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """`merge_dense`, one layer or parameter after the other: what is read of the sources, and made, is of one at a time."""
+    """Merges as `merge_dense`, one layer or parameter after the other: what is read and made is of one at a time."""
     given: Iterable[tuple[str, Sequence[Update]]]
     if all(isinstance(update, LoRAUpdate) for source in sources for update in source.values()):
         given = layers_of(sources, names).items()  # type: ignore[arg-type]
@@ -107,12 +107,12 @@ def merge_each(
 
 
 def dense(updates: Sequence[Update]) -> Tensor:
-    """The updates as one tensor (sources, *the weight's shape), in double precision."""
+    """Stacks the updates as one tensor (sources, *the weight's shape), in double precision."""
     return torch.stack([update.dense() if isinstance(update, LoRAUpdate) else update.double() for update in updates])
 
 
 def merged_inside(inner: Merge, parts: Sequence[Tensor], *, layer: str) -> Tensor:
-    """What the merge that stands in another's `inner` makes of parts, as a tensor in double precision."""
+    """Merges parts by the merge that stands in another's `inner`, as a tensor in double precision."""
     try:
         (merged,) = dense([inner(parts, layer=layer)])
     except UserError as error:
@@ -121,12 +121,12 @@ def merged_inside(inner: Merge, parts: Sequence[Tensor], *, layer: str) -> Tenso
 
 
 def at(error: UserError, place: str) -> UserError:
-    """The error of a merge that stands not at `merge` but at `place`, such as merge.inner: with the keys to type there."""
+    """Makes an error of `merge` one of a merge that stands at `place`, such as merge.inner: with the keys to type there."""
     return UserError(re.sub(r"\bmerge\.", f"{place}.", str(error)))
 
 
 def factored(updates: Sequence[Update]) -> list[LoRAUpdate] | None:
-    """The updates as factors in double precision, a full matrix W as W·I or I·W; None where they are no matrices."""
+    """Gives the updates as factors in double precision, a full W as W·I or I·W; None where they are no matrices."""
     if any(len(update.shape) != 2 for update in updates):
         return None
     return [_factors(update) for update in updates]
@@ -143,7 +143,7 @@ def _factors(update: Update) -> LoRAUpdate:
 def statistics_of(
     layer: str, statistics: Sequence[Mapping[str, Tensor]], *, sources: int, shape: tuple[int, ...]
 ) -> list[Tensor] | None:
-    """Each source's statistic of a layer, in double precision; None where any source has none of it.
+    """Gives each source's statistic of a layer, in double precision; None where any source has none of it.
 
     Raises UserError where they do not belong to these sources or this layer.
     """

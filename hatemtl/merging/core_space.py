@@ -1,4 +1,4 @@
-"""Core Space: entries are merged of the small core matrices that the updates are in one common basis."""
+"""Merges in Core Space: entries of the small core matrices that the updates are in one common basis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One value for each entry out of sources that may disagree on its sign."""
+"""Elects one value for each entry out of sources that may disagree on its sign."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ ROUNDING = 1e-12  # a sum so small beside what was summed is a tie, and a value 
 
 
 def agreeing_mean(stack: Tensor, elect: Election) -> Tensor:
-    """The mean of those values alone that have the elected sign, from (sources, *shape) (Yadav et al. 2023, TIES-merging).
+    """Averages those values alone that have the elected sign, from (sources, *shape) (Yadav et al. 2023, TIES-merging).
 
     elect: `total`, the sign of the sum; `count`, that of the most sources, and of the sum where they tie. Zeros have no vote
     and no share in the mean. Where no sign wins, the result is 0, as the mean would be; so -ΔW of every source gives -ΔW.

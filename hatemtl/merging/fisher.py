@@ -1,4 +1,4 @@
-"""Fisher merging: each entry is a mean of the sources' entries, weighted by how sure each source is of it."""
+"""Merges by Fisher information: each entry is a mean of the sources', weighted by how sure each source is of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hatemtl.merging.mean import Mean
 
 
 def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
-    """Σ over posts of the squared gradient of a linear layer's weight, (out, in), in double precision; add up over batches.
+    """Sums the squared gradients of a linear layer's weight over posts, (out, in), in double precision; add up over batches.
 
     inputs: what went into the layer (posts, tokens, in); gradients: of each post's own log-likelihood at what came out
     (posts, tokens, out). A post's gradient is Σ over its tokens, so padding must be zero in one of them. One post at a

@@ -1,4 +1,4 @@
-"""Heads of several saved runs made one: their labels side by side, or the mean of heads that know the same labels."""
+"""Makes heads of several saved runs one: their labels side by side, or the mean of heads that know the same labels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,14 +12,14 @@ State = Mapping[str, Tensor]  # the weights of one head, by name
 
 
 def instead(how: str) -> str:
-    """What to type in place of a heads.merge that the sources' heads do not allow."""
+    """Says what to type in place of a heads.merge that the sources' heads do not allow."""
     return "heads.merge=refit" if how != "refit" else "merge=mean, for a search needs heads before they are fitted"
 
 
 def concat(
     task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: LabelSpace, how: str = "concat"
 ) -> dict[str, Tensor]:
-    """The head that knows every label as the one source that was trained for it does: their columns side by side.
+    """Makes the head that knows every label as the one source trained for it does: their columns side by side.
 
     sources: by name, what each knows and its weights. Where all know every label the answer is their `mean`. how: the
     heads.merge that was typed.
@@ -58,7 +58,7 @@ def concat(
 
 
 def mean(task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: LabelSpace) -> dict[str, Tensor]:
-    """The mean of the heads' weights. Raises UserError where one knows other labels than `space`, or in another order."""
+    """Averages the heads' weights. Raises UserError where one knows other labels than `space`, or in another order."""
     for name, (known, _) in sources.items():
         if known != space:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Isotropic merging: every direction of the merged update is made equally strong, so that no source drowns another."""
+"""Merges isotropically: every direction of the merged update is made equally strong, so that no source drowns another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hatemtl.merging.spectrum import FAINT, decorrelated, norm, svd
 
 
 def faint(factors: Sequence[LoRAUpdate]) -> float:
-    """Below this singular value a direction is rounding: to make it as strong as the others would be to invent it."""
+    """Gives the singular value below which a direction is rounding: to make it as strong as others would be to invent it."""
     return FAINT * max(norm(update) for update in factors)
 
 

@@ -1,4 +1,4 @@
-"""KnOTS: entries are merged after the sources are turned into one basis of the outputs, the SVD of all updates abreast."""
+"""Merges by KnOTS: entries, after the sources are turned into one basis of the outputs, the SVD of all updates abreast."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A merge whose coefficients are searched for on posts: by gradient, or without one."""
+"""Merges with coefficients that are searched for on posts: by gradient, or without one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -84,5 +84,5 @@ class Learned(Merge):
 
     @property
     def objectives(self) -> dict[str, float]:
-        """Those that count, and how much."""
+        """Gives those that count, and how much."""
         return {name: getattr(self, name) for name in OBJECTIVES if getattr(self, name)}

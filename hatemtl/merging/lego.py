@@ -1,4 +1,4 @@
-"""LoRA-LEGO: the rank-one units of all LoRAs are sorted into heaps of like ones, and each heap becomes one unit."""
+"""Merges by LoRA-LEGO: the rank-one units of all LoRAs are sorted into heaps of like ones; each heap becomes one unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,13 +64,13 @@ class LEGO(Merge):
 
 
 def units(update: LoRAUpdate) -> Tensor:
-    """The units of a LoRA, (r, in + out): a row of A and its column of B, with half of the scale each."""
+    """Gives the units of a LoRA, (r, in + out): a row of A and its column of B, with half of the scale each."""
     root = abs(update.scale) ** 0.5
     return torch.cat([root * update.A.double(), (root if update.scale > 0 else -root) * update.B.double().T], dim=1)
 
 
 def kmeans(points: Tensor, k: int, draw: torch.Generator) -> Tensor:
-    """The cluster of each point (n, d), numbers below k (n,): the best of several k-means++ starts.
+    """Finds the cluster of each point (n, d), numbers below k (n,): the best of several k-means++ starts.
 
     All distances come from the Gram matrix, so a step costs as little for wide points as for narrow ones.
     """

@@ -1,4 +1,4 @@
-"""A LoRA update of one layer, ΔW = s·B·A, and the arithmetic on it that needs no dense matrix."""
+"""Holds a LoRA update of one layer, ΔW = s·B·A, and the arithmetic on it that needs no dense matrix."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,25 +22,25 @@ class LoRAUpdate:
 
     @property
     def rank(self) -> int:
-        """r, the width of the factors."""
+        """Gives r, the width of the factors."""
         return self.A.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in), of the layer's weight."""
+        """Gives (out, in), of the layer's weight."""
         return self.B.shape[0], self.A.shape[1]
 
     def dense(self) -> Tensor:
-        """ΔW itself, (out, in), in double precision."""
+        """Computes ΔW itself, (out, in), in double precision."""
         return self.scale * self.B.double() @ self.A.double()
 
     def nothing(self) -> "LoRAUpdate":
-        """The update of zero on this layer, of rank 0."""
+        """Gives the update of zero on this layer, of rank 0."""
         return LoRAUpdate(self.A[:0], self.B[:, :0])
 
 
 def combine(updates: Sequence[LoRAUpdate], weights: Sequence[float]) -> LoRAUpdate:
-    """Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side, in single precision or better."""
+    """Computes Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side, in float32 or better."""
     A = torch.cat([_precise(update.A) for update in updates])
     weighted = zip(updates, weights, strict=True)
     B = torch.cat([_precise(update.B) * (weight * update.scale) for update, weight in weighted], dim=1)
@@ -65,22 +65,22 @@ class Basis:
 
     @classmethod
     def of(cls, updates: Sequence[LoRAUpdate]) -> "Basis":
-        """The basis of these updates, in double precision: two QR decompositions, no matrix of (out, in)."""
+        """Finds the basis of these updates, in double precision: two QR decompositions, no matrix of (out, in)."""
         Q_out, _ = torch.linalg.qr(torch.cat([update.B for update in updates], dim=1).double())
         Q_in, _ = torch.linalg.qr(torch.cat([update.A for update in updates]).double().T)
         return cls(Q_out, Q_in)
 
     def core(self, update: LoRAUpdate) -> Tensor:
-        """M (p, q) of an update whose factors lie in this basis."""
+        """Computes M (p, q) of an update whose factors lie in this basis."""
         return update.scale * (self.Q_out.T @ update.B.double()) @ (update.A.double() @ self.Q_in)
 
     def update(self, core: Tensor) -> LoRAUpdate:
-        """The update whose core is M (p, q), of rank q."""
+        """Gives the update whose core is M (p, q), of rank q."""
         return LoRAUpdate(self.Q_in.T, self.Q_out @ core)
 
 
 def truncate(update: LoRAUpdate, rank: int) -> tuple[LoRAUpdate, float]:
-    """The best approximation of rank `rank` in the Frobenius norm (Eckart & Young 1936), and the share of ‖ΔW‖² lost.
+    """Cuts an update to the best of rank `rank` in the Frobenius norm (Eckart & Young 1936); gives the share of ‖ΔW‖² lost.
 
     The SVD is taken in the basis of the factors (QR of B and of Aᵀ), so its cost grows with r², never with out·in.
     The singular values are split evenly between the new factors, so that both learn at one rate afterwards.
@@ -96,7 +96,7 @@ def truncate(update: LoRAUpdate, rank: int) -> tuple[LoRAUpdate, float]:
 
 
 def factorise(matrix: Tensor, rank: int) -> tuple[LoRAUpdate, float]:
-    """The best approximation of rank `rank` of a dense ΔW (out, in), and the share of ‖ΔW‖² lost.
+    """Finds the best approximation of rank `rank` of a dense ΔW (out, in), and the share of ‖ΔW‖² lost.
 
     From the eigenvectors of the smaller Gram matrix, in double precision: min(out, in)³ and not a full SVD. What that
     costs in accuracy concerns singular values below 1e-8 of the greatest, which no rank that matters keeps.

@@ -1,4 +1,4 @@
-"""The mean of updates: as it is defined, weighted, and as factor averaging approximates it."""
+"""Averages updates: as a mean is defined, weighted, and as factor averaging approximates it."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def check_weights(weights: Sequence[float], given: str, *, negative: bool = Fals
 
 
 def total(updates: Sequence[Update], weights: Sequence[float]) -> Update:
-    """Σ wᵢ·ΔWᵢ: in factors where all are, else dense."""
+    """Computes Σ wᵢ·ΔWᵢ: in factors where all are, else dense."""
     if all(isinstance(update, LoRAUpdate) for update in updates):
         return combine([update for update in updates if isinstance(update, LoRAUpdate)], weights)
     merged = torch.zeros(tuple(updates[0].shape), dtype=torch.float64)
@@ -52,7 +52,7 @@ class Mean(Merge):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Merge):
-    """What AdapterHub's `average_adapter("linear")` does: the mean of the A's and the mean of the B's, apart.
+    """Averages as AdapterHub's `average_adapter("linear")` does: the A's and the B's, apart.
 
     It is near the mean of the updates only where the sources started from the same A; kept to compare with. Of other
     adapters and full models, whose parameters are averaged each by itself, it is the mean.

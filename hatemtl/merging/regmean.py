@@ -1,4 +1,4 @@
-"""RegMean: the weights whose outputs are nearest to every source's outputs on posts, layer by layer."""
+"""Merges by RegMean: the weights whose outputs are nearest to every source's outputs on posts, layer by layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ ROWS = 64  # of a block; to move single ones is slow
 
 
 def gram(inputs: Tensor) -> Tensor:
-    """Xᵀ·X (in, in) of a linear layer's inputs X (..., in), in double precision; add up over batches.
+    """Computes Xᵀ·X (in, in) of a linear layer's inputs X (..., in), in double precision; add up over batches.
 
     Padding is no input: leave it out before. To weigh all sources alike divide by the number of tokens.
     """
@@ -25,12 +25,12 @@ def gram(inputs: Tensor) -> Tensor:
 
 
 def packed(G: Tensor) -> Tensor:
-    """A symmetric matrix (n, n) in a quarter of the memory: blocks of rows from their diagonal on, in single precision."""
+    """Packs a symmetric (n, n) in a quarter of the memory: blocks of rows from their diagonal on, in single precision."""
     return torch.cat([G[i : i + ROWS, i:].float().flatten() for i in range(0, len(G), ROWS)])
 
 
 def unpacked(entries: Tensor, width: int) -> Tensor:
-    """The symmetric matrix (width, width) that was packed, in double precision."""
+    """Unpacks the symmetric matrix (width, width), in double precision."""
     G = torch.empty(width, width, dtype=torch.float64, device=entries.device)
     for i, block in zip(range(0, width, ROWS), entries.split(_sizes(width)), strict=True):
         rows = block.view(-1, width - i)
@@ -40,7 +40,7 @@ def unpacked(entries: Tensor, width: int) -> Tensor:
 
 
 def _sizes(width: int) -> list[int]:
-    """How many entries each block has."""
+    """Counts the entries of each block."""
     return [min(ROWS, width - i) * (width - i) for i in range(0, width, ROWS)]
 
 

@@ -1,4 +1,4 @@
-"""Which entries of each source take part in a merge: those of greatest or middling magnitude, or some drawn by lot.
+"""Chooses the entries of each source that take part in a merge: of greatest or middling magnitude, or drawn by lot.
 
 `between` and `by_lot` take the sources' updates of one layer as one tensor (sources, *the weight's shape) and change it: the
 other entries become 0. A single source stays whole: entries are left out lest sources interfere, and with one none does.
@@ -35,7 +35,7 @@ def check_scale(scale: float) -> None:
 
 
 def between(stack: Tensor, *, smallest: float, greatest: float) -> Tensor:
-    """Each source without its entries of least and of greatest magnitude, the shares `smallest` and `greatest` of them.
+    """Keeps each source but for its entries of least and of greatest magnitude, the shares `smallest` and `greatest`.
 
     Magnitudes are compared in single precision. Entries of equal magnitude stay or go together; at least one stays.
     """
@@ -59,7 +59,7 @@ def _in_order(values: Tensor, place: int) -> float:
 
 
 def by_lot(stack: Tensor, lots: Sequence[Generator], *, density: float, epsilon: float) -> Tensor:
-    """Each source's entries kept with a chance and divided by it, so that the expectation is the source itself.
+    """Keeps each source's entries with a chance and divides them by it, so that the expectation is the source itself.
 
     The chance is `density`, or from density - epsilon / 2 for the least magnitude of a row to density + epsilon / 2 for the
     greatest, in equal steps. lots: one generator a source.
@@ -93,7 +93,7 @@ def _by_magnitude(rows: Tensor) -> Tensor:
 
 
 def lots(updates: Sequence[Update], *, seed: int, layer: str) -> list[Generator]:
-    """A generator for each update, which depends on the seed, the layer and what the update holds, not on its place."""
+    """Makes a generator for each update, which depends on seed, layer and what the update holds, not on its place."""
     return [generator(seed, layer, _content(update)) for update in updates]
 
 

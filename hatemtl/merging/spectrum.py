@@ -1,4 +1,4 @@
-"""Singular vectors of updates, from their factors: the cost grows with their rank, and no matrix of (out, in) is made."""
+"""Finds singular vectors of updates from their factors: the cost grows with their rank; no matrix of (out, in) is made."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ FAINT = 1e-6  # of an update's norm: a singular value below it may be rounding o
 
 
 def norm(update: LoRAUpdate) -> float:
-    """‖ΔW‖, the Frobenius norm."""
+    """Computes ‖ΔW‖, the Frobenius norm."""
     A, B = update.A.double(), update.B.double()
     return abs(update.scale) * float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())
 
 
 def canonical(updates: Sequence[LoRAUpdate]) -> list[int]:
-    """The places of the updates, sorted by what they hold: so a basis is the same to the last digit in any order of them.
+    """Sorts the places of the updates by what they hold: so a basis is the same to the last digit in any order of them.
 
     A merge of entries that draws by lot needs that: what it draws depends on every digit.
     """
@@ -31,7 +31,7 @@ def _sum(update: LoRAUpdate) -> float:
 
 
 def svd(update: LoRAUpdate, *, above: float) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, k), σ (k,) falling, Vᵀ (k, in) of ΔW = U·diag(σ)·Vᵀ in double precision: the k singular values over `above`.
+    """Computes U (out, k), σ (k,) falling, Vᵀ (k, in) of ΔW = U·diag(σ)·Vᵀ in double precision: k values over `above`.
 
     The vectors of singular values that are zero but for rounding are arbitrary, and no formula may depend on them.
     """
@@ -43,12 +43,12 @@ def svd(update: LoRAUpdate, *, above: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cleared(values: Tensor) -> Tensor:
-    """The values with 0 for what is rounding beside the greatest of them, lest it has a vote where entries are merged."""
+    """Clears values that are rounding beside the greatest to 0, lest they have a vote where entries are merged."""
     return torch.where(values.abs() > EXACT * values.abs().amax(), values, 0.0)
 
 
 def decorrelated(columns: Tensor) -> Tensor:
-    """The orthonormal columns (d, k) nearest to unit ones (d, k): P·Qᵀ of their SVD P·D·Qᵀ (orthogonal Procrustes problem).
+    """Finds the orthonormal columns (d, k) nearest to unit ones (d, k): P·Qᵀ of their SVD P·D·Qᵀ (orthogonal Procrustes).
 
     Where columns depend on each other none are orthonormal, and P·Qᵀ is taken of the directions that are there: equal
     columns share one direction evenly.

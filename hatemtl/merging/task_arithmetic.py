@@ -1,4 +1,4 @@
-"""Task arithmetic: the sum of updates, scaled."""
+"""Merges by task arithmetic: the sum of updates, scaled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

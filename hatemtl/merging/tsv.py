@@ -1,4 +1,4 @@
-"""TSV-M: the strongest singular directions of every source, made orthogonal to those of the others."""
+"""Merges by TSV-M: the strongest singular directions of every source, made orthogonal to those of the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The contract of a method: how the encoder is made trainable, and what of it is saved."""
+"""Defines a method: makes the encoder trainable, and saves what of it was trained."""
 
 import math
 import re
@@ -50,7 +50,7 @@ class Attached:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Protocol):
-    """What makes the encoder trainable: full fine-tuning, an adapter, a merge of adapters.
+    """A way to make the encoder trainable: full fine-tuning, an adapter, a merge of adapters.
 
     library: whose format it saves in. merge: how saved runs are merged, if it merges any. learning_rate: the encoder-side
     rate at which this method trains well. body_dropout: whether the pretrained body keeps its own dropout in training.
@@ -62,7 +62,7 @@ class Method(Protocol):
     body_dropout: bool
 
     def starts_from(self) -> list[SavedRun]:
-        """The saved runs whose weights this method starts from; an encoder without any is as it was pretrained.
+        """Lists the saved runs whose weights this method starts from; an encoder without any is as it was pretrained.
 
         Raises UserError where one is missing or does not fit this method.
         """
@@ -85,7 +85,7 @@ class Component:
 
 
 def components(method: Method, model: nn.Module) -> list[Component]:
-    """The encoder's body and each adapter on it."""
+    """Counts the encoder's body and each adapter on it."""
     library = method.library
     groups: dict[str, list[nn.Parameter]] = {"": []}
     for name, parameter in model.named_parameters():
@@ -105,13 +105,13 @@ def components(method: Method, model: nn.Module) -> list[Component]:
 
 
 def _numbers(parameter: nn.Parameter) -> int:
-    """How many numbers a parameter stands for; of 4 bits, a place holds two."""
+    """Counts the numbers that a parameter stands for; of 4 bits, a place holds two."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()
 
 
 def module_name(folder: str, taken: Sequence[str] = ()) -> str:
-    """A folder's name as torch takes it for a module: without dots, none that its containers use, none that is taken."""
+    """Gives a folder's name as torch takes it for a module: without dots, none that its containers use or that is taken."""
     name, number = folder.replace(".", "_"), 2
     wanted = name
     while name in taken or hasattr(nn.ModuleDict(), name):
@@ -159,14 +159,14 @@ def check_leave_out(leave_out: Sequence[int], depth: int) -> list[int]:
 
 
 def to_load(path: str | None, library: Library) -> list[SavedRun]:
-    """The saved run of this library that `load_path` names. Raises UserError where there is none."""
+    """Opens the saved run of this library that `load_path` names. Raises UserError where there is none."""
     if path is None:
         raise UserError(f"method={LOADERS[library.name]} needs the saved run to load; type load_path=FOLDER")
     return [saved_by(SavedRun(path), library.name, f"load_path={path}")]
 
 
 def saved_by(run: SavedRun, library: str, given: str) -> SavedRun:
-    """The run itself, if its method is of this library; `given` is what the user typed for it.
+    """Gives the run itself, if its method is of this library; `given` is what the user typed for it.
 
     Raises UserError that names the method that loads it.
     """

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the encoder is trained, and the whole encoder is saved."""
+"""Fine-tunes fully: every weight of the encoder is trained, and the whole encoder is saved."""
 
 from dataclasses import dataclass
 from pathlib import Path

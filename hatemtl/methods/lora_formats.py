@@ -1,4 +1,4 @@
-"""One LoRA in the formats of two libraries: updates in, the tensors and the configuration of AdapterHub or PEFT out.
+"""Converts one LoRA between two libraries: updates in, tensors and configuration of AdapterHub or PEFT out.
 
 Nothing is rounded: where a library can hold the factors as they are, they stay so to the last bit; where it wants one rank
 and one scale for all layers, factors are filled up with zeros and scales multiplied into B. `lora_source.read` reads both.
@@ -29,7 +29,7 @@ LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
 def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What PEFT reads: adapter_model.safetensors and adapter_config.json. base: the encoder, by hub or folder."""
+    """Gives the content of PEFT's adapter_model.safetensors and adapter_config.json. base: the encoder, by hub or folder."""
     alphas = {path: update.scale * update.rank for path, update in updates.items()}
     rank = Counter(update.rank for update in updates.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -55,7 +55,7 @@ def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str
 
 
 def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What AdapterHub reads: adapter.safetensors, and what adapter_config.json holds under `config`.
+    """Gives the content of AdapterHub's adapter.safetensors, and of adapter_config.json under `config`.
 
     depth: how many layers the encoder has. A layer that AdapterHub must adapt because it adapts the like of it elsewhere
     gets a LoRA that changes nothing yet. Raises UserError where a layer is adapted that AdapterHub leaves alone.
@@ -125,7 +125,7 @@ def _whole(value: float) -> float:
 
 
 def settings(config: Mapping[str, Any], *, name: str, encoder: Any) -> dict[str, Any]:
-    """AdapterHub's adapter_config.json around the configuration of an adapter of this encoder (its own config)."""
+    """Makes AdapterHub's adapter_config.json around the configuration of an adapter of this encoder (its own config)."""
     return {
         "config": dict(config),
         "hidden_size": encoder.hidden_size,

@@ -1,4 +1,4 @@
-"""A saved LoRA as a source: found by a glob, read from its library's files without the library."""
+"""Finds a saved LoRA as a source by a glob, and reads it from its library's files without the library."""
 
 import re
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def folders(sources: str, method: str) -> list[SavedRun]:
-    """The saved runs that the glob names, sorted. Raises UserError where there is none."""
+    """Finds the saved runs that the glob names, sorted. Raises UserError where there is none."""
     if not sources:
         raise UserError(f"method={method} needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
     found = sorted(folder for folder in glob(sources) if Path(folder).is_dir())
@@ -51,7 +51,7 @@ def folders(sources: str, method: str) -> list[SavedRun]:
 
 
 def found(sources: str, method: str) -> list[SavedRun]:
-    """The saved LoRAs that the glob names, sorted.
+    """Finds the saved LoRAs that the glob names, sorted.
 
     Raises UserError where there is none, or one is no adapter of a library that saves LoRAs.
     """
@@ -66,7 +66,7 @@ def found(sources: str, method: str) -> list[SavedRun]:
 
 
 def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
-    """The saved LoRA as one update for each linear layer of this encoder that it adapts.
+    """Reads the saved LoRA as one update for each linear layer of this encoder that it adapts.
 
     Where q, k and v share a layer, their LoRAs are one: the A's stacked, the B's each in its own rows.
     Raises UserError where the adapter is no plain LoRA, is broken, or does not fit the encoder.
@@ -97,7 +97,7 @@ def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
 
 
 def is_lora(run: SavedRun) -> bool:
-    """Whether all that is saved is one LoRA that `read` takes. Raises UserError where its configuration is broken."""
+    """Tells whether all that is saved is one LoRA that `read` takes. Raises UserError where its configuration is broken."""
     return not (run.folder / SEVERAL).is_file() and not _described(run, run.record["library"])[1]
 
 

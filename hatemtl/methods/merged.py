@@ -1,4 +1,4 @@
-"""Methods that start from the merge of several saved runs: kept as a LoRA, as an adapter, or written into the weights."""
+"""Starts from the merge of several saved runs: kept as a LoRA, as an adapter, or written into the weights."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +69,7 @@ class Merged(Method):
         return how(adapted, runs, names, name, seed)
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
-        """A copy of the encoder as one source after the other computes, and what is merged of that source, by name.
+        """Gives a copy of the encoder as one source after the other computes, and what is merged of that source, by name.
 
         linear: only the weights of linear layers that read posts. Raises UserError where the sources cannot be merged, or
         have anything else but such layers with their biases, norms, scales and gates.
@@ -197,7 +197,7 @@ def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[s
 
 
 class _Changes(Mapping[str, Tensor]):
-    """What training changed of the weights that a source started from, in double precision, each made when it is read.
+    """The changes of the weights that a source started from, in double precision, each made when it is read.
 
     Raises UserError where they are other weights.
     """

@@ -1,4 +1,4 @@
-"""MTL-LoRA (Yang et al. 2024, arXiv:2410.09437, eq. 4): a LoRA for each task, mixed from parts that all tasks share.
+"""Trains MTL-LoRA (Yang et al. 2024, arXiv:2410.09437, eq. 4): a LoRA for each task, mixed from parts that all share.
 
     y_t = W·x + b + s·(Σᵢ softmax(v_t/τ)ᵢ·Bᵢ)·Λ_t·A·x
 
@@ -49,7 +49,7 @@ class Mixture(nn.Module):
         self.choice = nn.Parameter(torch.zeros(tasks, ups))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """y + the update of the present task, for x (..., in) and y (..., out)."""
+        """Computes y + the update of the present task, for x (..., in) and y (..., out)."""
         with torch.autocast(x.device.type, enabled=False):
             shares = (self.choice[self.task] / self.temperature).softmax(dim=-1)
             up = torch.einsum("n,nor->or", self.scale * shares, self.B) @ self.transform[self.task]
@@ -79,24 +79,24 @@ class _Settings:
 
 
 def mixtures(model: nn.Module) -> dict[str, Mixture]:
-    """Every mixture of the model, by the path of its layer."""
+    """Finds every mixture of the model, by the path of its layer."""
     return {PATTERN.split(f"{path}.")[0]: module for path, module in model.named_modules() if isinstance(module, Mixture)}
 
 
 def active(model: nn.Module) -> list[str]:
-    """The mixtures' name."""
+    """Names the mixtures."""
     paths = (path for path, module in model.named_modules() if isinstance(module, Mixture))
     return list(dict.fromkeys(match[1] for path in paths if (match := PATTERN.search(f"{path}."))))
 
 
 def reads_by_task(model: nn.Module) -> bool:
-    """Whether what the encoder makes of a post depends on the task that reads it."""
+    """Tells whether the encoder's hidden states of a post depend on the task that reads it."""
     return isinstance(getattr(model, "mtl_settings", None), _Settings)
 
 
 @contextmanager
 def reading(model: nn.Module, task: str) -> Iterator[None]:
-    """Inside, the encoder computes for this task."""
+    """Lets the encoder compute for this task, inside."""
     number, found = _settings(model).tasks.index(task), list(mixtures(model).values())
     before = [mixture.task for mixture in found]
     for mixture in found:

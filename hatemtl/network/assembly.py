@@ -1,4 +1,4 @@
-"""The network of a run: encoder, method and heads put together, with everything checked that would be silently wrong."""
+"""Assembles encoder, method and heads into the network of a run, and checks everything that would be silently wrong."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ class Network:
                 parameter.data = parameter.data.to(dtype)
 
     def merged(self) -> list[dict[str, object]]:
-        """A row a layer of a merge: what was lost, and the weight of each source where they were searched for."""
+        """Gives a row a layer of a merge: what was lost, and the weight of each source where they were searched for."""
         rows: list[dict[str, object]] = []
         for layer, lost in self.lost.items():
             weights = {f"weight_{n}": float(of.get(layer, 0)) for n, of in enumerate(self.search.found, 1)}
@@ -61,7 +61,7 @@ class Network:
         return rows
 
     def parts(self) -> list[Component]:
-        """The body, each adapter and each head, with their parameters."""
+        """Counts the body, each adapter and each head, with their parameters."""
         heads = [
             Component(
                 name=task,

@@ -29,11 +29,11 @@ class Forward:
         self.learns = True
 
     def __call__(self, batch: Batch, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The logits of these tasks, or of all that the batch is stepped for, as each head's loss takes them: see `Head`."""
+        """Computes the logits of these tasks, or of all that the batch is stepped for, as losses take them: see `Head`."""
         return self.states_and_logits(batch, tasks)[1]
 
     def states_and_logits(self, batch: Batch, tasks: Iterable[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The hidden states that all these tasks read, (S, T, D), and their logits, in one pass of the encoder.
+        """Computes the hidden states that all these tasks read, (S, T, D), and their logits, in one pass of the encoder.
 
         Where a method's hidden states depend on the task that reads them, they take one pass a task, and none are shared.
         """
@@ -49,7 +49,7 @@ class Forward:
         return None, logits
 
     def encode(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
-        """The hidden states of the posts' sequences, (S, T, D).
+        """Computes the hidden states of the posts' sequences, (S, T, D).
 
         embeddings: (S, T, E), what stands for the tokens' own, as `embed` gives them.
         """
@@ -64,12 +64,12 @@ class Forward:
             return encoder(**inputs).last_hidden_state
 
     def embed(self, batch: Batch) -> Tensor:
-        """The embeddings of the batch's tokens, (S, T, E)."""
+        """Looks up the embeddings of the batch's tokens, (S, T, E)."""
         encoder: Any = self.encoder
         return encoder.get_input_embeddings()(batch.input_ids)
 
     def read(self, hidden: Tensor, batch: Batch, tasks: Iterable[str]) -> dict[str, Tensor]:
-        """The logits of these tasks' heads for hidden states (S, T, D), in float32 whatever the encoder computes in."""
+        """Reads these tasks' heads off hidden states (S, T, D): logits in float32, whatever the encoder computes in."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             return {task: self._read(self.heads[task], hidden, batch) for task in tasks}
@@ -81,7 +81,7 @@ class Forward:
 
     @contextmanager
     def eager(self) -> Iterator[None]:
-        """Inside, the encoder is never the compiled one."""
+        """Calls the encoder uncompiled inside."""
         before, self.compiled = self.compiled, None
         try:
             yield
@@ -90,7 +90,7 @@ class Forward:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Inside, nothing learns: LoRAs are merged, no gradient is recorded, the encoder computes in its number format."""
+        """Stops learning inside: LoRAs are merged, no gradient is recorded, the encoder computes in its number format."""
         modules = [self.encoder, *self.heads.values()]
         before = [module.training for module in modules]
         device = next(self.encoder.parameters()).device.type

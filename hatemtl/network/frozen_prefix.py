@@ -1,4 +1,4 @@
-"""The frozen layers below the first trained one, computed once: what they make of a post is the same in every epoch."""
+"""Computes the frozen layers below the first trained one once: what they make of a post is the same in every epoch."""
 
 import hashlib
 import itertools
@@ -112,14 +112,14 @@ class Prefix:
     def cached(
         cls, encoder: nn.Module, pool: Pool, batches: Sequence[np.ndarray], folder: Path, *, mark: str, device: torch.device
     ) -> "Prefix":
-        """The prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
+        """Gives the prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
         prefix = cls(encoder.to(device))
         prefix.fill(pool, batches, folder, mark)
         prefix.install()
         return prefix
 
     def install(self) -> None:
-        """From now on the layers pass on what `recall` sets."""
+        """Lets the layers pass on what `recall` sets, from now on."""
         for layer in self.layers:
             layer.forward = partial(self._recalled, last=layer is self.layers[-1])
 
@@ -130,7 +130,7 @@ class Prefix:
         self.current = states
 
     def _recalled(self, *arguments: Any, last: bool, **keywords: Any) -> tuple[Tensor | None, ...]:
-        """What a layer gives: its hidden states, and nothing of what else it could. They serve for one forward."""
+        """Gives a layer's output: its hidden states, and nothing of what else it could. They serve for one forward."""
         states = self.current
         if last:
             self.current = None
@@ -144,7 +144,7 @@ def _layers(encoder: nn.Module) -> list[nn.Module]:
 
 
 def frozen_layers(encoder: nn.Module) -> list[nn.Module]:
-    """The layers from the lowest up to the first with a trained weight; none where the embeddings are trained."""
+    """Finds the layers from the lowest up to the first with a trained weight; none where the embeddings are trained."""
 
     def trained(module: nn.Module) -> set[int]:
         return {id(p) for p in module.parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""Where heads start: fresh, from a saved run, or from what the heads of several saved runs make together."""
+"""Starts heads: fresh, from a saved run, or from what the heads of several saved runs make together."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -21,7 +21,7 @@ TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
 
 
 def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], seed: int) -> dict[str, Any]:
-    """A head for every task, each drawn by itself."""
+    """Draws a head for every task, each by itself."""
     heads = {}
     for task, space in spaces.items():
         embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
@@ -88,7 +88,7 @@ def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Ta
 
 
 def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
-    """The heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts.
+    """Loads the heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts.
 
     Raises UserError where it has none, or one that guesses tokens.
     """

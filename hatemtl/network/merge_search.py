@@ -1,4 +1,4 @@
-"""The search for a merge's coefficients: by gradient through a bank of the sources, or by forwards alone."""
+"""Searches for a merge's coefficients: by gradient through a bank of the sources, or by forwards alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Candidate = dict[str, float]  # each source's weight and each objective's value,
 
 @dataclass(frozen=True)
 class Search:
-    """What a search for a merge's weights tried and found, by source and layer, and its optimizer steps, if it had any."""
+    """The weights that a search for a merge tried and found, by source and layer, and its optimizer steps, if it had any."""
 
     tried: Sequence[Candidate] = ()
     found: Sequence[Mapping[str, Tensor]] = ()
@@ -36,7 +36,7 @@ class Search:
 def search(
     merge: Learned, model: Transformer, runs: Sequence[SavedRun], heads: Heads, batches: Sequence[Batch]
 ) -> tuple[list[dict[str, Tensor]], list[Candidate]]:
-    """For each source the coefficient of every layer, and what each candidate on the way was worth by every objective.
+    """Finds for each source the coefficient of every layer, and what each candidate on the way was worth by every objective.
 
     model: the pretrained encoder, as it is again at the end. heads: of the merged network; they stay as they are.
     """
@@ -77,7 +77,7 @@ def check_objectives(merge: Learned, heads: Heads) -> None:
 
 
 def has_bias(merge: Learned, heads: Heads) -> bool:
-    """Whether a search can record the bias: it then does even where that does not count, to be plotted against what does."""
+    """Tells whether a search can record the bias: it then does even where that does not count, to be plotted against what does."""
     try:
         merge.bias_of.check({task: head.space for task, head in heads.items()})
     except UserError:
@@ -95,7 +95,7 @@ class _Given(nn.Module):
 
 
 class _Worth:
-    """What coefficients (layers or 1, sources) are worth: the weighted objectives, and each of them by itself."""
+    """Measures coefficients (layers or 1, sources): by the weighted objectives, and by each of them alone."""
 
     def __init__(
         self, merge: Learned, model: Transformer, heads: nn.ModuleDict, found: Sequence[Any], batches: Sequence[Batch]
@@ -143,7 +143,7 @@ class _Worth:
 
 
 def entropy(head: Head, logits: Tensor) -> Tensor:
-    """The mean entropy, in nats, of a head's predictions: of a label each where any number may be right."""
+    """Computes the mean entropy, in nats, of a head's predictions: of a label each where any number may be right."""
     if head.kind == "multilabel":
         p = logits.sigmoid()
         return -(p * nn.functional.logsigmoid(logits) + (1 - p) * nn.functional.logsigmoid(-logits)).mean()

@@ -1,4 +1,4 @@
-"""What a merge must know of posts, gathered from each source as it computes: inputs' second moments, Fisher information."""
+"""Gathers what a merge must know of posts, from each source as it computes: inputs' second moments, Fisher information."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,7 +37,7 @@ def informed(
     posts: Callable[[str, int], list[Batch]],
     seed: int,
 ) -> tuple[Method, Search]:
-    """The method with a merge that has been told what it must know, and what a search for weights found and tried.
+    """Gives the method with a merge that knows what it must, and what a search for weights found and tried.
 
     heads: of the merged network. trained: those that a source was trained with. posts: batches of so many posts of a split.
     seed: the run's.
@@ -61,7 +61,7 @@ def informed(
 def statistics(
     kind: str, model: Transformer, runs: Sequence[SavedRun], heads: Callable[[SavedRun], Heads], batches: Sequence[Batch]
 ) -> list[Statistics]:
-    """For each source, by layer: `gram`, the second moments of the layer's inputs, `packed`, or `fisher`, of W's shape.
+    """Gathers for each source, by layer: `gram`, second moments of the layer's inputs, `packed`, or `fisher`, of W's shape.
 
     In single precision, and one Gram matrix for layers that read the same: those of four sources are all kept at once.
 
@@ -84,7 +84,7 @@ def statistics(
 def of_adapters(
     method: Any, model: Transformer, heads: Callable[[SavedRun], Heads], batches: Sequence[Batch], seed: int
 ) -> list[Statistics]:
-    """As `statistics`, where the sources are no LoRAs, by the names of the parameters that the method merges.
+    """Gathers as `statistics` where the sources are no LoRAs, by the names of the parameters that the method merges.
 
     `gram` is of the linear layers among them, `fisher` of every entry. Raises UserError where they cannot be merged.
     """
@@ -105,7 +105,7 @@ def of_adapters(
 
 @contextmanager
 def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
-    """Inside, the pretrained encoder computes as the source does: its weights are the source's, exactly."""
+    """Lets the pretrained encoder compute as the source does, inside: its weights are the source's, exactly."""
     whole = run.record["library"] == "full"
     updates = {} if whole else lora_source.read(run, model)
     changed = [f"{path}.weight" for path in updates]
@@ -131,7 +131,7 @@ def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
 
 
 def named(some: Statistics, model: Transformer, library: str) -> Statistics:
-    """The statistics under the names that a method of this library merges by.
+    """Gives the statistics under the names that a method of this library merges by.
 
     Those of a fully trained encoder are of parameters; AdapterHub tells q, k and v apart where they share a matrix.
     """

@@ -1,4 +1,4 @@
-"""One step over all tasks: a shared encoder read by a head a task, in three stages."""
+"""Steps over all tasks at once: a shared encoder read by a head a task, in three stages."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from hatemtl.seeds import derive
 
 @dataclass
 class Predictions:
-    """What a head said of the posts that its task annotates: pool positions, scores and targets, a tensor a batch."""
+    """A head's answers to the posts that its task annotates: pool positions, scores and targets, a tensor a batch."""
 
     posts: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
@@ -104,15 +104,15 @@ class MultitaskModule(L.LightningModule):
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     def head(self, task: str) -> Head:
-        """The head of a task."""
+        """Gives the head of a task."""
         return self.heads[task]  # type: ignore[return-value]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """What each task's head makes of the posts, as its loss takes it: see `Head`."""
+        """Gives each task's logits of the posts, as its loss takes them: see `Head`."""
         return self.through(batch)
 
     def losses(self, batch: Batch, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A scalar for each task that the batch is stepped for."""
+        """Computes a scalar for each task that the batch is stepped for."""
         return {task: self.head(task).loss(logits[task], batch.targets[task], batch.has[task]) for task in logits}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -214,11 +214,11 @@ class MultitaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The weights that training changes."""
+        """Lists the weights that training changes."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The weights that training changes, by name."""
+        """Gives the weights that training changes, by name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

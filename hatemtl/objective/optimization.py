@@ -1,4 +1,4 @@
-"""How weights move: parameter groups, learning rates over the steps, warm-up."""
+"""Moves weights: parameter groups, learning rates over the steps, warm-up."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -64,11 +64,11 @@ class Optimization:
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of the whole run: those of the heads alone, the whole ones of warm-up, and those at full rate."""
+        """Counts the epochs of the whole run: of the heads alone, the whole ones of warm-up, and those at full rate."""
         return self.heads_first + math.floor(self.warmup) + self.epochs
 
     def rate(self, step: int, *, total: int, encoder: bool) -> float:
-        """The factor on the learning rate at optimizer step `step` of `total`."""
+        """Gives the factor on the learning rate at optimizer step `step` of `total`."""
         alone, rising = (epochs * total / self.total_epochs for epochs in (self.heads_first, self.warmup))
         if encoder and step < alone:
             return 0.0
@@ -88,7 +88,7 @@ class Optimization:
         *,
         weighting: Iterable[nn.Parameter] = (),
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """AdamW over both sides and its schedule, to be stepped after every optimizer step of the `total`.
+        """Makes AdamW over both sides and its schedule, to be stepped after every optimizer step of the `total`.
 
         weighting: parameters of the losses' weighting, which learn at the heads' rate.
         """

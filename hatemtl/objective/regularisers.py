@@ -39,7 +39,7 @@ class Regulariser(Protocol):
         ...
 
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars by name. hidden: (S, T, D), None where each task has its own. logits: by task, as training computed."""
+        """Gives scalars by name. hidden: (S, T, D), None where each task has its own. logits: by task, as in training."""
         ...
 
 
@@ -75,7 +75,7 @@ class RDrop:
 
 
 def divergence(kind: str, first: Tensor, second: Tensor, has: Tensor, mask: Tensor) -> Tensor:
-    """The mean over annotated posts of ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits; of scores half their square.
+    """Averages ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits over annotated posts; of scores half their square.
 
     Yes-or-no answers (of labels, words, levels) are averaged over a post's. has: (B,); mask: (B, T), where tokens are.
     """

@@ -27,7 +27,7 @@ class Step:
     present: Mapping[str, Tensor]
 
     def gradients(self, losses: Mapping[str, Tensor], of: Of = "parameters") -> Tensor:
-        """(K, P) float32, the gradient of each task's loss: of the shared parameters, K backward passes, or of the states.
+        """Computes each task's gradient, (K, P) float32: of the shared parameters, K backward passes, or of the states.
 
         Raises UserError where there is nothing shared to take gradients of.
         """

@@ -1,4 +1,4 @@
-"""Whose a save_path is: free, this very run's, an unfinished one's to go on with, or another's; who is at work there now."""
+"""Claims a save_path: free, this very run's, an unfinished one's to go on with, or another's; tells who is at work there."""
 
 import errno
 import hashlib
@@ -98,7 +98,7 @@ def _sign(descriptor: int, doing: str) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Who signed, if it can be read yet."""
+    """Reads who signed, if it can be read yet."""
     with suppress(OSError, ValueError):
         return dict(json.loads(path.read_text(encoding="utf-8")))
     return {}
@@ -127,7 +127,7 @@ def claim(
     overwrite: bool,
     data: Mapping[str, str] | None = None,
 ) -> bool:
-    """Whether `save_path` is free for a run of this configuration, or holds an unfinished one of it to go on with.
+    """Tells whether `save_path` is free for a run of this configuration, or holds an unfinished one of it to go on with.
 
     False where this very run is finished. sources: the digests of the saved runs that it starts from. data: the
     fingerprints of the corpora. Nothing is written or removed.
@@ -157,7 +157,7 @@ def claim(
 def start(
     save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None = None
 ) -> Path:
-    """The folder of a run at work, with its configuration and inputs; what `claim` let pass as replaceable is removed."""
+    """Makes the folder of a run at work, with its configuration and inputs; removes what `claim` let pass as replaceable."""
     work = unfinished(save_path)
     if work.exists() and (
         not (work / "config.yaml").exists() or _changed_since(work, config, sources, data) or _broken(work / CHECKPOINT)
@@ -230,7 +230,7 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 
 def named_after(config: Mapping[str, Any]) -> str:
-    """A save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
+    """Names a save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
     digest = hashlib.sha256("\n".join(sorted(differences({}, config))).encode()).hexdigest()[:8]
     made_of = {"method": config["method"].get("class"), "encoder": Path(config["encoder"]["source"]).name}
     choices = made_of | config.get("choices", {})

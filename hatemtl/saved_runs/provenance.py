@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the packages, the machine."""
+"""Records the origin of a result: the code, the packages, the machine."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ PACKAGES = ("hatemtl", "torch", "transformers", "adapters", "peft", "lightning",
 
 
 def provenance() -> dict[str, Any]:
-    """Git commit (with a + where the tree was changed since), versions and machine, for run.json."""
+    """Records git commit (with a + where the tree was changed since), versions and machine, for run.json."""
     return {
         "git_commit": _commit(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
 
 
 def peak_memory() -> int | None:
-    """Bytes of the GPU where there is one, else of this process; None where the system does not say."""
+    """Measures bytes of the GPU where there is one, else of this process; None where the system does not say."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:

@@ -1,4 +1,4 @@
-"""The saved run: the folder that a run leaves, written so that no reader ever meets half of it.
+"""Reads and writes the saved run: the folder that a run leaves, so that no reader ever meets half of it.
 
     config.yaml          the resolved configuration
     run.json             status, seed, git commit, versions, data fingerprints, seconds, memory, parameters
@@ -81,7 +81,7 @@ def _as_new(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write` for text."""
+    """Writes text as `write` does."""
     write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -115,18 +115,18 @@ class SavedRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration. To be read and compared, never instantiated."""
+        """Reads the resolved configuration. To be read and compared, never instantiated."""
         return read_config(self.folder)
 
     @property
     def record(self) -> dict[str, Any]:
-        """run.json: what was measured."""
+        """Reads run.json: what was measured."""
         path = self.folder / "run.json"
         return _holding(path, _json(path), "method", "library", "encoder", "encoder_source")
 
     @property
     def labels(self) -> dict[str, LabelSpace]:
-        """The label space of every task whose head was trained."""
+        """Reads the label space of every task whose head was trained."""
         path = self.folder / "labels.json"
         return {task: _space(path, task, content) for task, content in _json(path).items()}
 
@@ -148,7 +148,7 @@ class SavedRun:
         return rows
 
     def weights(self, name: str) -> Path:
-        """The safetensors file `name` of this run.
+        """Finds the safetensors file `name` of this run.
 
         Raises UserError where it is missing, above all where only a pickle stands in its place.
         """
@@ -161,7 +161,7 @@ class SavedRun:
         return path
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of the safetensors file `name`, on the CPU.
+        """Reads the tensors of the safetensors file `name`, on the CPU.
 
         Raises UserError where it is missing or broken, or one holds what is no finite number.
         """
@@ -179,7 +179,7 @@ class SavedRun:
         return tensors
 
     def digest(self) -> str:
-        """Sixteen hex digits that change with any weight of the run."""
+        """Gives sixteen hex digits that change with any weight of the run."""
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*.safetensors")):
             digest.update(path.relative_to(self.folder).as_posix().encode())
@@ -241,7 +241,7 @@ def _read_results(folder: Path) -> dict[str, float]:
 
 
 def _stage_and_task(metric: str, tasks: Iterable[str]) -> tuple[Stage, str] | None:
-    """Whose a line of results.csv is, by its name; of tasks whose names begin alike, the longer one's."""
+    """Tells whose a line of results.csv is, by its name; of tasks whose names begin alike, the longer one's."""
     found = [(stage, task) for stage in STAGES for task in tasks if metric.startswith(f"{stage}_{task}_")]
     return max(found, key=lambda of: len(of[1]), default=None)
 
@@ -268,5 +268,5 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def unfinished(save_path: Path) -> Path:
-    """Where a run for `save_path` lives until it is finished."""
+    """Gives the folder in which a run for `save_path` lives until it is finished."""
     return save_path.with_name(f".{save_path.name}.unfinished")

@@ -1,4 +1,4 @@
-"""How far a training run has come on disk, for a command that ends before its time."""
+"""Tells how far a training run has come on disk, for a command that ends before its time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the run of one configuration stands.
+    """Finds where the run of one configuration stands.
 
     epochs: whole ones that are kept. total: that it trains at most. begun: whether its folder at work is there.
     """
@@ -37,7 +37,7 @@ class Standing:
 
     @property
     def kept(self) -> str:
-        """What is not lost by an error, to be said behind it."""
+        """Gives what is not lost by an error, to be said behind it."""
         if self.finished or not self.begun:
             return ""
         kept = f"; epoch {self.epochs} of {self.total} is kept, and the same command goes on from there"

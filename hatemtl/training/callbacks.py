@@ -1,4 +1,4 @@
-"""What watches a training run: the best weights, the way back after an interruption, the clock, the printed line."""
+"""Watches a training run: the best weights, the way back after an interruption, the clock, the printed line."""
 
 import time
 from dataclasses import replace
@@ -134,7 +134,7 @@ class Throughput(Callback):
             torch.stack([*module.losses(batch, module(batch)).values()]).sum().backward()
 
     def record(self, peak: float) -> dict[str, float]:
-        """For run.json. peak: the measured matmul FLOP/s of the machine. Padding counts as no achievement."""
+        """Gives the figures for run.json. peak: the measured matmul FLOP/s of the machine. Padding is no achievement."""
         seconds, posts, tokens, places, flops = self.counts.values()
         span = max(seconds, 1e-9)  # nothing may have been trained
         return {

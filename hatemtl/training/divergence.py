@@ -58,7 +58,7 @@ def _rates(module: MultitaskModule) -> str:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether all that it holds are numbers."""
+    """Tells whether all that it holds are numbers."""
     return bool(torch.isfinite(tensor).all())
 
 

@@ -1,4 +1,4 @@
-"""Where a run's curves go. Lightning's own loggers do the work."""
+"""Sends a run's curves to Lightning's own loggers, which do the work."""
 
 import os
 import sys
@@ -8,18 +8,18 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 
 def csv(*, folder: Path, run: str) -> Logger:
-    """A table of every epoch: logs/metrics.csv, or logs/resumed_N/metrics.csv for what a resumed run adds."""
+    """Logs a table of every epoch: logs/metrics.csv, or logs/resumed_N/metrics.csv for what a resumed run adds."""
     earlier = len(list(folder.glob("logs/**/metrics.csv")))
     return CSVLogger(folder, name="logs", version=f"resumed_{earlier}" if earlier else "")
 
 
 def tensorboard(*, folder: Path, run: str) -> Logger:
-    """Event files for TensorBoard: logs/."""
+    """Logs event files for TensorBoard: logs/."""
     return TensorBoardLogger(folder, name="logs", version="")
 
 
 def wandb(*, folder: Path, run: str, project: str, entity: str | None) -> Logger:
-    """Weights & Biases; kept offline in logs/ where nobody is logged in, and never a prompt."""
+    """Logs to Weights & Biases; kept offline in logs/ where nobody is logged in, and never a prompt."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")

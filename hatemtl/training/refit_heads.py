@@ -1,4 +1,4 @@
-"""Heads fitted to an encoder that stands still: one pass of it over the posts, then a convex problem on what it said."""
+"""Fits heads to an encoder that stands still: one pass of it over the posts, then a convex problem on what it said."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +40,7 @@ def check_refit(encoder: nn.Module, heads: Mapping[str, Head]) -> None:
 
 
 def features(module: MultitaskModule, data: DataModule, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each task the pooled vectors (N, D) of its training posts and their annotations, in float32 on the CPU."""
+    """Gathers for each task the pooled vectors (N, D) of its training posts and their annotations, in float32 on the CPU."""
     module.eval().to(device)
     rows, pool = data.rows("train"), data.pool
     found: dict[str, tuple[list[Tensor], list[Tensor]]] = {task: ([], []) for task in module.heads}

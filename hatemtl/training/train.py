@@ -1,4 +1,4 @@
-"""A run that trains: the configuration is built and checked, the network trained and validated; it leaves a saved run."""
+"""Trains a run: the request is met or refused, the network trained and validated; it leaves a saved run."""
 
 import sys
 import time
@@ -157,7 +157,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
 
 
 def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:
-    """Whether the run trains this part: heads by a fit or an epoch, the encoder side by an epoch of its own."""
+    """Tells whether the run trains this part: heads by a fit or an epoch, the encoder side by an epoch of its own."""
     if part.kind == "head":
         return refitted or optimization.total_epochs > 0
     return optimization.total_epochs > optimization.heads_first

@@ -1,4 +1,4 @@
-"""The Lightning trainer, and the number format that this machine computes fastest."""
+"""Sets up the Lightning trainer, and the number format that this machine computes fastest."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ COMPILE_FROM = 2.5e9
 
 
 def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
-    """bf16 where the hardware multiplies bf16, else float32."""
+    """Chooses bf16 where the hardware multiplies bf16, else float32."""
     if accelerator != "cpu" and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif accelerator != "cpu" and torch.backends.mps.is_available():
@@ -55,7 +55,7 @@ def _compiler() -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """Where and in which number format a run computes.
+    """Says where and in which number format a run computes.
 
     accelerator: auto, cpu or gpu.
     precision: auto, 32 or bf16: the type of the frozen weights and of the encoder's arithmetic. What is trained, its
@@ -79,17 +79,17 @@ class TrainerSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the frozen weights and of the encoder's arithmetic."""
+        """Names the type of the frozen weights and of the encoder's arithmetic."""
         chosen = fastest_precision(self.accelerator) if self.precision == "auto" else str(self.precision)
         return torch.bfloat16 if chosen == "bf16" else torch.float32
 
     @property
     def device(self) -> torch.device:
-        """Where the run computes, if that is a CPU or one of NVIDIA's GPUs."""
+        """Names the device that the run computes on, if that is a CPU or one of NVIDIA's GPUs."""
         return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
     def compiled(self, encoder: nn.Module, *, tokens: int, cache: Path | None) -> Callable[..., Any] | None:
-        """The encoder as training is to call it, compiled for any length; None where compiling would not pay.
+        """Compiles the encoder as training is to call it, for any length; None where compiling would not pay.
 
         tokens: that training will read. cache: where compiled code is kept for the next run; None leaves that to torch.
         """
@@ -108,7 +108,7 @@ class TrainerSettings:
         return torch.compile(encoder.forward, dynamic=True, options=options)
 
     def bar(self, terminal: bool) -> bool:
-        """Whether a progress bar is drawn, by whether there is a terminal to draw it on."""
+        """Tells whether a progress bar is drawn, by whether there is a terminal to draw it on."""
         return terminal if self.progress is None else self.progress
 
     @contextmanager
@@ -125,7 +125,7 @@ class TrainerSettings:
     def trainer(
         self, optimization: Optimization, *, root: Path, logger: Logger | bool, callbacks: list[Callback], bar: bool
     ) -> L.Trainer:
-        """The trainer of one run, whose folder at work is `root`."""
+        """Makes the trainer of one run, whose folder at work is `root`."""
         if self.device.type == "cpu":
             exact_onednn()  # on a GPU the same switch would round float32
             # lightning has every step of AdamW look for NVIDIA's driver on the disk; torch's own look takes no time

@@ -1,4 +1,4 @@
-"""A saved run in the format of another program: an adapter of PEFT or AdapterHub, a plain encoder, an ONNX graph."""
+"""Exports a saved run in the format of another program: an adapter of PEFT or AdapterHub, a plain encoder, an ONNX graph."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3  # of the largest hidden number, by which merging in float32 ma
 
 
 def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, overwrite: bool) -> tuple[str, Path]:
-    """The format and the folder to be written for the saved run in `run`.
+    """Gives the format and the folder to be written for the saved run in `run`.
 
     Raises UserError where one is missing or cannot be.
     """
@@ -90,7 +90,7 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
 
 
 def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
-    """The encoder with what the run trained merged into its weights, in float32, as plain transformers computes it.
+    """Merges what the run trained into the encoder's weights, in float32, as plain transformers computes it.
 
     Raises UserError where that is impossible, or would change what the encoder says.
     """
@@ -143,7 +143,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
 
 @torch.no_grad()
 def _hidden(model: nn.Module) -> Tensor:
-    """What the model makes of two made-up texts of eight tokens, as its library computes them."""
+    """Computes the hidden states of two made-up texts of eight tokens, as the model's library does."""
     restore(model)
     tokens = (torch.arange(16) % model.config.vocab_size).view(2, 8)  # type: ignore[operator, union-attr]
     return model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
@@ -225,5 +225,5 @@ def _write(
 
 
 def _sources(run: Path, encoder: Encoder) -> dict[str, Path]:
-    """What is exported, by what it is; an encoder of the hub is no folder here."""
+    """Gives what is exported, by what it is; an encoder of the hub is no folder here."""
     return {"the saved run": run, "the encoder": Path(encoder.source)}

@@ -1,4 +1,4 @@
-"""The folder that an export leaves, marked as one, so that the next may take its place and that of nothing else."""
+"""Guards the folder that an export leaves, marked as one, so that the next may take its place and that of nothing else."""
 
 import json
 import os
@@ -105,11 +105,11 @@ def _files(folder: Path) -> set[str]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a run stands there, finished or not."""
+    """Tells whether a run stands there, finished or not."""
     return (folder / "run.json").is_file() and (folder / "config.yaml").is_file()
 
 
 def _lies_in(inner: Path, outer: Path) -> bool:
-    """Whether one is the other or lies in it, by whatever names they are called."""
+    """Tells whether one is the other or lies in it, by whatever names they are called."""
     place = Path(os.path.realpath(inner))
     return os.path.exists(outer) and any(os.path.exists(p) and os.path.samefile(p, outer) for p in (place, *place.parents))

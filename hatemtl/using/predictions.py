@@ -1,4 +1,4 @@
-"""What heads said of posts, as tables: for predictions.parquet, and for the user's own file."""
+"""Puts what heads said of posts in tables: for predictions.parquet, and for the user's own file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from hatemtl.using.predictor import Scored
 
 
 def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
-    """One row a post and task: post_id, task, gold and scores.
+    """Makes one row a post and task: post_id, task, gold and scores.
 
     gold: [label's position] for multiclass and ordinal, [the right choice's] for choice, [number] for score; 0 or 1 (or a
     share) a label for multilabel, a word for tokens. scores: probabilities, a label, level, choice or word, 0 for a choice

@@ -67,7 +67,7 @@ class Predictor:
             return cls(request, request.used_run("predict"))
 
     def __call__(self, texts: Iterable[str], told: Callable[[int], object] | None = None) -> list[dict[str, Scored]]:
-        """What each task says of each text. told: called with the number of texts of every batch that is done.
+        """Gives what each task says of each text. told: called with the number of texts of every batch that is done.
 
         Space in a text is collapsed, as in training. Raises UserError where something is no text, or an empty one.
         """
@@ -136,7 +136,7 @@ def as_posts(texts: Iterable[str]) -> list[str]:
 
 
 def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
-    """What a head's scores of one text, one a label or one a word, say of it."""
+    """Gives what a head's scores of one text, one a label or one a word, say of it."""
     labels = head.decode(scores, words)
     if head.kind == "tokens":
         return Scored(labels, {}, list(zip(words, scores, strict=False)))  # words beyond max_length have none

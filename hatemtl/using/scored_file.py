@@ -1,4 +1,4 @@
-"""The user's own file of posts: read for prediction as for training, written back with scores."""
+"""Reads the user's own file of posts for prediction as for training, and writes it back with scores."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def text_of(rows: Rows, usual: str) -> str:
 
 
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
-    """Where the scored rows go: `output`, or beside the input as NAME.scored.EXT (CSV for plain text).
+    """Gives the path of the scored rows: `output`, or beside the input as NAME.scored.EXT (CSV for plain text).
 
     Raises UserError where it cannot be written, or stands there already and may not be overwritten.
     """

@@ -1,4 +1,4 @@
-"""Attention as BERT computes it, and its gradient, for posts that stand one behind the other in groups of one length."""
+"""Computes attention as BERT does, and its gradient, for posts that stand one behind the other in groups of one length."""
 
 import math
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class Group:
 
     @cached_property
     def factor(self) -> Tensor | None:
-        """What multiplies an exponential where the mask would be added to its exponent; None where that is 1."""
+        """Gives the factor of an exponential where the mask would be added to its exponent; None where it is 1."""
         return self.mask.exp() if self.mask.any() else None
 
 
 def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[Tensor]]:
-    """softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1), of q, k and v, (M, 3·H·d), and what its gradient needs.
+    """Computes softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1) of q, k, v, (M, 3·H·d); keeps what its gradient needs.
 
     The context is (M, H·d), zero in rows of no group. Its gradient needs of each group q (n·H, T, d), k and v (n·H, K, d)
     and the weights (n·H, T, K). K is T, but `LEAST_KEYS` at least; keys of nothing get no weight.
@@ -54,7 +54,7 @@ def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[T
 
 
 def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
-    """The context alone, as `attend` gives it, in fewer passes over memory.
+    """Computes the context alone, as `attend` gives it, in fewer passes over memory.
 
     Exponentials are taken of the scores as they are. Softmax takes the greatest of a row off first, for which a CPU goes row
     by row; it is left to groups where some sum would be near the ends of what numbers can hold.
@@ -81,7 +81,7 @@ def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
 
 
 def waits(device: torch.device) -> bool:
-    """Whether to look at what is on this device would have to wait for it."""
+    """Tells whether to look at what is on this device would have to wait for it."""
     return device.type != "cpu"
 
 
@@ -104,7 +104,7 @@ def _softmax(q: Tensor, k: Tensor, mask: Tensor, heads: int) -> Tensor:
 
 
 def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor]) -> Tensor:
-    """The gradient (M, 3·H·d) of q, k and v, from that of the context, (M, H·d), and from what `attend` kept."""
+    """Computes the gradient (M, 3·H·d) of q, k and v, from that of the context, (M, H·d), and what `attend` kept."""
     width = kept[0].shape[-1]
     heads, dqkv = dy.shape[-1] // width, dy.new_empty(dy.shape[0], 3 * dy.shape[-1])
     for group, q, k, v, p in zip(groups, *(kept[i::4] for i in range(4)), strict=True):

@@ -1,4 +1,4 @@
-"""The layer of BERT and its kin (ELECTRA, RoBERTa) with LoRAs, in as few passes over memory as its formula allows.
+"""Computes the layer of BERT and its kin (ELECTRA, RoBERTa) with LoRAs, in as few passes over memory as its formula allows.
 
 transformers projects queries, keys and values apart, scales and masks the scores in passes of their own, and copies at every
 transpose. Here the three projections are one product, scale and mask one pass, and the residual is added in place.
@@ -25,14 +25,14 @@ class _Norm:
         self.norm = norm
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The normed x, and what its gradient needs."""
+        """Norms x, and keeps what its gradient needs."""
         # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
         weight, bias = (w.to(torch.promote_types(w.dtype, torch.float32)) for w in (self.norm.weight, self.norm.bias))
         y, mean, rstd = torch.native_layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
         return y, [x, mean, rstd, weight, bias]
 
     def backward(self, dy: Tensor, kept: list[Tensor]) -> Tensor:
-        """The gradient of x."""
+        """Computes the gradient of x."""
         shape, which = self.norm.normalized_shape, [True, False, False]
         x, *rest = kept
         return torch.ops.aten.native_layer_norm_backward(dy, x, shape, *rest, which)[0]
@@ -56,16 +56,16 @@ class BertLayer:
 
     @property
     def joints(self) -> list[Joint]:
-        """The linear layers, in the order in which they are computed."""
+        """Lists the linear layers, in the order in which they are computed."""
         return [self.projections, self.context, self.intermediate, self.output]
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """Gives the trained parameters."""
         return [factor for joint in self.joints for factor in joint.factors]
 
     def forward(self, x: Tensor, groups: list[Group]) -> tuple[Tensor, list[list[Tensor]]]:
-        """The next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
+        """Computes the next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
         if self.merged is not None:
             project, context, intermediate, output = self.merged
             y = self.norms[0].forward(context(attend_only(project(x), groups, self.heads)).add_(x))[0]
@@ -83,7 +83,7 @@ class BertLayer:
     def backward(
         self, dy: Any, groups: list[Group], kept: list[list[Tensor]], *, dx: bool
     ) -> tuple[Tensor | None, list[list[Tensor]]]:
-        """The gradient of x, if asked for, and what `Joint.backward` gives of each joint. kept: what `forward` gave."""
+        """Computes the gradient of x, if asked for, and each joint's as `Joint.backward` does. kept: what `forward` gave."""
         [x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2 = kept
         projected = dx or bool(self.projections.loras)  # whether anything learns below the attention's weights
         dy_2 = self.norms[1].backward(dy, norm_2)

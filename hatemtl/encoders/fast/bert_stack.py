@@ -1,4 +1,4 @@
-"""The layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed.
+"""Computes the layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed.
 
 transformers computes every post as long as the longest of its batch. Here the posts of a batch stand one behind the other,
 as long as the longest of a group of like length, so that only attention has to know where a group begins.
@@ -65,7 +65,7 @@ class _Stack(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Packing:
-    """How the B·T places of a batch become M rows, a multiple of `ROWS`, and come back.
+    """The way of a batch's B·T places to M rows, a multiple of `ROWS`, and back.
 
     places: (M,) which one each row holds. nothing: the rows that hold no token. sources: (B·T,) which row holds each place,
     any at padding. padding: where that is.
@@ -79,7 +79,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Posts:
-    """Where the posts of a padded batch (B, T) stand when they stand one behind the other, in M rows.
+    """The places of a padded batch's posts (B, T) when they stand one behind the other, in M rows.
 
     groups: of like length. packing: None where the batch stays as it is.
     """
@@ -90,7 +90,7 @@ class Posts:
 
     @staticmethod
     def of(hidden: Tensor, mask: Tensor | None) -> "Posts":
-        """Those of a batch's hidden states (B, T, D).
+        """Finds those of a batch's hidden states (B, T, D).
 
         mask: (B, 1, 1, T), 0 for a token, or another that attention adds. With another the batch stays as it is, as it does
         on a GPU, which would be waited for to count tokens.
@@ -117,21 +117,21 @@ class Posts:
         return Posts((posts, length), groups, Packing(*map(torch.from_numpy, found)))
 
     def pack(self, hidden: Tensor) -> Tensor:
-        """(B, T, D) to (M, D), zero where no token is."""
+        """Packs (B, T, D) to (M, D), zero where no token is."""
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if self.packing is None:
             return hidden
         return hidden.index_select(0, self.packing.places).index_fill_(0, self.packing.nothing, 0.0)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(M, D) to (B, T, D), zero at padding."""
+        """Unpacks (M, D) to (B, T, D), zero at padding."""
         if self.packing is not None:
             x = x.index_select(0, self.packing.sources).index_fill_(0, self.packing.padding, 0.0)
         return x.view(*self.shape, -1)
 
 
 def _cuts(lengths: np.ndarray) -> list[int]:
-    """Where groups begin but the first, among lengths (N,) from short to long: the least padding, and `PADDING` a group."""
+    """Gives where groups but the first begin, among lengths (N,) from short to long: least padding, `PADDING` a group."""
     longest, counts = (found.tolist() for found in np.unique(lengths, return_counts=True))
     ends = [0, *accumulate(counts)]
     best: list[tuple[float, list[int]]] = [(0, [])]  # for the posts of so many lengths: its cost, and where its groups end
@@ -165,7 +165,7 @@ class BertStack:
         self.dropouts = [m for m in encoder.modules() if isinstance(m, nn.Dropout)]
 
     def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
-        """The last hidden states (B, T, D), zero at padding, of the embedded posts; as transformers gives them."""
+        """Computes the last hidden states (B, T, D), zero at padding, of the embedded posts; as transformers gives them."""
         dropout = any(m.training and m.p > 0 for m in self.dropouts)
         asked = more.get("output_attentions") or more.get("output_hidden_states") or not more.get("return_dict", True)
         if dropout or asked or torch.compiler.is_compiling():
@@ -200,7 +200,7 @@ def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Te
 
 
 def stacks(model: nn.Module) -> list[nn.Module]:
-    """The modules of the model that `BertStack` can take the place of; none where its layers are not as BERT's."""
+    """Finds the modules of the model that `BertStack` can take the place of; none where its layers are not as BERT's."""
     config: Any = model.config
     eager, absolute = config._attn_implementation == "eager", getattr(config, "position_embedding_type", "") == "absolute"
     if not eager or not absolute or getattr(config, "hidden_act", "") != "gelu" or getattr(config, "is_decoder", False):

@@ -1,4 +1,4 @@
-"""Two short made-up posts read by hatemtl's own layers and by the library's: do both say the same?"""
+"""Compares hatemtl's own layers with the library's on two short made-up posts."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def verify(model: nn.Module) -> str | None:
 
 
 def _difference(model: nn.Module, loras: Sequence[Adapted]) -> str:
-    """What a user should know of how our layers differ from the library's, "" where they do not.
+    """Says how our layers differ from the library's, "" where they do not.
 
     As every B may be zero, all factors hold made-up numbers meanwhile. Of what our layers prepared nothing is kept.
     """

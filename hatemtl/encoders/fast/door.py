@@ -1,4 +1,4 @@
-"""The door to hatemtl's own layers: who uses them knows nothing else of this folder.
+"""Opens the door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
 They compute plain LoRAs (of AdapterHub or PEFT, without dropout, on float weights) of any encoder on any device, and whole
 layers of BERT, ELECTRA, RoBERTa, XLM-RoBERTa and CamemBERT where nothing but such LoRAs is trained, attention is eager (as
@@ -58,7 +58,7 @@ def restore(model: nn.Module) -> None:
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[bool]:
-    """Inside, while nothing is trained, each LoRA computed here is merged into the weight under it; says if there is any.
+    """Merges each LoRA computed here into the weight under it, inside, while nothing is trained; says if there is any.
 
     Afterwards all is as before, to the last bit. What a library computes is left as it is, and says the same but for
     rounding: to merge and unmerge as the libraries do would change the frozen weights.
@@ -76,5 +76,5 @@ def merged(model: nn.Module) -> Iterator[bool]:
 
 
 def is_fast(model: nn.Module) -> bool:
-    """Whether whole layers of the model are computed here: those are as fast as compiled code."""
+    """Tells whether whole layers of the model are computed here: those are as fast as compiled code."""
     return any(isinstance(module.forward, BertStack) for module in model.modules())

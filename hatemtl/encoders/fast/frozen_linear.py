@@ -1,4 +1,4 @@
-"""A linear layer whose weight stays as it is, multiplied in the order that the processor likes best."""
+"""Multiplies by a linear layer's weight that stays as it is, in the order that the processor likes best."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""A frozen linear layer with a LoRA on it, in as few passes over memory as its formula allows.
+"""Computes a frozen linear layer with a LoRA on it, in as few passes over memory as its formula allows.
 
 The libraries compute x·Aᵀ·Bᵀ, scale it and add it, a new tensor each time, and autocast casts the frozen weight at every
 step. Here the frozen weight already has the type of the computation, and the update is accumulated into the layer's output.
@@ -44,7 +44,7 @@ class Joint:
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        """What is trained: A and B by turns, then those of the next layer."""
+        """Gives the trained parameters: A and B by turns, then those of the next layer."""
         return [factor for *_, lora in self.loras for factor in (lora.A, lora.B)]
 
     def join(self) -> None:
@@ -64,17 +64,17 @@ class Joint:
         self.joined = self._found()
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Those of A and B."""
+        """Gives the shapes of A and B."""
         out, rank = self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
         alike = len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
         return [(rank, self.weight.shape[1]), (len(self.layers), *self.loras[0][2].B.shape) if alike else (out, rank)]
 
     def _found(self) -> list[tuple[int, int]]:
-        """Where the layers' weights are and how often they were changed there."""
+        """Gives where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """y, and what its gradient needs besides x: nothing where there is no LoRA, else x·Aᵀ, A and B. See `prepare`."""
+        """Computes y, and what its gradient needs besides x: nothing without a LoRA, else x·Aᵀ, A and B. See `prepare`."""
         y = self.product(x)
         if self.A is None or self.B is None:
             return y, []
@@ -83,7 +83,7 @@ class Joint:
         return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradient of x, if it is asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
+        """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
         gradient = self._gradient(dy) if dx else None
         if not kept:
             return gradient, []
@@ -104,7 +104,7 @@ class Joint:
         return self.transposed(dy)
 
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
-        """Where in A and B, or what is shaped as they, each of `factors` stands."""
+        """Gives the part of A and B, or of what is shaped as they, where each of `factors` stands."""
         if _alike(B):
             return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
         row, found = 0, []
@@ -140,7 +140,7 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
 
 
 def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Tensor]:
-    """Those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
+    """Gives those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
     parts, scales = [], []
     for joint, of in zip(joints, found, strict=True):
         if of:
@@ -158,7 +158,7 @@ def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Te
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A `backward` that refuses to be differentiated itself: UserError where that is asked for.
+    """Makes a `backward` that refuses to be differentiated itself: UserError where that is asked for.
 
     torch's own of this name tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part without a word.
     """
@@ -173,7 +173,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Linear(torch.autograd.Function):
-    """What a `Joint` computes, with gradients for x and its factors, which are named so that they get theirs."""
+    """Computes a `Joint` with gradients for x and its factors, which are named so that they get theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, joint: Joint, *factors: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _alike(B: Tensor) -> bool:
-    """Whether B has a block for each layer, as it has where the LoRAs of all are of one shape."""
+    """Tells whether B has a block for each layer, as it has where the LoRAs of all are of one shape."""
     return B.ndim == 3
 
 

@@ -1,4 +1,4 @@
-"""Methods that let several saved adapters work together: stacked, averaged, fused. Each is saved as one run.
+"""Lets several saved adapters work together: stacked, averaged, fused. Each is saved as one run.
 
 The sources' weights are a part of that run, so it works when the sources are gone; `method=ah_load` loads it.
 """

@@ -1,4 +1,4 @@
-"""AdapterHub's configuration strings, `lora[r=8]|par_bn`, and what kinds of change to the encoder they describe."""
+"""Reads AdapterHub's configuration strings, `lora[r=8]|par_bn`, and names the kinds of change that they describe."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -38,7 +38,7 @@ FOLDABLE = {"lora", "dora", "vera", "ia3"}
 def configuration(
     text: str, *, reduction_factor: float | None = None, leave_out: Sequence[int] = (), given: str = "method.config"
 ) -> AdapterConfig:
-    """The library's configuration of a string of names, joined by |, each with its keys in brackets.
+    """Makes the library's configuration of a string of names, joined by |, each with its keys in brackets.
 
     reduction_factor: the encoder's width divided by that of its bottlenecks, None as the names have it. leave_out: layers
     without an adapter. given: the key that the user typed it for. Raises UserError that names what is known.
@@ -79,7 +79,7 @@ def configuration(
 
 
 def saved(content: Any, given: str) -> AdapterConfig:
-    """The library's configuration of a saved adapter; `given` is the file.
+    """Reads the library's configuration of a saved adapter; `given` is the file.
 
     Raises UserError where training refuses its kind or a key, or knows neither.
     """
@@ -109,7 +109,7 @@ def _replaced(part: AdapterConfig, keys: dict[str, Any]) -> AdapterConfig:
 
 
 def kinds(config: AdapterConfig) -> set[str]:
-    """What a configuration is made of: lora, gated, dora, vera, ia3, seq_bn, par_bn, inv, prefix, reft."""
+    """Names the kinds that a configuration is made of: lora, gated, dora, vera, ia3, seq_bn, par_bn, inv, prefix, reft."""
     found = set()
     for part in _parts(config):
         if isinstance(part, PrefixTuningConfig):
@@ -126,7 +126,7 @@ def kinds(config: AdapterConfig) -> set[str]:
 
 
 def union(configs: Sequence[LoRAConfig], rank: int) -> LoRAConfig:
-    """The configuration of a LoRA of this rank and of scale 1 on every layer that any of these, in any order, adapts."""
+    """Makes the configuration of a LoRA of this rank and of scale 1 on every layer that any of these adapts."""
     return LoRAConfig(
         r=rank,
         alpha=rank,

@@ -1,4 +1,4 @@
-"""An adapter of AdapterHub's library written into the weights under it, where it is a change of weights and nothing more."""
+"""Writes an adapter of AdapterHub's library into the weights under it, where it is a change of weights and nothing more."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""AdapterHub's `adapters` library as the methods here use it: add, load, activate, save an adapter.
+"""Calls AdapterHub's `adapters` library as the methods here use it: add, load, activate, save an adapter.
 
 Where the library is wrong, `corrections` takes its place; each is named where it is put in.
 """
@@ -165,12 +165,12 @@ def _take_over(model: Any, run: SavedRun, name: str) -> None:
 
 
 def _shared(model: Any, name: str) -> dict[str, nn.Parameter]:
-    """What all layers of an adapter share: Compacter's rule, VeRA's matrices."""
+    """Gives the parameters that all layers of an adapter share: Compacter's rule, VeRA's matrices."""
     return dict(model.shared_parameters[name].items()) if name in model.shared_parameters else {}
 
 
 def own_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
-    """The adapter's parameters, by names that say `*` for its own: the same for adapters of one configuration."""
+    """Gives the adapter's parameters, by names that say `*` for its own: the same for adapters of one configuration."""
     found = {}
     for key, parameter in model.named_parameters():
         if (match := PATTERN.search(key)) and match[1] == name:
@@ -212,7 +212,7 @@ def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:
 
 
 def try_out(model: Any, given: str) -> Any:
-    """The model as it was, once it has read two posts.
+    """Gives the model as it was, once it has read two posts.
 
     Raises UserError where the library fails at a forward and not before.
     """
@@ -230,7 +230,7 @@ def try_out(model: Any, given: str) -> Any:
 
 
 def active(model: Any) -> list[str]:
-    """The names of the adapters in the active setup, and of the fusion over them."""
+    """Names the adapters in the active setup, and the fusion over them."""
     setup = model.active_adapters
     if not setup:
         return []
@@ -248,14 +248,14 @@ def save_one(model: Any, name: str, folder: Path) -> None:
 
 
 def loras(model: nn.Module, name: str) -> Iterable[tuple[str, LoRALayer, Any]]:
-    """Every layer that LoRA `name`, or a kin of it, adapts: its path, the layer, the LoRA on it."""
+    """Gives every layer that LoRA `name`, or a kin of it, adapts: its path, the layer, the LoRA on it."""
     for path, module in model.named_modules():
         if isinstance(module, LoRALayer) and name in module.loras:
             yield path, module, module.loras[name]
 
 
 def factors(layer: LoRALayer, lora: LoRAModule) -> list[tuple[str, Tensor, Tensor]]:
-    """Views of A and B for each projection of the layer: one, or q, k and v where an encoder keeps them in one matrix."""
+    """Gives A and B for each projection of the layer as views: one, or q, k and v where one matrix holds them."""
     if not isinstance(layer, LoRAMergedLinear):
         return [("", lora.lora_A, lora.lora_B)]
     names = [name for name in "qkv" if name in lora.attn_matrices]
@@ -266,13 +266,13 @@ def factors(layer: LoRALayer, lora: LoRAModule) -> list[tuple[str, Tensor, Tenso
 
 
 def is_lora(model: Any, name: str) -> bool:
-    """Whether the adapter is a LoRA and nothing else."""
+    """Tells whether the adapter is a LoRA and nothing else."""
     config = model.adapters_config.get(name)
     return isinstance(config, LoRAConfig) and kinds(config) == {"lora"}
 
 
 def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
-    """LoRA `name` as one update a layer."""
+    """Gives LoRA `name` as one update a layer."""
     return {
         path + projection: LoRAUpdate(A.detach(), B.detach(), lora.scaling)
         for path, layer, lora in loras(model, name)

@@ -1,4 +1,4 @@
-"""What AdapterHub's library computes otherwise than the papers say, computed as they say.
+"""Computes as the papers say what AdapterHub's library computes otherwise.
 
 Each stands in for a function of one of its objects, which keep the weights and save them; see `adapter_hub`.
 """
@@ -23,7 +23,7 @@ class Diagonal(nn.Module):
 
 
 def dora_scale(layer: Any, lora: Any) -> tuple[Tensor, Tensor]:
-    """DoRA's ΔW (out, in) and m/‖W + ΔW‖ (out,) of a layer, in float32 (Liu et al. 2024, arXiv:2402.09353, eq. 5).
+    """Computes DoRA's ΔW (out, in) and m/‖W + ΔW‖ (out,) of a layer in float32 (Liu et al. 2024, arXiv:2402.09353, eq. 5).
 
     The norm is a constant in the gradient (ibid., §4.3).
     """
@@ -54,7 +54,7 @@ class DoRALinear:
 
 
 def added(layer: Any) -> Callable[..., Any]:
-    """A stack of LoRAs, or of parallel adapters, on a layer: the sum of their updates.
+    """Sums the updates of a stack of LoRAs, or of parallel adapters, on a layer.
 
     The library gives B₂·A₂·(B₁·A₁·x) for LoRAs and the last one's update for parallel adapters: a source is lost.
     """
@@ -69,18 +69,18 @@ def added(layer: Any) -> Callable[..., Any]:
 
 
 def weighted(states: Sequence[Any], weights: Tensor) -> Any:
-    """Σ wᵢ·hᵢ of the adapters' states; the library divides it by their number once more, in float32."""
+    """Computes Σ wᵢ·hᵢ of the adapters' states; the library divides it by their number once more, in float32."""
     hidden = sum(w * state.hidden_states for w, state in zip(weights.flatten().tolist(), states, strict=True))
     return states[0]._replace(hidden_states=hidden, last=states[-1].last)
 
 
 def keep_type(adapter: nn.Module, given: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A hook: a bottleneck with a learned scale answers in the type that it was asked in, not in float32."""
+    """Lets a bottleneck with a learned scale answer in the type that it was asked in, not in float32; a hook."""
     return tuple(part.to(given[0].dtype) for part in output)
 
 
 def in_order(fusion: nn.Module, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A hook: AdapterFusion reads what its sources say as one block of memory, not as the library's view of another order.
+    """Lets AdapterFusion read its sources as one block of memory, not as the library's view of another order; a hook.
 
     Without a gradient to come, a CPU multiplies such a view in bf16 post by post and takes a hundred times as long.
     """

@@ -1,4 +1,4 @@
-"""Several adapters of AdapterHub's library at work together: put together, saved as one run, loaded again.
+"""Lets several adapters of AdapterHub's library work together: puts them together, saves them as one run, loads them again.
 
 adapter/setup.json          how they work together, their names in order, which is trained
 adapter/NAME/               each adapter, in the library's own format
@@ -115,7 +115,7 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
 
 
 def _adds(layer: Any, names: Sequence[str]) -> bool:
-    """Whether the adapters of this layer add to its output, each from the same input: LoRAs, parallel bottlenecks."""
+    """Tells whether the adapters of this layer add to its output, each from the same input: LoRAs, parallel bottlenecks."""
     here = {type(layer.adapter_modules[name]).__name__ for name in names if name in layer.adapter_modules}
     return bool(here & {"LoRA", "ParametrizedVera", "ParallelAdapter"})
 
@@ -181,7 +181,7 @@ def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
 
 
 def _is_name(given: object) -> bool:
-    """Whether that is a name of an adapter, by which its folder in the run's is called."""
+    """Tells whether that is a name of an adapter, by which its folder in the run's is called."""
     return isinstance(given, str) and re.fullmatch(r"[^/\\.]+", given) is not None
 
 
@@ -207,5 +207,5 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
 
 
 def fusions(model: nn.Module) -> list[BertFusion]:
-    """The fusion of every layer that has one."""
+    """Finds the fusion of every layer that has one."""
     return [module for module in model.modules() if isinstance(module, BertFusion)]

@@ -1,4 +1,4 @@
-"""Methods of AdapterHub's `adapters` library: train an adapter of any kind, load what was saved."""
+"""Trains an adapter of any kind of AdapterHub's `adapters` library, and loads what was saved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 
 
 def matching(sources: str, method: str) -> list[SavedRun]:
-    """The finished runs that a glob matches, in order, at least one: AdapterHub's, and PEFT's, of which LoRAs are taken."""
+    """Finds the finished runs that a glob matches, in order, one at least: AdapterHub's, and of PEFT's the LoRAs."""
     runs = folders(sources, method)
     return [r if r.record["library"] == "peft" else saved_by(r, LIBRARY.name, f"method.sources={sources!r}") for r in runs]
 

@@ -1,4 +1,4 @@
-"""Methods on the LoRA bank: saved LoRAs stay frozen, and what is trained says how much each counts, layer by layer."""
+"""Fuses and gates saved LoRAs in a bank: they stay frozen, and what is trained says how much each counts, layer by layer."""
 
 from dataclasses import dataclass
 

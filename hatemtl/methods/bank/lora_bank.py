@@ -1,4 +1,4 @@
-"""The LoRA bank: N frozen LoRAs beside one frozen linear layer, mixed by a gate.
+"""Holds the LoRA bank: N frozen LoRAs beside one frozen linear layer, mixed by a gate.
 
     y = W·x + b + Σₙ gₙ(x)·sₙ·Bₙ·Aₙ·x
 
@@ -44,7 +44,7 @@ class WeightGate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(sources, width)) if input else None
 
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
-        """(N,) weights, or (..., N) where they depend on x (..., in), in float32."""
+        """Gives (N,) weights, or (..., N) where they depend on x (..., in), in float32."""
         logits = self.bias
         if self.weight is not None:
             logits = logits + F.linear(x, self.weight.to(x.dtype)).float() * x.shape[-1] ** -0.5
@@ -71,7 +71,7 @@ class AttentionGate(nn.Module):
         self.register_buffer("spread", spread(ranks), persistent=False)
 
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
-        """(..., N) weights in float32, for x (..., in) and low = A·x (..., R)."""
+        """Gives (..., N) weights in float32, for x (..., in) and low = A·x (..., R)."""
         q = F.linear(x, self.query.to(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
             q = q.float() * (x.shape[-1] * len(self.query)) ** -0.5
@@ -80,20 +80,20 @@ class AttentionGate(nn.Module):
 
 
 def spread(ranks: Sequence[int]) -> Tensor:
-    """(N, R) which of the R stacked rows belong to which source: a 1 in each column."""
+    """Tells, (N, R), which of the R stacked rows belong to which source: a 1 in each column."""
     return torch.eye(len(ranks)).repeat_interleave(torch.tensor(ranks), dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gating:
-    """How the sources are weighted: by attention with keys of `key_width`, or by a `WeightGate` where that is None."""
+    """The kind of a bank's gates: attention with keys of `key_width`, or a `WeightGate` where that is None."""
 
     key_width: int | None = None
     input: bool = False
     softmax: bool = True
 
     def gate(self, ranks: Sequence[int], width: int, *, seed: int, layer: str) -> nn.Module:
-        """A fresh gate of a layer with inputs so wide; what it draws depends on seed and layer alone."""
+        """Makes a fresh gate of a layer with inputs so wide; what it draws depends on seed and layer alone."""
         if self.key_width is None:
             return WeightGate(len(ranks), width, input=self.input, softmax=self.softmax)
         return AttentionGate(ranks, width, key_width=self.key_width, draw=generator(seed, "lora_fusion", layer))
@@ -112,7 +112,7 @@ class LoRABank(nn.Module):
         self.register_buffer("spread", spread(ranks), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """y + Σₙ gₙ·sₙ·Bₙ·Aₙ·x, for x (..., in) and y (..., out)."""
+        """Computes y + Σₙ gₙ·sₙ·Bₙ·Aₙ·x, for x (..., in) and y (..., out)."""
         low = F.linear(x, self.A.to(x.dtype))
         weights = self.gate(x, low) if self.selected is None else self._selection(x, self.selected)
         mixed = low * (weights.to(low.dtype) @ self.spread.to(low.dtype))
@@ -140,18 +140,18 @@ class Banked:
 
 
 def banks(model: nn.Module) -> dict[str, LoRABank]:
-    """Every bank of the model, by the path of its layer."""
+    """Finds every bank of the model, by the path of its layer."""
     return {PATTERN.split(f"{path}.")[0]: module for path, module in model.named_modules() if isinstance(module, LoRABank)}
 
 
 def active(model: nn.Module) -> list[str]:
-    """The bank's name."""
+    """Names the bank."""
     paths = (path for path, module in model.named_modules() if isinstance(module, LoRABank))
     return list(dict.fromkeys(match[1] for path in paths if (match := PATTERN.search(f"{path}."))))
 
 
 def stack(sources: Sequence[Updates], layer: str) -> tuple[Tensor, Tensor, list[int]]:
-    """A (R, in), B (out, R) with the scales in it, and the rank of every source in this layer, 0 where it has none."""
+    """Stacks A (R, in) and B (out, R) with the scales in it, and every source's rank in this layer, 0 where it has none."""
     here = [source[layer] for source in sources if layer in source]
     ranks = [source[layer].rank if layer in source else 0 for source in sources]
     return torch.cat([update.A for update in here]), torch.cat([update.scale * update.B for update in here], dim=1), ranks
@@ -200,7 +200,7 @@ def empty(model: nn.Module) -> None:
 
 
 def source_names(model: nn.Module) -> list[str]:
-    """The names of the sources, in the order of the gates' weights."""
+    """Names the sources, in the order of the gates' weights."""
     settings: Any = model.bank_settings
     return list(settings["sources"])
 
@@ -252,7 +252,7 @@ def load(model: nn.Module, run: SavedRun, *, name: str) -> nn.Module:
 
 @contextmanager
 def selected(model: nn.Module, rows: Tensor) -> Iterator[None]:
-    """Inside, no gate is asked: post i of a batch is computed with source rows[i] alone, or with none where that is -1."""
+    """Computes post i of a batch, inside, with source rows[i] alone, or with none where that is -1; no gate is asked."""
     found = list(banks(model).values())
     if len(rows) and found and not -1 <= int(rows.min()) <= int(rows.max()) < len(found[0].ranks):
         raise UserError(

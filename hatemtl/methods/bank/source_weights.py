@@ -1,4 +1,4 @@
-"""Which source of a LoRA bank answers for which label: the gates' weights, averaged over the posts that carry it."""
+"""Tells which source of a LoRA bank answers for which label: the gates' weights, averaged over the posts that carry it."""
 
 import csv
 from collections.abc import Iterator
@@ -36,11 +36,11 @@ class Answers:
         self.seen: dict[str, Tensor] = {}
 
     def begin(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """A hook: the network is given a batch."""
+        """Begins a batch: a hook on the network."""
         self.batch, self.seen = arguments[0], {}
 
     def gated(self, gate: nn.Module, arguments: tuple[Tensor, Tensor], weights: Tensor, *, layer: str) -> None:
-        """A hook: a gate gives its weights."""
+        """Takes in a gate's weights: a hook on the gate."""
         if self.batch is None or layer in self.seen:  # DeBERTa's layers read the posts first, then positions
             return
         mask = self.batch.attention_mask[..., None].to(weights.dtype)
@@ -48,7 +48,7 @@ class Answers:
         self.seen[layer] = self.batch.first(mean)
 
     def end(self, module: nn.Module, arguments: tuple[Any, ...], logits: Any) -> None:
-        """A hook: the network is done with the batch."""
+        """Ends a batch: a hook on the network."""
         if self.batch is None or len(self.seen) < len(self.banks):
             return
         weights = torch.stack([self.seen[layer] for layer in self.banks], dim=1).double()  # (B, layers, N)
@@ -60,7 +60,7 @@ class Answers:
         self.batch = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a task, label, layer and source; labels that no post carries have none."""
+        """Gives a row a task, label, layer and source; labels that no post carries have none."""
         rows = []
         for task, sums in self.sums.items():
             labels = [EVERY, *self.heads[task].space.names]
@@ -97,7 +97,7 @@ def _members(targets: Tensor, has: Tensor, kind: str, labels: int) -> Tensor:
 
 @contextmanager
 def watched(module: nn.Module) -> Iterator[Answers]:
-    """Inside, the gates' weights are summed up for every batch that the network is called with, if it has a LoRA bank."""
+    """Sums up the gates' weights, inside, for every batch that the network is called with, if it has a LoRA bank."""
     answers = Answers(module)
     hooks = [bank.gate.register_forward_hook(partial(answers.gated, layer=layer)) for layer, bank in answers.banks.items()]
     if answers.banks:

@@ -1,4 +1,4 @@
-"""The `peft` library, which only this file imports, as the methods here use it: add, compute, fold, save, load adapters."""
+"""Calls the `peft` library, which only this file imports: adds, computes, folds, saves and loads adapters."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,17 +83,17 @@ FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
 
 
 def kinds() -> dict[str, type[PeftConfig]]:
-    """Every kind of adapter that the library knows, by the name of its configuration."""
+    """Lists every kind of adapter that the library knows, by the name of its configuration."""
     return {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
 
 
 def active(model: nn.Module) -> list[str]:
-    """The names of the active adapters."""
+    """Names the active adapters."""
     return list(model.active_adapters)  # type: ignore[arg-type]
 
 
 def train(model: PeftModel) -> PeftModel:
-    """The model, every plain LoRA of which is computed fast."""
+    """Gives the model, every plain LoRA of which is computed fast."""
     plain: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and _plain(module)]
     factors = [(layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight) for layer in plain]
     accelerate(model, [Adapted(layer, layer.base_layer, A, B, layer.scaling[NAME]) for layer, A, B in factors])
@@ -119,7 +119,7 @@ LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, active=active,
 
 
 def fold(model: PeftModel) -> nn.Module:
-    """The encoder with its adapter merged into the weights and taken away, in float32.
+    """Merges the adapter into the encoder's weights and takes it away, in float32.
 
     Raises UserError where the kind cannot be merged.
     """
@@ -142,7 +142,7 @@ def add(
     leave_out: Sequence[int],
     seed: int,
 ) -> PeftModel:
-    """The model with a new adapter; no random draw but its own moves.
+    """Gives the model with a new adapter; no random draw but its own moves.
 
     Raises UserError where the library refuses it.
     """
@@ -227,7 +227,7 @@ def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
 
 
 def refusal(kind: str) -> str:
-    """Why a run can make nothing of this kind of adapter; empty where it can."""
+    """Says why a run can make nothing of this kind of adapter; empty where it can."""
     if issubclass(kinds()[kind], PromptLearningConfig):
         return (
             "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to "
@@ -245,7 +245,7 @@ def check_pattern(targets: str | None) -> None:
 
 
 def load(model: Transformer, run: SavedRun) -> PeftModel:
-    """The model with a saved run's adapter, of which PEFT itself reads no file.
+    """Gives the model with a saved run's adapter, of which PEFT itself reads no file.
 
     Raises UserError where it is broken, does not fit, or is none that could have been trained here.
     """

@@ -1,4 +1,4 @@
-"""Methods of the `peft` library: train a LoRA, train an adapter of any of its kinds, load one."""
+"""Trains a LoRA or an adapter of any other kind of the `peft` library, and loads one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
