@@ -77,7 +77,7 @@ def check_objectives(merge: Learned, heads: Heads) -> None:
 
 
 def has_bias(merge: Learned, heads: Heads) -> bool:
-    """Tells whether a search can record the bias: it then does even where that does not count, to be plotted against what does."""
+    """Tells whether a search can record the bias, which it does even where that does not count."""
     try:
         merge.bias_of.check({task: head.space for task, head in heads.items()})
     except UserError:
