@@ -23,7 +23,7 @@ from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
-from hatemtl.using import export
+from hatemtl.using import export, merged_folder, onnx_graph
 
 
 def test(request: Request) -> Result:
@@ -117,17 +117,16 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     encoder, saved = request.encoder, SavedRun(request.load_path)
     way: dict[str, Any] = {"seed": request.seed, "overwrite": request.overwrite}
     form, folder = export.check(format, path, encoder, saved.folder, overwrite=request.overwrite)
-    if form == "onnx":
+    if form in ("merged", "onnx"):
         saved = request.used_run("export")
         check_heads(saved, request.tasks)
         spaces = {task: saved.labels[task] for task in request.tasks}
         network = request.network(request.tasks, spaces, name=saved.folder.name)
-        export.onnx(saved, encoder, {task: network.module.head(task) for task in spaces}, folder, **way)
-    elif form == "merged":
-        export.transformer(saved, encoder, folder, **way)
+        heads = {task: network.module.head(task) for task in spaces}
+        how = (merged_folder if form == "merged" else onnx_graph).write(saved, encoder, heads, folder, **way)
     else:
-        export.adapter(saved, encoder, form, folder, **way)
-    Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
+        how = export.adapter(saved, encoder, form, folder, **way)
+    Console().print(f"{saved.folder} exported as {form}: {folder}; {how}", soft_wrap=True, markup=False)
     return folder
 
 
