@@ -27,7 +27,7 @@ from hatemtl.methods.mtl_lora import reading, reads_by_task
 from hatemtl.network.assembly import Network, assemble
 from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
-from hatemtl.using import export
+from hatemtl.using import merged_encoder
 
 CONF = Path(__file__).parents[1] / "conf"
 SHAPE: dict[str, Any] = {
@@ -197,7 +197,7 @@ def loaded(folder: Path, body: Encoder) -> nn.Module:
 def merged(folder: Path, body: Encoder) -> str:
     """What came of merging what a saved run trained into the encoder's weights."""
     try:
-        plain = export.merged(SavedRun(folder), body, seed=0)
+        plain = merged_encoder.merged(SavedRun(folder), body, seed=0)
     except UserError as error:
         return str(error)
     one, two, bare = said(plain), said(loaded(folder, body)), said(body.model(dropout=False, seed=0))

@@ -27,7 +27,7 @@ OWNERS = {
     "omegaconf": {"command"},
     "pydantic": {"command.annotations"},
     "lightning": {"network.module", "batches", "training", "command.request"},
-    "transformers": {"encoders"},
+    "transformers": {"encoders", "using.load"},  # the latter is copied beside an export, and runs without us
     "adapters": {"methods.adapterhub"},
     "peft": {"methods.peft_adapters"},
     "datasets": {"corpora"},

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export, graph_check
+from hatemtl.using import export, merged_folder, onnx_graph
 from hatemtl.using.judging import check_evaluations, judged
 from hatemtl.using.predictor import Predictor, predictable
 
@@ -117,16 +116,16 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     encoder, saved = request.encoder, SavedRun(request.load_path)
     way: dict[str, Any] = {"seed": request.seed, "overwrite": request.overwrite}
     form, folder = export.check(format, path, encoder, saved.folder, overwrite=request.overwrite)
-    if form == "onnx":
-        exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
-        predictor = Predictor(exact, request.used_run("export"))
-        heads = {task: predictor.head(task) for task in request.tasks}
-        export.onnx(saved, encoder, heads, folder, **way, check=partial(graph_check.check, predictor=predictor))
-    elif form == "merged":
-        export.transformer(saved, encoder, folder, **way)
+    if form in ("merged", "onnx"):
+        saved = request.used_run("export")
+        check_heads(saved, request.tasks)
+        spaces = {task: saved.labels[task] for task in request.tasks}
+        network = request.network(request.tasks, spaces, name=saved.folder.name)
+        heads = {task: network.module.head(task) for task in spaces}
+        how = (merged_folder if form == "merged" else onnx_graph).write(saved, encoder, heads, folder, **way)
     else:
-        export.adapter(saved, encoder, form, folder, **way)
-    Console().print(f"{saved.folder} exported as {form}: {folder}", soft_wrap=True)
+        how = export.adapter(saved, encoder, form, folder, **way)
+    Console().print(f"{saved.folder} exported as {form}: {folder}; {how}", soft_wrap=True, markup=False)
     return folder
 
 

@@ -1,29 +1,22 @@
-"""Exports a saved run in the format of another program: an adapter of PEFT or AdapterHub, a plain encoder, an ONNX graph."""
+"""Writes a saved run for another program: checks what is asked for; an adapter as PEFT or AdapterHub loads it."""
 
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from hatemtl.encoders.fast import restore
-from hatemtl.encoders.pretrained import Encoder, Transformer
+from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.heads.base import Head
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export_folder
 
 FORMATS = ("peft", "adapterhub", "merged", "onnx")
-SIDE = ("heads.safetensors", "labels.json", "config.yaml")  # what it takes to read labels off a merged encoder
-TOLERANCE = 1e-3  # of the largest hidden number, by which merging in float32 may change an encoder
 
 
 def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, overwrite: bool) -> tuple[str, Path]:
@@ -49,8 +42,8 @@ def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, 
     return format, Path(path)
 
 
-def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int, overwrite: bool = False) -> None:
-    """Writes the run's adapter as PEFT or AdapterHub loads it, converted where it was saved by the other."""
+def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int, overwrite: bool = False) -> str:
+    """Writes the run's adapter as PEFT or AdapterHub loads it, converted where it was saved by the other; says how."""
     model = encoder.model(dropout=True, seed=seed)
     check_encoder(run, model, encoder)
     own = run.record["library"]
@@ -59,7 +52,8 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
         def copy(target: Path) -> None:
             shutil.copytree(run.folder / "adapter", target, dirs_exist_ok=True)
 
-        return _write(run, encoder, library, folder, copy, overwrite)
+        write(run, encoder, library, folder, copy, overwrite=overwrite)
+        return loading(library, folder)
     if own not in ("peft", "adapterhub"):
         raise UserError(
             f"export.format={library}: {run.folder} was saved by {run.record['method']} ({own}) on {encoder.source} and "
@@ -82,144 +76,25 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
         tensors, inner = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
         config, weights = lora_formats.settings(inner, name=name, encoder=model.config), "adapter.safetensors"
 
-    def write(target: Path) -> None:
+    def convert(target: Path) -> None:
         save_file(tensors, target / weights, metadata={"format": "pt"})
         (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    return _write(run, encoder, library, folder, write, overwrite)
+    write(run, encoder, library, folder, convert, overwrite=overwrite)
+    return loading(library, folder)
 
 
-def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
-    """Merges what the run trained into the encoder's weights, in float32, as plain transformers computes it.
-
-    Raises UserError where that is impossible, or would change what the encoder says.
-    """
-    plain, body = (encoder.model(dropout=True, seed=seed, pooler=pooler) for pooler in (True, False))
-    check_encoder(run, body, encoder)
-    library, way_out = run.record["library"], f"type export.format={run.record['library']}"
-    rates: Any = {"path": str(run.folder), "learning_rate": 0.0, "body_dropout": False}
-    attached: Any
-    if library == "full":
-        from hatemtl.methods.full import Full
-
-        attached = Full(**rates).attach(body, name="run", seed=seed).model
-        before = _hidden(attached)
-    elif library == "peft":
-        from hatemtl.methods.peft_adapters import library as peft_library
-        from hatemtl.methods.peft_adapters import train_and_load as peft_hub
-
-        attached = peft_hub.Load(**rates).attach(body, name="run", seed=seed).model
-        before = _hidden(attached)
-        attached = peft_library.fold(attached)
-    elif library == "adapterhub":
-        from hatemtl.methods.adapterhub import into_weights
-        from hatemtl.methods.adapterhub import library as ah_library
-        from hatemtl.methods.adapterhub import train_and_load as adapter_hub
-
-        name = module_name(run.record["method"])  # by which it is named where it cannot be merged
-        attached = adapter_hub.Load(**rates).attach(body, name=name, seed=seed).model
-        before = _hidden(attached)
-        if len(ah_library.active(attached)) != 1:
-            raise UserError(
-                f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
-                f"({run.record['method']}); {way_out}"
-            )
-        attached = into_weights.fold(attached, ah_library.active(attached)[0])
-    else:
-        raise UserError(
-            f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post or "
-            f"its task, so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
-        )
-    state = attached.state_dict()
-    plain.load_state_dict({**plain.state_dict(), **{key: state[key] for key in plain.state_dict() if key in state}})
-    after = _hidden(plain)
-    if not torch.allclose(before, after, rtol=0, atol=TOLERANCE * float(before.abs().max())):
-        raise UserError(
-            f"export.format=merged: merged into {encoder.source}, the adapter of {run.folder} ({run.record['method']}) "
-            f"would compute something else (off by {float((before - after).abs().max()):.2g}); {way_out}"
-        )
-    return plain
+def loading(library: str, folder: Path) -> str:
+    """Tells how the adapter is loaded; AdapterHub looks for a pickle where it is not told otherwise."""
+    if library == "peft":
+        return f'PeftModel.from_pretrained(model, "{folder}") loads it'
+    return f'model.load_adapter("{folder}", set_active=True, use_safetensors=True) loads it'
 
 
-@torch.no_grad()
-def _hidden(model: nn.Module) -> Tensor:
-    """Computes the hidden states of two made-up texts of eight tokens, as the model's library does."""
-    restore(model)
-    tokens = (torch.arange(16) % model.config.vocab_size).view(2, 8)  # type: ignore[operator, union-attr]
-    return model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-
-
-def transformer(run: SavedRun, encoder: Encoder, folder: Path, *, seed: int, overwrite: bool = False) -> None:
-    """Writes the merged encoder and its tokenizer as AutoModel and AutoTokenizer load them, the heads beside them."""
-    model = merged(run, encoder, seed=seed)
-
-    def write(target: Path) -> None:
-        model.save_pretrained(target, safe_serialization=True)
-        encoder.tokenizer().save_pretrained(target)
-        for name in SIDE:
-            shutil.copy(run.folder / name, target / name)
-
-    _write(run, encoder, "merged", folder, write, overwrite)
-
-
-class _Scorer(nn.Module):
-    """Token ids in, a task's scores out, task after task."""
-
-    def __init__(self, encoder: nn.Module, heads: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.encoder, self.heads = encoder, nn.ModuleDict(heads)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return tuple(head.scores(head(hidden, attention_mask)) for head in self.heads.values())  # type: ignore[operator]
-
-
-def onnx(
-    run: SavedRun,
-    encoder: Encoder,
-    heads: Mapping[str, Head],
-    folder: Path,
-    *,
-    seed: int,
-    overwrite: bool = False,
-    check: Callable[[Path], object],
+def write(
+    run: SavedRun, encoder: Encoder, form: str, folder: Path, content: Callable[[Path], object], *, overwrite: bool
 ) -> None:
-    """Writes model.onnx, from input_ids and attention_mask (B, T) to each task's scores; tokenizer and labels beside.
-
-    check: raises UserError where the graph in a file is not the run's; then nothing is left.
-    """
-    for task, head in heads.items():
-        if head.kind in ("masked", "choice"):
-            raise UserError(
-                f"export.format=onnx: the {head.kind} head of task {task!r} says nothing of one text; leave it out of tasks"
-            )
-    scorer = _Scorer(merged(run, encoder, seed=seed), heads).eval()
-    tokens = torch.arange(24).view(3, 8) % scorer.encoder.config.vocab_size  # type: ignore[operator, union-attr]
-    batch, length = torch.export.Dim("posts", min=1), torch.export.Dim("tokens", min=2)
-    axes = {0: batch, 1: length}
-
-    def write(target: Path) -> None:
-        torch.onnx.export(
-            scorer,
-            (tokens, torch.ones_like(tokens)),
-            target / "model.onnx",
-            input_names=["input_ids", "attention_mask"],
-            output_names=list(heads),
-            dynamic_shapes=(axes, axes),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-        check(target / "model.onnx")
-        encoder.tokenizer().save_pretrained(target)
-        shutil.copy(run.folder / "labels.json", target / "labels.json")
-
-    _write(run, encoder, "onnx", folder, write, overwrite)
-
-
-def _write(
-    run: SavedRun, encoder: Encoder, form: str, folder: Path, content: Callable[[Path], object], overwrite: bool
-) -> None:
+    """Lets `content` fill the folder, and marks it as an export of this run in this format."""
     marker = {"format": form, "run": str(run.folder), "digest": run.digest(), "hatemtl": version("hatemtl")}
     export_folder.write(folder, content, marker, _sources(run.folder, encoder), overwrite=overwrite)
 

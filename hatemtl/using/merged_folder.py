@@ -1,0 +1,134 @@
+"""Writes the merged encoder and the heads as transformers loads them, and what reads the labels where it cannot."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from hatemtl.encoders import for_others
+from hatemtl.encoders.pretrained import Encoder, Transformer
+from hatemtl.errors import UserError
+from hatemtl.heads.base import Head
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.using import export, load, made_up
+from hatemtl.using.merged_encoder import merged
+
+TOLERANCE = 1e-4  # by which a score that others read may differ, beside the largest where that is above 1
+PROBLEMS: dict[str, for_others.Problem] = {
+    "multiclass": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "score": "regression",
+}
+
+
+def write(
+    run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Path, *, seed: int, overwrite: bool = False
+) -> str:
+    """Writes encoder, tokenizer and heads; says how labels are read off them.
+
+    AutoModel and AutoTokenizer load the encoder. The one head of a run that its class for sequence classification can say
+    is said so, and load.py reads all but masked ones. Raises UserError where it would read something else than the network.
+    """
+    heads = {task: head for task, head in heads.items() if head.kind != "masked"}
+    model = merged(run, encoder, seed=seed)
+    written, why = _classifier(encoder, model, heads)
+
+    def content(target: Path) -> None:
+        written.save_pretrained(target, safe_serialization=True)
+        for_others.tokenizer(encoder, model).save_pretrained(target)
+        shutil.copy(run.folder / "config.yaml", target / "config.yaml")
+        if heads:
+            save_file(nn.ModuleDict(dict(heads)).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})  # type: ignore[arg-type]
+            labels = {task: _said(head) for task, head in heads.items()}
+            (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            shutil.copy(str(load.__file__), target / "load.py")
+            _check(encoder, model, heads, target)
+        (target / "README.md").write_text(_readme(run, encoder, heads, why), encoding="utf-8")
+
+    export.write(run, encoder, "merged", folder, content, overwrite=overwrite)
+    return _how(folder, heads, why)
+
+
+def _said(head: Any) -> dict[str, Any]:
+    """Gives what a reader must know of a head beside its weights."""
+    said = {"kind": head.kind, "names": list(head.space.names)}
+    if head.kind != "tokens":
+        said["pooling"] = head.pool.kind
+    return said | ({"threshold": head.threshold} if head.kind in ("multilabel", "tokens") else {})
+
+
+def _classifier(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """The model to be written, and why it is the bare encoder where it is."""
+    if len(heads) != 1:
+        return model, f"there are {len(heads)} tasks"
+    ((task, head),) = heads.items()
+    name = f"{type(model).__name__.removesuffix('Model')}ForSequenceClassification"
+    if head.kind not in PROBLEMS:
+        return model, f"{name} has no {head.kind} head"
+    if head.pool.kind != "cls":
+        return model, f"{name} has no head of pooling={head.pool.kind}"
+    layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
+    if head.kind == "score":
+        layers = [*layers[:-1], _scaled(layers[-1], *head.scale.tolist())]
+    said = for_others.classifier(model, layers, head.space.names, PROBLEMS[head.kind])
+    if said is None:
+        return model, f"{name} has no place for such a head"
+    for case in made_up.cases(encoder, model, heads):
+        with torch.no_grad():
+            logits = said(**case.batch.inputs).logits
+        if made_up.apart(logits if head.kind == "score" else head.scores(logits), case.said[task]) > TOLERANCE:
+            return model, f"{name} would compute its head too coarsely"
+    return said, None
+
+
+def _scaled(layer: nn.Linear, mean: float, deviation: float) -> nn.Linear:
+    """The layer whose output is a score in the scale's units."""
+    scaled = nn.Linear(layer.in_features, layer.out_features)
+    scaled.load_state_dict({"weight": layer.weight * deviation, "bias": layer.bias * deviation + mean})
+    return scaled
+
+
+def _check(encoder: Encoder, model: Transformer, heads: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where load.py would say something else than the network."""
+    reader = load.Reader(folder)
+    for case in made_up.cases(encoder, model, heads):
+        for task, scores in reader(made_up.TEXTS, case.seconds).items():
+            both = [(scores, case.said[task])]
+            if heads[task].kind == "tokens":
+                rows = [case.pool.at_words(row, of.tolist()) for row, of in enumerate(case.said[task])]
+                both = [(torch.tensor(mine), torch.tensor(theirs)) for mine, theirs in zip(scores, rows, strict=True)]
+            if (off := max(made_up.apart(*each) for each in both)) > TOLERANCE:
+                raise UserError(
+                    f"export.format=merged: of task {task!r} what is written of {encoder.source} says something else than "
+                    f"the network (off by {off:.2g} on a made-up post); type export.format=onnx"
+                )
+
+
+def _how(folder: Path, heads: Mapping[str, Head], why: str | None) -> str:
+    """Tells how labels are read off the folder."""
+    if not heads:
+        return "AutoModel loads it; it has no head that says anything of a post"
+    script = f'python {folder / "load.py"} "a text"'
+    if why is None:
+        return f'pipeline("text-classification", "{folder}", top_k=None, truncation=True) gives its scores, as does {script}'
+    return (
+        f"AutoModel loads the encoder, and {script} reads its labels; AutoModelForSequenceClassification would draw a head "
+        f"at random, for {why}"
+    )
+
+
+def _readme(run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], why: str | None) -> str:
+    """Gives what the folder is and how labels are read off it, for whoever finds it."""
+    tasks = [f"- {task} ({head.kind}): {', '.join(head.space.names)}\n" for task, head in heads.items()]
+    return (
+        f"# {run.folder.resolve().name}\n\n"
+        f"{encoder.source}, with {run.record['method']} merged into its weights by hatemtl. In this folder:\n"
+        f"{_how(Path(), heads, why)}.\n\n"
+        f"{''.join(tasks)}\n"
+        f"Trained on texts of {encoder.max_length} tokens at most; the tokenizer cuts there with truncation=True.\n"
+    )
