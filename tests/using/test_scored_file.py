@@ -37,8 +37,8 @@ def laid(path: Path, content: str | bytes) -> Path:
 
 def read(path: Path, text: str = "text", **cells: Any) -> Rows:
     """The rows of the file, whose column of texts it has."""
-    rows, found = scored_file.read(path, text, **cells)
-    assert found == text
+    rows = scored_file.read(path, text, **cells)
+    assert text in rows.columns
     return rows
 
 
