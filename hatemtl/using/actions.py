@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export, graph_check
+from hatemtl.using import export
 from hatemtl.using.predictor import Predictor, predictable
 
 
@@ -114,10 +113,11 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     way: dict[str, Any] = {"seed": request.seed, "overwrite": request.overwrite}
     form, folder = export.check(format, path, encoder, saved.folder, overwrite=request.overwrite)
     if form == "onnx":
-        exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
-        predictor = Predictor(exact, request.used_run("export"))
-        heads = {task: predictor.head(task) for task in request.tasks}
-        export.onnx(saved, encoder, heads, folder, **way, check=partial(graph_check.check, predictor=predictor))
+        saved = request.used_run("export")
+        check_heads(saved, request.tasks)
+        spaces = {task: saved.labels[task] for task in request.tasks}
+        network = request.network(request.tasks, spaces, name=saved.folder.name)
+        export.onnx(saved, encoder, {task: network.module.head(task) for task in spaces}, folder, **way)
     elif form == "merged":
         export.transformer(saved, encoder, folder, **way)
     else:

@@ -175,19 +175,9 @@ class _Scorer(nn.Module):
 
 
 def onnx(
-    run: SavedRun,
-    encoder: Encoder,
-    heads: Mapping[str, Head],
-    folder: Path,
-    *,
-    seed: int,
-    overwrite: bool = False,
-    check: Callable[[Path], object],
+    run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Path, *, seed: int, overwrite: bool = False
 ) -> None:
-    """Writes model.onnx, from input_ids and attention_mask (B, T) to each task's scores; tokenizer and labels beside.
-
-    check: raises UserError where the graph in a file is not the run's; then nothing is left.
-    """
+    """Writes model.onnx, from input_ids and attention_mask (B, T) to each task's scores; tokenizer and labels beside."""
     for task, head in heads.items():
         if head.kind in ("masked", "choice"):
             raise UserError(
@@ -210,7 +200,6 @@ def onnx(
             external_data=False,
             verbose=False,
         )
-        check(target / "model.onnx")
         encoder.tokenizer().save_pretrained(target)
         shutil.copy(run.folder / "labels.json", target / "labels.json")
 

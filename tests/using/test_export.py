@@ -163,9 +163,7 @@ def test_a_graph_says_what_the_run_says(tmp_path: Path) -> None:
             **given, space=LabelSpace("multilabel", ("a", "b", "c")), pooling="attention", layers=2, threshold=0.5
         ),
     }
-    checked: list[Path] = []
-    export.onnx(run, encoder, heads, tmp_path / "out", seed=0, check=checked.append)
-    assert [path.name for path in checked] == ["model.onnx"]
+    export.onnx(run, encoder, heads, tmp_path / "out", seed=0)
     tokens, mask = ids(11).repeat(2, 1), torch.ones(4, 11, dtype=torch.long)  # other sizes than it was traced with
     mask[1, 6:] = 0
     model = export.merged(run, encoder, seed=0)
