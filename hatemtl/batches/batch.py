@@ -23,8 +23,9 @@ class Batch:
     A post is one sequence, or one for each of its choices; all but choices are read off its first.
     input_ids, attention_mask: (S, T) int64.
     targets[task]: (B,) int64 for multiclass, ordinal and choice, (B,) float32 for score, (B, C) float32 for multilabel,
-        (B, T) float32 for tokens and int64 for masked, `IGNORED` where a token does not count. A post without that task's
-        annotation holds zeros (`IGNORED` for tokens and masked).
+        (B, T) int64 for masked, `IGNORED` where a token does not count, and (B, T + W) float32 for tokens: behind the tokens
+        stand those words that were cut off. A post without that task's annotation holds zeros (`IGNORED` for tokens and
+        masked).
     has[task]: (B,) bool, whether the post carries that task's annotation.
     posts: (B,) int64, where each post stands in the datamodule's pool.
     owner: (S,) int64, whose sequence each is, in order; None where every post is one.

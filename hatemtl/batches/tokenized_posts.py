@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hatemtl.batches.batch import Batch, padded
 from hatemtl.batches.masking import Masking
-from hatemtl.batches.token_cache import Tokens, cached
+from hatemtl.batches.token_cache import Tokens, cached, tokenize
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import IGNORED, LabelSpace
 from hatemtl.seeds import derive
+
+WHOLE = 10**9  # tokens: no post has as many
 
 
 class Pool(Dataset[Batch]):
@@ -34,7 +37,7 @@ class Pool(Dataset[Batch]):
         self.ids = [post for posts in parts for post in posts.ids]
         self.texts = [text for posts in parts for text in posts.texts]
         self.splits = np.concatenate([posts.splits for posts in parts])
-        self.pad, self.max_length = tokenizer.pad_token_id, max_length
+        self.tokenizer, self.pad, self.max_length = tokenizer, tokenizer.pad_token_id, max_length
         made: dict[int, Tokens] = {}  # a corpus may be there twice, once to be masked
         for posts in parts:
             if id(posts) not in made:
@@ -52,6 +55,7 @@ class Pool(Dataset[Batch]):
         self.prefix: torch.Tensor | None = None
         self.spaces: dict[str, LabelSpace] = {}
         self.targets: dict[str, np.ndarray] = {}
+        self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
         self.on_gpu = torch.cuda.is_available()  # to ask at every batch takes half a millisecond
@@ -62,6 +66,22 @@ class Pool(Dataset[Batch]):
         """Counts the token ids of each post, (N,), of its longest sequence if it has several."""
         lengths = np.diff(self.offsets)
         return lengths if self.firsts is None or not len(self) else np.maximum.reduceat(lengths, self.firsts[:-1])
+
+    @cached_property
+    def cut(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N + 1,) where the words start that `max_length` cuts off a post, and (all of them,) their places in its text.
+
+        Texts that fill their sequence are tokenized once more, whole: a word that makes no token was never there.
+        """
+        first = slice(None) if self.firsts is None else self.firsts[:-1]
+        starts, ends = self.offsets[:-1][first], self.offsets[1:][first]
+        full = np.flatnonzero(ends - starts == self.max_length)
+        whole = tokenize(self.tokenizer, WHOLE, [self.texts[row] for row in full])
+        words, counts = [np.zeros(0, np.int32)], np.zeros(len(self), np.int64)
+        for row, start, end in zip(full, whole.offsets[:-1], whole.offsets[1:], strict=True):
+            words.append(np.setdiff1d(whole.begins[start:end], [-1, *self.begins[starts[row] : ends[row]]]))
+            counts[row] = len(words[-1])
+        return np.concatenate([[0], counts.cumsum()]), np.concatenate(words)
 
     def span(self, row: int) -> tuple[int, int]:
         """Gives where a post's tokens stand, of all its sequences."""
@@ -95,13 +115,17 @@ class Pool(Dataset[Batch]):
         self.has[task] = np.zeros(len(self), dtype=bool)
         self.has[task][rows] = column.has
         if column.space.kind == "tokens":
-            self.targets[task] = self._at_tokens(column.values[column.has], first + np.flatnonzero(column.has))
+            mine = first + np.flatnonzero(column.has)
+            self.targets[task], self.beyond[task] = self._at_tokens(column.values[column.has], mine)
         else:
             self.targets[task] = np.zeros((len(self), *column.values.shape[1:]), dtype=column.values.dtype)
             self.targets[task][rows][column.has] = column.values[column.has]  # a placeholder must not reach the loss
 
-    def _at_tokens(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(all tokens,) float32: the values a word of these rows, where the word begins; `IGNORED` elsewhere."""
+    def _at_tokens(self, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(all tokens,) float32: the values a word of these rows, where the word begins; `IGNORED` elsewhere.
+
+        And (all words of `cut`,) float32, theirs.
+        """
         words = np.zeros(len(self), dtype=np.int64)
         words[rows] = np.fromiter(map(len, values), np.int64, len(values))
         first = words.cumsum() - words
@@ -114,7 +138,12 @@ class Pool(Dataset[Batch]):
             raise ValueError("a post has more words than values a word")
         targets = np.full(len(self.tokens), IGNORED, dtype=np.float32)
         targets[here] = flat[first[post] + word]
-        return targets
+        starts, cut = self.cut
+        post = np.repeat(np.arange(len(self)), np.diff(starts))
+        beyond = np.full(len(cut), IGNORED, dtype=np.float32)
+        mine = words[post] > 0
+        beyond[mine] = flat[(first[post] + cut)[mine]]
+        return targets, beyond
 
     def _check_choices(self, column: Column, first: int) -> None:
         choices = np.ones(len(self), np.int64) if self.firsts is None else np.diff(self.firsts)
@@ -122,15 +151,19 @@ class Pool(Dataset[Batch]):
         if (column.values[column.has] >= choices[column.has]).any() or choices.max(initial=0) > len(column.space):
             raise ValueError("a post has more choices than there are names, or fewer than the place of the right one")
 
-    def at_words(self, row: int, values: list[float]) -> list[float]:
-        """Turns a post's values a token (T), padding included, into values a word, up to the last begun within max_length.
+    def at_words(self, row: int, values: list[float], beyond: Sequence[float] = ()) -> list[float]:
+        """Turns a post's values a token (T), padding included, into values a word of `text.split(" ")`.
 
-        A word that makes no token, as between two spaces, has NaN.
+        beyond: those of the words that max_length cuts off, 0 if not given. A word that makes no token, as between two
+        spaces, has NaN.
         """
         first = row if self.firsts is None else self.firsts[row]
         begins = self.begins[self.offsets[first] : self.offsets[first + 1]]
-        words = np.full(int(begins.max(initial=-1)) + 1, math.nan)
+        starts, cut = self.cut
+        cut = cut[starts[row] : starts[row + 1]]
+        words = np.full(self.texts[row].count(" ") + 1, math.nan)
         words[begins[begins >= 0]] = np.asarray(values, dtype=np.float64)[: len(begins)][begins >= 0]
+        words[cut] = beyond[: len(cut)] if len(beyond) else 0
         return words.tolist()
 
     def _sequences(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -188,6 +221,7 @@ class Pool(Dataset[Batch]):
                     ids[first], mine = self.masks[task](ids[first], places[first], some, self.draw)
             elif kind == "tokens":
                 mine = np.where(inside[first], values[places[first]], np.float32(IGNORED))
+                mine = np.concatenate([mine, self._beyond(task, rows)], axis=1)
                 mine[absent] = IGNORED
             else:
                 mine = values[rows]
@@ -204,6 +238,13 @@ class Pool(Dataset[Batch]):
             prefix=None if self.prefix is None else self.prefix[torch.from_numpy(places)],
             tokens=int(lengths.sum()),
         )
+
+    def _beyond(self, task: str, rows: np.ndarray) -> np.ndarray:
+        """(B, W) the values of the words that `max_length` cuts off these posts, `IGNORED` behind a post's last."""
+        starts, ends = self.cut[0][rows], self.cut[0][rows + 1]
+        places = starts[:, None] + np.arange((ends - starts).max(initial=0))
+        there = places < ends[:, None]
+        return np.where(there, self.beyond[task][np.where(there, places, 0)], np.float32(IGNORED))
 
     def _segments(self, sequences: np.ndarray, inside: np.ndarray) -> torch.Tensor | None:
         """(S, T) the segment of each token, if any of these sequences has a second one."""

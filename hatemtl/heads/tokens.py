@@ -1,12 +1,14 @@
 """Predicts one yes or no a word: rationales."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.classification import BinaryStatScores
+from torchmetrics.utilities import dim_zero_cat
 
 from hatemtl.errors import UserError
 from hatemtl.heads.base import (
@@ -28,7 +30,11 @@ class TokensHead(nn.Module):
     """A sigmoid for every token, read where a word begins, trained by binary cross-entropy.
 
     Targets below 0 (special tokens, padding, later pieces of a word) count in no loss and no metric, so that a word
-    counts once, however many pieces a tokenizer makes of it.
+    counts once, however many pieces a tokenizer makes of it. A word that max_length cuts off, whose target stands behind
+    the tokens, counts as a no in every metric; `words_cut` says how many those are.
+    f1 pools the words of all posts. f1_mean_over_posts is the mean of each post's own F1, over posts in which a word is
+    marked or predicted: the token F1 that ERASER (DeYoung et al. 2020, arXiv:1911.03429) and HateXplain (Mathew et al.
+    2021, arXiv:2012.10289) report, there over pieces of words. The two differ, and are not to be compared.
     threshold: the score from which a word is predicted. balance: as in MultilabelHead, over words.
     label_smoothing: as in MultilabelHead, of the words that count.
     """
@@ -65,6 +71,7 @@ class TokensHead(nn.Module):
         self.positive_weights.copy_(positive_weights(values[:, None], self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        targets = targets[:, : logits.shape[1]]
         counted = (targets >= 0) & has[:, None]
         losses = binary_losses(logits, targets.clamp(min=0), self.positive_weights, self.label_smoothing)
         return masked_mean(losses, counted.to(losses.dtype))
@@ -76,31 +83,41 @@ class TokensHead(nn.Module):
         return TokenCounts(self.threshold)
 
     def rows(self, computed: Tensor) -> list[Figure]:
-        tp, fp, fn = computed.long().tolist()
+        tp, fp, fn, cut = computed.sum(dim=0).tolist()
+        f1s = [f1(*counts) for *counts, _ in computed.tolist() if any(counts)]
         return [
             Figure("f1", None, f1(tp, fp, fn)),
+            Figure("f1_mean_over_posts", None, fmean(f1s) if f1s else 0.0),
             Figure("precision", None, tp / (tp + fp) if tp + fp else 0.0),
             Figure("recall", None, tp / (tp + fn) if tp + fn else 0.0),
+            Figure("words_cut", None, float(cut)),
             *count_rows({self.space.names[0]: (tp, fp, fn)}),
         ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        # a post cut at max_length has fewer scores than words
-        return [word for word, yes in zip(words, reach(scores, self.threshold).tolist(), strict=False) if yes]
+        return [word for word, yes in zip(words, reach(scores, self.threshold).tolist(), strict=True) if yes]
 
 
 class TokenCounts(Metric):
-    """True positives, false positives and false negatives over words, (3,); any share of annotators above 0 is a yes."""
+    """True positives, false positives, false negatives and words cut off of each post, (N, 4) int64.
+
+    Any share of annotators above 0 is a yes. A post without annotation has zeros.
+    """
+
+    posts: list[Tensor]
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self.threshold = threshold
-        self.counts = BinaryStatScores(ignore_index=-1, validate_args=False)
+        self.add_state("posts", [], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        counted = (targets >= 0) & has[:, None]
-        truth = (targets > 0).long().where(counted, -1)
-        self.counts.update(reach(scores, self.threshold).long(), truth)
+        read = scores.shape[1]
+        counted, marked = (targets >= 0) & has[:, None], targets > 0
+        given = F.pad(reach(scores, self.threshold), (0, targets.shape[1] - read))
+        kinds = given & marked, given & ~marked, ~given & marked
+        counts = [(kind & counted).sum(dim=1) for kind in kinds]
+        self.posts.append(torch.stack([*counts, counted[:, read:].sum(dim=1)], dim=1))
 
     def compute(self) -> Tensor:
-        return self.counts.compute()[[0, 1, 3]]
+        return dim_zero_cat(self.posts)

@@ -16,8 +16,9 @@ def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
 
     gold: [label's position] for multiclass and ordinal, [the right choice's] for choice, [number] for score; 0 or 1 (or a
     share) a label for multilabel, a word for tokens. scores: probabilities, a label, level, choice or word, 0 for a choice
-    that the post does not have; [number] for score, in the scale's units. Words beyond max_length are in neither. Masked
-    tokens are no predictions of a post, and are left out.
+    that the post does not have; [number] for score, in the scale's units. Words are those of the post's `text.split(" ")`;
+    one beyond max_length, which no one read, scores 0, and one that makes no token has NaN in both. Masked tokens are no
+    predictions of a post, and are left out.
     """
     rows = []
     for task, kept in module.predictions.items():
@@ -25,7 +26,8 @@ def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
         for posts, scores, targets in zip(kept.posts, kept.scores, kept.targets, strict=True):
             for post, score, target in zip(posts.tolist(), scores.tolist(), targets.tolist(), strict=True):
                 if kind == "tokens":
-                    score, target = pool.at_words(post, score), pool.at_words(post, target)
+                    width = len(score)
+                    score, target = pool.at_words(post, score), pool.at_words(post, target[:width], target[width:])
                 gold = target if isinstance(target, list) else [float(target)]
                 rows.append((pool.ids[post], task, gold, score))
     return pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])

@@ -28,7 +28,7 @@ class Scored:
 
     labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text.
     scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words.
-    words: each word with its score, NaN where the tokenizer makes nothing of it. Empty but for words.
+    words: each word with its score, 0 beyond max_length, NaN where the tokenizer makes nothing of it. Empty but for words.
     """
 
     labels: list[str]
@@ -139,5 +139,5 @@ def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
     """Gives what a head's scores of one text, one a label or one a word, say of it."""
     labels = head.decode(scores, words)
     if head.kind == "tokens":
-        return Scored(labels, {}, list(zip(words, scores, strict=False)))  # words beyond max_length have none
+        return Scored(labels, {}, list(zip(words, scores, strict=True)))
     return Scored(labels, dict(zip(head.space.names, scores, strict=True)), [])

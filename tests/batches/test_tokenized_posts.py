@@ -73,6 +73,62 @@ def test_values_a_token_become_values_a_word() -> None:
     assert pool.at_words(1, values) == [1.0, width - 3, width - 2]
 
 
+@pytest.mark.parametrize("max_length", [3, 5, 8, 11])
+@every_tokenizer
+def test_words_that_are_cut_off_keep_their_values_behind_the_tokens(make: Callable[[], Tokenizer], max_length: int) -> None:
+    """Whatever the cut, a post has the words that it has; those that make no token are no words at any length."""
+    texts = [*TEXTS, *ODD, "x y z", "we two are exactly it", "long " * 30]
+    draw = np.random.default_rng(0)
+    marks = np.fromiter((draw.integers(0, 2, len(t.split(" "))).astype(np.float32) for t in texts), object, len(texts))
+    has = draw.random(len(texts)) < 0.8
+    column = Column(LabelSpace("tokens", ("marked",)), marks, has)
+
+    def words(length: int) -> tuple[list[list[float]], list[list[float]]]:
+        pool = Pool(make(), length, [as_posts(["before"]), as_posts(texts)])
+        pool.annotate("rationale", column, 1)
+        targets, said = [], []
+        for rows in (np.arange(1, 9), np.arange(9, len(pool))):
+            batch = pool[rows]
+            width = batch.input_ids.shape[1]
+            for row, mine in zip(rows.tolist(), batch.targets["rationale"].tolist(), strict=True):
+                targets.append(pool.at_words(row, mine[:width], mine[width:]))
+                said.append(pool.at_words(row, [1.0] * width))
+        return targets, said
+
+    whole, every = words(128)
+    cut, read = words(max_length)
+    for i, text in enumerate(texts):
+        assert len(whole[i]) == len(cut[i]) == len(read[i]) == len(text.split(" "))
+        np.testing.assert_array_equal(whole[i], cut[i])
+        expected = marks[i] if has[i] else np.full(len(marks[i]), IGNORED)
+        np.testing.assert_array_equal(whole[i], np.where(np.isnan(every[i]), np.nan, expected))
+        assert np.isnan(every[i]).tolist() == np.isnan(read[i]).tolist()
+        assert 0.0 not in every[i] and all(word in (0.0, 1.0) for word in read[i] if not np.isnan(word))
+    assert sum(w == 0 for post in read for w in post) > 20
+
+
+def test_a_second_text_takes_no_word_of_the_first() -> None:
+    """Of two texts the longer is cut first, so a filled sequence may have lost words of the first, the second, or both."""
+    texts = ["we two are here now", "we two", "these are quite a few words for so small a place"]
+    posts = replace(as_posts(texts), pairs=[("one two three four five six",), ("a b c d e f g h i j",), ("a",)])
+    marks = np.fromiter((np.arange(len(t.split(" ")), dtype=np.float32) for t in texts), object, 3)
+    pool = Pool(minilm(), 10, [posts])
+    pool.annotate("words", Column(LabelSpace("tokens", ("m",)), marks, np.ones(3, bool)), 0)
+    batch = pool[np.arange(3)]
+    assert batch.input_ids.shape == (3, 10)
+    for row, mine in enumerate(batch.targets["words"].tolist()):
+        assert pool.at_words(row, mine[:10], mine[10:]) == list(range(len(texts[row].split(" "))))
+    assert batch.targets["words"].shape[1] > 10
+    assert (batch.targets["words"][1, 10:] == IGNORED).all()
+
+
+def test_a_post_that_stands_for_none_has_no_word_that_is_cut_off() -> None:
+    marks = np.fromiter([np.ones(9, np.float32)], object, 1)
+    pool = Pool(minilm(), 4, [as_posts(["a b c d e f g h i"])])
+    pool.annotate("words", Column(LabelSpace("tokens", ("m",)), marks, np.ones(1, bool)), 0)
+    assert (pool[np.array([~0])].targets["words"] == IGNORED).all()
+
+
 @pytest.mark.parametrize("gpu", [True, False])
 @every_tokenizer
 def test_a_batch_is_as_wide_as_its_longest_post_and_for_a_gpu_a_multiple_of_eight(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from figures import by_key
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 from torch.nn import functional as F
 
 from hatemtl.heads.tokens import TokensHead
@@ -55,9 +55,54 @@ def test_a_float32_score_at_the_threshold_is_decoded_as_it_counts(threshold: flo
     scores = torch.stack([at, torch.nextafter(at, torch.tensor(0.0))])
     metric = some.metric()
     metric.update(scores[None], torch.ones(1, 2), torch.tensor([True]))
-    assert metric.compute().tolist() == [1, 0, 1]
+    assert metric.compute()[:, :3].sum(dim=0).tolist() == [1, 0, 1]
     assert some.decode(scores.tolist(), ["cake", "soup"]) == ["cake"]
     assert some.decode([float("nan"), 0.95], ["", "soup"]) == ["soup"]  # a word that makes no token
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_mean_over_posts_is_of_scikit_learns_f1_where_a_word_is_marked_or_predicted(seed: int) -> None:
+    logits, targets, has = some_posts(seed)
+    targets[::7] = targets[::7].clamp(max=0)
+    logits[::7] = -1  # in these nothing is marked or predicted
+    some, f1s = head(), []
+    for said, true in zip(logits[has], targets[has], strict=True):
+        words = true >= 0
+        truth, given = true[words].numpy() > 0, said[words].numpy() >= 0
+        if (truth | given).any():
+            f1s.append(f1_score(truth, given))
+    assert 0 < len(f1s) < int(has.sum())
+    metric = some.metric()
+    for batch in torch.arange(60).split(17):
+        metric.update(some.scores(logits[batch]), targets[batch], has[batch])
+    rows = by_key(some.rows(metric.compute()))
+    assert rows["f1_mean_over_posts"] == pytest.approx(np.mean(f1s))
+    assert rows["f1_mean_over_posts"] != pytest.approx(rows["f1"])
+
+
+def test_words_that_are_cut_off_count_as_no_and_are_told() -> None:
+    """A word beyond the tokens is one that no one reads: marked, it is missed; the loss knows nothing of it."""
+    some, no = head(), IGNORED
+    scores = torch.tensor([[0.9, 0.1, 0.9], [0.9, 0.9, 0.1], [0.9, 0.9, 0.9]])
+    within = torch.tensor([[1, 0, no], [1, 0, 0], [1, no, no]])
+    beyond = torch.tensor([[1, 0.5], [0, no], [1, 1]])
+    targets, has = torch.cat([within, beyond], dim=1), torch.tensor([True, True, False])
+    metric = some.metric()
+    metric.update(scores, targets, has)
+    rows = by_key(some.rows(metric.compute()))
+    assert (rows["tp_marked"], rows["fp_marked"], rows["fn_marked"], rows["words_cut"]) == (2, 1, 2, 3)
+    assert rows["f1"] == pytest.approx(4 / 7)
+    assert rows["f1_mean_over_posts"] == pytest.approx((2 / 4 + 2 / 3) / 2)
+    torch.testing.assert_close(some.loss(scores.logit(), targets, has), some.loss(scores.logit(), within, has))
+    metric = some.metric()
+    metric.update(scores, within, has)
+    assert by_key(some.rows(metric.compute()))["words_cut"] == 0
+
+
+def test_without_a_word_there_is_nothing_to_count() -> None:
+    metric = head().metric()
+    metric.update(torch.rand(2, 3), torch.full((2, 3), IGNORED), torch.tensor([True, False]))
+    assert set(by_key(head().rows(metric.compute())).values()) == {0.0}
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -107,7 +152,7 @@ def test_a_post_of_which_no_token_counts_is_a_zero() -> None:
 def test_any_share_of_the_annotators_is_a_yes_in_the_metric() -> None:
     metric = head().metric()
     metric.update(torch.tensor([[0.9, 0.9, 0.1]]), torch.tensor([[1 / 3, 0.0, 1 / 3]]), torch.tensor([True]))
-    assert metric.compute().tolist() == [1, 1, 1]
+    assert metric.compute().tolist() == [[1, 1, 1, 0]]
 
 
 @pytest.mark.parametrize(("balance", "weight"), [(0.0, 1.0), (0.5, 3.0), (1.0, 9.0)])
@@ -135,8 +180,8 @@ def test_every_token_is_read_by_itself() -> None:
     assert changed.any(dim=0).tolist() == [False, False, False, True, False]
 
 
-def test_decoding_gives_the_marked_words_and_none_beyond_the_cut() -> None:
+def test_decoding_gives_the_marked_words() -> None:
     words = ["you", "grumpy", "old", "dronk", "you"]
     assert head().decode([0.1, 0.9, 0.2, 0.5, 0.1], words) == ["grumpy", "dronk"]
-    assert head().decode([0.1, 0.9], words) == ["grumpy"]
+    assert head().decode([0.1, 0.9, float("nan"), 0.0, 0.0], words) == ["grumpy"]  # no token, and cut off
     assert head(threshold=0.95).decode([0.1, 0.9, 0.2, 0.5, 0.1], words) == []

@@ -225,6 +225,20 @@ def test_no_text_has_columns_without_a_row() -> None:
     )
 
 
+def test_words_beyond_the_cut_are_there_and_score_nothing() -> None:
+    pool, module = pool_of([*TEXTS, "hm"], max_length=5), Module()
+    given = [[0, 1], [1], [0, 0, 0, 1, 0.5], [0]]
+    marks = np.fromiter((np.array(m, np.float32) for m in given), object, 4)
+    pool.annotate("rationale", Column(RATIONALE, marks, np.array([True, True, True, False])), 0)
+    assert pool.cut[1].tolist() == [3, 4]
+    batch = pool[np.arange(3)]
+    scores = token_scores(pool, [0, 1, 2], dict(enumerate([[0.25, 0.5], [0.75], [0.5, 0.25, 0.5, 0.9, 0.9]])), 5)
+    module.predictions = {"rationale": Predictions([torch.arange(3)], [scores], [batch.targets["rationale"]])}
+    frame = outcome.predictions(as_module(module), pool)
+    assert list(frame["gold"]) == given[:3]
+    assert list(frame["scores"]) == [[0.25, 0.5], [0.75], [0.5, 0.25, 0.5, 0, 0]]
+
+
 def test_scores_of_words_stand_in_the_words_places_where_spaces_double() -> None:
     """So that a reader can lay predictions.parquet beside `text.split(" ")`; the place of no word holds anything."""
     pool, module = pool_of(["you  dronk"]), Module()

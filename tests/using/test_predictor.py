@@ -129,6 +129,13 @@ def test_nothing_else_in_the_process_is_changed(runs: dict[str, Path]) -> None:
     assert torch.get_float32_matmul_precision() == precision
 
 
+def test_words_beyond_max_length_score_nothing(three: Predictor) -> None:
+    (said,) = three(["cake " * 200])
+    words, read = said["rationale"].words, three.network.encoder.max_length - 2
+    assert [word for word, _ in words] == ["cake"] * 200
+    assert all(score > 0 for _, score in words[:read]) and all(score == 0 for _, score in words[read:])
+
+
 def test_space_is_collapsed_as_in_training(three: Predictor) -> None:
     assert three(["you  dronk\n"]) == three(["you dronk"])
     assert three(["so funny \ud83d"]) == three(["so funny ?"])  # half an emoji
