@@ -22,7 +22,8 @@ from hatemtl.saved_runs.saved_run import SavedRun
 
 TEXT = (ROOT / "docs" / "architecture.org").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^#\+name: (\S+)\n#\+begin_src \w+\n(.*?)#\+end_src$", TEXT, flags=re.DOTALL | re.MULTILINE))
-MINE = ("my_corpus", "my_weighting", "my_regulariser", "my_merge")
+MINE = ("my_corpus", "my_weighting", "my_regulariser", "my_merge", "my_evaluation")
+FOLDER = {"my_evaluation": "evaluations"}  # of the others, the name itself
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_every_block_has_a_name_and_stays_small() -> None:
         assert max(map(len, block.splitlines())) <= 125, name
         assert name.endswith(".sh") or block[0] in '"#', f"{name} does not say what it is"
     assert {f"{name}.py" for name in MINE} < BLOCKS.keys()
-    assert {f"{name.removeprefix('my_')}/{name}.yaml" for name in MINE} < BLOCKS.keys()
+    assert {f"{FOLDER.get(name, name.removeprefix('my_'))}/{name}.yaml" for name in MINE} < BLOCKS.keys()
 
 
 def test_every_room_is_told() -> None:
@@ -86,7 +87,9 @@ def test_the_formulas_are_those_that_they_say(mine: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_corpus_a_weighting_a_regulariser_and_a_merge_of_ones_own(cli: Callable[..., Outcome], mine: Path) -> None:
+def test_a_corpus_a_weighting_a_regulariser_a_merge_and_an_evaluation_of_ones_own(
+    cli: Callable[..., Outcome], mine: Path
+) -> None:
     (mine / "lines").mkdir()
     for label, said in (("kind", "was lovely"), ("rude", "was a snorf")):
         posts = [f"the {thing} of my {who} {said}" for thing in ("soup", "choir", "cake", "film", "hat", "song")
@@ -114,6 +117,15 @@ def test_a_corpus_a_weighting_a_regulariser_and_a_merge_of_ones_own(cli: Callabl
     assert merged.config["choices"]["merge"] == "my_merge"
     assert set(merged.record["sources"]) == {"adapters/mine_1", "adapters/mine_2"}
     assert "test_label_macro_f1" in merged.results
+    assert 0.5 <= merged.results["test_label_confidence"] <= 1
+
+
+@pytest.mark.slow
+def test_a_saved_run_scores_texts(cli: Callable[..., Outcome], mine: Path) -> None:
+    small = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=150"]
+    assert cli(*small, "optimization.epochs=1", "save_path=adapters/demo").code == 0
+    said = runpy.run_path(str(mine / "my_predictor.py"))["said"]
+    assert [set(one["label"].scores) for one in said] == [{"hatespeech", "normal", "offensive"}] * 2
 
 
 @pytest.mark.slow
@@ -122,7 +134,7 @@ def test_requests_train_twice_in_one_process(mine: Path, monkeypatch: pytest.Mon
     made = runpy.run_path(str(mine / "my_request.py"), run_name="__main__")
     assert not HydraConfig.initialized()
     assert [result.folder.name for result in made["results"]] == ["seed_1", "seed_2"]
-    assert all(SavedRun(result.folder).results == result.rows for result in made["results"])
+    assert all(SavedRun(result.folder).rows == [*result.rows] for result in made["results"])
 
 
 def test_forward_in_two_steps_and_at_once(mine: Path) -> None:

@@ -19,7 +19,6 @@ CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 LINKING = PAGES | {CONTRIBUTING: CONTRIBUTING.read_text(encoding="utf-8")}
 BLOCK = re.compile(r"(?:#\+name: (\w+)\n)?#\+begin_src sh\n(.*?)#\+end_src", flags=re.DOTALL)
 # Pages that are being written and may be linked to already. When all are there, this goes.
-EXPECTED_LATER = {f"docs/{name}.org" for name in ("evaluations", "export", "memory", "architecture", "glossary")}
 
 
 def commands(block: str) -> list[list[str]]:
@@ -116,7 +115,8 @@ def test_every_other_command_is_one_that_there_is(page: str, words: list[str]) -
     while re.match(r"[A-Z_]+=", words[0]):
         given.append(words.pop(0).partition("=")[0])
     words = words[2:] if words[:2] == ["uv", "run"] else words
-    if words[0] in ("curl", "pytest", "tensorboard") or words[:2] == ["uv", "sync"]:
+    if words[0] in ("curl", "pytest", "tensorboard") or words[:2] == ["uv", "sync"] or page == "architecture.org":
+        # the last is what tests/test_architecture.py runs
         return
     script = ROOT / words[0]
     assert script.is_file()
@@ -171,8 +171,6 @@ def links(path: Path) -> Iterator[tuple[Path, str]]:
 @pytest.mark.parametrize("path", LINKING, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(path: Path) -> None:
     for file, heading in links(path):
-        if not file.exists() and str(file.relative_to(ROOT)) in EXPECTED_LATER:
-            continue
         assert file.exists(), f"{path.name} links to {file.relative_to(ROOT)}, which is not there"
         if heading:
             assert re.search(rf"^\*+ {re.escape(heading)}$", LINKING[file], re.MULTILINE), f"{file.name} has no {heading!r}"
@@ -195,4 +193,4 @@ def test_every_file_named_is_there(path: Path) -> None:
         file = Path(name)
         if file.stem in ("NAME", "mine"):
             file = file.parent
-        assert (ROOT / file).exists() or name in EXPECTED_LATER, f"{path.name} names {name}, which is not there"
+        assert (ROOT / file).exists(), f"{path.name} names {name}, which is not there"

@@ -150,8 +150,8 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     if then_test:
         rows = [*rows, *evaluate(request, network, data, work)]
         divergence.check(module, data, rows)
-    (work / CHECKPOINT).unlink(missing_ok=True)
     finish(work, save_path)
+    (save_path / CHECKPOINT).unlink(missing_ok=True)  # not before: the way back would be gone if that failed
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
 

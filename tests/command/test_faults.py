@@ -268,6 +268,24 @@ def test_a_folder_that_is_read_only(cli: Cli, small: Path, tmp_path: Path) -> No
     assert cached.code == 0, cached.err
 
 
+def test_a_run_that_cannot_take_its_place_is_not_trained_again(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def refused(source: Path, target: Path) -> None:
+        if Path(source) == unfinished(tmp_path / "run"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(source), None, str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refused)
+        told(cli(*RUN, f"save_path={tmp_path}/run"), "Permission denied", "epoch 2 of 2 is kept")
+    assert "epoch 1/2" not in cli(*RUN, f"save_path={tmp_path}/run").out
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"results.csv"}
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
 def test_a_folder_that_is_another_users(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = Path.mkdir
 

@@ -469,6 +469,6 @@ def test_a_task_of_weight_zero_does_not_decide_which_epoch_is_best() -> None:
     multitask, posts = module().eval(), batch(20)
     multitask.weights["label"] = 0.0
     score = trainer().test(multitask, loader(posts), verbose=False)[0]["test_score"]
-    rows = multitask.rows
+    rows = {row.metric: row.value for row in multitask.rows}
     expected = np.average([rows["test_target_macro_f1"], rows["test_rationale_f1"]], weights=[0.5, 2.0])
     assert score == pytest.approx(expected)
