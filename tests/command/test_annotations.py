@@ -53,6 +53,7 @@ TRUTH = "expected true or false"
         ("optimization.encoder_lr=abc", "optimization.encoder_lr=abc: expected a number"),
         ("optimization.clip=x", "optimization.clip=x: expected a number or null; type optimization.clip=1.0"),
         ("optimization.epochs=2.5", "optimization.epochs=2.5: expected a whole number; type optimization.epochs=4"),
+        ("optimization.schedule=cosin", "expected linear, cosine or constant; did you mean 'cosine'?"),
         ("trainer.accelerator=null", "trainer.accelerator=null: expected auto, cpu or gpu"),
         ("trainer.precision=bf61", "trainer.precision=bf61: expected auto, 32 or bf16; did you mean 'bf16'?"),
         ("trainer.compile=no", "trainer.compile=no: expected true, false or auto"),

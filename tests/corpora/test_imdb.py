@@ -66,5 +66,3 @@ def test_what_is_refused(tmp_path: Path, hub: Path) -> None:
         path.unlink()
     with pytest.raises(UserError, match=r"test/pos holds no \*.txt; unpack"):
         corpus.load()
-    with pytest.raises(UserError, match="unlabelled=no: expected true or false"):
-        Imdb(dir=".", validation=0.1, unlabelled="no")  # type: ignore[arg-type]

@@ -170,11 +170,6 @@ def test_refusing_names_ids_and_no_text() -> None:
     assert checked({Named("a"): as_posts(["one", "two"], splits=["train", "test"])}, "refuse") == ([], {})
 
 
-def test_another_policy() -> None:
-    with pytest.raises(UserError, match="data.leaks=dorp: did you mean 'drop'"):
-        checked({Named("a"): posts()}, "dorp")
-
-
 @pytest.mark.parametrize("policy", ["warn", "drop", "refuse"])
 def test_a_run(cli: Cli, tmp_path: Path, policy: str) -> None:
     texts = [f"{'those' if i % 2 else 'our'} {word} and a {other}" for i, word in enumerate(WORDS) for other in WORDS[:4]]

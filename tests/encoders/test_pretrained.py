@@ -205,11 +205,6 @@ def test_attention_is_chosen_or_refused(tmp_path: Path, monkeypatch: pytest.Monk
         at(tmp_path / "electra", attention="sdpa").model(dropout=False, seed=0)
 
 
-def test_an_unknown_attention_is_told() -> None:
-    with pytest.raises(UserError, match="attention"):
-        Encoder(**{**settings("tiny"), "attention": "flash"})
-
-
 def test_no_configuration_makes_other_numbers_of_the_weights(tmp_path: Path) -> None:
     save("bert", tmp_path)
     change(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})

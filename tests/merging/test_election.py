@@ -3,8 +3,7 @@ from typing import get_args
 import pytest
 import torch
 
-from hatemtl.errors import UserError
-from hatemtl.merging.election import Election, agreeing_mean, check_elect
+from hatemtl.merging.election import Election, agreeing_mean
 
 both = pytest.mark.parametrize("elect", get_args(Election))
 
@@ -49,13 +48,6 @@ def test_a_tie_is_a_tie_in_every_order() -> None:
     """0.1 + 0.2 - 0.3 is 5.6e-17 in one order and 2.8e-17 below 0 in another."""
     for values in ((0.1, 0.2, -0.3), (-0.3, 0.2, 0.1), (0.2, -0.3, 0.1)):
         assert agreeing_mean(column(*values), "total").item() == 0
-
-
-def test_a_wrong_election_is_named() -> None:
-    with pytest.raises(UserError, match=r"merge\.elect=totals: did you mean 'total'"):
-        check_elect("totals")
-    with pytest.raises(UserError, match=r"merge\.elect=None: known: total, count"):
-        check_elect(None)
 
 
 def test_what_rounding_leaves_of_a_zero_has_no_share() -> None:

@@ -82,9 +82,3 @@ def test_an_error_inside_names_the_key_inside() -> None:
             merge([update(2), update(3)], layer="x")
     with pytest.raises(UserError, match=r"^merge\.inner\.inner\.weights holds 3 numbers for 2 sources"):
         KnOTS(inner=core, sigma_inside=True)([update(2), update(3)], layer="x")
-
-
-def test_an_inner_merge_that_is_none_is_refused_at_once() -> None:
-    for make in (lambda: KnOTS(inner=None, sigma_inside=False), lambda: CoreSpace(inner=None)):  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="merge.inner=None: expected a merge of entries; leave it out"):
-            make()

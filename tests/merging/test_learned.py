@@ -130,7 +130,6 @@ def test_another_bias_may_be_named() -> None:
         ({"bias": 0.5}, "merge.bias=0.5: counts have no gradient; type merge.search=cmaes, or merge.bias=0"),
         ({"bias": -1, "search": "cmaes"}, "merge.bias=-1: expected how much it counts, a number from 0"),
         ({"loss": 0}, "merge.error, merge.bias are all 0: nothing to search by; type merge.loss=1"),
-        ({"bias_of": None}, "merge.bias_of=None: expected a function; name it as conf/merge/learned.yaml does"),
     ],
 )
 def test_what_cannot_be_minimised_is_refused(given: dict[str, Any], said: str) -> None:

@@ -87,13 +87,13 @@ def test_one_weight_a_source(merge: Merge) -> None:
         merge_factors(merge, UNLIKE, None)
 
 
-@pytest.mark.parametrize("weights", [[-1, 2], [0, 0], [], 0.5, ["a", "b"], "ab", [float("nan")]])
+@pytest.mark.parametrize("weights", [[-1, 2], [0, 0], [], [float("nan")], [float("inf")]])
 def test_weights_that_are_no_mean_are_refused(weights: Any) -> None:
     with pytest.raises(UserError, match=r"merge\.weights=.*numbers from 0.*type merge\.weights=\[1,2\]"):
         Mean(weights=weights)
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "much", None])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_a_scale_is_a_number(scale: float) -> None:
     with pytest.raises(UserError, match=rf"^merge\.scale={scale}:.*type merge\.scale=1$"):
         TaskArithmetic(scale=scale, weights=None)

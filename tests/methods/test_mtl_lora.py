@@ -188,8 +188,9 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        *(({"rank": 0}, "method.rank=0"), ({"ups": 1.5}, "method.ups=1.5"), ({"temperature": 0}, "method.temperature=0")),
-        *(({"alpha": "x"}, "method.alpha=x"), ({"temperature": "x"}, "method.temperature=x: .*type method.temperature=1")),
+        *(({"rank": 0}, "method.rank=0"), ({"ups": 0}, "method.ups=0"), ({"alpha": -1}, "method.alpha=-1")),
+        ({"temperature": 0}, "method.temperature=0: .*type method.temperature=1"),
+        ({"temperature": float("inf")}, "method.temperature=inf"),
     ],
     ids=str,
 )

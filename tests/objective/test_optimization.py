@@ -170,18 +170,15 @@ def test_a_frozen_encoder_leaves_the_heads_alone_to_train() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"schedule": "step"}, "linear, cosine, constant"),
         ({"encoder_lr": -1e-3}, r"encoder_lr=-0\.001.*0 or more"),
         ({"head_lr": -1}, "head_lr=-1"),
         ({"weight_decay": -0.1}, r"weight_decay=-0\.1"),
         ({"warmup": -1}, "warmup=-1"),
-        ({"encoder_lr": "x"}, "encoder_lr=x .method.learning_rate, where.*expected a number"),
+        ({"encoder_lr": float("inf")}, "encoder_lr=inf .method.learning_rate, where.*expected a number"),
         ({"head_lr": float("nan")}, "head_lr=nan: expected a number"),
-        ({"patience": "x"}, "patience=x: expected at least 1"),
-        ({"clip": "x"}, "clip=x: expected a norm"),
+        ({"clip": float("nan")}, "clip=nan: expected a norm"),
         ({"epochs": -1}, "epochs=-1.*0 or more"),
-        ({"heads_first": 0.5}, r"heads_first=0\.5.*whole number"),
+        ({"heads_first": -1}, "heads_first=-1.*0 or more"),
         ({"accumulate": 0}, "accumulate=0.*1 or more"),
         ({"patience": 0}, "patience=0.*null"),
         ({"clip": 0}, "clip=0.*null"),
@@ -195,8 +192,3 @@ def test_a_setting_out_of_range_is_named(wrong: dict[str, Any], says: str) -> No
 
 def test_no_clipping_and_no_patience_are_allowed() -> None:
     Optimization(**(GIVEN | {"clip": None, "patience": None}))
-
-
-def test_an_unknown_schedule_is_quoted() -> None:
-    with pytest.raises(UserError, match="stepwise"):
-        Optimization(**(GIVEN | {"schedule": "stepwise"}))

@@ -62,25 +62,12 @@ def test_the_fastest_precision_is_bf16_where_the_hardware_multiplies_it(
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        ({"precision": "bf61"}, r"trainer.precision=bf61: did you mean 'bf16'\?"),
-        ({"precision": 64}, "trainer.precision=64: known: auto, 32, bf16"),
-        ({"precision": "16"}, "trainer.precision=16: "),
-        ({"compile": "maybe"}, "trainer.compile=maybe: expected auto, true or false"),
-        ({"compile": "true"}, "trainer.compile=true: expected"),
-        ({"compile": 0}, "trainer.compile=0: expected auto"),
-        ({"compile": None}, "trainer.compile=None: expected"),
         ({"compile": True}, "trainer.compile=true needs .* compiler that CXX names; type trainer.compile=false"),
-        ({"fast": True}, "trainer.fast=True: expected auto or false; type trainer.fast=auto"),
-        ({"fast": "false"}, "trainer.fast=false: expected auto or false"),
-        ({"fast": 0}, "trainer.fast=0: expected auto or false"),
-        ({"accelerator": "gup"}, r"trainer.accelerator=gup: did you mean 'gpu'\?"),
         ({"accelerator": "gpu"}, "torch sees no GPU here; type trainer.accelerator=cpu"),
     ],
     ids=str,
 )
-def test_what_is_not_known_or_not_there_is_told(
-    wrong: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_there_is_told(wrong: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(trainer_module.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=expected):
