@@ -1,8 +1,5 @@
 """The nearest name to whatever YAML holds, be it a name or not."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from hatemtl.corpora.frenk import Frenk
@@ -46,7 +43,7 @@ MAKERS: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("given", NO_NAMES, ids=str)
+@pytest.mark.parametrize("given", [3, 0.5, None, True, ["cola"], {"a": 1}], ids=str)
 def test_what_is_no_name_is_near_to_none(given: object) -> None:
     assert did_you_mean(given, ["tiny", "minilm"]) == "known: tiny, minilm"
 
@@ -57,10 +54,3 @@ def test_near_names() -> None:
     assert did_you_mean("f1_a", ["f1_A", "f1_a"]) == "did you mean 'f1_A' or 'f1_a'?"
     assert did_you_mean(31, [32, 16]) == "known: 32, 16"
     assert did_you_mean("x", []) == "known: none"
-
-
-@pytest.mark.parametrize("given", NO_NAMES, ids=str)
-@pytest.mark.parametrize("key", MAKERS)
-def test_a_key_that_holds_no_name_is_refused(key: str, given: object) -> None:
-    with pytest.raises(UserError, match="known: "):
-        MAKERS[key](given)

@@ -169,7 +169,7 @@ def test_bottlenecks_are_merged_by_what_posts_tell_of_them(cli: Cli, sample: lis
         (["merge=learned"], ["merge=learned", "heads.merge=concat"]),
         (["merge=ties", "merge.density=0"], ["merge.density=0"]),
         (["merge.weights=[1,2,3]"], ["merge.weights holds 3 numbers for 2 sources"]),
-        (["method.rank=0"], ["method.rank=0", "expected 1 or more, or null"]),
+        (["method.rank=0"], ["method.rank=0", "whole number from 1"]),
         (["merge=tsiv_m"], ["tsiv_m", "tsv_m"]),
         (
             ["heads.merge=concat", "tasks=[label]", "corpus@tasks.label.corpus=sample"],

@@ -142,7 +142,7 @@ def _at_least_one(batching: Any, *names: str) -> None:
     for name in names:
         value = getattr(batching, name)
         if value < 1:
-            raise UserError(f"batching.{name}={value}: expected at least 1")
+            raise UserError(f"batching.{name}={value}: expected a whole number of at least 1")
 
 
 def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:

@@ -54,7 +54,7 @@ class Fisher(Merge):
         if not 0 < self.floor < float("inf"):
             raise UserError(f"merge.floor={self.floor}: expected a number over 0, such as 1e-6")
         if self.posts < 1:
-            raise UserError(f"merge.posts={self.posts}: expected a number from 1, such as 512")
+            raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         if self.statistics is None:

@@ -67,7 +67,7 @@ class Learned(Merge):
             )
         for key in ("steps", "posts"):
             if getattr(self, key) < 1:
-                raise UserError(f"merge.{key}={getattr(self, key)}: expected a number from 1")
+                raise UserError(f"merge.{key}={getattr(self, key)}: expected a whole number from 1")
         if not 0 < self.rate < math.inf:
             raise UserError(f"merge.rate={self.rate}: expected a number above 0")
         if self.start is not None and not math.isfinite(self.start):

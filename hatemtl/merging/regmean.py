@@ -73,7 +73,7 @@ class RegMean(Merge):
         if not 0 < self.ridge < float("inf"):
             raise UserError(f"merge.ridge={self.ridge}: expected a number over 0, such as 1e-6")
         if self.posts < 1:
-            raise UserError(f"merge.posts={self.posts}: expected a number from 1, such as 512")
+            raise UserError(f"merge.posts={self.posts}: expected a whole number from 1, such as 512")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         if self.statistics is None:

@@ -134,7 +134,7 @@ def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
 def check_lora(*, rank: int, alpha: float, dropout: float = 0.0) -> None:
     """Raises UserError where one is no number that a LoRA can have."""
     if rank < 1:
-        raise UserError(f"method.rank={rank}: expected a number from 1; type method.rank=16")
+        raise UserError(f"method.rank={rank}: expected a whole number from 1; type method.rank=16")
     if not 0 < alpha < math.inf:
         raise UserError(f"method.alpha={alpha}: expected a number above 0; type method.alpha={rank}")
     check_dropout(dropout)

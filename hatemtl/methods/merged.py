@@ -57,7 +57,9 @@ class Merged(Method):
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
-            raise UserError(f"method.rank={self.rank}: expected 1 or more, or null for a result that nothing is cut from")
+            raise UserError(
+                f"method.rank={self.rank}: expected a whole number from 1, or null for a result that nothing is cut from"
+            )
 
     def starts_from(self) -> list[SavedRun]:
         return matching(self.sources, "ah_merge16")

@@ -166,7 +166,7 @@ class MTLLoRA(Method):
     def __post_init__(self) -> None:
         check_lora(rank=self.rank, alpha=self.alpha)
         if self.ups < 1:
-            raise UserError(f"method.ups={self.ups}: expected a number from 1; type method.ups=2")
+            raise UserError(f"method.ups={self.ups}: expected a whole number from 1; type method.ups=2")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"method.temperature={self.temperature}: expected a number above 0; type method.temperature=1")
 

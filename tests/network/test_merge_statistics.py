@@ -295,7 +295,8 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
         ({"loss": -1}, "merge.loss=-1: expected how much it counts, a number from 0"),
         ({"error": 1.0}, "merge.error=1.0: a metric has no gradient; type merge.search=cmaes"),
         ({"loss": 0}, "nothing to search by; type merge.loss=1"),
-        ({"by": "head"}, "merge.by=head"),
+        ({"rate": float("inf")}, "merge.rate=inf: expected a number above 0"),
+        ({"start": float("nan")}, "merge.start=nan: expected a finite number"),
         ({"steps": 0}, "merge.steps=0: expected a whole number from 1"),
         ({"rate": 0}, "merge.rate=0: expected a number above 0"),
     ):

@@ -105,7 +105,7 @@ class Fusion(Method):
         if not (self.query or self.key or self.value):
             raise UserError("method: a fusion without query, key and value has nothing to train; type method=ah_average")
         if self.width is not None and self.width < 1:
-            raise UserError(f"method.width={self.width}: expected a number from 1, or null for the encoder's own")
+            raise UserError(f"method.width={self.width}: expected a whole number from 1, or null for the encoder's own")
         if self.width is not None and not (self.query and self.key):
             raise UserError(
                 f"method.width={self.width} needs both matrices, a narrow query cannot meet a whole key; type "

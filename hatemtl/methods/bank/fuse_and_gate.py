@@ -27,7 +27,7 @@ class Fusion(Method):
 
     def __post_init__(self) -> None:
         if self.key_width < 1:
-            raise UserError(f"method.key_width={self.key_width}: expected a number from 1; type method.key_width=4")
+            raise UserError(f"method.key_width={self.key_width}: expected a whole number from 1; type method.key_width=4")
 
     def starts_from(self) -> list[SavedRun]:
         return found(self.sources, "lora_fusion")

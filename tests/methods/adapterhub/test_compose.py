@@ -395,12 +395,10 @@ def test_a_composition_is_no_source(tmp_path: Path) -> None:
     [
         (averaged, {"weights": [1]}, "expected one a source: part_1, part_2; type method.weights=.1,1."),
         (averaged, {"weights": [0, 0]}, "not all 0"),
-        (averaged, {"where": "middle"}, "expected layers or end"),
         (fusion, {"query": False, "key": False, "value": False}, "nothing to train; type method=ah_average"),
         (fusion, {"width": 4, "key": False}, "needs both matrices"),
         (fusion, {"width": 0}, "expected a whole number from 1"),
         (fusion, {"dropout": 1.0}, "expected a probability below 1"),
-        (fusion, {"dropout": "x"}, "expected a probability below 1"),
         (stacked, {"config": "lorra"}, "did you mean 'lora'"),
         (stacked, {"reduction_factor": 4}, "type method.config=seq_bn with it"),
         (stacked, {"sources": ""}, "method=ah_stack needs the saved runs"),

@@ -157,13 +157,11 @@ def test_no_other_draw_moves(way: str, tmp_path: Path) -> None:
     ("settings", "expected"),
     [
         ({"rank": 0}, "method.rank=0: expected a whole number from 1; type method.rank=16"),
-        ({"rank": "x"}, "method.rank=x: expected a whole number from 1"),
-        ({"rank": 1.5}, "method.rank=1.5: expected a whole number from 1"),
-        ({"alpha": None}, "method.alpha=None: expected a number; type method.alpha=4"),
+        ({"alpha": 0}, "method.alpha=0: expected a number above 0; type method.alpha=4"),
         ({"attention": ["q", "o"]}, r"method.attention=\['q', 'o'\]: expected some of q, k, v"),
         ({"attention": [], "intermediate": False, "output": False}, "LoRA on no layer at all"),
         ({"dropout": 1.5}, "method.dropout=1.5"),
-        ({"dropout": "x"}, "method.dropout=x: expected a probability below 1"),
+        ({"dropout": float("nan")}, "method.dropout=nan: expected a probability below 1"),
     ],
     ids=str,
 )

@@ -328,7 +328,6 @@ def test_leaving_out_layers_and_choosing_targets_works_for_every_kind() -> None:
         ("IA3Config", {"modules_to_save": ["x"]}, "heads are trained and saved"),
         ("LoraConfig", {"megatron_config": {}}, "method.options.megatron_config: it makes PEFT import a module"),
         ("LoraConfig", {"runtime_config": {}}, "method.options.runtime_config: no key of LoraConfig to be set here"),
-        ("LoraConfig", [8], "expected keys and values"),
     ],
 )
 def test_a_kind_that_cannot_be_is_told(kind: str, options: Any, message: str) -> None:
