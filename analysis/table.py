@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 SUFFIXES = {".org": "org", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
-LOWER_IS_BETTER = re.compile(r"_(loss|error|ece|brier|sufficiency)(_|$)")
+LOWER_IS_BETTER = re.compile(r"_(loss|error|ece|brier|sufficiency|false_positive_(rate|difference))(_|$)")
 EXAMPLES = """examples:
   uv run analysis/table.py adapters/small/lora16/target_single adapters/small/lora16/target_merge --best
   uv run analysis/table.py "adapters/small/lora16/target_part_*" --metric "*_f1_*" --counts

@@ -102,8 +102,8 @@ class _Worth:
     ) -> None:
         self.merge, self.heads, self.banks, self.batches = merge, heads, found, batches
         self.forward = Forward(model, heads)
-        judged = heads if has_bias(merge, heads) else {}
-        self.judged = [task for task in judged if self._head(task).kind not in ("tokens", "masked")]  # what tells of a post
+        of_posts = [task for task in heads if self._head(task).kind not in ("tokens", "masked")]
+        self.judged = of_posts if has_bias(merge, dict(heads.items())) else []
 
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):

@@ -33,14 +33,16 @@ def judged(evaluations: Mapping[str, Evaluation], module: MultitaskModule, data:
     predictions = {
         task: kept.whole("test", module.head(task), data.pool.at_words) for task, kept in module.predictions.items()
     }
-    rows = []
-    for evaluation in evaluations.values():
+    rows: dict[str, Row] = {}
+    for name, evaluation in evaluations.items():
         posts = {
-            task: {name: _at(column, predictions[task].posts - data.first(task)) for name, column in columns.items()}
+            task: {of: _at(column, predictions[task].posts - data.first(task)) for of, column in columns.items()}
             for task, columns in _columns(evaluation, data).items()
         }
-        rows += evaluation.rows(predictions, posts)
-    return rows
+        for row in evaluation.rows(predictions, posts):
+            if rows.setdefault(row.metric, row) is not row:
+                raise UserError(f"evaluations=[{name}] gives a row {row.metric}, as another does; leave one of them out")
+    return [*rows.values()]
 
 
 def _columns(evaluation: Evaluation, data: DataModule) -> dict[str, dict[str, Column]]:

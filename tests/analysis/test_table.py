@@ -164,9 +164,10 @@ def test_the_validation_stage(run: Run, runs: None) -> None:
     assert err == "note: partitioned.csv has no val rows: its column stays blank\n"
 
 
-def test_best_is_the_lowest_of_losses_and_all_that_read_the_same(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("low", ["loss", "false_positive_difference", "false_positive_rate_women"])
+def test_best_is_the_lowest_of_losses_and_all_that_read_the_same(run: Run, tmp_path: Path, low: str) -> None:
     for name, loss, f1, nan in (("a", 0.2, 0.6001, "nan"), ("b", 0.3, 0.6002, 0.1), ("c", 0.4, 0.5, 0.2)):
-        save(tmp_path / name / "results.csv", {"test_target_loss": loss, "test_target_f1": f1, "test_x": nan})  # type: ignore[dict-item]
+        save(tmp_path / name / "results.csv", {f"test_target_{low}": loss, "test_target_f1": f1, "test_x": nan})  # type: ignore[dict-item]
     _, out, _ = run("a", "b", "c", "--best", "--format", "org")
     cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in out.splitlines()[2:]]
     assert cells == [["*0.600*", "*0.600*", "0.500"], ["*0.200*", "0.300", "0.400"], ["nan", "0.100", "*0.200*"]]

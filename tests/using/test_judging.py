@@ -116,6 +116,17 @@ def test_nothing_is_computed_where_nothing_is_asked_for() -> None:
     assert judged({}, Module({}), data_of(label=(Mild(), "label"))) == []  # type: ignore[arg-type]
 
 
+def test_no_row_is_lost_to_another_of_its_name() -> None:
+    data = data_of(label=(Mild(), "label"))
+    data.tokenize(minilm(), 128)
+    module: Any = Module({"label": data.tasks["label"].head(hidden_size=4, space=data.spaces["label"])})
+    batch, kept = data.pool[np.array([0, 2])], Predictions()
+    kept.add(batch.posts, torch.rand(2, 2), batch.targets["label"], batch.has["label"])
+    module.predictions["label"] = kept
+    with pytest.raises(UserError, match=r"^evaluations=\[b\] gives a row test_label_posts, as another does"):
+        judged({"a": Witness(Needs()), "b": Witness(Needs())}, module, data)
+
+
 # What is refused
 
 
