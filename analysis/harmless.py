@@ -11,7 +11,7 @@ _FORMULA = re.compile(r"'*(?![+-](?:[.,]?\d[\d.,]*(?:[eE][+-]?\d+)?|inf|nan)\Z)[
 
 
 def shown(text: str, *, lines: bool = False) -> str:
-    r"""The text with controls and turns of direction as Python writes them; `lines`: but for the ends of lines.
+    r"""Writes the text with controls and turns of direction as Python does; `lines`: but for the ends of lines.
 
     >>> print(shown("women\x1b[2J\u202e"), shown("النساء"))
     women\x1b[2J\u202e النساء
@@ -20,7 +20,7 @@ def shown(text: str, *, lines: bool = False) -> str:
 
 
 def guarded(cell: object) -> object:
-    """The cell of a CSV file; a text, but no number, that a spreadsheet would compute has an apostrophe in front.
+    """Guards the cell of a CSV file: a text, but no number, that a spreadsheet would compute has an apostrophe in front.
 
     >>> guarded("=SUM(A1)"), guarded("@name"), guarded("-0.5"), guarded(-0.5), guarded("a-b")
     ("'=SUM(A1)", "'@name", '-0.5', -0.5, 'a-b')
@@ -29,7 +29,7 @@ def guarded(cell: object) -> object:
 
 
 def unguarded(cell: str) -> str:
-    """The text that `guarded` was given.
+    """Gives the text that `guarded` was given.
 
     >>> unguarded("'=SUM(A1)"), unguarded("'quoted'")
     ('=SUM(A1)', "'quoted'")

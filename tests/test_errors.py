@@ -10,7 +10,7 @@ from hatemtl.corpora.headline_cause import HeadlineCause
 from hatemtl.corpora.russian_superglue import RussianSuperGlue
 from hatemtl.corpora.xnli import Xnli
 from hatemtl.encoders.pretrained import Encoder
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import did_you_mean
 from hatemtl.heads.base import Pool
 from hatemtl.heads.score import ScoreHead
 from hatemtl.labels import LabelSpace

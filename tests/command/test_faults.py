@@ -254,7 +254,7 @@ def test_testing_prediction_and_export_tell_of_a_full_disk(cli: Cli, small: Path
     told(cli(*RUN, *load, "action=predict", f"predict.input={posts}", output), "No space left", "predict.output=FILE")
     for form in ("peft", "merged"):
         export = ["action=export", f"load_path={run}", f"export.format={form}", f"export.path={small}/out"]
-        told(cli(*RUN, *export), "No space left on device", f"export.path={small}/out")
+        told(cli(*RUN, *export), "No space left on device", "export.path")
     assert {path.name for path in small.iterdir()} <= {"ballast", "scores"}
     assert kept == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
