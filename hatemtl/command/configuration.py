@@ -20,6 +20,7 @@ from hatemtl.command.request import Request
 from hatemtl.command.suggestions import targets
 from hatemtl.corpora.leaks import Policy
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.objective.regularisers import Regulariser
@@ -37,6 +38,7 @@ KEYS: dict[str, Any] = {
     "overwrite": bool,
     "tasks": Mapping[str, Task] | None,
     "regulariser": Mapping[str, Regulariser] | None,
+    "evaluations": Mapping[str, Evaluation] | None,
     **dict.fromkeys(("save_path", "load_path", "data.cache"), str | None),
     "heads.load": bool,
     "heads.merge": HeadsMerge,

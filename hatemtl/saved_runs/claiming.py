@@ -54,6 +54,8 @@ def held(save_path: Path, doing: str) -> Iterator[Path]:
             _sweep(place)
         except (OSError, RuntimeError) as error:  # the latter from a link that leads to itself, before Python 3.13
             if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+                with suppress(OSError):
+                    path.unlink()  # made, but there was no room to sign it
                 raise
             lockless = isinstance(error, OSError) and error.errno in LOCKLESS
             why = "its file system locks no files" if lockless else "no run can be left there"

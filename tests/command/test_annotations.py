@@ -153,7 +153,7 @@ def test_every_key_that_no_constructor_takes_has_a_type() -> None:
     cfg = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), {"data": OmegaConf.load(CONF / "data/local.yaml")})
     known = {f"{key}.{name}" if isinstance(node, dict) else key for key, node in _plain(cfg).items() for name in _of(node)}
     known = {key for key in known if key.partition(".")[0] not in ("defaults", "hydra", "action")}
-    assert known == KEYS.keys() - {"tasks", "regulariser"}
+    assert known == KEYS.keys() - {"tasks", "regulariser", "evaluations"}
     for group, function in {"predict": predict, "export": export_run}.items():
         hints = get_type_hints(function)
         assert {name: hints[name] for name in cfg[group]} == {
@@ -169,7 +169,7 @@ def _of(node: Any) -> Sequence[str]:
     return list(node) if isinstance(node, dict) else [""]
 
 
-@pytest.mark.parametrize("key", sorted(KEYS.keys() - {"tasks", "regulariser"}))
+@pytest.mark.parametrize("key", sorted(KEYS.keys() - {"tasks", "regulariser", "evaluations"}))
 def test_a_wrong_value_for_all_is_an_error_that_names_the_key(key: str) -> None:
     cfg = composed()
     before = copy.deepcopy(OmegaConf.select(cfg, key))
@@ -218,7 +218,7 @@ def leaf(path: Path) -> tuple[dict[str, Any], str]:
         if "masked" in whole[name].head._target_:
             whole[name].column = None
         return root | {"tasks": _plain(whole)}, f"tasks.{name}"
-    if group == "regulariser":
+    if group in ("regulariser", "evaluations"):
         return root | {group: node}, f"{group}.{name}"
     if group in ("corpus", "head"):
         root["tasks"]["label"][group] = node | TYPED.get(name, {})
