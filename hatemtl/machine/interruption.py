@@ -42,7 +42,7 @@ def watch() -> None:
         if unraisable.exc_type is Interrupted:  # raised where Python can only print it, as while an object is deleted
             _pressed = False
             threading.Timer(AGAIN, _thread.interrupt_main).start()
-        else:
+        elif not _pressed:  # what is broken off in the middle, as a loader that starts its processes, says so at its end
             before(unraisable)
 
     sys.unraisablehook = hook

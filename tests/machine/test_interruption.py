@@ -174,14 +174,6 @@ def test_a_termination_is_counted_as_a_shell_does(tmp_path: Path) -> None:
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.slow
-def test_a_cohort_says_that_each_goes_on(tmp_path: Path) -> None:
-    run = [*RUN, "cohort.seeds=[0,1]", "encoder=minilm", "tasks.label.corpus.size=200", f"save_path={tmp_path}/run"]
-    outcome = broken_off(run, line="seed_1  epoch 1/")
-    assert short(outcome), outcome.err
-    assert "with 2 runs unfinished; the same command goes on" in outcome.err
-
-
 def test_what_ends_after_its_end_is_finished(
     cli: Callable[..., Outcome], sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
