@@ -1,6 +1,6 @@
 """Builds objects of the configuration's nodes, and refuses what may not stand in it together.
 
-Nothing but this, main.py, run.py, training.py and using.py reads the configuration.
+No lower room knows Hydra: what trains and uses runs gets a `Request`.
 """
 
 import re
@@ -110,8 +110,8 @@ def _key_of(error: InstantiationException) -> str:
     return key.removeprefix("method.") if key.startswith("method.merge") else key
 
 
-def requested(cfg: DictConfig, **changes: Any) -> Request:
-    """Makes the request that a configuration asks for. changes: fields of the request in place of the configuration's.
+def requested(cfg: DictConfig) -> Request:
+    """Makes the request that a configuration asks for.
 
     Raises UserError where a value is of the wrong type or range, or contradicts another.
     """
@@ -120,7 +120,7 @@ def requested(cfg: DictConfig, **changes: Any) -> Request:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
     config, optimization = known_by(cfg), build(cfg.optimization)
     check_heads_merge(cfg, optimization)
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "tasks": {str(name): build(node) for name, node in cfg.tasks.items()},
         "regularisers": {str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
         "evaluations": {str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
@@ -136,7 +136,7 @@ def requested(cfg: DictConfig, **changes: Any) -> Request:
         **{key: cfg[key] for key in ("seed", "overwrite")},
         "config": config,
     }
-    return Request(**given | changes)
+    return Request(**fields)
 
 
 def known_by(cfg: DictConfig) -> dict[str, Any]:
