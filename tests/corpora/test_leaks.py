@@ -1,6 +1,7 @@
 """Copies between splits: found as an exact comparison of all pairs finds them, told by id, left out or refused."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -192,7 +193,9 @@ def test_a_run(cli: Cli, tmp_path: Path, policy: str) -> None:
     said = SavedRun(run).record["leaks"]
     assert json.dumps(said[0])[1:-1] in outcome.out
     train = len([row for row in rows if row.endswith("train")]) + 1
-    assert (f"{train}" in outcome.out) == (policy == "warn")
+    annotated = re.search(r"table \(multiclass\)\s*│\s*(\d+)", outcome.out)
+    assert annotated is not None
+    assert int(annotated[1]) == (train if policy == "warn" else train - 1)
 
 
 def test_the_real_corpora_agree_with_a_comparison_of_all_words(data: Path) -> None:
