@@ -105,7 +105,7 @@ class DataModule(L.LightningDataModule):
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
             self.pool.annotate(name, self.columns[name], self.first(name))
-            if task.kind == "masked":
+            if task.column is None:  # it guesses masked tokens
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
 
     def first(self, task: str) -> int:
@@ -115,7 +115,7 @@ class DataModule(L.LightningDataModule):
 
     def _part(self, task: str) -> tuple[Corpus, str | None]:
         """Gives the posts of the pool that the task reads: those of its corpus that others read too, or its own."""
-        return self.tasks[task].corpus, task if self.tasks[task].kind == "masked" else None
+        return self.tasks[task].corpus, task if self.tasks[task].column is None else None
 
     def _ends(self) -> np.ndarray:
         """Gives the ends of the pool's parts."""
@@ -138,7 +138,7 @@ class DataModule(L.LightningDataModule):
         """Gives the annotations that training shows, as `Head.observe` takes them."""
         pool, rows = self.pool, self.rows("train")
         has = rows[pool.has[task][rows]]
-        if pool.spaces[task].kind != "tokens":
+        if pool.spaces[task].about != "words":
             return torch.from_numpy(pool.targets[task][has])
         values = pool.targets[task]
         return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
@@ -207,9 +207,9 @@ class DataModule(L.LightningDataModule):
             return np.ones(len(rows))
         for name, task in self.tasks.items():
             space, values, has = self.pool.spaces[name], self.pool.targets[name], self.pool.has[name][rows, None]
-            if task.corpus == corpus and space.kind in ("multiclass", "ordinal"):
+            if task.corpus == corpus and space.carries == "one":
                 carried.append((values[rows, None] == np.arange(len(space))) & has)
-            elif task.corpus == corpus and space.kind == "multilabel":
+            elif task.corpus == corpus and space.carries == "any":
                 carried.append((values[rows] >= 0.5) & has)
         return rarity(carried, self.sampling.balance) if carried else np.ones(len(rows))
 

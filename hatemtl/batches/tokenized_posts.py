@@ -109,12 +109,12 @@ class Pool(Dataset[Batch]):
     def annotate(self, task: str, column: Column, first: int) -> None:
         """Adds a task's column, whose posts stand from position `first` on; other posts do not have it."""
         rows = slice(first, first + len(column.values))
-        if column.space.kind == "choice":
+        if column.space.about == "second texts":
             self._check_choices(column, first)
         self.spaces[task] = column.space
         self.has[task] = np.zeros(len(self), dtype=bool)
         self.has[task][rows] = column.has
-        if column.space.kind == "tokens":
+        if column.space.about == "words":
             mine = first + np.flatnonzero(column.has)
             self.targets[task], self.beyond[task] = self._at_tokens(column.values[column.has], mine)
         else:
@@ -213,13 +213,13 @@ class Pool(Dataset[Batch]):
         has = {task: some[rows] & ~absent for task, some in self.has.items()}
         targets: dict[str, torch.Tensor] = {}
         for task, values in self.targets.items():
-            kind = self.spaces[task].kind
-            if kind == "masked":
+            about = self.spaces[task].about
+            if about == "masked tokens":
                 mine = np.full((len(rows), width), int(IGNORED))
                 if has[task].any():
                     some = inside[first] & has[task][:, None]
                     ids[first], mine = self.masks[task](ids[first], places[first], some, self.draw)
-            elif kind == "tokens":
+            elif about == "words":
                 mine = np.where(inside[first], values[places[first]], np.float32(IGNORED))
                 mine = np.concatenate([mine, self._beyond(task, rows)], axis=1)
                 mine[absent] = IGNORED

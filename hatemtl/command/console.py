@@ -17,7 +17,6 @@ from hatemtl.harmless import shown
 from hatemtl.heads.base import COUNTS
 from hatemtl.methods.base import Component
 
-COUNTED = ("multiclass", "multilabel", "ordinal", "choice")  # kinds of which a post carries labels
 SHOWN = 12  # labels of a task, at most; of more the most and the least frequent
 
 
@@ -82,7 +81,7 @@ def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) 
         table.add_row(escape(f"{name} ({column.space.kind})"), *(f"{len(of_split):,}" for of_split in values))
         for label, cells in _told(column, values):
             table.add_row(escape(f"  {label}"), *cells)
-        if column.space.kind in COUNTED:
+        if _counted(column):
             for split, of_split in zip(SPLITS, values, strict=True):
                 counts = zip(column.space.names, _counts(column, of_split), strict=True)
                 absent = [label for label, count in counts if not count]
@@ -96,7 +95,7 @@ def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) 
 
 def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[str, list[str]]]:
     """Gives the lines of the table below a task: names, and a cell a split."""
-    if column.space.kind in COUNTED:
+    if _counted(column):
         counts = np.array([_counts(column, of_split) for of_split in values])  # (splits, C)
         order = np.argsort(-counts.sum(axis=0), kind="stable")
         shown = range(len(column.space)) if len(column.space) <= SHOWN else [order[0], order[-1]]
@@ -104,11 +103,16 @@ def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[s
             yield column.space.names[label], [f"{count:,}" for count in counts[:, label]]
         if len(column.space) > SHOWN:
             yield f"(most and least frequent of {len(column.space)})", ["" for _ in values]
-    elif column.space.kind == "tokens":
+    elif column.space.about == "words":
         marked = [sum(int((words >= 0.5).sum()) for words in of_split) for of_split in values]
         yield "marked words", [f"{count:,}" for count in marked]
-    elif column.space.kind == "score":
+    elif column.space.about == "posts":
         yield "mean ± deviation", [f"{v.mean():.2f} ± {v.std():.2f}" if len(v) else "" for v in values]
+
+
+def _counted(column: Annotations) -> bool:
+    """Tells whether posts carry labels, or the places of second texts."""
+    return column.space.carries is not None or column.space.about == "second texts"
 
 
 def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:

@@ -115,10 +115,10 @@ class Posts:
         if self.raw is not None:
             return self.raw.strata
         for column in self.columns.values():
-            if column.space.kind in ("multiclass", "ordinal"):
+            if column.space.carries == "one":
                 return np.where(column.has, column.values, -1)
         for column in self.columns.values():
-            if column.space.kind == "multilabel":
+            if column.space.carries == "any":
                 carried = (column.values >= 0.5) & column.has[:, None]
                 rarest = np.where(carried, carried.sum(axis=0), len(self) + 1).argmin(axis=1)
                 return np.where(carried.any(axis=1), rarest, -1)

@@ -75,7 +75,7 @@ class Forward:
             return {task: self._read(self.heads[task], hidden, batch) for task in tasks}
 
     def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
-        if head.kind == "choice":
+        if head.space.about == "second texts":
             return batch.by_post(head(hidden, batch.attention_mask), len(head.space))
         return head(batch.first(hidden), batch.first(batch.attention_mask))
 

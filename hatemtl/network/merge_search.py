@@ -65,7 +65,7 @@ def search(
 def check_objectives(merge: Learned, heads: Heads) -> None:
     """Raises UserError where a head's predictions have no entropy, or the tasks no bias, and that counts."""
     for task, head in heads.items():
-        if "entropy" in merge.objectives and head.kind not in ("multiclass", "multilabel"):
+        if "entropy" in merge.objectives and not head.has_entropy:
             raise UserError(
                 f"merge.entropy: the {head.kind} head of task {task!r} has none; type merge.entropy=0 merge.loss=1"
             )
@@ -105,7 +105,7 @@ class _Worth:
         judged = {task: self._head(task) for task in heads}
         if not has_bias(merge, judged):
             judged = {}
-        self.judged = [task for task, head in judged.items() if head.kind not in ("tokens", "masked")]  # which tell of posts
+        self.judged = [task for task, head in judged.items() if head.space.about in ("posts", "second texts")]
 
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):
@@ -119,7 +119,7 @@ class _Worth:
                 head = self._head(task)
                 targets, has = batch.targets[task], batch.has[task]
                 for name in sums:
-                    value = head.loss(logits, targets, has) if name == "loss" else entropy(head, logits)
+                    value = head.loss(logits, targets, has) if name == "loss" else head.entropy(logits)
                     sums[name] = sums[name] + value * len(batch)
                 if task in metrics:
                     metrics[task].update(head.scores(logits).detach(), targets, has)
@@ -140,14 +140,6 @@ class _Worth:
 
     def _head(self, task: str) -> Head:
         return self.heads[task]  # type: ignore[return-value]
-
-
-def entropy(head: Head, logits: Tensor) -> Tensor:
-    """Computes the mean entropy, in nats, of a head's predictions: of a label each where any number may be right."""
-    if head.kind == "multilabel":
-        p = logits.sigmoid()
-        return -(p * nn.functional.logsigmoid(logits) + (1 - p) * nn.functional.logsigmoid(-logits)).mean()
-    return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
 def _by_gradient(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, list[Candidate]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import restore
@@ -244,14 +243,13 @@ def _surprises(forward: Forward, batch: Batch, draw: torch.Generator) -> Tensor:
 
 def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
     """-log p(y | post), summed over posts, for labels y drawn from the prediction."""
-    scores = head.scores(logits).detach()
-    if head.kind == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, torch.bernoulli(scores, generator=draw), reduction="sum")
-    if head.kind in ("multiclass", "choice"):
-        return F.cross_entropy(logits, torch.multinomial(scores, 1, generator=draw)[:, 0], reduction="sum")
-    raise UserError(
-        f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {head.kind} ones; type merge=mean"
-    )
+    surprise = head.surprise(logits, draw)
+    if surprise is None:
+        raise UserError(
+            f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {head.kind} ones; type "
+            f"merge=mean"
+        )
+    return surprise
 
 
 def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:

@@ -47,7 +47,7 @@ def cases(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) -> Ite
         hidden, said = Forward(model, heads).encode(batch), {}
         for task, head in heads.items():
             logits = head.eval()(hidden, batch.attention_mask)
-            said[task] = logits[:, None] if head.kind == "choice" else head.scores(logits)
+            said[task] = logits[:, None] if head.space.about == "second texts" else head.scores(logits)
         yield Case(seconds, pool, batch, said)
 
 

@@ -19,11 +19,6 @@ from hatemtl.using import export, load, made_up
 from hatemtl.using.merged_encoder import merged
 
 TOLERANCE = 1e-4  # by which a score that others read may differ, beside the largest where that is above 1
-PROBLEMS: dict[str, for_others.Problem] = {
-    "multiclass": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "score": "regression",
-}
 
 
 def write(
@@ -34,7 +29,7 @@ def write(
     AutoModel and AutoTokenizer load the encoder. The one head of a run that its class for sequence classification can say
     is said so, and load.py reads all but masked ones. Raises UserError where it would read something else than the network.
     """
-    heads = {task: head for task, head in heads.items() if head.kind != "masked"}
+    heads = {task: head for task, head in heads.items() if head.space.about != "masked tokens"}
     model = merged(run, encoder, seed=seed)
     written, why = _classifier(encoder, model, heads)
 
@@ -43,7 +38,7 @@ def write(
         for_others.tokenizer(encoder, model).save_pretrained(target)
         shutil.copy(run.folder / "config.yaml", target / "config.yaml")
         if heads:
-            save_file(nn.ModuleDict(dict(heads)).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})  # type: ignore[arg-type]
+            save_file(nn.ModuleDict(dict(heads)).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})
             labels = {task: _said(head) for task, head in heads.items()}
             (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             shutil.copy(str(load.__file__), target / "load.py")
@@ -57,9 +52,9 @@ def write(
 def _said(head: Any) -> dict[str, Any]:
     """Gives what a reader must know of a head beside its weights."""
     said = {"kind": head.kind, "names": list(head.space.names)}
-    if head.kind != "tokens":
+    if head.pool is not None:
         said["pooling"] = head.pool.kind
-    return said | ({"threshold": head.threshold} if head.kind in ("multilabel", "tokens") else {})
+    return said | ({"threshold": head.threshold} if head.threshold is not None else {})
 
 
 def _classifier(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) -> tuple[Any, str | None]:
@@ -68,20 +63,20 @@ def _classifier(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) 
         return model, f"there are {len(heads)} tasks"
     ((task, head),) = heads.items()
     name = f"{type(model).__name__.removesuffix('Model')}ForSequenceClassification"
-    if head.kind not in PROBLEMS:
+    if head.problem is None:
         return model, f"{name} has no {head.kind} head"
     if head.pool.kind != "cls":
         return model, f"{name} has no head of pooling={head.pool.kind}"
     layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
-    if head.kind == "score":
+    if head.problem == "regression":
         layers = [*layers[:-1], _scaled(layers[-1], *head.scale.tolist())]
-    said = for_others.classifier(model, layers, head.space.names, PROBLEMS[head.kind])
+    said = for_others.classifier(model, layers, head.space.names, head.problem)
     if said is None:
         return model, f"{name} has no place for such a head"
     for case in made_up.cases(encoder, model, heads):
         with torch.no_grad():
             logits = said(**case.batch.inputs).logits
-        if made_up.apart(logits if head.kind == "score" else head.scores(logits), case.said[task]) > TOLERANCE:
+        if made_up.apart(logits if head.problem == "regression" else head.scores(logits), case.said[task]) > TOLERANCE:
             return model, f"{name} would compute its head too coarsely"
     return said, None
 
@@ -99,7 +94,7 @@ def _check(encoder: Encoder, model: Transformer, heads: Mapping[str, Any], folde
     for case in made_up.cases(encoder, model, heads):
         for task, scores in reader(made_up.TEXTS, case.seconds).items():
             both = [(scores, case.said[task])]
-            if heads[task].kind == "tokens":
+            if heads[task].space.about == "words":
                 rows = [case.pool.at_words(row, of.tolist()) for row, of in enumerate(case.said[task])]
                 both = [(torch.tensor(mine), torch.tensor(theirs)) for mine, theirs in zip(scores, rows, strict=True)]
             if (off := max(made_up.apart(*each) for each in both)) > TOLERANCE:

@@ -44,7 +44,7 @@ def write(
     Raises UserError where a task says nothing of one text, or the graph something else than the network.
     """
     for task, head in heads.items():
-        if head.kind in ("masked", "choice"):
+        if head.space.about not in ("posts", "words"):
             raise UserError(
                 f"export.format=onnx: the {head.kind} head of task {task!r} says nothing of one text; leave it out of tasks"
             )
@@ -75,7 +75,7 @@ def write(
             there = case.batch.attention_mask[:, : given["input_ids"].shape[1]].bool()
             for (task, head), scores in zip(heads.items(), found, strict=True):
                 both = [scores, case.said[task]]
-                if head.kind == "tokens":
+                if head.space.about == "words":
                     both = [each[:, : there.shape[1]][there] for each in both]
                 if (off := made_up.apart(*both)) > TOLERANCE:
                     raise UserError(

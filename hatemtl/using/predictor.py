@@ -99,7 +99,7 @@ class Predictor:
             for batch in loader(pool, batches, self.request.workers):
                 for task, logits in forward(batch.to(settings.device)).items():
                     for post, row in zip(batch.posts.tolist(), self.head(task).scores(logits).tolist(), strict=True):
-                        found[task][post] = pool.at_words(post, row) if self.spaces[task].kind == "tokens" else row
+                        found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
                 if told is not None:
                     told(len(batch))
         return found
@@ -116,9 +116,10 @@ def predictable(saved: SavedRun, tasks: Mapping[str, Task]) -> dict[str, LabelSp
 def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
     """Raises UserError where a task says nothing of a single text."""
     for task, space in spaces.items():
-        if space.kind in ("choice", "masked"):
-            what = "second texts" if space.kind == "choice" else "masked tokens"
-            raise UserError(f"task {task!r} is about {what} and says nothing of a single text; leave it out of tasks=[...]")
+        if space.about not in ("posts", "words"):
+            raise UserError(
+                f"task {task!r} is about {space.about} and says nothing of a single text; leave it out of tasks=[...]"
+            )
 
 
 def as_posts(texts: Iterable[str]) -> list[str]:
@@ -138,6 +139,6 @@ def as_posts(texts: Iterable[str]) -> list[str]:
 def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
     """Gives what a head's scores of one text, one a label or one a word, say of it."""
     labels = head.decode(scores, words)
-    if head.kind == "tokens":
+    if head.space.about == "words":
         return Scored(labels, {}, list(zip(words, scores, strict=True)))
     return Scored(labels, dict(zip(head.space.names, scores, strict=True)), [])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
 from hatemtl.harmless import unguarded
+from hatemtl.labels import LabelSpace
 from hatemtl.methods.bank.lora_bank import banks, source_names
 from hatemtl.saved_runs.saved_run import write_rows
 
@@ -53,7 +54,7 @@ class Answers:
             return
         weights = torch.stack([self.seen[layer] for layer in self.banks], dim=1).double()  # (B, layers, N)
         for task, head in self.heads.items():
-            member = _members(self.batch.targets[task], self.batch.has[task], head.space.kind, len(head.space))
+            member = _members(self.batch.targets[task], self.batch.has[task], head.space)
             sums, posts = torch.einsum("bc,bln->cln", member, weights), member.sum(dim=0)
             self.sums[task] = self.sums[task] + sums if task in self.sums else sums
             self.posts[task] = self.posts[task] + posts if task in self.posts else posts
@@ -85,13 +86,13 @@ class Answers:
         write_rows(path, rows)
 
 
-def _members(targets: Tensor, has: Tensor, kind: str, labels: int) -> Tensor:
+def _members(targets: Tensor, has: Tensor, space: LabelSpace) -> Tensor:
     """(B, 1 + C) 1 where the post counts: for all posts of the task, and for each label; C = 0 where no post has labels."""
     every = has[:, None].double()
-    if kind == "multilabel":
+    if space.carries == "any":
         return torch.cat([every, every * (targets > 0.5)], dim=1)
-    if kind in ("multiclass", "ordinal"):
-        return torch.cat([every, every * F.one_hot(targets.long(), labels)], dim=1)
+    if space.carries == "one":
+        return torch.cat([every, every * F.one_hot(targets.long(), len(space))], dim=1)
     return every
 
 
