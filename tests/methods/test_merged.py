@@ -19,9 +19,8 @@ from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Needs, Update, dense
 from hatemtl.merging.fisher import Fisher
-from hatemtl.merging.mean import Linear, Mean
+from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
 from hatemtl.merging.regmean import RegMean, unpacked
-from hatemtl.merging.task_arithmetic import TaskArithmetic
 from hatemtl.methods.adapterhub.library import loras, own_parameters, updates
 from hatemtl.methods.adapterhub.train_and_load import Load
 from hatemtl.methods.full import Full

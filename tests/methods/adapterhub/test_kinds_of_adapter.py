@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
-from hatemtl.merging.mean import Mean
-from hatemtl.merging.task_arithmetic import TaskArithmetic
+from hatemtl.merging.mean import Mean, TaskArithmetic
 from hatemtl.methods.adapterhub.configuration_strings import KNOWN, REFUSED, configuration, kinds
 from hatemtl.methods.adapterhub.into_weights import fold
 from hatemtl.methods.adapterhub.library import WEIGHTS, loras, own_parameters
