@@ -163,8 +163,8 @@ class EpochLine(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, values = _module(pl_module), trainer.callback_metrics
         if not torch.isfinite(values["train_loss"]):
-            loss, data = float(values["train_loss"]), getattr(trainer, "datamodule", None)
-            raise UserError(f"the training loss is {loss} after epoch {trainer.current_epoch + 1}: {why(module, data)}")
+            loss = float(values["train_loss"])
+            raise UserError(f"the training loss is {loss} after epoch {trainer.current_epoch + 1}: {why(module)}")
         scores = [
             f"val_{t}_{module.head(t).primary} {float(values[f'val_{t}_{module.head(t).primary}']):.3f}"
             for t in module.heads

@@ -116,7 +116,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     finally:
         loggers.close(logger, failed=failed)
     rows, parts, memory = module.rows, network.parts(), peak_memory()
-    divergence.check(module, data, rows)
+    divergence.check(module, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     _save(network, data, work, rows)
     saved_run.write_record(
@@ -147,11 +147,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             **origin,
         },
     )
-    if then_test:
-        rows = [*rows, *evaluate(request, network, data, work)]
-        divergence.check(module, data, rows)
     finish(work, save_path)
     (save_path / CHECKPOINT).unlink(missing_ok=True)  # not before: the way back would be gone if that failed
+    if then_test:  # whatever becomes of the test, the run is finished
+        rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
 
