@@ -15,7 +15,7 @@ from hatemtl.batches.batching import Batching, place, share
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.per_task import apart, in_parts
 from hatemtl.batches.sampling import EpochBatches, Epochs, Sampling, Use, rarity
-from hatemtl.batches.tokenized_posts import Pool, check_workers, loader
+from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
 from hatemtl.corpora.base import SPLITS, Corpus, Split
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
@@ -29,7 +29,7 @@ PROPORTIONAL = Sampling()
 class _Used(Dataset[Batch]):
     """The pool, as batches for the task that each is stepped for."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: TokenizedPosts) -> None:
         self.pool = pool
 
     def __getitem__(self, use: Use) -> Batch:
@@ -101,7 +101,7 @@ class DataModule(L.LightningDataModule):
         if hasattr(self, "pool"):
             return
         self._made: dict[int, Epochs] = {}
-        self.pool = Pool(tokenizer, max_length, [self.corpora[corpus] for corpus, _ in self.parts], cache)
+        self.pool = TokenizedPosts(tokenizer, max_length, [self.corpora[corpus] for corpus, _ in self.parts], cache)
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
             self.pool.annotate(name, self.columns[name], self.first(name))

@@ -23,7 +23,7 @@ from hatemtl.seeds import derive
 WHOLE = 10**9  # tokens: no post has as many
 
 
-class Pool(Dataset[Batch]):
+class TokenizedPosts(Dataset[Batch]):
     """The N posts of all corpora as flat token ids, and each task's targets over them. Indexed by rows, it gives a Batch.
 
     A post is one sequence of tokens, or one for each of its choices; words are those of its first.
@@ -95,7 +95,7 @@ class Pool(Dataset[Batch]):
         sequences = mine if self.firsts is None else np.repeat(mine, np.diff(self.firsts))
         return np.repeat(sequences, np.diff(self.offsets))
 
-    def drawn(self, seed: int, epoch: int) -> "Pool":
+    def drawn(self, seed: int, epoch: int) -> "TokenizedPosts":
         """Gives the same posts, with the masks of a training epoch."""
         if not self.masks:
             return self

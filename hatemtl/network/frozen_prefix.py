@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.batches.batch import Batch
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import write
 
@@ -44,7 +44,7 @@ class Prefix:
         self.current: Tensor | None = None
         self.outputs = 0
 
-    def fill(self, pool: Pool, batches: Sequence[np.ndarray], folder: Path, mark: str) -> None:
+    def fill(self, pool: TokenizedPosts, batches: Sequence[np.ndarray], folder: Path, mark: str) -> None:
         """Computes the hidden states of these rows, unless `folder` holds them, and gives them to the pool.
 
         mark: the fingerprint of the pretrained encoder. The file is mapped, not read: it may be larger than memory.
@@ -110,7 +110,14 @@ class Prefix:
 
     @classmethod
     def cached(
-        cls, encoder: nn.Module, pool: Pool, batches: Sequence[np.ndarray], folder: Path, *, mark: str, device: torch.device
+        cls,
+        encoder: nn.Module,
+        pool: TokenizedPosts,
+        batches: Sequence[np.ndarray],
+        folder: Path,
+        *,
+        mark: str,
+        device: torch.device,
     ) -> "Prefix":
         """Gives the prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
         prefix = cls(encoder.to(device))

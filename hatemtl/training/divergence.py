@@ -51,4 +51,3 @@ def _rates(module: MultitaskModule) -> str:
 def finite(tensor: Tensor) -> bool:
     """Tells whether all that it holds are numbers."""
     return bool(torch.isfinite(tensor).all())
-
