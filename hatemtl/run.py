@@ -13,7 +13,7 @@ from hatemtl.command.several_runs import Turn, in_turn
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.warnings_off import quiet
-from hatemtl.saved_runs.standing import Standing, standing
+from hatemtl.training.standing import Standing
 from hatemtl.training.train import train
 from hatemtl.using.actions import export_run, predict, test
 
@@ -63,16 +63,12 @@ def _use(action: str, cfg: Any) -> Path:
 
 def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> Any:
     """Does it. Whatever ends it too early is told with the names that the user typed, and with how to go on."""
-
-    def stands() -> Standing:
-        return standing(request.identity, request.save_path, request.optimization.total_epochs)
-
     try:
         with request.naming():
             return do()
     except Interrupted:
-        raise Interrupted(stands().interrupted if trains else "") from None
+        raise Interrupted(Standing(request).interrupted if trains else "") from None
     except Exception as error:
         if isinstance(error, UserError) or (told := mendable(error, request.config)) is None:
             raise
-        raise UserError(f"{told}{stands().kept if trains else ''}") from error
+        raise UserError(f"{told}{Standing(request).kept if trains else ''}") from error

@@ -1,23 +1,19 @@
-"""Draws the posts of each epoch, and mixes corpora in a batch or keeps them apart.
+"""Draws the posts of each epoch, mixes corpora in a batch or keeps them apart, and shares batches out among tasks.
 
 K corpora of N_i training posts are drawn from with p_i ∝ N_i^(1/T): T = 1 as they are, T = 2 by their square roots, T = ∞
 alike. A T between is the rule of multilingual BERT and of Arivazhagan et al. 2019 (arXiv:1907.05019); one that rises over
 the epochs is the annealing of Stickland & Murray 2019 (arXiv:1902.02671). All of it is a function of seed and epoch alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
 
-from hatemtl.batches.batching import Batching, place, share
+from hatemtl.batches.batching import Batching
 from hatemtl.errors import UserError
 from hatemtl.seeds import derive
-
-Mix = Literal["mixed", "alternating"]
-Step = Literal["joint", "per_task"]
 
 
 class Use(NamedTuple):
@@ -45,8 +41,8 @@ class Sampling:
     final_temperature: float | None = None
     steps: int | None = None
     balance: float = 0.0
-    batch: Mix = "mixed"
-    step: Step = "joint"
+    batch: Literal["mixed", "alternating"] = "mixed"
+    step: Literal["joint", "per_task"] = "joint"
 
     def __post_init__(self) -> None:
         for name in ("temperature", "final_temperature"):
@@ -186,25 +182,33 @@ class Epochs:
         return batches if len(groups) == 1 else [batches[i] for i in rng.permutation(len(batches))]
 
 
-class EpochBatches(Sampler[Use]):
-    """This process's share of what the epoch that was last set trains on. uses: gives the whole of it by epoch."""
+def apart(
+    batches: Sequence[np.ndarray], has: Mapping[str, np.ndarray], accumulate: int, rng: np.random.Generator
+) -> list[tuple[np.ndarray, str]]:
+    """Gives every batch of rows once for each task that annotates posts in it, with these posts alone, in random order.
 
-    def __init__(self, uses: Callable[[int], list[Use]]) -> None:
-        self.uses, self.current = uses, 0
-        self._made: tuple[int, list[Use]] = (-1, [])
+    has[task]: (N,) whether the post carries the task's annotation. accumulate: how many make an optimizer step: so many of
+    one task follow each other. Those left over come last, where a step may hold more than one task's.
+    """
+    steps = []
+    for task, annotated in has.items():
+        mine = [(rows[annotated[rows]], task) for rows in batches if annotated[rows].any()]
+        steps += [mine[i : i + accumulate] for i in range(0, len(mine), accumulate)]
+    whole, rest = ([step for step in steps if (len(step) == accumulate) is full] for full in (True, False))
+    return [use for step in (*(whole[i] for i in rng.permutation(len(whole))), *rest) for use in step]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch; Lightning calls this before every one."""
-        self.current = epoch
 
-    def _whole(self) -> list[Use]:
-        if self._made[0] != self.current:  # an epoch's length is asked for many times
-            self._made = self.current, self.uses(self.current)
-        return self._made[1]
+def in_parts(uses: Sequence[Use], has: Mapping[str, np.ndarray], accumulate: int) -> Iterator[Use]:
+    """Gives the same batches, each with its share of every task's annotated posts among those of its optimizer step.
 
-    def __iter__(self) -> Iterator[Use]:
-        for use in self._whole():
-            yield use._replace(rows=share(use.rows, *place()))
-
-    def __len__(self) -> int:
-        return len(self._whole())
+    So the mean of a step is that of one large batch, however many posts of it lack an annotation, and the last step of an
+    epoch is whole however few batches it has. has[task]: (N,) whether the post carries the task's annotation.
+    """
+    for i in range(0, len(uses), accumulate):
+        step = uses[i : i + accumulate]
+        counts = {
+            task: [int(some[use.rows].sum()) if use.only in (None, task) else 0 for use in step]
+            for task, some in has.items()
+        }
+        for place, use in enumerate(step):
+            yield use._replace(parts={task: of[place] / max(sum(of), 1) for task, of in counts.items()})

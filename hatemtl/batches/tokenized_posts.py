@@ -1,7 +1,7 @@
 """Holds all posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -38,15 +38,15 @@ class TokenizedPosts(Dataset[Batch]):
         self.texts = [text for posts in parts for text in posts.texts]
         self.splits = np.concatenate([posts.splits for posts in parts])
         self.tokenizer, self.pad, self.max_length = tokenizer, tokenizer.pad_token_id, max_length
-        made: dict[int, Tokens] = {}  # a corpus may be there twice, once to be masked
+        made: dict[int, tuple[Tokens, np.ndarray]] = {}  # a corpus may be there twice, once to be masked
         for posts in parts:
             if id(posts) not in made:
-                texts, seconds = _sequences(posts)
-                made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds)
-        tokens = Tokens.join([made[id(posts)] for posts in parts])
+                texts, seconds, of_each = _sequences(posts)
+                made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds), of_each
+        tokens = Tokens.join([made[id(posts)][0] for posts in parts])
         self.tokens, self.offsets, self.begins, self.second = tokens.ids, tokens.offsets, tokens.begins, tokens.second
         self.firsts: np.ndarray | None = None
-        counts = np.concatenate([_counts(posts) for posts in parts])
+        counts = np.concatenate([made[id(posts)][1] for posts in parts])
         if (counts > 1).any():
             self.firsts = np.concatenate([[0], counts.cumsum()])
             later = np.ones(len(self.offsets) - 1, bool)
@@ -176,27 +176,13 @@ class TokenizedPosts(Dataset[Batch]):
         owner = np.repeat(np.arange(len(rows)), counts)
         return self.firsts[rows][owner] + np.arange(len(owner)) - (counts.cumsum() - counts)[owner], owner
 
-    def width(self, rows: np.ndarray) -> int:
-        """Counts the tokens that a batch of these posts is padded to: those of the longest; for a GPU up to `PAD_TO`'s next.
+    def _width(self, lengths: np.ndarray) -> int:
+        """The tokens that sequences are padded to: those of the longest; for a GPU up to `PAD_TO`'s next.
 
         On a CPU, whose kernels take any length, padding to 8 would cost a tenth of the speed.
         """
-        sequences, _ = self._sequences(rows)
-        return self._width(self.offsets[sequences + 1] - self.offsets[sequences])
-
-    def _width(self, lengths: np.ndarray) -> int:
         longest = lengths.max()
         return min(int(padded(longest) if self.on_gpu else longest), self.max_length)
-
-    def padding(self, batches: Iterable[np.ndarray]) -> float:
-        """Gives the share of places in these batches of rows that hold no token."""
-        tokens, places = 0, 0
-        for rows in batches:
-            sequences, _ = self._sequences(rows)
-            lengths = self.offsets[sequences + 1] - self.offsets[sequences]
-            tokens += int(lengths.sum())
-            places += len(lengths) * self._width(lengths)
-        return 1 - tokens / places
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
         """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
@@ -254,19 +240,13 @@ class TokenizedPosts(Dataset[Batch]):
         return torch.from_numpy(later.astype(np.int64)) if later.any() else None
 
 
-def _counts(posts: Posts) -> np.ndarray:
-    """(N,) into how many sequences each post is made."""
-    if posts.pairs is None:
-        return np.ones(len(posts), np.int64)
-    return np.maximum(np.fromiter(map(len, posts.pairs), np.int64, len(posts)), 1)
-
-
-def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None]:
-    """The texts of a corpus as sequences: each as often as it has second texts, and these."""
+def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None, np.ndarray]:
+    """The texts of a corpus as sequences, each as often as it has second texts; these; (N,) how many each post has."""
     if posts.pairs is None or not any(posts.pairs):
-        return posts.texts, None
-    texts = [text for text, pair in zip(posts.texts, posts.pairs, strict=True) for _ in pair or (None,)]
-    return texts, [second for pair in posts.pairs for second in pair or (None,)]
+        return posts.texts, None, np.ones(len(posts), np.int64)
+    pairs = [pair or (None,) for pair in posts.pairs]
+    texts = [text for text, pair in zip(posts.texts, pairs, strict=True) for _ in pair]
+    return texts, [second for pair in pairs for second in pair], np.fromiter(map(len, pairs), np.int64, len(pairs))
 
 
 def check_workers(workers: int) -> None:

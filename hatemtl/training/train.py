@@ -15,15 +15,16 @@ from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.command.request import Request, Result
 from hatemtl.corpora import leaks
+from hatemtl.corpora.base import SPLITS
 from hatemtl.errors import UserError, refusing
 from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_peak
+from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
 from hatemtl.methods.base import Component
 from hatemtl.network.assembly import Network
 from hatemtl.saved_runs import saved_run
-from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, claim, finish, held, named_after, start
-from hatemtl.saved_runs.provenance import peak_memory, provenance
+from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import divergence, loggers
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
@@ -57,10 +58,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     heads_from = request.heads_from()
     tasks = request.tasks_knowing(heads_from)
-    sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
     data = request.datamodule(tasks)
-    marks = data.fingerprints()
-    if not claim(save_path, config, sources, overwrite=request.overwrite, data=marks):
+    sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
+    inputs: Inputs = {"sources": sources, "data": data.fingerprints()}
+    if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
         console.print(
             f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
@@ -69,7 +70,8 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         return Result(save_path, saved.rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
     leaked, copies = leaks.check(data.corpora, request.leaks, data.readers())
     data.leave_out(copies)
-    data.check(then_test=then_test)
+    for split in SPLITS[: 2 + then_test]:
+        data.check_split(split)
     check_evaluations(request.evaluations, data)
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
@@ -87,7 +89,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
 
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
-    work = start(save_path, config, sources, marks)
+    work = start(save_path, config, inputs)
     callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT), *more]
     logger, failed = request.logger(folder=work, run=save_path.name), True
     try:
@@ -128,7 +130,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "encoder": network.mark,
             "tokenizer": words,
             "encoder_source": request.encoder.source,
-            "data": marks,
+            "data": inputs["data"],
             "leaks": leaked,
             "sources": sources,
             "seed": request.seed,

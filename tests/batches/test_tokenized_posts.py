@@ -212,9 +212,8 @@ def test_padding_is_what_batches_hold_beside_their_tokens() -> None:
     rows = [np.array([0, 5, 9]), np.array([1]), np.array([2, 3])]
     batches = [pool[some] for some in rows]
     assert [batch.tokens for batch in batches] == [int(batch.attention_mask.sum()) for batch in batches]
-    assert pool.padding(rows) == 1 - sum(b.tokens for b in batches) / sum(b.input_ids.numel() for b in batches)
-    assert pool.padding([np.array([9])]) == 0
-    assert pool.padding([np.array([5, 9])]) == 1 - (pool.lengths[5] + pool.lengths[9]) / (2 * pool.lengths[[5, 9]].max())
+    assert [batch.input_ids.numel() for batch in batches] == [len(some) * pool.lengths[some].max() for some in rows]
+    assert pool[np.array([9])].input_ids.numel() == pool[np.array([9])].tokens
 
 
 def test_a_post_that_fills_a_place_carries_no_annotation() -> None:
@@ -271,11 +270,7 @@ def test_a_posts_length_is_that_of_its_longest_sequence() -> None:
     pool = TokenizedPosts(minilm(), 128, [PAIRED, as_posts(["one more"])])
     own = [max(len(minilm()(*pair)["input_ids"]) for pair in sequences(row)) for row in range(5)]
     assert pool.lengths.tolist() == [*own, 4]
-    assert pool.width(np.arange(5)) == max(own)
-    batches = [np.array([0, 1]), np.array([2, 3])]
-    made = [pool[rows] for rows in batches]
-    places = sum(batch.input_ids.numel() for batch in made)
-    assert pool.padding(batches) == 1 - sum(batch.tokens for batch in made) / places
+    assert pool[np.arange(5)].input_ids.shape[1] == max(own)
 
 
 def test_words_are_those_of_the_first_sequence() -> None:
