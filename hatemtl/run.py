@@ -12,7 +12,7 @@ from hatemtl.command.saved_command import using
 from hatemtl.command.several_runs import Turn, in_turn
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.interruption import Interrupted
-from hatemtl.machine.warnings_off import quiet
+from hatemtl.machine.startup import quiet
 from hatemtl.training.standing import Standing
 from hatemtl.training.train import train
 from hatemtl.using.actions import export_run, predict, test

@@ -27,9 +27,9 @@ class TokenizedPosts(Dataset[Batch]):
     """The N posts of all corpora as flat token ids, and each task's targets over them. Indexed by rows, it gives a Batch.
 
     A post is one sequence of tokens, or one for each of its choices; words are those of its first.
-    prefix: (all tokens, D), what frozen layers make of them, if `prefix.Prefix` has filled it in.
-    tokens, offsets, begins, second: as in `tokencache.Tokens`. cache: the folder that keeps them, if any.
-    firsts: (N + 1,), which is each post's first sequence; None where every post is one.
+    prefix: (all tokens, D), what frozen layers make of them, if `frozen_prefix.Prefix` has filled it in.
+    tokens, offsets, begins, second: as in `token_cache.Tokens`. cache: the folder that keeps them, if any.
+    firsts: (N + 1,), which is each post's first sequence.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
     """
 
@@ -45,13 +45,11 @@ class TokenizedPosts(Dataset[Batch]):
                 made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds), of_each
         tokens = Tokens.join([made[id(posts)][0] for posts in parts])
         self.tokens, self.offsets, self.begins, self.second = tokens.ids, tokens.offsets, tokens.begins, tokens.second
-        self.firsts: np.ndarray | None = None
         counts = np.concatenate([made[id(posts)][1] for posts in parts])
-        if (counts > 1).any():
-            self.firsts = np.concatenate([[0], counts.cumsum()])
-            later = np.ones(len(self.offsets) - 1, bool)
-            later[self.firsts[:-1]] = False
-            self.begins = np.where(np.repeat(later, np.diff(self.offsets)), -1, self.begins)  # a word begins once
+        self.firsts = np.concatenate([[0], counts.cumsum()])
+        later = np.ones(len(self.offsets) - 1, bool)
+        later[self.firsts[:-1]] = False
+        self.begins = np.where(np.repeat(later, np.diff(self.offsets)), -1, self.begins)  # a word begins once
         self.prefix: torch.Tensor | None = None
         self.spaces: dict[str, LabelSpace] = {}
         self.targets: dict[str, np.ndarray] = {}
@@ -64,8 +62,7 @@ class TokenizedPosts(Dataset[Batch]):
     @property
     def lengths(self) -> np.ndarray:
         """Counts the token ids of each post, (N,), of its longest sequence if it has several."""
-        lengths = np.diff(self.offsets)
-        return lengths if self.firsts is None or not len(self) else np.maximum.reduceat(lengths, self.firsts[:-1])
+        return np.maximum.reduceat(np.diff(self.offsets), self.firsts[:-1])
 
     @cached_property
     def cut(self) -> tuple[np.ndarray, np.ndarray]:
@@ -73,8 +70,7 @@ class TokenizedPosts(Dataset[Batch]):
 
         Texts that fill their sequence are tokenized once more, whole: a word that makes no token was never there.
         """
-        first = slice(None) if self.firsts is None else self.firsts[:-1]
-        starts, ends = self.offsets[:-1][first], self.offsets[1:][first]
+        starts, ends = self.offsets[self.firsts[:-1]], self.offsets[self.firsts[:-1] + 1]
         full = np.flatnonzero(ends - starts == self.max_length)
         whole = tokenize(self.tokenizer, WHOLE, [self.texts[row] for row in full])
         words, counts = [np.zeros(0, np.int32)], np.zeros(len(self), np.int64)
@@ -85,15 +81,14 @@ class TokenizedPosts(Dataset[Batch]):
 
     def span(self, row: int) -> tuple[int, int]:
         """Gives where a post's tokens stand, of all its sequences."""
-        first, last = (row, row + 1) if self.firsts is None else self.firsts[[row, row + 1]]
-        return int(self.offsets[first]), int(self.offsets[last])
+        begin, end = self.offsets[self.firsts[[row, row + 1]]]
+        return int(begin), int(end)
 
     def tokens_of(self, rows: np.ndarray) -> np.ndarray:
         """Tells of all tokens, (all tokens,) bool, whether each is one of these posts'."""
         mine = np.zeros(len(self), dtype=bool)
         mine[rows] = True
-        sequences = mine if self.firsts is None else np.repeat(mine, np.diff(self.firsts))
-        return np.repeat(sequences, np.diff(self.offsets))
+        return np.repeat(mine, np.diff(self.offsets[self.firsts]))
 
     def drawn(self, seed: int, epoch: int) -> "TokenizedPosts":
         """Gives the same posts, with the masks of a training epoch."""
@@ -131,9 +126,7 @@ class TokenizedPosts(Dataset[Batch]):
         first = words.cumsum() - words
         flat = np.concatenate([np.zeros(0, np.float32), *values])
         here = np.flatnonzero((self.begins >= 0) & self.tokens_of(np.flatnonzero(words)))
-        post, word = np.searchsorted(self.offsets, here, side="right") - 1, self.begins[here]
-        if self.firsts is not None:
-            post = np.searchsorted(self.firsts, post, side="right") - 1
+        post, word = np.searchsorted(self.offsets[self.firsts], here, side="right") - 1, self.begins[here]
         if (word >= words[post]).any():
             raise ValueError("a post has more words than values a word")
         targets = np.full(len(self.tokens), IGNORED, dtype=np.float32)
@@ -146,8 +139,7 @@ class TokenizedPosts(Dataset[Batch]):
         return targets, beyond
 
     def _check_choices(self, column: Column, first: int) -> None:
-        choices = np.ones(len(self), np.int64) if self.firsts is None else np.diff(self.firsts)
-        choices = choices[first : first + len(column.values)]
+        choices = np.diff(self.firsts)[first : first + len(column.values)]
         if (column.values[column.has] >= choices[column.has]).any() or choices.max(initial=0) > len(column.space):
             raise ValueError("a post has more choices than there are names, or fewer than the place of the right one")
 
@@ -157,7 +149,7 @@ class TokenizedPosts(Dataset[Batch]):
         beyond: those of the words that max_length cuts off, 0 if not given. A word that makes no token, as between two
         spaces, has NaN.
         """
-        first = row if self.firsts is None else self.firsts[row]
+        first = self.firsts[row]
         begins = self.begins[self.offsets[first] : self.offsets[first + 1]]
         starts, cut = self.cut
         cut = cut[starts[row] : starts[row + 1]]
@@ -167,9 +159,7 @@ class TokenizedPosts(Dataset[Batch]):
         return words.tolist()
 
     def _sequences(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(S,) the sequences of these posts, and which of the posts each is of; None where every post has one."""
-        if self.firsts is None:
-            return rows, None
+        """(S,) the sequences of these posts, and which of the posts each is of; None where each has one."""
         counts = self.firsts[rows + 1] - self.firsts[rows]
         if len(rows) == counts.sum():
             return self.firsts[rows], None

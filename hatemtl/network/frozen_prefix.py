@@ -57,7 +57,8 @@ class Prefix:
         libraries = torch.__version__, version("transformers")
         how = 1, mark, len(self.layers), dtype, shape, device.type, config._attn_implementation, *libraries
         digest = hashlib.sha256(f"{how} {config.to_json_string(use_diff=False)}".encode())
-        for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches)), pool.second, pool.firsts):
+        firsts = pool.firsts if len(pool.firsts) < len(pool.offsets) else None  # as where every post is one sequence
+        for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches)), pool.second, firsts):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
         for weight in (p for layer in self.layers for p in layer.parameters()):  # a frozen adapter may be among them

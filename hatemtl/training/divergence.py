@@ -24,17 +24,10 @@ def check(module: MultitaskModule, rows: Sequence[Row]) -> None:
 
 
 def why(module: MultitaskModule) -> str:
-    """The likely cause, looked for in weights of tasks and what is frozen, and what to type."""
-    for task, weight in module.weights.items():
-        if not math.isfinite(weight):
-            return f"tasks.{task}.weight={weight}; type tasks.{task}.weight=1 and {AGAIN}"
+    """The likely cause, looked for in what is frozen, and what to type."""
     for name, parameter in module.encoder.named_parameters():
         if not parameter.requires_grad and not finite(parameter):
             return f"{name} of the pretrained encoder holds NaN or infinity; type another encoder=NAME, and {AGAIN}"
-    return _rates(module)
-
-
-def _rates(module: MultitaskModule) -> str:
     rates = module.optimization
     if not rates.total_epochs:
         return f"nothing was trained, so a merge made them; type another merge=NAME or heads.merge=NAME, and {AGAIN}"

@@ -1,4 +1,4 @@
-"""Prepares network and data for training: tokens, compiled code, frozen layers' states, counts of labels."""
+"""Prepares network and data for training."""
 
 from pathlib import Path
 

@@ -21,7 +21,6 @@ from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
-from hatemtl.methods.base import Component
 from hatemtl.network.assembly import Network
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
@@ -50,6 +49,7 @@ def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bo
 def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_test: bool) -> Result:
     console, config, asked = Console(), request.identity, time.perf_counter()
     method, optimization, settings = request.method, request.optimization, request.trainer
+    refits = request.heads_merge == "refit"
     with refusing():
         starts = method.starts_from()
     if request.load_path is not None and not request.heads_load and not starts:
@@ -76,16 +76,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
     module, origin = network.module, provenance()
-    if request.heads_merge == "refit":
+    if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
-    words = prepare(
-        network,
-        data,
-        settings,
-        epochs=optimization.total_epochs,
-        cache=request.cache,
-        cache_prefix=request.cache_prefix,
-    )
+    ways: dict[str, Any] = {"cache": request.cache, "cache_prefix": request.cache_prefix}
+    words = prepare(network, data, settings, epochs=optimization.total_epochs, **ways)
 
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
@@ -105,7 +99,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
         started()
         begun = time.perf_counter()
-        if request.heads_merge == "refit" and before is None:
+        if refits and before is None:
             refit(module, data, device=settings.device, seed=request.seed)
         preparing = network.seconds + time.perf_counter() - begun
         if optimization.total_epochs:
@@ -118,6 +112,8 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     finally:
         loggers.close(logger, failed=failed)
     rows, parts, memory = module.rows, network.parts(), peak_memory()
+    heads_learn = refits or optimization.total_epochs > 0
+    encoder_learns = optimization.total_epochs > optimization.heads_first
     divergence.check(module, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     _save(network, data, work, rows)
@@ -144,7 +140,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "compiled": module.through.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(
-                part.trained for part in parts if _learned(part, optimization, refitted=request.heads_merge == "refit")
+                part.trained for part in parts if (heads_learn if part.kind == "head" else encoder_learns)
             ),
             **origin,
         },
@@ -155,13 +151,6 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
-
-
-def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:
-    """Tells whether the run trains this part: heads by a fit or an epoch, the encoder side by an epoch of its own."""
-    if part.kind == "head":
-        return refitted or optimization.total_epochs > 0
-    return optimization.total_epochs > optimization.heads_first
 
 
 def _save(network: Network, data: DataModule, folder: Path, rows: Sequence[Row]) -> None:

@@ -14,7 +14,7 @@ from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.labels import LabelSpace
-from hatemtl.machine.warnings_off import quiet
+from hatemtl.machine.startup import quiet
 from hatemtl.network.assembly import check_tokenizer
 from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs.saved_run import SavedRun

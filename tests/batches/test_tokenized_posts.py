@@ -289,7 +289,7 @@ def test_where_no_text_has_a_second_one_nothing_is_there_for_them() -> None:
     for posts in (as_posts(TEXTS), replace(as_posts(TEXTS), pairs=[()] * len(TEXTS))):
         pool = TokenizedPosts(minilm(), 128, [posts])
         batch = pool[np.arange(4)]
-        assert pool.firsts is pool.second is batch.owner is batch.token_type_ids is None
+        assert pool.second is batch.owner is batch.token_type_ids is None
 
 
 def test_the_right_choice_is_one_of_those_that_are_there() -> None:
