@@ -1,7 +1,7 @@
 """Holds one step's posts as padded token ids, with each task's targets."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,4 +112,4 @@ class Batch:
                 return {key: changed(item) for key, item in value.items()}
             return change(value) if isinstance(value, Tensor) else value
 
-        return Batch(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})
+        return Batch(**{name: changed(value) for name, value in vars(self).items()})

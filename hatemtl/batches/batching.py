@@ -37,8 +37,7 @@ class Batching(Protocol):
 class LengthBuckets:
     """Batches of so many posts, of like length, out of windows of shuffled posts: little padding.
 
-    batch_size: posts a training batch, over all devices. window: batches that are sorted by length together; 1 is plain
-    shuffling. eval_batch_size: posts a batch at most where nothing is trained; fewer where it would be padded much.
+    In evaluation a batch has fewer than eval_batch_size where it would be padded much.
     """
 
     batch_size: int
@@ -68,10 +67,8 @@ class LengthBuckets:
 class TokenBudget:
     """Batches of so many padded tokens, of like length, out of windows of shuffled posts: steps of even cost.
 
-    batch_tokens: padded tokens a training batch at most, over all devices. batch_size: posts a training batch at most.
-    window: batches' worth of tokens that are sorted by length together. eval_batch_tokens, eval_batch_size: the same
-    where nothing is trained. The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short;
-    the last batch of a window, smaller than the others, holds its longest posts.
+    The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short; the last batch of a
+    window, smaller than the others, holds its longest posts.
     """
 
     batch_tokens: int

@@ -175,12 +175,11 @@ class DataModule(L.LightningDataModule):
         if epochs not in self._made:
             train = self.rows("train")
             starts = np.searchsorted(train, [*self.starts.values()][1:])
-            corpora = {part: rows for part, rows in zip(self.parts, np.split(train, starts), strict=True) if len(rows)}
-            weights = [self._weights(corpus, rows) for (corpus, _), rows in corpora.items()]
+            parts = {part: rows for part, rows in zip(self.parts, np.split(train, starts), strict=True) if len(rows)}
             self._made[epochs] = Epochs(
-                list(corpora.values()),
-                weights,
-                self.pool.lengths,
+                corpora=list(parts.values()),
+                weights=[self._weights(corpus, rows) for (corpus, _), rows in parts.items()],
+                lengths=self.pool.lengths,
                 sampling=self.sampling,
                 batching=self.batching,
                 seed=self.seed,

@@ -29,13 +29,7 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Tells how often the posts of each corpus come.
-
-    temperature: T above. final_temperature: T in the last epoch, where 1/T goes on a straight line; None for the same T.
-    steps: batches an epoch; None for as many posts as there are. balance: 0 draws a corpus's posts alike, 1 by the inverse
-    share of their rarest label, a number between by a power of it. batch: whether a batch mixes corpora or is of one.
-    step: joint, one optimizer step a batch for all its tasks; per_task, one for each task's loss alone (see `apart`).
-    """
+    """Tells how often the posts of each corpus come; the YAMLs of conf/sampling tell of each key."""
 
     temperature: float = 1.0
     final_temperature: float | None = None
@@ -45,8 +39,7 @@ class Sampling:
     step: Literal["joint", "per_task"] = "joint"
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "final_temperature"):
-            value = getattr(self, name)
+        for name, value in (("temperature", self.temperature), ("final_temperature", self.final_temperature)):
             if value is not None and not value > 0:
                 raise UserError(f"sampling.{name}={value}: expected a number above 0, such as 1, 2, 5 or inf")
         if self.steps is not None and self.steps < 1:
@@ -120,6 +113,7 @@ def spread(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return drawn[np.argsort((time + np.repeat(when[first], times)) / np.repeat(times, times), kind="stable")]
 
 
+@dataclass(kw_only=True)
 class Epochs:
     """The training batches of every epoch of a run, as rows of the pool: a function of seed and epoch alone.
 
@@ -127,22 +121,18 @@ class Epochs:
     lengths: of the whole pool, in tokens. epochs: of the run.
     """
 
-    def __init__(
-        self,
-        corpora: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        lengths: np.ndarray,
-        *,
-        sampling: Sampling,
-        batching: Batching,
-        seed: int,
-        epochs: int = 1,
-    ) -> None:
-        self.corpora, self.weights, self.lengths = corpora, weights, lengths
-        self.sampling, self.batching, self.seed, self.epochs = sampling, batching, seed, epochs
-        self.sizes = np.array([len(rows) for rows in corpora])
+    corpora: Sequence[np.ndarray]
+    weights: Sequence[np.ndarray]
+    lengths: np.ndarray
+    sampling: Sampling
+    batching: Batching
+    seed: int
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        self.sizes = np.array([len(rows) for rows in self.corpora])
         # of each epoch begun: how many posts of each corpus came before it, and how many should have
-        self._came, self._due = [np.zeros(len(corpora), np.int64)], [np.zeros(len(corpora))]
+        self._came, self._due = [np.zeros_like(self.sizes)], [np.zeros(len(self.sizes))]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Gives the batches of one epoch, over all processes."""
@@ -152,9 +142,8 @@ class Epochs:
 
     def _made(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch whose predecessors are known."""
-        posts, steps = int(self.sizes.sum()), self.sampling.steps
-        if steps is None:
-            return self._of(posts, epoch)
+        if (steps := self.sampling.steps) is None:
+            return self._of(int(self.sizes.sum()), epoch)
         posts = steps * self.batching.batch_size  # more cannot be in so many batches
         while len(batches := self._of(posts, epoch)) > steps:
             posts = min(posts - 1, posts * steps // len(batches))

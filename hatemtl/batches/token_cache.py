@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,15 +89,13 @@ def tokenize(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: S
 
     Raises UserError where `max_length` has no room for two texts.
     """
-    if seconds is None:
-        return Tokens.join([_chunk(tokenizer, max_length, chunk) for chunk in _chunks(texts)])
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
-    if max_length < least:
+    if seconds is not None and max_length < least:
         raise UserError(
             f"encoder.max_length={max_length}: expected room for two texts and the tokens around them; type "
             f"encoder.max_length={least} or more"
         )
-    chunks = zip(_chunks(texts), _chunks(seconds), strict=True)
+    chunks = zip(_chunks(texts), repeat(None) if seconds is None else _chunks(seconds), strict=False)
     return Tokens.join([_chunk(tokenizer, max_length, *chunk) for chunk in chunks])
 
 
@@ -149,7 +147,7 @@ def _chunks(texts: list[Text]) -> Iterator[list[Text]]:
     return (texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK))
 
 
-def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None) -> Tokens:
+def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds) -> Tokens:
     pairs: list[Any] = texts
     if seconds is not None:
         pairs = [text if second is None else (text, second) for text, second in zip(texts, seconds, strict=True)]

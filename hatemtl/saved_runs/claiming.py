@@ -19,6 +19,7 @@ from zipfile import ZipFile
 from filelock import FileLock, Timeout
 
 from hatemtl.errors import UserError
+from hatemtl.machine import json_object
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_record, unfinished, write_config, write_record
 
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
@@ -100,9 +101,9 @@ def _sign(descriptor: int, doing: str) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Reads who signed, if it can be read yet."""
-    with suppress(OSError, ValueError):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+    """Who signed, if it can be read yet."""
+    with suppress(UserError):
+        return json_object.read(path, "")
     return {}
 
 
@@ -161,11 +162,10 @@ def start(save_path: Path, config: Mapping[str, Any], inputs: Inputs) -> Path:
 
 def finish(work: Path, save_path: Path) -> None:
     """Renames a finished run to its final place, replacing what `overwrite=true` allowed to be replaced."""
-    old = _replaced(save_path)
     if save_path.exists():
-        os.replace(save_path, old)
+        os.replace(save_path, _replaced(save_path))
     os.replace(work, save_path)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_replaced(save_path), ignore_errors=True)
 
 
 def _replaced(save_path: Path) -> Path:
@@ -204,9 +204,8 @@ def _some(changes: list[str]) -> str:
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Tells what sets two configurations apart, as 'key: saved X, given Y'; keys that make no other run left out.
 
-    A run is known by the options of groups and the values of keys, never by the classes that they name.
-
-    A key that one of them lacks, for it is of an older version, is a switch that is off there: null, false or 0.
+    A run is known by the options of groups and the values of keys, never by the classes that they name. A key that one of
+    them lacks, for it is of an older version, is a switch that is off there: null, false or 0.
     """
     a, b = dict(_leaves(saved)), dict(_leaves(given))
     other = [

@@ -66,7 +66,7 @@ def write(path: Path, content: Callable[[Path], object]) -> None:
 
 
 def share(folder: Path) -> None:
-    """Lets whom the umask lets read the safetensors files in a folder: libraries write them for their owner alone."""
+    """Lets others read a folder's safetensors files, which libraries write for their owner alone, where the umask does."""
     for path in folder.rglob("*.safetensors"):
         _as_new(path)
 
@@ -96,10 +96,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 class SavedRun:
-    """A finished run on disk.
-
-    Raises UserError where the folder is not one.
-    """
+    """A finished run on disk. Raises UserError where the folder is none."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

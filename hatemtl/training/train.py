@@ -16,19 +16,21 @@ from hatemtl.command.console import Console
 from hatemtl.command.request import Request, Result
 from hatemtl.corpora import leaks
 from hatemtl.corpora.base import SPLITS
+from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError, refusing
 from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
-from hatemtl.network.assembly import Network
+from hatemtl.network.assembly import Network, check_tokenizer
+from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import divergence, loggers
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
-from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
+from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.actions import evaluate
 from hatemtl.using.judging import check_evaluations
 
@@ -151,6 +153,41 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
+
+
+def prepare(
+    network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
+) -> str:
+    """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
+
+    cache: the folder that keeps the first three. Gives what tells the tokenizer from others.
+    Raises UserError where cache_prefix has no such folder, or nothing to keep, or a source was trained on other tokens.
+    """
+    module, tokenizer = network.module, network.encoder.tokenizer()
+    words = vocabulary(tokenizer)
+    for source in network.method.starts_from():
+        check_tokenizer(source, words)
+    data.tokenize(tokenizer, network.encoder.max_length, cache)
+    if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
+        module.through.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
+    if cache_prefix:
+        if cache is None:
+            raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
+        if data.pool.masks:
+            raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
+        if network.encoder.quantize is not None:
+            raise UserError(
+                "data.cache_prefix=true: what quantized layers make of a post is not kept; type data.cache_prefix=false, or "
+                "encoder.quantize=null"
+            )
+        started()  # it may take long
+        batches = data.batching.in_order(data.pool.lengths)
+        module.through.prefix = Prefix.cached(
+            module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device
+        )
+    for task in data.tasks:
+        module.head(task).observe(data.observed(task))
+    return words
 
 
 def _save(network: Network, data: DataModule, folder: Path, rows: Sequence[Row]) -> None:

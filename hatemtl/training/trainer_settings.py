@@ -57,12 +57,8 @@ def _compiler() -> str | None:
 class TrainerSettings:
     """Says where and in which number format a run computes.
 
-    accelerator: auto, cpu or gpu.
-    precision: auto, 32 or bf16: the type of the frozen weights and of the encoder's arithmetic. What is trained, its
-        optimizer state and the heads stay float32.
-    compile: auto, true or false: compiled training (torch.compile); auto where it saves more time than it takes.
-    fast: auto or false: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
-    progress: whether to draw a progress bar; None draws it on a terminal.
+    precision: the type of the frozen weights and of the encoder's arithmetic. What is trained, its optimizer state and the
+    heads stay float32. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"]
@@ -145,6 +141,4 @@ class TrainerSettings:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,  # under a token budget an epoch has its own number of batches
-            log_every_n_steps=50,
-            use_distributed_sampler=False,
         )

@@ -45,9 +45,9 @@ def mixed(
     ends = np.cumsum(sizes)
     rows = [2 * np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     return Epochs(
-        rows,
-        weights or [np.ones(size) for size in sizes],
-        lengths(2 * int(ends[-1])),
+        corpora=rows,
+        weights=weights or [np.ones(size) for size in sizes],
+        lengths=lengths(2 * int(ends[-1])),
         sampling=Sampling(**options),
         batching=batching,
         seed=seed,
