@@ -185,6 +185,7 @@ class TokenizedPosts(Dataset[Batch]):
         inside = np.arange(width) < lengths[:, None]
         places = np.where(inside, starts[:, None] + np.arange(width), 0)
         ids = np.where(inside, self.tokens[places], self.pad).astype(np.int64)
+        later = None if self.second is None else inside & (np.arange(width) >= self.second[sequences][:, None])
         first = slice(None) if owner is None else np.flatnonzero(np.diff(owner, prepend=-1))
         has = {task: some[rows] & ~absent for task, some in self.has.items()}
         targets: dict[str, torch.Tensor] = {}
@@ -210,7 +211,7 @@ class TokenizedPosts(Dataset[Batch]):
             has={task: torch.from_numpy(some) for task, some in has.items()},
             posts=torch.from_numpy(rows.astype(np.int64)),
             owner=None if owner is None else torch.from_numpy(owner),
-            token_type_ids=self._segments(sequences, inside),
+            token_type_ids=None if later is None or not later.any() else torch.from_numpy(later.astype(np.int64)),
             prefix=None if self.prefix is None else self.prefix[torch.from_numpy(places)],
             tokens=int(lengths.sum()),
         )
@@ -221,13 +222,6 @@ class TokenizedPosts(Dataset[Batch]):
         places = starts[:, None] + np.arange((ends - starts).max(initial=0))
         there = places < ends[:, None]
         return np.where(there, self.beyond[task][np.where(there, places, 0)], np.float32(IGNORED))
-
-    def _segments(self, sequences: np.ndarray, inside: np.ndarray) -> torch.Tensor | None:
-        """(S, T) the segment of each token, if any of these sequences has a second one."""
-        if self.second is None:
-            return None
-        later = inside & (np.arange(inside.shape[1]) >= self.second[sequences][:, None])
-        return torch.from_numpy(later.astype(np.int64)) if later.any() else None
 
 
 def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None, np.ndarray]:

@@ -61,11 +61,11 @@ def held(save_path: Path, doing: str) -> Iterator[Path]:
             after.callback(_quietly, path.unlink)  # first: who waits for this very file sees that it is gone, makes another
             _sweep(place)
         except (OSError, RuntimeError) as error:  # the latter from a link that leads to itself, before Python 3.13
-            if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            number = error.errno if isinstance(error, OSError) else None
+            if number in OF_THE_DISK:
                 _quietly(path.unlink)  # made, but there was no room to sign it
                 raise
-            lockless = isinstance(error, OSError) and error.errno in LOCKLESS
-            why = "its file system locks no files" if lockless else "no run can be left there"
+            why = "its file system locks no files" if number in LOCKLESS else "no run can be left there"
             raise UserError(f"save_path={save_path}: {why} ({error}); give another save_path") from error
         yield place
 

@@ -18,7 +18,6 @@ from hatemtl.corpora import leaks
 from hatemtl.corpora.base import SPLITS
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError, refusing
-from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
@@ -118,7 +117,12 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     encoder_learns = optimization.total_epochs > optimization.heads_first
     divergence.check(module, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
-    _save(network, data, work, rows)
+    method.library.save(module.encoder, network.name, work)
+    heads = {name: value.contiguous().cpu() for name, value in module.heads.state_dict().items()}
+    saved_run.write(work / "heads.safetensors", lambda path: save_file(heads, path))
+    saved_run.share(work)
+    saved_run.write_labels(work, data.spaces)
+    saved_run.write_results(work, rows)
     saved_run.write_record(
         work,
         {
@@ -188,12 +192,3 @@ def prepare(
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
     return words
-
-
-def _save(network: Network, data: DataModule, folder: Path, rows: Sequence[Row]) -> None:
-    network.method.library.save(network.module.encoder, network.name, folder)
-    heads = {name: value.contiguous().cpu() for name, value in network.module.heads.state_dict().items()}
-    saved_run.write(folder / "heads.safetensors", lambda path: save_file(heads, path))
-    saved_run.share(folder)
-    saved_run.write_labels(folder, data.spaces)
-    saved_run.write_results(folder, rows)

@@ -30,11 +30,9 @@ def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
     """Chooses bf16 where the hardware multiplies bf16, else float32."""
     if accelerator != "cpu" and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif accelerator != "cpu" and torch.backends.mps.is_available():
-        has_bf16 = False
-    else:
-        # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:  # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
+        on_cpu = accelerator == "cpu" or not torch.backends.mps.is_available()
+        has_bf16 = on_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return "bf16" if has_bf16 else "32"
 
 
