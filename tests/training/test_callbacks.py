@@ -420,10 +420,3 @@ def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change() -> None:
 
     with pytest.raises(UserError, match=r"loss is nan after epoch 2.*optimization\.encoder_lr \(now 0\.01\)"):
         printed([0.1, 0.2, 0.3], NotANumber([0.1, 0.2, 0.3]))
-
-
-def test_the_callbacks_ask_for_a_multitask_module() -> None:
-    with pytest.raises(TypeError, match="expected a MultitaskModule, given LightningModule"):
-        EpochLine(Console(file=io.StringIO()), BestWeights(patience=None, spared=0)).on_train_epoch_end(
-            trainer(1), L.LightningModule()
-        )
