@@ -105,7 +105,7 @@ class Standing:
     @property
     def kept(self) -> str:
         """Gives what is not lost by an error, to be said behind it."""
-        if self.finished or not self.begun:
-            return ""
+        if not self.begun:
+            return f"; the trained run is kept: save_path={self.save_path}" if self.finished else ""
         kept = f"; epoch {self.epochs} of {self.total} is kept, and the same command goes on from there"
         return f"{kept if self.epochs else ''}; other settings need overwrite=true"
