@@ -50,10 +50,10 @@ class LengthBuckets:
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         def cuts(window: np.ndarray) -> np.ndarray:
             full, rest = divmod(len(window), self.batch_size)
-            cuts = np.arange(1, full + (rest > 0)) * self.batch_size
+            ends = np.arange(1, full + (rest > 0)) * self.batch_size
             # the one smaller batch stands anywhere among them: posts in it weigh more, which the longest shall not always do
-            cuts[int(rng.integers(full + 1)) :] += rest - self.batch_size if rest else 0
-            return cuts
+            ends[int(rng.integers(full + 1)) :] += rest - self.batch_size if rest else 0
+            return ends
 
         size = self.window * self.batch_size
         return _shuffled(lengths, range(size, len(lengths), size), cuts, rng)

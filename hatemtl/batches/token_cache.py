@@ -80,7 +80,9 @@ def cached(tokenizer: Tokenizer, max_length: int, texts: list[str], cache: Path 
     tokens = _read(path, mark, len(texts))
     if tokens is None:
         tokens = tokenize(tokenizer, max_length, texts, seconds)
-        _write(path, mark, tokens)
+        arrays, notes = tokens.arrays, {"fingerprint": mark, "checksum": _checksum(tokens)}
+        with suppress(OSError, SafetensorError):  # the folder cannot be written, or the disk is full
+            saved_run.write(path, lambda temporary: save_file(arrays, temporary, metadata=notes))
     return tokens
 
 
@@ -177,12 +179,6 @@ def _checksum(tokens: Tokens) -> str:
     for array in tokens.arrays.values():
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
-
-
-def _write(path: Path, mark: str, tokens: Tokens) -> None:
-    notes = {"fingerprint": mark, "checksum": _checksum(tokens)}
-    with suppress(OSError, SafetensorError):  # the folder cannot be written, or the disk is full
-        saved_run.write(path, lambda temporary: save_file(tokens.arrays, temporary, metadata=notes))
 
 
 def _read(path: Path, mark: str, sequences: int) -> Tokens | None:

@@ -118,7 +118,7 @@ def _sweep(save_path: Path) -> None:
     for folder in (save_path, unfinished(save_path)):
         if (folder / "run.json").exists():  # else it may be anyone's
             for path in folder.rglob(".*"):
-                if re.fullmatch(r"\..+\.\d+", path.name):  # as artifacts.write names them
+                if re.fullmatch(r"\..+\.\d+", path.name):  # as saved_run.write names them
                     path.unlink(missing_ok=True)
 
 
@@ -128,18 +128,22 @@ def claim(save_path: Path, config: Mapping[str, Any], inputs: Inputs, *, overwri
     False where this very run is finished. Nothing is written or removed.
     Raises UserError where another run stands there, finished or not, and may not be overwritten.
     """
-    work, way_out = unfinished(save_path), "give another save_path, or overwrite=true to replace it"
+    work = unfinished(save_path)
     saved = SavedRun(save_path) if save_path.exists() else None  # what is no run is never overwritten
     if overwrite:
         return True
-    if saved is not None:
-        if not (changed := differences(saved.config, config) + _other_inputs(saved.record, inputs)):
-            return False
-        raise UserError(f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}")
-    if changed := _changed_since(work, config, inputs):
+    if saved is None:
+        what, changed = "has an unfinished", _changed_since(work, config, inputs)
+    else:
+        what, changed = "holds a finished", differences(saved.config, config) + _other_inputs(saved.record, inputs)
+    if changed:
+        some = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
         raise UserError(
-            f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
+            f"save_path={save_path} {what} run of another configuration ({some}); give another save_path, or "
+            f"overwrite=true to replace it"
         )
+    if saved is not None:
+        return False
     if why := _broken(work / CHECKPOINT):
         raise UserError(
             f"save_path={save_path} has an unfinished run that cannot go on: {work / CHECKPOINT} cannot be read ({why}); "
@@ -195,10 +199,6 @@ def _changed_since(work: Path, config: Mapping[str, Any], inputs: Inputs) -> lis
 
 def _other_inputs(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
     return [CHANGED[name] for name, given in inputs.items() if record.get(name, given) != given]
-
-
-def _some(changes: list[str]) -> str:
-    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
