@@ -48,8 +48,8 @@ class LengthBuckets:
         _check_counts(self)
 
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        def cuts(window: np.ndarray) -> np.ndarray:
-            full, rest = divmod(len(window), self.batch_size)
+        def cuts(some: np.ndarray) -> np.ndarray:
+            full, rest = divmod(len(some), self.batch_size)
             ends = np.arange(1, full + (rest > 0)) * self.batch_size
             # the one smaller batch stands anywhere among them: posts in it weigh more, which the longest shall not always do
             ends[int(rng.integers(full + 1)) :] += rest - self.batch_size if rest else 0
@@ -84,11 +84,7 @@ class TokenBudget:
         self._check(lengths)
         before = padded(lengths).cumsum() - padded(lengths)
         windows = np.flatnonzero(np.diff(before // (self.window * self.batch_tokens))) + 1
-
-        def cuts(window: np.ndarray) -> list[int]:
-            return _cuts(padded(lengths[window]), self.batch_tokens, self.batch_size)
-
-        return _shuffled(lengths, windows, cuts, rng)
+        return _shuffled(lengths, windows, lambda some: _cuts(padded(some), self.batch_tokens, self.batch_size), rng)
 
     def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
         self._check(lengths)
@@ -112,7 +108,7 @@ def _shuffled(
     batches = []
     for window in np.split(np.arange(len(lengths)), windows):
         window = window[np.argsort(lengths[window], kind="stable")]
-        batches += np.split(window, cuts(window))
+        batches += np.split(window, cuts(lengths[window]))
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
