@@ -44,7 +44,7 @@ class Task:
         if self.mask_pattern is not None:
             Part.parse(self.mask_pattern)
         if not 0 <= self.weight < float("inf"):
-            raise UserError(f"task weight={self.weight}: expected 0 or more")
+            raise UserError(f"weight={self.weight}: expected a number, 0 or more; type tasks.TASK.weight=1")
         if self.labels is not None:
             wrong = [new for new, old in self.labels.items() if not old]
             if wrong or not self.labels:

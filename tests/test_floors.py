@@ -127,6 +127,8 @@ def test_analysis_never_imports_torch() -> None:
         ("methods.full", {"adapters", "peft"}),
         ("methods.adapterhub.train_and_load", {"peft"}),
         ("methods.peft_adapters.train_and_load", {"adapters"}),
+        ("saved_runs.claiming", {"torch", "pandas"}),
+        ("saved_runs.saved_run", {"torch", "pandas"}),
         ("corpora.hatexplain", {"torch", "pandas", "pyarrow", "datasets"}),
     ],
 )

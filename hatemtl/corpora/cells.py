@@ -16,6 +16,7 @@ MEND = "mend the cell, or leave it empty for a post without annotation"
 TRUE = {*map(str, YES), "yes"}
 FALSE = {*map(str, NO), "no"}
 MANY = 100  # different labels from which a column is looked at twice
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequence[Any] | None = None) -> Column:
@@ -135,8 +136,8 @@ class _Table:
         values, has = np.zeros(len(self.posts), np.float32), np.zeros(len(self.posts), bool)
         for i, value in self._given(column):
             number = _number(value)
-            if number is None:
-                raise self._wrong(i, column, "a number")
+            if number is None or abs(number) > LARGEST:
+                raise self._wrong(i, column, "a number, of at most 38 digits")
             values[i], has[i] = number, True
         return Column(LabelSpace("score", self.names or (column,)), values, has)
 

@@ -41,7 +41,7 @@ class Predictions:
     def whole(
         self, stage: Stage, head: Head, at_words: Callable[[int, list[float]], list[float]] | None = None
     ) -> Predicted:
-        """The same as one array each, for evaluations. at_words: `Pool.at_words`, for a head of tokens."""
+        """The same as one array each, for evaluations. at_words: `TokenizedPosts.at_words`, for a head of tokens."""
         posts = torch.cat(self.posts).numpy()
 
         def joined(batches: Sequence[Tensor]) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hatemtl.batches.batch import Batch
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.corpora.base import Posts
 from hatemtl.encoders import for_others
 from hatemtl.encoders.pretrained import Encoder, Transformer
@@ -27,7 +27,7 @@ class Case:
     """
 
     seconds: list[str] | None
-    pool: Pool
+    pool: TokenizedPosts
     batch: Batch
     said: dict[str, Tensor]
 
@@ -42,7 +42,7 @@ def cases(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) -> Ite
     for seconds in (None, SECONDS) if room and types == known else (None,):
         pairs: list[tuple[str, ...]] | None = None if seconds is None else [(second,) for second in seconds]
         names = list(map(str, range(len(TEXTS))))
-        pool = Pool(tokenizer, encoder.max_length, [Posts(names, TEXTS, np.full(len(TEXTS), "test"), {}, pairs)])
+        pool = TokenizedPosts(tokenizer, encoder.max_length, [Posts(names, TEXTS, np.full(len(TEXTS), "test"), {}, pairs)])
         batch = pool[np.arange(len(pool))]
         hidden, said = Forward(model, heads).encode(batch), {}
         for task, head in heads.items():

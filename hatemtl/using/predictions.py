@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.labels import LabelSpace
 from hatemtl.network.module import MultitaskModule
 from hatemtl.using.predictor import Scored
 
 
-def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
+def predictions(module: MultitaskModule, pool: TokenizedPosts) -> pd.DataFrame:
     """Makes one row a post and task: post_id, task, gold and scores.
 
     gold: [label's position] for multiclass and ordinal, [the right choice's] for choice, [number] for score; 0 or 1 (or a

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hatemtl.batches.tokenized_posts import Pool, loader
+from hatemtl.batches.tokenized_posts import TokenizedPosts, loader
 from hatemtl.command.request import Request
 from hatemtl.corpora.base import Posts
 from hatemtl.corpora.rows import LONGEST, as_post, shown
@@ -14,7 +14,7 @@ from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.labels import LabelSpace
-from hatemtl.machine.warnings_off import quiet
+from hatemtl.machine.startup import quiet
 from hatemtl.network.assembly import check_tokenizer
 from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -82,15 +82,15 @@ class Predictor:
         """The head of a task."""
         return self.network.module.head(task)
 
-    def pool(self, texts: Iterable[str]) -> Pool:
+    def pool(self, texts: Iterable[str]) -> TokenizedPosts:
         """The texts as token ids."""
         posts = as_posts(texts)
         splits = np.full(len(posts), "test")
-        return Pool(
+        return TokenizedPosts(
             self.tokenizer, self.network.encoder.max_length, [Posts([*map(str, range(len(posts)))], posts, splits, {})]
         )
 
-    def scores(self, pool: Pool, told: Callable[[int], object] | None = None) -> dict[str, list[list[float]]]:
+    def scores(self, pool: TokenizedPosts, told: Callable[[int], object] | None = None) -> dict[str, list[list[float]]]:
         """Each task's scores of the pool's posts, in their order: one a label, or one a word."""
         found: dict[str, list[list[float]]] = {task: [[]] * len(pool) for task in self.spaces}
         forward, settings = self.network.module.through, self.request.trainer
