@@ -8,15 +8,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra._internal.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from hatemtl.command.nearest import walk
 from hatemtl.command.quoting import assigned, in_quotes
-from hatemtl.command.suggestions import CONF, LISTS, defaults, targets
+from hatemtl.command.suggestions import CONF, LISTS
 from hatemtl.errors import UserError, did_you_mean
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null", Any: "a value"}
@@ -26,12 +27,15 @@ LONG = 60  # letters: a longer value is no example
 
 
 def check_node(node: DictConfig) -> None:
-    """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes."""
-    target = node.get("_target_")
-    hints = _hints(target) if isinstance(target, str) else {}
+    """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes.
+
+    A module of the user's that cannot be imported raises what it raises.
+    """
+    called = _called(node)
+    hints = _hints(called)
     for name in node:
         if not str(name).startswith("_"):
-            check_value(_key(node, name), node[name], hints.get(str(name), Any), target)
+            check_value(_key(node, name), node[name], hints.get(str(name), Any), node._target_)
     if not isinstance(partial := node.get("_partial_", False), bool):
         raise UserError(f"{node._get_full_key('_partial_')}={partial}: expected true or false")
 
@@ -44,30 +48,65 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
     if OmegaConf.is_dict(value) and "_target_" in value:
         return check_node(value)
     given: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    plain: list[Any] = []
-    other: list[Any] = []
-    for kind in _kinds(annotation):
-        (plain if _is_plain(kind) else other).append(kind)
-    if any(_fits(kind, given) for kind in plain):
+    kinds = _kinds(annotation)
+    made = [kind for kind in kinds if not _is_plain(kind)]
+    if any(_fits(kind, given) for kind in kinds if kind not in made):
         return None
-    for kind in other:
+    for kind in made:
         if OmegaConf.is_config(value) and get_origin(kind) in (MAPS if OmegaConf.is_dict(value) else SEQUENCES):
             for name in value if OmegaConf.is_dict(value) else range(len(value)):
                 check_value(_key(value, name), value[name], get_args(kind)[-1], target)
             return None
-    if not all(map(_is_ours, other)):
+    if all(map(_is_ours, made)):
+        raise UserError(_no_node(key, _typed(given)) if made else _wrong(key, given, annotation, target))
+    return None
+
+
+def _called(node: DictConfig) -> Any:
+    """Finds what the `_target_` of a node names; a node without one calls nothing."""
+    if "_target_" not in node:
         return None
-    raise UserError(_no_node(key, _typed(given)) if other else _wrong(key, given, annotation, target))
+    target = str(node._target_)
+    try:
+        if callable(called := _locate(target)):
+            return called
+    except (ImportError, ValueError) as error:
+        cause = error.__cause__
+        fails = cause is not None and "is an attribute of" not in str(error)
+        if cause and fails and not (isinstance(cause, ModuleNotFoundError) and f"{target}.".startswith(f"{cause.name}.")):
+            raise cause from None  # a bug in it, to be seen with its stack
+    key = node._get_full_key("_target_")
+    known = did_you_mean(target, _targets(key.rpartition(".")[0]))
+    raise UserError(f"{key}={target}: no class or function has this name; {known}")
+
+
+def _hints(called: Any) -> dict[str, Any]:
+    """The annotations of a class or function; none where they cannot be read."""
+    try:
+        return get_type_hints(called.__init__ if isinstance(called, type) else called)
+    except (NameError, TypeError, AttributeError, SyntaxError):  # what is annotated, if anything, is not to be had
+        return {}
 
 
 @cache
-def _hints(target: str) -> dict[str, Any]:
-    """The annotations of what a `_target_` names; none where it names nothing, or they cannot be read."""
-    try:
-        called = resolve_name(target)
-        return get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
-    except Exception:  # whatever the user's own module raises; instantiate tells of it
-        return {}
+def _nodes() -> list[tuple[str, dict[str, Any]]]:
+    """Gives all keys and values of all files of conf/, each with the last name of its key, or with its group."""
+    files: list[tuple[str, Any]] = [("", CONF / "config.yaml"), *((path.parent.name, path) for path in CONF.glob("*/*.yaml"))]
+    loaded = [(group, OmegaConf.to_container(OmegaConf.load(path))) for group, path in sorted(files)]
+    found = [(name, node) for group, file in loaded for name, node in [(group, file), *walk(file)]]
+    return [(name.rpartition(".")[2], node) for name, node in found if isinstance(node, dict)]
+
+
+def _targets(key: str) -> list[str]:
+    """Gives what the files of conf/ give as `_target_` at a key, or in its group."""
+    return sorted({node["_target_"] for name, node in _nodes() if name == key.rpartition(".")[2] and "_target_" in node})
+
+
+def _defaults(key: str, target: Any) -> list[Any]:
+    """Gives what the files of conf/ give for a key of this `_target_`, but for what they read from elsewhere."""
+    above, _, name = key.rpartition(".")
+    nodes = [node for of, node in _nodes() if node.get("_target_") == target and (target or of == above) and name in node]
+    return [node[name] for node in nodes if "${" not in str(node[name])]
 
 
 def _key(node: DictConfig | ListConfig, name: Any) -> str:
@@ -132,7 +171,7 @@ def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
     expected = f"{given}: expected {_or([_words(kind) for kind in _kinds(annotation)])}"
     if isinstance(value, int | float) and _fits(annotation, "text"):
         return f"{expected}; type {in_quotes(key, _typed(value))}"
-    examples = [[value], *defaults(key, target)]
+    examples = [[value], *_defaults(key, target)]
     fitting = [_typed(one) for one in examples if one not in (None, "") and _fits(annotation, one)]
     short = [one for one in fitting if len(one) <= LONG]
     return f"{expected}; type {assigned(key, short[0])}" if short else expected
@@ -144,7 +183,7 @@ def _no_node(key: str, given: str) -> str:
     group = above if above in LISTS else name
     options = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
     if not options:
-        again = "".join(f", or type {key}._target_={known}" for known in targets(key)[:1])
+        again = "".join(f", or type {key}._target_={known}" for known in _targets(key)[:1])
         return f"{key}={given}: expected a class or function; leave it out{again}"
     option = get_close_matches(given, options, 1, 0.0)[0]
     typed = f"{group}=[{option}]" if group == above else f"{group}@{key}={option}"

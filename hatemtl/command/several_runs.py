@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -29,13 +28,13 @@ class Turn:
     state: str = "interrupted"
     told: str = "the rest was not begun"
 
-    def ends(self, state: str, told: object) -> None:
-        """Records how the run ended."""
-        self.state, self.told = state, str(told).split("\n")[0]
-
-    def finished(self, folder: Path, *, before: bool = False) -> None:
+    def finished(self, folder: object, *, before: bool = False) -> None:
         """Records where the run lies. before: whether it was finished by an earlier command."""
-        self.ends("was finished before" if before else "finished", folder)
+        self.state, self.told = "was finished before" if before else "finished", str(folder)
+
+    def failed(self, told: str) -> None:
+        """Records what is wrong, the first line."""
+        self.state, self.told = "failed", told.split("\n")[0]
 
 
 _turns: list[Turn] = []  # of the sweep of this process; Hydra gives no job an object of ours
@@ -54,10 +53,10 @@ def in_turn() -> Iterator[Turn]:
         yield turn
     except (UserError, OmegaConfBaseException) as error:
         print(f"error: {shown(str(error), lines=True)}", file=sys.stderr)
-        turn.ends("failed", error)
+        turn.failed(str(error))
     except Exception as error:  # a bug, to be seen with its stack
         traceback.print_exc()
-        turn.ends("failed", f"{type(error).__name__}: {error}")
+        turn.failed(f"{type(error).__name__}: {error}")
     except BaseException:
         _print_table()
         raise
