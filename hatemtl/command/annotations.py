@@ -5,7 +5,7 @@ again. Ranges, and what else may not stand together, are the constructor's own a
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
@@ -15,9 +15,9 @@ from hydra._internal.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from hatemtl.command.nearest import walk
+from hatemtl.command.nearest import CONF, files, walk
 from hatemtl.command.quoting import assigned, in_quotes
-from hatemtl.command.suggestions import CONF, LISTS
+from hatemtl.command.suggestions import LISTS
 from hatemtl.errors import UserError, did_you_mean
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null", Any: "a value"}
@@ -31,8 +31,7 @@ def check_node(node: DictConfig) -> None:
 
     A module of the user's that cannot be imported raises what it raises.
     """
-    called = _called(node)
-    hints = _hints(called)
+    hints = _hints(_called(node))
     for name in node:
         if not str(name).startswith("_"):
             check_value(_key(node, name), node[name], hints.get(str(name), Any), node._target_)
@@ -48,16 +47,15 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
     if OmegaConf.is_dict(value) and "_target_" in value:
         return check_node(value)
     given: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    kinds = _kinds(annotation)
-    made = [kind for kind in kinds if not _is_plain(kind)]
-    if any(_fits(kind, given) for kind in kinds if kind not in made):
+    made = [kind for kind in _kinds(annotation) if not _is_plain(kind)]
+    if any(_fits(kind, given) for kind in _kinds(annotation) if kind not in made):
         return None
     for kind in made:
         if OmegaConf.is_config(value) and get_origin(kind) in (MAPS if OmegaConf.is_dict(value) else SEQUENCES):
             for name in value if OmegaConf.is_dict(value) else range(len(value)):
                 check_value(_key(value, name), value[name], get_args(kind)[-1], target)
             return None
-    if all(map(_is_ours, made)):
+    if all("hatemtl." in str(kind) for kind in made):  # what a class of a user's own makes of a value is its affair
         raise UserError(_no_node(key, _typed(given)) if made else _wrong(key, given, annotation, target))
     return None
 
@@ -68,13 +66,14 @@ def _called(node: DictConfig) -> Any:
         return None
     target = str(node._target_)
     try:
-        if callable(called := _locate(target)):
-            return called
+        called = _locate(target)
     except (ImportError, ValueError) as error:
-        cause = error.__cause__
-        fails = cause is not None and "is an attribute of" not in str(error)
-        if cause and fails and not (isinstance(cause, ModuleNotFoundError) and f"{target}.".startswith(f"{cause.name}.")):
-            raise cause from None  # a bug in it, to be seen with its stack
+        called, cause = None, error.__cause__
+        missing = isinstance(cause, ModuleNotFoundError) and f"{target}.".startswith(f"{cause.name}.")
+        if cause and not missing and "is an attribute of" not in str(error):
+            raise cause from None  # a bug in the module, to be seen with its stack
+    if callable(called):
+        return called
     key = node._get_full_key("_target_")
     known = did_you_mean(target, _targets(key.rpartition(".")[0]))
     raise UserError(f"{key}={target}: no class or function has this name; {known}")
@@ -83,17 +82,18 @@ def _called(node: DictConfig) -> Any:
 def _hints(called: Any) -> dict[str, Any]:
     """The annotations of a class or function; none where they cannot be read."""
     try:
-        return get_type_hints(called.__init__ if isinstance(called, type) else called)
-    except (NameError, TypeError, AttributeError, SyntaxError):  # what is annotated, if anything, is not to be had
+        return get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError, SyntaxError):
         return {}
 
 
 @cache
 def _nodes() -> list[tuple[str, dict[str, Any]]]:
     """Gives all keys and values of all files of conf/, each with the last name of its key, or with its group."""
-    files: list[tuple[str, Any]] = [("", CONF / "config.yaml"), *((path.parent.name, path) for path in CONF.glob("*/*.yaml"))]
-    loaded = [(group, OmegaConf.to_container(OmegaConf.load(path))) for group, path in sorted(files)]
-    found = [(name, node) for group, file in loaded for name, node in [(group, file), *walk(file)]]
+    trees: list[Any] = [{"": OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))}]
+    for group in sorted(path.name for path in CONF.iterdir()):
+        trees += [{group: file} for file in files(group).values()]
+    found = [entry for tree in trees for entry in walk(tree)]
     return [(name.rpartition(".")[2], node) for name, node in found if isinstance(node, dict)]
 
 
@@ -127,22 +127,11 @@ def _is_plain(kind: Any) -> bool:
     return origin is Literal or kind in WORDS
 
 
-def _is_ours(kind: Any) -> bool:
-    """Tells whether it is made by a node: a class of hatemtl, or anything to be called."""
-    inside = get_args(kind)[-1] if get_origin(kind) in (*SEQUENCES, *MAPS) else kind
-    return get_origin(inside) is Callable or getattr(inside, "__module__", "").startswith("hatemtl.")
-
-
-@cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation, config=ConfigDict(strict=True))
-
-
 def _fits(annotation: Any, value: Any) -> bool:
     if (choices := _choices(annotation)) is not None:
         return any(type(value) is type(choice) and value == choice for choice in choices)  # 0 is not false
     try:
-        _adapter(annotation).validate_python(value)
+        TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:
         return False
     return True
@@ -150,15 +139,9 @@ def _fits(annotation: Any, value: Any) -> bool:
 
 def _choices(annotation: Any) -> list[Any] | None:
     """All values that are annotated, where they can be listed."""
-    found: list[Any] = []
-    for kind in _kinds(annotation):
-        if get_origin(kind) is Literal:
-            found += get_args(kind)
-        elif kind in (bool, NoneType):
-            found += [True, False] if kind is bool else [None]
-        else:
-            return None
-    return found
+    listed = {bool: (True, False), NoneType: (None,)}
+    found = [get_args(kind) if get_origin(kind) is Literal else listed.get(kind) for kind in _kinds(annotation)]
+    return None if None in found else [choice for choices in found for choice in choices or ()]
 
 
 def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
@@ -181,7 +164,7 @@ def _no_node(key: str, given: str) -> str:
     """Gives what to type for a key that takes a node, in place of a plain value."""
     above, _, name = key.rpartition(".")
     group = above if above in LISTS else name
-    options = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+    options = [*files(group)]
     if not options:
         again = "".join(f", or type {key}._target_={known}" for known in _targets(key)[:1])
         return f"{key}={given}: expected a class or function; leave it out{again}"

@@ -117,7 +117,7 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError where a merge was typed that the method does not read.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
     if "choices" not in config and hydra is not None:
         config = {"choices": chosen(hydra), **config}
     if "${merge" in str(OmegaConf.to_container(cfg.method, resolve=False)):

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
@@ -15,6 +14,24 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.quoting import parsed
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@cache
+def files(group: str) -> dict[str, Any]:
+    """Reads the files of a group, unresolved, by option; none where it is no group of the project's."""
+    paths = [path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name == group]
+    return {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in paths}
+
+
+def walk(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Gives the keys of a node and of all below it, with their path and what they hold."""
+    for key, value in node.items():
+        if not str(key).startswith("_"):
+            yield f"{path}{key}", value
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{path}{key}.")
 
 
 class Names:
@@ -24,21 +41,24 @@ class Names:
     A key is written with its path, optimization.epochs; a group as it is typed, head@tasks.target.head.
     """
 
-    def __init__(self, conf: Path, words: Sequence[str], error: str = "") -> None:
+    def __init__(self, words: Sequence[str], error: str = "") -> None:
         given = get_args_parser().parse_known_intermixed_args(words)[0]
-        self.conf, self.overrides, self._error = conf, list(given.overrides), error
+        self.overrides, self._error = list(given.overrides), error
         self._searched = [f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]"] if given.config_dir else []
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Composes the configuration, unresolved, with Hydra's own at `hydra`."""
         read = {word: parsed(word) for word in [*self._searched, *self.overrides]}
-        words, error = [word for word, override in read.items() if override and not override.is_sweep_override()], self._error
+        words, error = (
+            [word for word, override in read.items() if override and not override.is_sweep_override()],
+            self._error,
+        )
         while True:
             named = re.findall(r"'([^'\s]+)'", error)
             words = [word for word in words if not {word, word.lstrip("+~").partition("=")[0]}.intersection(named)]
             try:
-                with initialize_config_dir(str(self.conf), version_base="1.3"):
+                with initialize_config_dir(str(CONF), version_base="1.3"):
                     whole = compose("config", overrides=words, return_hydra_config=True)
                 return OmegaConf.to_container(whole)  # type: ignore[return-value]
             except (HydraException, OmegaConfBaseException, ValueError) as wrong:
@@ -63,10 +83,6 @@ class Names:
         """Every group as it is typed."""
         return sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
 
-    def options(self, group: str) -> list[str]:
-        """Lists the options of a group; none where it is no group of the project's."""
-        return sorted(path.stem for path in (self.conf / group).glob("*.yaml")) if group else []
-
     def option_at(self, key: str) -> tuple[str, str, str] | None:
         """Finds the group that a key is of, its option, and the key within it; None where it is of none."""
         places = {group.rpartition("@")[2]: group for group in self.choices}
@@ -75,27 +91,13 @@ class Names:
             return None
         return places[place].partition("@")[0], self.choices[places[place]], key.removeprefix(f"{place}.")
 
-    def options_with(self, group: str, key: str) -> list[str]:
-        """Lists the options of a group that have a key."""
-        files = {option: self.conf / group / f"{option}.yaml" for option in self.options(group)}
-        return [option for option, file in files.items() if key in dict(walk(yaml.safe_load(file.read_bytes()) or {}))]
-
     def near(self, key: str) -> list[str]:
         """Finds at most three names, the nearest to a mistyped one first; none where no name is near."""
-        if "@" not in key and self.options(key):  # it stands elsewhere: head is head@tasks.target.head
+        if "@" not in key and files(key):  # it stands elsewhere: head is head@tasks.target.head
             return [name for name in self.groups if name.partition("@")[0] == key][:3]
         scores = {name: _near(key, name) for name in {**self.keys, **dict.fromkeys(self.groups)}}
         least = max(0.75, max(scores.values()) - 0.05)
         return sorted((name for name in scores if scores[name] >= least), key=lambda name: -scores[name])[:3]
-
-
-def walk(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Gives the keys of a node and of all below it, with their path and what they hold."""
-    for key, value in node.items():
-        if not str(key).startswith("_"):
-            yield f"{path}{key}", value
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{path}{key}.")
 
 
 def _near(key: str, name: str) -> float:

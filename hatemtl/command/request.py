@@ -35,10 +35,10 @@ class Request:
 
     config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
-    evaluations: what else judges a test.
-    logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
-    heads_load: whether heads start from load_path. heads_merge: where else they start. cache: the folder that keeps tokens
-    and compiled code. leaks: what becomes of posts with near copies in a later split. workers: processes that make batches.
+    evaluations: what else judges a test. logger: makes the logger, given folder and run. save_path: None for a place beside
+    the saved run that is used. heads_load: whether heads start from load_path. heads_merge: where else they start.
+    cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
+    workers: processes that make batches.
     """
 
     tasks: Mapping[str, Task]

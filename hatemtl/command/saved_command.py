@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.configuration import chosen
-from hatemtl.command.nearest import walk
+from hatemtl.command.nearest import CONF, walk
 from hatemtl.command.quoting import quoted
-from hatemtl.command.suggestions import CONF, explain, is_mistyped
+from hatemtl.command.suggestions import explain, is_mistyped
 from hatemtl.errors import UserError
 from hatemtl.methods.base import LOADERS
 from hatemtl.saved_runs.saved_run import SavedRun

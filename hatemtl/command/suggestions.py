@@ -4,18 +4,17 @@ import re
 import shlex
 from collections.abc import Sequence
 from itertools import takewhile
-from pathlib import Path
+from traceback import walk_tb
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from hatemtl.command.nearest import Names
+from hatemtl.command.nearest import CONF, Names, files, walk
 from hatemtl.command.quoting import advice, assigned, in_quotes, parsed, readable
 from hatemtl.errors import UserError, did_you_mean
 
-CONF = Path(__file__).parents[2] / "conf"
 NO_EXPERIMENT = ("experiment=null", "experiment=none")  # Hydra itself lets no group be null
 LISTS = ("tasks", "action", "regulariser", "evaluations", "method.sources")  # the keys that take a list, or how they begin
 
@@ -44,7 +43,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _no_option(word: str, words: Sequence[str], options: Sequence[str]) -> str:
     key, equals, value = word.lstrip("-").partition("=")
-    names = Names(CONF, [])
+    names = Names([])
     if not equals and key in {*names.keys, *names.groups}:
         value = "".join(words[words.index(word) + 1 :][:1]) or "VALUE"
     elif not equals:
@@ -54,28 +53,26 @@ def _no_option(word: str, words: Sequence[str], options: Sequence[str]) -> str:
 
 def is_mistyped(error: Exception) -> bool:
     """Tells whether an error of composing the configuration comes of what was typed, and is no bug."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    by_hydra = trace is not None and trace.tb_frame.f_globals["__name__"].startswith("hydra.")
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    by_hydra = bool(frames) and frames[-1].f_globals["__name__"].startswith("hydra.")
     return isinstance(error, HydraException | OmegaConfBaseException) or (by_hydra and isinstance(error, ValueError))
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
     """Explains an error of composing these words, as the nearest option or key, or as quotes to be typed."""
     text = str(error)
-    names = Names(CONF, words, text)
+    names = Names(words, text)
     if wrong := [at for at, word in enumerate(names.overrides) if word[:1] == "=" or not readable(word)]:
         return _unreadable(names, wrong[0])
     if "Config group override must be" in text:
         for word in names.overrides:
             key, _, value = word.partition("=")
-            options, override = names.options(key.lstrip("+").partition("@")[0]), parsed(word)
-            if options and override and not isinstance(override.value(), str | list):
-                return f"{key}={value}: expected one of its options; {did_you_mean('', options)}"
+            known, override = files(key.lstrip("+").partition("@")[0]), parsed(word)
+            if known and override and not isinstance(override.value(), str | list):
+                return f"{key}={value}: expected one of its options; {did_you_mean('', known)}"
     if missing := re.search(r"Could not (?:find|load) '(.+)'", text):
         group, _, given = missing[1].rpartition("/")
-        options = names.options(group)
+        options = [*files(group)]
         if listed := re.search(r"Available options in '(.+)':\n((?:\t.*\n?)*)", text):
             group, options = listed[1], listed[2].split()
             given = missing[1].removeprefix(f"{group}/")
@@ -110,7 +107,7 @@ def _unreadable(names: Names, at: int) -> str:
     key, value = re.fullmatch(r"\s*([^:=\s]*)\s*[:=\s]?\s*(.*)", whole, re.DOTALL).groups()  # type: ignore[union-attr]
     if key in known and value and not whole.startswith(f"{key}={value}"):
         return f"{whole}: expected KEY=VALUE without spaces; type {assigned(key, value)}"
-    if not value and (options := names.options(key)):
+    if not value and (options := files(key)):
         said = f"expected one of its options; {did_you_mean('', options)}"
     elif not value and key in known:
         said = f"expected a value; type {key}=VALUE"
@@ -132,14 +129,14 @@ def _no_key(names: Names, key: str, text: str) -> str:
     if text and key.partition("=")[0] in {*names.keys, *names.groups}:
         return _one_line(text)
     task, tasks = re.match(r"tasks\.(\w+)\.", path), names.config.get("tasks", {})
-    if task and task[1] not in tasks and task[1] in names.options("tasks"):
+    if task and task[1] not in tasks and task[1] in files("tasks"):
         chosen = ",".join(tasks)
         return f"{key}: no task {task[1]!r} among tasks=[{chosen}]; type 'tasks=[{chosen},{task[1]}]'"
     parent, said = path.rpartition(".")[0], f"{key}: no such key"
     if "@" not in key and (of := names.option_at(path)):
         group, option, within = of
         said = f"{key}: {group}={option} has no such key"
-        if have := [f"{group}={other}" for other in names.options_with(group, within)]:
+        if have := [f"{group}={other}" for other, node in files(group).items() if within in dict(walk(node))]:
             return f"{said}, but {', '.join(have[:3])} {'has' if len(have) == 1 else 'have'} it"
     if "@" not in key and _takes(names.keys.get(parent), path.rpartition(".")[2]):
         return f"{said}; did you mean '+{key}' (a key that is not set by default)?"
