@@ -20,7 +20,10 @@ from hatemtl.command.quoting import assigned, in_quotes
 from hatemtl.command.suggestions import LISTS
 from hatemtl.errors import UserError, did_you_mean
 
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null", Any: "a value"}
+WORDS = {
+    **{bool: ["true", "false"], int: ["a whole number"], float: ["a number"], str: ["a text"]},
+    **{NoneType: ["null"], Any: ["a value"]},
+}
 SEVERAL = {bool: "truth values", int: "whole numbers", float: "numbers", str: "texts", Any: "values"}
 SEQUENCES, MAPS = (Sequence, list), (Mapping, dict)
 LONG = 60  # letters: a longer value is no example
@@ -128,8 +131,10 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _fits(annotation: Any, value: Any) -> bool:
-    if (choices := _choices(annotation)) is not None:
-        return any(type(value) is type(choice) and value == choice for choice in choices)  # 0 is not false
+    if len(kinds := _kinds(annotation)) > 1:
+        return any(_fits(kind, value) for kind in kinds)
+    if get_origin(annotation) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(annotation))  # 0 is not false
     try:
         TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:
@@ -137,21 +142,12 @@ def _fits(annotation: Any, value: Any) -> bool:
     return True
 
 
-def _choices(annotation: Any) -> list[Any] | None:
-    """All values that are annotated, where they can be listed."""
-    listed = {bool: (True, False), NoneType: (None,)}
-    found = [get_args(kind) if get_origin(kind) is Literal else listed.get(kind) for kind in _kinds(annotation)]
-    return None if None in found else [choice for choices in found for choice in choices or ()]
-
-
 def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
     """Gives what was given for a key, what is expected, and what to type."""
-    given = f"{key}={_typed(value)}"
-    if (choices := _choices(annotation)) is not None:
-        names = list(dict.fromkeys(map(_typed, choices)))
-        near = did_you_mean(value, names) if len(names) > 2 or isinstance(value, str) else "known"
-        return f"{given}: expected {_or(names)}" + (f"; {near}" if not near.startswith("known") else "")
-    expected = f"{given}: expected {_or([_words(kind) for kind in _kinds(annotation)])}"
+    words = _words(annotation)
+    expected = f"{key}={_typed(value)}: expected {_or(words)}"
+    if not (near := did_you_mean(value, words)).startswith("known"):
+        return f"{expected}; {near}"
     if isinstance(value, int | float) and _fits(annotation, "text"):
         return f"{expected}; type {in_quotes(key, _typed(value))}"
     examples = [[value], *_defaults(key, target)]
@@ -173,17 +169,18 @@ def _no_node(key: str, given: str) -> str:
     return f"{key}={given}: expected one of the options of the group {group}; type {typed}"
 
 
-def _words(kind: Any) -> str:
-    """An annotation in plain words."""
-    origin, inside = get_origin(kind), get_args(kind)
+def _words(annotation: Any) -> list[str]:
+    """An annotation in plain words, one for each thing that it allows."""
+    if len(kinds := _kinds(annotation)) > 1:
+        return list(dict.fromkeys(word for kind in kinds for word in _words(kind)))
+    origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return f"one of {', '.join(map(_typed, inside))}"
+        return list(dict.fromkeys(map(_typed, inside)))
     if origin in SEQUENCES:
-        return f"a list of {_or([SEVERAL.get(one, 'lists') for one in _kinds(inside[0])])}"
+        return [f"a list of {_or([SEVERAL.get(kind) or _or(_words(kind)) for kind in _kinds(inside[0])])}"]
     if origin in MAPS:
-        each = _or([_words(one) for one in _kinds(inside[1])])
-        return "keys and values" if inside[1] is Any else f"keys and values (each {each})"
-    return WORDS[kind]
+        return ["keys and values" if inside[1] is Any else f"keys and values (each {_or(_words(inside[1]))})"]
+    return WORDS[annotation]
 
 
 def _or(words: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hatemtl.command.quoting import parsed
+from hatemtl.command.quoting import readable
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -44,16 +44,13 @@ class Names:
     def __init__(self, words: Sequence[str], error: str = "") -> None:
         given = get_args_parser().parse_known_intermixed_args(words)[0]
         self.overrides, self._error = list(given.overrides), error
-        self._searched = [f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]"] if given.config_dir else []
+        searched = [f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]"] if given.config_dir else []
+        self._readable = [*filter(readable, [*searched, *self.overrides])]
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Composes the configuration, unresolved, with Hydra's own at `hydra`."""
-        read = {word: parsed(word) for word in [*self._searched, *self.overrides]}
-        words, error = (
-            [word for word, override in read.items() if override and not override.is_sweep_override()],
-            self._error,
-        )
+        words, error = self._readable, self._error
         while True:
             named = re.findall(r"'([^'\s]+)'", error)
             words = [word for word in words if not {word, word.lstrip("+~").partition("=")[0]}.intersection(named)]
@@ -64,7 +61,7 @@ class Names:
             except (HydraException, OmegaConfBaseException, ValueError) as wrong:
                 if not words:
                     raise
-                if str(wrong) == error:  # whatever it names stands in no word
+                if str(wrong) == error:  # it names none of the words
                     words.pop()
                 error = str(wrong)
 
@@ -93,15 +90,15 @@ class Names:
 
     def near(self, key: str) -> list[str]:
         """Finds at most three names, the nearest to a mistyped one first; none where no name is near."""
-        if "@" not in key and files(key):  # it stands elsewhere: head is head@tasks.target.head
-            return [name for name in self.groups if name.partition("@")[0] == key][:3]
         scores = {name: _near(key, name) for name in {**self.keys, **dict.fromkeys(self.groups)}}
         least = max(0.75, max(scores.values()) - 0.05)
         return sorted((name for name in scores if scores[name] >= least), key=lambda name: -scores[name])[:3]
 
 
 def _near(key: str, name: str) -> float:
-    """Tells how near a name is to a mistyped key, from 0 to 1: in its whole path, its end, or the words that it ends in."""
+    """Tells how near a name is to a mistyped key, above 1 for sure: in path, end, or last words."""
+    if name.startswith(f"{key}@"):  # the group stands elsewhere: head is head@tasks.target.head
+        return 1.1
     if ("@" in key, _of_hydra(key)) != ("@" in name, _of_hydra(name)):
         return 0.0
     (above, _, last), (above_name, _, last_name) = key.rpartition("."), name.rpartition(".")

@@ -121,37 +121,32 @@ class Request:
         return DataModule(tasks, batching=self.batching, sampling=self.sampling, seed=self.seed, workers=self.workers)
 
     def network(
-        self,
-        tasks: Mapping[str, Task],
-        spaces: Mapping[str, LabelSpace],
-        *,
-        name: str,
-        data: DataModule | None = None,
+        self, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], *, name: str, data: DataModule | None = None
     ) -> Network:
         """Builds the network, seeded and in the run's number format.
 
         name: of the method's adapter. data: the posts to train on; None where a saved run is used.
         """
         L.seed_everything(self.seed, verbose=False)
+        training: dict[str, Any] = {}
+        if data is not None:
 
-        def posts(split: Any, number: int) -> list[Any]:
-            assert data is not None
-            data.tokenize(self.encoder.tokenizer(), self.encoder.max_length, self.cache)
-            return data.some(split, number)
+            def posts(split: Any, number: int) -> list[Any]:
+                data.tokenize(self.encoder.tokenizer(), self.encoder.max_length, self.cache)
+                return data.some(split, number)
 
+            training = {"regularisers": self.regularisers, "heads_merge": self.heads_merge, "posts": posts}
         network = assemble(
             encoder=self.encoder,
             method=self.method,
             tasks=tasks,
             spaces=spaces,
             weighting=self.weighting,
-            regularisers=self.regularisers if data is not None else {},
             optimization=self.optimization,
             seed=self.seed,
             name=name,
             heads_from=self.heads_from(),
-            heads_merge=self.heads_merge if data is not None else "fresh",
-            posts=posts if data is not None else None,
+            **training,
         )
         layers = network.module.encoder
         if not self.trainer.fast:

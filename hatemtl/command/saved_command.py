@@ -41,11 +41,14 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     """
     saved = SavedRun(folder)
     typed = list(HydraConfig.get().overrides.task) if typed is None else typed
-    theirs, config = _typed(typed), saved.config
+    overrides = OverridesParser.create().parse_overrides(overrides=typed)
+    theirs = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+    config = saved.config
     choices = config.get("choices")
     if choices is None:
         raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
-    tasks = [str(name) for name in theirs.get("tasks", config["tasks"])]
+    asked: Any = theirs.get("tasks", config["tasks"])
+    tasks = [asked] if isinstance(asked, str) else [str(name) for name in asked]
     own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": quoted(str(folder))}
     own["tasks"] = f"[{','.join(tasks)}]"
     ours = GlobalHydra.instance().config_loader().get_group_options("evaluations")
@@ -80,16 +83,6 @@ def using_alone(folder: str | Path, typed: Sequence[str]) -> DictConfig:
         raise UserError(explain(error, typed)) from None
     finally:
         GlobalHydra.instance().hydra = before
-
-
-def _typed(words: list[str]) -> dict[str, Any]:
-    """Reads the typed values, by key; a group's package is part of its key."""
-    found = {}
-    for override in OverridesParser.create().parse_overrides(overrides=list(words)):
-        value = override.value()
-        package = f"@{override.package}" if override.package else ""
-        found[f"{override.key_or_group}{package}"] = [str(v) for v in value] if isinstance(value, list) else value
-    return found
 
 
 def _lay_over(cfg: DictConfig, saved: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
