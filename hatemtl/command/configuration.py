@@ -126,7 +126,7 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
         if re.match(r"[+~]*merge\b", word):
             method = hydra.runtime.choices["method"]
             raise UserError(f"{word}: method={method} reads no merge; type method=ah_merge16, or leave it out")
-    del config["merge"]  # what no one reads makes no other run
+    config.pop("merge", None)  # what no one reads makes no other run
     config.get("choices", {}).pop("merge", None)
     return config
 

@@ -80,14 +80,6 @@ class Names:
         """Every group as it is typed."""
         return sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
 
-    def option_at(self, key: str) -> tuple[str, str, str] | None:
-        """Finds the group that a key is of, its option, and the key within it; None where it is of none."""
-        places = {group.rpartition("@")[2]: group for group in self.choices}
-        place = max((place for place in places if key.startswith(f"{place}.")), key=len, default=None)
-        if place is None:
-            return None
-        return places[place].partition("@")[0], self.choices[places[place]], key.removeprefix(f"{place}.")
-
     def near(self, key: str) -> list[str]:
         """Finds at most three names, the nearest to a mistyped one first; none where no name is near."""
         scores = {name: _near(key, name) for name in {**self.keys, **dict.fromkeys(self.groups)}}

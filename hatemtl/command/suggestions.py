@@ -133,9 +133,11 @@ def _no_key(names: Names, key: str, text: str) -> str:
         chosen = ",".join(tasks)
         return f"{key}: no task {task[1]!r} among tasks=[{chosen}]; type 'tasks=[{chosen},{task[1]}]'"
     parent, said = path.rpartition(".")[0], f"{key}: no such key"
-    if "@" not in key and (of := names.option_at(path)):
-        group, option, within = of
-        said = f"{key}: {group}={option} has no such key"
+    places = {group.rpartition("@")[2]: group for group in names.choices if path.startswith(f"{group.rpartition('@')[2]}.")}
+    if places and "@" not in key:
+        place = max(places, key=len)
+        group, within = places[place].partition("@")[0], path.removeprefix(f"{place}.")
+        said = f"{key}: {group}={names.choices[places[place]]} has no such key"
         if have := [f"{group}={other}" for other, node in files(group).items() if within in dict(walk(node))]:
             return f"{said}, but {', '.join(have[:3])} {'has' if len(have) == 1 else 'have'} it"
     if "@" not in key and _takes(names.keys.get(parent), path.rpartition(".")[2]):
