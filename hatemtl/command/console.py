@@ -29,21 +29,18 @@ class Console(rich.console.Console):
 
 def network(console: Console, parts: Sequence[Component]) -> None:
     """Prints every part of the network: whether it takes part in a forward, its parameters, the share that is trained."""
+    numbers = (Column(heading, justify="right") for heading in ("parameters", "% of all", "trained", "% trained"))
+    table = Table(Column("part", overflow="fold"), "kind", "active", *numbers)
     total = sum(part.parameters for part in parts)
-    table = Table(Column("part", overflow="fold"), "kind", "active")
-    for heading in ("parameters", "% of all", "trained", "% trained"):
-        table.add_column(heading, justify="right")
 
-    def line(name: str, kind: str, active: str, parameters: int, trained: int) -> list[str]:
-        share = [
-            f"{100 * value / whole:.2f}" if whole else "" for value, whole in ((parameters, total), (trained, parameters))
-        ]
-        return [escape(name), kind, active, f"{parameters:,}", share[0], f"{trained:,}", share[1]]
+    def add(name: str, kind: str, active: str, parameters: int, trained: int) -> None:
+        shares = [f"{100 * n / whole:.2f}" if whole else "" for n, whole in ((parameters, total), (trained, parameters))]
+        table.add_row(escape(name), kind, active, f"{parameters:,}", shares[0], f"{trained:,}", shares[1])
 
     for part in parts:
-        table.add_row(*line(part.name, part.kind, "yes" if part.active else "no", part.parameters, part.trained))
+        add(part.name, part.kind, "yes" if part.active else "no", part.parameters, part.trained)
     table.add_section()
-    table.add_row(*line("all", "", "", total, sum(part.trained for part in parts)))
+    add("all", "", "", total, sum(part.trained for part in parts))
     _print(console, "loaded, active and trained", table)
 
 
@@ -56,14 +53,9 @@ def notes(console: Console, lines: Sequence[str]) -> None:
 def merge(console: Console, lost: Mapping[str, float]) -> None:
     """Prints the share of a merge's energy that its cut to a rank kept, where anything was cut."""
     if any(lost.values()):
-        worst = max(lost, key=lost.__getitem__)
-        console.print(
-            f"merge: cut to its rank, each layer keeps {1 - sum(lost.values()) / len(lost):.1%} of its energy in the mean, "
-            f"the least {worst} with {1 - lost[worst]:.1%}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        worst, mean = max(lost, key=lost.__getitem__), sum(lost.values()) / len(lost)
+        said = f"keeps {1 - mean:.1%} of its energy in the mean, the least {worst} with {1 - lost[worst]:.1%}"
+        console.print(f"merge: cut to its rank, each layer {said}", markup=False, highlight=False, soft_wrap=True)
 
 
 def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) -> None:
@@ -124,8 +116,7 @@ def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:
 
 def results(console: Console, rows: Sequence[Row], title: str) -> None:
     """The closing table: every row but the counts."""
-    table = Table(Column("metric", overflow="fold"))
-    table.add_column("value", justify="right")
+    table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
     for row in rows:
         if row.name not in COUNTS:
             table.add_row(escape(row.metric), f"{row.value:.3f}")
