@@ -23,21 +23,20 @@ Licence: each task has its own; see gluebenchmark.com/tasks. Cite Wang, Singh, M
 "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", and the task's own paper.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
-from hatemtl.corpora.files import Hub, read_delimited, ways_out
-from hatemtl.corpora.labelled import Part, check_validation, complete, gather, paired, whole
+from hatemtl.corpora.files import Hub, official, read_delimited
+from hatemtl.corpora.labelled import Section, codes, gather, whole
 from hatemtl.corpora.rows import Rows
-from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 
-HUB = "nyu-mll/glue"
+HOME = "gluebenchmark.com/tasks"
 ENTAILMENT = ("entailment", "not_entailment")
 TRAIN, DEV = "train.tsv", "dev.tsv"
 
@@ -102,56 +101,35 @@ class Glue(Corpus):
 
     mnli has two columns more, matched and mismatched: of the test posts, one has those of the training posts' genres,
     the other those of other genres; their training and validation posts are all.
-
-    dir: the folder with the tasks' folders; where the task's files are not there, the hub is asked.
-    task: cola, sst2, mrpc, qqp, qnli, rte, wnli, mnli or stsb.
-    validation: the share of the official training posts that validates.
     """
 
     dir: str
-    task: str
+    task: Literal["cola", "sst2", "mrpc", "qqp", "qnli", "rte", "wnli", "mnli", "stsb"]
     validation: float
 
-    def __post_init__(self) -> None:
-        if self.task not in LAYOUTS:
-            raise UserError(f"task={self.task}: {did_you_mean(self.task, LAYOUTS)}")
-        check_validation(self.validation)
-
     def read(self) -> Posts:
-        """Reads the official files or the hub. Raises UserError with the file, the line and the way out."""
-        layout = LAYOUTS[self.task]
-        score = len(layout.names) == 1
-        codes = {name: i for i, name in enumerate(layout.names)} | {str(i): i for i in range(len(layout.names))}
-        parts = []
-        for name, split, rows, columns, label in self._files(layout):
-            rows = whole(rows, columns) if layout.gaps and split == "train" else rows
-            texts, pairs = paired(rows, *columns) if len(columns) == 2 else (rows.texts(*columns), None)
-            values = rows.numbers(label, 0, 5) if score else rows.positions(label, codes)
-            parts.append(Part(name, split, texts, values, pairs))
-        space = LabelSpace("score" if score else "multiclass", layout.names)
-        posts = gather(parts, space, validation=self.validation, seed=self.seed)
+        layout, hub = LAYOUTS[self.task], Hub("nyu-mll/glue", self.task)
+        tests = [Path(name).stem for name in layout.tests]
+        files = {f"{layout.folder}/{layout.train}": "train"}
+        files |= {f"{layout.folder}/{name}": Path(name).stem for name in layout.tests}
+        splits = {name: name for name in layout.hub_train} | dict(zip(layout.hub_tests, tests, strict=True))
+        space = LabelSpace("multiclass" if len(layout.names) > 1 else "score", layout.names)
+        sections = []
+        for place, rows in official(self.dir, [*files], HOME, read=partial(_read, layout), hub=hub, splits=[*splits]):
+            name = files.get(place) or splits[place]
+            split: Split = "train" if name in layout.hub_train else "test"
+            texts, label = (layout.texts, layout.label) if place in files else (layout.hub or layout.texts, "label")
+            rows = whole(rows, texts) if layout.gaps and split == "train" else rows
+            values = rows.numbers(label, 0, 5) if space.kind == "score" else rows.positions(label, codes(layout.names))
+            sections.append(Section(name, split, rows, texts, values))
+        posts = gather(sections, space, validation=self.validation, seed=self.seed)
         return _by_genre(posts) if self.task == "mnli" else posts
 
-    def _files(self, layout: Layout) -> Iterator[tuple[str, Split, Rows, tuple[str, ...], str]]:
-        """Each file's name in ids, split, rows, and its columns with texts and label."""
-        folder = Path(self.dir).expanduser()
-        files = [f"{layout.folder}/{name}" for name in (layout.train, *layout.tests)]
-        again = "download it again from gluebenchmark.com/tasks"
-        if complete(folder, files, again):
-            wanted = {*layout.texts, layout.label}
-            for name in files:
-                path, train = folder / name, name == files[0]
-                torn = layout.gaps and train
-                rows = read_delimited(
-                    path, again=again, delimiter="\t", names=layout.header, quoted=False, only=wanted.__contains__, torn=torn
-                )
-                yield "train" if train else path.stem, "train" if train else "test", rows, layout.texts, layout.label
-            return
-        hub = Hub(HUB, self.task)
-        for split, rows in hub.splits((*layout.hub_train, *layout.hub_tests), ways_out(folder, files[0])):
-            train = split in layout.hub_train
-            name = split if train else Path(layout.tests[layout.hub_tests.index(split)]).stem
-            yield name, "train" if train else "test", rows, layout.hub or layout.texts, "label"
+
+def _read(layout: Layout, path: Path, *, again: str) -> Rows:
+    wanted, torn = {*layout.texts, layout.label}, layout.gaps and path.name == layout.train
+    read = partial(read_delimited, delimiter="\t", names=layout.header, quoted=False)
+    return read(path, again=again, only=wanted.__contains__, torn=torn)
 
 
 def _by_genre(posts: Posts) -> Posts:

@@ -106,11 +106,14 @@ class Rows:
             raise self.wrong(len(flags), name, "true or false, or 1 or 0") from None
         return np.array(flags, np.float64)
 
-    def positions(self, name: str, known: Mapping[str, int], meant: Callable[[str], str] = str.strip) -> list[int]:
-        """Reads a column of names as the numbers that they stand for. meant: makes a cell one of the known names.
+    def positions(
+        self, name: str, known: Mapping[str, int] | Sequence[str], meant: Callable[[str], str] = str.strip
+    ) -> list[int]:
+        """Reads a column of names as the numbers, or the places, that they have. meant: makes a cell one of the known names.
 
         Raises UserError where one is not known.
         """
+        known = known if isinstance(known, Mapping) else {name: i for i, name in enumerate(known)}
         found = []
         for i, value in enumerate(self[name]):
             if (read := meant(str(value))) not in known:
@@ -125,6 +128,12 @@ def _numeric(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def ids(own: Sequence[Any], posts: int, corpus: str) -> list[str]:
+    """Gives the posts' own ids, if all have one and no two the same; else the corpus' name and a post's place."""
+    given = [str(one) for one in own]
+    return given if len(set(given)) == posts else [f"{corpus}_{i}" for i in range(posts)]
 
 
 def as_post(text: str) -> str:

@@ -15,6 +15,12 @@ def check_fractions(fractions: Sequence[float]) -> None:
         raise UserError(f"fractions={list(fractions)}: expected the shares of train, val and test, summing to 1")
 
 
+def check_validation(share: float, key: str = "validation") -> None:
+    """Raises UserError unless it is a share of the training posts that leaves some."""
+    if not 0 < share < 1:
+        raise UserError(f"{key}={share}: expected the share of the training posts that validates, between 0 and 1")
+
+
 def text_key(text: str) -> str:
     """Reduces a text to what texts that differ in case and space alone have in common.
 

@@ -118,7 +118,7 @@ def test_torn_and_empty_training_rows_of_qqp_are_left_out(tmp_path: Path) -> Non
     assert len(corpus.load()) == 26
     path = tmp_path / "QQP" / "dev.tsv"
     path.write_text(path.read_text() + torn)
-    with pytest.raises(UserError, match=r"dev.tsv, line 8: 4 cells, expected 6 .*; download it again"):
+    with pytest.raises(UserError, match=r"dev.tsv, line 8: 4 cells, expected 6 .*; download dev.tsv again"):
         corpus.load()
 
 
@@ -140,7 +140,7 @@ def test_the_splits_are_drawn_by_the_corpus_own_seed(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named_with_the_line_and_the_way_out(tmp_path: Path, damage: str, expected: str) -> None:
     corpus = write(tmp_path, "cola")
     (tmp_path / "CoLA" / "train.tsv").write_text(damage)
-    with pytest.raises(UserError, match=f"{expected}.*; download it again from gluebenchmark.com"):
+    with pytest.raises(UserError, match=f"{expected}.*; download train.tsv again from gluebenchmark.com"):
         corpus.load()
 
 
@@ -154,8 +154,6 @@ def test_a_missing_file_is_named(tmp_path: Path, hub: Path) -> None:
 
 
 def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match="task=coal: did you mean 'cola'"):
-        Glue(dir=".", task="coal", validation=0.1)
     with pytest.raises(UserError, match="validation=1"):
         Glue(dir=".", task="cola", validation=1)
 
