@@ -20,7 +20,7 @@ import numpy as np
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import Hub, again, complete, official, read_delimited
 from hatemtl.corpora.rows import ids
-from hatemtl.corpora.splitting import divide, keys, text_key
+from hatemtl.corpora.splitting import divide, keys, reduced
 from hatemtl.errors import UserError
 
 HATE = ("not_hate", "hate")
@@ -57,8 +57,8 @@ class Ethos(Corpus):
         texts = hate.texts(text)
         label = Column.of("multiclass", HATE, hate.array(said, 0, 1) >= 0.5)
         splits = divide(keys(texts), self.fractions, self.seed, label.values)
-        places = {text_key(other): i for i, other in enumerate(aspects.texts(text))}
-        found = np.array([places.get(text_key(own), -1) for own in texts])
+        places = {other: i for i, other in enumerate(reduced(aspects.texts(text)))}
+        found = np.array([places.get(own, -1) for own in reduced(texts)])
         has = found >= 0
         given = np.stack([aspects.array(name, 0, 1) for name in LABELS], axis=1)
         shares = np.where(has[:, None], given[found], 0.0)  # (N, 8)
