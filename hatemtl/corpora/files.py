@@ -260,27 +260,20 @@ class Hub:
     config: str
     only: Callable[[str], bool] | None = None
 
-    def present(self, names: Sequence[str], way_out: str) -> list[str]:
-        """Lists the splits of these names that it has. Raises UserError where it has none."""
-        folder = self._folder(names, way_out)
-        found = [name for name in names if any((folder / self.config / name).glob("*.parquet"))]
-        if not found:
-            raise UserError(
-                f"the hub's dataset {self.repo!r} has no splits {', '.join(names)} in its configuration {self.config!r}; "
-                "give another config"
-            )
-        return found
+    def splits(self, names: Sequence[str], way_out: str, *, some: bool = False) -> Iterator[tuple[str, Rows]]:
+        """Reads the rows of each split of these names. way_out: what a user without network can type instead.
 
-    def splits(self, names: Sequence[str], way_out: str) -> Iterator[tuple[str, Rows]]:
-        """Reads the rows of each split of these names. way_out: what a user without network can type instead."""
-        folder = self._folder(names, way_out)
-        again = f"delete {folder} and run again to download it anew"
-        for name in names:
-            paths = sorted((folder / self.config / name).glob("*.parquet"))
-            if not paths:
-                raise UserError(f"{folder} has no {self.config}/{name}/*.parquet; {again}")
-            yield name, read_parquet(*paths, again=again, only=self.only)
-
-    def _folder(self, names: Sequence[str], way_out: str) -> Path:
+        some: whether splits may be missing, as long as there is one.
+        """
         patterns = [f"{self.config}/{name}/*.parquet" for name in names]
-        return fetch(self.repo, kind="dataset", patterns=patterns, revision="refs/convert/parquet", way_out=way_out)
+        folder = fetch(self.repo, kind="dataset", patterns=patterns, revision="refs/convert/parquet", way_out=way_out)
+        again = f"delete {folder} and run again to download it anew"
+        found = {name: sorted(folder.glob(pattern)) for name, pattern in zip(names, patterns, strict=True)}
+        if some and not any(found.values()):
+            there = f"no splits {', '.join(names)} in its configuration {self.config!r}"
+            raise UserError(f"the hub's dataset {self.repo!r} has {there}; give another config")
+        for name, paths in found.items():
+            if paths:
+                yield name, read_parquet(*paths, again=again, only=self.only)
+            elif not some:
+                raise UserError(f"{folder} has no {self.config}/{name}/*.parquet; {again}")
