@@ -153,9 +153,8 @@ class Corpus(ABC):
     limit: then the first so many posts of each split; None for all.
     seed: draws the fraction, and the splits where none are official. Not the run's, whose repetitions share their posts.
 
-    Fields of these names mean the same in every corpus that has them. dir: the folder with the official files; with none
-    there, the hub is asked, where it has a copy. fractions: the shares of posts for training, validation and test, as labels
-    are distributed. validation: the share of the official training posts that validates.
+    conf/corpus/NAME.yaml says what a corpus' other fields do. Two mean the same in all and are checked here: fractions, the
+    shares of posts for training, validation and test; validation, the share of the official training posts that validates.
     """
 
     fraction: float = 1.0

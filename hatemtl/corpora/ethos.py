@@ -38,9 +38,6 @@ class Ethos(Corpus):
     """ETHOS with the columns hate (not_hate, hate) and label (eight aspects of the hateful comments).
 
     hate: at least half of the annotators said so. label: the other comments have none.
-
-    soft: whether a *training* post's aspects are the shares of annotators, or 1 from a half on. Validation and test posts
-        always carry the latter.
     """
 
     dir: str

@@ -44,9 +44,6 @@ class Frenk(Corpus):
 
     binary: acceptable or offensive. label: six classes. target: whom a comment is aimed at, as the files have it, in the
     order of the alphabet. topic: lgbt or migrants.
-
-    topics: those whose comments are kept. val: the share of the training posts that validates, where the files have no
-    validation posts. seed: draws the shuffle and these, too.
     """
 
     dir: str

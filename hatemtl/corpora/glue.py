@@ -109,10 +109,9 @@ class Glue(Corpus):
 
     def read(self) -> Posts:
         layout, hub = LAYOUTS[self.task], Hub("nyu-mll/glue", self.task)
-        tests = [Path(name).stem for name in layout.tests]
-        files = {f"{layout.folder}/{layout.train}": "train"}
-        files |= {f"{layout.folder}/{name}": Path(name).stem for name in layout.tests}
-        splits = {name: name for name in layout.hub_train} | dict(zip(layout.hub_tests, tests, strict=True))
+        tests = {f"{layout.folder}/{name}": Path(name).stem for name in layout.tests}
+        files = {f"{layout.folder}/{layout.train}": "train", **tests}  # with what each is called in ids
+        splits = {name: name for name in layout.hub_train} | dict(zip(layout.hub_tests, tests.values(), strict=True))
         space = LabelSpace("multiclass" if len(layout.names) > 1 else "score", layout.names)
         sections = []
         for place, rows in official(self.dir, [*files], HOME, read=partial(_read, layout), hub=hub, splits=[*splits]):
@@ -120,7 +119,7 @@ class Glue(Corpus):
             split: Split = "train" if name in layout.hub_train else "test"
             texts, label = (layout.texts, layout.label) if place in files else (layout.hub or layout.texts, "label")
             rows = whole(rows, texts) if layout.gaps and split == "train" else rows
-            values = rows.numbers(label, 0, 5) if space.kind == "score" else rows.positions(label, codes(layout.names))
+            values = rows.array(label, 0, 5) if space.kind == "score" else rows.positions(label, codes(layout.names))
             sections.append(Section(name, split, rows, texts, values))
         posts = gather(sections, space, validation=self.validation, seed=self.seed)
         return _by_genre(posts) if self.task == "mnli" else posts

@@ -29,8 +29,6 @@ class HateCheck(Corpus):
 
     label: non_hateful or hateful. functionality: which functional test a case belongs to, in the order of the file.
     target: the group that a case is about, in the order of the alphabet; cases about none have no target.
-
-    labels: the two labels as a head under test calls them, that of cases which are not hateful first.
     """
 
     dir: str

@@ -23,8 +23,6 @@ from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts, Split
 from hatemtl.corpora.files import Hub, again, complete, ways_out
 from hatemtl.errors import UserError, did_you_mean
 
-Rationale = Literal["union", "majority", "soft"]
-
 ABUSIVE = ("hatespeech", "offensive")
 LABELS = ("hatespeech", "normal", "offensive")  # the hub counts them in this order
 TOXIC = ("normal", "toxic")
@@ -48,21 +46,11 @@ class HateXplain(Corpus):
     toxic: that majority as two classes, as in the paper's study of bias: toxic is hatespeech or offensive, else normal.
     target: the communities that more than one annotator named; a post may have none.
     rationale: one value a word, for posts whose majority is hatespeech or offensive and which carry a mask.
-
-    targets: 11 communities, or 10 as in the paper, which leaves "other" out.
-    rationale: how the masks of a *training* post become one: a word counts where any mask has it (union), where at
-        least half of them do (majority), or by the share of them that do (soft). Validation and test posts always carry
-        the union, so that scores compare between runs.
     """
 
     dir: str
-    targets: int = 11
-    rationale: Rationale = "union"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.targets not in (10, 11):
-            raise UserError(f"targets={self.targets}: expected 11 communities, or 10 to leave out 'other'")
+    targets: Literal[11, 10] = 11
+    rationale: Literal["union", "majority", "soft"] = "union"
 
     def read(self) -> Posts:
         folder = Path(self.dir).expanduser()
@@ -88,8 +76,7 @@ class HateXplain(Corpus):
             return np.zeros(len(post.words), np.float32)
         share = np.array(post.masks, np.float32).mean(axis=0)
         how = self.rationale if post.split == "train" else "union"
-        values: dict[Rationale, np.ndarray] = {"union": share > 0, "majority": share >= 0.5, "soft": share}
-        return values[how].astype(np.float32)
+        return {"union": share > 0, "majority": share >= 0.5, "soft": share}[how].astype(np.float32)
 
 
 class _Post(NamedTuple):

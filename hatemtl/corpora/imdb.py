@@ -33,10 +33,7 @@ AGAIN = "unpack aclImdb_v1.tar.gz again"
 
 @dataclass(frozen=True, kw_only=True)
 class Imdb(Corpus):
-    """IMDb with the column label.
-
-    unlabelled: whether the reviews without label are there as well, as training posts.
-    """
+    """IMDb with the column label."""
 
     dir: str
     validation: float

@@ -24,7 +24,7 @@ class Section:
     split: Split
     rows: Rows
     texts: Sequence[str]
-    values: Sequence[float | None]
+    values: Sequence[float | None] | np.ndarray
 
 
 def gather(sections: Sequence[Section], space: LabelSpace, *, validation: float | None = None, seed: int = 0) -> Posts:

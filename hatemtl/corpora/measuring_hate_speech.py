@@ -46,9 +46,6 @@ class MeasuringHateSpeech(Corpus):
     target, subgroup: the groups, and the parts of groups, that at least half of a comment's annotators named.
     sentiment, respect, insult, humiliate, status, dehumanize, violence, genocide, attack_defend, hatespeech: the mean
         answer, rounded to the nearest level, a half up. Higher is more hateful, in every item.
-
-    soft_targets: whether a *training* post's groups are the shares of annotators who named them. Validation and test posts
-        always carry what at least half of them named.
     """
 
     dir: str

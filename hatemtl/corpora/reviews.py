@@ -34,12 +34,7 @@ HOME = "jmcauley.ucsd.edu/data/amazon (.gz, to be unpacked)"
 
 @dataclass(frozen=True, kw_only=True)
 class Reviews(Corpus):
-    """Reviews of one category with the columns helpful and stars.
-
-    file: its name in dir.
-    threshold: the share of voters from which a review is helpful. minimum: the votes from which it is judged.
-    group_by: the key of the file whose values no two splits share; fractions are met about, as a group is not cut.
-    """
+    """Reviews of one category with the columns helpful and stars."""
 
     dir: str
     file: str

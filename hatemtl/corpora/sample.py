@@ -32,10 +32,6 @@ class Sample(Corpus):
     hatespeech demands to keep a group out, offensive calls names, normal is friendly or rejects the abuse it quotes.
     Only a group under attack is a target, and the rationale marks it and the abuse. Which is which often depends on the
     order of the words alone: a classifier that counts words stays well below one that reads.
-
-    size: posts in all, at least 100; 80 % train, 10 % val, 10 % test.
-    seed: another seed writes other posts, too.
-    label_noise: the share of posts, in every split, whose label is swapped for another; no classifier can know them.
     """
 
     size: int = 3000

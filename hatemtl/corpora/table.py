@@ -37,19 +37,8 @@ SPLIT_NAMES = {name: split for split in SPLITS for name in NAMES[split]}
 class Table(Corpus):
     """A user's posts, one a row. Every column but those named here may be a task's.
 
-    path: a file; a folder with train, val (validation, valid, dev) and test, a file each; or a dataset of the hub,
-        OWNER/NAME. config: which of the hub dataset's configurations.
-    text: the column with the posts. pair: a column with the second texts of sentence pairs; several hold a post's choices.
-    id: a column of distinct names for the posts; None names them after file and line.
-    split: a column that says train, val (validation, valid, dev) or test; None draws the splits, unless a folder or the hub
-        gives them. Where train and test alone are given, val is drawn from train, in the proportion of these fractions.
-    fractions: the shares of train, val and test that are drawn. No first text stands in two drawn splits, not even in
-        another case or with other space.
-    group_by: a column of authors, threads or the like; no two splits share one, whether drawn or given.
-    stratify_by: a column whose values are spread alike over drawn splits, and over the `fraction` of the training posts.
-    separator: what stands between several labels in one cell.
-    delimiter: one character, or tab; None takes the comma, or a .tsv's tab. Files of other suffixes need it.
-    encoding: of delimited files; the others are UTF-8.
+    conf/corpus/table.yaml says what each key does. Where train and test alone are given, val is drawn from train, in the
+    proportion of the fractions. No two splits share a group, whether drawn or given.
     """
 
     path: str | None

@@ -129,10 +129,11 @@ def test_pairs_go_along_and_into_the_fingerprint(posts: Posts) -> None:
         ("headline_cause", "config", "ru_ful", "did you mean 'ru_full'"),
         ("hateval", "language", "sp", "expected en or es"),
         ("frenk", "language", "de", "expected en, hr or sl"),
+        ("hatexplain", "targets", 12, "expected 11 or 10"),
         ("xnli", "language", "xx", "expected ar, bg, .* or zh"),
     ],
 )
-def test_a_mistyped_name_is_refused_before_anything_is_read(corpus: str, key: str, given: str, expected: str) -> None:
+def test_a_mistyped_name_is_refused_before_anything_is_read(corpus: str, key: str, given: object, expected: str) -> None:
     node = OmegaConf.load(ROOT / "conf" / "corpus" / f"{corpus}.yaml")
     with pytest.raises(UserError, match=f"{key}={given}: .*{expected}"):
         build(OmegaConf.merge(node, {"dir": "nowhere", key: given}))

@@ -101,7 +101,7 @@ def test_parquet_files_are_put_together_and_count_rows(tmp_path: Path) -> None:
     read = read_parquet(*sorted(tmp_path.glob("*.parquet")), again="", only={"x", "y"}.__contains__)
     assert read.columns == {"x": [1.0, 2.0, 3.5, None], "y": ["a", "b", "a", "b"]}
     with pytest.raises(UserError, match="0.parquet, row 4, column 'x': None, expected a number"):
-        read.numbers("x")
+        read.array("x")
 
 
 def test_the_ways_out_say_what_to_type() -> None:
