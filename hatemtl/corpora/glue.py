@@ -23,6 +23,7 @@ Licence: each task has its own; see gluebenchmark.com/tasks. Cite Wang, Singh, M
 "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", and the task's own paper.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,8 @@ from hatemtl.labels import LabelSpace
 
 HOME = "gluebenchmark.com/tasks"
 ENTAILMENT = ("entailment", "not_entailment")
-TRAIN, DEV = "train.tsv", "dev.tsv"
+FILES = {"train.tsv": "train", "dev.tsv": "dev"}
+SPLITS = {"train": "train", "validation": "dev"}
 
 
 class Layout(NamedTuple):
@@ -46,7 +48,8 @@ class Layout(NamedTuple):
 
     texts, label: columns of the official files; hub: the texts' on the hub, where they differ, whose label is `label`.
     names: the labels, in the hub's order; official files have the name or its place. One name: a number from 0 to 5.
-    train, tests: the official files; hub_train, hub_tests: the hub's splits. gaps: whether training rows may be torn.
+    files, splits: the official files and the hub's splits, with what their posts' ids begin with; train and validation are
+    for training, the others for the test. gaps: whether training rows may be torn.
     """
 
     folder: str
@@ -54,10 +57,8 @@ class Layout(NamedTuple):
     names: tuple[str, ...]
     label: str = "label"
     hub: tuple[str, ...] = ()
-    train: str = TRAIN
-    tests: tuple[str, ...] = (DEV,)
-    hub_train: tuple[str, ...] = ("train",)
-    hub_tests: tuple[str, ...] = ("validation",)
+    files: Mapping[str, str] = FILES
+    splits: Mapping[str, str] = SPLITS
     header: tuple[str, ...] | None = None
     gaps: bool = False
 
@@ -72,10 +73,8 @@ LAYOUTS = {
         ("not_equivalent", "equivalent"),
         label="Quality",
         hub=SENTENCES,
-        train="msr_paraphrase_train.txt",
-        tests=("msr_paraphrase_test.txt",),
-        hub_train=("train", "validation"),
-        hub_tests=("test",),
+        files={"msr_paraphrase_train.txt": "train", "msr_paraphrase_test.txt": "msr_paraphrase_test"},
+        splits={"train": "train", "validation": "validation", "test": "msr_paraphrase_test"},
     ),
     "qqp": Layout("QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), label="is_duplicate", gaps=True),
     "qnli": Layout("QNLI", ("question", "sentence"), ENTAILMENT),
@@ -87,8 +86,8 @@ LAYOUTS = {
         ("entailment", "neutral", "contradiction"),
         label="gold_label",
         hub=("premise", "hypothesis"),
-        tests=("dev_matched.tsv", "dev_mismatched.tsv"),
-        hub_tests=("validation_matched", "validation_mismatched"),
+        files={"train.tsv": "train", "dev_matched.tsv": "dev_matched", "dev_mismatched.tsv": "dev_mismatched"},
+        splits={"train": "train", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched"},
         gaps=True,
     ),
     "stsb": Layout("STS-B", SENTENCES, ("similarity",), label="score"),
@@ -109,14 +108,12 @@ class Glue(Corpus):
 
     def read(self) -> Posts:
         layout, hub = LAYOUTS[self.task], Hub("nyu-mll/glue", self.task)
-        tests = {f"{layout.folder}/{name}": Path(name).stem for name in layout.tests}
-        files = {f"{layout.folder}/{layout.train}": "train", **tests}  # with what each is called in ids
-        splits = {name: name for name in layout.hub_train} | dict(zip(layout.hub_tests, tests.values(), strict=True))
+        files = {f"{layout.folder}/{file}": name for file, name in layout.files.items()}
         space = LabelSpace("multiclass" if len(layout.names) > 1 else "score", layout.names)
         sections = []
-        for place, rows in official(self.dir, [*files], HOME, read=partial(_read, layout), hub=hub, splits=[*splits]):
-            name = files.get(place) or splits[place]
-            split: Split = "train" if name in layout.hub_train else "test"
+        for place, rows in official(self.dir, [*files], HOME, read=partial(_read, layout), hub=hub, splits=[*layout.splits]):
+            name = files.get(place) or layout.splits[place]
+            split: Split = "train" if name in ("train", "validation") else "test"
             texts, label = (layout.texts, layout.label) if place in files else (layout.hub or layout.texts, "label")
             rows = whole(rows, texts) if layout.gaps and split == "train" else rows
             values = rows.array(label, 0, 5) if space.kind == "score" else rows.positions(label, codes(layout.names))
@@ -126,7 +123,7 @@ class Glue(Corpus):
 
 
 def _read(layout: Layout, path: Path, *, again: str) -> Rows:
-    wanted, torn = {*layout.texts, layout.label}, layout.gaps and path.name == layout.train
+    wanted, torn = {*layout.texts, layout.label}, layout.gaps and path.stem == "train"
     read = partial(read_delimited, delimiter="\t", names=layout.header, quoted=False)
     return read(path, again=again, only=wanted.__contains__, torn=torn)
 

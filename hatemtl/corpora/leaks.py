@@ -54,9 +54,8 @@ def check(
     parts = list(corpora.values())
     texts = [text for posts in parts for text in _texts(posts)]
     found = between(texts, np.concatenate([posts.splits for posts in parts]))
-    ids = [post for posts in parts for post in posts.ids]
-    if len(parts) > 1:
-        ids = [f"{names[corpus]} {post}" for corpus, posts in corpora.items() for post in posts.ids]
+    called = {corpus: f"{names[corpus]} " if len(parts) > 1 else "" for corpus in corpora}
+    ids = [called[corpus] + post for corpus, posts in corpora.items() for post in posts.ids]
     lines = [_line(leak, ids, policy) for leak in found]
     if lines and policy == "refuse":
         raise UserError("; ".join(lines) + "; type data.leaks=drop to leave the copies out, or data.leaks=warn")
@@ -73,17 +72,15 @@ def check(
 def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
     """Finds the leaks from each split into a later one, of N texts in these splits (N,); pairs without any are left out."""
     keys, of = np.unique(np.array(reduced(texts, names=True), object), return_inverse=True)
-    there = np.zeros((len(keys), len(SPLITS)), bool)  # which texts each split has
-    for place, split in enumerate(SPLITS):
-        there[of[splits == split], place] = True
+    counts = [np.bincount(of[splits == split], minlength=len(keys)) for split in SPLITS]
+    there = np.stack(counts, axis=1) > 0  # which texts each split has
     a, b = _near(keys.tolist(), there @ (1 << np.arange(len(SPLITS))))
     a, b = np.concatenate([a, b]), np.concatenate([b, a])
     leaks = []
     for (i, earlier), (j, later) in combinations(enumerate(SPLITS), 2):
         equal = there[:, i] & there[:, j]
         linked = there[a, i] & there[b, j]
-        near_earlier, near_later = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
-        near_earlier[a[linked]] = near_later[b[linked]] = True
+        near_earlier, near_later = (np.isin(np.arange(len(keys)), end[linked]) for end in (a, b))
         exact = int((equal[of] & (splits == later)).sum())
         near = int(((near_later & ~equal)[of] & (splits == later)).sum())
         copies = np.flatnonzero((equal | near_earlier)[of] & (splits == earlier))
