@@ -191,21 +191,16 @@ def _reading(path: Path, encoding: str, again: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise UserError(f"{_undecodable(path, encoding)}; {again}") from error
+        first = error
+        try:
+            path.read_bytes().decode(encoding)  # whole, as a reader that decodes by the piece counts from its piece
+        except UnicodeDecodeError as found:
+            first = found
+        line, byte = first.object.count(b"\n", 0, first.start) + 1, first.object[first.start]
+        name = encoding.removesuffix("-sig").upper()
+        raise UserError(f"{path}, line {line}: byte {byte:#04x} is no {name} ({first.reason}); {again}") from error
     except (OSError, LookupError, UnicodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); {again}") from error
-
-
-def _undecodable(path: Path, encoding: str) -> str:
-    """Finds the first byte of a file that is no such text; a reader that decodes by the piece cannot say."""
-    raw = path.read_bytes()
-    try:
-        raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        name, byte = encoding.removesuffix("-sig").upper(), raw[error.start]
-        return f"{path}, line {line}: byte {byte:#04x} is no {name} ({error.reason})"
-    return f"{path}: changed while it was read"
 
 
 def read_jsonl(path: Path, *, again: str) -> Rows:

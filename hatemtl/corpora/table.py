@@ -70,9 +70,7 @@ class Table(Corpus):
         pairs = [pair for _, rows in parts for pair in zip(*map(rows.posts, self._pairs), strict=True)] or None
         named = dict.fromkeys(name for _, rows in parts for name in rows.columns)
         cells = {n: [v for _, rows in parts for v in rows.columns.get(n, [None] * len(rows))] for n in named}
-        strata = np.zeros(len(texts), np.int64)
-        if self.stratify_by is not None:
-            strata = np.unique([name_of(value) for value in cells[self.stratify_by]], return_inverse=True)[1]
+        strata = cells[self.stratify_by] if self.stratify_by is not None else [""] * len(texts)
         own = {self.text, self.id, self.split, *self._pairs}
         raw = Raw(
             source=str(self.path),
@@ -80,7 +78,7 @@ class Table(Corpus):
             places=[rows.where(i) for _, rows in parts for i in range(len(rows))],
             pairs=self._pairs,
             separator=self.separator,
-            strata=strata,
+            strata=np.unique([*map(name_of, strata)], return_inverse=True)[1],
         )
         splits = self._splits([split for split, rows in parts for _ in rows.lines], cells, texts, raw)
         return Posts(self._ids(parts, cells, raw.places), texts, splits, {}, pairs, raw)
