@@ -18,54 +18,6 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
 
 
-def again(name: str, home: str) -> str:
-    """Says the way out of a broken file of a corpus whose home is there."""
-    return f"download {Path(name).name} again from {home}"
-
-
-def ways_out(folder: Path, files: Sequence[str]) -> str:
-    """Says what a user can type where a corpus is neither in its folder nor within reach."""
-    return f"{folder} has no {' and '.join(files)} either: {_put(folder, files[0])}"
-
-
-def _put(folder: Path, file: str) -> str:
-    return f"type data.dir=FOLDER with {folder.name}/{file} in it, or corpus@tasks.TASK.corpus=sample to run without data"
-
-
-def complete(folder: Path, files: Sequence[str], home: str, *, hub: bool = True) -> bool:
-    """Tells whether a corpus' official files are there; False where none is, but the hub has them.
-
-    Raises UserError where one is missing otherwise. home: where they come from.
-    """
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing and not hub:
-        raise UserError(f"{folder} has no {missing[0]}: get it by hand at {home}, then {_put(folder, missing[0])}")
-    if missing and len(missing) < len(files):
-        needed = f"{folder} has no {' and no '.join(missing)}, but needs {' and '.join(files)}"
-        raise UserError(f"{needed}; {again(missing[0], home)}")
-    return not missing
-
-
-def official(
-    dir: str,
-    files: Sequence[str],
-    home: str,
-    *,
-    read: Callable[..., Rows] | None = None,
-    hub: "Hub | None" = None,
-    splits: Sequence[str] = ("train",),
-) -> list[tuple[str, Rows]]:
-    """Reads a corpus' official files, each with its name; where none of them is there, these splits of the hub.
-
-    home: where the files come from. read: `read_delimited` if None, as all readers here are called.
-    Raises UserError with the file, the line and the way out.
-    """
-    folder = Path(dir).expanduser()
-    if complete(folder, files, home, hub=hub is not None) or hub is None:
-        return [(name, (read or read_delimited)(folder / name, again=again(name, home))) for name in files]
-    return [*hub.splits(splits, ways_out(folder, files))]
-
-
 def label_name(written: str) -> str:
     """Turns a label as a file writes it into a name that a metric can carry.
 
@@ -272,3 +224,51 @@ class Hub:
                 yield name, read_parquet(*paths, again=again, only=self.only)
             elif not some:
                 raise UserError(f"{folder} has no {self.config}/{name}/*.parquet; {again}")
+
+
+def again(name: str, home: str) -> str:
+    """Says the way out of a broken file of a corpus whose home is there."""
+    return f"download {Path(name).name} again from {home}"
+
+
+def ways_out(folder: Path, files: Sequence[str]) -> str:
+    """Says what a user can type where a corpus is neither in its folder nor within reach."""
+    return f"{folder} has no {' and '.join(files)} either: {_put(folder, files[0])}"
+
+
+def _put(folder: Path, file: str) -> str:
+    return f"type data.dir=FOLDER with {folder.name}/{file} in it, or corpus@tasks.TASK.corpus=sample to run without data"
+
+
+def complete(folder: Path, files: Sequence[str], home: str, *, hub: bool = True) -> bool:
+    """Tells whether a corpus' official files are there; False where none is, but the hub has them.
+
+    Raises UserError where one is missing otherwise. home: where they come from.
+    """
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing and not hub:
+        raise UserError(f"{folder} has no {missing[0]}: get it by hand at {home}, then {_put(folder, missing[0])}")
+    if missing and len(missing) < len(files):
+        needed = f"{folder} has no {' and no '.join(missing)}, but needs {' and '.join(files)}"
+        raise UserError(f"{needed}; {again(missing[0], home)}")
+    return not missing
+
+
+def official(
+    dir: str,
+    files: Sequence[str],
+    home: str,
+    *,
+    read: Callable[..., Rows] = read_delimited,
+    hub: Hub | None = None,
+    splits: Sequence[str] = ("train",),
+) -> list[tuple[str, Rows]]:
+    """Reads a corpus' official files, each with its name; where none of them is there, these splits of the hub.
+
+    home: where the files come from. read: called as `read_delimited` is, with a path and the way out.
+    Raises UserError with the file, the line and the way out.
+    """
+    folder = Path(dir).expanduser()
+    if complete(folder, files, home, hub=hub is not None) or hub is None:
+        return [(name, read(folder / name, again=again(name, home))) for name in files]
+    return [*hub.splits(splits, ways_out(folder, files))]

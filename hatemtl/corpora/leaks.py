@@ -52,7 +52,10 @@ def check(
     Raises UserError where there are leaks and the policy is to refuse them.
     """
     parts = list(corpora.values())
-    texts = [text for posts in parts for text in _texts(posts)]
+    read = [
+        (text, pair) for posts in parts for text, pair in zip(posts.texts, posts.pairs or [()] * len(posts), strict=True)
+    ]
+    texts = [" ".join([text, *pair]) for text, pair in read]
     found = between(texts, np.concatenate([posts.splits for posts in parts]))
     called = {corpus: f"{names[corpus]} " if len(parts) > 1 else "" for corpus in corpora}
     ids = [called[corpus] + post for corpus, posts in corpora.items() for post in posts.ids]
@@ -89,12 +92,6 @@ def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
             examples = tuple((_post(of, splits, x, earlier), _post(of, splits, y, later), bool(x == y)) for x, y in pairs)
             leaks.append(Leak(earlier, later, exact, near, copies, examples))
     return leaks
-
-
-def _texts(posts: Posts) -> list[str]:
-    if posts.pairs is None:
-        return posts.texts
-    return [" ".join([text, *pair]) for text, pair in zip(posts.texts, posts.pairs, strict=True)]
 
 
 def _post(of: np.ndarray, splits: np.ndarray, key: int, split: Split) -> int:

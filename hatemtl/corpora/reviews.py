@@ -75,6 +75,6 @@ class Reviews(Corpus):
                     found.append((yes, voted))
                 case _:
                     raise rows.wrong(i, "helpful", "[how many found it helpful, how many voted]")
-        yes, voted = np.array(found, np.int64).T
-        has = (voted >= self.minimum) & (yes <= voted)
-        return Column.of("multiclass", HELPFUL, has & (yes >= self.threshold * voted), has)
+        helped, votes = np.array(found, np.int64).reshape(-1, 2).T
+        has = (votes >= self.minimum) & (helped <= votes)
+        return Column.of("multiclass", HELPFUL, has & (helped >= self.threshold * votes), has)
