@@ -20,8 +20,11 @@ installed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None,
 every_width = pytest.mark.parametrize("bits", ["8bit", "4bit"])
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
 METHODS = {
-    "ah": (adapter_hub.LoRA(attention=["q", "k", "v"], intermediate=True, output=True, **LORA), adapter_hub.Load),
-    "peft": (peft_hub.LoRA(targets=None, **LORA), peft_hub.Load),
+    "ah": (
+        adapter_hub.AdapterHubLoRA(attention=["q", "k", "v"], intermediate=True, output=True, **LORA),
+        adapter_hub.LoadAdapterHub,
+    ),
+    "peft": (peft_hub.PEFTLoRA(targets=None, **LORA), peft_hub.LoadPEFT),
 }
 
 

@@ -1,9 +1,7 @@
-"""Finds a saved LoRA as a source by a glob, and reads it from its library's files without the library."""
+"""Reads a saved LoRA from its library's files without the library."""
 
 import re
 from collections.abc import Mapping
-from glob import glob
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.methods.base import LOADERS
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 
 # The weights, by library.
@@ -36,33 +33,6 @@ SEVERAL = "adapter/setup.json"  # of a run with several of AdapterHub's adapters
 INSTEAD = {"adapterhub": "for a merge type method=ah_merge16 merge=mean", "peft": "train it with method=peft_lora16"}
 # PEFT's ways to start that leave the encoder's own weights alone.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-
-
-def folders(sources: str, method: str) -> list[SavedRun]:
-    """Finds the saved runs that the glob names, sorted. Raises UserError where there is none."""
-    if not sources:
-        raise UserError(f"method={method} needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
-    found = sorted(folder for folder in glob(sources) if Path(folder).is_dir())
-    if not found:
-        raise UserError(
-            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
-        )
-    return [SavedRun(folder) for folder in found]
-
-
-def found(sources: str, method: str) -> list[SavedRun]:
-    """Finds the saved LoRAs that the glob names, sorted.
-
-    Raises UserError where there is none, or one is no adapter of a library that saves LoRAs.
-    """
-    runs = folders(sources, method)
-    for run in runs:
-        if (library := run.record["library"]) not in FILES:
-            raise UserError(
-                f"method.sources={sources!r}: {run.folder} was saved by {run.record['method']} ({library}), expected LoRAs "
-                f"saved by {' or '.join(FILES)}; load it with method={LOADERS[library]}"
-            )
-    return runs
 
 
 def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:

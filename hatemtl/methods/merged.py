@@ -17,20 +17,9 @@ from hatemtl.merging.mean import Linear, Mean
 from hatemtl.merging.regmean import RegMean
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
-from hatemtl.methods.adapterhub.library import (
-    add,
-    enable,
-    factors,
-    is_lora,
-    loras,
-    own_parameters,
-    train,
-    try_out,
-    updates,
-)
+from hatemtl.methods.adapterhub.library import add, is_lora, load_all, own_parameters, train, updates
 from hatemtl.methods.adapterhub.several_adapters import LIBRARY
-from hatemtl.methods.adapterhub.train_and_load import load_all, matching
-from hatemtl.methods.base import Attached, Method
+from hatemtl.methods.base import Attached, Method, try_out
 from hatemtl.saved_runs.saved_run import SavedRun
 
 # Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out.
@@ -40,17 +29,17 @@ LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged(Method):
+class MergedAdapters(Method):
     """Starts from the merge of saved adapters of one kind; the sources stay loaded, frozen and inactive.
 
     LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA. Adapters of
     another kind and one configuration are merged parameter by parameter, as differences to the weights that they started
     from, which is the same for all runs of this seed.
-    sources: a glob of saved runs, at least one; each is loaded under its folder's name. rank: of the LoRA that the result is
-    cut to, the best there is in the Frobenius norm; None keeps all: the sum of the ranks, or the weight's own.
+    rank: of the LoRA that the result is cut to, the best there is in the Frobenius norm; None keeps all: the sum of the
+    ranks, or the weight's own.
     """
 
-    sources: str
+    sources: str = field()
     merge: Merge = field()
     rank: int | None
     library = LIBRARY
@@ -61,14 +50,11 @@ class Merged(Method):
                 f"method.rank={self.rank}: expected a whole number from 1, or null for a result that nothing is cut from"
             )
 
-    def starts_from(self) -> list[SavedRun]:
-        return matching(self.sources, "ah_merge16")
-
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
         adapted, names = self._loaded(model, runs, name, seed)
-        how = self._loras if is_lora(adapted, names[0]) else self._adapters
-        return how(adapted, runs, names, name, seed)
+        merged = self._loras if is_lora(adapted, names[0]) else self._adapters
+        return merged(adapted, runs, names, name, seed)
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
         """Gives a copy of the encoder as one source after the other computes, and what is merged of that source, by name.
@@ -92,8 +78,7 @@ class Merged(Method):
 
     def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
         """The encoder with every source's adapter, and their names, none of them `name`."""
-        adapted = enable(model)
-        names = load_all(adapted, runs, name)
+        adapted, names = load_all(model, runs, name)
         if not all(is_lora(adapted, source) for source in names):
             self._check_alike(adapted, runs, names, seed)
         return adapted, names
@@ -103,15 +88,11 @@ class Merged(Method):
         merged = merge_factors(self.merge, sources, self.rank, names)
         rank = max(update.rank for update in merged.updates.values())
         add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
-        with torch.no_grad():
-            for path, layer, lora in loras(adapted, name):
-                for projection, A, B in factors(layer, lora):
-                    # fresh rows of A under zeros of B, where no source has any, add nothing and can learn
-                    B.zero_()
-                    if (update := merged.updates.get(path + projection)) is None:
-                        continue
-                    A[: update.rank].copy_(update.A)
-                    B[:, : update.rank].copy_(update.scale * update.B)
+        for key, own in updates(adapted, name).items():
+            own.B.zero_()  # under it fresh rows of A, where no source has any, add nothing and can learn
+            if update := merged.updates.get(key):
+                own.A[: update.rank].copy_(update.A)
+                own.B[:, : update.rank].copy_(update.scale * update.B)
         return Attached(train(adapted, name), _left_alone(runs, sources), merged.lost)
 
     def _check_alike(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], seed: int) -> None:
@@ -148,23 +129,24 @@ class Merged(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntoWeights(Method):
+class MergedWeights(Method):
     """Starts from the merge of saved runs written into the encoder's weights, all of which are then trained.
 
-    sources: a glob of saved runs, at least one: LoRAs of either library, of which nothing is cut, or fully trained encoders.
+    The runs are LoRAs of either library, of which nothing is cut, or fully trained encoders.
     """
 
-    sources: str
+    sources: str = field()
     merge: Merge = field()
     library = full.LIBRARY
+    takes = (*Method.takes, library.name)
 
     def starts_from(self) -> list[SavedRun]:
-        runs = lora_source.folders(self.sources, "full_merge")
+        runs = super().starts_from()
         libraries = {run.record["library"] for run in runs}
-        if libraries - {*lora_source.FILES, self.library.name} or (self.library.name in libraries and len(libraries) > 1):
+        if self.library.name in libraries and len(libraries) > 1:
             raise UserError(
                 f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}; expected LoRAs "
-                f"({', '.join(lora_source.FILES)}) or fully trained encoders ({self.library.name}), and not both"
+                f"({', '.join(Method.takes)}) or fully trained encoders ({self.library.name}), and not both"
             )
         return runs
 

@@ -16,7 +16,7 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.methods import lora_formats, lora_source
 from hatemtl.methods.adapterhub import library as ah_library
-from hatemtl.methods.merged import Merged
+from hatemtl.methods.merged import MergedAdapters
 from hatemtl.saved_runs.saved_run import SavedRun
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +113,7 @@ def test_a_layer_that_adapterhub_cannot_adapt_is_told(tmp_path: Path) -> None:
 def test_a_merge_takes_sources_of_either_library(kind: str, tmp_path: Path) -> None:
     save(hub_lora(), tmp_path / "part_1", kind, change=1)
     save(lora(), tmp_path / "part_2", kind, change=2)
-    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
+    merge = MergedAdapters(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
     merged = merge.attach(encoder(kind), name="run", seed=0).model
     body = encoder(kind)
     with torch.no_grad():
@@ -135,6 +135,6 @@ def test_a_source_that_diverged_is_told_with_its_layer(method: Any, tmp_path: Pa
 
 def test_a_source_of_peft_that_is_no_lora_is_told(tmp_path: Path) -> None:
     save(adapter("IA3Config"), tmp_path / "part_1")
-    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
+    merge = MergedAdapters(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
     with pytest.raises(UserError, match=r"no LoRA \(IA3\)"):
         merge.attach(encoder(), name="run", seed=0)

@@ -19,11 +19,13 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import components
-from hatemtl.methods.mtl_lora import SETTINGS, WEIGHTS, Load, MTLLoRA, active, mixtures, reading
+from hatemtl.methods.beside import active
+from hatemtl.methods.mtl_lora import LoadMTLLoRA, MTLLoRA, mixtures, reading
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.weighting import Sum
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
+WEIGHTS, SETTINGS = "adapter/mtl_lora.safetensors", "adapter/mtl_lora.json"
 TASKS = ["label", "target"]
 
 
@@ -32,8 +34,8 @@ def lora(**other: Any) -> MTLLoRA:
     return MTLLoRA(**{**where, **RATES, **other})
 
 
-def load(path: Path, *tasks: str) -> Load:
-    return Load(path=str(path), tasks=tasks or TASKS, **RATES)
+def load(path: Path, *tasks: str) -> LoadMTLLoRA:
+    return LoadMTLLoRA(path=str(path), tasks=tasks or TASKS, **RATES)
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
@@ -173,7 +175,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run/adapter/mtl_lora.safetensors and this encoder do not fit"):
         attached(load(tmp_path / "run"), "modernbert")
     with pytest.raises(UserError, match="type load_path=FOLDER"):
-        Load(path=None, tasks=TASKS, **RATES).starts_from()
+        LoadMTLLoRA(path=None, tasks=TASKS, **RATES).starts_from()
     with pytest.raises(UserError, match="load it with method=peft_load"):
         load(record(tmp_path / "peft", "peft")).starts_from()
     tensors = load_file(tmp_path / "run" / WEIGHTS)

@@ -24,19 +24,19 @@ from hatemtl.using.export_folder import MARKER
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
 METHODS: dict[str, Any] = {
-    "ah_lora": adapter_hub.LoRA(attention=["q", "v"], intermediate=True, output=True, **LORA),
-    "peft_lora": peft_hub.LoRA(targets=None, **LORA),
-    "peft_dora": peft_hub.Adapter(
+    "ah_lora": adapter_hub.AdapterHubLoRA(attention=["q", "v"], intermediate=True, output=True, **LORA),
+    "peft_lora": peft_hub.PEFTLoRA(targets=None, **LORA),
+    "peft_dora": peft_hub.PEFTAdapter(
         kind="LoraConfig", options={"r": 4, "use_dora": True}, targets=None, leave_out=[], **RATES
     ),
-    "peft_pissa": peft_hub.Adapter(
+    "peft_pissa": peft_hub.PEFTAdapter(
         kind="LoraConfig", options={"r": 4, "init_lora_weights": "pissa"}, targets=None, leave_out=[], **RATES
     ),
-    "peft_ia3": peft_hub.Adapter(kind="IA3Config", options=None, targets=None, leave_out=[], **RATES),
+    "peft_ia3": peft_hub.PEFTAdapter(kind="IA3Config", options=None, targets=None, leave_out=[], **RATES),
     "full": Full(path=None, **RATES),
 }
 TOLD = {"peft": "PeftModel.from_pretrained(", "adapterhub": "use_safetensors=True", "merged": "load.py"}
-BOTTLENECK = adapter_hub.Adapter(config="seq_bn", reduction_factor=None, leave_out=[], **RATES)
+BOTTLENECK = adapter_hub.AdapterHubAdapter(config="seq_bn", reduction_factor=None, leave_out=[], **RATES)
 
 
 def source(folder: Path, kind: str = "bert") -> Encoder:

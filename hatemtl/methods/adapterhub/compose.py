@@ -4,18 +4,18 @@ The sources' weights are a part of that run, so it works when the sources are go
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from adapters.configuration import DynamicAdapterFusionConfig
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.mean import check_weights
 from hatemtl.methods.adapterhub.configuration_strings import configuration
-from hatemtl.methods.adapterhub.library import add, enable
+from hatemtl.methods.adapterhub.library import add, load_all
 from hatemtl.methods.adapterhub.several_adapters import OVER_FLOATS, add_fusion, check, combine
-from hatemtl.methods.adapterhub.train_and_load import load_all, matching
 from hatemtl.methods.base import Attached, Method, check_dropout
-from hatemtl.saved_runs.saved_run import SavedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,10 @@ class Stacked(Method):
     """Trains a new adapter on top of frozen ones (MAD-X; Pfeiffer et al. 2020, arXiv:2005.00052).
 
     A bottleneck reads what the one below says; the updates of LoRAs and of parallel adapters add up.
-    sources: a glob of saved runs, from the lowest up. config: of the new adapter; None as the highest source has it.
+    sources: from the lowest up. config: of the new adapter; None as the highest source has it.
     """
 
-    sources: str
+    sources: str = field()
     config: str | None
     reduction_factor: float | None
     library = OVER_FLOATS
@@ -37,12 +37,8 @@ class Stacked(Method):
         elif self.reduction_factor is not None:
             raise UserError("method.reduction_factor is a key of method.config; type method.config=seq_bn with it")
 
-    def starts_from(self) -> list[SavedRun]:
-        return matching(self.sources, "ah_stack")
-
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        adapted = enable(model)
-        names = load_all(adapted, self.starts_from(), name)
+        adapted, names = load_all(model, self.starts_from(), name)
         if self.config is None:
             config = adapted.adapters_config.get(names[-1])
         else:
@@ -53,14 +49,13 @@ class Stacked(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Averaged(Method):
-    """Frozen adapters whose outputs are averaged; only the heads are trained.
+    """Averages the outputs of frozen adapters; only the heads are trained.
 
-    sources: a glob of saved runs. weights: theirs, in the order of their names, made to sum to 1; None for equal ones.
-    where: layers, the mean of their outputs in every layer, one forward; end, the mean of what the encoder says with each
-    by itself, as many forwards as sources.
+    weights: the sources', in the order of their names, made to sum to 1; None for equal ones. where: layers, the mean of
+    their outputs in every layer, one forward; end, the mean of what the encoder says with each by itself, as many forwards.
     """
 
-    sources: str
+    sources: str = field()
     weights: Sequence[float] | None
     where: Literal["layers", "end"]
     library = OVER_FLOATS
@@ -69,31 +64,28 @@ class Averaged(Method):
         if self.weights is not None:
             check_weights(self.weights, "method.weights")
 
-    def starts_from(self) -> list[SavedRun]:
-        return matching(self.sources, "ah_average" if self.where == "layers" else "ah_parallel")
-
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        adapted = enable(model)
-        names = load_all(adapted, self.starts_from(), name)
-        if self.weights is not None and len(self.weights) != len(names):
+        adapted, names = load_all(model, self.starts_from(), name)
+        weights = self.weights or [1] * len(names)
+        if len(weights) != len(names):
             raise UserError(
-                f"method.weights={list(self.weights)}: expected one a source: {', '.join(names)}; type "
+                f"method.weights={list(weights)}: expected one a source: {', '.join(names)}; type "
                 f"method.weights=[{','.join('1' for _ in names)}]"
             )
-        shares = None if self.weights is None else [weight / sum(self.weights) for weight in self.weights]
         how = "Average" if self.where == "layers" else "Parallel"
+        shares = [weight / sum(weights) for weight in weights]
         return Attached(combine(adapted, how, names, trained=None, weights=shares))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fusion(Method):
+class AdapterFusion(Method):
     """Trains AdapterFusion (Pfeiffer et al. 2021, arXiv:2005.00247) over frozen bottlenecks: attention over their outputs.
 
-    sources: a glob of saved runs. query, key, value: whether each has a matrix. width: of queries and keys, a head's worth
-    of numbers; None for the encoder's own width, as published. dropout: on the attention's weights.
+    query, key, value: whether each has a matrix. width: of queries and keys, a head's worth of numbers; None for the
+    encoder's own width, as published. dropout: on the attention's weights.
     """
 
-    sources: str
+    sources: str = field()
     query: bool
     key: bool
     value: bool
@@ -113,17 +105,10 @@ class Fusion(Method):
             )
         check_dropout(self.dropout)
 
-    def starts_from(self) -> list[SavedRun]:
-        return matching(self.sources, "ah_fusion")
-
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        adapted = enable(model)
-        names = load_all(adapted, self.starts_from(), name)
-        config = {
-            **{"query": self.query, "key": self.key, "value": self.value, "dropout_prob": self.dropout},
-            **{"query_before_ln": False, "residual_before": False, "temperature": False, "regularization": False},
-            **{"value_before_softmax": True, "value_initialized": True},
-        }
+        adapted, names = load_all(model, self.starts_from(), name)
+        matrices = {"query": self.query, "key": self.key, "value": self.value}
+        config = DynamicAdapterFusionConfig(**matrices, dropout_prob=self.dropout, regularization=False)
         check(adapted, "Fuse", names)
         add_fusion(adapted, name, names, config, self.width, seed)
         return Attached(combine(adapted, "Fuse", names, trained=name))

@@ -1,10 +1,10 @@
 """Calls AdapterHub's `adapters` library as the methods here use it: add, load, activate, save an adapter.
 
-Where the library is wrong, `corrections` takes its place; each is named where it is put in.
+Where the library is wrong, `library_fixes` takes its place; each is named where it is put in.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import lora_formats, lora_source
 from hatemtl.methods.adapterhub.configuration_strings import kinds, saved
 from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, keep_type
-from hatemtl.methods.base import draw_lora_A
+from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_name
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write
 from hatemtl.seeds import seeded
 
@@ -85,7 +85,7 @@ def _insert(model: Any, name: str, config: AdapterConfig) -> None:
     kind = model.config.model_type
     try:
         model.add_adapter(name, config=config)
-    except (ValueError, AssertionError, RuntimeError, ImportError, TypeError, KeyError, AttributeError) as error:
+    except FAILURES as error:
         reason = "phm_dim does not divide its bottleneck's width" if isinstance(error, AssertionError) else error
         raise UserError(
             f"the adapter ({_said(config)}) does not fit the encoder {kind}: {reason}; give other keys, such as "
@@ -114,7 +114,7 @@ def _said(config: AdapterConfig) -> str:
     return " with ".join(sorted(kinds(config)))
 
 
-def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
+def load_one(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
     """Loads a saved run's adapter under `name`, from safetensors and nothing else.
 
     inside: the adapter's folder in the run's. Raises UserError where it is broken or leaves a weight untrained.
@@ -125,7 +125,12 @@ def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
             f"takes it, whole"
         )
     if run.record["library"] == "peft":
-        _take_over(model, run, name)
+        updates = lora_source.read(run, model)
+        tensors, content = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
+        with torch.random.fork_rng(devices=[]):
+            _insert(model, name, AdapterConfig.load(content))
+        for key, tensor in tensors.items():
+            model.get_parameter(key).data.copy_(tensor)
         return
     weights, path = f"{inside}/adapter.safetensors", run.folder / inside / "adapter_config.json"
     tensors, content = run.tensors(weights), json_object.read(path, AGAIN)
@@ -140,12 +145,7 @@ def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
         raise UserError(f"{run.folder}: {error}") from error
     belongs = loader.filter_func(name)
     own = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if belongs(f".{key}")}
-    for word, keys in (("lacks", own.keys() - given.keys()), ("holds", given.keys() - own.keys())):
-        if keys:
-            some = ", ".join(sorted(keys)[:3])
-            raise UserError(
-                f"{path.with_name('adapter.safetensors')} {word} {some}, unlike what {path.name} describes; {AGAIN}"
-            )
+    check_keys(run.folder / weights, given, own)
     with torch.no_grad():
         for key, tensor in given.items():
             if own[key].shape != tensor.shape:
@@ -153,20 +153,13 @@ def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
             own[key].copy_(tensor)
 
 
-def _take_over(model: Any, run: SavedRun, name: str) -> None:
-    """Adds a LoRA that PEFT saved. Raises UserError where it is no plain one, or on layers not adapted here."""
-    updates = lora_source.read(run, model)
-    tensors, config = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
-    with torch.random.fork_rng(devices=[]):
-        _insert(model, name, AdapterConfig.load(config))
-    own = dict(model.named_parameters())
-    for key, tensor in tensors.items():
-        own[key].data.copy_(tensor)
-
-
-def _shared(model: Any, name: str) -> dict[str, nn.Parameter]:
-    """Gives the parameters that all layers of an adapter share: Compacter's rule, VeRA's matrices."""
-    return dict(model.shared_parameters[name].items()) if name in model.shared_parameters else {}
+def load_all(model: Transformer, runs: Sequence[SavedRun], name: str) -> tuple[Any, list[str]]:
+    """Gives the model with every run's adapter, each under its folder's name, none under `name`; and their names."""
+    adapted, names = enable(model), list[str]()
+    for run in runs:
+        names.append(module_name(run.folder.resolve().name, taken=[*names, name]))
+        load_one(adapted, run, names[-1])
+    return adapted, names
 
 
 def own_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
@@ -211,24 +204,6 @@ def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:
     return not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout))
 
 
-def try_out(model: Any, given: str) -> Any:
-    """Gives the model as it was, once it has read two posts.
-
-    Raises UserError where the library fails at a forward and not before.
-    """
-    device = next(model.parameters()).device
-    posts = torch.full((2, 4), 3, device=device)
-    try:
-        with torch.no_grad():
-            model.eval()(input_ids=posts, attention_mask=torch.ones_like(posts))
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError, IndexError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{given}: the library cannot compute it on the encoder {model.config.model_type} "
-            f"({type(error).__name__}: {error}); give other adapters, or type method=ah_lora16"
-        ) from error
-    return model.train()
-
-
 def active(model: Any) -> list[str]:
     """Names the adapters in the active setup, and the fusion over them."""
     setup = model.active_adapters
@@ -241,9 +216,9 @@ def save_one(model: Any, name: str, folder: Path) -> None:
     """Writes adapter_config.json and adapter.safetensors of one adapter into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_adapter(str(folder), name, use_safetensors=True)
-    if shared := _shared(model, name):
-        path = folder / "adapter.safetensors"
-        whole = load_file(path) | {f"shared_parameters.{name}.{key}": p.detach().cpu() for key, p in shared.items()}
+    if name in model.shared_parameters:  # Compacter's rule or VeRA's matrices, which the library forgets
+        path, shared = folder / "adapter.safetensors", model.shared_parameters[name].items()
+        whole = load_file(path) | {f"shared_parameters.{name}.{key}": p.detach().cpu() for key, p in shared}
         write(path, lambda temporary: save_file(whole, temporary))
 
 
@@ -258,11 +233,8 @@ def factors(layer: LoRALayer, lora: LoRAModule) -> list[tuple[str, Tensor, Tenso
     """Gives A and B for each projection of the layer as views: one, or q, k and v where one matrix holds them."""
     if not isinstance(layer, LoRAMergedLinear):
         return [("", lora.lora_A, lora.lora_B)]
-    names = [name for name in "qkv" if name in lora.attn_matrices]
-    return [
-        (f".{name}", A, B)
-        for name, A, B in zip(names, lora.lora_A.chunk(len(names)), lora.lora_B.chunk(len(names)), strict=True)
-    ]
+    names = [f".{name}" for name in "qkv" if name in lora.attn_matrices]
+    return list(zip(names, lora.lora_A.chunk(len(names)), lora.lora_B.chunk(len(names)), strict=True))
 
 
 def is_lora(model: Any, name: str) -> bool:

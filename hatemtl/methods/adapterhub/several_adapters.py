@@ -19,15 +19,24 @@ from adapters.context import AdapterSetup
 from adapters.methods.adapter_layer_base import AdapterLayerBase, ComposableAdapterLayerBase
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.modeling import Adapter as Bottleneck
-from adapters.methods.modeling import BertFusion
 from torch import nn
 
+from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.methods.adapterhub.configuration_strings import kinds
-from hatemtl.methods.adapterhub.library import PATTERN, SETUP, activate, active, load, save_one, try_out
+from hatemtl.methods.adapterhub.library import (
+    PATTERN,
+    SETUP,
+    activate,
+    active,
+    enable,
+    load_one,
+    save_one,
+    train,
+)
 from hatemtl.methods.adapterhub.library_fixes import LateAverage, WithoutResidual, added, in_order, weighted
-from hatemtl.methods.base import Library, module_name
+from hatemtl.methods.base import Library, module_name, try_out
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 from hatemtl.seeds import seeded
 
@@ -156,13 +165,12 @@ def save(model: Any, name: str, folder: Path) -> None:
     write_text(folder / SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-LIBRARY = Library(name="adapterhub", pattern=PATTERN, quantizable=True, active=active, save=save)
-OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
-
-
-def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
-    """Loads the several adapters of a saved run; what was trained stands under `name` and is trained again."""
-    path = run.folder / SETUP
+def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
+    """Loads a saved run, one adapter or several; what was trained stands under `name` and is trained again."""
+    adapted, path = enable(model), run.folder / SETUP
+    if not path.is_file():
+        load_one(adapted, run, name)
+        return train(adapted, name)
     saved: Any = json_object.read(path, AGAIN)
     how, names, trained, weights = (saved.get(key) for key in ("how", "names", "trained", "weights"))
     known = isinstance(how, str) and how in WRONG and isinstance(names, list) and (trained or how != "Fuse")
@@ -174,10 +182,14 @@ def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
     for each in names:
         if each != trained:
             taken[each] = module_name(each, taken=[*taken.values(), name])
-        load(model, run, taken[each], inside=f"adapter/{each}")
+        load_one(adapted, run, taken[each], inside=f"adapter/{each}")
     if how == "Fuse":
-        _load_fusion(model, run, trained, name, [taken[each] for each in names], seed)
-    return combine(model, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
+        _load_fusion(adapted, run, trained, name, [taken[each] for each in names], seed)
+    return combine(adapted, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
+
+
+LIBRARY = Library(name="adapterhub", pattern=PATTERN, quantizable=True, active=active, save=save, load=load)
+OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
 
 
 def _is_name(given: object) -> bool:
@@ -189,10 +201,9 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
     inside = f"adapter/{saved}/model_adapter_fusion.safetensors"
     tensors = run.tensors(inside)
     path = (run.folder / inside).with_name("adapter_fusion_config.json")
-    try:
-        config = dict(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train the run again with overwrite=true") from error
+    config = json_object.read(path, AGAIN).get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: config={config!r:.80}, expected keys with values; {AGAIN}")
     query = next((tensor for key, tensor in tensors.items() if key.endswith(".query.weight")), None)
     width = None if query is None or query.shape[0] == query.shape[1] else query.shape[0]
     add_fusion(model, name, names, config, width, seed)
@@ -202,10 +213,5 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
             if inner in key:
                 tensor = tensors.get(key.replace(inner, f".adapter_fusion_layer.{saved}."))
                 if tensor is None or tensor.shape != parameter.shape:
-                    raise UserError(f"{run.folder / inside} lacks {key}; train the run again with overwrite=true")
+                    raise UserError(f"{run.folder / inside} lacks {key}; {AGAIN}")
                 parameter.copy_(tensor)
-
-
-def fusions(model: nn.Module) -> list[BertFusion]:
-    """Finds the fusion of every layer that has one."""
-    return [module for module in model.modules() if isinstance(module, BertFusion)]

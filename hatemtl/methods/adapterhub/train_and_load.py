@@ -1,38 +1,20 @@
 """Trains an adapter of any kind of AdapterHub's `adapters` library, and loads what was saved."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from adapters.configuration import LoRAConfig
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub.configuration_strings import configuration
-from hatemtl.methods.adapterhub.library import SETUP, add, enable, load, train, try_out
-from hatemtl.methods.adapterhub.several_adapters import LIBRARY, OVER_FLOATS, restore
-from hatemtl.methods.base import Attached, Method, check_leave_out, check_lora, module_name, saved_by, to_load
-from hatemtl.methods.lora_source import folders
-from hatemtl.saved_runs.saved_run import SavedRun
-
-
-def matching(sources: str, method: str) -> list[SavedRun]:
-    """Finds the finished runs that a glob matches, in order, one at least: AdapterHub's, and of PEFT's the LoRAs."""
-    runs = folders(sources, method)
-    return [r if r.record["library"] == "peft" else saved_by(r, LIBRARY.name, f"method.sources={sources!r}") for r in runs]
-
-
-def load_all(model: Any, runs: Sequence[SavedRun], name: str) -> list[str]:
-    """Loads every run's adapter, each under its folder's name, none under `name`; gives their names."""
-    names: list[str] = []
-    for run in runs:
-        names.append(module_name(run.folder.resolve().name, taken=[*names, name]))
-        load(model, run, names[-1])
-    return names
+from hatemtl.methods.adapterhub.library import add, enable, train
+from hatemtl.methods.adapterhub.several_adapters import LIBRARY, OVER_FLOATS
+from hatemtl.methods.base import Attached, Method, check_leave_out, check_lora, try_out
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Method):
+class AdapterHubLoRA(Method):
     """Trains a new LoRA (Hu et al. 2022, arXiv:2106.09685) on the frozen encoder.
 
     rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input. attention: which of q, k, v carry one.
@@ -74,7 +56,7 @@ class LoRA(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter(Method):
+class AdapterHubAdapter(Method):
     """Trains a new adapter of any kind that AdapterHub has on the frozen encoder.
 
     config: names and keys as the library writes them, `lora[r=8]|par_bn`. reduction_factor: the encoder's width divided by
@@ -98,18 +80,8 @@ class Adapter(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load(Method):
+class LoadAdapterHub(Method):
     """Starts from the adapter of a saved run, or from several at work together, to test, to predict or to train further."""
 
-    path: str | None
+    path: str | None = field()
     library = LIBRARY
-
-    def starts_from(self) -> list[SavedRun]:
-        return to_load(self.path, LIBRARY)
-
-    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        adapted, run = enable(model), self.starts_from()[0]
-        if (run.folder / SETUP).is_file():
-            return Attached(restore(adapted, run, name, seed))
-        load(adapted, run, name)
-        return Attached(train(adapted, name))

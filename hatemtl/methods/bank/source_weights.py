@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
 from hatemtl.harmless import unguarded
-from hatemtl.methods.bank.lora_bank import banks, source_names
+from hatemtl.methods.bank.lora_bank import banks
 from hatemtl.saved_runs.saved_run import write_rows
 
 COLUMNS = ("task", "label", "layer", "source", "weight", "posts")
@@ -28,7 +28,6 @@ class Answers:
 
     def __init__(self, module: nn.Module) -> None:
         self.banks = banks(module.get_submodule("encoder"))
-        self.sources = source_names(module.get_submodule("encoder")) if self.banks else []
         self.heads: Any = module.get_submodule("heads")
         self.sums: dict[str, Tensor] = {}
         self.posts: dict[str, Tensor] = {}
@@ -69,7 +68,7 @@ class Answers:
                     means = (sums[i, j] / posts).tolist()
                     rows += [
                         dict(zip(COLUMNS, (task, label, layer, source, repr(mean), int(posts)), strict=True))
-                        for source, mean in zip(self.sources, means, strict=True)
+                        for source, mean in zip(self.banks[layer].sources, means, strict=True)
                     ]
         return rows
 

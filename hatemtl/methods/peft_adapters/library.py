@@ -1,15 +1,13 @@
 """Calls the `peft` library, which only this file imports: adds, computes, folds, saves and loads adapters."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import (
-    LoraConfig,
     PeftConfig,
     PeftModel,
     PromptLearningConfig,
@@ -26,7 +24,7 @@ from hatemtl.encoders.fast import Adapted, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
-from hatemtl.methods.base import Library, check_leave_out, draw_lora_A
+from hatemtl.methods.base import FAILURES, Library, check_keys, check_leave_out, draw_lora_A
 from hatemtl.methods.lora_source import PLAIN_STARTS
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import seeded
@@ -49,6 +47,8 @@ FEED_FORWARD = r".*(layer\.\d+\.output\.dense|mlp\.Wo)"
 IA3_TARGETS = r".*(attention\.self\.(key|value)(_proj)?|attn\.Wqkv|layer\.\d+\.output\.dense|mlp\.Wo)"
 NORMS = r".*(LayerNorm|norm)"
 
+# Every kind of adapter that the library knows, by the name of its configuration.
+KINDS: dict[str, type[PeftConfig]] = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
 # Kinds of which a run here could make nothing, and why.
 REFUSED = {
     "AdaLoraConfig": "it moves ranks between layers in a training loop of its own",
@@ -78,13 +78,6 @@ LEADING = {
     "megatron_config": "it makes PEFT import a module that is named beside it",
     "corda_config": "it names files with statistics of texts, which no run here gathers",
 }
-# How the library fails at what a user or a file gave it that does not fit.
-FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError, re.error)
-
-
-def kinds() -> dict[str, type[PeftConfig]]:
-    """Lists every kind of adapter that the library knows, by the name of its configuration."""
-    return {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
 
 
 def active(model: nn.Module) -> list[str]:
@@ -115,9 +108,6 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a card of blanks
 
 
-LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, active=active, save=save)
-
-
 def fold(model: PeftModel) -> nn.Module:
     """Merges the adapter into the encoder's weights and takes it away, in float32.
 
@@ -126,7 +116,7 @@ def fold(model: PeftModel) -> nn.Module:
     restore(model)
     try:
         return model.merge_and_unload()
-    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+    except FAILURES as error:
         raise UserError(
             f"{type(model.peft_config[NAME]).__name__} on {model.config.model_type} cannot be merged ({error}); type "
             f"export.format=peft"
@@ -134,53 +124,38 @@ def fold(model: PeftModel) -> nn.Module:
 
 
 def add(
-    model: Transformer,
-    config: type[PeftConfig],
-    options: Mapping[str, Any],
-    *,
-    targets: str | None,
-    leave_out: Sequence[int],
-    seed: int,
+    model: Transformer, kind: str, options: Mapping[str, Any], targets: str | None, leave_out: Sequence[int], seed: int
 ) -> PeftModel:
     """Gives the model with a new adapter; no random draw but its own moves.
 
     Raises UserError where the library refuses it.
     """
-    kind, settings = model.config.model_type, dict(options)
-    if config.__name__ == "IA3Config":
-        targets = targets or (IA3_TARGETS if kind in TARGETS else None)
+    encoder, settings = model.config.model_type, dict(options)
+    if kind == "IA3Config":
         settings.setdefault("feedforward_modules", FEED_FORWARD)
-    elif config.__name__ == "LNTuningConfig":
-        targets = targets or NORMS
-    targets = targets or TARGETS.get(kind)
-    make: Any = config
+    default = TARGETS.get(encoder)
+    targets = targets or {"IA3Config": default and IA3_TARGETS, "LNTuningConfig": NORMS}.get(kind, default)
     if targets is None:
-        raise UserError(f"method.targets: no default for {kind}; type method.targets='.*(query|value)'")
+        raise UserError(f"method.targets: no default for {encoder}; type method.targets='.*(query|value)'")
     left_out = check_leave_out(leave_out, model.config.num_hidden_layers)
     beyond = rf"(?!.*\blayers?\.({'|'.join(map(str, left_out))})\.)" if left_out else ""
-    what = f"{config.__name__} on {kind} with method.targets={targets!r}"
-    with _library_says(what):
-        given = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
-    _check_quantized(model, given)
-    with _library_says(what), seeded(seed, "peft", config.__name__):
-        wrapped = get_peft_model(model, given, adapter_name=NAME)
-    if config is LoraConfig and settings.get("init_lora_weights", True) is True:
+    make: Any = KINDS[kind]
+    try:
+        config = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
+        _check_quantized(model, config)
+        with seeded(seed, "peft", kind):
+            wrapped = get_peft_model(model, config, adapter_name=NAME)
+    except FAILURES as error:
+        raise UserError(
+            f"{kind} on {encoder} with method.targets={targets!r}: {type(error).__name__}: {error}; give others, or other "
+            f"method.options, or type method=peft_lora16"
+        ) from error
+    if kind == "LoraConfig" and settings.get("init_lora_weights", True) is True:
         for path, module in wrapped.get_base_model().named_modules():
             if isinstance(module, LoraLayer) and NAME in module.lora_A:
                 A: Any = module.lora_A[NAME].weight
                 draw_lora_A(A, seed=seed, layer=path)
     return wrapped
-
-
-@contextmanager
-def _library_says(what: str) -> Iterator[None]:
-    """Inside, the library looks at what the user gave it, and fails in many ways where that does not fit."""
-    try:
-        yield
-    except FAILURES as error:
-        raise UserError(
-            f"{what}: {type(error).__name__}: {error}; give others, or other method.options, or type method=peft_lora16"
-        ) from error
 
 
 def _check_quantized(model: Transformer, config: PeftConfig) -> None:
@@ -199,27 +174,14 @@ def _check_quantized(model: Transformer, config: PeftConfig) -> None:
         )
 
 
-@torch.no_grad()
-def check_forward(model: PeftModel, given: str) -> None:
-    """Raises UserError where the adapter cannot compute two texts of four tokens as an encoder does."""
-    tokens = torch.ones(2, 4, dtype=torch.long)
-    try:
-        hidden = model.eval()(input_ids=tokens, attention_mask=tokens).last_hidden_state
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{given}: it cannot compute ({error}); type method=peft_lora16") from error
-    if hidden.shape[:2] != tokens.shape:
-        raise UserError(f"{given}: it gives {hidden.shape[1]} hidden states for 4 tokens; type method=peft_lora16")
-
-
-def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
+def check_kind(kind: str, options: Mapping[str, Any]) -> None:
     """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
-    known = kinds()
-    if kind not in known:
-        raise UserError(f"method.kind={kind}: {did_you_mean(kind, [name for name in known if not refusal(name)])}")
+    if kind not in KINDS:
+        raise UserError(f"method.kind={kind}: {did_you_mean(kind, [name for name in KINDS if not refusal(name)])}")
     if reason := refusal(kind):
         raise UserError(f"method.kind={kind}: {reason}; type method=peft_lora16")
-    keys = {field.name for field in fields(known[kind])} - {*OWNED, *INSTEAD}
-    for key in options or {}:
+    keys = {field.name for field in fields(KINDS[kind])} - {*OWNED, *INSTEAD}
+    for key in options:
         if key in INSTEAD or key in LEADING:
             raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
         if key not in keys:
@@ -228,7 +190,7 @@ def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
 
 def refusal(kind: str) -> str:
     """Says why a run can make nothing of this kind of adapter; empty where it can."""
-    if issubclass(kinds()[kind], PromptLearningConfig):
+    if issubclass(KINDS[kind], PromptLearningConfig):
         return (
             "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to "
             "models of its own tasks alone"
@@ -236,15 +198,7 @@ def refusal(kind: str) -> str:
     return REFUSED.get(kind, "")
 
 
-def check_pattern(targets: str | None) -> None:
-    """Raises UserError where that is no regular expression."""
-    try:
-        re.compile(targets or "")
-    except re.error as error:
-        raise UserError(f"method.targets={targets!r}: no regular expression ({error})") from error
-
-
-def load(model: Transformer, run: SavedRun) -> PeftModel:
+def load(model: Transformer, run: SavedRun, name: str, seed: int) -> PeftModel:
     """Gives the model with a saved run's adapter, of which PEFT itself reads no file.
 
     Raises UserError where it is broken, does not fit, or is none that could have been trained here.
@@ -256,14 +210,11 @@ def load(model: Transformer, run: SavedRun) -> PeftModel:
         with torch.random.fork_rng(devices=[]):
             loaded = get_peft_model(model, config, adapter_name=NAME)
         own = get_peft_model_state_dict(loaded, adapter_name=NAME, save_embedding_layers=False)
-        for word, keys in (("lacks", own.keys() - saved.keys()), ("holds", saved.keys() - own.keys())):
-            if keys:  # others would take the place of the encoder's own weights
-                some = ", ".join(sorted(keys)[:3])
-                raise UserError(f"{run.folder / WEIGHTS} {word} {some}, unlike what {path.name} describes; {AGAIN}")
+        check_keys(run.folder / WEIGHTS, saved, own)
         set_peft_model_state_dict(loaded, saved, adapter_name=NAME)
     except FAILURES as error:
         raise UserError(f"{path.parent} cannot be read ({type(error).__name__}: {error}); {AGAIN}") from error
-    return loaded
+    return train(loaded)
 
 
 def _saved(path: Path) -> PeftConfig:
@@ -282,3 +233,6 @@ def _saved(path: Path) -> PeftConfig:
             raise UserError(f"{path}: {key}: no key of {config.__name__}, which would be left out of account; {AGAIN}")
     settings = config.check_kwargs(**content)
     return config(**{key: value for key, value in settings.items() if key not in (*OWNED, *LEADING)})
+
+
+LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, active=active, save=save, load=load)

@@ -1,26 +1,16 @@
 """Trains a LoRA or an adapter of any other kind of the `peft` library, and loads one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hatemtl.encoders.pretrained import Transformer
-from hatemtl.methods.base import Attached, Method, check_lora, to_load
-from hatemtl.methods.peft_adapters.library import (
-    LIBRARY,
-    add,
-    check_forward,
-    check_kind,
-    check_pattern,
-    kinds,
-    load,
-    train,
-)
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.methods.base import Attached, Method, check_lora, try_out
+from hatemtl.methods.peft_adapters.library import LIBRARY, add, check_kind, train
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Method):
+class PEFTLoRA(Method):
     """Trains a new LoRA on the frozen encoder.
 
     rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input.
@@ -37,16 +27,14 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
-        check_pattern(self.targets)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         options = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
-        wrapped = add(model, kinds()["LoraConfig"], options, targets=self.targets, leave_out=self.leave_out, seed=seed)
-        return Attached(train(wrapped))
+        return Attached(train(add(model, "LoraConfig", options, self.targets, self.leave_out, seed)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter(Method):
+class PEFTAdapter(Method):
     """Trains a new adapter of any kind that PEFT has on the frozen encoder.
 
     kind: the name of its configuration in PEFT. options: keys of that configuration; None keeps PEFT's defaults.
@@ -61,25 +49,16 @@ class Adapter(Method):
     library = LIBRARY
 
     def __post_init__(self) -> None:
-        check_pattern(self.targets)
-        check_kind(self.kind, self.options)
+        check_kind(self.kind, self.options or {})
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        config = kinds()[self.kind]
-        wrapped = add(model, config, self.options or {}, targets=self.targets, leave_out=self.leave_out, seed=seed)
-        check_forward(wrapped, f"{self.kind} on {model.config.model_type}")
-        return Attached(train(wrapped))
+        wrapped = add(model, self.kind, self.options or {}, self.targets, self.leave_out, seed)
+        return Attached(train(try_out(wrapped, f"method.kind={self.kind}")))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load(Method):
+class LoadPEFT(Method):
     """Starts from the adapter of a saved run, to test it, to predict with it or to train it further."""
 
-    path: str | None
+    path: str | None = field()
     library = LIBRARY
-
-    def starts_from(self) -> list[SavedRun]:
-        return to_load(self.path, LIBRARY)
-
-    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        return Attached(train(load(model, self.starts_from()[0])))

@@ -35,8 +35,8 @@ from hatemtl.saved_runs.saved_run import SavedRun
 
 SHARED: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.0, "leave_out": [], **RATES}
 LIBRARIES: dict[str, Callable[..., Any]] = {
-    "adapterhub": partial(adapter_hub.LoRA, attention=["q", "k", "v"], intermediate=True, output=True),
-    "peft": partial(peft_hub.LoRA, targets=None),
+    "adapterhub": partial(adapter_hub.AdapterHubLoRA, attention=["q", "k", "v"], intermediate=True, output=True),
+    "peft": partial(peft_hub.PEFTLoRA, targets=None),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_library = pytest.mark.parametrize("library", LIBRARIES)
