@@ -60,6 +60,7 @@ class Attached:
 class Method(Protocol):
     """A way to make the encoder trainable: full fine-tuning, an adapter, a merge of adapters.
 
+    What each key of a method does stands beside it in conf/method/.
     library: whose format it saves in. takes: the libraries of its sources. learning_rate: the encoder-side rate at which
     it trains well. body_dropout: whether the pretrained body keeps its own dropout in training.
 
@@ -118,11 +119,11 @@ def saved_by(run: SavedRun, given: str, *libraries: str) -> SavedRun:
 
 
 def check_keys(path: Path, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raises UserError where the tensors of a file are not those of the adapter that is described beside it."""
+    """Raises UserError where the tensors of a file are others than those of what its configuration describes."""
     for word, keys in (("lacks", own.keys() - given.keys()), ("holds", given.keys() - own.keys())):
         if keys:  # others would take the place of the encoder's own weights
             some = ", ".join(sorted(keys)[:3])
-            raise UserError(f"{path} {word} {some}, unlike what adapter_config.json describes; {AGAIN}")
+            raise UserError(f"{path} {word} {some}, unlike what is described beside it; {AGAIN}")
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
         before = _hidden(attached)
         attached = peft_library.fold(attached)
     elif library == "adapterhub":
-        from hatemtl.methods.adapterhub import into_weights, several_adapters
         from hatemtl.methods.adapterhub import library as ah_library
+        from hatemtl.methods.adapterhub import several_adapters
 
         name = module_name(run.record["method"])  # by which it is named where it cannot be merged
         attached = several_adapters.load(body, run, name, seed)
@@ -47,7 +47,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
                 f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
                 f"({run.record['method']}); {way_out}"
             )
-        attached = into_weights.fold(attached, ah_library.active(attached)[0])
+        attached = ah_library.fold(attached, ah_library.active(attached)[0])
     else:
         raise UserError(
             f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post or "

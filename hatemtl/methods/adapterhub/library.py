@@ -1,10 +1,10 @@
-"""Calls AdapterHub's `adapters` library as the methods here use it: add, load, activate, save an adapter.
+"""Calls AdapterHub's `adapters` library as the methods here use it: adds, loads, activates, saves and folds an adapter.
 
 Where the library is wrong, `library_fixes` takes its place; each is named where it is put in.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,21 @@ from adapters.configuration import AdapterConfig, LoRAConfig
 from adapters.loading import AdapterLoader
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.lora import LoRA as LoRAModule
-from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear
+from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear, Vera
 from adapters.methods.prefix_tuning import PrefixTuningLayer
 from adapters.methods.reft import ReftModule
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hatemtl.encoders.fast import Adapted, accelerate
+from hatemtl.encoders.fast import Adapted, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import lora_formats, lora_source
-from hatemtl.methods.adapterhub.configuration_strings import kinds, saved
-from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, keep_type
+from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds, saved
+from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, dora_scale, keep_type
 from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_name
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write
 from hatemtl.seeds import seeded
@@ -102,11 +102,11 @@ def _insert(model: Any, name: str, config: AdapterConfig) -> None:
                     f"{type(layer).__name__} has none; type method=ah_lora16"
                 )
             layer.forward = DoRALinear(layer)
-    for module in model.modules():
-        bottleneck = module.adapters[name] if isinstance(module, BottleneckLayer) and name in module.adapters else None
-        if bottleneck is not None and hasattr(bottleneck, "adapter_norm_before"):
+    layers = [module for module in model.modules() if isinstance(module, BottleneckLayer) and name in module.adapters]
+    for bottleneck in (layer.adapters[name] for layer in layers):
+        if hasattr(bottleneck, "adapter_norm_before"):
             del bottleneck.adapter_norm_before  # a second name of what adapter_down begins with: safetensors would refuse it
-        if bottleneck is not None and isinstance(bottleneck.scaling, nn.Parameter):
+        if isinstance(bottleneck.scaling, nn.Parameter):
             bottleneck.register_forward_hook(keep_type)
 
 
@@ -145,12 +145,17 @@ def load_one(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> N
         raise UserError(f"{run.folder}: {error}") from error
     belongs = loader.filter_func(name)
     own = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if belongs(f".{key}")}
-    check_keys(run.folder / weights, given, own)
-    with torch.no_grad():
-        for key, tensor in given.items():
-            if own[key].shape != tensor.shape:
-                raise UserError(f"{run.folder}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)}; {AGAIN}")
-            own[key].copy_(tensor)
+    take_in(run.folder / weights, given, own)
+
+
+@torch.no_grad()
+def take_in(path: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Copies the tensors of a file into an adapter's own. Raises UserError where there are others, or of another shape."""
+    check_keys(path, given, own)
+    for key, tensor in given.items():
+        if own[key].shape != tensor.shape:
+            raise UserError(f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)}; {AGAIN}")
+        own[key].copy_(tensor)
 
 
 def load_all(model: Transformer, runs: Sequence[SavedRun], name: str) -> tuple[Any, list[str]]:
@@ -250,3 +255,44 @@ def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
         for path, layer, lora in loras(model, name)
         for projection, A, B in factors(layer, lora)
     }
+
+
+@torch.no_grad()
+def fold(model: Any, name: str) -> Any:
+    """Writes adapter `name` into the weights under it, in float32, and takes it away: the model computes the same.
+
+    Raises UserError where the adapter is more than a change of weights; the library would silently do nothing.
+    """
+    config = model.adapters_config.get(name)
+    if more := sorted(kinds(config) - FOLDABLE):
+        raise UserError(
+            f"the adapter {name} on the encoder {model.config.model_type} is no mere change of its weights "
+            f"({', '.join(more)}), so it cannot be merged into them; keep it beside the encoder, method=ah_load"
+        )
+    restore(model)
+    for path, layer, lora in list(loras(model, name)):
+        weight, bias = layer.weight.float(), layer.bias
+        if isinstance(layer, LoRAMergedLinear) and kinds(config) != {"lora"}:
+            raise UserError(
+                f"{path}: only a LoRA can be merged into a matrix of queries, keys and values; type method=ah_lora16"
+            )
+        if lora.composition_mode == "scale":
+            scale = lora.lora_B.flatten() * lora.scaling
+            weight, bias = weight * scale[:, None], None if bias is None else bias * scale
+        elif lora.use_dora:
+            change, scale = dora_scale(layer, lora)
+            weight = (weight + change) * scale[:, None]
+            del layer.forward  # DoRALinear
+        elif isinstance(lora, Vera):
+            A, B = (model.shared_parameters[name][key] for key in ("lora_A", "lora_B"))
+            weight = weight + lora.scaling * (lora.vera_B @ B @ lora.vera_D @ A)
+        else:
+            for projection, A, B in factors(layer, lora):
+                rows = weight.chunk(3)["qkv".index(projection[1])] if projection else weight
+                rows += lora.scaling * (B @ A)
+        layer.weight.data.copy_(weight)
+        if bias is not None:
+            layer.bias.data.copy_(bias)
+    model.set_active_adapters(None)
+    model.delete_adapter(name)
+    return model

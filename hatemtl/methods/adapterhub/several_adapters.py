@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from adapters.composition import Average, Fuse, Parallel, Stack
 from adapters.configuration import AdapterFusionConfig, ConfigUnion
 from adapters.context import AdapterSetup
 from adapters.methods.adapter_layer_base import AdapterLayerBase, ComposableAdapterLayerBase
 from adapters.methods.bottleneck import BottleneckLayer
+from adapters.methods.lora import LoRA, Vera
 from adapters.methods.modeling import Adapter as Bottleneck
+from adapters.methods.modeling import ParallelAdapter
 from torch import nn
 
 from hatemtl.encoders.pretrained import Transformer
@@ -33,6 +34,7 @@ from hatemtl.methods.adapterhub.library import (
     enable,
     load_one,
     save_one,
+    take_in,
     train,
 )
 from hatemtl.methods.adapterhub.library_fixes import LateAverage, WithoutResidual, added, in_order, weighted
@@ -42,16 +44,14 @@ from hatemtl.seeds import seeded
 
 # What the library would compute wrongly, or not at all, in each way of working together: by kind, with the reason.
 FIRST_ALONE = "of several, the library lets only the first one act"
+BOTTLENECKS = "the library fuses bottlenecks alone"
+STACKED = {"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"}
 WRONG = {
-    "Stack": {"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"},
-    "Average": {
-        **{"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"},
-        "prefix": "the library cannot average prefixes",
-    },
+    "Stack": STACKED,
+    "Average": {**STACKED, "prefix": "the library cannot average prefixes"},
     "Fuse": {
-        "lora": "the library fuses bottlenecks alone (for LoRAs type method=lora_fusion)",
-        **dict.fromkeys(("dora", "vera", "ia3", "prefix", "reft"), "the library fuses bottlenecks alone"),
-        "inv": FIRST_ALONE,
+        **dict.fromkeys(("dora", "vera", "ia3", "prefix", "reft"), BOTTLENECKS),
+        **{"lora": f"{BOTTLENECKS} (for LoRAs type method=lora_fusion)", "inv": FIRST_ALONE},
     },
     "Parallel": {},
 }
@@ -125,14 +125,16 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
 
 def _adds(layer: Any, names: Sequence[str]) -> bool:
     """Tells whether the adapters of this layer add to its output, each from the same input: LoRAs, parallel bottlenecks."""
-    here = {type(layer.adapter_modules[name]).__name__ for name in names if name in layer.adapter_modules}
-    return bool(here & {"LoRA", "ParametrizedVera", "ParallelAdapter"})
+    here = [layer.adapter_modules[name] for name in names if name in layer.adapter_modules]
+    return any(isinstance(adapter, LoRA | Vera | ParallelAdapter) for adapter in here)
 
 
-def add_fusion(model: Any, name: str, names: Sequence[str], config: dict[str, Any], width: int | None, seed: int) -> None:
+def add_fusion(
+    model: Any, name: str, names: Sequence[str], config: AdapterFusionConfig, width: int | None, seed: int
+) -> None:
     """Adds the fusion `name` over these adapters; width: of queries and keys, None for the encoder's own."""
     with seeded(seed, "fusion"):
-        model.add_adapter_fusion(Fuse(*names, name=name), config=AdapterFusionConfig.from_dict(config))
+        model.add_adapter_fusion(Fuse(*names, name=name), config=config)
         for layer in model.modules():
             if not isinstance(layer, BottleneckLayer) or name not in layer.adapter_fusion_layer:
                 continue
@@ -145,7 +147,7 @@ def add_fusion(model: Any, name: str, names: Sequence[str], config: dict[str, An
                 fusion.query = nn.Linear(fusion.dense_size, width).apply(Bottleneck.init_bert_weights)
                 # a bias of keys would shift the scores of all sources alike
                 fusion.key = nn.Linear(fusion.dense_size, width, bias=False).apply(Bottleneck.init_bert_weights)
-            if layer.adapters[names[-1]].__class__.__name__ == "ParallelAdapter":
+            if isinstance(layer.adapters[names[-1]], ParallelAdapter):
                 fusion.forward = WithoutResidual(fusion)
 
 
@@ -206,12 +208,8 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
         raise UserError(f"{path}: config={config!r:.80}, expected keys with values; {AGAIN}")
     query = next((tensor for key, tensor in tensors.items() if key.endswith(".query.weight")), None)
     width = None if query is None or query.shape[0] == query.shape[1] else query.shape[0]
-    add_fusion(model, name, names, config, width, seed)
-    inner = f".adapter_fusion_layer.{name}."
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if inner in key:
-                tensor = tensors.get(key.replace(inner, f".adapter_fusion_layer.{saved}."))
-                if tensor is None or tensor.shape != parameter.shape:
-                    raise UserError(f"{run.folder / inside} lacks {key}; {AGAIN}")
-                parameter.copy_(tensor)
+    add_fusion(model, name, names, AdapterFusionConfig.from_dict(config), width, seed)
+    place = ".adapter_fusion_layer.{}.".format
+    given = {key.replace(place(saved), place(name)): tensor for key, tensor in tensors.items()}
+    own = {key: parameter for key, parameter in model.named_parameters() if place(name) in key}
+    take_in(run.folder / inside, given, own)

@@ -16,8 +16,7 @@ from hatemtl.errors import UserError
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.task_arithmetic import TaskArithmetic
 from hatemtl.methods.adapterhub.configuration_strings import KNOWN, REFUSED, configuration, kinds
-from hatemtl.methods.adapterhub.into_weights import fold
-from hatemtl.methods.adapterhub.library import WEIGHTS, loras, own_parameters
+from hatemtl.methods.adapterhub.library import WEIGHTS, fold, loras, own_parameters
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubAdapter, AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.base import components
 from hatemtl.methods.merged import MergedAdapters
