@@ -46,14 +46,11 @@ class Library:
 
 @dataclass(frozen=True)
 class Attached:
-    """An encoder that is ready to train, and what a user should know of how it became so.
-
-    lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where no LoRA came of one.
-    """
+    """An encoder that is ready to train, and what a user should know of how it became so."""
 
     model: nn.Module
     notes: tuple[str, ...] = ()
-    lost: Mapping[str, float] = field(default_factory=dict)
+    lost: Mapping[str, float] = field(default_factory=dict)  # of a merge's energy ‖ΔW‖², by its cut to a rank, by layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +91,18 @@ class Method(Protocol):
 
 
 def _matching(sources: str) -> list[SavedRun]:
-    """Finds the saved runs that the glob names, sorted. Raises UserError where there is none."""
     if not sources:
         raise UserError("this method needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
-    found = sorted(folder for folder in glob(sources) if Path(folder).is_dir())
+    found = [SavedRun(folder) for folder in sorted(glob(sources)) if Path(folder).is_dir()]
     if not found:
         raise UserError(
             f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
         )
-    return [SavedRun(folder) for folder in found]
+    return found
 
 
 def saved_by(run: SavedRun, given: str, *libraries: str) -> SavedRun:
-    """Gives the run itself, if its method is of one of these libraries; `given` is what the user typed for it.
-
-    Raises UserError that names the method that loads it.
-    """
+    """Gives the run itself. Raises UserError where none of these libraries saved it; `given` is what the user typed."""
     if (library := run.record["library"]) not in libraries:
         raise UserError(
             f"{given}: {run.folder} was saved by {run.record['method']} ({library}), expected one saved by "
@@ -139,28 +132,19 @@ class Component:
 
 def components(method: Method, model: nn.Module) -> list[Component]:
     """Counts the encoder's body and each adapter on it."""
-    library = method.library
+    pattern, active = method.library.pattern, method.library.active(model)
     groups: dict[str, list[nn.Parameter]] = {"": []}
     for name, parameter in model.named_parameters():
-        match = library.pattern.search(name) if library.pattern else None
-        groups.setdefault(match.group(1) if match else "", []).append(parameter)
-    active = library.active(model)
-    return [
-        Component(
-            name=adapter or "encoder",
-            kind="adapter" if adapter else "body",
-            parameters=sum(map(_numbers, parameters)),
-            trained=sum(p.numel() for p in parameters if p.requires_grad),
-            active=not adapter or adapter in active,
-        )
-        for adapter, parameters in groups.items()
-    ]
-
-
-def _numbers(parameter: nn.Parameter) -> int:
-    """Counts the numbers that a parameter stands for; of 4 bits, a place holds two."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else state.shape.numel()
+        match = pattern.search(name) if pattern else None
+        groups.setdefault(match[1] if match else "", []).append(parameter)
+    found = []
+    for name, group in groups.items():
+        # of 4 bits, a place of a parameter holds two numbers
+        numbers = sum((getattr(p, "quant_state", None) or p).shape.numel() for p in group)
+        trained = sum(p.numel() for p in group if p.requires_grad)
+        kind = "adapter" if name else "body"
+        found.append(Component(name or "encoder", kind, numbers, trained, active=not name or name in active))
+    return found
 
 
 def try_out(model: Any, given: str) -> Any:
@@ -198,8 +182,7 @@ def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
     must not depend on labels, tasks or heads. Rows are drawn in order: rank 8 gets the first half of rank 16.
     """
     bound = A.shape[-1] ** -0.5
-    values = torch.empty(A.shape).uniform_(-bound, bound, generator=generator(seed, "lora_A", layer))
-    A.copy_(values)
+    A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator(seed, "lora_A", layer)))
 
 
 def check_lora(*, rank: int, alpha: float, dropout: float = 0.0) -> None:

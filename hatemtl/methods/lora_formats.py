@@ -25,7 +25,7 @@ ROLES = {
     "intermediate": re.compile(r"(intermediate\.dense|mlp\.Wi)$"),
     "output": re.compile(r"(layer\.\d+\.output\.dense|mlp\.Wo)$"),
 }
-LAYER = re.compile(r"\blayers?\.(\d+)\.")
+LAYER = re.compile(r"\b(layers?\.)(\d+)(?=\.)")
 
 
 def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -64,7 +64,7 @@ def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str,
     rank = max(update.rank for update in updates.values())
     scales = {update.scale for update in updates.values()}
     scale = scales.pop() if len(scales) == 1 else 1.0
-    adapted = {_layer(path) for path in updates}
+    adapted = {int(LAYER.split(path)[2]) for path in updates}
     names = [role for role in "qkv" if role in roles.values() or "qkv" in roles.values()]
     config = {
         **{"architecture": "lora", "composition_mode": "add", "init_weights": "lora", "dropout": 0.0},
@@ -77,7 +77,7 @@ def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str,
     whole = dict(updates)
     for path, role in roles.items():
         for layer in adapted:
-            like = _at(path, layer)
+            like = LAYER.sub(rf"\g<1>{layer}", path, count=1)  # the same part in another layer
             if like not in whole:
                 A = torch.empty_like(updates[path].A)
                 draw_lora_A(A, seed=0, layer=like)
@@ -107,17 +107,6 @@ def _role(path: str) -> str:
             f"export.format=peft or export.format=merged"
         )
     return found[0]
-
-
-def _layer(path: str) -> int:
-    match = LAYER.search(path)
-    return int(match[1]) if match else 0
-
-
-def _at(path: str, layer: int) -> str:
-    """The path of the same part in another layer."""
-    match = LAYER.search(path)
-    return path if match is None else f"{path[: match.start(1)]}{layer}{path[match.end(1) :]}"
 
 
 def _whole(value: float) -> float:

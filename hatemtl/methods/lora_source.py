@@ -12,8 +12,9 @@ from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 
-# The weights, by library.
+# The weights by library, and their names, of which a layer's path and A or B are cut.
 FILES = {"adapterhub": "adapter/adapter.safetensors", "peft": "adapter/adapter_model.safetensors"}
+KEYS = {"adapterhub": r"(.+)\.loras\.[^.]+\.lora_([AB])", "peft": r"base_model\.model\.(.+)\.lora_([AB])\.weight"}
 # Keys of a configuration that leave a LoRA at W + s·B·A, by library; any other must be empty or false.
 PLAIN = {
     "adapterhub": (
@@ -28,9 +29,10 @@ PLAIN = {
         *("inference_mode", "peft_version"),
     ),
 }
-SEVERAL = "adapter/setup.json"  # of a run with several of AdapterHub's adapters, as ah_setup writes it
+SEVERAL = "adapter/setup.json"  # of a run with several of AdapterHub's adapters,; see several_adapters
 # What to do with an adapter that is something else: AdapterHub merges its own of any kind, and knows PEFT's by this file.
 INSTEAD = {"adapterhub": "for a merge type method=ah_merge16 merge=mean", "peft": "train it with method=peft_lora16"}
+OTHER = "give the encoder that it was trained on"
 # PEFT's ways to start that leave the encoder's own weights alone.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -42,26 +44,20 @@ def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
     Raises UserError where the adapter is no plain LoRA, is broken, or does not fit the encoder.
     """
     library = run.record["library"]
-    config, pairs = _config(run, library), _pairs(run, run.tensors(FILES[library]), library)
+    config, other = _described(run, library)
+    if other:
+        raise UserError(f"{run.folder}: {other}, and nothing else can be read here; leave it out, or {INSTEAD[library]}")
     projections = [name for name in "qkv" if name in config.get("attn_matrices", ())]
-    updates = {}
-    for path, (A, B) in pairs.items():
-        try:
-            layer = model.get_submodule(path)
-        except AttributeError:
-            layer = model
-        if not isinstance(layer, nn.Linear):
-            raise UserError(
-                f"{run.folder}: this encoder has no linear layer {path}; give the encoder that it was trained on"
-            )
+    updates, layers = {}, dict(model.named_modules())
+    for path, (A, B) in _pairs(run, library).items():
+        if not isinstance(layer := layers.get(path), nn.Linear):
+            raise UserError(f"{run.folder}: this encoder has no linear layer {path}; {OTHER}")
         rank = B.shape[1]
         if projections and (A.shape[0] != rank or B.shape[0] != layer.out_features):
             B = _block(B, projections)
         if (B.shape[0], A.shape[0], A.shape[1]) != (layer.out_features, B.shape[1], layer.in_features):
-            raise UserError(
-                f"{run.folder}: A {tuple(A.shape)} and B {tuple(B.shape)} do not fit layer {path} of this encoder; give the "
-                f"encoder that it was trained on"
-            )
+            shapes = f"A {tuple(A.shape)} and B {tuple(B.shape)}"
+            raise UserError(f"{run.folder}: {shapes} do not fit layer {path} of this encoder; {OTHER}")
         updates[path] = LoRAUpdate(A, B, _scale(config, library, path, rank))
     return updates
 
@@ -69,14 +65,6 @@ def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
 def is_lora(run: SavedRun) -> bool:
     """Tells whether all that is saved is one LoRA that `read` takes. Raises UserError where its configuration is broken."""
     return not (run.folder / SEVERAL).is_file() and not _described(run, run.record["library"])[1]
-
-
-def _config(run: SavedRun, library: str) -> dict[str, Any]:
-    """The adapter's configuration. Raises UserError where it is broken, or of something else than W + s·B·A."""
-    config, other = _described(run, library)
-    if other:
-        raise UserError(f"{run.folder}: {other}, and nothing else can be read here; leave it out, or {INSTEAD[library]}")
-    return config
 
 
 def _described(run: SavedRun, library: str) -> tuple[dict[str, Any], str]:
@@ -105,7 +93,6 @@ def _described(run: SavedRun, library: str) -> tuple[dict[str, Any], str]:
 
 
 def _scale(config: Mapping[str, Any], library: str, path: str, rank: int) -> float:
-    """s of the LoRA of a layer."""
     if library == "adapterhub":
         return float(config["alpha"] / rank)
     patterns = config.get("alpha_pattern") or {}  # of layers' paths, as PEFT matches them
@@ -113,33 +100,23 @@ def _scale(config: Mapping[str, Any], library: str, path: str, rank: int) -> flo
     return float(next(own, config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank))
 
 
-def _pairs(run: SavedRun, tensors: Mapping[str, Tensor], library: str) -> dict[str, tuple[Tensor, Tensor]]:
+def _pairs(run: SavedRun, library: str) -> dict[str, tuple[Tensor, Tensor]]:
     """A and B by the path of their layer."""
     factors: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if library == "adapterhub":
-            path, _, factor = key.partition(".loras.")
-            factor = factor.rpartition(".")[2]
-        else:
-            path, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
-            factor = f"lora_{factor.removesuffix('.weight')}"
-        if factor not in ("lora_A", "lora_B"):
+    for key, tensor in run.tensors(FILES[library]).items():
+        if (match := re.fullmatch(KEYS[library], key)) is None:
             raise UserError(f"{run.folder}: {key} belongs to no plain LoRA, and nothing else can be read here; leave it out")
-        factors.setdefault(path, {})[factor] = tensor
+        factors.setdefault(match[1], {})[match[2]] = tensor
     for path, pair in factors.items():
         if len(pair) != 2:
-            raise UserError(f"{run.folder}: layer {path} lacks one of A and B; train the run again with overwrite=true")
+            raise UserError(f"{run.folder}: layer {path} lacks one of A and B; {AGAIN}")
     if not factors:
         raise UserError(f"{run.folder}: its LoRA adapts no layer; leave it out")
-    return {path: (pair["lora_A"], pair["lora_B"]) for path, pair in factors.items()}
+    return {path: (pair["A"], pair["B"]) for path, pair in factors.items()}
 
 
 def _block(B: Tensor, projections: list[str]) -> Tensor:
     """AdapterHub's B of some of q, k and v, (n·D, r), as that of the layer that holds all three, (3·D, n·r)."""
-    parts = B.chunk(len(projections))
-    rank, rows = B.shape[1], parts[0].shape[0]
-    whole = torch.zeros(3 * rows, len(projections) * rank, dtype=B.dtype)
-    for i, (name, part) in enumerate(zip(projections, parts, strict=True)):
-        begin = "qkv".index(name) * rows
-        whole[begin : begin + rows, i * rank : (i + 1) * rank] = part
-    return whole
+    parts = dict(zip(projections, B.chunk(len(projections)), strict=True))
+    nothing = parts[projections[0]][:, :0]
+    return torch.block_diag(*(parts.get(name, nothing) for name in "qkv"))

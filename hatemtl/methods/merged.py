@@ -46,9 +46,7 @@ class MergedAdapters(Method):
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
-            raise UserError(
-                f"method.rank={self.rank}: expected a whole number from 1, or null for a result that nothing is cut from"
-            )
+            raise UserError(f"method.rank={self.rank}: expected a whole number from 1, or null, by which nothing is cut")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
@@ -77,10 +75,31 @@ class MergedAdapters(Method):
             yield train(adapted, name), own
 
     def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
-        """The encoder with every source's adapter, and their names, none of them `name`."""
+        """The encoder with every source's adapter, and their names, none of them `name`.
+
+        Raises UserError where some are no LoRAs and cannot be merged parameter by parameter.
+        """
         adapted, names = load_all(model, runs, name)
-        if not all(is_lora(adapted, source) for source in names):
-            self._check_alike(adapted, runs, names, seed)
+        if all(is_lora(adapted, source) for source in names):
+            return adapted, names
+        given, configs = f"method.sources={self.sources!r}", [adapted.adapters_config.get(source) for source in names]
+        for source, config, run in zip(names, configs, runs, strict=True):
+            if config != configs[0]:
+                raise UserError(
+                    f"{given}: {names[0]} and {source} are adapters of different configurations, and only LoRAs can be "
+                    f"merged then; name sources of one method"
+                )
+            if run.record["seed"] != seed:
+                raise UserError(
+                    f"{given}: {run.folder} started from the weights of seed {run.record['seed']}, this run has seed "
+                    f"{seed}, and the entries of such adapters mean the same only if they started alike; type "
+                    f"seed={run.record['seed']}, or train them with one seed"
+                )
+            if run.record.get("sources") and not isinstance(self.merge, MEANS):
+                raise UserError(
+                    f"{given}: {run.folder} started from {', '.join(run.record['sources'])}, not from what its seed draws, "
+                    f"and this merge needs what each changed since its start; type merge=mean, or leave it out"
+                )
         return adapted, names
 
     def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
@@ -94,29 +113,6 @@ class MergedAdapters(Method):
                 own.A[: update.rank].copy_(update.A)
                 own.B[:, : update.rank].copy_(update.scale * update.B)
         return Attached(train(adapted, name), _left_alone(runs, sources), merged.lost)
-
-    def _check_alike(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], seed: int) -> None:
-        """Raises UserError where the sources cannot be merged parameter by parameter."""
-        configs = [adapted.adapters_config.get(source) for source in names]
-        for source, config in zip(names, configs, strict=True):
-            if config != configs[0]:
-                raise UserError(
-                    f"method.sources={self.sources!r}: {names[0]} and {source} are adapters of different configurations, "
-                    f"and only LoRAs can be merged then; name sources of one method"
-                )
-        for run in runs:
-            if run.record["seed"] != seed:
-                raise UserError(
-                    f"method.sources={self.sources!r}: {run.folder} started from the weights of seed {run.record['seed']}, "
-                    f"this run has seed {seed}, and the entries of such adapters mean the same only if they started alike; "
-                    f"type seed={run.record['seed']}, or train them with one seed"
-                )
-            if run.record.get("sources") and not isinstance(self.merge, MEANS):
-                raise UserError(
-                    f"method.sources={self.sources!r}: {run.folder} started from {', '.join(run.record['sources'])}, not "
-                    f"from what its seed draws, and this merge needs what each changed since its start; type merge=mean, or "
-                    f"leave it out"
-                )
 
     def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
         add(adapted, name, adapted.adapters_config.get(names[0]), seed)

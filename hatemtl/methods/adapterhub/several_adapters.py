@@ -1,8 +1,7 @@
 """Lets several adapters of AdapterHub's library work together: puts them together, saves them as one run, loads them again.
 
 adapter/setup.json          how they work together, their names in order, which is trained
-adapter/NAME/               each adapter, in the library's own format
-adapter/NAME/               the fusion over them, where there is one
+adapter/NAME/               each adapter, and the fusion over them where there is one, in the library's own format
 """
 
 import json
@@ -14,7 +13,6 @@ from typing import Any
 
 from adapters.composition import Average, Fuse, Parallel, Stack
 from adapters.configuration import AdapterFusionConfig, ConfigUnion
-from adapters.context import AdapterSetup
 from adapters.methods.adapter_layer_base import AdapterLayerBase, ComposableAdapterLayerBase
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.lora import LoRA, Vera
@@ -63,9 +61,7 @@ WAY_OUT = {
 }
 
 
-def combine(
-    model: Any, how: str, names: Sequence[str], *, trained: str | None, weights: Sequence[float] | None = None
-) -> Any:
+def combine(model: Any, how: str, names: Sequence[str], trained: str | None, weights: Sequence[float] | None = None) -> Any:
     """Lets the adapters called `names` work together in every forward; all but the one called `trained` are frozen.
 
     how: Stack, each on top of the one before; Average, in every layer; Parallel, averaged after the last layer; Fuse, by
@@ -84,14 +80,15 @@ def combine(
     for layer in model.modules():
         if isinstance(layer, ComposableAdapterLayerBase):
             layer.mean = weighted
-            if how == "Stack" and _adds(layer, names):
-                layer.compose_stack = added(layer)
+            here = [layer.adapter_modules[name] for name in names if name in layer.adapter_modules]
+            if how == "Stack" and any(isinstance(adapter, LoRA | Vera | ParallelAdapter) for adapter in here):
+                layer.compose_stack = added(layer)  # each of these adds to the output, from the same input
     try:
         activate(model, setup, {trained} if trained else set())
     except ValueError as error:
         raise UserError(f"{error}; {WAY_OUT[how]}") from error
     if how == "Parallel":
-        model.forward = LateAverage(model.forward, dict(zip(names, shares, strict=True)), AdapterSetup)
+        model.forward = LateAverage(model.forward, dict(zip(names, shares, strict=True)))
     return try_out(model, f"{how} of {', '.join(names)}")
 
 
@@ -101,9 +98,8 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
     for name in names:
         config = model.adapters_config.get(name)
         if how == "Fuse" and isinstance(config, ConfigUnion):
-            raise UserError(
-                f"{name} is made of several adapters on {encoder}, which the library does not fuse; {WAY_OUT[how]}"
-            )
+            several = f"{name} is made of several adapters on {encoder}"
+            raise UserError(f"{several}, which the library does not fuse; {WAY_OUT[how]}")
         for kind in sorted(kinds(config) & WRONG[how].keys()):
             raise UserError(f"{name} ({kind}) on {encoder}: {WRONG[how][kind]}; {WAY_OUT[how]}")
     if how == "Parallel":
@@ -121,12 +117,6 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
             raise UserError(
                 f"{path} of {encoder} has an adapter in {', '.join(here)} alone; name sources that adapt the same layers"
             )
-
-
-def _adds(layer: Any, names: Sequence[str]) -> bool:
-    """Tells whether the adapters of this layer add to its output, each from the same input: LoRAs, parallel bottlenecks."""
-    here = [layer.adapter_modules[name] for name in names if name in layer.adapter_modules]
-    return any(isinstance(adapter, LoRA | Vera | ParallelAdapter) for adapter in here)
 
 
 def add_fusion(
@@ -160,9 +150,9 @@ def save(model: Any, name: str, folder: Path) -> None:
         return
     for each in names:
         save_one(model, each, target / each)
-    trained = name if how in ("Stack", "Fuse") else None
     if how == "Fuse":
         model.save_adapter_fusion(str(target / name), setup, use_safetensors=True)
+    trained = name if how in ("Stack", "Fuse") else None
     content = {"how": how, "names": names, "trained": trained, "weights": setup.weights}
     write_text(folder / SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -109,7 +109,7 @@ class Stacked(Method):
         else:
             config = configuration(self.config, reduction_factor=self.reduction_factor)
         add(adapted, name, config, seed)
-        return Attached(combine(adapted, "Stack", [*names, name], trained=name))
+        return Attached(combine(adapted, "Stack", [*names, name], name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Averaged(Method):
             )
         how = "Average" if self.where == "layers" else "Parallel"
         shares = [weight / sum(weights) for weight in weights]
-        return Attached(combine(adapted, how, names, trained=None, weights=shares))
+        return Attached(combine(adapted, how, names, None, shares))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,4 +168,4 @@ class AdapterFusion(Method):
         config = DynamicAdapterFusionConfig(**matrices, dropout_prob=self.dropout, regularization=False)
         check(adapted, "Fuse", names)
         add_fusion(adapted, name, names, config, self.width, seed)
-        return Attached(combine(adapted, "Fuse", names, trained=name))
+        return Attached(combine(adapted, "Fuse", names, name))

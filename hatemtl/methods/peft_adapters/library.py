@@ -49,6 +49,10 @@ NORMS = r".*(LayerNorm|norm)"
 
 # Every kind of adapter that the library knows, by the name of its configuration.
 KINDS: dict[str, type[PeftConfig]] = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+VIRTUAL = (
+    "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to models of "
+    "its own tasks alone"
+)
 # Kinds of which a run here could make nothing, and why.
 REFUSED = {
     "AdaLoraConfig": "it moves ranks between layers in a training loop of its own",
@@ -57,6 +61,7 @@ REFUSED = {
     "ShadowConfig": "it hands over more than hidden states from layer to layer, which no encoder here takes",
     "TrainableTokensConfig": "it trains embeddings of tokens, and adapts no layer",
     "XLoraConfig": "it mixes LoRAs that were trained before",
+    **{kind: VIRTUAL for kind, config in KINDS.items() if issubclass(config, PromptLearningConfig)},
 }
 # Kinds that read nothing of the frozen layers but their inputs and outputs, or that know 8-bit and 4-bit layers.
 QUANTIZABLE = (
@@ -163,39 +168,27 @@ def _check_quantized(model: Transformer, config: PeftConfig) -> None:
     if not is_quantized(model):
         return
     kind, body = type(config).__name__, f"a quantized {model.config.model_type}"
-    way_out = "type encoder.quantize=null, or method=peft_lora16"
+    way_out = "encoder.quantize=null, or method=peft_lora16"
     if kind not in QUANTIZABLE:
-        raise UserError(f"{kind} on {body}: it computes with the very weights; {way_out}")
+        raise UserError(f"{kind} on {body}: it computes with the very weights; type {way_out}")
     if (start := getattr(config, "init_lora_weights", True)) not in PLAIN_STARTS:
-        raise UserError(f"{kind} on {body}: init_lora_weights={start} changes the weights; {way_out}")
+        raise UserError(f"{kind} on {body}: init_lora_weights={start} changes the weights; type {way_out}")
     if getattr(config, "use_dora", False) and model.is_loaded_in_8bit:
-        raise UserError(
-            f"DoRA on {body}: PEFT fails over 8 bits; type encoder.quantize=4bit, or {way_out.removeprefix('type ')}"
-        )
+        raise UserError(f"DoRA on {body}: PEFT fails over 8 bits; type encoder.quantize=4bit, or {way_out}")
 
 
 def check_kind(kind: str, options: Mapping[str, Any]) -> None:
     """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
     if kind not in KINDS:
-        raise UserError(f"method.kind={kind}: {did_you_mean(kind, [name for name in KINDS if not refusal(name)])}")
-    if reason := refusal(kind):
-        raise UserError(f"method.kind={kind}: {reason}; type method=peft_lora16")
+        raise UserError(f"method.kind={kind}: {did_you_mean(kind, KINDS.keys() - REFUSED.keys())}")
+    if kind in REFUSED:
+        raise UserError(f"method.kind={kind}: {REFUSED[kind]}; type method=peft_lora16")
     keys = {field.name for field in fields(KINDS[kind])} - {*OWNED, *INSTEAD}
     for key in options:
         if key in INSTEAD or key in LEADING:
             raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
         if key not in keys:
             raise UserError(f"method.options.{key}: no key of {kind} to be set here; {did_you_mean(key, keys)}")
-
-
-def refusal(kind: str) -> str:
-    """Says why a run can make nothing of this kind of adapter; empty where it can."""
-    if issubclass(KINDS[kind], PromptLearningConfig):
-        return (
-            "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to "
-            "models of its own tasks alone"
-        )
-    return REFUSED.get(kind, "")
 
 
 def load(model: Transformer, run: SavedRun, name: str, seed: int) -> PeftModel:
@@ -222,7 +215,7 @@ def _saved(path: Path) -> PeftConfig:
     content = json_object.read(path, AGAIN)
     kind = content.get("peft_type")
     config: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
-    if reason := "no kind of adapter that PEFT has" if config is None else refusal(config.__name__):
+    if reason := "no kind of adapter that PEFT has" if config is None else REFUSED.get(config.__name__):
         raise UserError(f"{path}: peft_type={kind!r}: {reason}; {AGAIN}")
     known = {field.name for field in fields(config)}
     for key, value in content.items():

@@ -11,12 +11,7 @@ from hatemtl.methods.peft_adapters.library import LIBRARY, add, check_kind, trai
 
 @dataclass(frozen=True, kw_only=True)
 class PEFTLoRA(Method):
-    """Trains a new LoRA on the frozen encoder.
-
-    rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input.
-    targets: a regular expression over layer paths; None takes the layers that ah_lora16 adapts.
-    leave_out: layers of the encoder without any, counted from 0.
-    """
+    """Trains a new LoRA on the frozen encoder; its update is scaled by alpha / rank."""
 
     rank: int
     alpha: int
@@ -35,12 +30,7 @@ class PEFTLoRA(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class PEFTAdapter(Method):
-    """Trains a new adapter of any kind that PEFT has on the frozen encoder.
-
-    kind: the name of its configuration in PEFT. options: keys of that configuration; None keeps PEFT's defaults.
-    targets: a regular expression over layer paths; None takes those of ah_lora16, or of the kind's paper.
-    leave_out: layers of the encoder without any, counted from 0.
-    """
+    """Trains a new adapter of any kind that PEFT has on the frozen encoder, by the name of its configuration there."""
 
     kind: str
     options: Mapping[str, Any] | None
