@@ -31,17 +31,18 @@ class Library:
     """A format of saved adapters or encoders, and what all methods have in common that save in it.
 
     name: in the record of a saved run. pattern: finds the adapter's name in a parameter's; None where no weights are an
-    adapter's. quantizable: whether the encoder's linear layers may be of 8 or 4 bits. active: the names of the adapters that
-    take part in a forward. save: writes what was trained under a name into a folder, as safetensors. load: gives the encoder
-    what a saved run of this library trained, under a name and ready to train; the seed draws what is not saved.
+    adapter's. quantizable: whether the encoder's linear layers may be of 8 or 4 bits. save: writes what was trained under a
+    name into a folder, as safetensors. load: gives the encoder what a saved run of this library trained, under a name and
+    ready to train; the seed draws what is not saved. active: the names of the adapters that take part in a forward, if not
+    all do.
     """
 
     name: str
     pattern: re.Pattern[str] | None
     quantizable: bool
-    active: Callable[[Any], list[str]]
     save: Callable[[Any, str, Path], None]
     load: Callable[[Any, SavedRun, str, int], Any]
+    active: Callable[[Any], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ class Method(Protocol):
     body_dropout: bool
 
     def starts_from(self) -> list[SavedRun]:
-        """Lists the saved runs whose weights this method starts from; an encoder without any is as it was pretrained.
-
-        Raises UserError where one is missing or does not fit this method.
-        """
+        """Lists the saved runs whose weights this method starts from. Raises UserError where one is missing or no fit."""
         if self.sources is not None:
             return [saved_by(run, f"method.sources={self.sources!r}", *self.takes) for run in _matching(self.sources)]
         if self.path is None:
@@ -86,7 +84,10 @@ class Method(Protocol):
         return [saved_by(SavedRun(self.path), f"load_path={self.path}", self.library.name)] if self.path else []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder."""
+        """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder.
+
+        Raises UserError, as all that methods are made of, where what is asked for does not fit it or cannot be read.
+        """
         return Attached(self.library.load(model, self.starts_from()[0], name, seed))
 
 
@@ -132,12 +133,12 @@ class Component:
 
 def components(method: Method, model: nn.Module) -> list[Component]:
     """Counts the encoder's body and each adapter on it."""
-    pattern, active = method.library.pattern, method.library.active(model)
+    pattern = method.library.pattern
     groups: dict[str, list[nn.Parameter]] = {"": []}
     for name, parameter in model.named_parameters():
         match = pattern.search(name) if pattern else None
         groups.setdefault(match[1] if match else "", []).append(parameter)
-    found = []
+    found, active = [], method.library.active(model) if method.library.active else groups.keys()
     for name, group in groups.items():
         # of 4 bits, a place of a parameter holds two numbers
         numbers = sum((getattr(p, "quant_state", None) or p).shape.numel() for p in group)
@@ -148,10 +149,7 @@ def components(method: Method, model: nn.Module) -> list[Component]:
 
 
 def try_out(model: Any, given: str) -> Any:
-    """Gives the model as it was, once it has read two posts.
-
-    Raises UserError where the library fails at a forward and not before.
-    """
+    """Gives the model as it was, once it has read two posts: some adapters fail at a forward and not before."""
     device = next(model.parameters()).device
     posts = torch.full((2, 4), 3, device=device)
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,20 +36,15 @@ def put(model: nn.Module, path: str, name: str, module: nn.Module) -> None:
     layer.forward = Beside(layer.forward, module)
 
 
-def take_away(model: nn.Module, path: str) -> None:
-    """Lets the layer at this path compute alone again."""
-    layer: Any = model.get_submodule(path)
-    del layer.beside, layer.forward
-
-
 def found(model: nn.Module, kind: type[M]) -> dict[str, M]:
     """Finds every module of this kind that stands beside a layer, by the path of the layer."""
     return {PATTERN.split(f"{path}.")[0]: module for path, module in model.named_modules() if isinstance(module, kind)}
 
 
-def active(model: nn.Module) -> list[str]:
-    """Names what stands beside layers."""
-    return list(dict.fromkeys(match[1] for name, _ in model.named_parameters() if (match := PATTERN.search(name))))
+def add_up(y: Tensor, low: Tensor, up: Tensor) -> Tensor:
+    """Computes y + up·low in the type of y, for y (..., out), low (..., r) and up (out, r)."""
+    sums = torch.addmm(y.reshape(-1, y.shape[-1]), low.reshape(-1, low.shape[-1]), up.to(y.dtype).T)
+    return sums.view(y.shape)
 
 
 def save(folder: Path, form: str, modules: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> None:
@@ -68,10 +64,7 @@ def load(
     form: str,
     described: Callable[[dict[str, Any]], Mapping[str, Callable[[nn.Linear], nn.Module]]],
 ) -> None:
-    """Puts what `save` wrote beside the same layers. described: makes a module for a layer, by its path, of the settings.
-
-    Raises UserError where the files are broken or fit another encoder.
-    """
+    """Puts what `save` wrote beside the same layers. described: makes a module for a layer, by its path, of the settings."""
     weights, path = f"adapter/{form}.safetensors", run.folder / f"adapter/{form}.json"
     tensors = run.tensors(weights)
     try:

@@ -27,7 +27,7 @@ def load(model: Any, run: SavedRun, name: str, seed: int) -> Any:
     return model.requires_grad_(True)
 
 
-LIBRARY = Library(name="full", pattern=None, quantizable=False, active=lambda model: [], save=save, load=load)
+LIBRARY = Library(name="full", pattern=None, quantizable=False, save=save, load=load)
 
 
 @dataclass(frozen=True, kw_only=True)

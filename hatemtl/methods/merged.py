@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, merge_dense, merge_each, merge_factors
+from hatemtl.merging.base import Merge, merge_each, merge_factors
 from hatemtl.merging.fisher import Fisher
 from hatemtl.merging.lora import Updates
 from hatemtl.merging.mean import Linear, Mean
 from hatemtl.merging.regmean import RegMean
 from hatemtl.methods import full, lora_source
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
-from hatemtl.methods.adapterhub.library import add, is_lora, load_all, own_parameters, train, updates
+from hatemtl.methods.adapterhub.library import add, load_all, own_parameters, train, updates
 from hatemtl.methods.adapterhub.several_adapters import LIBRARY
 from hatemtl.methods.base import Attached, Method, try_out
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -51,7 +51,7 @@ class MergedAdapters(Method):
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
         adapted, names = self._loaded(model, runs, name, seed)
-        merged = self._loras if is_lora(adapted, names[0]) else self._adapters
+        merged = self._loras if lora_source.is_lora(runs[0]) else self._adapters
         return merged(adapted, runs, names, name, seed)
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
@@ -75,12 +75,9 @@ class MergedAdapters(Method):
             yield train(adapted, name), own
 
     def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
-        """The encoder with every source's adapter, and their names, none of them `name`.
-
-        Raises UserError where some are no LoRAs and cannot be merged parameter by parameter.
-        """
+        """The encoder with every source's adapter, and their names, none of them `name`; they can be merged."""
         adapted, names = load_all(model, runs, name)
-        if all(is_lora(adapted, source) for source in names):
+        if all(map(lora_source.is_lora, runs)):
             return adapted, names
         given, configs = f"method.sources={self.sources!r}", [adapted.adapters_config.get(source) for source in names]
         for source, config, run in zip(names, configs, runs, strict=True):
@@ -117,19 +114,15 @@ class MergedAdapters(Method):
     def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
         add(adapted, name, adapted.adapters_config.get(names[0]), seed)
         start = own_parameters(adapted, name)
-        merged = merge_dense(self.merge, [_Changes(own_parameters(adapted, each), start, each) for each in names])
         with torch.no_grad():
-            for key, parameter in start.items():
-                parameter.add_(merged[key].to(parameter))
+            for key, update in _changes(self.merge, start, [(each, own_parameters(adapted, each)) for each in names]):
+                start[key].add_(update.to(start[key]))
         return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergedWeights(Method):
-    """Starts from the merge of saved runs written into the encoder's weights, all of which are then trained.
-
-    The runs are LoRAs of either library, of which nothing is cut, or fully trained encoders.
-    """
+    """Starts from the merge of saved LoRAs or fully trained encoders, written into the weights, all of which are trained."""
 
     sources: str = field()
     merge: Merge = field()
@@ -150,9 +143,7 @@ class MergedWeights(Method):
         runs = self.starts_from()
         notes: tuple[str, ...] = ()
         if runs[0].record["library"] == self.library.name:
-            start = model.state_dict()
-            deltas = [_Changes(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
-            merged = merge_each(self.merge, deltas)
+            merged = _changes(self.merge, model.state_dict(), [(str(run.folder), run.tensors(full.WEIGHTS)) for run in runs])
         else:
             sources = [lora_source.read(run, model) for run in runs]
             found = merge_each(self.merge, sources, [str(run.folder) for run in runs])
@@ -176,24 +167,15 @@ def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[s
     return tuple(notes)
 
 
-class _Changes(Mapping[str, Tensor]):
-    """The changes of the weights that a source started from, in double precision, each made when it is read.
-
-    Raises UserError where they are other weights.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:
-        self.weights = weights
-        self.start = {key: before for key, before in start.items() if before.is_floating_point()}
-        for key, before in self.start.items():
+def _changes(
+    merge: Merge, start: Mapping[str, Tensor], sources: Sequence[tuple[str, Mapping[str, Tensor]]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Merges how sources changed the weights that they started from, one weight after the other, in double precision."""
+    for key, before in start.items():
+        if not before.is_floating_point():
+            continue
+        for name, weights in sources:
             if key not in weights or weights[key].shape != before.shape:
-                raise UserError(f"{source} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.weights[key].detach().double() - self.start[key].detach().double()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.start)
-
-    def __len__(self) -> int:
-        return len(self.start)
+                raise UserError(f"{name} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
+        changes = [{key: weights[key].detach().double() - before.detach().double()} for _, weights in sources]
+        yield from merge_each(merge, changes)

@@ -10,7 +10,7 @@ of posts that carry it alone, and so no pass too many in training; evaluation ha
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,16 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Mixing:
-    """What the mixtures of an encoder have in common: its tasks, in order, r, alpha, n and τ."""
+    """What the mixtures of an encoder have in common: the tasks, in order, r, alpha, n, τ, and whose LoRAs are computed."""
 
     tasks: Sequence[str]
     rank: int
     alpha: float
     ups: int
     temperature: float
+    task: int = field(default=0, init=False)
 
 
 class Mixture(nn.Module):
@@ -48,7 +49,6 @@ class Mixture(nn.Module):
     def __init__(self, layer: nn.Linear, mixing: Mixing) -> None:
         super().__init__()
         self.mixing, rank, ups = mixing, mixing.rank, mixing.ups
-        self.task = 0  # whose LoRA is computed
         self.A = nn.Parameter(torch.zeros(rank, layer.in_features))
         self.B = nn.Parameter(torch.zeros(ups, layer.out_features, rank))
         self.transform = nn.Parameter(torch.eye(rank).repeat(len(mixing.tasks), 1, 1))
@@ -57,12 +57,10 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes y + the update of the present task, for x (..., in) and y (..., out)."""
         with torch.autocast(x.device.type, enabled=False):
-            shares = (self.choice[self.task] / self.mixing.temperature).softmax(dim=-1)
-            scale = self.mixing.alpha / self.mixing.rank
-            up = torch.einsum("n,nor->or", scale * shares, self.B) @ self.transform[self.task]
-        low = F.linear(x, self.A.to(x.dtype))
-        sums = torch.addmm(y.reshape(-1, y.shape[-1]), low.reshape(-1, low.shape[-1]), up.to(y.dtype).T)
-        return sums.view(y.shape)
+            task, scale = self.mixing.task, self.mixing.alpha / self.mixing.rank
+            shares = (self.choice[task] / self.mixing.temperature).softmax(dim=-1)
+            up = torch.einsum("n,nor->or", scale * shares, self.B) @ self.transform[task]
+        return beside.add_up(y, F.linear(x, self.A.to(x.dtype)), up)
 
 
 def mixtures(model: nn.Module) -> dict[str, Mixture]:
@@ -78,21 +76,22 @@ def reads_by_task(model: nn.Module) -> bool:
 @contextmanager
 def reading(model: nn.Module, task: str) -> Iterator[None]:
     """Lets the encoder compute for this task, inside."""
-    found = list(mixtures(model).values())
-    before = [mixture.task for mixture in found]
-    for mixture in found:
-        mixture.task = mixture.mixing.tasks.index(task)
+    mixing = _mixing(model)
+    before, mixing.task = mixing.task, mixing.tasks.index(task)
     try:
         yield
     finally:
-        for mixture, task_before in zip(found, before, strict=True):
-            mixture.task = task_before
+        mixing.task = before
+
+
+def _mixing(model: nn.Module) -> Mixing:
+    return next(module.mixing for module in model.modules() if isinstance(module, Mixture))
 
 
 def save(model: nn.Module, name: str, folder: Path) -> None:
     """Writes adapter/mtl_lora.json and adapter/mtl_lora.safetensors."""
-    found = mixtures(model)
-    settings = vars(next(iter(found.values())).mixing)
+    found, settings = mixtures(model), asdict(_mixing(model))
+    del settings["task"]
     beside.save(folder, "mtl_lora", found, {**settings, "layers": list(found)})
 
 
@@ -108,16 +107,12 @@ def _described(settings: dict[str, Any]) -> dict[str, Callable[[nn.Linear], nn.M
     return dict.fromkeys(layers, partial(Mixture, mixing=Mixing(**settings)))
 
 
-LIBRARY = Library(name="mtl_lora", pattern=beside.PATTERN, quantizable=True, active=beside.active, save=save, load=load)
+LIBRARY = Library(name="mtl_lora", pattern=beside.PATTERN, quantizable=True, save=save, load=load)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MTLLoRA(Method):
-    """Trains MTL-LoRA on the layers that ah_lora16 adapts.
-
-    tasks: the run's. rank: r. alpha: updates are scaled by alpha / r. ups: n, how many B are shared. temperature: τ; the
-    lower, the more a task keeps to one B.
-    """
+    """Trains MTL-LoRA on the layers that ah_lora16 adapts."""
 
     tasks: Sequence[str]
     rank: int
@@ -150,10 +145,7 @@ class MTLLoRA(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadMTLLoRA(Method):
-    """Starts from the MTL-LoRA of a saved run, to test it, to predict with it or to train it further.
-
-    tasks: the run's, each of which the saved one has to know.
-    """
+    """Starts from the MTL-LoRA of a saved run, which has to know each of the run's tasks."""
 
     path: str | None = field()
     tasks: Sequence[str]
@@ -161,7 +153,7 @@ class LoadMTLLoRA(Method):
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         attached = super().attach(model, name=name, seed=seed)
-        known = next(iter(mixtures(attached.model).values())).mixing.tasks
+        known = _mixing(attached.model).tasks
         for task in self.tasks:
             if task not in known:
                 raise UserError(

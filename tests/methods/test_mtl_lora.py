@@ -19,7 +19,6 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import components
-from hatemtl.methods.beside import active
 from hatemtl.methods.mtl_lora import LoadMTLLoRA, MTLLoRA, mixtures, reading
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.weighting import Sum
@@ -100,9 +99,8 @@ def test_each_layer_computes_its_formula(kind: str) -> None:
 def test_a_new_one_changes_nothing_yet_and_all_of_it_learns(kind: str) -> None:
     model = attached(lora(), kind)
     assert torch.equal(read_for(model, "label"), hidden(encoder(kind)))
-    assert active(model) == ["run"]
     body, adapter = components(lora(), model)
-    assert (body.trained, adapter.name, adapter.trained) == (0, "run", adapter.parameters)
+    assert (body.trained, adapter.name, adapter.trained, adapter.active) == (0, "run", adapter.parameters, True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.Adam(trained(model).values(), lr=0.1, eps=1e-30)  # whose steps are as large for small gradients
     for _ in range(4):  # all but B have no gradient before B has moved from zero, at first all alike

@@ -37,10 +37,7 @@ FOLDABLE = {"lora", "dora", "vera", "ia3"}
 
 
 def configuration(text: str, *, reduction_factor: float | None = None, leave_out: Sequence[int] = ()) -> AdapterConfig:
-    """Makes the library's configuration of `method.config`: names, joined by |, each with its keys in brackets.
-
-    Raises UserError that names what is known.
-    """
+    """Makes the library's configuration of `method.config`: names, joined by |, each with its keys in brackets."""
     said = f"method.config={text!r}"
     try:
         pairs = parse_adapter_config_string(text)
@@ -77,10 +74,7 @@ def configuration(text: str, *, reduction_factor: float | None = None, leave_out
 
 
 def saved(content: Any, given: str) -> AdapterConfig:
-    """Reads the library's configuration of a saved adapter; `given` is the file.
-
-    Raises UserError where training refuses its kind or a key, or knows neither.
-    """
+    """Reads the configuration of a saved adapter, of kinds and keys that training takes alone; `given` is the file."""
     try:
         for part in content["configs"] if content.get("architecture") == "union" else [content]:
             name = part.get("architecture")

@@ -63,10 +63,7 @@ def enable(model: Transformer) -> Any:
 
 
 def add(model: Any, name: str, config: AdapterConfig, seed: int) -> None:
-    """Adds an adapter that is drawn by the seed and its configuration, a LoRA's A by layer; no other random draw moves.
-
-    Raises UserError where the encoder cannot take it, or has no layer that it is for.
-    """
+    """Adds an adapter that is drawn by the seed and its configuration, a LoRA's A by layer; no other random draw moves."""
     with seeded(seed, "adapter"):
         _insert(model, name, config)
     if not any(parameter.numel() for parameter in own_parameters(model, name).values()):
@@ -115,10 +112,7 @@ def _said(config: AdapterConfig) -> str:
 
 
 def load_one(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
-    """Loads a saved run's adapter under `name`, from safetensors and nothing else.
-
-    inside: the adapter's folder in the run's. Raises UserError where it is broken or leaves a weight untrained.
-    """
+    """Loads an adapter that stands in this folder of a saved run under `name`, from safetensors and nothing else."""
     if inside == "adapter" and (run.folder / SETUP).is_file():
         raise UserError(
             f"{run.folder} holds several adapters ({run.record['method']}), and one is expected here; only method=ah_load "
@@ -240,12 +234,6 @@ def factors(layer: LoRALayer, lora: LoRAModule) -> list[tuple[str, Tensor, Tenso
         return [("", lora.lora_A, lora.lora_B)]
     names = [f".{name}" for name in "qkv" if name in lora.attn_matrices]
     return list(zip(names, lora.lora_A.chunk(len(names)), lora.lora_B.chunk(len(names)), strict=True))
-
-
-def is_lora(model: Any, name: str) -> bool:
-    """Tells whether the adapter is a LoRA and nothing else."""
-    config = model.adapters_config.get(name)
-    return isinstance(config, LoRAConfig) and kinds(config) == {"lora"}
 
 
 def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:

@@ -34,10 +34,7 @@ def dora_scale(layer: Any, lora: Any) -> tuple[Tensor, Tensor]:
 
 
 class DoRALinear:
-    """y = m·(W + ΔW)·x / ‖W + ΔW‖ + b: the library scales the bias too, and leaves alpha / r out of the norm.
-
-    Takes the place of `forward` in a layer with a DoRA, the active one.
-    """
+    """y = m·(W + ΔW)·x / ‖W + ΔW‖ + b as a `forward`: the library scales the bias too, and forgets alpha / r in the norm."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer

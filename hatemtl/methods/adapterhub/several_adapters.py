@@ -66,7 +66,6 @@ def combine(model: Any, how: str, names: Sequence[str], trained: str | None, wei
 
     how: Stack, each on top of the one before; Average, in every layer; Parallel, averaged after the last layer; Fuse, by
     the fusion called `trained`. weights: of an average, summing to 1; None for equal ones.
-    Raises UserError where the library cannot compute that.
     """
     check(model, how, names)
     shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
@@ -180,7 +179,7 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
     return combine(adapted, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
 
 
-LIBRARY = Library(name="adapterhub", pattern=PATTERN, quantizable=True, active=active, save=save, load=load)
+LIBRARY = Library(name="adapterhub", pattern=PATTERN, quantizable=True, save=save, load=load, active=active)
 OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
 
 
@@ -193,12 +192,13 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
     inside = f"adapter/{saved}/model_adapter_fusion.safetensors"
     tensors = run.tensors(inside)
     path = (run.folder / inside).with_name("adapter_fusion_config.json")
-    config = json_object.read(path, AGAIN).get("config")
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: config={config!r:.80}, expected keys with values; {AGAIN}")
+    try:
+        config = AdapterFusionConfig(**json_object.read(path, AGAIN)["config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from error
     query = next((tensor for key, tensor in tensors.items() if key.endswith(".query.weight")), None)
     width = None if query is None or query.shape[0] == query.shape[1] else query.shape[0]
-    add_fusion(model, name, names, AdapterFusionConfig.from_dict(config), width, seed)
+    add_fusion(model, name, names, config, width, seed)
     place = ".adapter_fusion_layer.{}.".format
     given = {key.replace(place(saved), place(name)): tensor for key, tensor in tensors.items()}
     own = {key: parameter for key, parameter in model.named_parameters() if place(name) in key}

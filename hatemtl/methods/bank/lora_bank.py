@@ -87,15 +87,9 @@ class Gating:
     input: bool = False
     softmax: bool = True
 
-    def gate(self, ranks: Sequence[int], width: int, *, seed: int, layer: str) -> nn.Module:
-        """Makes a fresh gate of a layer with inputs so wide; what it draws depends on seed and layer alone."""
-        if self.key_width is None:
-            return WeightGate(len(ranks), width, input=self.input, softmax=self.softmax)
-        return AttentionGate(ranks, width, key_width=self.key_width, draw=generator(seed, "lora_fusion", layer))
-
 
 class LoRABank(nn.Module):
-    """The sources of one layer, frozen, and their gate, trained; both in float32."""
+    """The sources of one layer, frozen, and their gate, trained, whose draw depends on seed and layer; both in float32."""
 
     spread: Tensor
 
@@ -105,15 +99,18 @@ class LoRABank(nn.Module):
         super().__init__()
         self.A, self.B = (nn.Parameter(factor.contiguous(), requires_grad=False) for factor in (A, B))
         self.ranks, self.sources, self.gating = tuple(ranks), tuple(sources), gating
-        self.gate = gating.gate(ranks, A.shape[1], seed=seed, layer=layer)
+        if gating.key_width is None:
+            self.gate: nn.Module = WeightGate(len(ranks), A.shape[1], input=gating.input, softmax=gating.softmax)
+        else:
+            draw = generator(seed, "lora_fusion", layer)
+            self.gate = AttentionGate(ranks, A.shape[1], key_width=gating.key_width, draw=draw)
         self.register_buffer("spread", spread(ranks), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes y + Σₙ gₙ·sₙ·Bₙ·Aₙ·x, for x (..., in) and y (..., out)."""
         low = F.linear(x, self.A.to(x.dtype))
         mixed = low * (self.gate(x, low).to(low.dtype) @ self.spread.to(low.dtype))
-        sums = torch.addmm(y.reshape(-1, y.shape[-1]), mixed.reshape(-1, mixed.shape[-1]), self.B.to(y.dtype).T)
-        return sums.view(y.shape)
+        return beside.add_up(y, mixed, self.B)
 
 
 def banks(model: nn.Module) -> dict[str, LoRABank]:
@@ -141,7 +138,8 @@ def _gates_alone(model: nn.Module) -> nn.Module:
 def empty(model: nn.Module) -> None:
     """Takes the banks away again; the model is as it was before `fill`, and nothing of it frozen."""
     for path in banks(model):
-        beside.take_away(model, path)
+        layer: Any = model.get_submodule(path)
+        del layer.beside, layer.forward
     model.requires_grad_(True)
 
 
@@ -169,18 +167,15 @@ def _described(settings: dict[str, Any]) -> dict[str, Callable[[nn.Linear], nn.M
     return {layer: partial(bank, layer=layer, ranks=ranks) for layer, ranks in dict(settings["ranks"]).items()}
 
 
-LIBRARY = Library(name="bank", pattern=beside.PATTERN, quantizable=True, active=beside.active, save=save, load=load)
+LIBRARY = Library(name="bank", pattern=beside.PATTERN, quantizable=True, save=save, load=load)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAFusion(Method):
-    """Trains attention over the outputs of saved LoRAs in every layer that they adapt; it starts as their exact average.
-
-    key_width: of queries and keys; weights of N sources lie in N - 1 dimensions, so few are needed.
-    """
+    """Trains attention over the outputs of saved LoRAs in every layer that they adapt; it starts as their exact average."""
 
     sources: str = field()
-    key_width: int
+    key_width: int  # weights of N sources lie in N - 1 dimensions, so few are needed
     library = LIBRARY
 
     def __post_init__(self) -> None:
@@ -193,11 +188,7 @@ class LoRAFusion(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAGate(Method):
-    """Trains one weight a source and layer of saved LoRAs; it starts as their exact average.
-
-    input: whether the weights depend on the layer's input. softmax: whether they sum to 1; otherwise they may be of any
-    size and sign.
-    """
+    """Trains one weight a source and layer of saved LoRAs; it starts as their exact average."""
 
     sources: str = field()
     input: bool

@@ -85,11 +85,6 @@ LEADING = {
 }
 
 
-def active(model: nn.Module) -> list[str]:
-    """Names the active adapters."""
-    return list(model.active_adapters)  # type: ignore[arg-type]
-
-
 def train(model: PeftModel) -> PeftModel:
     """Gives the model, every plain LoRA of which is computed fast."""
     plain: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and _plain(module)]
@@ -114,10 +109,7 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
 
 
 def fold(model: PeftModel) -> nn.Module:
-    """Merges the adapter into the encoder's weights and takes it away, in float32.
-
-    Raises UserError where the kind cannot be merged.
-    """
+    """Merges the adapter into the encoder's weights and takes it away, in float32."""
     restore(model)
     try:
         return model.merge_and_unload()
@@ -131,10 +123,7 @@ def fold(model: PeftModel) -> nn.Module:
 def add(
     model: Transformer, kind: str, options: Mapping[str, Any], targets: str | None, leave_out: Sequence[int], seed: int
 ) -> PeftModel:
-    """Gives the model with a new adapter; no random draw but its own moves.
-
-    Raises UserError where the library refuses it.
-    """
+    """Gives the model with a new adapter; no random draw but its own moves."""
     encoder, settings = model.config.model_type, dict(options)
     if kind == "IA3Config":
         settings.setdefault("feedforward_modules", FEED_FORWARD)
@@ -192,10 +181,7 @@ def check_kind(kind: str, options: Mapping[str, Any]) -> None:
 
 
 def load(model: Transformer, run: SavedRun, name: str, seed: int) -> PeftModel:
-    """Gives the model with a saved run's adapter, of which PEFT itself reads no file.
-
-    Raises UserError where it is broken, does not fit, or is none that could have been trained here.
-    """
+    """Gives the model with a saved run's adapter, of which PEFT itself reads no file."""
     saved, path = run.tensors(WEIGHTS), run.folder / "adapter" / "adapter_config.json"
     try:
         config = _saved(path)
@@ -228,4 +214,4 @@ def _saved(path: Path) -> PeftConfig:
     return config(**{key: value for key, value in settings.items() if key not in (*OWNED, *LEADING)})
 
 
-LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, active=active, save=save, load=load)
+LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, save=save, load=load)

@@ -33,7 +33,6 @@ from hatemtl.methods.bank.lora_bank import (
     spread,
 )
 from hatemtl.methods.base import components
-from hatemtl.methods.beside import active
 from hatemtl.methods.lora_source import read
 from hatemtl.saved_runs.saved_run import SavedRun
 
@@ -147,7 +146,6 @@ def test_only_the_gates_are_trained_and_every_one_learns(kind: str, gating: str,
     way = method(tmp_path / "part_*", gating)
     model = attached(way, kind)
     assert all(".beside.run.gate." in name and p.dtype is torch.float32 for name, p in trained(model).items())
-    assert active(model) == ["run"]
     body, bank = components(way, model)
     assert (body.trained, bank.name, bank.active) == (0, "run", True)
     assert bank.trained == sum(p.numel() for p in trained(model).values())
@@ -282,7 +280,6 @@ def test_what_is_saved_is_what_is_loaded_without_the_sources(kind: str, gating: 
     assert torch.equal(hidden(loaded), hidden(model))
     assert source_names(loaded) == ["part_1", "part_2", "part_3"]
     assert set(trained(loaded)) == {name.replace(".run.", ".other.") for name in trained(model)}
-    assert active(loaded) == ["other"]
     again = stored(way, loaded, tmp_path / "again")
     assert (again / SETTINGS).read_text() == (folder / SETTINGS).read_text()
     first, second = load_file(folder / WEIGHTS), load_file(again / WEIGHTS)

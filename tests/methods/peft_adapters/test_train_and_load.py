@@ -16,7 +16,7 @@ from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.base import components
 from hatemtl.methods.peft_adapters.library import KINDS as OF_PEFT
-from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, active, fold
+from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, fold
 from hatemtl.methods.peft_adapters.train_and_load import LoadPEFT, PEFTAdapter, PEFTLoRA
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +62,6 @@ def test_only_the_lora_is_trained(kind: str) -> None:
     model = attached(lora(), kind)
     assert all(".lora_A.default." in name or ".lora_B.default." in name for name in trained(model))
     assert len(trained(model)) == 2 * len(factors(model)) == 4 * (3 if kind == "modernbert" else 5)
-    assert active(model) == ["default"]
     body, adapter = components(lora(), model)
     assert (body.trained, adapter.name, adapter.active) == (0, "default", True)
     assert adapter.trained == adapter.parameters == sum(p.numel() for p in trained(model).values())
@@ -140,7 +139,6 @@ def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
     loaded = load(tmp_path / "run.v1").attach(body, name="other", seed=5).model
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(hidden(loaded), hidden(model))
-    assert active(loaded) == ["default"]
     assert set(trained(loaded)) == set(trained(model))
 
 
