@@ -15,7 +15,7 @@ from hatemtl.merging.fisher import Fisher
 from hatemtl.merging.lora import Updates
 from hatemtl.merging.mean import Linear, Mean
 from hatemtl.merging.regmean import RegMean
-from hatemtl.methods import full, lora_source
+from hatemtl.methods import full, lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
 from hatemtl.methods.adapterhub.library import add, load_all, own_parameters, train, updates
 from hatemtl.methods.adapterhub.several_adapters import LIBRARY
@@ -51,7 +51,7 @@ class MergedAdapters(Method):
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
         adapted, names = self._loaded(model, runs, name, seed)
-        merged = self._loras if lora_source.is_lora(runs[0]) else self._adapters
+        merged = self._loras if lora_formats.is_lora(runs[0]) else self._adapters
         return merged(adapted, runs, names, name, seed)
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
@@ -77,7 +77,7 @@ class MergedAdapters(Method):
     def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
         """The encoder with every source's adapter, and their names, none of them `name`; they can be merged."""
         adapted, names = load_all(model, runs, name)
-        if all(map(lora_source.is_lora, runs)):
+        if all(map(lora_formats.is_lora, runs)):
             return adapted, names
         given, configs = f"method.sources={self.sources!r}", [adapted.adapters_config.get(source) for source in names]
         for source, config, run in zip(names, configs, runs, strict=True):
@@ -145,7 +145,7 @@ class MergedWeights(Method):
         if runs[0].record["library"] == self.library.name:
             merged = _changes(self.merge, model.state_dict(), [(str(run.folder), run.tensors(full.WEIGHTS)) for run in runs])
         else:
-            sources = [lora_source.read(run, model) for run in runs]
+            sources = [lora_formats.read(run, model) for run in runs]
             found = merge_each(self.merge, sources, [str(run.folder) for run in runs])
             merged = ((f"{layer}.weight", update) for layer, update in found)
             notes = _left_alone(runs, sources)

@@ -27,7 +27,7 @@ from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.methods import lora_formats, lora_source
+from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds, saved
 from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, dora_scale, keep_type
 from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_name
@@ -35,7 +35,7 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write
 from hatemtl.seeds import seeded
 
 WEIGHTS = "adapter/adapter.safetensors"
-SETUP = lora_source.SEVERAL
+SETUP = lora_formats.SEVERAL
 # The adapter's name inside the name of a parameter, whatever the kind of adapter.
 PATTERN = re.compile(
     r"(?:^|\.)(?:loras|adapters|invertible_adapters|prefix_tunings|prefix_gates|refts|shared_parameters|adapter_fusion_layer)"
@@ -118,20 +118,17 @@ def load_one(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> N
             f"{run.folder} holds several adapters ({run.record['method']}), and one is expected here; only method=ah_load "
             f"takes it, whole"
         )
-    if run.record["library"] == "peft":
-        updates = lora_source.read(run, model)
-        tensors, content = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
-        with torch.random.fork_rng(devices=[]):
-            _insert(model, name, AdapterConfig.load(content))
-        for key, tensor in tensors.items():
-            model.get_parameter(key).data.copy_(tensor)
-        return
     weights, path = f"{inside}/adapter.safetensors", run.folder / inside / "adapter_config.json"
-    tensors, content = run.tensors(weights), json_object.read(path, AGAIN)
     loader = AdapterLoader(model)  # of which no file is read: it would fall back to a pickle, and load weights of the body
-    rename = loader.rename_func(content.get("name"), name)
-    given = {rename(f".{key}").removeprefix("."): tensor for key, tensor in tensors.items()}
-    config = saved(content.get("config"), str(path))
+    if run.record["library"] == "peft":
+        updates, depth = lora_formats.read(run, model), model.config.num_hidden_layers
+        given, content = lora_formats.to_adapterhub(updates, name=name, depth=depth)
+        config = AdapterConfig.load(content)
+    else:
+        tensors, content = run.tensors(weights), json_object.read(path, AGAIN)
+        rename = loader.rename_func(content.get("name"), name)
+        given = {rename(f".{key}").removeprefix("."): tensor for key, tensor in tensors.items()}
+        config = saved(content.get("config"), str(path))
     try:
         with torch.random.fork_rng(devices=[]):
             _insert(model, name, config)

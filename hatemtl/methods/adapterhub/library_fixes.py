@@ -84,14 +84,9 @@ def in_order(fusion: nn.Module, given: tuple[Tensor, Tensor, Tensor, Tensor]) ->
     return query, said, said, residual
 
 
-class WithoutResidual:
-    """AdapterFusion over parallel adapters, without the residual that the layer adds anyway; the library adds it twice."""
-
-    def __init__(self, fusion: nn.Module) -> None:
-        self.own = fusion.forward
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, residual: Tensor, **more: Any) -> Any:
-        return self.own(query, key, value, torch.zeros_like(residual), **more)
+def without_residual(fusion: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Keeps from AdapterFusion over parallel adapters the residual, which the library would add twice; a hook."""
+    return *given[:3], torch.zeros_like(given[3])
 
 
 class LateAverage:

@@ -23,19 +23,9 @@ from torch import nn
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
+from hatemtl.methods.adapterhub import library
 from hatemtl.methods.adapterhub.configuration_strings import kinds
-from hatemtl.methods.adapterhub.library import (
-    PATTERN,
-    SETUP,
-    activate,
-    active,
-    enable,
-    load_one,
-    save_one,
-    take_in,
-    train,
-)
-from hatemtl.methods.adapterhub.library_fixes import LateAverage, WithoutResidual, added, in_order, weighted
+from hatemtl.methods.adapterhub.library_fixes import LateAverage, added, in_order, weighted, without_residual
 from hatemtl.methods.base import Library, module_name, try_out
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 from hatemtl.seeds import seeded
@@ -83,7 +73,7 @@ def combine(model: Any, how: str, names: Sequence[str], trained: str | None, wei
             if how == "Stack" and any(isinstance(adapter, LoRA | Vera | ParallelAdapter) for adapter in here):
                 layer.compose_stack = added(layer)  # each of these adds to the output, from the same input
     try:
-        activate(model, setup, {trained} if trained else set())
+        library.activate(model, setup, {trained} if trained else set())
     except ValueError as error:
         raise UserError(f"{error}; {WAY_OUT[how]}") from error
     if how == "Parallel":
@@ -137,7 +127,7 @@ def add_fusion(
                 # a bias of keys would shift the scores of all sources alike
                 fusion.key = nn.Linear(fusion.dense_size, width, bias=False).apply(Bottleneck.init_bert_weights)
             if isinstance(layer.adapters[names[-1]], ParallelAdapter):
-                fusion.forward = WithoutResidual(fusion)
+                fusion.register_forward_pre_hook(without_residual)
 
 
 def save(model: Any, name: str, folder: Path) -> None:
@@ -145,23 +135,23 @@ def save(model: Any, name: str, folder: Path) -> None:
     setup, target = model.active_adapters, folder / "adapter"
     how, names = type(setup).__name__, list(setup.children)
     if how == "Stack" and len(names) == 1:
-        save_one(model, name, target)
+        library.save_one(model, name, target)
         return
     for each in names:
-        save_one(model, each, target / each)
+        library.save_one(model, each, target / each)
     if how == "Fuse":
         model.save_adapter_fusion(str(target / name), setup, use_safetensors=True)
     trained = name if how in ("Stack", "Fuse") else None
     content = {"how": how, "names": names, "trained": trained, "weights": setup.weights}
-    write_text(folder / SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / library.SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
     """Loads a saved run, one adapter or several; what was trained stands under `name` and is trained again."""
-    adapted, path = enable(model), run.folder / SETUP
+    adapted, path = library.enable(model), run.folder / library.SETUP
     if not path.is_file():
-        load_one(adapted, run, name)
-        return train(adapted, name)
+        library.load_one(adapted, run, name)
+        return library.train(adapted, name)
     saved: Any = json_object.read(path, AGAIN)
     how, names, trained, weights = (saved.get(key) for key in ("how", "names", "trained", "weights"))
     known = isinstance(how, str) and how in WRONG and isinstance(names, list) and (trained or how != "Fuse")
@@ -173,18 +163,17 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
     for each in names:
         if each != trained:
             taken[each] = module_name(each, taken=[*taken.values(), name])
-        load_one(adapted, run, taken[each], inside=f"adapter/{each}")
+        library.load_one(adapted, run, taken[each], inside=f"adapter/{each}")
     if how == "Fuse":
         _load_fusion(adapted, run, trained, name, [taken[each] for each in names], seed)
     return combine(adapted, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
 
 
-LIBRARY = Library(name="adapterhub", pattern=PATTERN, quantizable=True, save=save, load=load, active=active)
+LIBRARY = Library(name="adapterhub", pattern=library.PATTERN, quantizable=True, save=save, load=load, active=library.active)
 OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
 
 
-def _is_name(given: object) -> bool:
-    """Tells whether that is a name of an adapter, by which its folder in the run's is called."""
+def _is_name(given: object) -> bool:  # of an adapter, by which its folder in the run's is called
     return isinstance(given, str) and re.fullmatch(r"[^/\\.]+", given) is not None
 
 
@@ -202,4 +191,4 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
     place = ".adapter_fusion_layer.{}.".format
     given = {key.replace(place(saved), place(name)): tensor for key, tensor in tensors.items()}
     own = {key: parameter for key, parameter in model.named_parameters() if place(name) in key}
-    take_in(run.folder / inside, given, own)
+    library.take_in(run.folder / inside, given, own)

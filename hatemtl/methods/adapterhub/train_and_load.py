@@ -104,11 +104,8 @@ class Stacked(Method):
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted, names = load_all(model, self.starts_from(), name)
-        if self.config is None:
-            config = adapted.adapters_config.get(names[-1])
-        else:
-            config = configuration(self.config, reduction_factor=self.reduction_factor)
-        add(adapted, name, config, seed)
+        own = None if self.config is None else configuration(self.config, reduction_factor=self.reduction_factor)
+        add(adapted, name, own or adapted.adapters_config.get(names[-1]), seed)
         return Attached(combine(adapted, "Stack", [*names, name], name))
 
 

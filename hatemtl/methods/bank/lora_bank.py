@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import Updates
-from hatemtl.methods import beside, lora_source
+from hatemtl.methods import beside, lora_formats
 from hatemtl.methods.base import Attached, Library, Method, module_name
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator
@@ -203,7 +203,7 @@ def _attached(method: Method, model: Transformer, gating: Gating, name: str, see
     """The model with a bank of the method's sources, by the names of their folders, told apart where these are equal."""
     sources: dict[str, Updates] = {}
     for run in method.starts_from():
-        sources[module_name(run.folder.resolve().name, taken=list(sources))] = lora_source.read(run, model)
+        sources[module_name(run.folder.resolve().name, taken=list(sources))] = lora_formats.read(run, model)
     return Attached(fill(model, sources, gating=gating, name=name, seed=seed))
 
 

@@ -6,15 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    PromptLearningConfig,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import Linear as LinearWithLoRA
 from peft.tuners.lora import LoraLayer
@@ -25,7 +18,7 @@ from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
 from hatemtl.methods.base import FAILURES, Library, check_keys, check_leave_out, draw_lora_A
-from hatemtl.methods.lora_source import PLAIN_STARTS
+from hatemtl.methods.lora_formats import PLAIN_STARTS
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import seeded
 
@@ -36,9 +29,7 @@ PATTERN = re.compile(rf"\.({NAME})(?:\.|$)")  # whatever the kind calls its weig
 # The layers that AdapterHub's LoRA on q, k, v, intermediate and output adapts, by the names each architecture gives them.
 BERT_LIKE = r".*(attention\.self\.(query|key|value)|intermediate\.dense|layer\.\d+\.output\.dense)"
 TARGETS = {
-    "bert": BERT_LIKE,
-    "electra": BERT_LIKE,
-    "roberta": BERT_LIKE,
+    **dict.fromkeys(("bert", "electra", "roberta"), BERT_LIKE),
     "deberta-v2": r".*(attention\.self\.(query|key|value)_proj|intermediate\.dense|layer\.\d+\.output\.dense)",
     "modernbert": r".*(attn\.Wqkv|mlp\.Wi|mlp\.Wo)",
 }
@@ -48,7 +39,7 @@ IA3_TARGETS = r".*(attention\.self\.(key|value)(_proj)?|attn\.Wqkv|layer\.\d+\.o
 NORMS = r".*(LayerNorm|norm)"
 
 # Every kind of adapter that the library knows, by the name of its configuration.
-KINDS: dict[str, type[PeftConfig]] = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+KINDS: dict[str, type[peft.PeftConfig]] = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
 VIRTUAL = (
     "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to models of "
     "its own tasks alone"
@@ -61,7 +52,7 @@ REFUSED = {
     "ShadowConfig": "it hands over more than hidden states from layer to layer, which no encoder here takes",
     "TrainableTokensConfig": "it trains embeddings of tokens, and adapts no layer",
     "XLoraConfig": "it mixes LoRAs that were trained before",
-    **{kind: VIRTUAL for kind, config in KINDS.items() if issubclass(config, PromptLearningConfig)},
+    **{kind: VIRTUAL for kind, config in KINDS.items() if issubclass(config, peft.PromptLearningConfig)},
 }
 # Kinds that read nothing of the frozen layers but their inputs and outputs, or that know 8-bit and 4-bit layers.
 QUANTIZABLE = (
@@ -85,7 +76,7 @@ LEADING = {
 }
 
 
-def train(model: PeftModel) -> PeftModel:
+def train(model: peft.PeftModel) -> peft.PeftModel:
     """Gives the model, every plain LoRA of which is computed fast."""
     plain: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and _plain(module)]
     factors = [(layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight) for layer in plain]
@@ -108,7 +99,7 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a card of blanks
 
 
-def fold(model: PeftModel) -> nn.Module:
+def fold(model: peft.PeftModel) -> nn.Module:
     """Merges the adapter into the encoder's weights and takes it away, in float32."""
     restore(model)
     try:
@@ -122,7 +113,7 @@ def fold(model: PeftModel) -> nn.Module:
 
 def add(
     model: Transformer, kind: str, options: Mapping[str, Any], targets: str | None, leave_out: Sequence[int], seed: int
-) -> PeftModel:
+) -> peft.PeftModel:
     """Gives the model with a new adapter; no random draw but its own moves."""
     encoder, settings = model.config.model_type, dict(options)
     if kind == "IA3Config":
@@ -138,7 +129,7 @@ def add(
         config = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
         _check_quantized(model, config)
         with seeded(seed, "peft", kind):
-            wrapped = get_peft_model(model, config, adapter_name=NAME)
+            wrapped = peft.get_peft_model(model, config, adapter_name=NAME)
     except FAILURES as error:
         raise UserError(
             f"{kind} on {encoder} with method.targets={targets!r}: {type(error).__name__}: {error}; give others, or other "
@@ -152,7 +143,7 @@ def add(
     return wrapped
 
 
-def _check_quantized(model: Transformer, config: PeftConfig) -> None:
+def _check_quantized(model: Transformer, config: peft.PeftConfig) -> None:
     """Raises UserError where the adapter would compute with weights that are there in 8 or 4 bits alone."""
     if not is_quantized(model):
         return
@@ -180,23 +171,23 @@ def check_kind(kind: str, options: Mapping[str, Any]) -> None:
             raise UserError(f"method.options.{key}: no key of {kind} to be set here; {did_you_mean(key, keys)}")
 
 
-def load(model: Transformer, run: SavedRun, name: str, seed: int) -> PeftModel:
+def load(model: Transformer, run: SavedRun, name: str, seed: int) -> peft.PeftModel:
     """Gives the model with a saved run's adapter, of which PEFT itself reads no file."""
     saved, path = run.tensors(WEIGHTS), run.folder / "adapter" / "adapter_config.json"
     try:
         config = _saved(path)
         _check_quantized(model, config)
         with torch.random.fork_rng(devices=[]):
-            loaded = get_peft_model(model, config, adapter_name=NAME)
-        own = get_peft_model_state_dict(loaded, adapter_name=NAME, save_embedding_layers=False)
+            loaded = peft.get_peft_model(model, config, adapter_name=NAME)
+        own = peft.get_peft_model_state_dict(loaded, adapter_name=NAME, save_embedding_layers=False)
         check_keys(run.folder / WEIGHTS, saved, own)
-        set_peft_model_state_dict(loaded, saved, adapter_name=NAME)
+        peft.set_peft_model_state_dict(loaded, saved, adapter_name=NAME)
     except FAILURES as error:
         raise UserError(f"{path.parent} cannot be read ({type(error).__name__}: {error}); {AGAIN}") from error
     return train(loaded)
 
 
-def _saved(path: Path) -> PeftConfig:
+def _saved(path: Path) -> peft.PeftConfig:
     """The configuration of a saved adapter. Raises UserError where training refuses its kind or a key, or knows neither."""
     content = json_object.read(path, AGAIN)
     kind = content.get("peft_type")

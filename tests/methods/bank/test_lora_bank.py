@@ -33,7 +33,7 @@ from hatemtl.methods.bank.lora_bank import (
     spread,
 )
 from hatemtl.methods.base import components
-from hatemtl.methods.lora_source import read
+from hatemtl.methods.lora_formats import read
 from hatemtl.saved_runs.saved_run import SavedRun
 
 WEIGHTS, SETTINGS = "adapter/bank.safetensors", "adapter/bank.json"
