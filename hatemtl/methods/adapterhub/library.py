@@ -244,12 +244,9 @@ def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
 
 @torch.no_grad()
 def fold(model: Any, name: str) -> Any:
-    """Writes adapter `name` into the weights under it, in float32, and takes it away: the model computes the same.
-
-    Raises UserError where the adapter is more than a change of weights; the library would silently do nothing.
-    """
+    """Writes adapter `name` into the weights under it, in float32, and takes it away: the model computes the same."""
     config = model.adapters_config.get(name)
-    if more := sorted(kinds(config) - FOLDABLE):
+    if more := sorted(kinds(config) - FOLDABLE):  # to which the library would silently do nothing
         raise UserError(
             f"the adapter {name} on the encoder {model.config.model_type} is no mere change of its weights "
             f"({', '.join(more)}), so it cannot be merged into them; keep it beside the encoder, method=ah_load"
@@ -258,9 +255,8 @@ def fold(model: Any, name: str) -> Any:
     for path, layer, lora in list(loras(model, name)):
         weight, bias = layer.weight.float(), layer.bias
         if isinstance(layer, LoRAMergedLinear) and kinds(config) != {"lora"}:
-            raise UserError(
-                f"{path}: only a LoRA can be merged into a matrix of queries, keys and values; type method=ah_lora16"
-            )
+            what = "a matrix of queries, keys and values"
+            raise UserError(f"{path}: only a LoRA can be merged into {what}; type method=ah_lora16")
         if lora.composition_mode == "scale":
             scale = lora.lora_B.flatten() * lora.scaling
             weight, bias = weight * scale[:, None], None if bias is None else bias * scale

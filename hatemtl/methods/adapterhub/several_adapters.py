@@ -155,7 +155,8 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
     saved: Any = json_object.read(path, AGAIN)
     how, names, trained, weights = (saved.get(key) for key in ("how", "names", "trained", "weights"))
     known = isinstance(how, str) and how in WRONG and isinstance(names, list) and (trained or how != "Fuse")
-    if not known or not all(_is_name(each) for each in [*names, *([] if trained is None else [trained])]):
+    called = [*names, *([] if trained is None else [trained])] if known else []  # as their folders in the run's
+    if not known or not all(isinstance(each, str) and re.fullmatch(r"[^/\\.]+", each) for each in called):
         raise UserError(f"{path}: expected one of {', '.join(WRONG)} and names of adapters; train the run again")
     if not isinstance(weights, list) or [type(each) for each in weights] != [float] * len(names):
         raise UserError(f"{path}: weights={weights!r:.80}, expected one for each of {', '.join(names)}; train the run again")
@@ -171,10 +172,6 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
 
 LIBRARY = Library(name="adapterhub", pattern=library.PATTERN, quantizable=True, save=save, load=load, active=library.active)
 OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
-
-
-def _is_name(given: object) -> bool:  # of an adapter, by which its folder in the run's is called
-    return isinstance(given, str) and re.fullmatch(r"[^/\\.]+", given) is not None
 
 
 def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequence[str], seed: int) -> None:
