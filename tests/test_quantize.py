@@ -13,7 +13,7 @@ from methods.test_base import trained as trained_of
 from hatemtl.encoders.pretrained import Encoder, fingerprint, is_quantized, keep_trainable
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
-from hatemtl.methods.peft_adapters import train_and_load as peft_hub
+from hatemtl.methods.peft_adapters import library as peft_library
 from hatemtl.saved_runs.saved_run import SavedRun
 
 installed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
@@ -24,7 +24,7 @@ METHODS = {
         adapter_hub.AdapterHubLoRA(attention=["q", "k", "v"], intermediate=True, output=True, **LORA),
         adapter_hub.LoadAdapterHub,
     ),
-    "peft": (peft_hub.PEFTLoRA(targets=None, **LORA), peft_hub.LoadPEFT),
+    "peft": (peft_library.PEFTLoRA(targets=None, **LORA), peft_library.LoadPEFT),
 }
 
 

@@ -1,8 +1,8 @@
-"""Calls the `peft` library, which only this file imports: adds, computes, folds, saves and loads adapters."""
+"""Trains a LoRA or an adapter of any other kind of the `peft` library, which only this file imports; saves and loads one."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ from hatemtl.encoders.fast import Adapted, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
-from hatemtl.methods.base import FAILURES, Library, check_keys, check_leave_out, draw_lora_A
+from hatemtl.methods.base import (
+    FAILURES,
+    Attached,
+    Library,
+    Method,
+    check_keys,
+    check_leave_out,
+    check_lora,
+    draw_lora_A,
+    try_out,
+)
 from hatemtl.methods.lora_formats import PLAIN_STARTS
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import seeded
@@ -157,20 +167,6 @@ def _check_quantized(model: Transformer, config: peft.PeftConfig) -> None:
         raise UserError(f"DoRA on {body}: PEFT fails over 8 bits; type encoder.quantize=4bit, or {way_out}")
 
 
-def check_kind(kind: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
-    if kind not in KINDS:
-        raise UserError(f"method.kind={kind}: {did_you_mean(kind, KINDS.keys() - REFUSED.keys())}")
-    if kind in REFUSED:
-        raise UserError(f"method.kind={kind}: {REFUSED[kind]}; type method=peft_lora16")
-    keys = {field.name for field in fields(KINDS[kind])} - {*OWNED, *INSTEAD}
-    for key in options:
-        if key in INSTEAD or key in LEADING:
-            raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
-        if key not in keys:
-            raise UserError(f"method.options.{key}: no key of {kind} to be set here; {did_you_mean(key, keys)}")
-
-
 def load(model: Transformer, run: SavedRun, name: str, seed: int) -> peft.PeftModel:
     """Gives the model with a saved run's adapter, of which PEFT itself reads no file."""
     saved, path = run.tensors(WEIGHTS), run.folder / "adapter" / "adapter_config.json"
@@ -194,7 +190,7 @@ def _saved(path: Path) -> peft.PeftConfig:
     config: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
     if reason := "no kind of adapter that PEFT has" if config is None else REFUSED.get(config.__name__):
         raise UserError(f"{path}: peft_type={kind!r}: {reason}; {AGAIN}")
-    known = {field.name for field in fields(config)}
+    known = {key.name for key in fields(config)}
     for key, value in content.items():
         refused = LEADING.get(key) or (INSTEAD[key] if key == "modules_to_save" else "")
         if refused and value:
@@ -206,3 +202,57 @@ def _saved(path: Path) -> peft.PeftConfig:
 
 
 LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, save=save, load=load)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEFTLoRA(Method):
+    """Trains a new LoRA on the frozen encoder; its update is scaled by alpha / rank."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    targets: str | None
+    leave_out: Sequence[int]
+    library = LIBRARY
+
+    def __post_init__(self) -> None:
+        check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        options = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
+        return Attached(train(add(model, "LoraConfig", options, self.targets, self.leave_out, seed)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEFTAdapter(Method):
+    """Trains a new adapter of any kind that PEFT has on the frozen encoder, by the name of its configuration there."""
+
+    kind: str
+    options: Mapping[str, Any] | None
+    targets: str | None
+    leave_out: Sequence[int]
+    library = LIBRARY
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"method.kind={self.kind}: {did_you_mean(self.kind, sorted(KINDS.keys() - REFUSED.keys()))}")
+        if self.kind in REFUSED:
+            raise UserError(f"method.kind={self.kind}: {REFUSED[self.kind]}; type method=peft_lora16")
+        keys = {key.name for key in fields(KINDS[self.kind])} - {*OWNED, *INSTEAD}
+        for key in self.options or {}:
+            if key in INSTEAD or key in LEADING:
+                raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
+            if key not in keys:
+                raise UserError(f"method.options.{key}: no key of {self.kind} to be set here; {did_you_mean(key, keys)}")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        wrapped = add(model, self.kind, self.options or {}, self.targets, self.leave_out, seed)
+        return Attached(train(try_out(wrapped, f"method.kind={self.kind}")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPEFT(Method):
+    """Starts from the adapter of a saved run, to test it, to predict with it or to train it further."""
+
+    path: str | None = field()
+    library = LIBRARY

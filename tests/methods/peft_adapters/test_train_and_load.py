@@ -16,8 +16,7 @@ from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.base import components
 from hatemtl.methods.peft_adapters.library import KINDS as OF_PEFT
-from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, fold
-from hatemtl.methods.peft_adapters.train_and_load import LoadPEFT, PEFTAdapter, PEFTLoRA
+from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, LoadPEFT, PEFTAdapter, PEFTLoRA, fold
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 SEPARATE = [kind for kind in KINDS if kind != "modernbert"]  # q, k and v are layers of their own
