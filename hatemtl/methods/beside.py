@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
+from hatemtl.methods.base import FAILURES
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 
 M = TypeVar("M", bound=nn.Module)
@@ -70,7 +71,7 @@ def load(
     try:
         if not (makers := described(json_object.read(path, AGAIN))):
             raise ValueError("it names no layer")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except FAILURES as error:
         raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from error
     try:
         for layer, make in makers.items():
@@ -81,6 +82,6 @@ def load(
             state = {key.removeprefix(f"{layer}/"): t for key, t in tensors.items() if key.startswith(f"{layer}/")}
             module.load_state_dict(state)
             put(model, layer, name, module)
-    except (AttributeError, ValueError, TypeError, RuntimeError) as error:
+    except FAILURES as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{run.folder / weights} and this encoder do not fit ({reason}); {AGAIN}") from error

@@ -29,8 +29,7 @@ OLD_NAMES = ("pfeiffer", "houlsby", "parallel", "scaled_parallel", "pfeiffer+inv
 KNOWN = sorted(set(ADAPTER_CONFIG_MAP) - set(REFUSED) - set(OLD_NAMES))
 # What a saved configuration calls itself, and its class; bottlenecks have no name.
 ARCHITECTURES: dict[str | None, type[AdapterConfig]] = {
-    **{None: BnConfig, "lora": LoRAConfig},
-    **{"prefix_tuning": PrefixTuningConfig, "reft": ReftConfig},
+    **{None: BnConfig, "lora": LoRAConfig, "prefix_tuning": PrefixTuningConfig, "reft": ReftConfig},
 }
 # The kinds that are a change of a layer's weight and bias, whatever the input.
 FOLDABLE = {"lora", "dora", "vera", "ia3"}

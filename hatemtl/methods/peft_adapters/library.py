@@ -17,17 +17,8 @@ from hatemtl.encoders.fast import Adapted, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
-from hatemtl.methods.base import (
-    FAILURES,
-    Attached,
-    Library,
-    Method,
-    check_keys,
-    check_leave_out,
-    check_lora,
-    draw_lora_A,
-    try_out,
-)
+from hatemtl.methods import base
+from hatemtl.methods.base import FAILURES, Attached, Library, Method
 from hatemtl.methods.lora_formats import PLAIN_STARTS
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import seeded
@@ -132,7 +123,7 @@ def add(
     targets = targets or {"IA3Config": default and IA3_TARGETS, "LNTuningConfig": NORMS}.get(kind, default)
     if targets is None:
         raise UserError(f"method.targets: no default for {encoder}; type method.targets='.*(query|value)'")
-    left_out = check_leave_out(leave_out, model.config.num_hidden_layers)
+    left_out = base.check_leave_out(leave_out, model.config.num_hidden_layers)
     beyond = rf"(?!.*\blayers?\.({'|'.join(map(str, left_out))})\.)" if left_out else ""
     make: Any = KINDS[kind]
     try:
@@ -149,7 +140,7 @@ def add(
         for path, module in wrapped.get_base_model().named_modules():
             if isinstance(module, LoraLayer) and NAME in module.lora_A:
                 A: Any = module.lora_A[NAME].weight
-                draw_lora_A(A, seed=seed, layer=path)
+                base.draw_lora_A(A, seed=seed, layer=path)
     return wrapped
 
 
@@ -176,7 +167,7 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> peft.PeftMo
         with torch.random.fork_rng(devices=[]):
             loaded = peft.get_peft_model(model, config, adapter_name=NAME)
         own = peft.get_peft_model_state_dict(loaded, adapter_name=NAME, save_embedding_layers=False)
-        check_keys(run.folder / WEIGHTS, saved, own)
+        base.check_keys(run.folder / WEIGHTS, saved, own)
         peft.set_peft_model_state_dict(loaded, saved, adapter_name=NAME)
     except FAILURES as error:
         raise UserError(f"{path.parent} cannot be read ({type(error).__name__}: {error}); {AGAIN}") from error
@@ -216,7 +207,7 @@ class PEFTLoRA(Method):
     library = LIBRARY
 
     def __post_init__(self) -> None:
-        check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
+        base.check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         options = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
@@ -247,7 +238,7 @@ class PEFTAdapter(Method):
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         wrapped = add(model, self.kind, self.options or {}, self.targets, self.leave_out, seed)
-        return Attached(train(try_out(wrapped, f"method.kind={self.kind}")))
+        return Attached(train(base.try_out(wrapped, f"method.kind={self.kind}")))
 
 
 @dataclass(frozen=True, kw_only=True)
