@@ -16,7 +16,7 @@ from hatemtl.methods.base import FAILURES
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 
 M = TypeVar("M", bound=nn.Module)
-PATTERN = re.compile(r"\.beside\.([^.]+)\.")
+PATTERN = re.compile(r"\.(?:banks|mixtures)\.([^.]+)\.")  # the places of modules in a layer, each by its name
 
 
 class Beside:
@@ -30,10 +30,10 @@ class Beside:
         return self.module(x.to(y.dtype), y)
 
 
-def put(model: nn.Module, path: str, name: str, module: nn.Module) -> None:
-    """Puts the module beside the layer at this path, under a name."""
+def put(model: nn.Module, path: str, place: str, name: str, module: nn.Module) -> None:
+    """Puts the module beside the layer at this path, under a name in this place."""
     layer = model.get_submodule(path)
-    layer.beside = nn.ModuleDict({name: module.train(model.training)})
+    layer.add_module(place, nn.ModuleDict({name: module.train(model.training)}))
     layer.forward = Beside(layer.forward, module)
 
 
@@ -61,8 +61,9 @@ def save(folder: Path, form: str, modules: Mapping[str, nn.Module], settings: Ma
 def load(
     model: nn.Module,
     run: SavedRun,
-    name: str,
     form: str,
+    place: str,
+    name: str,
     described: Callable[[dict[str, Any]], Mapping[str, Callable[[nn.Linear], nn.Module]]],
 ) -> None:
     """Puts what `save` wrote beside the same layers. described: makes a module for a layer, by its path, of the settings."""
@@ -81,7 +82,7 @@ def load(
             module = make(linear)
             state = {key.removeprefix(f"{layer}/"): t for key, t in tensors.items() if key.startswith(f"{layer}/")}
             module.load_state_dict(state)
-            put(model, layer, name, module)
+            put(model, layer, place, name, module)
     except FAILURES as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{run.folder / weights} and this encoder do not fit ({reason}); {AGAIN}") from error

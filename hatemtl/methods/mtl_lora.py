@@ -98,7 +98,7 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
 def load(model: nn.Module, run: SavedRun, name: str, seed: int) -> nn.Module:
     """Gives the model the mixtures of a saved run."""
     model.requires_grad_(False)
-    beside.load(model, run, name, "mtl_lora", _described)
+    beside.load(model, run, "mtl_lora", "mixtures", name, _described)
     return model
 
 
@@ -139,7 +139,7 @@ class MTLLoRA(Method):
             mixture = Mixture(linear[path], mixing)
             draw_lora_A(mixture.A, seed=seed, layer=path)
             nn.init.normal_(mixture.choice, generator=generator(seed, "mtl_lora", path))
-            beside.put(model, path, name, mixture)
+            beside.put(model, path, "mixtures", name, mixture)
         return Attached(model)
 
 

@@ -124,7 +124,7 @@ def fill(model: nn.Module, sources: Mapping[str, Updates], *, gating: Gating, na
         here = [source[layer] for source in sources.values() if layer in source]
         ranks = [source[layer].rank if layer in source else 0 for source in sources.values()]
         A, B = torch.cat([update.A for update in here]), torch.cat([update.scale * update.B for update in here], dim=1)
-        beside.put(model, layer, name, LoRABank(A, B, ranks, [*sources], gating, seed=seed, layer=layer))
+        beside.put(model, layer, "banks", name, LoRABank(A, B, ranks, [*sources], gating, seed=seed, layer=layer))
     return _gates_alone(model)
 
 
@@ -139,7 +139,7 @@ def empty(model: nn.Module) -> None:
     """Takes the banks away again; the model is as it was before `fill`, and nothing of it frozen."""
     for path in banks(model):
         layer: Any = model.get_submodule(path)
-        del layer.beside, layer.forward
+        del layer.banks, layer.forward
     model.requires_grad_(True)
 
 
@@ -153,7 +153,7 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
 
 def load(model: nn.Module, run: SavedRun, name: str, seed: int) -> nn.Module:
     """Gives the model the banks of a saved run, exactly as they were."""
-    beside.load(model, run, name, "bank", _described)
+    beside.load(model, run, "bank", "banks", name, _described)
     return _gates_alone(model)
 
 

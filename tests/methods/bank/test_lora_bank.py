@@ -145,7 +145,7 @@ def test_only_the_gates_are_trained_and_every_one_learns(kind: str, gating: str,
     parts(tmp_path, kind)
     way = method(tmp_path / "part_*", gating)
     model = attached(way, kind)
-    assert all(".beside.run.gate." in name and p.dtype is torch.float32 for name, p in trained(model).items())
+    assert all(".banks.run.gate." in name and p.dtype is torch.float32 for name, p in trained(model).items())
     body, bank = components(way, model)
     assert (body.trained, bank.name, bank.active) == (0, "run", True)
     assert bank.trained == sum(p.numel() for p in trained(model).values())
