@@ -16,6 +16,7 @@ from hatemtl.methods.base import FAILURES
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 
 M = TypeVar("M", bound=nn.Module)
+Makers = Mapping[str, Callable[[nn.Linear], nn.Module]]  # what makes the module for a layer, by the path of the layer
 PATTERN = re.compile(r"\.(?:banks|mixtures)\.([^.]+)\.")  # the places of modules in a layer, each by its name
 
 
@@ -59,14 +60,9 @@ def save(folder: Path, form: str, modules: Mapping[str, nn.Module], settings: Ma
 
 
 def load(
-    model: nn.Module,
-    run: SavedRun,
-    form: str,
-    place: str,
-    name: str,
-    described: Callable[[dict[str, Any]], Mapping[str, Callable[[nn.Linear], nn.Module]]],
+    model: nn.Module, run: SavedRun, form: str, place: str, name: str, described: Callable[[dict[str, Any]], Makers]
 ) -> None:
-    """Puts what `save` wrote beside the same layers. described: makes a module for a layer, by its path, of the settings."""
+    """Puts what `save` wrote beside the same layers; `described` gives makers of their modules, by what the settings say."""
     weights, path = f"adapter/{form}.safetensors", run.folder / f"adapter/{form}.json"
     tensors = run.tensors(weights)
     try:

@@ -8,7 +8,7 @@ of several tasks is right for each of them, at the price of as many passes. samp
 of posts that carry it alone, and so no pass too many in training; evaluation has one a task.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -102,7 +102,7 @@ def load(model: nn.Module, run: SavedRun, name: str, seed: int) -> nn.Module:
     return model
 
 
-def _described(settings: dict[str, Any]) -> dict[str, Callable[[nn.Linear], nn.Module]]:
+def _described(settings: dict[str, Any]) -> beside.Makers:
     layers = settings.pop("layers")
     return dict.fromkeys(layers, partial(Mixture, mixing=Mixing(**settings)))
 

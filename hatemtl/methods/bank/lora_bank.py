@@ -7,7 +7,7 @@ repeated rₙ times: two products, whatever N, and no LoRA's output is ever comp
 adapt a layer has rank 0 there, and its share of the gate adds nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -157,7 +157,7 @@ def load(model: nn.Module, run: SavedRun, name: str, seed: int) -> nn.Module:
     return _gates_alone(model)
 
 
-def _described(settings: dict[str, Any]) -> dict[str, Callable[[nn.Linear], nn.Module]]:
+def _described(settings: dict[str, Any]) -> beside.Makers:
     sources, gating = list(settings["sources"]), Gating(**settings["gate"])
 
     def bank(linear: nn.Linear, *, layer: str, ranks: list[int]) -> LoRABank:
