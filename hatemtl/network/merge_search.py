@@ -13,7 +13,7 @@ from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head, primary
 from hatemtl.merging.learned import Learned
-from hatemtl.methods import lora_source
+from hatemtl.methods import lora_formats
 from hatemtl.methods.bank.lora_bank import Gating, banks, empty, fill
 from hatemtl.network.forward import Forward
 from hatemtl.network.module import Predictions
@@ -40,10 +40,10 @@ def search(
 
     model: the pretrained encoder, as it is again at the end. heads: of the merged network; they stay as they are.
     """
-    if any(run.record["library"] not in lora_source.FILES for run in runs):
+    if any(run.record["library"] not in lora_formats.FILES for run in runs):
         raise UserError("merge=learned weighs LoRAs; for fully trained encoders type merge=mean, or merge=task_arithmetic")
     check_objectives(merge, heads)
-    sources = {str(i): lora_source.read(run, model) for i, run in enumerate(runs)}
+    sources = {str(i): lora_formats.read(run, model) for i, run in enumerate(runs)}
     fill(model, sources, gating=Gating(input=False, softmax=False), name="search", seed=merge.seed)
     found = banks(model)
     for bank in found.values():

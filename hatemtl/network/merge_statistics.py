@@ -16,7 +16,7 @@ from hatemtl.errors import UserError
 from hatemtl.merging.fisher import fisher
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.regmean import gram, packed
-from hatemtl.methods import full, lora_source
+from hatemtl.methods import full, lora_formats
 from hatemtl.methods.base import Method
 from hatemtl.network.forward import Forward
 from hatemtl.network.merge_search import Search, search
@@ -47,7 +47,7 @@ def informed(
     if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
-    elif adapter_hub and not all(map(lora_source.is_lora, runs)):
+    elif adapter_hub and not all(map(lora_formats.is_lora, runs)):
         by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
         return replace(given, merge=replace(merge, statistics=by_parameter)), told
     else:
@@ -106,7 +106,7 @@ def of_adapters(
 def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
     """Lets the pretrained encoder compute as the source does, inside: its weights are the source's, exactly."""
     whole = run.record["library"] == "full"
-    updates = {} if whole else lora_source.read(run, model)
+    updates = {} if whole else lora_formats.read(run, model)
     changed = [f"{path}.weight" for path in updates]
     before = {key: weight.clone() for key, weight in model.state_dict().items() if whole or key in changed}
     with torch.no_grad():
@@ -125,7 +125,7 @@ def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
     """The linear layers that any source changes."""
     if any(run.record["library"] == "full" for run in runs):
         return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    updates: list[dict[str, LoRAUpdate]] = [lora_source.read(run, model) for run in runs]
+    updates: list[dict[str, LoRAUpdate]] = [lora_formats.read(run, model) for run in runs]
     return [*dict.fromkeys(path for source in updates for path in source)]
 
 

@@ -59,10 +59,10 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
             f"export.format={library}: {run.folder} was saved by {run.record['method']} ({own}) on {encoder.source} and "
             f"holds no adapter of that kind; type export.format=merged"
         )
-    from hatemtl.methods import lora_formats, lora_source
+    from hatemtl.methods import lora_formats
 
     try:
-        updates = lora_source.read(run, model)
+        updates = lora_formats.read(run, model)
     except UserError as error:
         raise UserError(
             f"export.format={library}: both libraries hold plain LoRAs alone, not what {run.record['method']} trained on "

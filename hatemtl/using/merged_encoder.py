@@ -23,34 +23,31 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     plain, body = (encoder.model(dropout=True, seed=seed, pooler=pooler) for pooler in (True, False))
     check_encoder(run, body, encoder)
     library, way_out = run.record["library"], f"type export.format={run.record['library']}"
-    rates: Any = {"path": str(run.folder), "learning_rate": 0.0, "body_dropout": False}
     attached: Any
     if library == "full":
-        from hatemtl.methods.full import Full
+        from hatemtl.methods import full
 
-        attached = Full(**rates).attach(body, name="run", seed=seed).model
+        attached = full.load(body, run, "run", seed)
         before = _hidden(attached)
     elif library == "peft":
         from hatemtl.methods.peft_adapters import library as peft_library
-        from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 
-        attached = peft_hub.Load(**rates).attach(body, name="run", seed=seed).model
+        attached = peft_library.load(body, run, "run", seed)
         before = _hidden(attached)
         attached = peft_library.fold(attached)
     elif library == "adapterhub":
-        from hatemtl.methods.adapterhub import into_weights
         from hatemtl.methods.adapterhub import library as ah_library
-        from hatemtl.methods.adapterhub import train_and_load as adapter_hub
+        from hatemtl.methods.adapterhub import several_adapters
 
         name = module_name(run.record["method"])  # by which it is named where it cannot be merged
-        attached = adapter_hub.Load(**rates).attach(body, name=name, seed=seed).model
+        attached = several_adapters.load(body, run, name, seed)
         before = _hidden(attached)
         if len(ah_library.active(attached)) != 1:
             raise UserError(
                 f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
                 f"({run.record['method']}); {way_out}"
             )
-        attached = into_weights.fold(attached, ah_library.active(attached)[0])
+        attached = ah_library.fold(attached, ah_library.active(attached)[0])
     else:
         raise UserError(
             f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post or "

@@ -34,7 +34,10 @@ BIAS = "hatemtl.evaluations.false_positives.FalsePositiveDifference"
         (["merge=learned", "merge.bias_of._target_=a..b"], rf"a..b: .*known: {BIAS}"),
         (["merge._target_=hatemtl.merging.mean.Meen"], "merge._target_=.*did you mean 'hatemtl.merging.mean.Mean'"),
         (["merge=knots", "merge.inner._target_=hatemtl.TIES"], "merge.inner._target_=.*'hatemtl.merging.trimmed.TIES'"),
-        (["method._target_=hatemtl.methods.merged.Mergd"], "method._target_=.*did you mean 'hatemtl.methods.merged.Merged'"),
+        (
+            ["method._target_=hatemtl.methods.merged.MergedAdapterz"],
+            "did you mean 'hatemtl.methods.merged.MergedAdapters'",
+        ),
     ],
 )
 def test_what_names_no_class_is_told_with_what_does(typed: list[str], said: str) -> None:

@@ -17,26 +17,25 @@ from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.full import Full
 from hatemtl.methods.peft_adapters import library as peft_library
-from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
 from hatemtl.using import export, merged_folder
 from hatemtl.using.export_folder import MARKER
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
 METHODS: dict[str, Any] = {
-    "ah_lora": adapter_hub.LoRA(attention=["q", "v"], intermediate=True, output=True, **LORA),
-    "peft_lora": peft_hub.LoRA(targets=None, **LORA),
-    "peft_dora": peft_hub.Adapter(
+    "ah_lora": adapter_hub.AdapterHubLoRA(attention=["q", "v"], intermediate=True, output=True, **LORA),
+    "peft_lora": peft_library.PEFTLoRA(targets=None, **LORA),
+    "peft_dora": peft_library.PEFTAdapter(
         kind="LoraConfig", options={"r": 4, "use_dora": True}, targets=None, leave_out=[], **RATES
     ),
-    "peft_pissa": peft_hub.Adapter(
+    "peft_pissa": peft_library.PEFTAdapter(
         kind="LoraConfig", options={"r": 4, "init_lora_weights": "pissa"}, targets=None, leave_out=[], **RATES
     ),
-    "peft_ia3": peft_hub.Adapter(kind="IA3Config", options=None, targets=None, leave_out=[], **RATES),
+    "peft_ia3": peft_library.PEFTAdapter(kind="IA3Config", options=None, targets=None, leave_out=[], **RATES),
     "full": Full(path=None, **RATES),
 }
 TOLD = {"peft": "PeftModel.from_pretrained(", "adapterhub": "use_safetensors=True", "merged": "load.py"}
-BOTTLENECK = adapter_hub.Adapter(config="seq_bn", reduction_factor=None, leave_out=[], **RATES)
+BOTTLENECK = adapter_hub.AdapterHubAdapter(config="seq_bn", reduction_factor=None, leave_out=[], **RATES)
 
 
 def source(folder: Path, kind: str = "bert") -> Encoder:
@@ -87,7 +86,7 @@ def test_an_adapter_is_written_for_either_library(name: str, form: str, tmp_path
     call, loads, it = told.partition(" loads it")
     assert loads and not it
     model: Any = ah_library.enable(body) if form == "adapterhub" else body
-    model = eval(call, {"PeftModel": peft_library.PeftModel, "model": model}) if form == "peft" else _load(model, call)
+    model = eval(call, {"PeftModel": peft_library.peft.PeftModel, "model": model}) if form == "peft" else _load(model, call)
     torch.testing.assert_close(hidden(model.eval(), ids()), said, atol=1e-6, rtol=1e-6)
     if METHODS[name].library.name == form:  # a copy
         weights = next((run.folder / "adapter").glob("*.safetensors"))
