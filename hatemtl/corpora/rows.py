@@ -73,13 +73,13 @@ class Rows:
 
         Raises UserError where one is no number, or lies outside.
         """
-        column = [None if gaps and value in NOTHING else value for value in self[name]]
+        found: list[float] = []
         between = f" from {low} to {high}" if np.isfinite([low, high]).all() else ""
         try:
-            numbers = np.array(column, np.float64).reshape(len(column))
+            found.extend(np.nan if gaps and value in NOTHING else float(value) for value in self[name])
         except (TypeError, ValueError):
-            wrong = next(i for i, value in enumerate(column) if not (_numeric(value) or (gaps and value is None)))
-            raise self.wrong(wrong, name, f"a number{between}") from None
+            raise self.wrong(len(found), name, f"a number{between}") from None
+        numbers = np.array(found, np.float64)
         fits = (np.isfinite(numbers) & (low <= numbers) & (numbers <= high)) | (gaps & np.isnan(numbers))
         if not fits.all():
             raise self.wrong(int(np.argmin(fits)), name, f"a number{between}")
@@ -111,14 +111,6 @@ class Rows:
                 raise self.wrong(i, name, f"one of {', '.join(known)}")
             found.append(known[read])
         return found
-
-
-def _numeric(value: object) -> bool:
-    try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def ids(own: Sequence[Any], posts: int, corpus: str) -> list[str]:
