@@ -73,13 +73,9 @@ class Rows:
 
         Raises UserError where one is no number, or lies outside.
         """
-        column = [None if gaps and value in NOTHING else value for value in self[name]]
         between = f" from {low} to {high}" if np.isfinite([low, high]).all() else ""
-        try:
-            numbers = np.array(column, np.float64).reshape(len(column))
-        except (TypeError, ValueError):
-            wrong = next(i for i, value in enumerate(column) if not (_numeric(value) or (gaps and value is None)))
-            raise self.wrong(wrong, name, f"a number{between}") from None
+        number = (lambda value: np.nan if value in NOTHING else float(value)) if gaps else float
+        numbers = np.array(self._each(name, number, f"a number{between}"), np.float64)
         fits = (np.isfinite(numbers) & (low <= numbers) & (numbers <= high)) | (gaps & np.isnan(numbers))
         if not fits.all():
             raise self.wrong(int(np.argmin(fits)), name, f"a number{between}")
@@ -87,15 +83,8 @@ class Rows:
 
     def flags(self, name: str, *, gaps: bool = False) -> np.ndarray:
         """Reads a column of yes and no as (N,) float64 of 0 and 1; with `gaps`, NaN where the file gives neither."""
-        meant: dict[Any, float] = dict.fromkeys(YES, 1.0) | dict.fromkeys(NO, 0.0)
-        if gaps:
-            meant |= dict.fromkeys(NOTHING, np.nan)
-        flags: list[float] = []
-        try:
-            flags.extend(meant[value] for value in self[name])
-        except (KeyError, TypeError):
-            raise self.wrong(len(flags), name, "true or false, or 1 or 0") from None
-        return np.array(flags, np.float64)
+        meant = dict.fromkeys(YES, 1.0) | dict.fromkeys(NO, 0.0) | dict.fromkeys(NOTHING if gaps else (), np.nan)
+        return np.array(self._each(name, meant.__getitem__, "true or false, or 1 or 0"), np.float64)
 
     def positions(
         self, name: str, known: Mapping[str, int] | Sequence[str], meant: Callable[[str], str] = str.strip
@@ -104,21 +93,17 @@ class Rows:
 
         Raises UserError where one is not known.
         """
-        known = known if isinstance(known, Mapping) else {name: i for i, name in enumerate(known)}
-        found = []
-        for i, value in enumerate(self[name]):
-            if (read := meant(str(value))) not in known:
-                raise self.wrong(i, name, f"one of {', '.join(known)}")
-            found.append(known[read])
+        places = known if isinstance(known, Mapping) else {name: i for i, name in enumerate(known)}
+        return self._each(name, lambda value: places[meant(str(value))], f"one of {', '.join(known)}")
+
+    def _each(self, name: str, read: Callable[[Any], Any], expected: str) -> list[Any]:
+        """Reads a column cell by cell. Raises UserError about the first that does not say what is expected."""
+        found: list[Any] = []
+        try:
+            found.extend(map(read, self[name]))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise self.wrong(len(found), name, expected) from None
         return found
-
-
-def _numeric(value: object) -> bool:
-    try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def ids(own: Sequence[Any], posts: int, corpus: str) -> list[str]:

@@ -1,7 +1,5 @@
 """Reads the user's own table: posts in a CSV, TSV, JSON-lines or Parquet file, in a folder of them, or on the hub.
 
-One command, and no YAML:
-
     uv run main.py tasks=[table] tasks.table.corpus.path=posts.csv tasks.table.column=label
 
 What the column annotates is the head's matter: `head@tasks.table.head=score` reads the same cells as numbers, and

@@ -19,7 +19,7 @@ def test_numbers_are_what_python_reads() -> None:
     assert rows(x=written).array("x").tolist() == [float(number) for number in written]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", ["", None, "nan", float("nan"), "inf", "two", [1], {}, "3.5", -1])
+@pytest.mark.parametrize("value", ["", None, "nan", float("nan"), "inf", "two", [1], {}, "3.5", -1, 10**400])
 def test_what_is_no_number_or_lies_outside_is_named(value: object) -> None:
     with pytest.raises(UserError, match=r"posts.csv, line 3, column 'x': .*, expected a number from 0 to 3; fix it"):
         rows(x=[1, value, 2]).array("x", 0, 3)
