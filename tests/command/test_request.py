@@ -102,7 +102,7 @@ def test_a_run_without_a_save_path_is_named_after_its_values(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     folders = [train(request(None, seed=seed)).folder for seed in (1, 2)]
     assert len({*folders}) == 2
-    assert all(folder.parent == Path("adapters") and folder.name.startswith("label-LoRA-") for folder in folders)
+    assert all(folder.parent == Path("adapters") and folder.name.startswith("label-AdapterHubLoRA-") for folder in folders)
 
 
 @pytest.mark.slow
