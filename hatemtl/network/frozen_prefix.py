@@ -111,14 +111,7 @@ class Prefix:
 
     @classmethod
     def cached(
-        cls,
-        encoder: nn.Module,
-        pool: TokenizedPosts,
-        batches: Sequence[np.ndarray],
-        folder: Path,
-        *,
-        mark: str,
-        device: torch.device,
+        cls, encoder: nn.Module, pool: TokenizedPosts, batches: Sequence[np.ndarray], folder: Path, *, mark: str, device: Any
     ) -> "Prefix":
         """Gives the prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
         prefix = cls(encoder.to(device))

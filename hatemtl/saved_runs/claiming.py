@@ -101,7 +101,7 @@ def _sign(descriptor: int, doing: str) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Who signed, if it can be read yet."""
+    """Reads who signed, if it can be read yet."""
     with suppress(UserError):
         return json_object.read(path, "")
     return {}
