@@ -67,7 +67,7 @@ TRUTH = "expected true or false"
         ("optimization.clip=x", "optimization.clip=x: expected a number or null; type optimization.clip=1.0"),
         ("optimization.epochs=2.5", "optimization.epochs=2.5: expected a whole number; type optimization.epochs=4"),
         ("optimization.schedule=cosin", "expected linear, cosine or constant; did you mean 'cosine'?"),
-        ("trainer.accelerator=null", "trainer.accelerator=null: expected auto, cpu or gpu"),
+        ("trainer.accelerator=null", "trainer.accelerator=null: expected auto, cpu or gpu; type trainer.accelerator=auto"),
         ("trainer.precision=bf61", "trainer.precision=bf61: expected auto, 32 or bf16; did you mean 'bf16'?"),
         ("trainer.compile=no", "trainer.compile=no: expected true, false or auto"),
         ("trainer.fast=0", "trainer.fast=0: expected auto or false"),
@@ -114,6 +114,10 @@ TRUTH = "expected true or false"
         (
             "regulariser=[r_drop] regulariser.r_drop=2",
             "regulariser.r_drop=2: expected one of the options of the group regulariser",
+        ),
+        (
+            "evaluations=[bias] evaluations.bias.backgrounds=[x]",
+            "evaluations.bias.backgrounds=[x]: expected a list of hatexplain or borkan; type",
         ),
         ("logger=wandb logger.entity=5", "logger.entity=5: expected a text or null; type 'logger.entity=\"5\"'"),
         ("save_path=5", "save_path=5: expected a text or null; type 'save_path=\"5\"'"),

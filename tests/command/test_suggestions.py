@@ -167,6 +167,7 @@ def test_a_key_that_the_constructor_alone_knows(tmp_path: Path) -> None:
         (["seed:3"], "seed=3"),
         (["save_path:läuf"], """'save_path="läuf"'"""),
         (["seed 3"], "seed=3"),
+        (["seed : 3"], "seed=3"),
         ([" seed=3"], "seed=3"),
         (["seed =3"], "seed=3"),
     ],
