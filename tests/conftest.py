@@ -14,7 +14,9 @@ os.environ["HATEMTL_CACHE"] = tempfile.mkdtemp(prefix="hatemtl-tests-")  # not t
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a test of the hub lays out its own cache
 
 import pytest
+import yaml
 
+yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]  # the same in C: Hydra reads some thirty files for each command
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
@@ -43,6 +45,7 @@ class Outcome:
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
     """Runs `main.py` with these arguments in this process, as a shell would."""
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
     def call(*arguments: str) -> Outcome:
         capsys.readouterr()
@@ -62,6 +65,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     yield call
     GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None  # no test after it was typed
 
 
 @pytest.fixture

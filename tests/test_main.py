@@ -20,6 +20,7 @@ def files(folder: Path) -> set[Path]:
     ("arguments", "said"),
     [
         (["method=ah_lora61"], ["method=ah_lora61", "did you mean 'ah_lora16'"]),
+        (["method=ah_merge16", "merge=tsiv_m"], ["tsiv_m", "tsv_m"]),
         (["tasks=[targets]"], ["tasks=targets", "did you mean 'target'"]),
         (["tasks=[]"], ["tasks=[target]"]),
         (["experiment=dmeo"], ["experiment=dmeo", "did you mean 'demo'?"]),
