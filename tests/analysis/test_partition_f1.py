@@ -3,7 +3,6 @@
 import ast
 import csv
 import doctest
-import importlib.util
 import json
 import random
 import subprocess
@@ -30,31 +29,6 @@ COMMUNITIES = [
     "women",
 ]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ANALYSIS))
-    spec = importlib.util.spec_from_file_location("partition_f1", ANALYSIS / "partition_f1.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "partition_f1", module)  # doctest asks where a function is from
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The script, called from the folder that holds the runs: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = script.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def f1(tp: int, fp: int, fn: int) -> float:

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,19 +102,11 @@ def write_hub(cache: Path, dataset: Any = DATASET, divisions: Any = DIVISIONS) -
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty hub cache on a machine without network."""
+def hub(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import datasets
-    from huggingface_hub import configure_http_backend, constants
 
-    cache = tmp_path / "hub"
-    with monkeypatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
-        configure_http_backend()  # forgets sessions opened while online; below, those opened while offline
-        yield cache
-    configure_http_backend()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    return hub
 
 
 def rationales(posts: Posts) -> dict[str, list[float]]:

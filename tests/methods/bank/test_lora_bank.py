@@ -15,7 +15,7 @@ from conftest import Outcome
 from methods.adapterhub.test_train_and_load import load as hub_load
 from methods.adapterhub.test_train_and_load import lora as hub_lora
 from methods.adapterhub.test_train_and_load import merge as hub_merge
-from methods.test_base import KINDS, RATES, SIZE, encoder, hidden, record, save, trained
+from methods.test_base import KINDS, RATES, SIZE, encoder, hidden, record, save, saved, trained
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model
@@ -61,9 +61,10 @@ def attached(way: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) 
     return way.attach(encoder(kind), name=name, seed=seed).model
 
 
-def parts(folder: Path, kind: str = "bert", n: int = 3, **other: Any) -> list[nn.Module]:
-    """Saved LoRAs part_1 to part_n, as AdapterHub computes them."""
-    return [save(hub_lora(**other), folder / f"part_{i}", kind, change=i) for i in range(1, n + 1)]
+def parts(folder: Path, kind: str = "bert", n: int = 3, **other: Any) -> None:
+    """Saved LoRAs part_1 to part_n."""
+    for i in range(1, n + 1):
+        saved(hub_lora(**other), folder / f"part_{i}", kind, change=i)
 
 
 def stored(way: Any, model: nn.Module, folder: Path) -> Path:
@@ -97,7 +98,7 @@ def test_it_starts_as_the_exact_average(kind: str, gating: str, tmp_path: Path) 
 @every_kind
 @every_gating
 def test_one_source_is_given_back(kind: str, gating: str, tmp_path: Path) -> None:
-    (source,) = parts(tmp_path, kind, 1)
+    source = save(hub_lora(), tmp_path / "part_1", kind)
     model = attached(method(tmp_path / "part_1", gating), kind)
     torch.testing.assert_close(hidden(model), hidden(source), atol=1e-5, rtol=1e-5)
 
@@ -266,7 +267,7 @@ def test_a_body_in_bf16_computes_about_the_same_and_trains(gating: str, tmp_path
 
 @pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "modernbert"])
 def test_every_post_may_have_a_source_of_its_own(kind: str, tmp_path: Path) -> None:
-    sources = parts(tmp_path, kind)
+    sources = [save(hub_lora(), tmp_path / f"part_{i}", kind, change=i) for i in (1, 2, 3)]
     model = moved(attached(method(tmp_path / "part_*"), kind))
     tokens = torch.randint(3, 20, (4, 9), generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), selected(model, torch.tensor([2, 0, -1, 1])):
@@ -284,7 +285,8 @@ def test_a_layer_that_no_post_owns_is_told(tmp_path: Path, monkeypatch: pytest.M
     """DeBERTa-v3 projects relative positions with the weights of queries and keys."""
     config = DebertaV2Config(**SIZE, relative_attention=True, pos_att_type="p2c|c2p", share_att_key=True)
     monkeypatch.setitem(KINDS, "deberta", (DebertaV2Model, config))
-    parts(tmp_path, "deberta")
+    for i in (1, 2, 3):
+        save(hub_lora(), tmp_path / f"part_{i}", "deberta", change=i)
     model = moved(attached(method(tmp_path / "part_*"), "deberta"))
     assert hidden(model).isfinite().all()
     with pytest.raises(UserError, match="a layer that reads 1"), selected(model, torch.tensor([0, 1])):
