@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from harmless import unguarded
 from heatmap import Panel, drawn
 from results import ResultsError, chosen, write_whole
 from table import Table, add_output_options
+
+from hatemtl.harmless import unguarded
 
 EXAMPLES = """examples:
   uv run analysis/fusion_map.py adapters/small/lora16/target_fusion

@@ -23,12 +23,13 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-from harmless import guarded
 from heatmap import Panel, drawn
 from loras import Source, read_sources
 from overlap import Angles, Mean, Pair, compare, kept, lost, mean_of, take_apart
 from results import ResultsError, write_whole
 from table import SUFFIXES, Table
+
+from hatemtl.harmless import guarded
 
 EXAMPLES = """examples:
   uv run analysis/interference.py "adapters/small/lora16/target_part_*"

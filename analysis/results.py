@@ -1,6 +1,6 @@
 """The results of saved runs, found and read.
 
-What the scripts of this folder share. They need neither torch nor hatemtl: copied next to some results, they run.
+What the scripts of this folder share. They need no torch, and of hatemtl its harmless.py alone.
 """
 
 import csv
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from harmless import shown, unguarded
+
+from hatemtl.harmless import shown, unguarded
 
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}

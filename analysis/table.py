@@ -13,11 +13,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from harmless import guarded, shown
 from results import ResultsError, column_names, find_results, is_count, note, read_results, testing_line, write_whole
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+
+from hatemtl.harmless import guarded, shown
 
 SUFFIXES = {".org": "org", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
 LOWER_IS_BETTER = re.compile(r"_(loss|error|ece|brier|sufficiency|false_positive_(rate|difference))(_|$)")

@@ -1,7 +1,4 @@
-"""Makes names and texts of others harmless to look at: in a terminal, in a spreadsheet.
-
-One file in two places, hatemtl/harmless.py and analysis/harmless.py: scripts of analysis/ run where hatemtl is not.
-"""
+"""Makes names and texts of others harmless to look at: in a terminal, in a spreadsheet."""
 
 import re
 

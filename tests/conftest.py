@@ -14,7 +14,9 @@ os.environ["HATEMTL_CACHE"] = tempfile.mkdtemp(prefix="hatemtl-tests-")  # not t
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a test of the hub lays out its own cache
 
 import pytest
+import yaml
 
+yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]  # the same in C: Hydra reads some thirty files for each command
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
@@ -24,10 +26,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+def _machine() -> None:
     import torch  # here and below: what distributes the tests needs none of it
 
+    from hatemtl.machine import flops
+
     torch.set_num_threads(1)  # two workers share two cores
+    flops.PEAK_SIZES, flops.PEAK_SECONDS = {"cpu": (256,)}, 0.01  # every training measures it, most of a second
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Outcome:
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
     """Runs `main.py` with these arguments in this process, as a shell would."""
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
     def call(*arguments: str) -> Outcome:
         capsys.readouterr()
@@ -62,6 +68,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     yield call
     GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None  # no test after it was typed
 
 
 @pytest.fixture

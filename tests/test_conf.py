@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from composed import composed
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -67,8 +67,7 @@ def test_leaf_binds(path: Path) -> None:
 def test_task_or_experiment_composes_and_binds(path: Path) -> None:
     group, option = path.parent.name, path.stem
     override = f"experiment={option}" if group == "experiment" else f"{group}=[{option}]"
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = OmegaConf.to_container(compose("config", overrides=[override]), resolve=True)
+    cfg = OmegaConf.to_container(composed(override), resolve=True)
     nodes = list(targets(cfg))
     assert nodes
     for node in nodes:

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Outcome
+from conftest import Outcome
 
 from hatemtl.evaluations.base import Row
 from hatemtl.harmless import guarded, shown, unguarded
@@ -57,12 +57,6 @@ def test_what_is_guarded_comes_back() -> None:
 
 def test_a_long_text_takes_no_longer_than_its_length() -> None:
     assert guarded("-" + "1" * 1_000_000 + "x")[:2] == "'-"  # type: ignore[index]
-
-
-def test_analysis_has_the_same_file() -> None:
-    """Its scripts run where hatemtl is not."""
-    here, there = (ROOT / folder / "harmless.py" for folder in ("hatemtl", "analysis"))
-    assert here.read_bytes() == there.read_bytes()
 
 
 # Files

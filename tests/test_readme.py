@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from composed import composed
 from conftest import ROOT, Outcome
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.org", *sorted((ROOT / "docs").glob("*.org")))}
@@ -102,8 +102,7 @@ def test_every_command_composes(page: str, arguments: list[str]) -> None:
     overrides = [word for word in arguments if word not in ("-m", "--help", "--cfg", "job")]
     if "-m" in arguments:  # the first of several values
         overrides = [re.sub(r"^([\w.]+=)([^\[,]+),.*$", r"\1\2", word) for word in overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    assert OmegaConf.to_container(composed(*overrides), resolve=True)
 
 
 @pytest.mark.parametrize(

@@ -27,18 +27,11 @@ WRONG = [0.6, 0.4]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run, tmp_path: Path) -> Run:
     """The script, called beside HateCheck's file and `hatecheck`, a run that misses the misspelt case and one more."""
-    monkeypatch.chdir(tmp_path)
     write(tmp_path / "cases.csv")
     save(tmp_path / "hatecheck", {"11": RIGHT, "12": RIGHT, "20": WRONG, "30": WRONG, "40": RIGHT})
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = functional_tests.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return run
 
 
 def write(path: Path, cases: Sequence[Sequence[str]] = CASES, names: Sequence[str] = NAMES, mark: str = "") -> None:

@@ -1,30 +1,19 @@
 """Which source answers for which label: what is averaged, what is shown, what is refused."""
 
-import importlib.util
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-ANALYSIS = Path(__file__).parents[2] / "analysis"
 Run = Callable[..., tuple[int, str, str]]
 HEADER = "task,label,layer,source,weight,posts"
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run, tmp_path: Path) -> Run:
     """The script, called beside `fused`, a tested run: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ANALYSIS))
-    spec = importlib.util.spec_from_file_location("fusion_map", ANALYSIS / "fusion_map.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "fusion_map", module)
-    spec.loader.exec_module(module)
     weights = {("*", "l.0"): 0.5, ("*", "l.1"): 0.5, ("women", "l.0"): 0.9, ("women", "l.1"): 0.7, ("arab", "l.0"): 0.2,
                ("arab", "l.1"): 0.1}  # fmt: skip
     posts = {"*": 8, "women": 3, "arab": 2}
@@ -36,13 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             for source, weight in (("part_1", first), ("part_2", 1 - first))
         ),
     )
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = module.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return run
 
 
 def save(folder: Path, *rows: str) -> None:

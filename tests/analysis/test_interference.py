@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import interference
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,19 +15,6 @@ from overlap import compare, take_apart
 from saved_loras import QUERY, VALUE, adapter_hub, draw, peft
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The script, called from the folder that holds the runs: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = interference.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def tables(out: str) -> list[dict[str, list[float | None]]]:

@@ -1,46 +1,24 @@
 """The Pareto front of a search: what dominates, what is shown and drawn, what is refused."""
 
-import importlib.util
 import random
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
+import pareto
 import pytest
 
-ANALYSIS = Path(__file__).parents[2] / "analysis"
 Run = Callable[..., tuple[int, str, str]]
 HEADER = "weight_1,weight_2,loss,error,bias"
 ROWS = ("0.5,0.5,0.7,0.6,0.3", "0.9,0.1,0.6,0.4,0.5", "0.1,0.9,0.8,0.5,0.4", "0.2,0.8,0.9,0.5,0.6", "1,0,0.5,0.6,0.2")
 
 
 @pytest.fixture
-def pareto(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ANALYSIS))
-    spec = importlib.util.spec_from_file_location("pareto", ANALYSIS / "pareto.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "pareto", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(pareto: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run, tmp_path: Path) -> Run:
     """The script, called beside `searched`, a run of merge=learned: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
     save(tmp_path / "searched", *ROWS)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = pareto.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return run
 
 
 def save(folder: Path, *rows: str, header: str = HEADER) -> None:
@@ -49,7 +27,7 @@ def save(folder: Path, *rows: str, header: str = HEADER) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_front_is_what_no_other_candidate_dominates(pareto: ModuleType, seed: int) -> None:
+def test_the_front_is_what_no_other_candidate_dominates(seed: int) -> None:
     """The reference: every candidate against every other. Few different values, so that there are equals."""
     draw = random.Random(seed)
     points = {n: (draw.randrange(6) / 5, draw.randrange(6) / 5) for n in range(1, 15)}
@@ -100,7 +78,7 @@ def test_the_picture_has_every_candidate_the_front_and_the_start(run: Run, tmp_p
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_long_front_is_drawn_without_numbers(run: Run, pareto: ModuleType, tmp_path: Path) -> None:
+def test_a_long_front_is_drawn_without_numbers(run: Run, tmp_path: Path) -> None:
     count = pareto.NUMBERED + 1
     save(tmp_path / "long", *(f"1,0,1,{n / count},{1 - n / count}" for n in range(count)))
     assert run("long", "--output", "pareto.svg")[0] == 0

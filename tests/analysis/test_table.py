@@ -1,43 +1,15 @@
 """Runs side by side: which rows and columns there are, and the four formats."""
 
 import csv
-import importlib.util
 import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from results import read_results
 
-ANALYSIS = Path(__file__).parents[2] / "analysis"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ANALYSIS))
-    spec = importlib.util.spec_from_file_location("table", ANALYSIS / "table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "table", module)  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The script, called from the folder that holds the runs: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = script.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def save(path: Path, rows: Mapping[str, float]) -> None:

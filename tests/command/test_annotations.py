@@ -10,10 +10,8 @@ from typing import Any, Literal, get_type_hints
 
 import pytest
 import torch
+from composed import composed
 from conftest import Outcome
-from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from hatemtl.command.annotations import check_node, check_value
@@ -25,21 +23,6 @@ from hatemtl.using.actions import export_run, predict
 
 LABEL = ("encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample")
 WRONG: tuple[Any, ...] = ("abc", -1, True, None, math.nan, math.inf, 1.5, [], {}, "")
-
-
-@cache
-def chosen(*options: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*LABEL, *options])
-
-
-def composed(*overrides: str) -> DictConfig:
-    """Composes options of groups once, and sets keys as Hydra does afterwards."""
-    options = [word for word in overrides if "@" in word or (CONF / word.partition("=")[0]).is_dir()]
-    cfg = copy.deepcopy(chosen(*options))
-    keys = OverridesParser.create().parse_overrides([word for word in overrides if word not in options])
-    ConfigLoaderImpl._apply_overrides_to_config(keys, cfg)
-    return cfg
 
 
 TRUTH = "expected true or false"
@@ -139,13 +122,14 @@ TRUTH = "expected true or false"
 )
 def test_what_is_wrong_is_told_by_its_key(typed: str, said: str) -> None:
     with pytest.raises(UserError) as raised:
-        requested(composed(*typed.split()))
+        requested(composed(*LABEL, *typed.split()))
     assert said in str(raised.value)
 
 
 def test_what_is_typed_next_is_taken() -> None:
     requested(
         composed(
+            *LABEL,
             *(
                 "tasks.label.weight=2",
                 "method.alpha=8",
@@ -188,7 +172,7 @@ def _of(node: Any) -> Sequence[str]:
 
 @pytest.mark.parametrize("key", sorted(KEYS.keys() - {"tasks", "regulariser", "evaluations"}))
 def test_a_wrong_value_for_all_is_an_error_that_names_the_key(key: str) -> None:
-    cfg = composed()
+    cfg = composed(*LABEL)
     before = copy.deepcopy(OmegaConf.select(cfg, key))
     for value in WRONG:
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composed import composed
 
 from hatemtl.command.configuration import build, requested
-from hatemtl.command.suggestions import CONF
 from hatemtl.encoders.fast import comparison, is_fast
 from hatemtl.errors import UserError
 
 
 def built(*overrides: str, node: str = "method") -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["method=ah_merge16", *overrides])
+    cfg = composed("method=ah_merge16", *overrides)
     for name in node.split("."):
         cfg = cfg[name]
     return build(cfg)
@@ -102,9 +100,7 @@ def test_trainer_fast_says_who_computes(
 ) -> None:
     monkeypatch.setattr(comparison, "_verified", {})
     typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.precision={precision}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*typed, f"trainer.fast={fast}"])
-    request = requested(cfg)
+    request = requested(composed(*typed, f"trainer.fast={fast}"))
     network = request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
     assert is_fast(network.module.encoder) is (fast == "auto")
     assert [*comparison._verified.values()] == [""] * comparisons

@@ -60,11 +60,6 @@ def request(folder: Path | None, **other: Any) -> Request:
     return replace(made, **other)
 
 
-@pytest.fixture(autouse=True)
-def _no_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which a test before may have left
-
-
 def weights(run: SavedRun) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(run.folder.rglob("*.safetensors"))}
 

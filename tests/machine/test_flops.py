@@ -2,6 +2,7 @@
 
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,9 +73,9 @@ def test_an_error_in_the_step_comes_out_and_counting_goes_on_working() -> None:
 def test_the_peak_is_what_a_processor_may_do(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flops, "PEAK_SIZES", {"cpu": (128, 256)})
     monkeypatch.setattr(flops, "PEAK_SECONDS", 0.05)
-    started, state = time.perf_counter(), torch.get_rng_state()
+    started, state = time.process_time(), torch.get_rng_state()  # not the time that other processes take
     peak = matmul_peak(torch.device("cpu"), dtype)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert isinstance(peak, float)
     assert math.isfinite(peak)
     assert 1e7 < peak < 1e14
@@ -86,5 +87,5 @@ def test_the_peak_is_that_of_the_best_product(monkeypatch: pytest.MonkeyPatch) -
     ticks = iter([0.0, *(t for i, took in enumerate((2, 1, 4)) for t in (10.0 * i, 10.0 * i, 10.0 * i + took)), 99.0])
     monkeypatch.setattr(flops, "PEAK_SIZES", {"cpu": (4,)})
     monkeypatch.setattr(flops, "PEAK_SECONDS", 50.0)
-    monkeypatch.setattr(flops.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(flops, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))  # the clock of no one else
     assert matmul_peak(torch.device("cpu"), torch.float32) == 2 * 4**3

@@ -71,7 +71,8 @@ def test_where_python_could_only_print_it_it_comes_again(
 
     with pytest.raises(Interrupted), interruptible():
         Finalized()
-        time.sleep(5)
+        for _ in range(500):  # until it comes
+            time.sleep(0.01)
     assert not left
     assert "Exception ignored" not in capsys.readouterr().err
 

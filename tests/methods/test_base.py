@@ -1,7 +1,10 @@
 """What methods share, and the small encoders and saved runs that their tests start from."""
 
 import math
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +78,17 @@ def save(method: Any, folder: Path, kind: str = "bert", *, name: str = "run", ch
     record(folder, library=method.library.name)
     method.library.save(model, name, folder)
     return model
+
+
+def saved(method: Any, folder: Path, kind: str = "bert", *, change: int = 1) -> None:
+    """As `save`, for tests that read the files alone: they are made once for all and copied."""
+    if (key := (repr(method), kind, change)) not in SAVED:
+        SAVED[key] = Path(tempfile.mkdtemp(dir=os.environ["HATEMTL_CACHE"])) / "run"
+        save(method, SAVED[key], kind, change=change)
+    shutil.copytree(SAVED[key], folder, dirs_exist_ok=True)
+
+
+SAVED: dict[tuple[str, str, int], Path] = {}
 
 
 def record(folder: Path, library: str) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from methods.adapterhub.test_kinds_of_adapter import adapter
 from methods.adapterhub.test_train_and_load import lora
-from methods.test_base import RATES, encoder, hidden, save
+from methods.test_base import RATES, encoder, hidden, save, saved
 from network.test_merge_statistics import batches, head
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +42,7 @@ def wide(config: str) -> dict[str, Any]:
 
 def parts(config: str, folder: Path, *changes: int) -> list[SavedRun]:
     for i, change in enumerate(changes, 1):
-        save(adapter(config, **wide(config)), folder / f"part_{i}", change=change)
+        saved(adapter(config, **wide(config)), folder / f"part_{i}", change=change)
     return [SavedRun(folder / f"part_{i}") for i in range(1, len(changes) + 1)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from composed import refused
 from conftest import Outcome
 from encoders.fast.test_lora_linear import HALF, LIBRARIES, SHARED, moved, stored
 from invented import BATCHING, TEXTS, as_posts, minilm
@@ -364,19 +365,13 @@ def test_a_run_ends_as_without_the_prefix(
     ],
     ids=str,
 )
-def test_what_leaves_nothing_to_keep_is_told(
-    options: list[str], says: str, cli: Cli, sample: list[str], tmp_path: Path
-) -> None:
-    run = cli(*sample, "data.cache_prefix=true", *options, f"save_path={tmp_path / 'run'}")
-    assert run.code == 2
-    assert says in run.err
+def test_what_leaves_nothing_to_keep_is_told(options: list[str], says: str, sample: list[str], tmp_path: Path) -> None:
+    assert says in refused(*sample, "data.cache_prefix=true", *options, f"save_path={tmp_path / 'run'}")
     assert files(tmp_path) == []
 
 
-def test_a_word_is_not_taken_for_true(cli: Cli, sample: list[str], tmp_path: Path) -> None:
-    options = [*sample, "method.leave_out=[0]", f"data.cache={tmp_path / 'cache'}", f"save_path={tmp_path / 'run'}"]
-    run = cli(*options, "data.cache_prefix=no")
-    assert run.code == 2 or not any(name.startswith("prefix-") for name in files(tmp_path / "cache"))
+def test_a_word_is_not_taken_for_true(sample: list[str]) -> None:
+    assert "data.cache_prefix=no: expected true or false" in refused(*sample, "data.cache_prefix=no")
 
 
 @pytest.mark.parametrize(
@@ -388,19 +383,16 @@ def test_a_word_is_not_taken_for_true(cli: Cli, sample: list[str], tmp_path: Pat
         ("[0,1]", "not all"),
     ],
 )
-def test_what_is_no_list_of_layers_is_told(cli: Cli, sample: list[str], tmp_path: Path, given: str, said: str) -> None:
-    run = cli(*sample, f"method.leave_out={given}", f"save_path={tmp_path / 'run'}")
-    assert run.code == 2
-    assert "expected a list of" in run.err and said in run.err
+def test_what_is_no_list_of_layers_is_told(sample: list[str], tmp_path: Path, given: str, said: str) -> None:
+    error = refused(*sample, f"method.leave_out={given}", f"save_path={tmp_path / 'run'}")
+    assert "expected a list of" in error and said in error
 
 
 @pytest.mark.parametrize(
     "given", ["data.cache=[]", "data.cache=3", "data.cache=''", "data.workers=x", "trainer.compile=yes"]
 )
-def test_bad_settings_of_data_and_trainer_are_told(cli: Cli, sample: list[str], tmp_path: Path, given: str) -> None:
-    run = cli(*sample, given, f"save_path={tmp_path / 'run'}")
-    assert run.code == 2
-    assert given.split("=")[0] in run.err
+def test_bad_settings_of_data_and_trainer_are_told(sample: list[str], tmp_path: Path, given: str) -> None:
+    assert given.split("=")[0] in refused(*sample, given, f"save_path={tmp_path / 'run'}")
     assert files(tmp_path) == []
 
 
