@@ -19,8 +19,7 @@ from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import write
 
 
-class _EnoughError(Exception):
-    """The layers above are not needed."""
+class _EnoughError(Exception): ...
 
 
 class Prefix:
@@ -107,16 +106,6 @@ class Prefix:
             handle.remove()
             self.encoder.train(training)
         return found[0]
-
-    @classmethod
-    def cached(
-        cls, encoder: nn.Module, pool: Pool, batches: Sequence[np.ndarray], folder: Path, *, mark: str, device: torch.device
-    ) -> "Prefix":
-        """Gives the prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
-        prefix = cls(encoder.to(device))
-        prefix.fill(pool, batches, folder, mark)
-        prefix.install()
-        return prefix
 
     def install(self) -> None:
         """Lets the layers pass on what `recall` sets, from now on."""
