@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast.attention import Group, attend, attend_backward, attend_only
-from hatemtl.encoders.fast.frozen_linear import FrozenLinear
-from hatemtl.encoders.fast.lora_linear import Joint, LoRALinear
+from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
 
 # transformers' layers of one form.
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
@@ -100,16 +99,7 @@ class BertLayer:
     @torch.no_grad()
     def merge(self) -> None:
         """Takes over the merged weights of the LoRAs in it, which were merged before."""
-        self.merged = []
-        for joint in self.joints:
-            joint.join()
-            weight = joint.weight
-            if joint.loras:
-                weight = weight.clone()
-                for begin, end, lora in joint.loras:
-                    assert lora.merged is not None
-                    weight[begin:end] = lora.merged
-            self.merged.append(FrozenLinear(weight, joint.bias, gelu=joint is self.intermediate))
+        self.merged = [joint.merged(gelu=joint is self.intermediate) for joint in self.joints]
 
 
 def _joint(*layers: Any) -> Joint:

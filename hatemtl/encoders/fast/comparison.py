@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast.door import Adapted, accelerate, merged, restore
+from hatemtl.encoders.fast.door import accelerate, merged, restore
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
@@ -23,13 +23,13 @@ def verify(model: nn.Module) -> str | None:
     Where they differ, the library computes from now on; gives what a user should know of that. To be called on a model as
     its method left it, whose weights stay the same to the last bit. No random number is drawn.
     """
-    steps = [(module, module.__dict__.get("forward")) for module in model.modules()]
-    loras = [Adapted(owner, ours.layer, ours.A, ours.B, ours.scale) for owner, ours in steps if isinstance(ours, LoRALinear)]
+    forwards = [module.forward for module in model.modules()]
+    loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
     if not loras:
         return None
     config: Any = model.config
     weight = loras[0].layer.weight
-    key = config.to_json_string(), type(loras[0].owner), len(loras), len(steps), weight.dtype, weight.device
+    key = config.to_json_string(), type(loras[0].owner), len(loras), len(forwards), weight.dtype, weight.device
     if key not in _verified:
         _verified[key] = _difference(model, loras)
     if _verified[key]:
@@ -37,10 +37,10 @@ def verify(model: nn.Module) -> str | None:
     return _verified[key] or None
 
 
-def _difference(model: nn.Module, loras: Sequence[Adapted]) -> str:
+def _difference(model: nn.Module, loras: Sequence[LoRALinear]) -> str:
     """Says how our layers differ from the library's, "" where they do not.
 
-    As every B may be zero, all factors hold made-up numbers meanwhile. Of what our layers prepared nothing is kept.
+    As every B may be zero, all factors hold made-up numbers meanwhile.
     """
     factors = [factor for lora in loras for factor in (lora.A, lora.B)]
     before, modes = [factor.detach().clone() for factor in factors], [(m, m.training) for m in model.modules()]
