@@ -28,9 +28,8 @@ from hatemtl.tasks import Task
 class Network:
     """The module of a run, and what its saved run must say of it.
 
-    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
-    should know of it. lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer. search: for a merge's
-    weights. seconds: that merging took, statistics of posts and search included.
+    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes, lost: as in
+    `Attached`. search: for a merge's weights. seconds: that merging took, statistics of posts and search included.
     """
 
     module: MultitaskModule

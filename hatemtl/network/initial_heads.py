@@ -1,6 +1,7 @@
 """Starts heads: fresh, from a saved run, or from what the heads of several saved runs make together."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,13 +36,13 @@ def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, La
 def _draw_labels(head: Any, seed: int, task: str) -> None:
     """Draws what a head reads each label with by the label's name, where it has a row of its last layer for each.
 
-    So a label starts alike in a part and in the whole, and those of two parts apart. Drawn by place, the parts' heads would
-    start along the same few directions, their adapters learn to move posts along these, and a merge mix them up.
+    So a label starts alike in a part and in the whole, and those of two parts apart: drawn by place, the parts' adapters
+    would learn to move posts along the same few directions, which a merge mixes up.
     """
-    last = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1:]
-    if last and len(last[0].weight) == len(head.space):
-        for weights, bias, label in zip(last[0].weight, last[0].bias, head.space.names, strict=True):
-            draw, bound = generator(seed, "head", task, label), last[0].in_features ** -0.5  # as nn.Linear draws
+    last = next((layer for layer in reversed([*head.modules()]) if isinstance(layer, nn.Linear)), None)
+    if last is not None and len(last.weight) == len(head.space):
+        for weights, bias, label in zip(last.weight, last.bias, head.space.names, strict=True):
+            draw, bound = generator(seed, "head", task, label), last.in_features**-0.5  # as nn.Linear draws
             weights.uniform_(-bound, bound, generator=draw)
             bias.uniform_(-bound, bound, generator=draw)
 
@@ -73,18 +74,12 @@ def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Ta
                 f"tasks=[{','.join(runs[0].labels)}], or {merged_heads.instead(how)}"
             )
         sources = {str(run.folder): (run.labels[task], _state(run, task, tasks[task])) for run in with_task}
-        if how == "mean":
-            state = merged_heads.mean(task, sources, head.space)
-        else:
-            state = merged_heads.concat(task, sources, head.space, how)
-        _load_head(head, state, task, "the sources")
+        together = merged_heads.mean if how == "mean" else partial(merged_heads.concat, how=how)
+        _load_head(head, together(task, sources, head.space), task, "the sources")
 
 
 def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
-    """Loads the heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts.
-
-    Raises UserError where it has none, or one that guesses tokens.
-    """
+    """Loads the heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts."""
     found: dict[str, Any] = {}
     for task in [task for task in tasks if task in run.labels]:
         state = _state(run, task, tasks[task])
@@ -108,7 +103,6 @@ def _state(run: SavedRun, name: str, task: Task) -> dict[str, Tensor]:
 
 
 def _load_head(head: Any, state: Mapping[str, Tensor], task: str, owner: str) -> None:
-    """Loads the weights of one head. Raises UserError where they are of another one; `owner` has them."""
     try:
         head.load_state_dict(state)
     except RuntimeError as error:

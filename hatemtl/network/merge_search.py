@@ -92,7 +92,7 @@ class _Given(nn.Module):
 class _Worth:
     """Measures coefficients (layers or 1, sources): by the weighted objectives, and by each of them alone.
 
-    trace: of the candidates judged so far. best: the one of least worth among them, least.
+    trace: of the candidates judged so far. best: the one among them that is worth the least.
     """
 
     best: Tensor
@@ -109,7 +109,6 @@ class _Worth:
 
     @torch.no_grad()
     def judge(self, candidate: Tensor) -> float:
-        """Measures a candidate on all posts and keeps it in mind."""
         total, values = self(candidate, self.batches)
         weights = candidate.mean(dim=0).tolist()  # of each source, over layers
         self.trace.append({f"weight_{n}": weight for n, weight in enumerate(weights, 1)} | values)
@@ -149,7 +148,7 @@ class _Worth:
 
 
 def _entropy(head: Head, logits: Tensor) -> Tensor:
-    """Computes the mean entropy, in nats, of a head's predictions: of a label each where any number may be right."""
+    """The mean entropy, in nats, of predictions: of a label each where any number may be right."""
     if head.kind == "multilabel":
         p = logits.sigmoid()
         return -(p * nn.functional.logsigmoid(logits) + (1 - p) * nn.functional.logsigmoid(-logits)).mean()

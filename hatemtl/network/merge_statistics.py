@@ -43,18 +43,16 @@ def informed(
     """
     given: Any = method
     merge, runs, told = given.merge, method.starts_from(), Search()
-    library = method.library.name
+    library = "full" if any(run.record["library"] == "full" for run in runs) else method.library.name
     if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
-    elif library == "adapterhub" and not all(map(lora_source.is_lora, runs)):
+    elif method.library.name == "adapterhub" and not all(map(lora_source.is_lora, runs)):
         by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
         return replace(given, merge=replace(merge, statistics=by_parameter)), told
     else:
         found = statistics(merge.needs, model, runs, trained, posts("train", merge.posts))
-    full_runs = any(run.record["library"] == "full" for run in runs)
-    merged_by = "full" if full_runs else library
-    return replace(given, merge=replace(merge, statistics=[named(some, model, merged_by) for some in found])), told
+    return replace(given, merge=replace(merge, statistics=[named(some, model, library) for some in found])), told
 
 
 def statistics(

@@ -72,8 +72,8 @@ class Mean:
 class MultitaskModule(L.LightningModule):
     """The encoder, run once a batch, and every task's head on its hidden states.
 
-    A head computes all B rows of a batch and its loss averages those that have the annotation: a head without a row
-    takes part with a zero, so every parameter gets a gradient and no row count leaves the device.
+    A head computes all B rows and its loss averages those that have the annotation: without any it takes part with a zero,
+    so every parameter gets a gradient and no row count leaves the device.
     """
 
     def __init__(
@@ -98,17 +98,15 @@ class MultitaskModule(L.LightningModule):
             regulariser.check(self.through)
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
         self.rows: list[Row] = []
-        self.predictions: dict[str, Predictions] = {}
+        self.predictions = defaultdict[str, Predictions](Predictions)
         self.metrics: dict[str, Metric] = {}
         self.losses_so_far = defaultdict[str, Mean](Mean)  # of the posts of this epoch
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     def head(self, task: str) -> Head:
-        """Gives the head of a task."""
         return self.heads[task]  # type: ignore[return-value]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gives each task's logits of the posts, as its loss takes them: see `Head`."""
         return self.through(batch)
 
     def losses(self, batch: Batch, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,7 +157,7 @@ class MultitaskModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.merged.enter_context(merged(self.encoder))
-        self.predictions = defaultdict(Predictions)
+        self.predictions.clear()
         self.metrics = {task: self.head(task).metric().to(self.device) for task in self.heads}
 
     def validation_step(self, batch: Batch, index: int) -> None:

@@ -19,11 +19,9 @@ Parameters = Iterable[nn.Parameter]
 class Optimization:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with one learning rate for the encoder side and one for the heads.
 
-    weight_decay: on matrices only.
-    heads_first: whole epochs at the start in which the heads learn alone.
-    warmup: epochs after that, may be a fraction, in which the encoder side's rate rises from 0; heads stay at full rate.
-    epochs: at full rate; those of heads_first and whole ones of warm-up come before them. Without any epoch at all, what a
-    run starts from is evaluated and saved as it is.
+    weight_decay: on matrices only. heads_first: whole epochs at the start in which the heads learn alone. warmup: epochs
+    after that, may be a fraction, in which the encoder side's rate rises from 0; heads stay at full rate. epochs: at full
+    rate; those of heads_first and whole ones of warm-up come before them. Without any, a run is saved as it starts.
     schedule: of both rates after the warm-up. clip: largest gradient norm, None for any. accumulate: batches a step.
     patience: epochs after the warm-up without a better validation score before training ends, None for never.
     """
@@ -76,10 +74,7 @@ class Optimization:
     def optimizer(
         self, encoder: Parameters, heads: Parameters, total: int, *, weighting: Parameters = ()
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """Makes AdamW over both sides and its schedule, to be stepped after every optimizer step of the `total`.
-
-        weighting: parameters of the losses' weighting, which learn at the heads' rate.
-        """
+        """Makes AdamW over both sides, its schedule, and the losses' weighting, at the heads' rate, for `total` steps."""
         groups: list[dict[str, Any]] = []
         rates: list[Callable[[int], float]] = []
         sides = ("encoder", encoder, self.encoder_lr), ("heads", heads, self.head_lr), ("weighting", weighting, self.head_lr)

@@ -173,7 +173,7 @@ class BertStack:
 
 
 def _hooks(layer: nn.Module) -> int:
-    return len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some for what is not done here
+    return len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some of its own
 
 
 def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ it is on a CPU) and the body's dropout is off; see docs/fast.org. The libraries 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 from torch import nn
 
@@ -18,17 +19,11 @@ from hatemtl.encoders.fast.lora_linear import LoRALinear
 def accelerate(model: nn.Module, loras: Sequence[LoRALinear]) -> None:
     """Lets these LoRAs be computed here, and whole layers where nothing else is trained, in place of any before."""
     restore(model)
-    for lora in loras:
-        _install(lora)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    if loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)}:
-        for module in stacks(model):
-            _install(BertStack(module))
-
-
-def _install(ours: LoRALinear | BertStack) -> None:
-    ours.before = ours.owner.__dict__.get("forward")
-    ours.owner.forward = ours
+    alone = loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)}
+    steps: Iterator[LoRALinear | BertStack] = chain(loras, map(BertStack, stacks(model) if alone else []))
+    for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
+        ours.before, ours.owner.forward = ours.owner.__dict__.get("forward"), ours
 
 
 def restore(model: nn.Module) -> None:

@@ -61,7 +61,7 @@ class Joint:
 
     def __init__(self, pairs: Sequence[tuple[nn.Linear, "LoRALinear | None"]]) -> None:
         self.pairs, self.layers = pairs, [layer for layer, _ in pairs]
-        self.joined: list[tuple[int, int]] = []  # which weights, as `_found` tells, the rest was made of
+        self.joined: list[tuple[int, int]] = []  # the weights that the rest was made of, as `_found` tells
         self.loras: list[tuple[int, int, LoRALinear]] = []  # with the part of y that each adds to
         end = 0
         for layer, lora in pairs:
@@ -91,11 +91,11 @@ class Joint:
         self.joined = self._found()
 
     def _found(self) -> list[tuple[int, int]]:
-        """Gives where the layers' weights are and how often they were changed there."""
+        """Tells where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Gives the shapes of A and B."""
+        """Gives those of A and B."""
         out, rank = self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
         alike = len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
         return [(rank, self.weight.shape[1]), (len(self.layers), *self.loras[0][2].B.shape) if alike else (out, rank)]
@@ -113,8 +113,9 @@ class Joint:
         y = self.product(x)
         if self.A is None or self.B is None:
             return y, []
-        low = x @ self.A.mT
-        _add_product(_outputs(y, self.B), _outputs(low, self.B), self.B.mT)
+        low, into = x @ self.A.mT, _outputs(y, self.B)
+        add = into.addmm_ if self.B.ndim == 2 else into.baddbmm_
+        add(_outputs(low, self.B), self.B.mT)
         return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
@@ -128,7 +129,7 @@ class Joint:
         low, A, B = kept
         mine = _outputs(dy, B)
         dlow = mine @ B
-        if _alike(B):
+        if B.ndim == 3:
             dlow = dlow.transpose(0, 1).reshape(low.shape)
         if gradient is not None:
             gradient.addmm_(dlow, A)
@@ -137,7 +138,7 @@ class Joint:
 
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
         """Gives the part of A and B, or of what is shaped as they, where each of `factors` stands."""
-        if _alike(B):
+        if B.ndim == 3:
             return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
         row, found = 0, []
         for begin, end, lora in self.loras:
@@ -152,16 +153,14 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
 
     All factors stand in one tensor and are cast in one go: one by one their calls take three times as long.
     """
-    trained, shapes, factors = [joint for joint in joints if joint.loras], [], []
     for joint in joints:
         joint.join()
-    for joint in trained:
-        shapes += joint.shapes()
-        for *_, lora in joint.loras:
-            factors += [lora.A, lora.B if lora.scale == 1 else lora.scale * lora.B]
-    if not trained:
+    if not (trained := [joint for joint in joints if joint.loras]):
         return
+    loras = [lora for joint in trained for *_, lora in joint.loras]
+    factors = [factor for x in loras for factor in (x.A, x.B if x.scale == 1 else x.scale * x.B)]
     # a tensor for each would take as long to make as to fill
+    shapes = [shape for joint in trained for shape in joint.shapes()]
     sizes = [math.prod(shape) for shape in shapes]
     room = trained[0].weight.new_zeros(sum(sizes), dtype=dtype)
     found = [part.view(shape) for part, shape in zip(room.split(sizes), shapes, strict=True)]
@@ -173,19 +172,16 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
 
 def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Tensor]:
     """Gives those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
-    parts, scales = [], []
-    for joint, of in zip(joints, found, strict=True):
-        if of:
-            parts += joint.parts(of[0], of[1].mT)
-            scales += [lora.scale for *_, lora in joint.loras]
+    pairs = [(joint, of) for joint, of in zip(joints, found, strict=True) if of]
+    parts = [part for joint, (of_A, of_B) in pairs for part in joint.parts(of_A, of_B.mT)]
+    loras = [lora for joint, _ in pairs for *_, lora in joint.loras]
     if not parts:
         return []
-    like = next(joint.loras[0][2].A for joint in joints if joint.loras)
-    into = [*_unflatten_dense_tensors(like.new_empty(sum(part.numel() for part in parts)), parts)]
+    into = [*_unflatten_dense_tensors(loras[0].A.new_empty(sum(part.numel() for part in parts)), parts)]
     torch._foreach_copy_(into, parts)
-    for of_B, scale in zip(into[1::2], scales, strict=True):
-        if scale != 1:
-            of_B.mul_(scale)
+    for of_B, lora in zip(into[1::2], loras, strict=True):
+        if lora.scale != 1:
+            of_B.mul_(lora.scale)
     return into
 
 
@@ -217,18 +213,9 @@ class _Linear(torch.autograd.Function):
         return dx, None, *gradients([ctx.joint], [found])
 
 
-def _alike(B: Tensor) -> bool:
-    """Tells whether B has a block for each layer, as it has where the LoRAs of all are of one shape."""
-    return B.ndim == 3
-
-
 def _outputs(y: Tensor, B: Tensor) -> Tensor:
-    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers."""
-    return y.view(y.shape[0], B.shape[0], -1).transpose(0, 1) if _alike(B) else y
-
-
-def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
-    y.addmm_(a, b) if y.ndim == 2 else y.baddbmm_(a, b)
+    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, whose LoRAs are of one shape."""
+    return y if B.ndim == 2 else y.view(y.shape[0], B.shape[0], -1).transpose(0, 1)
 
 
 @dataclass(eq=False)
