@@ -22,10 +22,7 @@ AGAIN = f"download the encoder again, or {WAY_OUT}"
 
 
 def guard(folder: Path) -> None:
-    """Refuses an encoder whose files name code or weights from elsewhere, before any library reads them.
-
-    Raises UserError naming the file and the key.
-    """
+    """Raises UserError where a file names code or weights from elsewhere, before any library reads it."""
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder}: adapter_config.json there leads to other weights; remove it, or {WAY_OUT}")
     for path in (folder / "config.json", folder / "tokenizer_config.json"):

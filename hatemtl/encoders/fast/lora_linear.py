@@ -105,7 +105,7 @@ class Joint:
         self.join()
         if not self.loras:
             return FrozenLinear(self.weight, self.bias, gelu=gelu)
-        weights = [layer.weight if lora is None or lora.merged is None else lora.merged for layer, lora in self.pairs]
+        weights: Any = [layer.weight if lora is None else lora.merged for layer, lora in self.pairs]
         return FrozenLinear(torch.cat(weights), self.bias, gelu=gelu)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
