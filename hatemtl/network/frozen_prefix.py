@@ -106,7 +106,7 @@ class Prefix:
         return found[0]
 
     def install(self) -> None:
-        """Lets the layers pass on what `recall` sets, from now on."""
+        """Lets the layers pass on what is `current`, from now on."""
         for layer in self.layers:
             layer.forward = partial(self._recalled, last=layer is self.layers[-1])
 
