@@ -55,20 +55,6 @@ class Predictions:
         return Predicted(stage, head.space, posts, scores, gold, threshold=getattr(head, "threshold", 0.5))
 
 
-class Mean:
-    """The mean of scalars, each weighed by how many posts it stands for; it waits for no GPU."""
-
-    def __init__(self) -> None:
-        self.sum: Tensor | float = 0.0
-        self.posts: Tensor | int = 0
-
-    def update(self, value: Tensor, posts: Tensor | int) -> None:
-        self.sum, self.posts = self.sum + value * posts, self.posts + posts
-
-    def compute(self) -> Tensor | float:
-        return self.sum / self.posts
-
-
 class MultitaskModule(L.LightningModule):
     """The encoder, run once a batch, and every task's head on its hidden states.
 
@@ -100,7 +86,7 @@ class MultitaskModule(L.LightningModule):
         self.rows: list[Row] = []
         self.predictions = defaultdict[str, Predictions](Predictions)
         self.metrics: dict[str, Metric] = {}
-        self.losses_so_far = defaultdict[str, Mean](Mean)  # of the posts of this epoch
+        self.losses_so_far: dict[str, tuple[Tensor, Tensor | int]] = {}  # of this epoch's posts: their sum, and how many
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     def head(self, task: str) -> Head:
@@ -125,15 +111,19 @@ class MultitaskModule(L.LightningModule):
         for name, regulariser in self.regularisers.items():
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
                 loss = loss + regulariser.weight * value
-                self.losses_so_far[f"train_{name}_{term}"].update(value.detach(), len(batch))
+                self._add(f"train_{name}_{term}", value, len(batch))
         for task, value in losses.items():
-            self.losses_so_far[f"train_{task}_loss"].update(value.detach(), batch.has[task].sum())
-        self.losses_so_far["train_loss"].update(loss.detach(), len(batch))
+            self._add(f"train_{task}_loss", value, batch.has[task].sum())
+        self._add("train_loss", loss, len(batch))
         return loss
+
+    def _add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
+        total, count = self.losses_so_far.get(name, (0.0, 0))
+        self.losses_so_far[name] = total + value.detach() * posts, count + posts  # waits for no GPU
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
-            means = {name: mean.compute() for name, mean in self.losses_so_far.items()}
+            means = {name: total / posts for name, (total, posts) in self.losses_so_far.items()}
             self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(batch))
 
     def train(self, mode: bool = True) -> "MultitaskModule":
