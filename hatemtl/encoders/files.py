@@ -22,17 +22,11 @@ AGAIN = f"download the encoder again, or {WAY_OUT}"
 
 
 def guard(folder: Path) -> None:
-    """Refuses an encoder whose files name code or weights from elsewhere, before any library reads them.
-
-    Raises UserError naming the file and the key.
-    """
+    """Raises UserError where a file names code or weights from elsewhere, before any library reads it."""
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder}: adapter_config.json there leads to other weights; remove it, or {WAY_OUT}")
-    for name in ("config.json", "tokenizer_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        for key, value in _items(json_object.read(path, AGAIN)):
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        for key, value in _items(json_object.read(path, AGAIN) if path.is_file() else {}):
             kernel = key == "_attn_implementation" and "/" in str(value)
             if key in REFUSED_KEYS or kernel:
                 raise UserError(
@@ -42,13 +36,11 @@ def guard(folder: Path) -> None:
 
 
 def _items(content: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield str(key), value
-            yield from _items(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _items(value)
+    if isinstance(content, dict):
+        yield from content.items()
+        content = [*content.values()]
+    for value in content if isinstance(content, list) else ():
+        yield from _items(value)
 
 
 def check_weights(folder: Path, source: str) -> None:
@@ -56,10 +48,9 @@ def check_weights(folder: Path, source: str) -> None:
 
     An index is judged by the names in it, for in a hub's cache every file is a link to a file elsewhere.
     """
-    index = folder / INDEX
     if (folder / WEIGHTS).is_file():
         return
-    if not index.is_file():
+    if not (index := folder / INDEX).is_file():
         if others := sorted(path.name for path in folder.glob("model*.safetensors")):
             raise UserError(
                 f"encoder.source={source}: has {others[0]}, but neither {WEIGHTS} nor {INDEX}; if all weights are in that "
@@ -92,13 +83,12 @@ def check_fit(model: nn.Module, seen: Mapping[str, Any], folder: Path, prefix: s
     missing += [key for key, parameter in model.named_parameters() if parameter.is_meta]  # an index lied
     parts = {key.split(".")[0] for key in model.state_dict()}
     extra = [key for key in seen["unexpected_keys"] if key.removeprefix(f"{prefix}.").split(".")[0] in parts]
-    found = {"missing": missing, "of another shape": list(seen["mismatched_keys"]), "too many": extra}
-    if said := [_some(keys, what) for what, keys in found.items() if keys]:
+    said = []
+    for what, keys in {"missing": missing, "of another shape": [*seen["mismatched_keys"]], "too many": extra}.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            said.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{more})")
+    if said:
         raise UserError(
             f"the weights in {folder} do not fit the {type(model).__name__} of its config.json: {', '.join(said)}; {AGAIN}"
         )
-
-
-def _some(keys: list[str], what: str) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{len(keys)} {what} ({', '.join(keys[:3])}{more})"

@@ -53,15 +53,11 @@ def classifier(encoder: Transformer, layers: Sequence[nn.Linear], names: Sequenc
     with torch.random.fork_rng(devices=[]):  # what is drawn is replaced below
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     body: Any = getattr(model, model.base_model_prefix)
-    body.load_state_dict({**body.state_dict(), **_known(encoder, body)})
+    places = body.state_dict()
+    body.load_state_dict(places | {k: w for k, w in encoder.state_dict().items() if k in places or "pooler" not in k})
     for path, (weight, bias) in zip((lower, upper), two, strict=True):
         model.get_submodule(path).load_state_dict({"weight": weight, "bias": bias})
     return model.eval()
-
-
-def _known(encoder: nn.Module, body: nn.Module) -> dict[str, Tensor]:
-    """The encoder's weights that the body has a place for: all but a pooler that it may do without."""
-    return {key: weight for key, weight in encoder.state_dict().items() if key in body.state_dict() or "pooler" not in key}
 
 
 def _as_two(layers: Sequence[nn.Linear], between: str) -> list[tuple[Tensor, Tensor]] | None:

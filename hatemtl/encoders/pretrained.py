@@ -13,19 +13,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from hatemtl.encoders.files import AGAIN, WAY_OUT, check_fit, check_weights, guard
+from hatemtl.encoders.files import AGAIN, INDEX, WAY_OUT, check_fit, check_weights, guard
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
 from hatemtl.machine.hub import fetch
@@ -35,15 +28,7 @@ Transformer = PreTrainedModel
 Tokenizer = PreTrainedTokenizerFast
 LayersOutput = BaseModelOutputWithPastAndCrossAttentions
 
-FILES = [
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "*token*",
-    "vocab*",
-    "merges.txt",
-    "spm.model",
-]
+FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "spm.model"]
 # How transformers fails at files that are broken or tampered with.
 FAILURES = (
     *(ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
@@ -56,10 +41,10 @@ class Encoder:
     """A pretrained transformer encoder and its tokenizer.
 
     source: `package:NAME/FOLDER` (files of an installed package), a local folder, or a hub repository.
-    revision: the hub revision. max_length: token ids a post at most, the special ones included.
-    attention: eager, sdpa, or auto: sdpa on a GPU where the model has it, else eager, faster on CPU at a post's length.
+    max_length: token ids a post at most, the special ones included.
+    attention: auto is sdpa on a GPU where the model has it, else eager, faster on CPU at a post's length.
     random: if given, weights are drawn at random instead of loaded, and these keys replace those of config.json.
-    quantize: 8bit or 4bit keeps the frozen weights of all linear layers in so many bits; None in those of the computation.
+    quantize: the frozen weights of all linear layers to so many bits; None to those of the computation.
     """
 
     source: str
@@ -79,7 +64,7 @@ class Encoder:
             )
 
     def folder(self) -> Path:
-        """Finds the folder of the files; from the hub, downloaded unless cached."""
+        """Finds the folder of the files, from the hub unless cached. Raises UserError where they may not be read."""
         if self.source.startswith("package:"):
             package, _, inside = self.source.removeprefix("package:").partition("/")
             spec = importlib.util.find_spec(package)
@@ -92,13 +77,13 @@ class Encoder:
             folder = fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
         if not (folder / "config.json").is_file():
             raise UserError(f"encoder.source={self.source}: no config.json there; {WAY_OUT}")
+        guard(folder)
         return folder
 
     def tokenizer(self) -> Tokenizer:
         """Loads the fast tokenizer. A word in mid-text and a word at its start get the same ids."""
         folder = self.folder()
-        guard(folder)
-        self._check_tokenizer_class(folder)
+        _check_tokenizer_class(folder)
         with _readable(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
         if not tokenizer.is_fast:
@@ -108,11 +93,9 @@ class Encoder:
     def model(self, *, dropout: bool, seed: int, pooler: bool = False) -> Transformer:
         """Loads the transformer in float32, in evaluation mode.
 
-        dropout: whether its own dropout stays on in training. seed: for random weights. pooler: whether to keep BERT's,
-        which nothing here reads, for whoever reads the model elsewhere.
+        dropout: whether its own stays on in training. seed: for random weights. pooler: whether to keep BERT's for others.
         """
         folder = self.folder()
-        guard(folder)
         with _readable(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
@@ -130,25 +113,23 @@ class Encoder:
                     setattr(config, key, 0.0)
         if hasattr(config, "reference_compile"):
             config.reference_compile = False  # ModernBERT would compile its layers by itself, under the adapters
-        attention = self._attention(config, family)
+        attention: str = self.attention
+        if attention == "auto":
+            attention = "sdpa" if family._supports_sdpa and torch.cuda.is_available() else "eager"
+        if attention == "sdpa" and not family._supports_sdpa:
+            raise UserError(
+                f"encoder.attention=sdpa: {config.model_type} has no such attention; type encoder.attention=eager"
+            )
+        how: dict[str, Any] = {"attn_implementation": attention, "dtype": torch.float32, "trust_remote_code": False}
         if self.random is not None:
             with seeded(seed, "encoder"):
-                model = AutoModel.from_config(
-                    config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False
-                )
+                model = AutoModel.from_config(config, **how)
         else:
             check_weights(folder, self.source)
+            # those of another shape are told of by name below
+            how |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
             with _readable(folder), torch.random.fork_rng(devices=[]):  # a pooler that is missing would be drawn
-                model, seen = AutoModel.from_pretrained(
-                    folder,
-                    config=config,
-                    attn_implementation=attention,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are told of by name below
-                )
+                model, seen = AutoModel.from_pretrained(folder, config=config, **how)
             check_fit(model, seen, folder, family.base_model_prefix)
             pooler = pooler and not any(key.startswith("pooler.") for key in seen["missing_keys"])
         if getattr(model, "pooler", None) is not None and not pooler:
@@ -176,14 +157,13 @@ class Encoder:
 
         bnb: Any = bitsandbytes.nn
         for path, layer in [(path, m) for path, m in model.named_modules() if type(m) is nn.Linear]:
-            shape: Any = (layer.in_features, layer.out_features, layer.bias is not None)
-            small: Any
+            shape, weight = (layer.in_features, layer.out_features, layer.bias is not None), layer.weight.data
             if self.quantize == "8bit":
                 small = bnb.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
-                small.weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False).to("cpu")
+                small.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to("cpu")
             else:
                 small = bnb.Linear4bit(*shape, quant_type="nf4")
-                small.weight = bnb.Params4bit(layer.weight.data, quant_type="nf4", module=small).to("cpu")
+                small.weight = bnb.Params4bit(weight, quant_type="nf4", module=small).to("cpu")
             small.bias = layer.bias
             model.set_submodule(path, small.train(layer.training))
         # by these PEFT knows, as of a model that transformers quantized
@@ -191,16 +171,6 @@ class Encoder:
         flags.is_loaded_in_8bit, flags.is_loaded_in_4bit = self.quantize == "8bit", self.quantize == "4bit"
         keep_trainable(model)
         return model.requires_grad_(False)
-
-    def _attention(self, config: PretrainedConfig, family: type[PreTrainedModel]) -> str:
-        has_sdpa = family._supports_sdpa
-        if self.attention == "sdpa" and not has_sdpa:
-            raise UserError(
-                f"encoder.attention=sdpa: {config.model_type} has no such attention; type encoder.attention=eager"
-            )
-        if self.attention == "auto":
-            return "sdpa" if has_sdpa and torch.cuda.is_available() else "eager"
-        return self.attention
 
     def _family(self, config: PretrainedConfig) -> type[PreTrainedModel]:
         """The class of its model. Raises UserError where that is none that makes hidden states of token ids."""
@@ -215,14 +185,13 @@ class Encoder:
             )
         return family
 
-    def _check_tokenizer_class(self, folder: Path) -> None:
-        """Raises UserError where the files name a tokenizer's class that is none: that of a model would read pickles."""
-        for name in ("tokenizer_config.json", "config.json"):
-            path = folder / name
-            given = json_object.read(path, AGAIN).get("tokenizer_class") if path.is_file() else None
-            if given is None:
-                continue
-            named = [f"{given}Fast", str(given)] if not str(given).endswith("Fast") else [given]
+
+def _check_tokenizer_class(folder: Path) -> None:
+    """Raises UserError where the files name a tokenizer's class that is none: that of a model would read pickles."""
+    for path in (folder / "tokenizer_config.json", folder / "config.json"):
+        given = json_object.read(path, AGAIN).get("tokenizer_class") if path.is_file() else None
+        if given is not None:
+            named = [given] if str(given).endswith("Fast") else [f"{given}Fast", str(given)]
             found = next((cls for each in named if (cls := tokenizer_class_from_name(each)) is not None), None)
             if not (isinstance(found, type) and issubclass(found, PreTrainedTokenizerFast)):
                 raise UserError(f"{path}: tokenizer_class={given!r} is no fast tokenizer of transformers; {WAY_OUT}")
@@ -244,10 +213,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keeps 4-bit layers as they are: else the first evaluation on a CPU repacks them, and no gradient gets through again.
-
-    To be called once adapters are attached, whose libraries make such layers of their own.
-    """
+    """Keeps 4-bit layers, also those of adapters, as they are: else an evaluation on a CPU repacks them for good."""
     modules: Iterator[Any] = model.modules()
     for module in modules:
         if hasattr(module, "support_avx512bf16_for_cpu"):

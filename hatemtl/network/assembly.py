@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from hatemtl.batches.batch import Batch
-from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint, keep_trainable
+from hatemtl.encoders.pretrained import Encoder, fingerprint, keep_trainable
 from hatemtl.errors import Refusal, UserError, refusing
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
@@ -28,9 +28,8 @@ from hatemtl.tasks import Task
 class Network:
     """The module of a run, and what its saved run must say of it.
 
-    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes: what a user
-    should know of it. lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer. search: for a merge's
-    weights. seconds: that merging took, statistics of posts and search included.
+    mark: the fingerprint of the pretrained encoder. name: under which the method's adapter stands. notes, lost: as in
+    `Attached`. search: for a merge's weights. seconds: that merging took, statistics of posts and search included.
     """
 
     module: MultitaskModule
@@ -54,25 +53,18 @@ class Network:
 
     def merged(self) -> list[dict[str, object]]:
         """Gives a row a layer of a merge: what was lost, and the weight of each source where they were searched for."""
-        rows: list[dict[str, object]] = []
-        for layer, lost in self.lost.items():
-            weights = {f"weight_{n}": float(of.get(layer, 0)) for n, of in enumerate(self.search.found, 1)}
-            rows.append({"layer": layer, "lost": lost, **weights})
-        return rows
+        found = [*enumerate(self.search.found, 1)]
+        weights = {layer: {f"weight_{n}": float(of.get(layer, 0)) for n, of in found} for layer in self.lost}
+        return [{"layer": layer, "lost": lost, **weights[layer]} for layer, lost in self.lost.items()]
 
     def parts(self) -> list[Component]:
         """Counts the body, each adapter and each head, with their parameters."""
-        heads = [
-            Component(
-                name=task,
-                kind="head",
-                parameters=sum(p.numel() for p in head.parameters()),
-                trained=sum(p.numel() for p in head.parameters() if p.requires_grad),
-                active=True,
-            )
-            for task, head in self.module.heads.items()
-        ]
-        return components(self.method, self.module.encoder) + heads
+        parts = components(self.method, self.module.encoder)
+        for task, head in self.module.heads.items():
+            sizes = {parameter: parameter.numel() for parameter in head.parameters()}
+            trained = sum(size for parameter, size in sizes.items() if parameter.requires_grad)
+            parts.append(Component(task, "head", sum(sizes.values()), trained, active=True))
+        return parts
 
 
 def assemble(
@@ -107,16 +99,14 @@ def assemble(
     mark = fingerprint(model)
     notes = {}
     with refusing():
-        starts = [*method.starts_from(), *([heads_from] if heads_from else [])]
-        for source in starts:
-            _same_encoder(source, mark, encoder)
-    for source in starts:
-        bits = source.config["encoder"].get("quantize")  # a run from before there was such a key had none
-        if bits != encoder.quantize:
-            notes[source.folder] = (
-                f"{source.folder} was trained over {bits or 'float'} weights of this encoder and stands over "
-                f"{encoder.quantize or 'float'} ones here: its scores will differ a little"
-            )
+        for source in [*method.starts_from(), *([heads_from] if heads_from else [])]:
+            check_encoder(source, mark, encoder)
+            bits = source.config["encoder"].get("quantize")  # a run from before there was such a key had none
+            if bits != encoder.quantize:
+                notes[source.folder] = (
+                    f"{source.folder} was trained over {bits or 'float'} weights of this encoder and stands over "
+                    f"{encoder.quantize or 'float'} ones here: its scores will differ a little"
+                )
     if encoder.quantize is not None and not method.library.quantizable:
         raise Refusal(
             f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library.name}) needs the weights of "
@@ -151,13 +141,16 @@ def assemble(
         seed=seed,
         regularisers=regularisers,
     )
-    all_notes = (*notes.values(), *attached.notes)
-    return Network(module, encoder, method, mark, name, all_notes, attached.lost, told, seconds)
+    return Network(module, encoder, method, mark, name, (*notes.values(), *attached.notes), attached.lost, told, seconds)
 
 
-def check_encoder(saved: SavedRun, model: Transformer, encoder: Encoder) -> None:
-    """Raises UserError where the saved run was trained on another encoder than this one, whose model is given."""
-    _same_encoder(saved, fingerprint(model), encoder)
+def check_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
+    """Raises UserError where the saved run was trained on another encoder than this one, whose fingerprint is `mark`."""
+    if saved.record["encoder"] != mark:
+        raise UserError(
+            f"{saved.folder} was trained on another encoder: {saved.record['encoder_source']} "
+            f"({saved.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
+        )
 
 
 def check_tokenizer(saved: SavedRun, mark: str) -> None:
@@ -166,14 +159,6 @@ def check_tokenizer(saved: SavedRun, mark: str) -> None:
         raise UserError(
             f"{saved.folder} was trained with another tokenizer ({saved.record['tokenizer']}) than this encoder's ({mark}); "
             f"type encoder=NAME of the one that it was trained on ({saved.record['encoder_source']})"
-        )
-
-
-def _same_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
-    if saved.record["encoder"] != mark:
-        raise UserError(
-            f"{saved.folder} was trained on another encoder: {saved.record['encoder_source']} "
-            f"({saved.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"
         )
 
 

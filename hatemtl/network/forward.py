@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import merged
@@ -17,12 +17,11 @@ from hatemtl.network.frozen_prefix import Prefix
 class Forward:
     """Encodes a batch's S sequences of T tokens, (S, T, D), and reads every task's head off them.
 
-    encoder: as its method left it. heads: a mapping, by task. dtype: the number format of the encoder's arithmetic.
-    compiled: the encoder as training calls it, None for itself. prefix: the layers whose hidden states come with a batch.
-    learns: whether the encoder side gets gradients; heads do in any case.
+    dtype: of the encoder's arithmetic. compiled: the encoder as training calls it, None for itself. prefix: the layers whose
+    hidden states come with a batch. learns: whether the encoder side gets gradients; heads do in any case.
     """
 
-    def __init__(self, encoder: nn.Module, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, encoder: Any, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
         self.encoder, self.heads, self.dtype = encoder, heads, dtype
         self.compiled: Callable[..., Any] | None = None
         self.prefix: Prefix | None = None
@@ -49,12 +48,9 @@ class Forward:
         return None, logits
 
     def encode(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
-        """Computes the hidden states of the posts' sequences, (S, T, D).
-
-        embeddings: (S, T, E), what stands for the tokens' own, as `embed` gives them.
-        """
+        """Computes hidden states (S, T, D); of embeddings (S, T, E), where given, in place of the tokens' own."""
         if self.prefix is not None:
-            self.prefix.recall(batch.prefix)
+            self.prefix.current = batch.prefix
         training = torch.is_grad_enabled()
         encoder = self.compiled if training and self.compiled is not None else self.encoder
         inputs = batch.inputs
@@ -65,8 +61,7 @@ class Forward:
 
     def embed(self, batch: Batch) -> Tensor:
         """Looks up the embeddings of the batch's tokens, (S, T, E)."""
-        encoder: Any = self.encoder
-        return encoder.get_input_embeddings()(batch.input_ids)
+        return self.encoder.get_input_embeddings()(batch.input_ids)
 
     def read(self, hidden: Tensor, batch: Batch, tasks: Iterable[str]) -> dict[str, Tensor]:
         """Reads these tasks' heads off hidden states (S, T, D): logits in float32, whatever the encoder computes in."""

@@ -19,18 +19,17 @@ from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import write
 
 
-class _EnoughError(Exception):
-    """The layers above are not needed."""
+class _EnoughError(Exception): ...
 
 
 class Prefix:
     """The layers of an encoder below its first trained one, and their hidden states for every post of a pool.
 
-    Once installed, these layers compute nothing: the last of them gives what was set by `recall`, (B, T, D).
+    Once installed, these layers compute nothing: the last of them gives, once, the states set as `current`, (B, T, D).
+    Raises UserError where no layer is free of training, or where dropout makes every pass another.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
-        """Raises UserError where no layer is free of training, or where dropout makes every pass another."""
         self.encoder, self.layers = encoder, frozen_layers(encoder)
         if not self.layers:
             raise UserError(
@@ -49,10 +48,9 @@ class Prefix:
 
         mark: the fingerprint of the pretrained encoder. The file is mapped, not read: it may be larger than memory.
         """
-        weight = next(self.layers[0].parameters())
-        device = weight.device
-        first = self._below(pool[batches[0]].to(device))
-        shape, dtype = (len(pool.tokens), first.shape[-1]), weight.dtype
+        weights = [weight for layer in self.layers for weight in layer.parameters()]  # a frozen adapter's may be among them
+        device, dtype = weights[0].device, weights[0].dtype
+        shape = len(pool.tokens), self._below(pool[batches[0]].to(device)).shape[-1]
         config: Any = self.encoder.config
         libraries = torch.__version__, version("transformers")
         how = 1, mark, len(self.layers), dtype, shape, device.type, config._attn_implementation, *libraries
@@ -61,21 +59,20 @@ class Prefix:
         for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches)), pool.second, firsts):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
-        for weight in (p for layer in self.layers for p in layer.parameters()):  # a frozen adapter may be among them
+        for weight in weights:
             digest.update(weight.detach().flatten()[:: max(1, weight.numel() // 1024)].float().cpu().numpy().tobytes())
         path, size = folder / f"prefix-{digest.hexdigest()[:32]}.bin", shape[0] * shape[1]
-        if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
+        room = size * dtype.itemsize
+        if not path.is_file() or path.stat().st_size != room:
 
             def compute(temporary: Path) -> None:
                 with temporary.open("wb") as file:
                     if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without a word
-                        os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+                        os.posix_fallocate(file.fileno(), 0, room)
                 states = torch.from_file(str(temporary), shared=True, size=size, dtype=dtype).view(shape)
                 for rows in batches:
-                    batch = pool[rows]
-                    places = [torch.arange(*pool.span(row)) for row in rows]
-                    below = self._below(batch.to(device)).cpu()
-                    states[torch.cat(places)] = below[batch.attention_mask.bool()].to(dtype)
+                    batch, places = pool[rows], torch.cat([torch.arange(*pool.span(row)) for row in rows])
+                    states[places] = self._below(batch.to(device)).cpu()[batch.attention_mask.bool()].to(dtype)
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
 
@@ -83,8 +80,8 @@ class Prefix:
                 write(path, compute)
             except OSError as error:
                 raise UserError(
-                    f"data.cache={folder}: {size * dtype.itemsize / 1e9:.1f} GB cannot be written there ({error}); type "
-                    f"data.cache=FOLDER, or data.cache_prefix=false"
+                    f"data.cache={folder}: {room / 1e9:.1f} GB cannot be written there ({error}); type data.cache=FOLDER, "
+                    f"or data.cache_prefix=false"
                 ) from error
         pool.prefix = torch.from_file(str(path), size=size, dtype=dtype).view(shape)
 
@@ -109,29 +106,13 @@ class Prefix:
             self.encoder.train(training)
         return found[0]
 
-    @classmethod
-    def cached(
-        cls, encoder: nn.Module, pool: TokenizedPosts, batches: Sequence[np.ndarray], folder: Path, *, mark: str, device: Any
-    ) -> "Prefix":
-        """Gives the prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
-        prefix = cls(encoder.to(device))
-        prefix.fill(pool, batches, folder, mark)
-        prefix.install()
-        return prefix
-
     def install(self) -> None:
-        """Lets the layers pass on what `recall` sets, from now on."""
+        """Lets the layers pass on what is `current`, from now on."""
         for layer in self.layers:
             layer.forward = partial(self._recalled, last=layer is self.layers[-1])
 
-    def recall(self, states: Tensor | None) -> None:
-        """Sets the hidden states of the next forward, (B, T, D)."""
-        if states is None:
-            raise ValueError("a batch without the hidden states of its posts")
-        self.current = states
-
     def _recalled(self, *arguments: Any, last: bool, **keywords: Any) -> tuple[Tensor | None, ...]:
-        """Gives a layer's output: its hidden states, and nothing of what else it could. They serve for one forward."""
+        """Gives a layer's output: its hidden states, and nothing of what else it could."""
         states = self.current
         if last:
             self.current = None

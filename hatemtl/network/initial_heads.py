@@ -1,6 +1,7 @@
 """Starts heads: fresh, from a saved run, or from what the heads of several saved runs make together."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,13 +36,13 @@ def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, La
 def _draw_labels(head: Any, seed: int, task: str) -> None:
     """Draws what a head reads each label with by the label's name, where it has a row of its last layer for each.
 
-    So a label starts alike in a part and in the whole, and those of two parts apart. Drawn by place, the parts' heads would
-    start along the same few directions, their adapters learn to move posts along these, and a merge mix them up.
+    So a label starts alike in a part and in the whole, and those of two parts apart: drawn by place, the parts' adapters
+    would learn to move posts along the same few directions, which a merge mixes up.
     """
-    last = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1:]
-    if last and len(last[0].weight) == len(head.space):
-        for weights, bias, label in zip(last[0].weight, last[0].bias, head.space.names, strict=True):
-            draw, bound = generator(seed, "head", task, label), last[0].in_features ** -0.5  # as nn.Linear draws
+    last = next((layer for layer in reversed([*head.modules()]) if isinstance(layer, nn.Linear)), None)
+    if last is not None and len(last.weight) == len(head.space):
+        for weights, bias, label in zip(last.weight, last.bias, head.space.names, strict=True):
+            draw, bound = generator(seed, "head", task, label), last.in_features**-0.5  # as nn.Linear draws
             weights.uniform_(-bound, bound, generator=draw)
             bias.uniform_(-bound, bound, generator=draw)
 
@@ -55,14 +56,7 @@ def load(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -
                 f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
                 f"corpus has {', '.join(head.space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
             )
-    weights = saved.tensors("heads.safetensors")
-    try:
-        nn.ModuleDict(heads).load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in heads})
-    except RuntimeError as error:
-        raise UserError(
-            f"load_path={saved.folder}: its heads are built otherwise ({str(error).splitlines()[-1].strip()}); "
-            f"give the tasks.*.head.* keys of {saved.folder / 'config.yaml'}"
-        ) from error
+        _load_head(head, _state(saved, task, tasks[task]), task, f"load_path={saved.folder}")
 
 
 def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Task], how: HeadsMerge) -> None:
@@ -72,28 +66,23 @@ def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Ta
             f"heads.merge={how} needs saved runs whose heads to merge, and this method starts from none; type "
             f"method=ah_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
         )
-    states = {run: _states(run, {task: tasks[task] for task in heads}) for run in runs}
     for task, head in heads.items():
-        sources = {str(run.folder): (run.labels[task], known[task]) for run, known in states.items() if task in known}
-        if not sources:
+        with_task = [run for run in runs if task in run.labels]
+        if not with_task:
             raise UserError(
                 f"heads.merge={how}: no source has a head for task {task!r}, they have {', '.join(runs[0].labels)}; type "
                 f"tasks=[{','.join(runs[0].labels)}], or {merged_heads.instead(how)}"
             )
-        if how == "mean":
-            state = merged_heads.mean(task, sources, head.space)
-        else:
-            state = merged_heads.concat(task, sources, head.space, how)
-        _load_head(head, state, task, "the sources")
+        sources = {str(run.folder): (run.labels[task], _state(run, task, tasks[task])) for run in with_task}
+        together = merged_heads.mean if how == "mean" else partial(merged_heads.concat, how=how)
+        _load_head(head, together(task, sources, head.space), task, "the sources")
 
 
 def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
-    """Loads the heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts.
-
-    Raises UserError where it has none, or one that guesses tokens.
-    """
+    """Loads the heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts."""
     found: dict[str, Any] = {}
-    for task, state in _states(run, tasks).items():
+    for task in [task for task in tasks if task in run.labels]:
+        state = _state(run, task, tasks[task])
         if run.labels[task].about == "masked tokens":  # it reads labels off an embedding, and draws none
             raise UserError(
                 f"merge=fisher reads labels off every source's heads, and that of task {task!r} guesses masked tokens; type "
@@ -106,20 +95,14 @@ def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dic
     return found
 
 
-def _states(run: SavedRun, tasks: Mapping[str, Task]) -> dict[str, dict[str, Tensor]]:
-    """The weights of a source's heads for those of the tasks that it was trained on.
-
-    Raises UserError where one is for other labels or computes otherwise than the task's.
-    """
-    weights, labels, found = run.tensors("heads.safetensors"), run.labels, {}
-    for task in [task for task in tasks if task in labels]:
-        _check_settings(run, task, tasks[task], f"method.sources: {run.folder}")
-        found[task] = {key.removeprefix(f"{task}."): w for key, w in weights.items() if key.startswith(f"{task}.")}
-    return found
+def _state(run: SavedRun, name: str, task: Task) -> dict[str, Tensor]:
+    """The weights of a run's head. Raises UserError where it is for other labels or computes otherwise than the task's."""
+    _check_settings(run, name, task, f"method.sources: {run.folder}")
+    weights = run.tensors("heads.safetensors")
+    return {key.removeprefix(f"{name}."): weight for key, weight in weights.items() if key.startswith(f"{name}.")}
 
 
 def _load_head(head: Any, state: Mapping[str, Tensor], task: str, owner: str) -> None:
-    """Loads the weights of one head. Raises UserError where they are of another one; `owner` has them."""
     try:
         head.load_state_dict(state)
     except RuntimeError as error:
@@ -138,7 +121,8 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
             )
         trained = saved.config["tasks"][name]
         pattern = trained.get("mask_pattern")  # a task may leave it out
-        if _part(pattern) != _part(task.mask_pattern):
+        was, asked = (None if each is None else Part.parse(each) for each in (pattern, task.mask_pattern))
+        if was != asked:
             raise UserError(
                 f"load_path={saved.folder}: its head for task {name!r} was trained with mask_pattern={pattern!r} (labels "
                 f"{', '.join(saved.labels[name].names)}), this run asks for {task.mask_pattern!r}; type tasks.{name}."
@@ -162,7 +146,3 @@ def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
                 f"{given}: its head for task {name!r} has {key}={trained.get(key)}, this run asks for {value}; "
                 f"type tasks.{name}.head.{key}={trained.get(key)}"
             )
-
-
-def _part(pattern: str | None) -> Part | None:
-    return None if pattern is None else Part.parse(pattern)

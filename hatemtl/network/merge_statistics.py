@@ -14,7 +14,6 @@ from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.fisher import fisher
-from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.regmean import gram, packed
 from hatemtl.methods import full, lora_formats
 from hatemtl.methods.base import Method
@@ -25,6 +24,7 @@ from hatemtl.seeds import generator
 
 Statistics = dict[str, Tensor]  # by layer
 Heads = Mapping[str, Any]  # by task
+HeadsOf = Callable[[SavedRun], Heads]  # those that a source was trained with
 TOKENS = 256  # with padding, that are computed at once where a backward follows: until then all that layers make is kept
 
 
@@ -32,44 +32,44 @@ def informed(
     method: Method,
     model: Transformer,
     heads: Heads,
-    trained: Callable[[SavedRun], Heads],
+    trained: HeadsOf,
     posts: Callable[[str, int], list[Batch]],
     seed: int,
 ) -> tuple[Method, Search]:
     """Gives the method with a merge that knows what it must, and what a search for weights found and tried.
 
-    heads: of the merged network. trained: those that a source was trained with. posts: batches of so many posts of a split.
-    seed: the run's.
+    heads: of the merged network. posts: batches of so many posts of a split. seed: the run's.
     """
     given: Any = method
     merge, runs, told = given.merge, method.starts_from(), Search()
-    adapter_hub = method.library.name == "adapterhub"
+    library = "full" if any(run.record["library"] == "full" for run in runs) else method.library.name
     if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
-    elif adapter_hub and not all(map(lora_formats.is_lora, runs)):
+    elif method.library.name == "adapterhub" and not all(map(lora_formats.is_lora, runs)):
         by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
         return replace(given, merge=replace(merge, statistics=by_parameter)), told
     else:
         found = statistics(merge.needs, model, runs, trained, posts("train", merge.posts))
-    full_runs = any(run.record["library"] == "full" for run in runs)
-    library = "full" if full_runs else "adapterhub" if adapter_hub else "peft"
     return replace(given, merge=replace(merge, statistics=[named(some, model, library) for some in found])), told
 
 
 def statistics(
-    kind: str, model: Transformer, runs: Sequence[SavedRun], heads: Callable[[SavedRun], Heads], batches: Sequence[Batch]
+    kind: str, model: Transformer, runs: Sequence[SavedRun], heads: HeadsOf, batches: Sequence[Batch]
 ) -> list[Statistics]:
     """Gathers for each source, by layer: `gram`, second moments of the layer's inputs, `packed`, or `fisher`, of W's shape.
 
     In single precision, and one Gram matrix for layers that read the same: those of four sources are all kept at once.
 
     model: the pretrained encoder, which computes as one source after the other and is as it was at the end.
-    heads: those that a source was trained with. Raises UserError where a source is neither a LoRA nor a full encoder.
+    Raises UserError where a source is neither a LoRA nor a full encoder.
     """
     found = []
     model.requires_grad_(False)
-    layers = _layers(model, runs)
+    if any(run.record["library"] == "full" for run in runs):
+        layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    else:
+        layers = [*dict.fromkeys(path for run in runs for path in lora_formats.read(run, model))]
     for run in runs:
         with as_source(model, run):
             if kind == "gram":
@@ -80,9 +80,7 @@ def statistics(
     return found
 
 
-def of_adapters(
-    method: Any, model: Transformer, heads: Callable[[SavedRun], Heads], batches: Sequence[Batch], seed: int
-) -> list[Statistics]:
+def of_adapters(method: Any, model: Transformer, heads: HeadsOf, batches: Sequence[Batch], seed: int) -> list[Statistics]:
     """Gathers as `statistics` where the sources are no LoRAs, by the names of the parameters that the method merges.
 
     `gram` is of the linear layers among them, `fisher` of every entry. Raises UserError where they cannot be merged.
@@ -92,13 +90,12 @@ def of_adapters(
     for run, (adapted, own) in zip(method.starts_from(), sources, strict=True):
         restore(adapted)  # no one has verified what is faster
         if kind == "gram":
-            weights = {id(weight): key for key, weight in own.items()}
-            linear = [(path, module) for path, module in adapted.named_modules() if isinstance(module, nn.Linear)]
-            layers = {path: weights[id(module.weight)] for path, module in linear if id(module.weight) in weights}
-            found.append({layers[path]: value for path, value in _grams(adapted, list(layers), batches).items()})
+            keys = {id(weight): key for key, weight in own.items()}
+            linear = {path: keys.get(id(m.weight)) for path, m in adapted.named_modules() if isinstance(m, nn.Linear)}
+            layers = {path: key for path, key in linear.items() if key is not None}
+            found.append({layers[path]: value for path, value in _grams(adapted, [*layers], batches).items()})
         else:
-            draw = generator(run.record["seed"], "fisher")
-            found.append(_entry_fishers(adapted, own, heads(run), batches, draw))
+            found.append(_entry_fishers(adapted, own, heads(run), batches, generator(run.record["seed"], "fisher")))
     return found
 
 
@@ -119,14 +116,6 @@ def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(before, strict=False)
-
-
-def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
-    """The linear layers that any source changes."""
-    if any(run.record["library"] == "full" for run in runs):
-        return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    updates: list[dict[str, LoRAUpdate]] = [lora_formats.read(run, model) for run in runs]
-    return [*dict.fromkeys(path for source in updates for path in source)]
 
 
 def named(some: Statistics, model: Transformer, library: str) -> Statistics:
@@ -160,22 +149,20 @@ def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) 
             return  # DeBERTa's layers read the posts first, then positions, which no post owns
         if arguments[0] is not read[0]:
             read = arguments[0], path
-        if first.setdefault(path, read[1]) != path:
-            return
-        inputs = packed(gram(arguments[0][mask].float()))
-        sums[path] = sums[path].add_(inputs) if path in sums else inputs
+        if first.setdefault(path, read[1]) == path:
+            inputs = packed(gram(arguments[0][mask].float()))
+            sums[path] = sums[path].add_(inputs) if path in sums else inputs
 
     with ExitStack() as hooks:
         for path in layers:
-            hooks.enter_context(_removed(model.get_submodule(path).register_forward_pre_hook(partial(add, path=path))))
+            hooks.enter_context(model.get_submodule(path).register_forward_pre_hook(partial(add, path=path)))
         forward = Forward(model.eval(), {})
         for batch in _pieces(batches, 4 * TOKENS):
             mask = batch.attention_mask.bool()
             forward.encode(batch)
     tokens = sum(batch.tokens for batch in batches)
-    for value in sums.values():
-        value /= tokens
-    return {path: sums[own] for path, own in first.items()}
+    means = {path: total.div_(tokens) for path, total in sums.items()}
+    return {path: means[own] for path, own in first.items()}
 
 
 def _fishers(
@@ -197,20 +184,17 @@ def _fishers(
 
         output.register_hook(add)
 
-    def traced(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        return output.requires_grad_()  # a gradient has to get to the layers, whose weights are frozen
-
-    with ExitStack() as hooks, torch.enable_grad():
-        hooks.enter_context(_removed(model.get_input_embeddings().register_forward_hook(traced)))
+    with ExitStack() as hooks:
+        # a gradient has to get to the layers, whose weights are frozen
+        embeddings = model.get_input_embeddings()
+        hooks.enter_context(embeddings.register_forward_hook(lambda module, arguments, output: output.requires_grad_()))
         for path in layers:
-            hooks.enter_context(_removed(model.get_submodule(path).register_forward_hook(partial(watch, path=path))))
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(partial(watch, path=path)))
         forward = _through(model, heads)
         for batch in _pieces(batches, 1 if any(batch.owner is not None for batch in batches) else TOKENS):
             _surprises(forward, batch, draw).backward()
-    posts = sum(len(batch) for batch in batches)
-    for value in sums.values():
-        value /= posts
-    return sums
+    posts = sum(map(len, batches))
+    return {path: total.div_(posts) for path, total in sums.items()}
 
 
 def _entry_fishers(
@@ -219,16 +203,14 @@ def _entry_fishers(
     """As `_fishers`, of parameters of any shape that are used in any way: so posts are read one by one."""
     trained = {key: parameter for key, parameter in own.items() if parameter.requires_grad}
     sums = {key: torch.zeros_like(parameter, dtype=torch.float32) for key, parameter in trained.items()}
-    with torch.enable_grad():
-        forward = _through(model, heads)
-        for post in _pieces(batches, 1):
-            surprise = _surprises(forward, post, draw)
-            gradients = torch.autograd.grad(surprise, list(trained.values()), allow_unused=True)
-            for total, gradient in zip(sums.values(), gradients, strict=True):
-                if gradient is not None:
-                    total += gradient.square()
-    posts = sum(len(batch) for batch in batches)
-    return {key: value / posts for key, value in sums.items()}
+    forward = _through(model, heads)
+    for post in _pieces(batches, 1):
+        surprise = _surprises(forward, post, draw)
+        gradients = torch.autograd.grad(surprise, [*trained.values()], allow_unused=True, materialize_grads=True)
+        for total, gradient in zip(sums.values(), gradients, strict=True):
+            total += gradient.square()
+    posts = sum(map(len, batches))
+    return {key: total.div_(posts) for key, total in sums.items()}
 
 
 def _through(model: nn.Module, heads: Heads) -> Forward:
@@ -258,11 +240,3 @@ def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:
         several = -(-len(batch.input_ids) // len(batch))  # sequences a post, rounded up
         posts = max(1, tokens // (batch.input_ids.shape[1] * several))
         yield from (batch.some(start, start + posts) for start in range(0, len(batch), posts))
-
-
-@contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -1,7 +1,7 @@
 """Steps over all tasks at once: a shared encoder read by a head a task, in three stages."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from hatemtl.seeds import derive
 
 @dataclass
 class Predictions:
-    """A head's answers to the posts that its task annotates: pool positions, scores and targets, a tensor a batch."""
+    """A head's answers to the posts that its task annotates: places in the pool, scores and targets, a tensor a batch."""
 
     posts: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
@@ -44,9 +44,9 @@ class Predictions:
         """The same as one array each, for evaluations. at_words: `TokenizedPosts.at_words`, for a head of tokens."""
         posts = torch.cat(self.posts).numpy()
 
-        def joined(batches: Sequence[Tensor]) -> np.ndarray:
+        def joined(batches: list[Tensor]) -> np.ndarray:
             if head.space.about != "words":
-                return torch.cat([*batches]).numpy()
+                return torch.cat(batches).numpy()
             assert at_words is not None
             each = zip(posts.tolist(), (row.tolist() for batch in batches for row in batch), strict=True)
             return np.fromiter((np.array(at_words(post, row), np.float32) for post, row in each), object, len(posts))
@@ -55,25 +55,11 @@ class Predictions:
         return Predicted(stage, head.space, posts, scores, gold, threshold=head.threshold or 0.5)
 
 
-class Mean:
-    """The mean of scalars, each weighed by how many posts it stands for; it waits for no GPU."""
-
-    def __init__(self) -> None:
-        self.sum: Tensor | float = 0.0
-        self.posts: Tensor | int = 0
-
-    def update(self, value: Tensor, posts: Tensor | int) -> None:
-        self.sum, self.posts = self.sum + value * posts, self.posts + posts
-
-    def compute(self) -> Tensor | float:
-        return self.sum / self.posts
-
-
 class MultitaskModule(L.LightningModule):
     """The encoder, run once a batch, and every task's head on its hidden states.
 
-    A head computes all B rows of a batch and its loss averages those that have the annotation: a head without a row
-    takes part with a zero, so every parameter gets a gradient and no row count leaves the device.
+    A head computes all B rows and its loss averages those that have the annotation: without any it takes part with a zero,
+    so every parameter gets a gradient and no row count leaves the device.
     """
 
     def __init__(
@@ -98,17 +84,15 @@ class MultitaskModule(L.LightningModule):
             regulariser.check(self.through)
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
         self.rows: list[Row] = []
-        self.predictions: dict[str, Predictions] = {}
+        self.predictions = defaultdict[str, Predictions](Predictions)
         self.metrics: dict[str, Metric] = {}
-        self.losses_so_far: dict[str, Mean] = {}  # of the posts of this epoch
+        self.losses_so_far: dict[str, tuple[Tensor, Tensor | int]] = {}  # of this epoch's posts: their sum, and how many
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     def head(self, task: str) -> Head:
-        """Gives the head of a task."""
         return self.heads[task]  # type: ignore[return-value]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gives each task's logits of the posts, as its loss takes them: see `Head`."""
         return self.through(batch)
 
     def losses(self, batch: Batch, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,30 +102,28 @@ class MultitaskModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         hidden, logits = self.through.states_and_logits(batch)
         losses = self.losses(batch, logits)
-        counted = {task: batch.has[task].sum() for task in losses}
-        shared = [p for p in self.encoder.parameters() if p.requires_grad] if self.through.learns else []
-        present = {task: (number > 0).float() for task, number in counted.items()}
-        step = Step(self.current_epoch, shared, hidden, present)
-        loss = self.weighting(self._of_the_step(losses, batch), step)
+        weighed = losses
+        if batch.parts is not None:  # those of a step's batches are to add up to the mean over all their posts
+            divisor = self.optimization.accumulate  # the trainer's
+            weighed = {task: divisor * batch.parts[task] * loss for task, loss in losses.items()}
+        shared = self.encoder.parameters() if self.through.learns else ()
+        loss = self.weighting(weighed, Step(self.current_epoch, shared, hidden, batch.has))
         for name, regulariser in self.regularisers.items():
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
                 loss = loss + regulariser.weight * value
-                self.losses_so_far.setdefault(f"train_{name}_{term}", Mean()).update(value.detach(), len(batch))
-        for name, value in losses.items():
-            self.losses_so_far.setdefault(f"train_{name}_loss", Mean()).update(value.detach(), counted[name])
-        self.losses_so_far.setdefault("train_loss", Mean()).update(loss.detach(), len(batch))
+                self._add(f"train_{name}_{term}", value, len(batch))
+        for task, value in losses.items():
+            self._add(f"train_{task}_loss", value, batch.has[task].sum())
+        self._add("train_loss", loss, len(batch))
         return loss
 
-    def _of_the_step(self, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The losses so weighed that those of the batches of one optimizer step add up to the mean over all their posts."""
-        if batch.parts is None:
-            return losses
-        # the trainer divides by how many batches a step should have
-        return {task: self.optimization.accumulate * batch.parts[task] * loss for task, loss in losses.items()}
+    def _add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
+        total, count = self.losses_so_far.get(name, (0.0, 0))
+        self.losses_so_far[name] = total + value.detach() * posts, count + posts  # waits for no GPU
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
-            means = {name: mean.compute() for name, mean in self.losses_so_far.items()}
+            means = {name: total / posts for name, (total, posts) in self.losses_so_far.items()}
             self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(batch))
 
     def train(self, mode: bool = True) -> "MultitaskModule":
@@ -153,7 +135,7 @@ class MultitaskModule(L.LightningModule):
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
         self.through.learns = self.current_epoch >= self.optimization.heads_first
-        self.losses_so_far = {}
+        self.losses_so_far.clear()
 
     def on_train_epoch_end(self) -> None:
         self.through.learns = True
@@ -163,38 +145,21 @@ class MultitaskModule(L.LightningModule):
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.optimization.clip)
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, index: int) -> None:
-        self._evaluate(batch)
-
     def on_validation_epoch_start(self) -> None:
-        self._begin()
-
-    def on_test_epoch_start(self) -> None:
-        self._begin()
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test")
-
-    def _begin(self) -> None:
         self.merged.enter_context(merged(self.encoder))
-        self.predictions = defaultdict(Predictions)
+        self.predictions.clear()
         self.metrics = {task: self.head(task).metric().to(self.device) for task in self.heads}
 
-    def _evaluate(self, batch: Batch) -> None:
+    def validation_step(self, batch: Batch, index: int) -> None:
         for task, logits in self(batch).items():
             scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
             self.metrics[task].update(scores, targets, has)
             if self.trainer.testing and self.head(task).space.about != "masked tokens":  # say nothing of a post
                 self.predictions[task].add(batch.posts, scores, targets, has)
 
-    def _report(self, stage: Stage) -> None:
+    def on_validation_epoch_end(self) -> None:
         self.merged.close()
+        stage: Stage = "test" if self.trainer.testing else "val"
         self.rows, primaries = [], {}
         for task, metric in self.metrics.items():
             figures = self.head(task).rows(metric.compute().cpu())
@@ -206,16 +171,14 @@ class MultitaskModule(L.LightningModule):
         score = sum(weights[task] * value for task, value in primaries.items()) / sum(weights[task] for task in primaries)
         self.log_dict(shown | {f"{stage}_score": score})
 
+    on_test_epoch_start, test_step, on_test_epoch_end = on_validation_epoch_start, validation_step, on_validation_epoch_end
+
     def configure_optimizers(self) -> Any:
         total = self.trainer.datamodule.steps(self.optimization.total_epochs, self.optimization.accumulate)  # type: ignore[attr-defined]
         optimizer, schedule = self.optimization.optimizer(
             self.encoder.parameters(), self.heads.parameters(), total, weighting=self.weighting.parameters()
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Lists the weights that training changes."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Gives the weights that training changes, by name."""

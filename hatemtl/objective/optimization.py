@@ -12,17 +12,16 @@ from torch import nn
 from hatemtl.errors import UserError
 
 Schedule = Literal["linear", "cosine", "constant"]
+Parameters = Iterable[nn.Parameter]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with one learning rate for the encoder side and one for the heads.
 
-    encoder_lr: of adapters or the full encoder. head_lr: of the heads. weight_decay: on matrices only.
-    heads_first: whole epochs at the start in which the heads learn alone.
-    warmup: epochs after that, may be a fraction, in which the encoder side's rate rises from 0; heads stay at full rate.
-    epochs: at full rate; those of heads_first and whole ones of warm-up come before them. Without any epoch at all, what a
-    run starts from is evaluated and saved as it is.
+    weight_decay: on matrices only. heads_first: whole epochs at the start in which the heads learn alone. warmup: epochs
+    after that, may be a fraction, in which the encoder side's rate rises from 0; heads stay at full rate. epochs: at full
+    rate; those of heads_first and whole ones of warm-up come before them. Without any, a run is saved as it starts.
     schedule: of both rates after the warm-up. clip: largest gradient norm, None for any. accumulate: batches a step.
     patience: epochs after the warm-up without a better validation score before training ends, None for never.
     """
@@ -39,16 +38,8 @@ class Optimization:
     patience: int | None
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "encoder_lr": 0,
-            "head_lr": 0,
-            "weight_decay": 0,
-            "heads_first": 0,
-            "warmup": 0,
-            "epochs": 0,
-            "accumulate": 1,
-        }.items():
-            value = getattr(self, name)
+        for name in ("encoder_lr", "head_lr", "weight_decay", "heads_first", "warmup", "epochs", "accumulate"):
+            value, least = getattr(self, name), int(name == "accumulate")
             if not least <= value < math.inf:
                 same = " (method.learning_rate, where it is not given)" if name == "encoder_lr" else ""
                 raise UserError(f"optimization.{name}={value}{same}: expected a number, {least} or more")
@@ -81,25 +72,16 @@ class Optimization:
         return (1 + math.cos(math.pi * min(done, 1.0))) / 2 if self.schedule == "cosine" else 1.0
 
     def optimizer(
-        self,
-        encoder: Iterable[nn.Parameter],
-        heads: Iterable[nn.Parameter],
-        total: int,
-        *,
-        weighting: Iterable[nn.Parameter] = (),
+        self, encoder: Parameters, heads: Parameters, total: int, *, weighting: Parameters = ()
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """Makes AdamW over both sides and its schedule, to be stepped after every optimizer step of the `total`.
-
-        weighting: parameters of the losses' weighting, which learn at the heads' rate.
-        """
+        """Makes AdamW over both sides, its schedule, and the losses' weighting, at the heads' rate, for `total` steps."""
         groups: list[dict[str, Any]] = []
         rates: list[Callable[[int], float]] = []
         sides = ("encoder", encoder, self.encoder_lr), ("heads", heads, self.head_lr), ("weighting", weighting, self.head_lr)
         for side, parameters, lr in sides:
             trained = [parameter for parameter in parameters if parameter.requires_grad]
-            matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-            for chosen, decay in ((matrices, self.weight_decay), (vectors, 0.0)):
-                if chosen:
+            for matrices, decay in ((True, self.weight_decay), (False, 0.0)):
+                if chosen := [parameter for parameter in trained if (parameter.ndim >= 2) is matrices]:
                     groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": side})
                     rates.append(partial(self.rate, total=total, encoder=side == "encoder"))
         optimizer = torch.optim.AdamW(groups, fused=True)

@@ -1,7 +1,6 @@
 """Adds terms to the losses of tasks: what a network should do on posts whatever their labels say.
 
-A regulariser is named apart from tasks and has a weight of its own; no weighting of tasks sees its terms.
-`regulariser=[a,b]` puts several side by side; each is a YAML in conf/regulariser/ and a class here or anywhere.
+A regulariser has a name and a weight of its own; no weighting of tasks sees its terms.
 """
 
 from collections.abc import Iterable, Mapping
@@ -48,7 +47,7 @@ class RDrop:
     """Draws two passes under dropout together (Liang et al. 2021, arXiv:2106.14448): the mean of both Kullback-Leibler
     divergences between their predictions, over a task's annotated posts, summed over tasks.
 
-    The losses of the tasks stay those of the first pass: of either pass they are the same in the mean.
+    The tasks' losses stay those of the first pass: of either they are the same in the mean.
     """
 
     weight: float

@@ -1,7 +1,8 @@
 """Shows a weighting the way from the losses of a batch to the gradients of one optimizer step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -16,15 +17,25 @@ Of = Literal["parameters", "hidden"]
 class Step:
     """One batch whose losses are known and whose gradients are not yet.
 
-    epoch: counted from 0. parameters: the trained ones that tasks share, the encoder side's.
+    epoch: counted from 0. shared: the parameters that tasks share, the encoder side's, trained or not.
     hidden: (S, T, D), the hidden states that all heads read; None where each task has its own.
-    present: a number a task, 1 where a post of the batch carries its annotation, else 0; no row count leaves the device.
+    has: for each task (B,), whether a post carries its annotation.
     """
 
     epoch: int
-    parameters: Sequence[nn.Parameter]
+    shared: Iterable[nn.Parameter]
     hidden: Tensor | None
-    present: Mapping[str, Tensor]
+    has: Mapping[str, Tensor]
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Lists the trained parameters that tasks share."""
+        return [parameter for parameter in self.shared if parameter.requires_grad]
+
+    @cached_property
+    def present(self) -> dict[str, Tensor]:
+        """Gives a number a task, 1 where a post carries its annotation, else 0; no row count leaves the device."""
+        return {task: has.any().float() for task, has in self.has.items()}
 
     def gradients(self, losses: Mapping[str, Tensor], of: Of = "parameters") -> Tensor:
         """Computes each task's gradient, (K, P) float32: of the shared parameters, K backward passes, or of the states.

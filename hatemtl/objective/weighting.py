@@ -1,8 +1,7 @@
 """Weighs the losses of several tasks against one another.
 
-A weighting is made for the tasks of a run, sees all their losses before any sum exists, and gives the one scalar whose
-gradients are left for the optimizer. It may ask the step for gradients; parameters of its own are an optimizer group, and
-with its buffers they are in the checkpoint. It is called by training alone: nothing else may move its state.
+A weighting sees all losses before any sum exists, and may ask the step for gradients. Parameters of its own are an optimizer
+group, and with its buffers they are in the checkpoint. Training alone calls it: nothing else may move its state.
 """
 
 from collections.abc import Mapping

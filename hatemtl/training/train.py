@@ -186,9 +186,10 @@ def prepare(
             )
         started()  # it may take long
         batches = data.batching.in_order(data.pool.lengths)
-        module.through.prefix = Prefix.cached(
-            module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device
-        )
+        prefix = Prefix(module.encoder.to(settings.device))
+        prefix.fill(data.pool, batches, cache, network.mark)
+        prefix.install()
+        module.through.prefix = prefix
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
     return words

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from hatemtl.encoders.pretrained import Encoder
+from hatemtl.encoders.pretrained import Encoder, fingerprint
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
@@ -45,7 +45,7 @@ def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, 
 def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int, overwrite: bool = False) -> str:
     """Writes the run's adapter as PEFT or AdapterHub loads it, converted where it was saved by the other; says how."""
     model = encoder.model(dropout=True, seed=seed)
-    check_encoder(run, model, encoder)
+    check_encoder(run, fingerprint(model), encoder)
     own = run.record["library"]
     if own == library:
 

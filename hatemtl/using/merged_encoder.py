@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.encoders.fast import restore
-from hatemtl.encoders.pretrained import Encoder, Transformer
+from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
@@ -21,7 +21,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     Raises UserError where that is impossible, or would change what the encoder says.
     """
     plain, body = (encoder.model(dropout=True, seed=seed, pooler=pooler) for pooler in (True, False))
-    check_encoder(run, body, encoder)
+    check_encoder(run, fingerprint(body), encoder)
     library, way_out = run.record["library"], f"type export.format={run.record['library']}"
     attached: Any
     if library == "full":

@@ -34,7 +34,7 @@ def test_a_linear_layer_costs_a_product_forward_and_one_a_gradient(
 def test_a_lora_costs_its_two_narrow_products_more_and_four_for_their_gradients(input_learns: bool, bias: bool) -> None:
     """The update is added in place, which torch's own counter overlooks."""
     layer = nn.Linear(K, M, bias=bias).requires_grad_(False)
-    step = LoRALinear(layer, nn.Parameter(torch.randn(R, K)), nn.Parameter(torch.randn(M, R)), 2.0)
+    step = LoRALinear(layer, layer, nn.Parameter(torch.randn(R, K)), nn.Parameter(torch.randn(M, R)), 2.0)
     x = torch.randn(N, K, requires_grad=input_learns)
     down, up = 2 * N * K * R, 2 * N * R * M
     forward = ONE + down + up
@@ -52,7 +52,7 @@ def test_it_costs_as_much_as_by_the_plain_formula() -> None:
     layer, x = nn.Linear(K, M).requires_grad_(False), torch.randn(2, 5, K, requires_grad=True)
     A, B = nn.Parameter(torch.randn(R, K)), nn.Parameter(torch.randn(M, R))
     plain = matmul_flops(lambda: (layer(x) + (x @ A.T @ B.T) * 2.0).sum().backward())
-    assert matmul_flops(lambda: LoRALinear(layer, A, B, 2.0)(x).sum().backward()) == plain
+    assert matmul_flops(lambda: LoRALinear(layer, layer, A, B, 2.0)(x).sum().backward()) == plain
 
 
 def test_what_multiplies_no_matrices_counts_for_nothing() -> None:

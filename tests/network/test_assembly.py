@@ -145,7 +145,7 @@ def test_parts_name_everything_and_count_it_once(source: Path) -> None:
         "encoder": "body", "run_v1": "adapter", "label": "head", "target": "head",
     }  # fmt: skip
     assert sum(part.parameters for part in parts.values()) == sum(p.numel() for p in built.module.parameters())
-    trained = sum(p.numel() for p in built.module.trained_parameters())
+    trained = sum(p.numel() for p in built.module.parameters() if p.requires_grad)
     assert sum(part.trained for part in parts.values()) == trained
     assert parts["encoder"].trained == 0
     assert parts["label"].trained == parts["label"].parameters == 3 * 16 + 3
@@ -244,7 +244,7 @@ def test_head_weights_that_are_not_there_are_told(source: Path, tmp_path: Path) 
     path = tmp_path / "run" / "heads.safetensors"
     kept = load_file(path)
     save_file({key: value for key, value in kept.items() if not key.endswith("query.bias")}, path)
-    with pytest.raises(UserError, match="its heads are built otherwise .*query.bias"):
+    with pytest.raises(UserError, match="the head for task 'target' is built otherwise .*query.bias"):
         network(source, "target", heads_from=saved)
     path.rename(path.with_suffix(".bin"))
     with pytest.raises(UserError, match="has no heads.safetensors"):

@@ -85,7 +85,7 @@ def test_with_the_prefix_all_is_as_without(library: str, leave_out: list[int], k
     for rows in ([9, 0], [3, 3, 7], [9], [*range(len(posts))][::-1]):
         batch = posts[np.array(rows)]
         assert batch.prefix is not None
-        prefix.recall(batch.prefix)
+        prefix.current = batch.prefix
         (hidden, gradients), (expected, others) = step(model, batch), step(plain, batch)
         torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=1e-5)
         assert gradients.keys() == others.keys() == trained(plain).keys()
@@ -101,7 +101,7 @@ def test_with_second_texts_and_choices_all_is_as_without(tmp_path: Path) -> None
     prefix.install()
     for rows in ([3, 1], [0, 2, 3], [1], [*range(len(posts))][::-1]):
         batch = posts[np.array(rows)]
-        prefix.recall(batch.prefix)
+        prefix.current = batch.prefix
         with torch.no_grad():
             hidden, expected = (
                 some(**batch.inputs).last_hidden_state[batch.attention_mask.bool()] for some in (model, plain)
@@ -123,7 +123,7 @@ def test_in_bf16_it_differs_by_rounding_alone(kind: str, tmp_path: Path) -> None
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == len(posts.tokens) * 32 * 2
     batch = posts[np.array([9, 0, 4])]
     assert batch.prefix is not None
-    prefix.recall(batch.prefix)
+    prefix.current = batch.prefix
     (hidden, gradients), (expected, others) = step(model, batch, HALF()), step(plain, batch, HALF())
     assert (hidden.float() - expected.float()).norm() < 0.01 * expected.float().norm()
     for name, gradient in gradients.items():
@@ -161,7 +161,7 @@ def test_the_frozen_layers_and_only_they_are_not_computed(tmp_path: Path, monkey
     monkeypatch.setattr(BertLayer, "forward", counted)
     batch = posts[np.array([0])]
     assert batch.prefix is not None
-    prefix.recall(batch.prefix)
+    prefix.current = batch.prefix
     step(model, batch)
     assert calls == [model.encoder.forward.layers[2][1]]
 
@@ -173,7 +173,7 @@ def test_a_batch_without_its_hidden_states_is_noticed(tmp_path: Path) -> None:
     first, other = posts[np.array([0, 4])], posts[np.array([0, 4])]
     other.input_ids = other.input_ids.flip(0)
     assert first.prefix is not None
-    prefix.recall(first.prefix)
+    prefix.current = first.prefix
     step(model, first)
     with pytest.raises((RuntimeError, ValueError, TypeError, AttributeError)):
         step(model, other)  # nothing was recalled for it

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
@@ -70,3 +70,17 @@ def test_gradients_of_each_task_are_those_of_its_loss_alone() -> None:
     torch.testing.assert_close(of_hidden[0].view(5, 3), expected)
     assert all(parameter.grad is None for parameter in shared.parameters())
     losses["a"].backward()  # what is shared can still be gone through
+
+
+def test_a_step_computes_what_it_is_asked_for_and_no_more() -> None:
+    def unasked() -> Iterator[nn.Parameter]:
+        raise AssertionError("the shared parameters were listed")
+        yield
+
+    losses = {task: torch.tensor(1.0) for task in ("a", "b")}
+    given = Step(0, unasked(), None, {"a": torch.tensor([False, True]), "b": torch.tensor([False, False])})
+    Sum(tasks={"a": 1.0, "b": 0.5})(losses, given)
+    assert "present" not in vars(given)
+    assert {task: float(there) for task, there in given.present.items()} == {"a": 1, "b": 0}
+    frozen, learning = nn.Parameter(torch.zeros(2), requires_grad=False), nn.Parameter(torch.zeros(2))
+    assert [*map(id, Step(0, iter([frozen, learning]), None, {}).parameters)] == [id(learning)]

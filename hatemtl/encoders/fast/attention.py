@@ -35,8 +35,8 @@ class Group:
 def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[Tensor]]:
     """Computes softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1) of q, k, v, (M, 3·H·d); keeps what its gradient needs.
 
-    The context is (M, H·d), zero in rows of no group. Its gradient needs of each group q (n·H, T, d), k and v (n·H, K, d)
-    and the weights (n·H, T, K). K is T, but `LEAST_KEYS` at least; keys of nothing get no weight.
+    The context is (M, H·d), zero in rows of no group. Kept of each are q (n·H, T, d), k and v (n·H, K, d) and the weights
+    (n·H, T, K). K is T, but `LEAST_KEYS` at least; keys of nothing get no weight.
     """
     width = qkv.shape[-1] // (3 * heads)
     context, kept = qkv.new_empty(qkv.shape[0], heads * width), []
@@ -56,8 +56,8 @@ def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[T
 def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
     """Computes the context alone, as `attend` gives it, in fewer passes over memory.
 
-    Exponentials are taken of the scores as they are. Softmax takes the greatest of a row off first, for which a CPU goes row
-    by row; it is left to groups where some sum would be near the ends of what numbers can hold.
+    Exponentials are taken of the scores as they are. Softmax takes a row's greatest off first, for which a CPU goes row by
+    row; it is left to groups where some sum would be near the ends of what numbers can hold.
     """
     if waits(qkv.device):
         return attend(qkv, groups, heads)[0]
@@ -81,7 +81,7 @@ def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
 
 
 def waits(device: torch.device) -> bool:
-    """Tells whether to look at what is on this device would have to wait for it."""
+    """Tells whether whoever looks at what is on this device has to wait for it."""
     return device.type != "cpu"
 
 

@@ -11,38 +11,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast.attention import Group, attend, attend_backward, attend_only
-from hatemtl.encoders.fast.frozen_linear import FrozenLinear
-from hatemtl.encoders.fast.lora_linear import Joint, LoRALinear
+from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
 
 # transformers' layers of one form.
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
 
 
-class _Norm:
-    """A frozen layer norm, (M, D)."""
+def _norm(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Computes a frozen layer norm of x, (M, D), and keeps what its gradient needs."""
+    # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
+    weight, bias = (w.to(torch.promote_types(w.dtype, torch.float32)) for w in (norm.weight, norm.bias))
+    y, mean, rstd = torch.native_layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+    return y, [x, mean, rstd, weight, bias]
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        self.norm = norm
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Norms x, and keeps what its gradient needs."""
-        # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
-        weight, bias = (w.to(torch.promote_types(w.dtype, torch.float32)) for w in (self.norm.weight, self.norm.bias))
-        y, mean, rstd = torch.native_layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
-        return y, [x, mean, rstd, weight, bias]
-
-    def backward(self, dy: Tensor, kept: list[Tensor]) -> Tensor:
-        """Computes the gradient of x."""
-        shape, which = self.norm.normalized_shape, [True, False, False]
-        x, *rest = kept
-        return torch.ops.aten.native_layer_norm_backward(dy, x, shape, *rest, which)[0]
+def _norm_backward(dy: Tensor, kept: list[Tensor]) -> Tensor:
+    """Computes the gradient of x."""
+    x, *rest = kept
+    return torch.ops.aten.native_layer_norm_backward(dy, x, x.shape[-1:], *rest, [True, False, False])[0]
 
 
 class BertLayer:
     """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads, for hidden states (M, D).
 
-    merged: the four linear layers with their LoRAs in them while nothing is trained: projections, attention's output, and
-    the two of the feed-forward.
+    merged: its `joints` with their LoRAs in them while nothing is trained.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -51,33 +43,28 @@ class BertLayer:
         self.projections = _joint(attention.self.query, attention.self.key, attention.self.value)
         self.context, self.intermediate = _joint(attention.output.dense), _joint(layer.intermediate.dense)
         self.output = _joint(feed_forward.dense)
-        self.norms = _Norm(attention.output.LayerNorm), _Norm(feed_forward.LayerNorm)
+        self.joints = [self.projections, self.context, self.intermediate, self.output]  # in the order of their computation
+        self.norms = attention.output.LayerNorm, feed_forward.LayerNorm
         self.merged: list[FrozenLinear] | None = None
 
     @property
-    def joints(self) -> list[Joint]:
-        """Lists the linear layers, in the order in which they are computed."""
-        return [self.projections, self.context, self.intermediate, self.output]
-
-    @property
     def factors(self) -> list[nn.Parameter]:
-        """Gives the trained parameters."""
         return [factor for joint in self.joints for factor in joint.factors]
 
     def forward(self, x: Tensor, groups: list[Group]) -> tuple[Tensor, list[list[Tensor]]]:
         """Computes the next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
         if self.merged is not None:
             project, context, intermediate, output = self.merged
-            y = self.norms[0].forward(context(attend_only(project(x), groups, self.heads)).add_(x))[0]
-            return self.norms[1].forward(output(intermediate(y)).add_(y))[0], []
+            y = _norm(self.norms[0], context(attend_only(project(x), groups, self.heads)).add_(x))[0]
+            return _norm(self.norms[1], output(intermediate(y)).add_(y))[0], []
         y, low_1 = self.projections.forward(x)
         mixed, attention = attend(y, groups, self.heads)
         y, low_2 = self.context.forward(mixed)
-        middle, norm_1 = self.norms[0].forward(y.add_(x))
+        middle, norm_1 = _norm(self.norms[0], y.add_(x))
         inner, low_3 = self.intermediate.forward(middle)
         outer = F.gelu(inner)
         y, low_4 = self.output.forward(outer)
-        last, norm_2 = self.norms[1].forward(y.add_(middle))
+        last, norm_2 = _norm(self.norms[1], y.add_(middle))
         return last, [[x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2]
 
     def backward(
@@ -86,11 +73,11 @@ class BertLayer:
         """Computes the gradient of x, if asked for, and each joint's as `Joint.backward` does. kept: what `forward` gave."""
         [x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2 = kept
         projected = dx or bool(self.projections.loras)  # whether anything learns below the attention's weights
-        dy_2 = self.norms[1].backward(dy, norm_2)
+        dy_2 = _norm_backward(dy, norm_2)
         dy, found_4 = self.output.backward(dy_2, outer, low_4, dx=True)
         dy = torch.ops.aten.gelu_backward(dy, inner)
         dy, found_3 = self.intermediate.backward(dy, middle, low_3, dx=True)
-        dy_1 = self.norms[0].backward(dy.add_(dy_2), norm_1)
+        dy_1 = _norm_backward(dy.add_(dy_2), norm_1)
         dy, found_2 = self.context.backward(dy_1, mixed, low_2, dx=projected)
         if not projected:
             return None, [[], found_2, found_3, found_4]
@@ -99,17 +86,7 @@ class BertLayer:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Takes over the merged weights of the LoRAs in it, which were merged before."""
-        self.merged = []
-        for joint in self.joints:
-            joint.join()
-            weight = joint.weight
-            if joint.loras:
-                weight = weight.clone()
-                for begin, end, lora in joint.loras:
-                    assert lora.merged is not None
-                    weight[begin:end] = lora.merged
-            self.merged.append(FrozenLinear(weight, joint.bias, gelu=joint is self.intermediate))
+        self.merged = [joint.merged(gelu=joint is self.intermediate) for joint in self.joints]
 
 
 def _joint(*layers: Any) -> Joint:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hatemtl.encoders.fast.attention import Group, waits
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer
-from hatemtl.encoders.fast.lora_linear import gradients, once_differentiable, prepare
+from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
 from hatemtl.encoders.pretrained import LayersOutput
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
@@ -49,8 +49,8 @@ class _Stack(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        check_once()
         flat, below = iter(ctx.saved_tensors), ctx.needs_input_grad[0]
         kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
         with _BelowAutograd():
@@ -64,29 +64,16 @@ class _Stack(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Packing:
-    """The way of a batch's B·T places to M rows, a multiple of `ROWS`, and back.
-
-    places: (M,) which one each row holds. nothing: the rows that hold no token. sources: (B·T,) which row holds each place,
-    any at padding. padding: where that is.
-    """
-
-    places: Tensor
-    nothing: Tensor
-    sources: Tensor
-    padding: Tensor
-
-
-@dataclass(frozen=True)
 class Posts:
-    """The places of a padded batch's posts (B, T) when they stand one behind the other, in M rows.
+    """The places of a padded batch's posts (B, T) when they stand one behind the other, in M rows, a multiple of `ROWS`.
 
-    groups: of like length. packing: None where the batch stays as it is.
+    groups: of like length. packing: which place each row holds (M,), the rows that hold no token, which row holds each place
+    (B·T,), any at padding, and where that is; None where the batch stays as it is.
     """
 
     shape: tuple[int, int]
     groups: list[Group]
-    packing: Packing | None = None
+    packing: tuple[Tensor, ...] | None = None
 
     @staticmethod
     def of(hidden: Tensor, mask: Tensor | None) -> "Posts":
@@ -114,19 +101,21 @@ class Posts:
         rest = -len(rows) % ROWS
         nothing = np.append(np.flatnonzero(~tokens[rows]), np.arange(len(rows), len(rows) + rest))
         found = np.append(rows, np.zeros(rest, dtype=np.int64)), nothing, sources, np.flatnonzero(~tokens)
-        return Posts((posts, length), groups, Packing(*map(torch.from_numpy, found)))
+        return Posts((posts, length), groups, tuple(map(torch.from_numpy, found)))
 
     def pack(self, hidden: Tensor) -> Tensor:
         """Packs (B, T, D) to (M, D), zero where no token is."""
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if self.packing is None:
             return hidden
-        return hidden.index_select(0, self.packing.places).index_fill_(0, self.packing.nothing, 0.0)
+        places, nothing, *_ = self.packing
+        return hidden.index_select(0, places).index_fill_(0, nothing, 0.0)
 
     def unpack(self, x: Tensor) -> Tensor:
         """Unpacks (M, D) to (B, T, D), zero at padding."""
         if self.packing is not None:
-            x = x.index_select(0, self.packing.sources).index_fill_(0, self.packing.padding, 0.0)
+            *_, sources, padding = self.packing
+            x = x.index_select(0, sources).index_fill_(0, padding, 0.0)
         return x.view(*self.shape, -1)
 
 
@@ -161,7 +150,11 @@ class BertStack:
     before: Any = None
 
     def __init__(self, encoder: Any) -> None:
-        self.own, self.layers = encoder.forward, [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer]
+        self.owner, self.own, self.layers = (
+            encoder,
+            encoder.forward,
+            [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer],
+        )
         self.dropouts = [m for m in encoder.modules() if isinstance(m, nn.Dropout)]
 
     def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
@@ -180,7 +173,7 @@ class BertStack:
 
 
 def _hooks(layer: nn.Module) -> int:
-    return len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some for what is not done here
+    return len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some of its own
 
 
 def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast.door import Adapted, accelerate, merged, restore
+from hatemtl.encoders.fast.door import accelerate, merged, restore
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
@@ -20,16 +20,16 @@ _verified: dict[tuple[Any, ...], str] = {}  # what was found in this process, by
 def verify(model: nn.Module) -> str | None:
     """Compares hidden states and gradients with the library's, once a process for each kind of model and number format.
 
-    Where they differ, the library computes from now on; gives what a user should know of that. To be called on a model as
-    its method left it, whose weights stay the same to the last bit. No random number is drawn.
+    Where they differ, the library computes from now on; gives what a user should know of that. The model's weights stay the
+    same to the last bit, and no random number is drawn.
     """
-    steps = [(module, module.__dict__.get("forward")) for module in model.modules()]
-    loras = [Adapted(owner, ours.layer, ours.A, ours.B, ours.scale) for owner, ours in steps if isinstance(ours, LoRALinear)]
+    forwards = [module.forward for module in model.modules()]
+    loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
     if not loras:
         return None
     config: Any = model.config
     weight = loras[0].layer.weight
-    key = config.to_json_string(), type(loras[0].owner), len(loras), len(steps), weight.dtype, weight.device
+    key = config.to_json_string(), type(loras[0].owner), len(loras), len(forwards), weight.dtype, weight.device
     if key not in _verified:
         _verified[key] = _difference(model, loras)
     if _verified[key]:
@@ -37,11 +37,8 @@ def verify(model: nn.Module) -> str | None:
     return _verified[key] or None
 
 
-def _difference(model: nn.Module, loras: Sequence[Adapted]) -> str:
-    """Says how our layers differ from the library's, "" where they do not.
-
-    As every B may be zero, all factors hold made-up numbers meanwhile. Of what our layers prepared nothing is kept.
-    """
+def _difference(model: nn.Module, loras: Sequence[LoRALinear]) -> str:
+    """Says how our layers differ from the library's, "" where they do not."""
     factors = [factor for lora in loras for factor in (lora.A, lora.B)]
     before, modes = [factor.detach().clone() for factor in factors], [(m, m.training) for m in model.modules()]
     dtype, instead = loras[0].layer.weight.dtype, "so the library's compute, more slowly, as by trainer.fast=false"
@@ -49,16 +46,16 @@ def _difference(model: nn.Module, loras: Sequence[Adapted]) -> str:
     scales = [scale for lora in loras for scale in (lora.A.shape[1] ** -0.5, 0.1 / (lora.scale or 1))]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # to wait for others takes longer than these small products, many times so on a busy machine
-    try:
+    try:  # every B may be zero, so all factors hold made-up numbers meanwhile
         for factor, numbers, scale in zip(factors, _made_up(sum(sizes)).split(sizes), scales, strict=True):
             factor.data.copy_(scale * numbers.view(factor.shape))
         try:
-            apart, together, gradients = _said(model.eval(), factors, dtype)
+            ours = _said(model.eval(), factors, dtype)
         except (RuntimeError, AttributeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             return f"hatemtl's own layers fail on this encoder ({type(error).__name__}: {reason}), {instead}"
         restore(model)
-        hidden, _, exact = _said(model, factors, dtype)
+        theirs = _said(model, factors, dtype)
     finally:
         torch.set_num_threads(threads)
         accelerate(model, loras)
@@ -66,8 +63,7 @@ def _difference(model: nn.Module, loras: Sequence[Adapted]) -> str:
             module.training = mode
         for factor, numbers in zip(factors, before, strict=True):
             factor.data.copy_(numbers)
-    pairs = ((apart, hidden), (together, hidden), (gradients, exact))
-    off = [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs]
+    off = [float((mine - exact).norm() / exact.norm()) for mine, exact in zip(ours, theirs, strict=True)]
     if all(share <= TOLERANCES.get(dtype, 1e-4) for share in off):
         return ""
     return f"hatemtl's own layers differ from the library's on this encoder (by {max(off):.1g} of what it says), {instead}"

@@ -7,7 +7,7 @@ it is on a CPU) and the body's dropout is off; see docs/fast.org. The libraries 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 
@@ -16,34 +16,14 @@ from hatemtl.encoders.fast.bert_stack import BertStack, stacks
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ.
-
-    owner: the module whose `forward` computes that. layer: holds W (out, in) and b. A: (r, in). B: (out, r).
-    """
-
-    owner: nn.Module
-    layer: nn.Linear
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-
-
-def accelerate(model: nn.Module, loras: Sequence[Adapted]) -> None:
+def accelerate(model: nn.Module, loras: Sequence[LoRALinear]) -> None:
     """Lets these LoRAs be computed here, and whole layers where nothing else is trained, in place of any before."""
     restore(model)
-    for lora in loras:
-        _replace(lora.owner, LoRALinear(lora.layer, lora.A, lora.B, lora.scale))
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    if loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)}:
-        for module in stacks(model):
-            _replace(module, BertStack(module))
-
-
-def _replace(module: nn.Module, ours: LoRALinear | BertStack) -> None:
-    ours.before = module.__dict__.get("forward")
-    module.forward = ours
+    alone = loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)}
+    steps: Iterator[LoRALinear | BertStack] = chain(loras, map(BertStack, stacks(model) if alone else []))
+    for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
+        ours.before, ours.owner.forward = ours.owner.__dict__.get("forward"), ours
 
 
 def restore(model: nn.Module) -> None:

@@ -5,8 +5,9 @@ step. Here the frozen weight already has the type of the computation, and the up
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,33 @@ from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast.frozen_linear import FrozenLinear
 from hatemtl.errors import UserError
+
+ROWS = 512  # for which oneDNN orders a weight: of 32 and more all get one order, a tenth faster than that for a single one
+
+
+class FrozenLinear:
+    """y = x·Wᵀ + b, (M, in) to (M, out), followed by GELU if asked for.
+
+    On a CPU it keeps a copy of a bf16 weight in oneDNN's order, which W's changes do not reach.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
+        self.weight, self.bias, self.gelu = weight, bias, gelu
+        here = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.ordered: Tensor | None = None
+        if here and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(FrozenLinear, gelu=self.gelu), (self.weight, self.bias)  # what oneDNN has ordered cannot be copied
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.ordered is not None:
+            after: tuple[Any, ...] = ("gelu", [], "none") if self.gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, *after)
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if self.gelu else y
 
 
 class Joint:
@@ -23,21 +49,22 @@ class Joint:
 
     That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the layers' one upon the other.
     B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers have one of the same shape.
-    layers: each with its LoRA, if it has one. Their weights become views of a joint one.
+    pairs: each layer with its LoRA, if it has one. Their weights become views of a joint one.
     """
 
-    def __init__(self, layers: Sequence[tuple[nn.Linear, "LoRALinear | None"]]) -> None:
-        self.layers = [layer for layer, _ in layers]
-        self.joined: list[tuple[int, int]] = []  # which weights, as `_found` tells, the rest was made of
-        self.weight: Tensor
-        self.bias: Tensor | None
-        self.product: FrozenLinear
-        self.transposed: FrozenLinear | None = None
-        self.A: Tensor | None = None
-        self.B: Tensor | None = None
+    weight: Tensor
+    bias: Tensor | None
+    product: FrozenLinear
+    transposed: FrozenLinear | None
+    A: Tensor | None = None
+    B: Tensor | None = None
+
+    def __init__(self, pairs: Sequence[tuple[nn.Linear, "LoRALinear | None"]]) -> None:
+        self.pairs, self.layers = pairs, [layer for layer, _ in pairs]
+        self.joined: list[tuple[int, int]] = []  # the weights that the rest was made of, as `_found` tells
         self.loras: list[tuple[int, int, LoRALinear]] = []  # with the part of y that each adds to
         end = 0
-        for layer, lora in layers:
+        for layer, lora in pairs:
             begin, end = end, end + layer.out_features
             if lora is not None:
                 self.loras.append((begin, end, lora))
@@ -51,11 +78,11 @@ class Joint:
         """Makes one weight and one bias of the layers', unless they are."""
         if self.joined == self._found():  # else first called, moved or changed since
             return
-        weights = [layer.weight for layer in self.layers]
+        first = self.layers[0]
         with torch.inference_mode(False):  # they serve training too, whoever comes first
-            self.weight, self.bias = weights[0].data, None if self.layers[0].bias is None else self.layers[0].bias.data
+            self.weight, self.bias = first.weight.data, None if first.bias is None else first.bias.data
             if len(self.layers) > 1:
-                self.weight = torch.cat([weight.data for weight in weights])
+                self.weight = torch.cat([layer.weight.data for layer in self.layers])
                 self.bias = torch.cat([layer.bias.data for layer in self.layers])
                 sizes = [layer.out_features for layer in self.layers]
                 for layer, weight, bias in zip(self.layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
@@ -63,49 +90,55 @@ class Joint:
             self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
         self.joined = self._found()
 
+    def _found(self) -> list[tuple[int, int]]:
+        """Tells where the layers' weights are and how often they were changed there."""
+        return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
+
     def shapes(self) -> list[tuple[int, ...]]:
-        """Gives the shapes of A and B."""
+        """Gives those of A and B."""
         out, rank = self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
         alike = len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
         return [(rank, self.weight.shape[1]), (len(self.layers), *self.loras[0][2].B.shape) if alike else (out, rank)]
 
-    def _found(self) -> list[tuple[int, int]]:
-        """Gives where the layers' weights are and how often they were changed there."""
-        return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
+    def merged(self, *, gelu: bool) -> FrozenLinear:
+        """Gives the layers with their LoRAs in them, which were merged before."""
+        self.join()
+        if not self.loras:
+            return FrozenLinear(self.weight, self.bias, gelu=gelu)
+        weights: Any = [layer.weight if lora is None else lora.merged for layer, lora in self.pairs]
+        return FrozenLinear(torch.cat(weights), self.bias, gelu=gelu)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Computes y, and what its gradient needs besides x: nothing without a LoRA, else x·Aᵀ, A and B. See `prepare`."""
         y = self.product(x)
         if self.A is None or self.B is None:
             return y, []
-        low = x @ self.A.mT
-        _add_product(_outputs(y, self.B), _outputs(low, self.B), self.B.mT)
+        low, into = x @ self.A.mT, _outputs(y, self.B)
+        add = into.addmm_ if self.B.ndim == 2 else into.baddbmm_
+        add(_outputs(low, self.B), self.B.mT)
         return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
         """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
-        gradient = self._gradient(dy) if dx else None
+        gradient = None
+        if dx:  # dy·W
+            self.transposed = self.transposed or FrozenLinear(self.weight.mT, None)
+            gradient = self.transposed(dy)
         if not kept:
             return gradient, []
         low, A, B = kept
         mine = _outputs(dy, B)
         dlow = mine @ B
-        if _alike(B):
+        if B.ndim == 3:
             dlow = dlow.transpose(0, 1).reshape(low.shape)
         if gradient is not None:
             gradient.addmm_(dlow, A)
         # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
         return gradient, [dlow.mT @ x, _outputs(low, B).mT @ mine]
 
-    def _gradient(self, dy: Tensor) -> Tensor:
-        """dy·W."""
-        if self.transposed is None:
-            self.transposed = FrozenLinear(self.weight.mT, None)
-        return self.transposed(dy)
-
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
         """Gives the part of A and B, or of what is shaped as they, where each of `factors` stands."""
-        if _alike(B):
+        if B.ndim == 3:
             return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
         row, found = 0, []
         for begin, end, lora in self.loras:
@@ -120,16 +153,14 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
 
     All factors stand in one tensor and are cast in one go: one by one their calls take three times as long.
     """
-    trained, shapes, factors = [joint for joint in joints if joint.loras], [], []
     for joint in joints:
         joint.join()
-    for joint in trained:
-        shapes += joint.shapes()
-        for *_, lora in joint.loras:
-            factors += [lora.A, lora.B if lora.scale == 1 else lora.scale * lora.B]
-    if not trained:
+    if not (trained := [joint for joint in joints if joint.loras]):
         return
+    loras = [lora for joint in trained for *_, lora in joint.loras]
+    factors = [factor for x in loras for factor in (x.A, x.B if x.scale == 1 else x.scale * x.B)]
     # a tensor for each would take as long to make as to fill
+    shapes = [shape for joint in trained for shape in joint.shapes()]
     sizes = [math.prod(shape) for shape in shapes]
     room = trained[0].weight.new_zeros(sum(sizes), dtype=dtype)
     found = [part.view(shape) for part, shape in zip(room.split(sizes), shapes, strict=True)]
@@ -141,35 +172,26 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
 
 def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Tensor]:
     """Gives those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
-    parts, scales = [], []
-    for joint, of in zip(joints, found, strict=True):
-        if of:
-            parts += joint.parts(of[0], of[1].mT)
-            scales += [lora.scale for *_, lora in joint.loras]
+    pairs = [(joint, of) for joint, of in zip(joints, found, strict=True) if of]
+    parts = [part for joint, (of_A, of_B) in pairs for part in joint.parts(of_A, of_B.mT)]
+    loras = [lora for joint, _ in pairs for *_, lora in joint.loras]
     if not parts:
         return []
-    like = next(joint.loras[0][2].A for joint in joints if joint.loras)
-    into = [*_unflatten_dense_tensors(like.new_empty(sum(part.numel() for part in parts)), parts)]
+    into = [*_unflatten_dense_tensors(loras[0].A.new_empty(sum(part.numel() for part in parts)), parts)]
     torch._foreach_copy_(into, parts)
-    for of_B, scale in zip(into[1::2], scales, strict=True):
-        if scale != 1:
-            of_B.mul_(scale)
+    for of_B, lora in zip(into[1::2], loras, strict=True):
+        if lora.scale != 1:
+            of_B.mul_(lora.scale)
     return into
 
 
-def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a `backward` that refuses to be differentiated itself: UserError where that is asked for.
+def check_once() -> None:
+    """Refuses, in a `backward`, to be differentiated itself: UserError where that is asked for.
 
-    torch's own of this name tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part without a word.
+    torch's own `once_differentiable` tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part.
     """
-
-    @wraps(backward)
-    def refusing(ctx: Any, *grads: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
-        return backward(ctx, *grads)
-
-    return refusing
+    if torch.is_grad_enabled():
+        raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
 
 
 class _Linear(torch.autograd.Function):
@@ -184,41 +206,38 @@ class _Linear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         x, *kept = ctx.saved_tensors
         dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
         return dx, None, *gradients([ctx.joint], [found])
 
 
-def _alike(B: Tensor) -> bool:
-    """Tells whether B has a block for each layer, as it has where the LoRAs of all are of one shape."""
-    return B.ndim == 3
-
-
 def _outputs(y: Tensor, B: Tensor) -> Tensor:
-    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers."""
-    return y.view(y.shape[0], B.shape[0], -1).transpose(0, 1) if _alike(B) else y
+    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, whose LoRAs are of one shape."""
+    return y if B.ndim == 2 else y.view(y.shape[0], B.shape[0], -1).transpose(0, 1)
 
 
-def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
-    y.addmm_(a, b) if y.ndim == 2 else y.baddbmm_(a, b)
-
-
+@dataclass(eq=False)
 class LoRALinear:
-    """Takes the place of `forward` in a library's LoRA layer; the library keeps the parameters, and saves them.
+    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ.
 
-    layer: holds the frozen weight (out, in) and bias. A: (r, in), B: (out, r), trained in float32.
+    owner: the library's module whose `forward` it takes the place of; the library keeps the parameters, and saves them.
+    layer: holds W (out, in) and b. A: (r, in), B: (out, r), trained in float32.
     merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
-    before: an own `forward` that the library's layer had, if any.
+    before: an own `forward` that the owner had, if any.
     """
 
-    before: Any = None
+    owner: nn.Module
+    layer: nn.Linear
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+    merged: Tensor | None = field(default=None, init=False)
+    before: Any = field(default=None, init=False)
 
-    def __init__(self, layer: nn.Linear, A: nn.Parameter, B: nn.Parameter, scale: float) -> None:
-        self.layer, self.A, self.B, self.scale = layer, A, B, scale
-        self.merged: Tensor | None = None
-        self.joint = Joint([(layer, self)])
+    def __post_init__(self) -> None:
+        self.joint = Joint([(self.layer, self)])
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hatemtl.encoders.fast import Adapted, accelerate, restore
+from hatemtl.encoders.fast import LoRALinear, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
@@ -190,7 +190,7 @@ def train(model: Any, name: str) -> Any:
     """Freezes the body and activates adapter `name`; what of it is a plain LoRA is computed fast."""
     activate(model, Stack(name), {name})
     plain = [(layer, lora) for _, layer, lora in loras(model, name) if _plain(layer, lora)]
-    accelerate(model, [Adapted(layer, layer, lora.lora_A, lora.lora_B, lora.scaling) for layer, lora in plain])
+    accelerate(model, [LoRALinear(layer, layer, lora.lora_A, lora.lora_B, lora.scaling) for layer, lora in plain])
     return model
 
 

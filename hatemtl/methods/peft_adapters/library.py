@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear as LinearWithLoRA
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from hatemtl.encoders.fast import Adapted, accelerate, restore
+from hatemtl.encoders.fast import LoRALinear, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
@@ -81,7 +81,7 @@ def train(model: peft.PeftModel) -> peft.PeftModel:
     """Gives the model, every plain LoRA of which is computed fast."""
     plain: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and _plain(module)]
     factors = [(layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight) for layer in plain]
-    accelerate(model, [Adapted(layer, layer.base_layer, A, B, layer.scaling[NAME]) for layer, A, B in factors])
+    accelerate(model, [LoRALinear(layer, layer.base_layer, A, B, layer.scaling[NAME]) for layer, A, B in factors])
     return model
 
 

@@ -11,7 +11,7 @@ from methods.test_base import trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast import Adapted, accelerate, is_fast, merged, restore
+from hatemtl.encoders.fast import LoRALinear, accelerate, is_fast, merged, restore
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub.library_fixes import DoRALinear
 
@@ -21,10 +21,9 @@ def replaced(model: nn.Module) -> dict[str, str]:
     return {path: type(m.__dict__["forward"]).__name__ for path, m in model.named_modules() if "forward" in m.__dict__}
 
 
-def given(model: nn.Module) -> list[Adapted]:
+def given(model: nn.Module) -> list[LoRALinear]:
     """What the method gave to `accelerate`."""
-    steps = {path: model.get_submodule(path) for path in loras(model)}
-    return [Adapted(m, m.forward.layer, m.forward.A, m.forward.B, m.forward.scale) for m in steps.values()]  # type: ignore[union-attr]
+    return [*loras(model).values()]
 
 
 @every_kind
@@ -75,7 +74,7 @@ def test_what_others_put_in_stays_and_what_they_had_put_in_before_comes_back() -
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     doubled, factors = body(x), [nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(1))]
     body.other = factors[2]  # something else is trained
-    accelerate(body, [Adapted(first, first, factors[0], factors[1], 1.0)])
+    accelerate(body, [LoRALinear(first, first, factors[0], factors[1], 1.0)])
     assert replaced(body) == {"0": "LoRALinear", "1": "Doubled"}
     copy = deepcopy(body)
     restore(body)

@@ -1,5 +1,6 @@
 """LoRALinear computes what the libraries compute, in values and in gradients, and leaves no trace in what they save."""
 
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast import merged, restore
-from hatemtl.encoders.fast.lora_linear import Joint, LoRALinear, _Linear
+from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear, _Linear
 from hatemtl.errors import UserError
+from hatemtl.machine.flops import matmul_flops
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.peft_adapters import library as peft_library
@@ -113,7 +115,7 @@ def one_layer(
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=k**-0.5, generator=draw)
     A, B = (nn.Parameter(torch.randn(shape, generator=draw) * 0.3) for shape in ((r, k), (m, r)))
-    return torch.randn(n, k, generator=draw), LoRALinear(layer, A, B, scale)
+    return torch.randn(n, k, generator=draw), LoRALinear(layer, layer, A, B, scale)
 
 
 def formula(x: Tensor, step: LoRALinear) -> Tensor:
@@ -571,3 +573,33 @@ def test_merging_moves_the_probabilities_of_a_trained_run_no_more_than_bf16_does
     assert not np.array_equal(together, apart)
     assert np.sqrt(np.mean((together - exact) ** 2)) < 1.5 * np.sqrt(np.mean((apart - exact) ** 2)) < 5e-3
     assert np.abs(together - apart).max() < 2e-2
+
+
+# A frozen layer in any order of its weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7), (48, 32)], ids=str)
+@pytest.mark.parametrize("rows", [1, 16, 700])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_it_is_a_linear_layer(dtype: torch.dtype, shape: tuple[int, int], rows: int, gelu: bool, transposed: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=draw).to(dtype)
+    weight = weight.mT if transposed else weight
+    bias = None if transposed else torch.randn(len(weight), generator=draw).to(dtype)
+    x = torch.randn(rows, weight.shape[1], generator=draw).to(dtype)
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    expected = F.gelu(expected) if gelu else expected
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-2
+    layer = FrozenLinear(weight, bias, gelu=gelu)
+    for each in (layer, deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        y = each(x)
+        assert y.dtype is dtype
+        torch.testing.assert_close(y.double(), expected, atol=tolerance * expected.abs().max().item(), rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_its_arithmetic_is_counted(dtype: torch.dtype) -> None:
+    layer = FrozenLinear(torch.randn(8, 6).to(dtype), torch.zeros(8, dtype=dtype))
+    assert matmul_flops(lambda: layer(torch.ones(10, 6, dtype=dtype))) == 2 * 10 * 6 * 8
