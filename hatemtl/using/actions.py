@@ -1,8 +1,7 @@
 """Uses a saved run: tests it, scores the user's posts with it, or exports it."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, merged_folder, onnx_graph
+from hatemtl.using.elsewhere import kept_elsewhere
 from hatemtl.using.judging import check_evaluations, judged
 from hatemtl.using.predictor import Predictor, predictable
 
@@ -56,23 +56,18 @@ def test(request: Request) -> Result:
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
-    rows = evaluate(request, network, data, folder, writing=partial(_writing, saved, before, folder))
+    rows, leave = measured(request, network, data, folder)
     report.results(console, rows, f"{folder}: test split")
+    with kept_elsewhere(folder, leave), held(folder, TESTED):
+        if _trained(saved) != before:
+            raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
+        leave(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
 
 
 def _tell(console: Console, network: Network) -> None:
     report.notes(console, network.notes)
     report.network(console, network.parts())
-
-
-@contextmanager
-def _writing(saved: SavedRun, before: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Keeps others from where a test's results are written. Raises UserError where the run is no more that of `before`."""
-    with held(folder, TESTED):
-        if _trained(saved) != before:
-            raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
-        yield
 
 
 def _trained(saved: SavedRun) -> dict[str, Any]:
@@ -104,7 +99,9 @@ def predict(
     with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
         bar = progress.add_task("scoring", total=len(texts))
         said = predictor(texts, partial(progress.advance, bar))
-    scored_file.write_scored(rows, outcome.score_columns(spaces, said), target, **cells)
+    write = partial(scored_file.write_scored, rows, outcome.score_columns(spaces, said), **cells)
+    with kept_elsewhere(target, write, saved.folder, given="predict.output="):
+        write(target)
     console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
     return target
 
@@ -129,35 +126,36 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     return folder
 
 
-def evaluate(
-    request: Request,
-    network: Network,
-    data: DataModule,
-    folder: Path,
-    *,
-    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> list[Row]:
-    """Tests on the test split, by the heads' metrics and the request's evaluations; other tasks' rows and predictions stay.
+def evaluate(request: Request, network: Network, data: DataModule, folder: Path) -> list[Row]:
+    """Tests on the test split, and leaves rows and predictions in the folder; those of other tasks there stay."""
+    rows, leave = measured(request, network, data, folder)
+    leave(folder)
+    return rows
 
-    writing: held while the folder is read and written.
-    """
+
+def measured(request: Request, network: Network, data: DataModule, root: Path) -> tuple[list[Row], Callable[[Path], None]]:
+    """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder."""
     import pandas as pd
 
     from hatemtl.using import predictions as outcome
 
     with watched(network.module) as answers:
-        request.evaluator(folder, bar=Console().is_terminal).test(network.module, data, verbose=False)
-    tasks, path = list(network.module.heads), folder / "predictions.parquet"
-    frame = outcome.predictions(network.module, data.pool)
+        request.evaluator(root, bar=Console().is_terminal).test(network.module, data, verbose=False)
+    new = outcome.predictions(network.module, data.pool)
     rows = [*network.module.rows, *judged(request.evaluations, network.module, data)]
-    with writing():
-        answers.write(folder / "fusion.csv")
+
+    def leave(folder: Path) -> None:
+        path = folder / "predictions.parquet"
+        frames = [new]
         if path.exists():
             before = pd.read_parquet(path)
-            frame = pd.concat([before[~before["task"].isin(tasks)], frame], ignore_index=True)
+            frames.insert(0, before[~before["task"].isin(list(network.module.heads))])
+        frame = pd.concat(frames, ignore_index=True)
+        answers.write(folder / "fusion.csv")
         artifacts.write_results(folder, rows)
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         artifacts.write_record(folder, {**record, "tested_data": tested})
-    return rows
+
+    return rows, leave

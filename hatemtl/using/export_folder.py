@@ -9,6 +9,7 @@ from typing import Any
 
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import share
+from hatemtl.using.elsewhere import kept_elsewhere
 
 MARKER = "hatemtl_export.json"
 
@@ -33,6 +34,8 @@ def check(folder: Path, kept: Mapping[str, Path], *, overwrite: bool) -> None:
     stands = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not stands.is_dir():
         raise UserError(f"{given}: {stands} is no folder; give another")
+    if not os.access(stands, os.W_OK | os.X_OK):
+        raise UserError(f"{given}: {stands} cannot be written; give another")
     if stands == folder and any(folder.iterdir()):
         _check_left(folder, given)
         if not overwrite:
@@ -50,25 +53,28 @@ def write(
     """Lets `content` fill a hidden neighbour of `folder`, then renames it: the folder is whole or as it was.
 
     marker: what MARKER says beside the names of the files. Raises UserError as `check` does, whenever what stands there
-    came.
+    came, and where the system refuses it, which then is kept elsewhere.
     """
-    check(folder, kept, overwrite=overwrite)
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        hidden.mkdir(parents=True)
-        content(hidden)
-        share(hidden)
-        said = {**marker, "files": sorted(_files(hidden))}
-        (hidden / MARKER).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def whole(folder: Path) -> None:
         check(folder, kept, overwrite=overwrite)
-        if folder.exists() and any(folder.iterdir()):
-            _replace(folder, hidden)
-        else:
-            os.replace(hidden, folder)  # fails where a folder that holds anything, a file or a link came meanwhile
-    except OSError as error:
-        raise UserError(f"export.path={folder} cannot be written ({error}); give another") from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            hidden.mkdir(parents=True)
+            content(hidden)
+            share(hidden)
+            said = {**marker, "files": sorted(_files(hidden))}
+            (hidden / MARKER).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            check(folder, kept, overwrite=overwrite)
+            if folder.exists() and any(folder.iterdir()):
+                _replace(folder, hidden)
+            else:
+                os.replace(hidden, folder)  # fails where a folder that holds anything, a file or a link came meanwhile
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    with kept_elsewhere(folder, whole, given="export.path="):
+        whole(folder)
 
 
 def _replace(folder: Path, new: Path) -> None:
