@@ -53,16 +53,17 @@ class Predictor:
         check_tokenizer(saved, vocabulary(self.tokenizer))
 
     @classmethod
-    def load(cls, folder: str | Path, *typed: str) -> "Predictor":
+    def load(cls, folder: str | Path, *typed: str, config_dir: str | Path | None = None) -> "Predictor":
         """The saved run in `folder`, with what would be typed on the command line, as `"trainer.accelerator=cpu"`.
 
+        config_dir: as --config-dir there, where options of your own lie; Python must find their classes.
         Random generators and Hydra are left as they were found. Raises UserError where the run cannot be loaded so.
         """
         from hatemtl.command.configuration import requested  # and Hydra, which a request made in Python does without
         from hatemtl.command.saved_command import using_alone
 
         quiet()
-        request = requested(using_alone(folder, typed))
+        request = requested(using_alone(folder, typed, config_dir))
         with request.naming(), kept():
             return cls(request, request.used_run("predict"))
 
