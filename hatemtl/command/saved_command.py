@@ -61,8 +61,8 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
         for group, option in own.items():
             if group not in theirs and f"{group.partition('@')[0]}/{option}" == error.missing_cfg_file:
                 raise UserError(
-                    f"{folder} has {group}={option}, and there is no such option here; where a folder of yours holds it, type "
-                    f"--config-dir FOLDER, in Python Predictor.load(..., config_dir=FOLDER)"
+                    f"{folder} has {group}={option}, and there is no such option here; where a folder of yours holds it, "
+                    f"type --config-dir FOLDER, in Python Predictor.load(..., config_dir=FOLDER)"
                 ) from None
         raise
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])

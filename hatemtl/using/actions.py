@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export, merged_folder, onnx_graph
+from hatemtl.using import export
 from hatemtl.using.elsewhere import kept_elsewhere
 from hatemtl.using.judging import check_evaluations, judged
-from hatemtl.using.predictor import Predictor, predictable
+from hatemtl.using.predictor import Predictor, check_predictable, trained
 
 
 def test(request: Request) -> Result:
@@ -91,7 +92,8 @@ def predict(
     text = text or scored_file.text_of(rows, named)
     target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
     texts, saved = rows.posts(text), request.used_run("predict")
-    spaces = predictable(saved, request.tasks)
+    spaces = trained(saved, request.tasks)
+    check_predictable(spaces)
     scored_file.check_writable(rows, [*outcome.score_columns(spaces, [])], target, **cells)
     predictor = Predictor(request, saved)
     _tell(console, predictor.network)
@@ -99,7 +101,11 @@ def predict(
     with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
         bar = progress.add_task("scoring", total=len(texts))
         said = predictor(texts, partial(progress.advance, bar))
-    write = partial(scored_file.write_scored, rows, outcome.score_columns(spaces, said), **cells)
+    columns = outcome.score_columns(spaces, said)
+
+    def write(path: Path) -> None:
+        scored_file.write_scored(rows, columns, path, **cells)
+
     with kept_elsewhere(target, write, saved.folder, given="predict.output="):
         write(target)
     console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
@@ -108,20 +114,18 @@ def predict(
 
 def export_run(request: Request, *, format: str | None, path: str | None) -> Path:
     """Writes a saved run in the format of another program; gives the folder."""
+    from hatemtl.using import merged_folder, onnx_graph  # and both libraries of adapters
+
     if request.load_path is None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
-    encoder, saved = request.encoder, SavedRun(request.load_path)
-    way: dict[str, Any] = {"seed": request.seed, "overwrite": request.overwrite}
-    form, folder = export.check(format, path, encoder, saved.folder, overwrite=request.overwrite)
+    encoder, saved, overwrite = request.encoder, SavedRun(request.load_path), request.overwrite
+    form, folder = export.check(format, path, encoder, saved.folder, overwrite=overwrite)
     if form in ("merged", "onnx"):
-        saved = request.used_run("export")
-        check_heads(saved, request.tasks)
-        spaces = {task: saved.labels[task] for task in request.tasks}
-        network = request.network(request.tasks, spaces, name=saved.folder.name)
-        heads = {task: network.module.head(task) for task in spaces}
-        how = (merged_folder if form == "merged" else onnx_graph).write(saved, encoder, heads, folder, **way)
+        exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
+        predictor = Predictor(exact, request.used_run("export"))
+        how = (merged_folder if form == "merged" else onnx_graph).write(predictor, folder, overwrite=overwrite)
     else:
-        how = export.adapter(saved, encoder, form, folder, **way)
+        how = export.adapter(saved, encoder, form, folder, seed=request.seed, overwrite=overwrite)
     Console().print(f"{saved.folder} exported as {form}: {folder}; {how}", soft_wrap=True, markup=False)
     return folder
 

@@ -4,12 +4,12 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from hatemtl.encoders.pretrained import Encoder
+from hatemtl.encoders.pretrained import Encoder, Transformer
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
@@ -28,7 +28,7 @@ def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, 
         raise UserError(f"export.format={format}: {did_you_mean(str(format), FORMATS)}")
     if not path:
         raise UserError(f"export.path={path}: expected the folder to write; type export.path=FOLDER")
-    export_folder.check(Path(path), _sources(run, encoder), overwrite=overwrite)
+    export_folder.check(Path(path), run, encoder, overwrite=overwrite)
     if format in ("merged", "onnx") and encoder.quantize is not None:
         raise UserError(
             f"export.format={format}: nothing can be merged into weights of {encoder.quantize}; type encoder.quantize=null, "
@@ -44,21 +44,26 @@ def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, 
 
 def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int, overwrite: bool = False) -> str:
     """Writes the run's adapter as PEFT or AdapterHub loads it, converted where it was saved by the other; says how."""
-    model = encoder.model(dropout=True, seed=seed)
+    model, own = encoder.model(dropout=True, seed=seed), run.record["library"]
     check_encoder(run, model, encoder)
-    own = run.record["library"]
-    if own == library:
-
-        def copy(target: Path) -> None:
-            shutil.copytree(run.folder / "adapter", target, dirs_exist_ok=True)
-
-        write(run, encoder, library, folder, copy, overwrite=overwrite)
-        return loading(library, folder)
     if own not in ("peft", "adapterhub"):
         raise UserError(
             f"export.format={library}: {run.folder} was saved by {run.record['method']} ({own}) on {encoder.source} and "
             f"holds no adapter of that kind; type export.format=merged"
         )
+    if own == library:
+        content: Callable[[Path], object] = partial(shutil.copytree, run.folder / "adapter", dirs_exist_ok=True)
+    else:
+        content = _converted(run, encoder, library, model)
+    export_folder.write(folder, run, encoder, library, content, overwrite=overwrite)
+    if library == "peft":
+        return f'PeftModel.from_pretrained(model, "{folder}") loads it'
+    # AdapterHub looks for a pickle where it is not told otherwise
+    return f'model.load_adapter("{folder}", set_active=True, use_safetensors=True) loads it'
+
+
+def _converted(run: SavedRun, encoder: Encoder, library: str, model: Transformer) -> Callable[[Path], object]:
+    """Gives what writes a LoRA of the other library for this one."""
     from hatemtl.methods import lora_formats, lora_source
 
     try:
@@ -66,7 +71,7 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
     except UserError as error:
         raise UserError(
             f"export.format={library}: both libraries hold plain LoRAs alone, not what {run.record['method']} trained on "
-            f"{encoder.source} ({error}); type export.format={own}, or export.format=merged"
+            f"{encoder.source} ({error}); type export.format={run.record['library']}, or export.format=merged"
         ) from error
     if library == "peft":
         tensors, config = lora_formats.to_peft(updates, base=encoder.source)
@@ -80,25 +85,4 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
         save_file(tensors, target / weights, metadata={"format": "pt"})
         (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    write(run, encoder, library, folder, convert, overwrite=overwrite)
-    return loading(library, folder)
-
-
-def loading(library: str, folder: Path) -> str:
-    """Tells how the adapter is loaded; AdapterHub looks for a pickle where it is not told otherwise."""
-    if library == "peft":
-        return f'PeftModel.from_pretrained(model, "{folder}") loads it'
-    return f'model.load_adapter("{folder}", set_active=True, use_safetensors=True) loads it'
-
-
-def write(
-    run: SavedRun, encoder: Encoder, form: str, folder: Path, content: Callable[[Path], object], *, overwrite: bool
-) -> None:
-    """Lets `content` fill the folder, and marks it as an export of this run in this format."""
-    marker = {"format": form, "run": str(run.folder), "digest": run.digest(), "hatemtl": version("hatemtl")}
-    export_folder.write(folder, content, marker, _sources(run.folder, encoder), overwrite=overwrite)
-
-
-def _sources(run: Path, encoder: Encoder) -> dict[str, Path]:
-    """Gives what is exported, by what it is; an encoder of the hub is no folder here."""
-    return {"the saved run": run, "the encoder": Path(encoder.source)}
+    return convert

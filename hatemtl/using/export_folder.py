@@ -3,28 +3,31 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.saved_run import share
+from hatemtl.saved_runs.saved_run import SavedRun, share
 from hatemtl.using.elsewhere import kept_elsewhere
 
 MARKER = "hatemtl_export.json"
 
 
-def check(folder: Path, kept: Mapping[str, Path], *, overwrite: bool) -> None:
-    """Raises UserError where the folder cannot be written, or what no export left would be lost.
+def check(folder: Path, run: Path, encoder: Encoder, *, overwrite: bool) -> None:
+    """Raises UserError where the folder cannot be written, or what no export left would be lost: a run, an encoder, or else.
 
-    kept: by what they are, folders that it may neither be nor hold nor lie in. An empty folder may be used.
+    An empty folder may be used.
     """
     given = f"export.path={folder}"
+    kept = [("the saved run", run), ("the encoder", Path(encoder.source))]  # one of the hub is no folder here
     if folder.name in ("", ".."):
         raise UserError(f"{given}: expected the folder to write; type export.path=FOLDER")
     runs = [("a saved run", place) for place in Path(os.path.realpath(folder)).parents if _is_run(place)]
     own = [("the working folder", Path.cwd()), ("the home folder", Path(os.path.expanduser("~")))]  # it may lie in these
-    for what, place in [*kept.items(), *runs, *own]:
+    for what, place in [*kept, *runs, *own]:
         around, within = _lies_in(place, folder), _lies_in(folder, place) and (what, place) not in own
         if around or within:
             how = "is" if around and _lies_in(folder, place) else "holds" if around else "lies in"
@@ -43,29 +46,30 @@ def check(folder: Path, kept: Mapping[str, Path], *, overwrite: bool) -> None:
 
 
 def write(
-    folder: Path,
-    content: Callable[[Path], object],
-    marker: Mapping[str, Any],
-    kept: Mapping[str, Path],
-    *,
-    overwrite: bool,
+    folder: Path, run: SavedRun, encoder: Encoder, form: str, content: Callable[[Path], object], *, overwrite: bool
 ) -> None:
     """Lets `content` fill a hidden neighbour of `folder`, then renames it: the folder is whole or as it was.
 
-    marker: what MARKER says beside the names of the files. Raises UserError as `check` does, whenever what stands there
-    came, and where the system refuses it, which then is kept elsewhere.
+    It is marked as an export of the run in this format. Raises UserError as `check` does, whenever what stands there came,
+    and where the system refuses it, which then is kept elsewhere.
     """
 
     def whole(folder: Path) -> None:
-        check(folder, kept, overwrite=overwrite)
+        check(folder, run.folder, encoder, overwrite=overwrite)
         hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             hidden.mkdir(parents=True)
             content(hidden)
             share(hidden)
-            said = {**marker, "files": sorted(_files(hidden))}
+            said: dict[str, Any] = {
+                "format": form,
+                "run": str(run.folder),
+                "digest": run.digest(),
+                "hatemtl": version("hatemtl"),
+            }
+            said["files"] = sorted(_files(hidden))
             (hidden / MARKER).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            check(folder, kept, overwrite=overwrite)
+            check(folder, run.folder, encoder, overwrite=overwrite)
             if folder.exists() and any(folder.iterdir()):
                 _replace(folder, hidden)
             else:

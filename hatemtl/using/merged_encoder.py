@@ -8,11 +8,18 @@ from torch import Tensor, nn
 from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Encoder, Transformer
 from hatemtl.errors import UserError
+from hatemtl.methods.adapterhub import into_weights
+from hatemtl.methods.adapterhub import library as ah_library
+from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.base import module_name
+from hatemtl.methods.full import Full
+from hatemtl.methods.peft_adapters import library as peft_library
+from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun
 
 TOLERANCE = 1e-3  # of the largest hidden number, by which merging in float32 may change an encoder
+LOADS: dict[str, Any] = {"full": Full, "peft": peft_hub.Load, "adapterhub": adapter_hub.Load}
 
 
 def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
@@ -22,47 +29,33 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     """
     plain, body = (encoder.model(dropout=True, seed=seed, pooler=pooler) for pooler in (True, False))
     check_encoder(run, body, encoder)
-    library, way_out = run.record["library"], f"type export.format={run.record['library']}"
-    rates: Any = {"path": str(run.folder), "learning_rate": 0.0, "body_dropout": False}
-    attached: Any
-    if library == "full":
-        from hatemtl.methods.full import Full
-
-        attached = Full(**rates).attach(body, name="run", seed=seed).model
-        before = _hidden(attached)
-    elif library == "peft":
-        from hatemtl.methods.peft_adapters import library as peft_library
-        from hatemtl.methods.peft_adapters import train_and_load as peft_hub
-
-        attached = peft_hub.Load(**rates).attach(body, name="run", seed=seed).model
-        before = _hidden(attached)
+    library, trained_by = run.record["library"], run.record["method"]
+    if library not in LOADS:
+        raise UserError(
+            f"export.format=merged: what {trained_by} ({library}) adds to {encoder.source} depends on the post or its task, "
+            f"so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
+        )
+    load = LOADS[library](path=str(run.folder), learning_rate=0.0, body_dropout=False)
+    # an adapter is told by its method where it cannot be merged
+    attached: Any = load.attach(body, name=module_name(trained_by), seed=seed).model
+    before = _hidden(attached)
+    if library == "peft":
         attached = peft_library.fold(attached)
     elif library == "adapterhub":
-        from hatemtl.methods.adapterhub import into_weights
-        from hatemtl.methods.adapterhub import library as ah_library
-        from hatemtl.methods.adapterhub import train_and_load as adapter_hub
-
-        name = module_name(run.record["method"])  # by which it is named where it cannot be merged
-        attached = adapter_hub.Load(**rates).attach(body, name=name, seed=seed).model
-        before = _hidden(attached)
-        if len(ah_library.active(attached)) != 1:
+        active = ah_library.active(attached)
+        if len(active) != 1:
             raise UserError(
                 f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
-                f"({run.record['method']}); {way_out}"
+                f"({trained_by}); type export.format={library}"
             )
-        attached = into_weights.fold(attached, ah_library.active(attached)[0])
-    else:
-        raise UserError(
-            f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post or "
-            f"its task, so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
-        )
+        attached = into_weights.fold(attached, active[0])
     state = attached.state_dict()
-    plain.load_state_dict({**plain.state_dict(), **{key: state[key] for key in plain.state_dict() if key in state}})
+    plain.load_state_dict({key: state.get(key, weight) for key, weight in plain.state_dict().items()})
     after = _hidden(plain)
     if not torch.allclose(before, after, rtol=0, atol=TOLERANCE * float(before.abs().max())):
         raise UserError(
-            f"export.format=merged: merged into {encoder.source}, the adapter of {run.folder} ({run.record['method']}) "
-            f"would compute something else (off by {float((before - after).abs().max()):.2g}); {way_out}"
+            f"export.format=merged: merged into {encoder.source}, the adapter of {run.folder} ({trained_by}) would compute "
+            f"something else (off by {float((before - after).abs().max()):.2g}); type export.format={library}"
         )
     return plain
 

@@ -16,6 +16,7 @@ import pytest
 from command.test_faults import RUN, fill, small, told
 from conftest import ROOT, Outcome
 
+from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export_folder
@@ -139,12 +140,13 @@ def test_a_test_tells_its_results_and_keeps_them(
     assert not SavedRun(disk / "run").results.keys() & pd.read_csv(kept / "results.csv")["metric"]
 
 
-def test_an_export_that_its_place_cannot_hold_is_kept(tmp_path: Path, disk: Path, temporary: Path) -> None:
+def test_an_export_that_its_place_cannot_hold_is_kept(run: Path, disk: Path, temporary: Path) -> None:
     def content(folder: Path) -> None:
         (folder / "weights").write_bytes(b"\0" * 3 * 2**20)
 
+    encoder = Encoder(source="x", revision=None, max_length=32, attention="eager", random=None)
     with pytest.raises(UserError, match=r"export.path=.*out cannot be written \(.*No space left.*is kept as .*type mv"):
-        export_folder.write(disk / "out", content, {"format": "some"}, {}, overwrite=False)
+        export_folder.write(disk / "out", SavedRun(run), encoder, "some", content, overwrite=False)
     assert not list(disk.iterdir())
     (kept,) = temporary.glob("hatemtl_*/out")
     assert {path.name for path in kept.iterdir()} == {"weights", export_folder.MARKER}
