@@ -40,10 +40,9 @@ def test(request: Request) -> Result:
     with held(folder, TESTED):  # what is refused is refused before anything is computed
         before = _trained(saved)
     tasks = request.tasks_knowing(saved)
-    for name in tasks:
-        group = f"corpus@tasks.{name}.corpus"
+    for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
         trained, given = (choices.get(group) for choices in (saved.config.get("choices", {}), request.choices))
-        if trained != given and request.save_path is None:
+        if trained != given:
             raise UserError(
                 f"{saved.folder} was trained on {trained} and would be tested on {given}; type the {group}=NAME that it "
                 f"was trained on, or save_path=FOLDER to keep the results apart"
@@ -53,7 +52,8 @@ def test(request: Request) -> Result:
     check_evaluations(request.evaluations, data)
     network = request.network(tasks, data.spaces, name=saved.folder.name)
     network.module.requires_grad_(False)
-    _tell(console, network)
+    report.notes(console, network.notes)
+    report.network(console, network.parts())
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
@@ -64,11 +64,6 @@ def test(request: Request) -> Result:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
         leave(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
-
-
-def _tell(console: Console, network: Network) -> None:
-    report.notes(console, network.notes)
-    report.network(console, network.parts())
 
 
 def _trained(saved: SavedRun) -> dict[str, Any]:
@@ -96,16 +91,13 @@ def predict(
     check_predictable(spaces)
     scored_file.check_writable(rows, [*outcome.score_columns(spaces, [])], target, **cells)
     predictor = Predictor(request, saved)
-    _tell(console, predictor.network)
+    report.notes(console, predictor.network.notes)
+    report.network(console, predictor.network.parts())
     started()
     with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
         bar = progress.add_task("scoring", total=len(texts))
         said = predictor(texts, partial(progress.advance, bar))
-    columns = outcome.score_columns(spaces, said)
-
-    def write(path: Path) -> None:
-        scored_file.write_scored(rows, columns, path, **cells)
-
+    write: Any = partial(scored_file.write_scored, rows, outcome.score_columns(spaces, said), **cells)
     with kept_elsewhere(target, write, saved.folder, given="predict.output="):
         write(target)
     console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
@@ -149,12 +141,10 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
     rows = [*network.module.rows, *judged(request.evaluations, network.module, data)]
 
     def leave(folder: Path) -> None:
-        path = folder / "predictions.parquet"
-        frames = [new]
+        path, frame = folder / "predictions.parquet", new
         if path.exists():
             before = pd.read_parquet(path)
-            frames.insert(0, before[~before["task"].isin(list(network.module.heads))])
-        frame = pd.concat(frames, ignore_index=True)
+            frame = pd.concat([before[~before["task"].isin(list(network.module.heads))], new], ignore_index=True)
         answers.write(folder / "fusion.csv")
         artifacts.write_results(folder, rows)
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))

@@ -22,15 +22,18 @@ def check(folder: Path, run: Path, encoder: Encoder, *, overwrite: bool) -> None
     An empty folder may be used.
     """
     given = f"export.path={folder}"
-    kept = [("the saved run", run), ("the encoder", Path(encoder.source))]  # one of the hub is no folder here
     if folder.name in ("", ".."):
         raise UserError(f"{given}: expected the folder to write; type export.path=FOLDER")
-    runs = [("a saved run", place) for place in Path(os.path.realpath(folder)).parents if _is_run(place)]
+    above = Path(os.path.realpath(folder)).parents
+    runs = [
+        ("a saved run", place) for place in above if all((place / file).is_file() for file in ("run.json", "config.yaml"))
+    ]
+    kept = [("the saved run", run), ("the encoder", Path(encoder.source)), *runs]  # an encoder of the hub is no folder here
     own = [("the working folder", Path.cwd()), ("the home folder", Path(os.path.expanduser("~")))]  # it may lie in these
-    for what, place in [*kept, *runs, *own]:
-        around, within = _lies_in(place, folder), _lies_in(folder, place) and (what, place) not in own
-        if around or within:
-            how = "is" if around and _lies_in(folder, place) else "holds" if around else "lies in"
+    for what, place in [*kept, *own]:
+        around, within = _lies_in(place, folder), _lies_in(folder, place)
+        if around or (within and (what, place) not in own):
+            how = "is" if around and within else "holds" if around else "lies in"
             raise UserError(f"{given} {how} {what}, {place}, which an export leaves alone; give another")
     if folder.is_symlink():
         raise UserError(f"{given} is a link to {os.readlink(folder)}; give the folder itself, or another")
@@ -56,42 +59,30 @@ def write(
 
     def whole(folder: Path) -> None:
         check(folder, run.folder, encoder, overwrite=overwrite)
-        hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
+        hidden, old = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".replaced"))
         try:
             hidden.mkdir(parents=True)
             content(hidden)
             share(hidden)
-            said: dict[str, Any] = {
-                "format": form,
-                "run": str(run.folder),
-                "digest": run.digest(),
-                "hatemtl": version("hatemtl"),
-            }
-            said["files"] = sorted(_files(hidden))
+            said: dict[str, Any] = {"format": form, "run": str(run.folder), "digest": run.digest()}
+            said |= {"hatemtl": version("hatemtl"), "files": sorted(_files(hidden))}
             (hidden / MARKER).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            check(folder, run.folder, encoder, overwrite=overwrite)
-            if folder.exists() and any(folder.iterdir()):
-                _replace(folder, hidden)
-            else:
+            if not overwrite or not folder.exists() or not any(folder.iterdir()):
                 os.replace(hidden, folder)  # fails where a folder that holds anything, a file or a link came meanwhile
+                return
+            os.replace(folder, old)
+            try:
+                _check_left(old, f"export.path={folder}")  # again: by its own name anyone could have changed it until now
+                os.replace(hidden, folder)
+            except BaseException:
+                os.replace(old, folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
     with kept_elsewhere(folder, whole, given="export.path="):
         whole(folder)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Puts `new` in the place of an export."""
-    old = folder.with_name(f"{new.name}.replaced")
-    os.replace(folder, old)
-    try:
-        _check_left(old, f"export.path={folder}")  # again: by its own name anyone could have changed it until now
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_left(folder: Path, given: str) -> None:
@@ -112,11 +103,6 @@ def _check_left(folder: Path, given: str) -> None:
 def _files(folder: Path) -> set[str]:
     """The names of all that lies in the folder and those in it, but for folders."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
-
-
-def _is_run(folder: Path) -> bool:
-    """Tells whether a run stands there, finished or not."""
-    return (folder / "run.json").is_file() and (folder / "config.yaml").is_file()
 
 
 def _lies_in(inner: Path, outer: Path) -> bool:

@@ -35,8 +35,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     is said so, and load.py reads all but masked ones. Raises UserError where it would read something else than the network.
     """
     run, encoder = predictor.saved, predictor.network.encoder
-    heads = {task: predictor.head(task) for task in predictor.spaces}
-    heads = {task: head for task, head in heads.items() if head.kind != "masked"}
+    heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.kind != "masked"}
     model = merged(run, encoder, seed=predictor.request.seed)
     cases = [*made_up.cases(predictor, model, heads)] if heads else []
     written, why = _classifier(model, heads, cases)
@@ -46,7 +45,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
         for_others.tokenizer(encoder, model).save_pretrained(target)
         shutil.copy(run.folder / "config.yaml", target / "config.yaml")
         if heads:
-            save_file(nn.ModuleDict(dict(heads)).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})  # type: ignore[arg-type]
+            save_file(nn.ModuleDict(heads).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})
             labels = {task: _said(head) for task, head in heads.items()}
             (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             shutil.copy(str(load.__file__), target / "load.py")

@@ -40,8 +40,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     Raises UserError where a task says nothing of one text, or the graph something else than the Predictor.
     """
     check_predictable(predictor.spaces)
-    run, encoder = predictor.saved, predictor.network.encoder
-    heads: dict[str, Any] = {task: predictor.head(task) for task in predictor.spaces}
+    run, encoder, heads = predictor.saved, predictor.network.encoder, predictor.heads
     model = merged(run, encoder, seed=predictor.request.seed)
     cases = [*made_up.cases(predictor, model, heads)]
     scorer, tokenizer = _Scorer(model, heads).eval(), for_others.tokenizer(encoder, model)
@@ -92,7 +91,7 @@ def _computed(path: Path, program: Any, inputs: Mapping[str, np.ndarray]) -> tup
 
     try:
         found = ReferenceEvaluator(str(path)).run(None, dict(inputs))
-    except Exception:  # it lacks some operators and fails at others, each in its own way
+    except (LookupError, RuntimeError, TypeError, ValueError):  # it lacks some operators and fails at others
         traced = program.exported_program.module()(*(torch.from_numpy(values) for values in inputs.values()))
         return list(traced), "torch (not ONNX, whose reference cannot)"
     return [torch.from_numpy(scores) for scores in found], "ONNX's reference"

@@ -24,7 +24,7 @@ from hatemtl.tasks import Task
 
 @dataclass(frozen=True)
 class Scored:
-    """Holds what one task says of one text.
+    """What one task says of one text.
 
     labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text.
     scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words.
@@ -49,6 +49,7 @@ class Predictor:
         self.request, self.saved, self.spaces = request, saved, trained(saved, request.tasks)
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
         self.network.module.requires_grad_(False).to(request.trainer.device)
+        self.heads = {task: self.network.module.head(task) for task in self.spaces}
         self.tokenizer = self.network.encoder.tokenizer()
         check_tokenizer(saved, vocabulary(self.tokenizer))
 
@@ -77,13 +78,9 @@ class Predictor:
         pool = self.pool(texts)
         scores = self.scores(pool, told)
         return [
-            {task: scored(self.head(task), scores[task][row], text.split(" ")) for task in self.spaces}
+            {task: scored(self.heads[task], scores[task][row], text.split(" ")) for task in self.spaces}
             for row, text in enumerate(pool.texts)
         ]
-
-    def head(self, task: str) -> Head:
-        """The head of a task."""
-        return self.network.module.head(task)
 
     def pool(self, texts: Iterable[str], pairs: list[tuple[str, ...]] | None = None) -> Pool:
         """The texts as token ids. pairs: the second texts that each is read with."""
@@ -103,7 +100,7 @@ class Predictor:
         with settings.arithmetic(), forward.inference():
             for batch in loader(pool, batches, self.request.workers):
                 for task, logits in forward(batch.to(settings.device), tasks).items():
-                    for post, row in zip(batch.posts.tolist(), self.head(task).scores(logits).tolist(), strict=True):
+                    for post, row in zip(batch.posts.tolist(), self.heads[task].scores(logits).tolist(), strict=True):
                         found[task][post] = pool.at_words(post, row) if self.spaces[task].kind == "tokens" else row
                 if told is not None:
                     told(len(batch))

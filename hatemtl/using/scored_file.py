@@ -88,11 +88,9 @@ def write_scored(
 
 
 def _write_delimited(columns: Columns, path: Path, *, delimiter: str, encoding: str) -> None:
-    """Writes cells as a spreadsheet may open them: a text that it would compute has an apostrophe in front.
+    """Writes cells as a spreadsheet may open them: what it would compute, posts that begin with @name too, is `guarded`.
 
-    These are texts and columns' names that begin with = + - @, a tab or a carriage return and are no numbers, among them
-    posts that begin with @name; `read_table` takes the apostrophe off again. JSONL and Parquet, which no spreadsheet
-    computes, keep every text as it is.
+    `read_table` takes that off again. JSONL and Parquet, which no spreadsheet computes, keep every text as it is.
     """
     # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
     returns = any(isinstance(value, str) and "\r" in value for column in columns.values() for value in column)

@@ -81,6 +81,7 @@ def predictor(run: SavedRun, encoder: Encoder, heads: dict[str, Any]) -> Predict
     given: Any = {"weights": dict.fromkeys(heads, 1.0), "weighting": Sum, "optimization": None, "seed": 0}
     made: Any = object.__new__(Predictor)
     made.saved, made.tokenizer = run, encoder.tokenizer()
+    made.heads = heads
     made.spaces = {task: head.space for task, head in heads.items()}
     made.network = Network(MultitaskModule(attached.model, heads, **given), encoder, method, "", "run")
     trainer = TrainerSettings(accelerator="cpu", precision="32", compile=False, fast="auto", progress=False)

@@ -19,6 +19,7 @@ from hatemtl.labels import LabelSpace
 from hatemtl.using import onnx_graph
 from hatemtl.using.export_folder import MARKER
 from hatemtl.using.merged_encoder import merged
+from hatemtl.using.predictor import Predictor
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -101,3 +102,26 @@ def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"task 'label' .* type export.format=merged"):
         onnx_graph.write(predictor(run, encoder, heads), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.slow
+def test_a_graph_is_compared_with_the_predictor(cli: Any, sample: list[str], tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert cli(*sample, f"save_path={run}").code == 0
+    export = ["action=export", "export.format=onnx", f"load_path={run}", f"export.path={out}"]
+    with pytest.MonkeyPatch.context() as patch:
+        scores = Predictor.scores
+
+        def others(*given: Any, **how: Any) -> Any:
+            said = scores(*given, **how).items()
+            return {task: [[1 - score for score in row] for row in rows] for task, rows in said}
+
+        patch.setattr(Predictor, "scores", others)
+        refused = cli(*export)
+    assert refused.code == 2 and "of task 'target' the graph of" in refused.err and not out.exists()
+    assert cli(*export).code == 0
+    inputs = AutoTokenizer.from_pretrained(out)(TEXTS, padding=True, truncation=True, return_tensors="np")
+    found = computed(out, dict(inputs))["target"]
+    said = Predictor.load(run, "trainer.precision=32")(TEXTS)
+    expected = torch.tensor([[*one["target"].scores.values()] for one in said])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
