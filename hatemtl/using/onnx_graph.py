@@ -82,16 +82,15 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     return f"its scores of made-up posts, as {' and '.join(sorted(means))} computes them, are the network's"
 
 
-def _computed(path: Path, program: Any, inputs: Mapping[str, np.ndarray]) -> tuple[list[Tensor], str]:
+def _computed(path: Path, program: Any, inputs: dict[str, np.ndarray]) -> tuple[list[Any], str]:
     """Gives what the graph makes of the inputs, and who computed it: ONNX Runtime where it is installed."""
     if importlib.util.find_spec("onnxruntime") is not None:
         session = importlib.import_module("onnxruntime").InferenceSession(str(path))
-        return [torch.from_numpy(scores) for scores in session.run(None, dict(inputs))], "ONNX Runtime"
+        return session.run(None, inputs), "ONNX Runtime"
     from onnx.reference import ReferenceEvaluator
 
     try:
-        found = ReferenceEvaluator(str(path)).run(None, dict(inputs))
+        return ReferenceEvaluator(str(path)).run(None, inputs), "ONNX's reference"
     except (LookupError, RuntimeError, TypeError, ValueError):  # it lacks some operators and fails at others
         traced = program.exported_program.module()(*(torch.from_numpy(values) for values in inputs.values()))
-        return list(traced), "torch (not ONNX, whose reference cannot)"
-    return [torch.from_numpy(scores) for scores in found], "ONNX's reference"
+        return [*traced], "torch (not ONNX, whose reference cannot)"
