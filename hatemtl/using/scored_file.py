@@ -59,7 +59,7 @@ def output_for(path: Path, output: str | None, *, delimiter: str | None = None, 
 
 
 def check_writable(rows: Rows, names: Sequence[str], path: Path, **cells: Any) -> None:
-    """Raises UserError or OSError where `write_scored` would for columns of these names: before posts are scored, not after."""
+    """Raises what `write_scored` would raise for columns of these names: before the posts are scored, not after."""
     beside = next(folder for folder in path.parents if folder.exists())
     try:
         with TemporaryDirectory(prefix=f".{path.name}.", dir=beside) as folder:
