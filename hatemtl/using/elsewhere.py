@@ -14,9 +14,8 @@ from hatemtl.errors import UserError
 def kept_elsewhere(target: Path, write: Callable[[Path], object], *places: Path, given: str = "") -> Iterator[None]:
     """Where the system refuses what is written inside, lets `write` write it into a new folder of another place.
 
-    target: the file or folder that is written inside. places: tried in turn, and the system's temporary folder behind them.
-    given: what the user typed before the target. Raises UserError that tells where it lies, or what was raised inside where
-    no place takes it.
+    places: tried in turn, and the system's temporary folder behind them. given: what the user typed before the target.
+    Raises UserError that tells where it lies, or what was raised inside where no place takes it.
     """
     try:
         yield

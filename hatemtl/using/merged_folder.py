@@ -16,7 +16,7 @@ from hatemtl.encoders.pretrained import Encoder, Transformer
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export_folder, load, made_up
+from hatemtl.using import export, load, made_up
 from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor
 
@@ -52,7 +52,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
             _check(encoder, heads, cases, target)
         (target / "README.md").write_text(_readme(run, encoder, heads, why), encoding="utf-8")
 
-    export_folder.write(folder, run, encoder, "merged", content, overwrite=overwrite)
+    export.write(folder, run, encoder, "merged", content, overwrite=overwrite)
     return _how(folder, heads, why)
 
 

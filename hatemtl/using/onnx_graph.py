@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hatemtl.encoders import for_others
 from hatemtl.errors import UserError
-from hatemtl.using import export_folder, made_up
+from hatemtl.using import export, made_up
 from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor, check_predictable
 
@@ -78,7 +78,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
         tokenizer.save_pretrained(target)
         shutil.copy(run.folder / "labels.json", target / "labels.json")
 
-    export_folder.write(folder, run, encoder, "onnx", content, overwrite=overwrite)
+    export.write(folder, run, encoder, "onnx", content, overwrite=overwrite)
     return f"its scores of made-up posts, as {' and '.join(sorted(means))} computes them, are the network's"
 
 

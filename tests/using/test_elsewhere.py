@@ -19,7 +19,7 @@ from conftest import ROOT, Outcome
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export_folder
+from hatemtl.using import export
 from hatemtl.using import predictions as outcome
 from hatemtl.using.elsewhere import kept_elsewhere
 from hatemtl.using.predictor import Predictor
@@ -146,10 +146,10 @@ def test_an_export_that_its_place_cannot_hold_is_kept(run: Path, disk: Path, tem
 
     encoder = Encoder(source="x", revision=None, max_length=32, attention="eager", random=None)
     with pytest.raises(UserError, match=r"export.path=.*out cannot be written \(.*No space left.*is kept as .*type mv"):
-        export_folder.write(disk / "out", SavedRun(run), encoder, "some", content, overwrite=False)
+        export.write(disk / "out", SavedRun(run), encoder, "some", content, overwrite=False)
     assert not list(disk.iterdir())
     (kept,) = temporary.glob("hatemtl_*/out")
-    assert {path.name for path in kept.iterdir()} == {"weights", export_folder.MARKER}
+    assert {path.name for path in kept.iterdir()} == {"weights", export.MARKER}
 
 
 def test_what_no_place_takes_is_told_as_it_was(tmp_path: Path, temporary: Path) -> None:

@@ -26,7 +26,7 @@ from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using import export
-from hatemtl.using.export_folder import MARKER
+from hatemtl.using.export import MARKER
 from hatemtl.using.merged_encoder import LOADS, merged
 from hatemtl.using.predictor import Predictor
 

@@ -14,7 +14,7 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_record
 from hatemtl.using import export
-from hatemtl.using.export_folder import MARKER
+from hatemtl.using.export import MARKER
 
 
 def refuses(run: SavedRun, encoder: Encoder, path: Path | str, message: str, *, overwrite: bool = True) -> None:

@@ -23,7 +23,7 @@ from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.using import load, made_up, merged_folder
-from hatemtl.using.export_folder import MARKER
+from hatemtl.using.export import MARKER
 from hatemtl.using.merged_encoder import merged
 
 TEXTS = ["this is fine", "that is not this is not that"]

@@ -17,7 +17,7 @@ from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.using import onnx_graph
-from hatemtl.using.export_folder import MARKER
+from hatemtl.using.export import MARKER
 from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor
 
