@@ -12,7 +12,7 @@ from hatemtl.errors import UserError
 
 @contextmanager
 def kept_elsewhere(target: Path, write: Callable[[Path], object], *places: Path, given: str = "") -> Iterator[None]:
-    """Where the system refuses what is written inside, lets `write` write it into a new folder of another place.
+    """Lets `write` write into a new folder of another place what the system refuses of what is written inside.
 
     places: tried in turn, and the system's temporary folder behind them. given: what the user typed before the target.
     Raises UserError that tells where it lies, or what was raised inside where no place takes it.

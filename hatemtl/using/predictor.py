@@ -24,7 +24,7 @@ from hatemtl.tasks import Task
 
 @dataclass(frozen=True)
 class Scored:
-    """What one task says of one text.
+    """Holds what one task says of one text.
 
     labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text.
     scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words.
