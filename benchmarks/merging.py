@@ -62,8 +62,8 @@ def measure(case: Case) -> Cost | None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from hatemtl.machine.provenance import peak_memory
     from hatemtl.merging.base import merge_factors
-    from hatemtl.saved_runs.provenance import peak_memory
 
     torch.set_num_threads(case.threads)
     merge = instantiate(OmegaConf.load(MERGES / f"{case.merge}.yaml"), _convert_="all")

@@ -21,9 +21,8 @@ from hatemtl.command.configuration import build, requested
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.machine.startup import keep_memory
-from hatemtl.machine.warnings_off import quiet
-from hatemtl.training.prepare import prepare
+from hatemtl.machine.startup import keep_memory, quiet
+from hatemtl.training.train import prepare
 
 CONF = Path(__file__).parents[1] / "conf"
 SAMPLE = "sample"

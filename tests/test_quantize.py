@@ -13,15 +13,18 @@ from methods.test_base import trained as trained_of
 from hatemtl.encoders.pretrained import Encoder, fingerprint, is_quantized, keep_trainable
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
-from hatemtl.methods.peft_adapters import train_and_load as peft_hub
+from hatemtl.methods.peft_adapters import library as peft_library
 from hatemtl.saved_runs.saved_run import SavedRun
 
 installed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 every_width = pytest.mark.parametrize("bits", ["8bit", "4bit"])
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
 METHODS = {
-    "ah": (adapter_hub.LoRA(attention=["q", "k", "v"], intermediate=True, output=True, **LORA), adapter_hub.Load),
-    "peft": (peft_hub.LoRA(targets=None, **LORA), peft_hub.Load),
+    "ah": (
+        adapter_hub.AdapterHubLoRA(attention=["q", "k", "v"], intermediate=True, output=True, **LORA),
+        adapter_hub.LoadAdapterHub,
+    ),
+    "peft": (peft_library.PEFTLoRA(targets=None, **LORA), peft_library.LoadPEFT),
 }
 
 

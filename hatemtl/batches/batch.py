@@ -1,7 +1,7 @@
 """Holds one step's posts as padded token ids, with each task's targets."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 PAD_TO = 8  # the matrix units of a GPU take no smaller step
+SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "prefix")  # what has a row a sequence, not a post
 
 
 def padded(lengths: np.ndarray) -> np.ndarray:
@@ -81,14 +82,11 @@ class Batch:
             mine = slice(int(starts[begin]), int(starts[min(end, len(self))]))
         return replace(
             self,
-            input_ids=self.input_ids[mine],
-            attention_mask=self.attention_mask[mine],
+            **{name: value[mine] for name, value in vars(self).items() if name in SEQUENCES and value is not None},
             targets={task: values[rows] for task, values in self.targets.items()},
             has={task: there[rows] for task, there in self.has.items()},
             posts=self.posts[rows],
             owner=None if self.owner is None else self.owner[mine] - begin,
-            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[mine],
-            prefix=None if self.prefix is None else self.prefix[mine],
             tokens=-1,
         )
 
@@ -96,10 +94,9 @@ class Batch:
         """(B + 1,) where the sequences of each post start, and where the last ends; found without waiting for a GPU."""
         return torch.searchsorted(owner, torch.arange(len(self) + 1, device=owner.device))
 
-    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
-        """Moves the batch to another device; to a GPU without waiting for the copy, unless told otherwise."""
-        if non_blocking is None:
-            non_blocking = torch.device(device).type == "cuda"
+    def to(self, device: torch.device | str) -> "Batch":
+        """Moves the batch to another device; to a GPU without waiting for the copy."""
+        non_blocking = torch.device(device).type == "cuda"
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
@@ -112,4 +109,4 @@ class Batch:
                 return {key: changed(item) for key, item in value.items()}
             return change(value) if isinstance(value, Tensor) else value
 
-        return Batch(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})
+        return Batch(**{name: changed(value) for name, value in vars(self).items()})

@@ -1,5 +1,6 @@
 """Makes batches of posts: chooses their members and order, and the posts that each process computes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,8 +37,7 @@ class Batching(Protocol):
 class LengthBuckets:
     """Batches of so many posts, of like length, out of windows of shuffled posts: little padding.
 
-    batch_size: posts a training batch, over all devices. window: batches that are sorted by length together; 1 is plain
-    shuffling. eval_batch_size: posts a batch at most where nothing is trained; fewer where it would be padded much.
+    In evaluation a batch has fewer than eval_batch_size where it would be padded much.
     """
 
     batch_size: int
@@ -45,23 +45,20 @@ class LengthBuckets:
     eval_batch_size: int
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "batch_size", "window", "eval_batch_size")
+        _check_counts(self)
 
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
-        order = np.arange(len(lengths))
-        batches = []
-        for window in np.split(order, range(self.window * self.batch_size, len(order), self.window * self.batch_size)):
-            window = window[np.argsort(lengths[window], kind="stable")]
-            full, rest = divmod(len(window), self.batch_size)
-            cuts = np.arange(1, full + (rest > 0)) * self.batch_size
+        def cuts(some: np.ndarray) -> np.ndarray:
+            full, rest = divmod(len(some), self.batch_size)
+            ends = np.arange(1, full + (rest > 0)) * self.batch_size
             # the one smaller batch stands anywhere among them: posts in it weigh more, which the longest shall not always do
-            cuts[int(rng.integers(full + 1)) :] += rest - self.batch_size if rest else 0
-            batches += np.split(window, cuts)
-        return [batches[i] for i in rng.permutation(len(batches))]
+            ends[int(rng.integers(full + 1)) :] += rest - self.batch_size if rest else 0
+            return ends
+
+        size = self.window * self.batch_size
+        return _shuffled(lengths, range(size, len(lengths), size), cuts, rng)
 
     def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Makes batches for evaluation: all posts once, from short to long."""
         order = np.argsort(lengths, kind="stable")
         return np.split(order, _tight(lengths[order], self.eval_batch_size))
 
@@ -70,10 +67,8 @@ class LengthBuckets:
 class TokenBudget:
     """Batches of so many padded tokens, of like length, out of windows of shuffled posts: steps of even cost.
 
-    batch_tokens: padded tokens a training batch at most, over all devices. batch_size: posts a training batch at most.
-    window: batches' worth of tokens that are sorted by length together. eval_batch_tokens, eval_batch_size: the same
-    where nothing is trained. The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short;
-    the last batch of a window, smaller than the others, holds its longest posts.
+    The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short; the last batch of a
+    window, smaller than the others, holds its longest posts.
     """
 
     batch_tokens: int
@@ -83,22 +78,15 @@ class TokenBudget:
     eval_batch_size: int
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "batch_tokens", "batch_size", "window", "eval_batch_tokens", "eval_batch_size")
+        _check_counts(self)
 
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
         self._check(lengths)
-        order = np.arange(len(lengths))
         before = padded(lengths).cumsum() - padded(lengths)
         windows = np.flatnonzero(np.diff(before // (self.window * self.batch_tokens))) + 1
-        batches = []
-        for window in np.split(order, windows):
-            window = window[np.argsort(lengths[window], kind="stable")]
-            batches += np.split(window, _cuts(padded(lengths[window]), self.batch_tokens, self.batch_size))
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return _shuffled(lengths, windows, lambda some: _cuts(padded(some), self.batch_tokens, self.batch_size), rng)
 
     def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Makes batches for evaluation: all posts once, from short to long."""
         self._check(lengths)
         order = np.argsort(lengths, kind="stable")
         return np.split(order, _cuts(padded(lengths[order]), self.eval_batch_tokens, self.eval_batch_size))
@@ -111,6 +99,17 @@ class TokenBudget:
                     f"batching.{name}={getattr(self, name)}: expected room for the longest post; type "
                     f"batching.{name}={longest} or more, or a smaller encoder.max_length"
                 )
+
+
+def _shuffled(
+    lengths: np.ndarray, windows: Any, cuts: Callable[[np.ndarray], Any], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Cuts each window of posts, from short to long, into batches, and shuffles these. windows: where all but one begin."""
+    batches = []
+    for window in np.split(np.arange(len(lengths)), windows):
+        window = window[np.argsort(lengths[window], kind="stable")]
+        batches += np.split(window, cuts(lengths[window]))
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def _cuts(widths: np.ndarray, tokens: int, posts: int) -> list[int]:
@@ -138,9 +137,8 @@ def _tight(lengths: np.ndarray, posts: int) -> list[int]:
     return cuts[:-1][::-1]
 
 
-def _at_least_one(batching: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(batching, name)
+def _check_counts(batching: Batching) -> None:
+    for name, value in vars(batching).items():
         if value < 1:
             raise UserError(f"batching.{name}={value}: expected a whole number of at least 1")
 

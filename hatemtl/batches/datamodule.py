@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, place, share
 from hatemtl.batches.masking import Masking
-from hatemtl.batches.per_task import apart, in_parts
-from hatemtl.batches.sampling import EpochBatches, Epochs, Sampling, Use, rarity
-from hatemtl.batches.tokenized_posts import Pool, check_workers, loader
-from hatemtl.corpora.base import SPLITS, Corpus, Split
+from hatemtl.batches.sampling import Epochs, Sampling, Use, apart, in_parts, rarity
+from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
+from hatemtl.corpora.base import Corpus, Split
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -29,7 +28,7 @@ PROPORTIONAL = Sampling()
 class _Used(Dataset[Batch]):
     """The pool, as batches for the task that each is stepped for."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: TokenizedPosts) -> None:
         self.pool = pool
 
     def __getitem__(self, use: Use) -> Batch:
@@ -59,6 +58,7 @@ class DataModule(L.LightningDataModule):
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
         self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]
+        self.starts: dict[tuple[Corpus, str | None], int] = {}  # of the parts, in the pool
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
@@ -83,13 +83,8 @@ class DataModule(L.LightningDataModule):
                 if self.tasks[name].corpus == corpus:
                     self.columns[name] = replace(column, values=column.values[kept], has=column.has[kept])
 
-    def check(self, *, then_test: bool) -> None:
-        """Raises UserError where a split that the run needs says nothing of a task, or the training posts all the same."""
-        for split in SPLITS[: 2 + then_test]:
-            self.check_split(split)
-
     def check_split(self, split: Split) -> None:
-        """Raises UserError where this split says nothing of a task."""
+        """Raises UserError where this split says nothing of a task, or the training posts all the same."""
         for name, task in self.tasks.items():
             check_annotated(name, task, self.columns[name], self.corpora[task.corpus].splits, split)
 
@@ -98,28 +93,25 @@ class DataModule(L.LightningDataModule):
 
         Raises UserError where no batch can hold the longest post.
         """
-        if hasattr(self, "pool"):
+        if self.starts:
             return
+        parts = [self.corpora[corpus] for corpus, _ in self.parts]
+        self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[int, Epochs] = {}
-        self.pool = Pool(tokenizer, max_length, [self.corpora[corpus] for corpus, _ in self.parts], cache)
+        self.pool = TokenizedPosts(tokenizer, max_length, parts, cache)
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
             self.pool.annotate(name, self.columns[name], self.first(name))
-            if task.kind == "masked":
+            if task.column is None:  # it guesses masked tokens
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
 
     def first(self, task: str) -> int:
         """Finds where the posts of a task's corpus begin in the pool."""
-        place = self.parts.index(self._part(task))
-        return int(self._ends()[place - 1]) if place else 0
+        return self.starts[self._part(task)]
 
     def _part(self, task: str) -> tuple[Corpus, str | None]:
         """Gives the posts of the pool that the task reads: those of its corpus that others read too, or its own."""
-        return self.tasks[task].corpus, task if self.tasks[task].kind == "masked" else None
-
-    def _ends(self) -> np.ndarray:
-        """Gives the ends of the pool's parts."""
-        return np.cumsum([len(self.corpora[corpus]) for corpus, _ in self.parts])
+        return self.tasks[task].corpus, task if self.tasks[task].column is None else None
 
     def rows(self, split: Split) -> np.ndarray:
         """Finds the posts of a split in the pool."""
@@ -138,7 +130,7 @@ class DataModule(L.LightningDataModule):
         """Gives the annotations that training shows, as `Head.observe` takes them."""
         pool, rows = self.pool, self.rows("train")
         has = rows[pool.has[task][rows]]
-        if pool.spaces[task].kind != "tokens":
+        if pool.spaces[task].about != "words":
             return torch.from_numpy(pool.targets[task][has])
         values = pool.targets[task]
         return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
@@ -154,17 +146,13 @@ class DataModule(L.LightningDataModule):
         return sum(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Gives the batches of the trainer's epoch, whose number another epoch may not have.
-
-        So the trainer has to ask anew each epoch: `reload_dataloaders_every_n_epochs=1`.
-        """
-        if self.trainer is None:
-            return loader(_Used(self.pool.drawn(self.seed, 0)), EpochBatches(partial(self._uses, epochs=1)), self.workers)
-        epochs, accumulate = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
-        batches = EpochBatches(partial(self._uses, epochs=epochs, accumulate=accumulate))
-        # a resumed run takes its first batches before Lightning sets the epoch
-        batches.set_epoch(self.trainer.current_epoch)
-        return loader(_Used(self.pool.drawn(self.seed, self.trainer.current_epoch)), batches, self.workers)
+        """Gives the batches of the trainer's epoch, for which it has to ask anew: `reload_dataloaders_every_n_epochs=1`."""
+        epoch, epochs, accumulate = 0, 1, 1
+        if (trainer := self.trainer) is not None:
+            epoch, epochs, accumulate = trainer.current_epoch, trainer.max_epochs or 1, trainer.accumulate_grad_batches
+        uses = self._uses(epoch, epochs=epochs, accumulate=accumulate)
+        mine = [use._replace(rows=share(use.rows, *place())) for use in uses]
+        return loader(_Used(self.pool.drawn(self.seed, epoch)), mine, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -186,13 +174,12 @@ class DataModule(L.LightningDataModule):
         """The batches of every epoch of so many, which remember where the one before ended."""
         if epochs not in self._made:
             train = self.rows("train")
-            parts = zip(self.parts, np.split(train, np.searchsorted(train, self._ends()[:-1])), strict=True)
-            corpora = {part: rows for part, rows in parts if len(rows)}
-            weights = [self._weights(corpus, rows) for (corpus, _), rows in corpora.items()]
+            starts = np.searchsorted(train, [*self.starts.values()][1:])
+            parts = {part: rows for part, rows in zip(self.parts, np.split(train, starts), strict=True) if len(rows)}
             self._made[epochs] = Epochs(
-                list(corpora.values()),
-                weights,
-                self.pool.lengths,
+                corpora=list(parts.values()),
+                weights=[self._weights(corpus, rows) for (corpus, _), rows in parts.items()],
+                lengths=self.pool.lengths,
                 sampling=self.sampling,
                 batching=self.batching,
                 seed=self.seed,
@@ -207,9 +194,9 @@ class DataModule(L.LightningDataModule):
             return np.ones(len(rows))
         for name, task in self.tasks.items():
             space, values, has = self.pool.spaces[name], self.pool.targets[name], self.pool.has[name][rows, None]
-            if task.corpus == corpus and space.kind in ("multiclass", "ordinal"):
+            if task.corpus == corpus and space.carries == "one":
                 carried.append((values[rows, None] == np.arange(len(space))) & has)
-            elif task.corpus == corpus and space.kind == "multilabel":
+            elif task.corpus == corpus and space.carries == "any":
                 carried.append((values[rows] >= 0.5) & has)
         return rarity(carried, self.sampling.balance) if carried else np.ones(len(rows))
 

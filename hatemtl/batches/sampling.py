@@ -1,23 +1,19 @@
-"""Draws the posts of each epoch, and mixes corpora in a batch or keeps them apart.
+"""Draws the posts of each epoch, mixes corpora in a batch or keeps them apart, and shares batches out among tasks.
 
 K corpora of N_i training posts are drawn from with p_i ∝ N_i^(1/T): T = 1 as they are, T = 2 by their square roots, T = ∞
 alike. A T between is the rule of multilingual BERT and of Arivazhagan et al. 2019 (arXiv:1907.05019); one that rises over
 the epochs is the annealing of Stickland & Murray 2019 (arXiv:1902.02671). All of it is a function of seed and epoch alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
 
-from hatemtl.batches.batching import Batching, place, share
+from hatemtl.batches.batching import Batching
 from hatemtl.errors import UserError
 from hatemtl.seeds import derive
-
-Mix = Literal["mixed", "alternating"]
-Step = Literal["joint", "per_task"]
 
 
 class Use(NamedTuple):
@@ -33,24 +29,17 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Tells how often the posts of each corpus come.
-
-    temperature: T above. final_temperature: T in the last epoch, where 1/T goes on a straight line; None for the same T.
-    steps: batches an epoch; None for as many posts as there are. balance: 0 draws a corpus's posts alike, 1 by the inverse
-    share of their rarest label, a number between by a power of it. batch: whether a batch mixes corpora or is of one.
-    step: joint, one optimizer step a batch for all its tasks; per_task, one for each task's loss alone (see `apart`).
-    """
+    """Tells how often the posts of each corpus come; the YAMLs of conf/sampling tell of each key."""
 
     temperature: float = 1.0
     final_temperature: float | None = None
     steps: int | None = None
     balance: float = 0.0
-    batch: Mix = "mixed"
-    step: Step = "joint"
+    batch: Literal["mixed", "alternating"] = "mixed"
+    step: Literal["joint", "per_task"] = "joint"
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "final_temperature"):
-            value = getattr(self, name)
+        for name, value in (("temperature", self.temperature), ("final_temperature", self.final_temperature)):
             if value is not None and not value > 0:
                 raise UserError(f"sampling.{name}={value}: expected a number above 0, such as 1, 2, 5 or inf")
         if self.steps is not None and self.steps < 1:
@@ -124,6 +113,7 @@ def spread(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return drawn[np.argsort((time + np.repeat(when[first], times)) / np.repeat(times, times), kind="stable")]
 
 
+@dataclass(kw_only=True)
 class Epochs:
     """The training batches of every epoch of a run, as rows of the pool: a function of seed and epoch alone.
 
@@ -131,22 +121,18 @@ class Epochs:
     lengths: of the whole pool, in tokens. epochs: of the run.
     """
 
-    def __init__(
-        self,
-        corpora: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        lengths: np.ndarray,
-        *,
-        sampling: Sampling,
-        batching: Batching,
-        seed: int,
-        epochs: int = 1,
-    ) -> None:
-        self.corpora, self.weights, self.lengths = corpora, weights, lengths
-        self.sampling, self.batching, self.seed, self.epochs = sampling, batching, seed, epochs
-        self.sizes = np.array([len(rows) for rows in corpora])
+    corpora: Sequence[np.ndarray]
+    weights: Sequence[np.ndarray]
+    lengths: np.ndarray
+    sampling: Sampling
+    batching: Batching
+    seed: int
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        self.sizes = np.array([len(rows) for rows in self.corpora])
         # of each epoch begun: how many posts of each corpus came before it, and how many should have
-        self._came, self._due = [np.zeros(len(corpora), np.int64)], [np.zeros(len(corpora))]
+        self._came, self._due = [np.zeros_like(self.sizes)], [np.zeros(len(self.sizes))]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Gives the batches of one epoch, over all processes."""
@@ -156,9 +142,8 @@ class Epochs:
 
     def _made(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch whose predecessors are known."""
-        posts, steps = int(self.sizes.sum()), self.sampling.steps
-        if steps is None:
-            return self._of(posts, epoch)
+        if (steps := self.sampling.steps) is None:
+            return self._of(int(self.sizes.sum()), epoch)
         posts = steps * self.batching.batch_size  # more cannot be in so many batches
         while len(batches := self._of(posts, epoch)) > steps:
             posts = min(posts - 1, posts * steps // len(batches))
@@ -186,25 +171,33 @@ class Epochs:
         return batches if len(groups) == 1 else [batches[i] for i in rng.permutation(len(batches))]
 
 
-class EpochBatches(Sampler[Use]):
-    """This process's share of what the epoch that was last set trains on. uses: gives the whole of it by epoch."""
+def apart(
+    batches: Sequence[np.ndarray], has: Mapping[str, np.ndarray], accumulate: int, rng: np.random.Generator
+) -> list[tuple[np.ndarray, str]]:
+    """Gives every batch of rows once for each task that annotates posts in it, with these posts alone, in random order.
 
-    def __init__(self, uses: Callable[[int], list[Use]]) -> None:
-        self.uses, self.current = uses, 0
-        self._made: tuple[int, list[Use]] = (-1, [])
+    has[task]: (N,) whether the post carries the task's annotation. accumulate: how many make an optimizer step: so many of
+    one task follow each other. Those left over come last, where a step may hold more than one task's.
+    """
+    steps = []
+    for task, annotated in has.items():
+        mine = [(rows[annotated[rows]], task) for rows in batches if annotated[rows].any()]
+        steps += [mine[i : i + accumulate] for i in range(0, len(mine), accumulate)]
+    whole, rest = ([step for step in steps if (len(step) == accumulate) is full] for full in (True, False))
+    return [use for step in (*(whole[i] for i in rng.permutation(len(whole))), *rest) for use in step]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch; Lightning calls this before every one."""
-        self.current = epoch
 
-    def _whole(self) -> list[Use]:
-        if self._made[0] != self.current:  # an epoch's length is asked for many times
-            self._made = self.current, self.uses(self.current)
-        return self._made[1]
+def in_parts(uses: Sequence[Use], has: Mapping[str, np.ndarray], accumulate: int) -> Iterator[Use]:
+    """Gives the same batches, each with its share of every task's annotated posts among those of its optimizer step.
 
-    def __iter__(self) -> Iterator[Use]:
-        for use in self._whole():
-            yield use._replace(rows=share(use.rows, *place()))
-
-    def __len__(self) -> int:
-        return len(self._whole())
+    So the mean of a step is that of one large batch, however many posts of it lack an annotation, and the last step of an
+    epoch is whole however few batches it has. has[task]: (N,) whether the post carries the task's annotation.
+    """
+    for i in range(0, len(uses), accumulate):
+        step = uses[i : i + accumulate]
+        counts = {
+            task: [int(some[use.rows].sum()) if use.only in (None, task) else 0 for use in step]
+            for task, some in has.items()
+        }
+        for place, use in enumerate(step):
+            yield use._replace(parts={task: of[place] / max(sum(of), 1) for task, of in counts.items()})

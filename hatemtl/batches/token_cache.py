@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,8 +19,6 @@ from hatemtl.saved_runs import saved_run
 
 FORMAT = "1"  # of the file and of what its arrays mean; another number makes all files anew
 CHUNK = 2000  # texts that are tokenized at a time: Python's lists of their tokens take some thirty times the arrays' place
-
-
 Text = TypeVar("Text", str, str | None)
 Seconds = list[str | None] | None  # the text that each is read with, if any; None where none is
 
@@ -44,13 +43,13 @@ class Tokens:
         """Joins the sequences of all parts, in order."""
         if len(parts) == 1:
             return parts[0]
-        lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(part.offsets) for part in parts)])
-        seconds = [np.diff(part.offsets).astype(np.int32) if part.second is None else part.second for part in parts]
+        none, lengths = np.zeros(0, np.int32), [np.diff(part.offsets) for part in parts]
+        seconds = [of if part.second is None else part.second for part, of in zip(parts, lengths, strict=True)]
         return cls(
-            np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)]),
-            np.concatenate([[0], lengths.cumsum()]),
-            np.concatenate([np.zeros(0, np.int32), *(part.begins for part in parts)]),
-            np.concatenate(seconds) if any(part.second is not None for part in parts) else None,
+            np.concatenate([none, *(part.ids for part in parts)]),
+            np.concatenate([[0], *lengths]).cumsum(),
+            np.concatenate([none, *(part.begins for part in parts)]),
+            np.concatenate(seconds).astype(np.int32) if any(part.second is not None for part in parts) else None,
         )
 
     @property
@@ -81,7 +80,9 @@ def cached(tokenizer: Tokenizer, max_length: int, texts: list[str], cache: Path 
     tokens = _read(path, mark, len(texts))
     if tokens is None:
         tokens = tokenize(tokenizer, max_length, texts, seconds)
-        _write(path, mark, tokens)
+        arrays, notes = tokens.arrays, {"fingerprint": mark, "checksum": _checksum(tokens)}
+        with suppress(OSError, SafetensorError):  # the folder cannot be written, or the disk is full
+            saved_run.write(path, lambda temporary: save_file(arrays, temporary, metadata=notes))
     return tokens
 
 
@@ -90,16 +91,14 @@ def tokenize(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: S
 
     Raises UserError where `max_length` has no room for two texts.
     """
-    if seconds is None:
-        return Tokens.join([_chunk(tokenizer, max_length, chunk) for chunk in _chunks(texts)])
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
-    if max_length < least:
+    if seconds is not None and max_length < least:
         raise UserError(
             f"encoder.max_length={max_length}: expected room for two texts and the tokens around them; type "
             f"encoder.max_length={least} or more"
         )
-    chunks = zip(_chunks(texts), _chunks(seconds), strict=True)
-    return Tokens.join([_chunk_with_seconds(tokenizer, max_length, *chunk) for chunk in chunks])
+    chunks = zip(_chunks(texts), repeat(None) if seconds is None else _chunks(seconds), strict=False)
+    return Tokens.join([_chunk(tokenizer, max_length, *chunk) for chunk in chunks])
 
 
 def fingerprint(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None) -> str:
@@ -150,42 +149,28 @@ def _chunks(texts: list[Text]) -> Iterator[list[Text]]:
     return (texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK))
 
 
-def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str]) -> Tokens:
-    encoded = tokenizer(
-        texts,
-        truncation=True,
-        max_length=max_length,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    lengths = np.fromiter(map(len, encoded["input_ids"]), np.int64, len(texts))
-    flat, places = chain.from_iterable, int(lengths.sum())
-    ids = np.fromiter(flat(encoded["input_ids"]), np.int32, places)
-    spans = np.fromiter(flat(flat(encoded["offset_mapping"])), np.int64, 2 * places).reshape(-1, 2)
-    return Tokens(ids, np.concatenate([[0], lengths.cumsum()]), word_begins(texts, lengths, spans))
-
-
-def _chunk_with_seconds(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: list[str | None]) -> Tokens:
+def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds) -> Tokens:
+    pairs: list[Any] = texts
+    if seconds is not None:
+        pairs = [text if second is None else (text, second) for text, second in zip(texts, seconds, strict=True)]
     encoded = tokenizer.batch_encode_plus(
-        [text if second is None else (text, second) for text, second in zip(texts, seconds, strict=True)],
+        pairs,
         truncation="longest_first",
         max_length=max_length,
         return_offsets_mapping=True,
         return_attention_mask=False,
-        return_token_type_ids=True,
+        return_token_type_ids=seconds is not None,
     )
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int64, len(texts))
     flat, places = chain.from_iterable, int(lengths.sum())
-    spans = np.fromiter(flat(flat(encoded["offset_mapping"])), np.int64, 2 * places).reshape(-1, 2)
-    spans[np.fromiter((s == 1 for i in range(len(texts)) for s in encoded.sequence_ids(i)), bool, places)] = 0
-    offsets = np.concatenate([[0], lengths.cumsum()])
-    second = None
-    if "token_type_ids" in tokenizer.model_input_names:
-        types = np.fromiter(flat(encoded["token_type_ids"]), np.int64, places)
-        totals = np.concatenate([[0], types.cumsum()])
-        second = (lengths - np.diff(totals[offsets])).astype(np.int32)
     ids = np.fromiter(flat(encoded["input_ids"]), np.int32, places)
+    spans = np.fromiter(flat(flat(encoded["offset_mapping"])), np.int64, 2 * places).reshape(-1, 2)
+    offsets, second = np.concatenate([[0], lengths.cumsum()]), None
+    if seconds is not None:
+        spans[np.fromiter((s == 1 for i in range(len(texts)) for s in encoded.sequence_ids(i)), bool, places)] = 0
+        if "token_type_ids" in tokenizer.model_input_names:
+            types = np.fromiter(flat(encoded["token_type_ids"]), np.int64, places)
+            second = (lengths - np.diff(np.concatenate([[0], types.cumsum()])[offsets])).astype(np.int32)
     return Tokens(ids, offsets, word_begins(texts, lengths, spans), second)
 
 
@@ -196,21 +181,12 @@ def _checksum(tokens: Tokens) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, mark: str, tokens: Tokens) -> None:
-    arrays, notes = tokens.arrays, {"fingerprint": mark, "checksum": _checksum(tokens)}
-    try:
-        saved_run.write(path, lambda temporary: save_file(arrays, temporary, metadata=notes))
-    except (OSError, SafetensorError):  # the folder cannot be written, or the disk is full
-        return
-
-
 def _read(path: Path, mark: str, sequences: int) -> Tokens | None:
     """Reads the file's tokens, if it is whole and of this fingerprint."""
     try:
         with safe_open(path, framework="numpy") as file:
             notes = file.metadata() or {}
-            names = file.keys()
-            tokens = Tokens(**{name: file.get_tensor(name) for name in names})
+            tokens = Tokens(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, TypeError):  # not there or not to be read; broken; of other arrays
         return None
     whole = notes.get("fingerprint") == mark and notes.get("checksum") == _checksum(tokens)

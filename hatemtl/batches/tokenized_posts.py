@@ -1,7 +1,7 @@
 """Holds all posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +23,13 @@ from hatemtl.seeds import derive
 WHOLE = 10**9  # tokens: no post has as many
 
 
-class Pool(Dataset[Batch]):
+class TokenizedPosts(Dataset[Batch]):
     """The N posts of all corpora as flat token ids, and each task's targets over them. Indexed by rows, it gives a Batch.
 
     A post is one sequence of tokens, or one for each of its choices; words are those of its first.
-    prefix: (all tokens, D), what frozen layers make of them, if `prefix.Prefix` has filled it in.
-    tokens, offsets, begins, second: as in `tokencache.Tokens`. cache: the folder that keeps them, if any.
-    firsts: (N + 1,), which is each post's first sequence; None where every post is one.
+    prefix: (all tokens, D), what frozen layers make of them, if `frozen_prefix.Prefix` has filled it in.
+    tokens, offsets, begins, second: as in `token_cache.Tokens`. cache: the folder that keeps them, if any.
+    firsts: (N + 1,), which is each post's first sequence.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
     """
 
@@ -38,20 +38,18 @@ class Pool(Dataset[Batch]):
         self.texts = [text for posts in parts for text in posts.texts]
         self.splits = np.concatenate([posts.splits for posts in parts])
         self.tokenizer, self.pad, self.max_length = tokenizer, tokenizer.pad_token_id, max_length
-        made: dict[int, Tokens] = {}  # a corpus may be there twice, once to be masked
+        made: dict[int, tuple[Tokens, np.ndarray]] = {}  # a corpus may be there twice, once to be masked
         for posts in parts:
             if id(posts) not in made:
-                texts, seconds = _sequences(posts)
-                made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds)
-        tokens = Tokens.join([made[id(posts)] for posts in parts])
+                texts, seconds, of_each = _sequences(posts)
+                made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds), of_each
+        tokens = Tokens.join([made[id(posts)][0] for posts in parts])
         self.tokens, self.offsets, self.begins, self.second = tokens.ids, tokens.offsets, tokens.begins, tokens.second
-        self.firsts: np.ndarray | None = None
-        counts = np.concatenate([_counts(posts) for posts in parts])
-        if (counts > 1).any():
-            self.firsts = np.concatenate([[0], counts.cumsum()])
-            later = np.ones(len(self.offsets) - 1, bool)
-            later[self.firsts[:-1]] = False
-            self.begins = np.where(np.repeat(later, np.diff(self.offsets)), -1, self.begins)  # a word begins once
+        counts = np.concatenate([made[id(posts)][1] for posts in parts])
+        self.firsts = np.concatenate([[0], counts.cumsum()])
+        later = np.ones(len(self.offsets) - 1, bool)
+        later[self.firsts[:-1]] = False
+        self.begins = np.where(np.repeat(later, np.diff(self.offsets)), -1, self.begins)  # a word begins once
         self.prefix: torch.Tensor | None = None
         self.spaces: dict[str, LabelSpace] = {}
         self.targets: dict[str, np.ndarray] = {}
@@ -64,8 +62,7 @@ class Pool(Dataset[Batch]):
     @property
     def lengths(self) -> np.ndarray:
         """Counts the token ids of each post, (N,), of its longest sequence if it has several."""
-        lengths = np.diff(self.offsets)
-        return lengths if self.firsts is None or not len(self) else np.maximum.reduceat(lengths, self.firsts[:-1])
+        return np.maximum.reduceat(np.diff(self.offsets), self.firsts[:-1])
 
     @cached_property
     def cut(self) -> tuple[np.ndarray, np.ndarray]:
@@ -73,8 +70,7 @@ class Pool(Dataset[Batch]):
 
         Texts that fill their sequence are tokenized once more, whole: a word that makes no token was never there.
         """
-        first = slice(None) if self.firsts is None else self.firsts[:-1]
-        starts, ends = self.offsets[:-1][first], self.offsets[1:][first]
+        starts, ends = self.offsets[self.firsts[:-1]], self.offsets[self.firsts[:-1] + 1]
         full = np.flatnonzero(ends - starts == self.max_length)
         whole = tokenize(self.tokenizer, WHOLE, [self.texts[row] for row in full])
         words, counts = [np.zeros(0, np.int32)], np.zeros(len(self), np.int64)
@@ -85,17 +81,16 @@ class Pool(Dataset[Batch]):
 
     def span(self, row: int) -> tuple[int, int]:
         """Gives where a post's tokens stand, of all its sequences."""
-        first, last = (row, row + 1) if self.firsts is None else self.firsts[[row, row + 1]]
-        return int(self.offsets[first]), int(self.offsets[last])
+        begin, end = self.offsets[self.firsts[[row, row + 1]]]
+        return int(begin), int(end)
 
     def tokens_of(self, rows: np.ndarray) -> np.ndarray:
         """Tells of all tokens, (all tokens,) bool, whether each is one of these posts'."""
         mine = np.zeros(len(self), dtype=bool)
         mine[rows] = True
-        sequences = mine if self.firsts is None else np.repeat(mine, np.diff(self.firsts))
-        return np.repeat(sequences, np.diff(self.offsets))
+        return np.repeat(mine, np.diff(self.offsets[self.firsts]))
 
-    def drawn(self, seed: int, epoch: int) -> "Pool":
+    def drawn(self, seed: int, epoch: int) -> "TokenizedPosts":
         """Gives the same posts, with the masks of a training epoch."""
         if not self.masks:
             return self
@@ -109,12 +104,12 @@ class Pool(Dataset[Batch]):
     def annotate(self, task: str, column: Column, first: int) -> None:
         """Adds a task's column, whose posts stand from position `first` on; other posts do not have it."""
         rows = slice(first, first + len(column.values))
-        if column.space.kind == "choice":
+        if column.space.about == "second texts":
             self._check_choices(column, first)
         self.spaces[task] = column.space
         self.has[task] = np.zeros(len(self), dtype=bool)
         self.has[task][rows] = column.has
-        if column.space.kind == "tokens":
+        if column.space.about == "words":
             mine = first + np.flatnonzero(column.has)
             self.targets[task], self.beyond[task] = self._at_tokens(column.values[column.has], mine)
         else:
@@ -131,9 +126,7 @@ class Pool(Dataset[Batch]):
         first = words.cumsum() - words
         flat = np.concatenate([np.zeros(0, np.float32), *values])
         here = np.flatnonzero((self.begins >= 0) & self.tokens_of(np.flatnonzero(words)))
-        post, word = np.searchsorted(self.offsets, here, side="right") - 1, self.begins[here]
-        if self.firsts is not None:
-            post = np.searchsorted(self.firsts, post, side="right") - 1
+        post, word = np.searchsorted(self.offsets[self.firsts], here, side="right") - 1, self.begins[here]
         if (word >= words[post]).any():
             raise ValueError("a post has more words than values a word")
         targets = np.full(len(self.tokens), IGNORED, dtype=np.float32)
@@ -146,8 +139,7 @@ class Pool(Dataset[Batch]):
         return targets, beyond
 
     def _check_choices(self, column: Column, first: int) -> None:
-        choices = np.ones(len(self), np.int64) if self.firsts is None else np.diff(self.firsts)
-        choices = choices[first : first + len(column.values)]
+        choices = np.diff(self.firsts)[first : first + len(column.values)]
         if (column.values[column.has] >= choices[column.has]).any() or choices.max(initial=0) > len(column.space):
             raise ValueError("a post has more choices than there are names, or fewer than the place of the right one")
 
@@ -157,7 +149,7 @@ class Pool(Dataset[Batch]):
         beyond: those of the words that max_length cuts off, 0 if not given. A word that makes no token, as between two
         spaces, has NaN.
         """
-        first = row if self.firsts is None else self.firsts[row]
+        first = self.firsts[row]
         begins = self.begins[self.offsets[first] : self.offsets[first + 1]]
         starts, cut = self.cut
         cut = cut[starts[row] : starts[row + 1]]
@@ -167,36 +159,20 @@ class Pool(Dataset[Batch]):
         return words.tolist()
 
     def _sequences(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(S,) the sequences of these posts, and which of the posts each is of; None where every post has one."""
-        if self.firsts is None:
-            return rows, None
+        """(S,) the sequences of these posts, and which of the posts each is of; None where each has one."""
         counts = self.firsts[rows + 1] - self.firsts[rows]
         if len(rows) == counts.sum():
             return self.firsts[rows], None
         owner = np.repeat(np.arange(len(rows)), counts)
         return self.firsts[rows][owner] + np.arange(len(owner)) - (counts.cumsum() - counts)[owner], owner
 
-    def width(self, rows: np.ndarray) -> int:
-        """Counts the tokens that a batch of these posts is padded to: those of the longest; for a GPU up to `PAD_TO`'s next.
+    def _width(self, lengths: np.ndarray) -> int:
+        """The tokens that sequences are padded to: those of the longest; for a GPU up to `PAD_TO`'s next.
 
         On a CPU, whose kernels take any length, padding to 8 would cost a tenth of the speed.
         """
-        sequences, _ = self._sequences(rows)
-        return self._width(self.offsets[sequences + 1] - self.offsets[sequences])
-
-    def _width(self, lengths: np.ndarray) -> int:
         longest = lengths.max()
         return min(int(padded(longest) if self.on_gpu else longest), self.max_length)
-
-    def padding(self, batches: Iterable[np.ndarray]) -> float:
-        """Gives the share of places in these batches of rows that hold no token."""
-        tokens, places = 0, 0
-        for rows in batches:
-            sequences, _ = self._sequences(rows)
-            lengths = self.offsets[sequences + 1] - self.offsets[sequences]
-            tokens += int(lengths.sum())
-            places += len(lengths) * self._width(lengths)
-        return 1 - tokens / places
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
         """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
@@ -209,17 +185,18 @@ class Pool(Dataset[Batch]):
         inside = np.arange(width) < lengths[:, None]
         places = np.where(inside, starts[:, None] + np.arange(width), 0)
         ids = np.where(inside, self.tokens[places], self.pad).astype(np.int64)
+        later = None if self.second is None else inside & (np.arange(width) >= self.second[sequences][:, None])
         first = slice(None) if owner is None else np.flatnonzero(np.diff(owner, prepend=-1))
         has = {task: some[rows] & ~absent for task, some in self.has.items()}
         targets: dict[str, torch.Tensor] = {}
         for task, values in self.targets.items():
-            kind = self.spaces[task].kind
-            if kind == "masked":
+            about = self.spaces[task].about
+            if about == "masked tokens":
                 mine = np.full((len(rows), width), int(IGNORED))
                 if has[task].any():
                     some = inside[first] & has[task][:, None]
                     ids[first], mine = self.masks[task](ids[first], places[first], some, self.draw)
-            elif kind == "tokens":
+            elif about == "words":
                 mine = np.where(inside[first], values[places[first]], np.float32(IGNORED))
                 mine = np.concatenate([mine, self._beyond(task, rows)], axis=1)
                 mine[absent] = IGNORED
@@ -234,7 +211,7 @@ class Pool(Dataset[Batch]):
             has={task: torch.from_numpy(some) for task, some in has.items()},
             posts=torch.from_numpy(rows.astype(np.int64)),
             owner=None if owner is None else torch.from_numpy(owner),
-            token_type_ids=self._segments(sequences, inside),
+            token_type_ids=None if later is None or not later.any() else torch.from_numpy(later.astype(np.int64)),
             prefix=None if self.prefix is None else self.prefix[torch.from_numpy(places)],
             tokens=int(lengths.sum()),
         )
@@ -246,27 +223,14 @@ class Pool(Dataset[Batch]):
         there = places < ends[:, None]
         return np.where(there, self.beyond[task][np.where(there, places, 0)], np.float32(IGNORED))
 
-    def _segments(self, sequences: np.ndarray, inside: np.ndarray) -> torch.Tensor | None:
-        """(S, T) the segment of each token, if any of these sequences has a second one."""
-        if self.second is None:
-            return None
-        later = inside & (np.arange(inside.shape[1]) >= self.second[sequences][:, None])
-        return torch.from_numpy(later.astype(np.int64)) if later.any() else None
 
-
-def _counts(posts: Posts) -> np.ndarray:
-    """(N,) into how many sequences each post is made."""
-    if posts.pairs is None:
-        return np.ones(len(posts), np.int64)
-    return np.maximum(np.fromiter(map(len, posts.pairs), np.int64, len(posts)), 1)
-
-
-def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None]:
-    """The texts of a corpus as sequences: each as often as it has second texts, and these."""
+def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None, np.ndarray]:
+    """The texts of a corpus as sequences, each as often as it has second texts; these; (N,) how many each post has."""
     if posts.pairs is None or not any(posts.pairs):
-        return posts.texts, None
-    texts = [text for text, pair in zip(posts.texts, posts.pairs, strict=True) for _ in pair or (None,)]
-    return texts, [second for pair in posts.pairs for second in pair or (None,)]
+        return posts.texts, None, np.ones(len(posts), np.int64)
+    pairs = [pair or (None,) for pair in posts.pairs]
+    texts = [text for text, pair in zip(posts.texts, pairs, strict=True) for _ in pair]
+    return texts, [second for pair in pairs for second in pair], np.fromiter(map(len, pairs), np.int64, len(pairs))
 
 
 def check_workers(workers: int) -> None:

@@ -5,33 +5,39 @@ again. Ranges, and what else may not stand together, are the constructor's own a
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra._internal.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from hatemtl.command.nearest import CONF, files, walk
 from hatemtl.command.quoting import assigned, in_quotes
-from hatemtl.command.suggestions import CONF, LISTS, defaults, targets
+from hatemtl.command.suggestions import LISTS
 from hatemtl.errors import UserError, did_you_mean
 
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null", Any: "a value"}
+WORDS = {
+    **{bool: ["true", "false"], int: ["a whole number"], float: ["a number"], str: ["a text"]},
+    **{NoneType: ["null"], Any: ["a value"]},
+}
 SEVERAL = {bool: "truth values", int: "whole numbers", float: "numbers", str: "texts", Any: "values"}
 SEQUENCES, MAPS = (Sequence, list), (Mapping, dict)
 LONG = 60  # letters: a longer value is no example
 
 
 def check_node(node: DictConfig) -> None:
-    """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes."""
-    target = node.get("_target_")
-    hints = _hints(target) if isinstance(target, str) else {}
+    """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes.
+
+    A module of the user's that cannot be imported raises what it raises.
+    """
+    hints = _hints(_called(node))
     for name in node:
         if not str(name).startswith("_"):
-            check_value(_key(node, name), node[name], hints.get(str(name), Any), target)
+            check_value(_key(node, name), node[name], hints.get(str(name), Any), node._target_)
     if not isinstance(partial := node.get("_partial_", False), bool):
         raise UserError(f"{node._get_full_key('_partial_')}={partial}: expected true or false")
 
@@ -44,30 +50,66 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
     if OmegaConf.is_dict(value) and "_target_" in value:
         return check_node(value)
     given: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    plain: list[Any] = []
-    other: list[Any] = []
-    for kind in _kinds(annotation):
-        (plain if _is_plain(kind) else other).append(kind)
-    if any(_fits(kind, given) for kind in plain):
+    made = [kind for kind in _kinds(annotation) if not _is_plain(kind)]
+    if any(_fits(kind, given) for kind in _kinds(annotation) if kind not in made):
         return None
-    for kind in other:
+    for kind in made:
         if OmegaConf.is_config(value) and get_origin(kind) in (MAPS if OmegaConf.is_dict(value) else SEQUENCES):
             for name in value if OmegaConf.is_dict(value) else range(len(value)):
                 check_value(_key(value, name), value[name], get_args(kind)[-1], target)
             return None
-    if not all(map(_is_ours, other)):
+    if all("hatemtl." in str(kind) for kind in made):  # what a class of a user's own makes of a value is its affair
+        raise UserError(_no_node(key, _typed(given)) if made else _wrong(key, given, annotation, target))
+    return None
+
+
+def _called(node: DictConfig) -> Any:
+    """Finds what the `_target_` of a node names; a node without one calls nothing."""
+    if "_target_" not in node:
         return None
-    raise UserError(_no_node(key, _typed(given)) if other else _wrong(key, given, annotation, target))
+    target = str(node._target_)
+    try:
+        called = _locate(target)
+    except (ImportError, ValueError) as error:
+        called, cause = None, error.__cause__
+        missing = isinstance(cause, ModuleNotFoundError) and f"{target}.".startswith(f"{cause.name}.")
+        if cause and not missing and "is an attribute of" not in str(error):
+            raise cause from None  # a bug in the module, to be seen with its stack
+    if callable(called):
+        return called
+    key = node._get_full_key("_target_")
+    known = did_you_mean(target, _targets(key.rpartition(".")[0]))
+    raise UserError(f"{key}={target}: no class or function has this name; {known}")
+
+
+def _hints(called: Any) -> dict[str, Any]:
+    """The annotations of a class or function; none where they cannot be read."""
+    try:
+        return get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return {}
 
 
 @cache
-def _hints(target: str) -> dict[str, Any]:
-    """The annotations of what a `_target_` names; none where it names nothing, or they cannot be read."""
-    try:
-        called = resolve_name(target)
-        return get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
-    except Exception:  # whatever the user's own module raises; instantiate tells of it
-        return {}
+def _nodes() -> list[tuple[str, dict[str, Any]]]:
+    """Gives all keys and values of all files of conf/, each with the last name of its key, or with its group."""
+    trees: list[Any] = [{"": OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))}]
+    for group in sorted(path.name for path in CONF.iterdir()):
+        trees += [{group: file} for file in files(group).values()]
+    found = [entry for tree in trees for entry in walk(tree)]
+    return [(name.rpartition(".")[2], node) for name, node in found if isinstance(node, dict)]
+
+
+def _targets(key: str) -> list[str]:
+    """Gives what the files of conf/ give as `_target_` at a key, or in its group."""
+    return sorted({node["_target_"] for name, node in _nodes() if name == key.rpartition(".")[2] and "_target_" in node})
+
+
+def _defaults(key: str, target: Any) -> list[Any]:
+    """Gives what the files of conf/ give for a key of this `_target_`, but for what they read from elsewhere."""
+    above, _, name = key.rpartition(".")
+    nodes = [node for of, node in _nodes() if node.get("_target_") == target and (target or of == above) and name in node]
+    return [node[name] for node in nodes if "${" not in str(node[name])]
 
 
 def _key(node: DictConfig | ListConfig, name: Any) -> str:
@@ -88,51 +130,27 @@ def _is_plain(kind: Any) -> bool:
     return origin is Literal or kind in WORDS
 
 
-def _is_ours(kind: Any) -> bool:
-    """Tells whether it is made by a node: a class of hatemtl, or anything to be called."""
-    inside = get_args(kind)[-1] if get_origin(kind) in (*SEQUENCES, *MAPS) else kind
-    return get_origin(inside) is Callable or getattr(inside, "__module__", "").startswith("hatemtl.")
-
-
-@cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation, config=ConfigDict(strict=True))
-
-
 def _fits(annotation: Any, value: Any) -> bool:
-    if (choices := _choices(annotation)) is not None:
-        return any(type(value) is type(choice) and value == choice for choice in choices)  # 0 is not false
+    if len(kinds := _kinds(annotation)) > 1:
+        return any(_fits(kind, value) for kind in kinds)
+    if get_origin(annotation) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(annotation))  # 0 is not false
     try:
-        _adapter(annotation).validate_python(value)
+        TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:
         return False
     return True
 
 
-def _choices(annotation: Any) -> list[Any] | None:
-    """All values that are annotated, where they can be listed."""
-    found: list[Any] = []
-    for kind in _kinds(annotation):
-        if get_origin(kind) is Literal:
-            found += get_args(kind)
-        elif kind in (bool, NoneType):
-            found += [True, False] if kind is bool else [None]
-        else:
-            return None
-    return found
-
-
 def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
     """Gives what was given for a key, what is expected, and what to type."""
-    given = f"{key}={_typed(value)}"
-    if (choices := _choices(annotation)) is not None:
-        names = list(dict.fromkeys(map(_typed, choices)))
-        near = did_you_mean(value, names) if len(names) > 2 or isinstance(value, str) else "known"
-        return f"{given}: expected {_or(names)}" + (f"; {near}" if not near.startswith("known") else "")
-    expected = f"{given}: expected {_or([_words(kind) for kind in _kinds(annotation)])}"
+    words = _words(annotation)
+    expected = f"{key}={_typed(value)}: expected {_or(words)}"
+    if not (near := did_you_mean(value, words)).startswith("known"):
+        return f"{expected}; {near}"
     if isinstance(value, int | float) and _fits(annotation, "text"):
         return f"{expected}; type {in_quotes(key, _typed(value))}"
-    examples = [[value], *defaults(key, target)]
+    examples = [[value], *_defaults(key, target)]
     fitting = [_typed(one) for one in examples if one not in (None, "") and _fits(annotation, one)]
     short = [one for one in fitting if len(one) <= LONG]
     return f"{expected}; type {assigned(key, short[0])}" if short else expected
@@ -142,26 +160,27 @@ def _no_node(key: str, given: str) -> str:
     """Gives what to type for a key that takes a node, in place of a plain value."""
     above, _, name = key.rpartition(".")
     group = above if above in LISTS else name
-    options = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+    options = [*files(group)]
     if not options:
-        again = "".join(f", or type {key}._target_={known}" for known in targets(key)[:1])
+        again = "".join(f", or type {key}._target_={known}" for known in _targets(key)[:1])
         return f"{key}={given}: expected a class or function; leave it out{again}"
     option = get_close_matches(given, options, 1, 0.0)[0]
     typed = f"{group}=[{option}]" if group == above else f"{group}@{key}={option}"
     return f"{key}={given}: expected one of the options of the group {group}; type {typed}"
 
 
-def _words(kind: Any) -> str:
-    """An annotation in plain words."""
-    origin, inside = get_origin(kind), get_args(kind)
+def _words(annotation: Any) -> list[str]:
+    """An annotation in plain words, one for each thing that it allows."""
+    if len(kinds := _kinds(annotation)) > 1:
+        return list(dict.fromkeys(word for kind in kinds for word in _words(kind)))
+    origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return f"one of {', '.join(map(_typed, inside))}"
+        return list(dict.fromkeys(map(_typed, inside)))
     if origin in SEQUENCES:
-        return f"a list of {_or([SEVERAL.get(one, 'lists') for one in _kinds(inside[0])])}"
+        return [f"a list of {_or([SEVERAL.get(kind) or _or(_words(kind)) for kind in _kinds(inside[0])])}"]
     if origin in MAPS:
-        each = _or([_words(one) for one in _kinds(inside[1])])
-        return "keys and values" if inside[1] is Any else f"keys and values (each {each})"
-    return WORDS[kind]
+        return ["keys and values" if inside[1] is Any else f"keys and values (each {_or(_words(inside[1]))})"]
+    return WORDS[annotation]
 
 
 def _or(words: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ No lower room knows Hydra: what trains and uses runs gets a `Request`.
 import re
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
-from hatemtl.command.suggestions import targets
 from hatemtl.corpora.leaks import Policy
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
 from hatemtl.network.initial_heads import HeadsMerge
@@ -28,8 +26,6 @@ from hatemtl.tasks import Task
 
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
-# Groups that only some methods read, and one that does.
-READ_BY_METHOD = {"merge": "method=ah_merge16"}
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
@@ -50,8 +46,6 @@ KEYS: dict[str, Any] = {
     "predict.encoding": str,
     **dict.fromkeys(("export.format", "export.path"), str | None),
 }
-# How Hydra's error begins where `_target_` names no class or function.
-NOT_FOUND = ("Error locating target", "Expected a callable target")
 
 
 def build(node: Any, **runtime: Any) -> Any:
@@ -66,48 +60,21 @@ def build(node: Any, **runtime: Any) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        key = _key_of(error)
         if isinstance(cause, UserError):
-            raise _at(cause, key, node) from None
-        if str(error).startswith(NOT_FOUND):
-            target = str(OmegaConf.select(node._get_root(), f"{key}._target_"))
-            if _has_no_module_that_fails(target):
-                known = did_you_mean(target, targets(key))
-                raise UserError(f"{key}._target_={target}: no class or function has this name; {known}") from None
+            raise _at(cause, error, node) from None
         if isinstance(cause, TypeError) and "argument" in str(cause):
             raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
         raise cause from error  # a bug, to be seen with its stack
 
 
-def _at(error: UserError, key: str, node: DictConfig) -> UserError:
+def _at(error: UserError, by_hydra: InstantiationException, node: DictConfig) -> UserError:
     """The error of a constructor, told by the whole key that the user types."""
+    found = re.search(r"full_key: (?:method\.(?=merge))?(\S+)", str(by_hydra))  # method.merge is what the group merge says
+    key = found[1] if found else ""
     if key.startswith("merge.inner"):
         return at(error, key)
     given = OmegaConf.select(node._get_root(), key)
     return UserError(f"{key}.{error}") if str(error).partition("=")[0] in (given or ()) else error
-
-
-def _has_no_module_that_fails(target: str) -> bool:
-    """Tells whether all modules on the way to a name are imported, as far as there are any: then the name is mistyped."""
-    module = target.rpartition(".")[0]
-    while module:
-        try:
-            import_module(module)
-            return True
-        except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):
-                return False  # it is there, but lacks another one
-            module = module.rpartition(".")[0]
-        except Exception:  # whatever the user's own module raises
-            return False
-    return True
-
-
-def _key_of(error: InstantiationException) -> str:
-    """The key of the node that could not be built, as a user types it: method.merge is what the group `merge` says."""
-    found = re.search(r"full_key: (\S+)", str(error))
-    key = found[1] if found else ""
-    return key.removeprefix("method.") if key.startswith("method.merge") else key
 
 
 def requested(cfg: DictConfig) -> Request:
@@ -119,51 +86,49 @@ def requested(cfg: DictConfig) -> Request:
     if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
     config, optimization = known_by(cfg), build(cfg.optimization)
-    check_heads_merge(cfg, optimization)
-    fields: dict[str, Any] = {
-        "tasks": {str(name): build(node) for name, node in cfg.tasks.items()},
-        "regularisers": {str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
-        "evaluations": {str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
-        "optimization": optimization,
+    if cfg.heads.load and cfg.heads.merge != "fresh":
+        raise UserError(f"heads.load=true and heads.merge={cfg.heads.merge} both say where heads start; leave one out")
+    if not optimization.total_epochs and not cfg.heads.load and cfg.heads.merge == "fresh":
+        raise UserError(
+            "optimization.epochs=0 would leave fresh heads untrained; type optimization.epochs=1, or for a merge "
+            "heads.merge=concat or heads.merge=refit"
+        )
+    return Request(
+        tasks={str(name): build(node) for name, node in cfg.tasks.items()},
+        regularisers={str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
+        evaluations={str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
+        optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
-        "logger": partial(build, cfg.logger),
-        "heads_load": cfg.heads.load,
-        "heads_merge": cfg.heads.merge,
-        "save_path": None if cfg.save_path is None else Path(cfg.save_path),
-        "load_path": None if cfg.load_path is None else Path(cfg.load_path),
-        "cache": cache_of(cfg),
+        logger=partial(build, cfg.logger),
+        heads_load=cfg.heads.load,
+        heads_merge=cfg.heads.merge,
+        save_path=None if cfg.save_path is None else Path(cfg.save_path),
+        load_path=None if cfg.load_path is None else Path(cfg.load_path),
+        cache=cache_of(cfg),
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
-        "config": config,
-    }
-    return Request(**fields)
+        config=config,
+    )
 
 
 def known_by(cfg: DictConfig) -> dict[str, Any]:
-    """Gives the resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    if "choices" not in config and HydraConfig.initialized():
-        config = {"choices": chosen(HydraConfig.get()), **config}
-    for group in unread(cfg):  # what no one reads makes no other run
-        config.pop(group)
-        config.get("choices", {}).pop(group, None)
-    return config
+    """Gives the resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`.
 
-
-def unread(cfg: DictConfig) -> list[str]:
-    """The groups that the chosen method does not read.
-
-    Raises UserError where one was typed.
+    Raises UserError where a merge was typed that the method does not read.
     """
-    given = str(OmegaConf.to_container(cfg.method, resolve=False))
-    found = [group for group in READ_BY_METHOD if f"${{{group}" not in given]
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    for word in typed:
-        group = word.lstrip("+~").partition("=")[0].partition(".")[0]
-        if group in found:
-            method = HydraConfig.get().runtime.choices["method"]
-            raise UserError(f"{word}: method={method} reads no {group}; type {READ_BY_METHOD[group]}, or leave it out")
-    return found
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
+    if "choices" not in config and hydra is not None:
+        config = {"choices": chosen(hydra), **config}
+    if "${merge" in str(OmegaConf.to_container(cfg.method, resolve=False)):
+        return config
+    for word in hydra.overrides.task if hydra is not None else ():
+        if re.match(r"[+~]*merge\b", word):
+            method = hydra.runtime.choices["method"]
+            raise UserError(f"{word}: method={method} reads no merge; type method=ah_merge16, or leave it out")
+    config.pop("merge", None)  # what no one reads makes no other run
+    config.get("choices", {}).pop("merge", None)
+    return config
 
 
 def chosen(hydra: Any) -> dict[str, str]:
@@ -189,17 +154,6 @@ def check_types(cfg: DictConfig) -> None:
             check_node(node)
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
-
-
-def check_heads_merge(cfg: DictConfig, optimization: Any) -> None:
-    """Raises UserError where heads would start from two things at once, or from nothing and then not be trained."""
-    if cfg.heads.load and cfg.heads.merge != "fresh":
-        raise UserError(f"heads.load=true and heads.merge={cfg.heads.merge} both say where heads start; leave one out")
-    if not optimization.total_epochs and not cfg.heads.load and cfg.heads.merge == "fresh":
-        raise UserError(
-            "optimization.epochs=0 would leave fresh heads untrained; type optimization.epochs=1, or for a merge "
-            "heads.merge=concat or heads.merge=refit"
-        )
 
 
 def cache_of(cfg: DictConfig) -> Path | None:

@@ -17,7 +17,6 @@ from hatemtl.harmless import shown
 from hatemtl.heads.base import COUNTS
 from hatemtl.methods.base import Component
 
-COUNTED = ("multiclass", "multilabel", "ordinal", "choice")  # kinds of which a post carries labels
 SHOWN = 12  # labels of a task, at most; of more the most and the least frequent
 
 
@@ -30,21 +29,18 @@ class Console(rich.console.Console):
 
 def network(console: Console, parts: Sequence[Component]) -> None:
     """Prints every part of the network: whether it takes part in a forward, its parameters, the share that is trained."""
+    numbers = (Column(heading, justify="right") for heading in ("parameters", "% of all", "trained", "% trained"))
+    table = Table(Column("part", overflow="fold"), "kind", "active", *numbers)
     total = sum(part.parameters for part in parts)
-    table = Table(Column("part", overflow="fold"), "kind", "active")
-    for heading in ("parameters", "% of all", "trained", "% trained"):
-        table.add_column(heading, justify="right")
 
-    def line(name: str, kind: str, active: str, parameters: int, trained: int) -> list[str]:
-        share = [
-            f"{100 * value / whole:.2f}" if whole else "" for value, whole in ((parameters, total), (trained, parameters))
-        ]
-        return [escape(name), kind, active, f"{parameters:,}", share[0], f"{trained:,}", share[1]]
+    def add(name: str, kind: str, active: str, parameters: int, trained: int) -> None:
+        shares = [f"{100 * n / whole:.2f}" if whole else "" for n, whole in ((parameters, total), (trained, parameters))]
+        table.add_row(escape(name), kind, active, f"{parameters:,}", shares[0], f"{trained:,}", shares[1])
 
     for part in parts:
-        table.add_row(*line(part.name, part.kind, "yes" if part.active else "no", part.parameters, part.trained))
+        add(part.name, part.kind, "yes" if part.active else "no", part.parameters, part.trained)
     table.add_section()
-    table.add_row(*line("all", "", "", total, sum(part.trained for part in parts)))
+    add("all", "", "", total, sum(part.trained for part in parts))
     _print(console, "loaded, active and trained", table)
 
 
@@ -57,14 +53,9 @@ def notes(console: Console, lines: Sequence[str]) -> None:
 def merge(console: Console, lost: Mapping[str, float]) -> None:
     """Prints the share of a merge's energy that its cut to a rank kept, where anything was cut."""
     if any(lost.values()):
-        worst = max(lost, key=lost.__getitem__)
-        console.print(
-            f"merge: cut to its rank, each layer keeps {1 - sum(lost.values()) / len(lost):.1%} of its energy in the mean, "
-            f"the least {worst} with {1 - lost[worst]:.1%}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        worst, mean = max(lost, key=lost.__getitem__), sum(lost.values()) / len(lost)
+        said = f"keeps {1 - mean:.1%} of its energy in the mean, the least {worst} with {1 - lost[worst]:.1%}"
+        console.print(f"merge: cut to its rank, each layer {said}", markup=False, highlight=False, soft_wrap=True)
 
 
 def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) -> None:
@@ -82,7 +73,7 @@ def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) 
         table.add_row(escape(f"{name} ({column.space.kind})"), *(f"{len(of_split):,}" for of_split in values))
         for label, cells in _told(column, values):
             table.add_row(escape(f"  {label}"), *cells)
-        if column.space.kind in COUNTED:
+        if _counted(column):
             for split, of_split in zip(SPLITS, values, strict=True):
                 counts = zip(column.space.names, _counts(column, of_split), strict=True)
                 absent = [label for label, count in counts if not count]
@@ -96,7 +87,7 @@ def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) 
 
 def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[str, list[str]]]:
     """Gives the lines of the table below a task: names, and a cell a split."""
-    if column.space.kind in COUNTED:
+    if _counted(column):
         counts = np.array([_counts(column, of_split) for of_split in values])  # (splits, C)
         order = np.argsort(-counts.sum(axis=0), kind="stable")
         shown = range(len(column.space)) if len(column.space) <= SHOWN else [order[0], order[-1]]
@@ -104,11 +95,16 @@ def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[s
             yield column.space.names[label], [f"{count:,}" for count in counts[:, label]]
         if len(column.space) > SHOWN:
             yield f"(most and least frequent of {len(column.space)})", ["" for _ in values]
-    elif column.space.kind == "tokens":
+    elif column.space.about == "words":
         marked = [sum(int((words >= 0.5).sum()) for words in of_split) for of_split in values]
         yield "marked words", [f"{count:,}" for count in marked]
-    elif column.space.kind == "score":
+    elif column.space.about == "posts":
         yield "mean ± deviation", [f"{v.mean():.2f} ± {v.std():.2f}" if len(v) else "" for v in values]
+
+
+def _counted(column: Annotations) -> bool:
+    """Tells whether posts carry labels, or the places of second texts."""
+    return column.space.carries is not None or column.space.about == "second texts"
 
 
 def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:
@@ -120,8 +116,7 @@ def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:
 
 def results(console: Console, rows: Sequence[Row], title: str) -> None:
     """The closing table: every row but the counts."""
-    table = Table(Column("metric", overflow="fold"))
-    table.add_column("value", justify="right")
+    table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
     for row in rows:
         if row.name not in COUNTS:
             table.add_row(escape(row.metric), f"{row.value:.3f}")

@@ -10,20 +10,18 @@ from typing import Any
 
 from hatemtl.errors import UserError
 
-# What only a disk can be the cause of, whichever file it was; and what helps.
-DISK = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room in your quota",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EROFS: "make it writable",
+# What helps where the system refuses a file.
+HELPS = {
+    errno.ENOSPC: "make room there, or ",
+    errno.EDQUOT: "make room in your quota, or ",
+    errno.EFBIG: "allow larger files (ulimit -f), or ",
+    errno.EROFS: "make it writable, or ",
+    errno.EACCES: "give yourself the right to it, or ",
+    errno.EPERM: "give yourself the right to it, or ",
+    errno.EMFILE: "allow more open files (ulimit -n), or ",
+    errno.EIO: "check that disk, or ",
 }
-# What helps against some others, where the file is known.
-NAMED = {
-    errno.EACCES: "give yourself the right to it",
-    errno.EPERM: "give yourself the right to it",
-    errno.EMFILE: "allow more open files (ulimit -n)",
-    errno.EIO: "check that disk",
-}
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # which no bug causes, whichever file it is
 # How torch, and C++ below it, say that there is no more memory, or that a file could not be written.
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 NOT_WRITTEN = re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos")
@@ -34,39 +32,27 @@ OURS += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platl
 
 def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
     """Gives what the user can mend of an error, told with the keys of the configuration; None for a bug."""
-    number = _number(error)
-    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+    number = error.errno if isinstance(error, OSError) else None
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    if in_words := re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None:
+        number = int(in_words[1])
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or NO_MEMORY.search(said):
         return _memory(error, config)
-    if isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
-        return _memory(error, config)
-    if isinstance(error, RuntimeError) and NOT_WRITTEN.search(str(error)):
-        return _disk(_target(config), "cannot be written", "make room there", config)
     path = Path(os.fsdecode(name)) if isinstance(name := getattr(error, "filename", None), str | bytes) else None
-    if number in DISK:
-        return _disk(path or _target(config), os.strerror(number), DISK[number], config)
-    if number is None or path is None or any(path.resolve().is_relative_to(folder) for folder in OURS):
+    if number in DISK or NOT_WRITTEN.search(said):
+        path = path or _target(config)
+    elif number is None or path is None or any(path.resolve().is_relative_to(folder) for folder in OURS):
         return None
-    return _disk(path, os.strerror(number), NAMED.get(number), config)
-
-
-def _number(error: BaseException) -> int | None:
-    """The system's number of the error; safetensors' says it in words."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(found[1]) if found else None
-
-
-def _disk(path: Path, reason: str, helps: str | None, config: Mapping[str, Any]) -> UserError:
-    return UserError(f"{path}: {reason}; {f'{helps}, or ' if helps else ''}{_elsewhere(path, config)}")
+    reason = "cannot be written" if number is None else os.strerror(number)
+    return UserError(f"{path}: {reason}; {HELPS.get(number or errno.ENOSPC, '')}{_elsewhere(path, config)}")
 
 
 def _target(config: Mapping[str, Any]) -> Path:
     """Finds where a command writes."""
-    predict, export, own = config["predict"], config["export"], config["save_path"]
+    predict, own = config["predict"], config["save_path"]
     places = {
         "predict": predict["output"] or predict["input"],
-        "export": export["path"],
+        "export": config["export"]["path"],
         "test": own or config["load_path"],
     }
     return Path(places.get(str(config["action"])) or own or "adapters")
@@ -99,15 +85,14 @@ def _belongs(path: Path, given: Path) -> bool:
 def _memory(error: BaseException, config: Mapping[str, Any]) -> UserError:
     batching, length = config["batching"], config["encoder"]["max_length"]
     trains = config["action"] not in ("test", "predict", "export")
-    by_tokens = "batch_tokens" in batching
-    sizes = ("batch_tokens", "eval_batch_tokens") if by_tokens else ("batch_size", "eval_batch_size")
-    now = {
-        f"batching.{key}": batching[key] for key in (sizes if trains else sizes[1:]) if isinstance(batching.get(key), int)
-    }
-    ways = [] if by_tokens else ["batching=tokens"]
-    ways += [" ".join(f"{key}={max(size // 2, 1)}" for key, size in now.items())] if now else []
+    kind = "batch_tokens" if "batch_tokens" in batching else "batch_size"
+    keys = [f"eval_{kind}"] if not trains else [kind, f"eval_{kind}"]
+    sizes = {f"batching.{key}": batching[key] for key in keys if isinstance(batching.get(key), int)}
+    ways = ["batching=tokens"] if kind == "batch_size" else []
+    if sizes:
+        ways.append(" ".join(f"{key}={max(size // 2, 1)}" for key, size in sizes.items()))
     if trains:  # a saved run's is what it was trained with
         ways.append(f"encoder.max_length={max(length // 2, 8)}")
-    used = ", ".join(f"{key}={size}" for key, size in {**now, "encoder.max_length": length}.items())
+    used = ", ".join(f"{key}={size}" for key, size in {**sizes, "encoder.max_length": length}.items())
     said = str(error).split("\n")[0].split(". GPU")[0][:200] or "the system has no more"
     return UserError(f"out of memory ({said}) with {used}; type {', or '.join(ways)}; docs/memory.org tells what runs take")

@@ -1,14 +1,12 @@
 """Puts quotes around what Hydra's grammar cannot read, and the shell's around them."""
 
 import os
-import re
 import shlex
+from itertools import product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-
-CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 
 def parsed(override: str) -> Override | None:
@@ -24,13 +22,18 @@ def readable(override: str) -> bool:
     return parsed(override) is not None
 
 
+def quoted(text: str) -> str:
+    """Writes the value that Hydra reads as this very text."""
+    return QuotedString(text, Quote.double).with_quotes()
+
+
 def in_quotes(key: str, value: str) -> str:
     """Writes the override that gives a key this very text, as it is typed in a shell.
 
     >>> print(in_quotes("save_path", "/home/läuf"))
     'save_path="/home/läuf"'
     """
-    return shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
+    return shlex.quote(f"{key}={quoted(value)}")
 
 
 def assigned(key: str, value: str) -> str:
@@ -43,25 +46,13 @@ def assigned(key: str, value: str) -> str:
 def advice(key: str, value: str) -> str:
     """Says how to type a value that Hydra cannot read."""
     given, text = f"{key}={value}", in_quotes(key, os.path.expanduser(value))
-    if value[:1] in ("[", "{") and value[-1] != CLOSING[value[0]]:
-        closed = given + "".join(_open(value))
-        if readable(closed):
+    if value[:1] in ("[", "{"):
+        ends = ("".join(brackets) for number in (1, 2, 3) for brackets in product("]})", repeat=number))
+        if closed := next((given + end for end in ends if readable(given + end)), None):
             return f"{given}: a bracket is not closed; type {shlex.quote(closed)}, or as a text {text}"
-    elif value[:1] == "[":
+    if value[:1] == "[":
         items = [item.strip() for item in value[1:-1].split(",")]
-        quoted = [item if readable(f"{key}=[{item}]") else QuotedString(item, Quote.double).with_quotes() for item in items]
-        listed = f"{key}=[{','.join(quoted)}]"
+        listed = f"{key}=[{','.join(item if readable(f'{key}=[{item}]') else quoted(item) for item in items)}]"
         if readable(listed):
             return f"{given}: some of its items need quotes; type {shlex.quote(listed)}"
     return f"{given}: Hydra cannot read this value as it stands; put it in quotes: type {text}"
-
-
-def _open(value: str) -> list[str]:
-    """Gives the closing brackets that a text lacks at its end, in order."""
-    waiting: list[str] = []
-    for bracket in re.findall(r"[][{}()]", value):
-        if bracket in CLOSING:
-            waiting.insert(0, CLOSING[bracket])
-        elif waiting and waiting[0] == bracket:
-            waiting.pop(0)
-    return waiting

@@ -35,10 +35,10 @@ class Request:
 
     config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
-    evaluations: what else judges a test.
-    logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
-    heads_load: whether heads start from load_path. heads_merge: where else they start. cache: the folder that keeps tokens
-    and compiled code. leaks: what becomes of posts with near copies in a later split. workers: processes that make batches.
+    evaluations: what else judges a test. logger: makes the logger, given folder and run. save_path: None for a place beside
+    the saved run that is used. heads_load: whether heads start from load_path. heads_merge: where else they start.
+    cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
+    workers: processes that make batches.
     """
 
     tasks: Mapping[str, Task]
@@ -121,37 +121,32 @@ class Request:
         return DataModule(tasks, batching=self.batching, sampling=self.sampling, seed=self.seed, workers=self.workers)
 
     def network(
-        self,
-        tasks: Mapping[str, Task],
-        spaces: Mapping[str, LabelSpace],
-        *,
-        name: str,
-        data: DataModule | None = None,
+        self, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], *, name: str, data: DataModule | None = None
     ) -> Network:
         """Builds the network, seeded and in the run's number format.
 
         name: of the method's adapter. data: the posts to train on; None where a saved run is used.
         """
         L.seed_everything(self.seed, verbose=False)
+        training: dict[str, Any] = {}
+        if data is not None:
 
-        def posts(split: Any, number: int) -> list[Any]:
-            assert data is not None
-            data.tokenize(self.encoder.tokenizer(), self.encoder.max_length, self.cache)
-            return data.some(split, number)
+            def posts(split: Any, number: int) -> list[Any]:
+                data.tokenize(self.encoder.tokenizer(), self.encoder.max_length, self.cache)
+                return data.some(split, number)
 
+            training = {"regularisers": self.regularisers, "heads_merge": self.heads_merge, "posts": posts}
         network = assemble(
             encoder=self.encoder,
             method=self.method,
             tasks=tasks,
             spaces=spaces,
             weighting=self.weighting,
-            regularisers=self.regularisers if data is not None else {},
             optimization=self.optimization,
             seed=self.seed,
             name=name,
             heads_from=self.heads_from(),
-            heads_merge=self.heads_merge if data is not None else "fresh",
-            posts=posts if data is not None else None,
+            **training,
         )
         layers = network.module.encoder
         if not self.trainer.fast:

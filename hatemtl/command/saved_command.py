@@ -5,7 +5,7 @@ YAMLs, and plain values are laid over what these say, where they have such a key
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.configuration import chosen
-from hatemtl.command.suggestions import CONF, explain, is_mistyped
+from hatemtl.command.nearest import CONF, walk
+from hatemtl.command.quoting import quoted
+from hatemtl.command.suggestions import explain, is_mistyped
 from hatemtl.errors import UserError
 from hatemtl.methods.base import LOADERS
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -39,12 +41,15 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     """
     saved = SavedRun(folder)
     typed = list(HydraConfig.get().overrides.task) if typed is None else typed
-    theirs, config = _typed(typed), saved.config
+    overrides = OverridesParser.create().parse_overrides(overrides=typed)
+    theirs = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+    config = saved.config
     choices = config.get("choices")
     if choices is None:
         raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
-    tasks = [str(name) for name in theirs.get("tasks", config["tasks"])]
-    own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": _quoted(str(folder))}
+    asked: Any = theirs.get("tasks", config["tasks"])
+    tasks = [asked] if isinstance(asked, str) else [str(name) for name in asked]
+    own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": quoted(str(folder))}
     own["tasks"] = f"[{','.join(tasks)}]"
     ours = GlobalHydra.instance().config_loader().get_group_options("evaluations")
     own["evaluations"] = f"[{','.join(name for name in config.get('evaluations') or {} if name in ours)}]"
@@ -77,7 +82,7 @@ def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path
 
     config_dir: a folder with further options of groups. Raises UserError as main.py tells what was mistyped.
     """
-    also = [] if config_dir is None else [f"hydra.searchpath=[{_quoted(f'file://{Path(config_dir).resolve()}')}]"]
+    also = [] if config_dir is None else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"]
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -92,48 +97,18 @@ def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path
         GlobalHydra.instance().hydra = before
 
 
-def _typed(words: list[str]) -> dict[str, Any]:
-    """Reads the typed values, by key; a group's package is part of its key."""
-    found = {}
-    for override in OverridesParser.create().parse_overrides(overrides=list(words)):
-        value = override.value()
-        package = f"@{override.package}" if override.package else ""
-        found[f"{override.key_or_group}{package}"] = [str(v) for v in value] if isinstance(value, list) else value
-    return found
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def _lay_over(cfg: DictConfig, saved: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
     """Gives every key that both have the saved run's value, but where the user typed it, its group, or what it reads."""
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     chosen = [key.partition("@")[2] or key for key in typed if key != "tasks"]
-    for key, before in _values(raw):
+    kept = dict(walk(saved))
+    for key, before in walk(raw):
+        if key not in kept or not _plain(kept[key]) or (isinstance(before, Mapping) and before):
+            continue
         if any(key == said or key.startswith(f"{said}.") for said in (*SAID_ANEW, *chosen)):
             continue
-        if isinstance(before, str) and any(said in before for said in chosen if "${" in before):
-            continue
-        value: Any = saved
-        for name in key.split("."):
-            value = value.get(name, _MISSING) if isinstance(value, Mapping) else _MISSING
-        if value is not _MISSING and _plain(value):
-            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
-
-
-_MISSING = object()
-
-
-def _values(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a configuration by their dotted keys, without those of Hydra."""
-    for key, value in node.items():
-        if str(key).startswith("_") or (not prefix and key == "hydra"):
-            continue
-        if isinstance(value, Mapping) and value:
-            yield from _values(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        if not (isinstance(before, str) and "${" in before and any(said in before for said in chosen)):
+            OmegaConf.update(cfg, key, kept[key], merge=False, force_add=True)
 
 
 def _plain(value: Any) -> bool:

@@ -5,10 +5,9 @@ Hydra's launcher runs the jobs in one process, one after another, each through `
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -25,17 +24,13 @@ from hatemtl.harmless import shown
 class Turn:
     """One run of a sweep. words: its overrides. told: the folder that it left, or the first line of what is wrong."""
 
-    words: tuple[str, ...] = ()
+    words: Sequence[str] = ()
     state: str = "interrupted"
     told: str = "the rest was not begun"
 
-    def ends(self, state: str, told: object) -> None:
-        """Records how the run ended."""
-        self.state, self.told = state, str(told).split("\n")[0]
-
-    def finished(self, folder: Path, *, before: bool = False) -> None:
+    def finished(self, folder: object, *, before: bool = False) -> None:
         """Records where the run lies. before: whether it was finished by an earlier command."""
-        self.ends("was finished before" if before else "finished", folder)
+        self.state, self.told = "was finished before" if before else "finished", str(folder)
 
 
 _turns: list[Turn] = []  # of the sweep of this process; Hydra gives no job an object of ours
@@ -48,16 +43,18 @@ def in_turn() -> Iterator[Turn]:
         yield Turn()
         return
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    turn = Turn(tuple(words))
+    turn = Turn(words)
     _turns.append(turn)
     try:
         yield turn
-    except (UserError, OmegaConfBaseException) as error:
-        print(f"error: {shown(str(error), lines=True)}", file=sys.stderr)
-        turn.ends("failed", error)
-    except Exception as error:  # a bug, to be seen with its stack
-        traceback.print_exc()
-        turn.ends("failed", f"{type(error).__name__}: {error}")
+    except Exception as error:
+        said = str(error)
+        if isinstance(error, UserError | OmegaConfBaseException):
+            print(f"error: {shown(said, lines=True)}", file=sys.stderr)
+        else:  # a bug, to be seen with its stack
+            traceback.print_exc()
+            said = f"{type(error).__name__}: {said}"
+        turn.state, turn.told = "failed", said.split("\n")[0]
     except BaseException:
         _print_table()
         raise
@@ -80,5 +77,4 @@ def _print_table() -> None:
 
     common = set(_turns[0].words).intersection(*(turn.words for turn in _turns)) if len(_turns) > 1 else set()
     apart = [" ".join(word for word in turn.words if word not in common) for turn in _turns]
-    rows = [(run, turn.state, turn.told) for run, turn in zip(apart, _turns, strict=True)]
-    console.sweep(console.Console(), rows)
+    console.sweep(console.Console(), [(run, turn.state, turn.told) for run, turn in zip(apart, _turns, strict=True)])

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hatemtl.corpora.splitting import nested
+from hatemtl.corpora.splitting import check_fractions, check_validation, nested
 from hatemtl.errors import UserError
-from hatemtl.labels import LabelSpace
+from hatemtl.labels import Kind, LabelSpace
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -29,6 +30,13 @@ class Column:
     space: LabelSpace
     values: np.ndarray
     has: np.ndarray
+
+    @classmethod
+    def of(cls, kind: Kind, names: Sequence[str], values: Any, has: np.ndarray | None = None) -> "Column":
+        """Makes the column of these labels from values of any type. has: None for all posts."""
+        dtype = {"multilabel": np.float32, "score": np.float32, "tokens": object}.get(kind, np.int64)
+        values = np.asarray(values, dtype)
+        return cls(LabelSpace(kind, tuple(names)), values, np.ones(len(values), bool) if has is None else has)
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,9 @@ class Posts:
     raw: Raw | None = None
 
     def __post_init__(self) -> None:
-        sizes = {len(self.ids), len(self.texts), len(self.splits)}
-        sizes |= {len(self.pairs)} if self.pairs is not None else set()
-        sizes |= {len(self.raw.places)} if self.raw is not None else set()
-        sizes |= {n for column in self.columns.values() for n in (len(column.values), len(column.has))}
+        parts: list[Sized | None] = [self.ids, self.texts, self.splits, self.pairs, self.raw.places if self.raw else None]
+        parts += [part for column in self.columns.values() for part in (column.values, column.has)]
+        sizes = {len(part) for part in parts if part is not None}
         if len(sizes) != 1:
             raise ValueError(f"ids, texts, pairs, splits and columns differ in length: {sorted(sizes)}")
         if len(set(self.ids)) != len(self.ids):
@@ -115,10 +122,10 @@ class Posts:
         if self.raw is not None:
             return self.raw.strata
         for column in self.columns.values():
-            if column.space.kind in ("multiclass", "ordinal"):
+            if column.space.carries == "one":
                 return np.where(column.has, column.values, -1)
         for column in self.columns.values():
-            if column.space.kind == "multilabel":
+            if column.space.carries == "any":
                 carried = (column.values >= 0.5) & column.has[:, None]
                 rarest = np.where(carried, carried.sum(axis=0), len(self) + 1).argmin(axis=1)
                 return np.where(carried.any(axis=1), rarest, -1)
@@ -145,6 +152,9 @@ class Corpus(ABC):
     fraction: the share of the training posts that is kept, 1 for all; a smaller one's posts are among a larger one's.
     limit: then the first so many posts of each split; None for all.
     seed: draws the fraction, and the splits where none are official. Not the run's, whose repetitions share their posts.
+
+    conf/corpus/NAME.yaml says what a corpus' other fields do. Two mean the same in all and are checked here: fractions, the
+    shares of posts for training, validation and test; validation, the share of the official training posts that validates.
     """
 
     fraction: float = 1.0
@@ -152,13 +162,18 @@ class Corpus(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # a YAML's lists could not be hashed, so equal corpora not be found
-            if isinstance(value := getattr(self, field.name), list):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # as a YAML has it; could not be hashed, so equal corpora not be found
                 object.__setattr__(self, field.name, tuple(value))
+            if field.name == "fractions":
+                check_fractions(value)
+            if field.name == "validation":
+                check_validation(value)
 
     @abstractmethod
     def read(self) -> Posts:
-        """Reads the whole corpus. Raises UserError with the file and the way out where it cannot."""
+        """Reads the whole corpus. Raises UserError with the file, the line and the way out where it cannot."""
 
     def load(self) -> Posts:
         """Loads the posts that this configuration keeps."""

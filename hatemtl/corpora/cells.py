@@ -2,20 +2,21 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hatemtl.corpora.base import Column, Posts, Raw
-from hatemtl.corpora.rows import NO, NOTHING, YES
+from hatemtl.corpora.rows import NO, NOTHING, YES, shown
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.labels import Kind
 
 MEND = "mend the cell, or leave it empty for a post without annotation"
 TRUE = {*map(str, YES), "yes"}
 FALSE = {*map(str, NO), "no"}
 MANY = 100  # different labels from which a column is looked at twice
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequence[Any] | None = None) -> Column:
@@ -41,18 +42,19 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
             raise UserError(f"{raw.source} has no column {name!r} for a task: {did_you_mean(name, raw.cells)}")
     if not isinstance(column, str) and kind != "multilabel":
         raise UserError(f"column={several}: several columns are for a multilabel task, but this head is {kind}")
-    table = _Table(posts, raw, names)
+    wanted = None if names is None else tuple(map(name_of, names))
+    cells = [_Cells(posts, raw, name, wanted) for name in several]
     match kind:
         case "multiclass" | "ordinal":
-            return table.labels(several[0], kind)
+            return cells[0].labels(kind)
         case "multilabel":
-            return table.sets(several[0]) if isinstance(column, str) else table.shares(several)
+            return cells[0].sets() if isinstance(column, str) else _shares(cells)
         case "score":
-            return table.numbers(several[0])
+            return cells[0].numbers()
         case "tokens":
-            return table.words(several[0])
+            return cells[0].words()
         case "choice":
-            return table.choices(several[0])
+            return cells[0].choices()
     raise UserError(f"column={column!r}: a {kind} task does without a column of labels")
 
 
@@ -90,136 +92,117 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=float) if all(_number(name) is not None for name in found) else found)
 
 
-class _Table:
-    """The cells of one table, and what an error about one says."""
+def _shares(cells: Sequence["_Cells"]) -> Column:
+    """Several columns as a label each; a post has the annotation where all are given."""
+    columns, names = tuple(of.column for of in cells), cells[0].names
+    if names not in (None, columns):
+        raise UserError(f"names={list(names or ())}: expected the columns themselves, {list(columns)}, or null")
+    found = [{i: of.share(i, value) for i, value in of.given.items()} for of in cells]
+    whole = {i: [shares[i] for shares in found] for i in found[0] if all(i in shares for shares in found)}
+    return cells[0].filled("multilabel", columns, whole, lambda i: [0.0] * len(cells))
 
-    def __init__(self, posts: Posts, raw: Raw, names: Sequence[Any] | None) -> None:
-        self.posts, self.raw, self.names = posts, raw, None if names is None else tuple(map(name_of, names))
 
-    def labels(self, column: str, kind: Kind) -> Column:
-        for i, value in self._given(column):
+class _Cells:
+    """The cells of one column of a table, and what an error about one says."""
+
+    def __init__(self, posts: Posts, raw: Raw, column: str, names: tuple[str, ...] | None) -> None:
+        self.posts, self.raw, self.column, self.names = posts, raw, column, names
+        self.given = {i: value for i, value in enumerate(raw.cells[column]) if is_given(value)}
+
+    def filled(
+        self, kind: Kind, names: Iterable[str], found: Mapping[int, Any], blank: Callable[[int], Any] = lambda i: 0
+    ) -> Column:
+        """Makes the column of what was found for some posts; the others have the blank."""
+        values = [found[i] if i in found else blank(i) for i in range(len(self.posts))]
+        has = np.array([i in found for i in range(len(self.posts))], bool)
+        return Column.of(kind, tuple(names), np.fromiter(values, object) if kind == "tokens" else values, has)
+
+    def labels(self, kind: Kind) -> Column:
+        for i, value in self.given.items():
             if isinstance(value, list | dict):
-                raise self._wrong(i, column, "one label (several are for head=multilabel)")
-        found = {i: name_of(value) for i, value in self._given(column)}
-        if self.names is None:
-            self._check_labels(column, list(found.values()))
-        space = LabelSpace(kind, self._known(column, found.values()))
-        position = {name: place for place, name in enumerate(space.names)}
-        values = np.zeros(len(self.posts), np.int64)
-        for i, name in found.items():
-            values[i] = self._position(i, column, name, position)
-        return Column(space, values, self._has(found))
+                raise self._wrong(i, "one label (several are for head=multilabel)")
+        found = {i: name_of(value) for i, value in self.given.items()}
+        different = len(set(found.values()))
+        if self.names is None and different > max(MANY, len(found) / 2):
+            many = f"column {self.column!r} has {different:,} different values in {len(found):,} rows"
+            numbers = all(_number(name) is not None for name in found.values())
+            told = "are numbers, not labels; type head@tasks.TASK.head=score" if numbers else "are no labels; give another"
+            raise UserError(f"{self.raw.source}: {many}, which {told}")
+        names = self._known(found.values())
+        places = {name: place for place, name in enumerate(names)}
+        return self.filled(kind, names, {i: self._place(i, name, places) for i, name in found.items()})
 
-    def sets(self, column: str) -> Column:
-        found = {i: [name_of(item) for item in self._items(i, column, value)] for i, value in self._given(column)}
-        space = LabelSpace("multilabel", self._known(column, (name for names in found.values() for name in names)))
-        position = {name: place for place, name in enumerate(space.names)}
-        values = np.zeros((len(self.posts), len(space)), np.float32)
-        for i, names in found.items():
-            for name in names:
-                values[i, self._position(i, column, name, position)] = 1
-        return Column(space, values, self._has(found))
+    def sets(self) -> Column:
+        found = {i: [name_of(item) for item in self._items(i, value)] for i, value in self.given.items()}
+        names = self._known(name for of_cell in found.values() for name in of_cell)
+        places = {name: place for place, name in enumerate(names)}
+        carried = {i: {self._place(i, name, places) for name in of_cell} for i, of_cell in found.items()}
+        flags = {i: [place in of_cell for place in range(len(names))] for i, of_cell in carried.items()}
+        return self.filled("multilabel", names, flags, lambda i: [False] * len(names))
 
-    def shares(self, columns: Sequence[str]) -> Column:
-        space = LabelSpace("multilabel", tuple(columns))
-        if self.names is not None and self.names != space.names:
-            raise UserError(f"names={list(self.names)}: expected the columns themselves, {list(columns)}, or null")
-        values: np.ndarray = np.full((len(self.posts), len(columns)), np.nan, np.float32)
-        for place, column in enumerate(columns):
-            for i, value in self._given(column):
-                values[i, place] = self._share(i, column, value)
-        has = np.isfinite(values).all(axis=1)
-        return Column(space, np.where(has[:, None], values, np.float32(0)), has)
+    def numbers(self) -> Column:
+        found = {i: _number(value) for i, value in self.given.items()}
+        for i, number in found.items():
+            if number is None or abs(number) > LARGEST:
+                raise self._wrong(i, "a number, of at most 38 digits")
+        return self.filled("score", self.names or (self.column,), found)
 
-    def numbers(self, column: str) -> Column:
-        values, has = np.zeros(len(self.posts), np.float32), np.zeros(len(self.posts), bool)
-        for i, value in self._given(column):
-            number = _number(value)
-            if number is None:
-                raise self._wrong(i, column, "a number")
-            values[i], has[i] = number, True
-        return Column(LabelSpace("score", self.names or (column,)), values, has)
+    def words(self) -> Column:
+        found, lengths = {}, [text.count(" ") + 1 for text in self.posts.texts]
+        for i, value in self.given.items():
+            items = self._items(i, value, separator=None)
+            if len(items) != lengths[i]:
+                raise self._wrong(i, f"a number for each of the text's {lengths[i]} words, found {len(items)}")
+            found[i] = np.array([self.share(i, item) for item in items], np.float32)
+        return self.filled("tokens", self.names or (self.column,), found, lambda i: np.zeros(lengths[i], np.float32))
 
-    def words(self, column: str) -> Column:
-        values = np.fromiter((np.zeros(t.count(" ") + 1, np.float32) for t in self.posts.texts), object, len(self.posts))
-        has = np.zeros(len(self.posts), bool)
-        for i, value in self._given(column):
-            items = self._items(i, column, value, separator=None)
-            if len(items) != len(values[i]):
-                raise self._wrong(i, column, f"a number for each of the text's {len(values[i])} words, found {len(items)}")
-            values[i][:] = [self._share(i, column, item) for item in items]
-            has[i] = True
-        return Column(LabelSpace("tokens", self.names or (column,)), values, has)
+    def choices(self) -> Column:
+        pairs = self.raw.pairs
+        if len(pairs) < 2:
+            needed = "a choice task needs the columns of second texts"
+            raise UserError(f"column={self.column!r}: {needed}; type tasks.TASK.corpus.pair=[first,second]")
+        position = {str(i): i for i in range(len(pairs))} | {name: i for i, name in enumerate(pairs)}
+        found = {i: position.get(name_of(value)) for i, value in self.given.items()}
+        for i, place in found.items():
+            if place is None:
+                raise self._wrong(i, f"one of {', '.join(position)}")
+        return self.filled("choice", pairs, found)
 
-    def choices(self, column: str) -> Column:
-        if len(self.raw.pairs) < 2:
-            raise UserError(
-                f"column={column!r}: a choice task needs the columns of second texts; type "
-                "tasks.TASK.corpus.pair=[first,second]"
-            )
-        position = {str(i): i for i in range(len(self.raw.pairs))} | {name: i for i, name in enumerate(self.raw.pairs)}
-        found = {i: name_of(value) for i, value in self._given(column)}
-        values = np.zeros(len(self.posts), np.int64)
-        for i, name in found.items():
-            if name not in position:
-                raise self._wrong(i, column, f"one of {', '.join(position)}")
-            values[i] = position[name]
-        return Column(LabelSpace("choice", self.raw.pairs), values, self._has(found))
+    def share(self, i: int, value: Any) -> float:
+        name, number = name_of(value).lower(), _number(value)
+        if name in TRUE or name in FALSE:
+            return float(name in TRUE)
+        if number is None or not 0 <= number <= 1:
+            raise self._wrong(i, "true or false, yes or no, or a number from 0 to 1")
+        return number
 
-    def _given(self, column: str) -> Iterator[tuple[int, Any]]:
-        return ((i, value) for i, value in enumerate(self.raw.cells[column]) if is_given(value))
-
-    def _has(self, found: Iterable[int]) -> np.ndarray:
-        has = np.zeros(len(self.posts), bool)
-        has[list(found)] = True
-        return has
-
-    def _wrong(self, i: int, column: str, expected: str, then: str = MEND) -> UserError:
-        shown = repr(self.raw.cells[column][i])
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return UserError(f"{self.raw.places[i]}, column {column!r}: {shown}, expected {expected}; {then}")
-
-    def _known(self, column: str, found: Iterable[str]) -> tuple[str, ...]:
+    def _known(self, found: Iterable[str]) -> tuple[str, ...]:
         names = self.names if self.names is not None else _in_order(found)
         if not names:
-            raise UserError(f"{self.raw.source}: column {column!r} is empty throughout, so it has no labels to learn")
+            raise UserError(f"{self.raw.source}: column {self.column!r} is empty throughout, so it has no labels to learn")
         return names
 
-    def _check_labels(self, column: str, found: list[str]) -> None:
-        different = len(set(found))
-        if different > max(MANY, len(found) / 2):
-            numbers = all(_number(name) is not None for name in found)
-            raise UserError(
-                f"{self.raw.source}: column {column!r} has {different:,} different values in {len(found):,} rows, which "
-                + ("are numbers, not labels; type head@tasks.TASK.head=score" if numbers else "are no labels; give another")
-            )
+    def _place(self, i: int, name: str, known: Mapping[str, int]) -> int:
+        if name not in known:
+            raise UserError(f"{self._where(i)}: this task knows no label {name!r}; {did_you_mean(name, known)}")
+        return known[name]
 
-    def _position(self, i: int, column: str, name: str, position: dict[str, int]) -> int:
-        if name not in position:
-            raise UserError(
-                f"{self.raw.places[i]}, column {column!r}: this task knows no label {name!r}; {did_you_mean(name, position)}"
-            )
-        return position[name]
-
-    def _items(self, i: int, column: str, value: Any, separator: str | None = "") -> list[Any]:
+    def _items(self, i: int, value: Any, separator: str | None = "") -> list[Any]:
         """The items of a cell: of a list, of a JSON list, or of a text between separators (None: spaces)."""
         if isinstance(value, str) and value.strip().startswith("["):
             try:
                 value = json.loads(value)
             except json.JSONDecodeError as error:
-                raise self._wrong(i, column, f"a JSON list ({error.msg})") from None
+                raise self._wrong(i, f"a JSON list ({error.msg})") from None
         if isinstance(value, str):
             return [item for item in value.split(self.raw.separator if separator == "" else separator) if item.strip()]
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) or not is_given(item) for item in items):
-            raise self._wrong(i, column, "a list of names, or of numbers")
+            raise self._wrong(i, "a list of names, or of numbers")
         return items
 
-    def _share(self, i: int, column: str, value: Any) -> float:
-        name = name_of(value).lower()
-        if name in TRUE or name in FALSE:
-            return float(name in TRUE)
-        number = _number(value)
-        if number is None or not 0 <= number <= 1:
-            raise self._wrong(i, column, "true or false, yes or no, or a number from 0 to 1")
-        return number
+    def _where(self, i: int) -> str:
+        return f"{self.raw.places[i]}, column {self.column!r}"
+
+    def _wrong(self, i: int, expected: str) -> UserError:
+        return UserError(f"{self._where(i)}: {shown(self.given[i])}, expected {expected}; {MEND}")

@@ -13,57 +13,33 @@ Cite Davidson, Warmsley, Macy and Weber (2017), "Automated Hate Speech Detection
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import Hub, again, read_delimited, ways_out
-from hatemtl.corpora.rows import Rows
-from hatemtl.corpora.splitting import check_fractions, divide, keys
-from hatemtl.labels import LabelSpace
+from hatemtl.corpora.files import Hub, official
+from hatemtl.corpora.rows import Rows, ids
+from hatemtl.corpora.splitting import divide, keys
 
 LABELS = ("hate", "offensive", "neither")  # in the order of their numbers
 VOTES = ("hate_speech", "offensive_language", "neither")
-FILE = "labeled_data.csv"
-HUB = Hub("tdavidson/hate_speech_offensive", "default")
+HOME = "github.com/t-davidson/hate-speech-and-offensive-language"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Davidson(Corpus):
-    """Davidson's tweets with the columns label (hate, offensive, neither) and votes (what share of annotators said each).
-
-    dir: the folder with the official labeled_data.csv; where it is not there, the hub is asked.
-    fractions: the shares of posts for training, validation and test, of every label alike.
-    """
+    """Davidson's tweets with the columns label (hate, offensive, neither) and votes (what share of annotators said each)."""
 
     dir: str
     fractions: Sequence[float]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fractions(self.fractions)
-
     def read(self) -> Posts:
-        folder = Path(self.dir).expanduser()
-        if (path := folder / FILE).is_file():
-            rows = read_delimited(path, again=again(path, "github.com/t-davidson/hate-speech-and-offensive-language"))
-        else:
-            ((_, rows),) = HUB.splits(["train"], ways_out(folder, FILE))
+        ((_, rows),) = official(self.dir, ["labeled_data.csv"], HOME, hub=Hub("tdavidson/hate_speech_offensive", "default"))
         texts = rows.texts("tweet")
-        label = np.array(rows.positions("class", {str(i): i for i in range(len(LABELS))}), np.int64)
-        everywhere = np.ones(len(rows), bool)
-        columns = {
-            "label": Column(LabelSpace("multiclass", LABELS), label, everywhere),
-            "votes": Column(LabelSpace("multilabel", LABELS), _shares(rows), everywhere),
-        }
-        splits = divide(keys(texts), self.fractions, self.seed, label)
-        return Posts(_ids(rows), texts, splits, columns)
-
-
-def _ids(rows: Rows) -> list[str]:
-    own = [str(index) for index in rows.columns.get("", ())]
-    return own if len(set(own)) == len(rows) else [f"davidson_{i}" for i in range(len(rows))]
+        label = Column.of("multiclass", LABELS, rows.positions("class", ("0", "1", "2")))
+        columns = {"label": label, "votes": Column.of("multilabel", LABELS, _shares(rows))}
+        splits = divide(keys(texts), self.fractions, self.seed, label.values)
+        return Posts(ids(rows.columns.get("", ()), len(rows), "davidson"), texts, splits, columns)
 
 
 def _shares(rows: Rows) -> np.ndarray:
@@ -72,4 +48,4 @@ def _shares(rows: Rows) -> np.ndarray:
     total = votes.sum(axis=1, keepdims=True)
     if not total.all():
         raise rows.wrong(int(np.argmin(total)), VOTES[0] + suffix, "a vote for one of the three labels at least")
-    return (votes / total).astype(np.float32)
+    return votes / total

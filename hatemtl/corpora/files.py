@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,25 +16,6 @@ from hatemtl.machine.hub import fetch
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
-
-
-def again(path: Path, home: str) -> str:
-    """Says the way out of a broken file of a corpus whose home is there."""
-    return f"download {path.name} again from {home}"
-
-
-def ways_out(folder: Path, file: str) -> str:
-    """Says what a user can type where a corpus is neither in its folder nor within reach."""
-    return f"{folder} has no {file} either: {_put(folder, file)}"
-
-
-def by_hand(folder: Path, file: str, home: str) -> UserError:
-    """Makes the error about a corpus that nobody may hand on, and that is not in its folder."""
-    return UserError(f"{folder} has no {file}: get it by hand at {home}, then {_put(folder, file)}")
-
-
-def _put(folder: Path, file: str) -> str:
-    return f"type data.dir=FOLDER with {folder.name}/{file} in it, or corpus@tasks.TASK.corpus=sample to run without data"
 
 
 def label_name(written: str) -> str:
@@ -59,7 +40,7 @@ def read_table(path: Path, *, delimiter: str | None, encoding: str, keys: str, l
     if path.suffix == ".jsonl":
         return read_jsonl(path, again="mend the line")
     if path.suffix == ".parquet":
-        return read_parquet([path], again="write the file anew")
+        return read_parquet(path, again="write the file anew")
     between, recode = delimiter_of(path, delimiter), f"type {keys}encoding=cp1252"
     if between is None and path.suffix == ".txt" and lines:
         again = f"mend the line, or {recode}"
@@ -162,21 +143,16 @@ def _reading(path: Path, encoding: str, again: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise UserError(f"{_undecodable(path, encoding)}; {again}") from error
+        first = error
+        try:
+            path.read_bytes().decode(encoding)  # whole, as a reader that decodes by the piece counts from its piece
+        except UnicodeDecodeError as found:
+            first = found
+        line, byte = first.object.count(b"\n", 0, first.start) + 1, first.object[first.start]
+        name = encoding.removesuffix("-sig").upper()
+        raise UserError(f"{path}, line {line}: byte {byte:#04x} is no {name} ({first.reason}); {again}") from error
     except (OSError, LookupError, UnicodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); {again}") from error
-
-
-def _undecodable(path: Path, encoding: str) -> str:
-    """Finds the first byte of a file that is no such text; a reader that decodes by the piece cannot say."""
-    raw = path.read_bytes()
-    try:
-        raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        name, byte = encoding.removesuffix("-sig").upper(), raw[error.start]
-        return f"{path}, line {line}: byte {byte:#04x} is no {name} ({error.reason})"
-    return f"{path}: changed while it was read"
 
 
 def read_jsonl(path: Path, *, again: str) -> Rows:
@@ -205,12 +181,11 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
     return Rows(path, {name: [row.get(name) for row in found] for name in names}, lines, again)
 
 
-def read_parquet(paths: Iterable[Path], *, again: str, only: Callable[[str], bool] | None = None) -> Rows:
+def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = None) -> Rows:
     """Reads the rows of one or several Parquet files of the same columns, or `only` some of these, by name."""
     from pyarrow import ArrowException, concat_tables
     from pyarrow.parquet import read_table
 
-    paths = sorted(paths)
     try:
         table = concat_tables([read_table(path) for path in paths])
     except (OSError, ValueError, ArrowException) as error:
@@ -223,40 +198,77 @@ def read_parquet(paths: Iterable[Path], *, again: str, only: Callable[[str], boo
 
 @dataclass(frozen=True)
 class Hub:
-    """A dataset on the hub, whose Parquet files lie as CONFIG/SPLIT/*.parquet in its branch refs/convert/parquet."""
+    """A dataset on the hub, whose Parquet files lie as CONFIG/SPLIT/*.parquet in its branch refs/convert/parquet.
+
+    only: which of its columns are read, by name; None for all.
+    """
 
     repo: str
     config: str
-    revision: str = "refs/convert/parquet"
+    only: Callable[[str], bool] | None = None
 
-    def present(self, names: Sequence[str], way_out: str) -> list[str]:
-        """Lists the splits of these names that it has. Raises UserError where it has none."""
-        folder = self._folder(names, way_out)
-        found = [name for name in names if any((folder / self.config / name).glob("*.parquet"))]
-        if not found:
-            raise UserError(
-                f"the hub's dataset {self.repo!r} has no splits {', '.join(names)} in its configuration {self.config!r}; "
-                "give another config"
-            )
-        return found
+    def splits(self, names: Sequence[str], way_out: str, *, some: bool = False) -> Iterator[tuple[str, Rows]]:
+        """Reads the rows of each split of these names. way_out: what a user without network can type instead.
 
-    def splits(
-        self, names: Sequence[str], way_out: str, only: Callable[[str], bool] | None = None
-    ) -> Iterator[tuple[str, Rows]]:
-        """Reads the rows of each split of these names. way_out: what a user without network can type instead."""
-        folder = self._folder(names, way_out)
+        some: whether splits may be missing, as long as there is one.
+        """
+        patterns = [f"{self.config}/{name}/*.parquet" for name in names]
+        folder = fetch(self.repo, kind="dataset", patterns=patterns, revision="refs/convert/parquet", way_out=way_out)
         again = f"delete {folder} and run again to download it anew"
-        for name in names:
-            paths = list((folder / self.config / name).glob("*.parquet"))
-            if not paths:
+        found = {name: sorted(folder.glob(pattern)) for name, pattern in zip(names, patterns, strict=True)}
+        if some and not any(found.values()):
+            there = f"no splits {', '.join(names)} in its configuration {self.config!r}"
+            raise UserError(f"the hub's dataset {self.repo!r} has {there}; give another config")
+        for name, paths in found.items():
+            if paths:
+                yield name, read_parquet(*paths, again=again, only=self.only)
+            elif not some:
                 raise UserError(f"{folder} has no {self.config}/{name}/*.parquet; {again}")
-            yield name, read_parquet(paths, again=again, only=only)
 
-    def _folder(self, names: Sequence[str], way_out: str) -> Path:
-        return fetch(
-            self.repo,
-            kind="dataset",
-            patterns=[f"{self.config}/{name}/*.parquet" for name in names],
-            revision=self.revision,
-            way_out=way_out,
-        )
+
+def again(name: str, home: str) -> str:
+    """Says the way out of a broken file of a corpus whose home is there."""
+    return f"download {Path(name).name} again from {home}"
+
+
+def ways_out(folder: Path, files: Sequence[str]) -> str:
+    """Says what a user can type where a corpus is neither in its folder nor within reach."""
+    return f"{folder} has no {' and '.join(files)} either: {_put(folder, files[0])}"
+
+
+def _put(folder: Path, file: str) -> str:
+    return f"type data.dir=FOLDER with {folder.name}/{file} in it, or corpus@tasks.TASK.corpus=sample to run without data"
+
+
+def complete(folder: Path, files: Sequence[str], home: str, *, hub: bool = True) -> bool:
+    """Tells whether a corpus' official files are there; False where none is, but the hub has them.
+
+    Raises UserError where one is missing otherwise. home: where they come from.
+    """
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing and not hub:
+        raise UserError(f"{folder} has no {missing[0]}: get it by hand at {home}, then {_put(folder, missing[0])}")
+    if missing and len(missing) < len(files):
+        needed = f"{folder} has no {' and no '.join(missing)}, but needs {' and '.join(files)}"
+        raise UserError(f"{needed}; {again(missing[0], home)}")
+    return not missing
+
+
+def official(
+    dir: str,
+    files: Sequence[str],
+    home: str,
+    *,
+    read: Callable[..., Rows] = read_delimited,
+    hub: Hub | None = None,
+    splits: Sequence[str] = ("train",),
+) -> list[tuple[str, Rows]]:
+    """Reads a corpus' official files, each with its name; where none of them is there, these splits of the hub.
+
+    home: where the files come from. read: called as `read_delimited` is, with a path and the way out.
+    Raises UserError with the file, the line and the way out.
+    """
+    folder = Path(dir).expanduser()
+    if complete(folder, files, home, hub=hub is not None) or hub is None:
+        return [(name, read(folder / name, again=again(name, home))) for name in files]
+    return [*hub.splits(splits, ways_out(folder, files))]

@@ -12,43 +12,30 @@ Crowdsourcing and Characterization of Twitter Abusive Behavior".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import again, by_hand, read_delimited
-from hatemtl.corpora.splitting import check_fractions, divide, keys
-from hatemtl.labels import LabelSpace
+from hatemtl.corpora.files import official, read_delimited
+from hatemtl.corpora.rows import ids
+from hatemtl.corpora.splitting import divide, keys
 
 LABELS = ("abusive", "hateful", "normal", "spam")
 FILES = ("hatespeech_text_label_vote.csv", "hatespeech_text_label_vote_RESTRICTED_100K.csv")
-HOME = "zenodo.org/records/3706866"
+READ = partial(read_delimited, delimiter="\t", names=("text", "label", "votes"), quoted=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Founta(Corpus):
-    """Founta's tweets with the column label: abusive, hateful, normal or spam, what most annotators chose.
-
-    dir: the folder with the official file. fractions: the shares of posts for training, validation and test, of every
-    label alike.
-    """
+    """Founta's tweets with the column label: abusive, hateful, normal or spam, what most annotators chose."""
 
     dir: str
     fractions: Sequence[float]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fractions(self.fractions)
-
     def read(self) -> Posts:
-        folder = Path(self.dir).expanduser()
-        path = next((folder / name for name in FILES if (folder / name).is_file()), None)
-        if path is None:
-            raise by_hand(folder, FILES[0], HOME)
-        rows = read_delimited(path, again=again(path, HOME), delimiter="\t", names=("text", "label", "votes"), quoted=None)
+        file = next((name for name in FILES if (Path(self.dir).expanduser() / name).is_file()), FILES[0])
+        ((_, rows),) = official(self.dir, [file], "zenodo.org/records/3706866", read=READ)
         texts = rows.texts("text")
-        label = np.array(rows.positions("label", {name: i for i, name in enumerate(LABELS)}), np.int64)
-        splits = divide(keys(texts), self.fractions, self.seed, label)
-        columns = {"label": Column(LabelSpace("multiclass", LABELS), label, np.ones(len(rows), bool))}
-        return Posts([f"founta_{i}" for i in range(len(rows))], texts, splits, columns)
+        label = Column.of("multiclass", LABELS, rows.positions("label", LABELS))
+        splits = divide(keys(texts), self.fractions, self.seed, label.values)
+        return Posts(ids((), len(rows), "founta"), texts, splits, {"label": label})

@@ -23,23 +23,24 @@ Licence: each task has its own; see gluebenchmark.com/tasks. Cite Wang, Singh, M
 "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", and the task's own paper.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
-from hatemtl.corpora.files import Hub, read_delimited, ways_out
-from hatemtl.corpora.labelled import Part, check_validation, complete, gather, paired, whole
+from hatemtl.corpora.files import Hub, official, read_delimited
+from hatemtl.corpora.labelled import Section, codes, gather, whole
 from hatemtl.corpora.rows import Rows
-from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 
-HUB = "nyu-mll/glue"
+HOME = "gluebenchmark.com/tasks"
 ENTAILMENT = ("entailment", "not_entailment")
-TRAIN, DEV = "train.tsv", "dev.tsv"
+FILES = {"train.tsv": "train", "dev.tsv": "dev"}
+SPLITS = {"train": "train", "validation": "dev"}
 
 
 class Layout(NamedTuple):
@@ -47,7 +48,8 @@ class Layout(NamedTuple):
 
     texts, label: columns of the official files; hub: the texts' on the hub, where they differ, whose label is `label`.
     names: the labels, in the hub's order; official files have the name or its place. One name: a number from 0 to 5.
-    train, tests: the official files; hub_train, hub_tests: the hub's splits. gaps: whether training rows may be torn.
+    files, splits: the official files and the hub's splits, with what their posts' ids begin with; train and validation are
+    for training, the others for the test. gaps: whether training rows may be torn.
     """
 
     folder: str
@@ -55,10 +57,8 @@ class Layout(NamedTuple):
     names: tuple[str, ...]
     label: str = "label"
     hub: tuple[str, ...] = ()
-    train: str = TRAIN
-    tests: tuple[str, ...] = (DEV,)
-    hub_train: tuple[str, ...] = ("train",)
-    hub_tests: tuple[str, ...] = ("validation",)
+    files: Mapping[str, str] = FILES
+    splits: Mapping[str, str] = SPLITS
     header: tuple[str, ...] | None = None
     gaps: bool = False
 
@@ -73,10 +73,8 @@ LAYOUTS = {
         ("not_equivalent", "equivalent"),
         label="Quality",
         hub=SENTENCES,
-        train="msr_paraphrase_train.txt",
-        tests=("msr_paraphrase_test.txt",),
-        hub_train=("train", "validation"),
-        hub_tests=("test",),
+        files={"msr_paraphrase_train.txt": "train", "msr_paraphrase_test.txt": "msr_paraphrase_test"},
+        splits={"train": "train", "validation": "validation", "test": "msr_paraphrase_test"},
     ),
     "qqp": Layout("QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), label="is_duplicate", gaps=True),
     "qnli": Layout("QNLI", ("question", "sentence"), ENTAILMENT),
@@ -88,8 +86,8 @@ LAYOUTS = {
         ("entailment", "neutral", "contradiction"),
         label="gold_label",
         hub=("premise", "hypothesis"),
-        tests=("dev_matched.tsv", "dev_mismatched.tsv"),
-        hub_tests=("validation_matched", "validation_mismatched"),
+        files={"train.tsv": "train", "dev_matched.tsv": "dev_matched", "dev_mismatched.tsv": "dev_mismatched"},
+        splits={"train": "train", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched"},
         gaps=True,
     ),
     "stsb": Layout("STS-B", SENTENCES, ("similarity",), label="score"),
@@ -102,56 +100,32 @@ class Glue(Corpus):
 
     mnli has two columns more, matched and mismatched: of the test posts, one has those of the training posts' genres,
     the other those of other genres; their training and validation posts are all.
-
-    dir: the folder with the tasks' folders; where the task's files are not there, the hub is asked.
-    task: cola, sst2, mrpc, qqp, qnli, rte, wnli, mnli or stsb.
-    validation: the share of the official training posts that validates.
     """
 
     dir: str
-    task: str
+    task: Literal["cola", "sst2", "mrpc", "qqp", "qnli", "rte", "wnli", "mnli", "stsb"]
     validation: float
 
-    def __post_init__(self) -> None:
-        if self.task not in LAYOUTS:
-            raise UserError(f"task={self.task}: {did_you_mean(self.task, LAYOUTS)}")
-        check_validation(self.validation)
-
     def read(self) -> Posts:
-        """Reads the official files or the hub. Raises UserError with the file, the line and the way out."""
-        layout = LAYOUTS[self.task]
-        score = len(layout.names) == 1
-        codes = {name: i for i, name in enumerate(layout.names)} | {str(i): i for i in range(len(layout.names))}
-        parts = []
-        for name, split, rows, columns, label in self._files(layout):
-            rows = whole(rows, columns) if layout.gaps and split == "train" else rows
-            texts, pairs = paired(rows, *columns) if len(columns) == 2 else (rows.texts(*columns), None)
-            values = rows.numbers(label, 0, 5) if score else rows.positions(label, codes)
-            parts.append(Part(name, split, texts, values, pairs))
-        space = LabelSpace("score" if score else "multiclass", layout.names)
-        posts = gather(parts, space, validation=self.validation, seed=self.seed)
+        layout, hub = LAYOUTS[self.task], Hub("nyu-mll/glue", self.task)
+        files = {f"{layout.folder}/{file}": name for file, name in layout.files.items()}
+        space = LabelSpace("multiclass" if len(layout.names) > 1 else "score", layout.names)
+        sections = []
+        for place, rows in official(self.dir, [*files], HOME, read=partial(_read, layout), hub=hub, splits=[*layout.splits]):
+            name = files.get(place) or layout.splits[place]
+            split: Split = "train" if name in ("train", "validation") else "test"
+            texts, label = (layout.texts, layout.label) if place in files else (layout.hub or layout.texts, "label")
+            rows = whole(rows, texts) if layout.gaps and split == "train" else rows
+            values = rows.array(label, 0, 5) if space.kind == "score" else rows.positions(label, codes(layout.names))
+            sections.append(Section(name, split, rows, texts, values))
+        posts = gather(sections, space, validation=self.validation, seed=self.seed)
         return _by_genre(posts) if self.task == "mnli" else posts
 
-    def _files(self, layout: Layout) -> Iterator[tuple[str, Split, Rows, tuple[str, ...], str]]:
-        """Each file's name in ids, split, rows, and its columns with texts and label."""
-        folder = Path(self.dir).expanduser()
-        files = [f"{layout.folder}/{name}" for name in (layout.train, *layout.tests)]
-        again = "download it again from gluebenchmark.com/tasks"
-        if complete(folder, files, again):
-            wanted = {*layout.texts, layout.label}
-            for name in files:
-                path, train = folder / name, name == files[0]
-                torn = layout.gaps and train
-                rows = read_delimited(
-                    path, again=again, delimiter="\t", names=layout.header, quoted=False, only=wanted.__contains__, torn=torn
-                )
-                yield "train" if train else path.stem, "train" if train else "test", rows, layout.texts, layout.label
-            return
-        hub = Hub(HUB, self.task)
-        for split, rows in hub.splits((*layout.hub_train, *layout.hub_tests), ways_out(folder, files[0])):
-            train = split in layout.hub_train
-            name = split if train else Path(layout.tests[layout.hub_tests.index(split)]).stem
-            yield name, "train" if train else "test", rows, layout.hub or layout.texts, "label"
+
+def _read(layout: Layout, path: Path, *, again: str) -> Rows:
+    wanted, torn = {*layout.texts, layout.label}, layout.gaps and path.stem == "train"
+    read = partial(read_delimited, delimiter="\t", names=layout.header, quoted=False)
+    return read(path, again=again, only=wanted.__contains__, torn=torn)
 
 
 def _by_genre(posts: Posts) -> Posts:

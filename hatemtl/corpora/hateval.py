@@ -11,66 +11,37 @@ Detection of Hate Speech Against Immigrants and Women in Twitter".
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts
-from hatemtl.corpora.files import again, by_hand, read_delimited
-from hatemtl.corpora.rows import Rows
-from hatemtl.errors import UserError, did_you_mean
-from hatemtl.labels import LabelSpace
+from hatemtl.corpora.files import official
+from hatemtl.corpora.rows import ids
 
-LANGUAGES = ("en", "es")
 COLUMNS = {
     "hate": ("HS", ("not_hate", "hate")),
     "target_range": ("TR", ("generic", "individual")),
     "aggressive": ("AG", ("not_aggressive", "aggressive")),
 }
-OFFICIAL = {"train": "train", "val": "dev", "test": "test"}
-HOME = "hatespeech.di.unito.it/hateval.html"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HatEval(Corpus):
-    """HatEval's three official splits with the columns hate, target_range and aggressive, the last two of hateful tweets.
-
-    dir: the folder with hateval2019_LANGUAGE_{train,dev,test}.csv. language: en or es.
-    """
+    """HatEval's three official splits with the columns hate, target_range and aggressive, the last two of hateful tweets."""
 
     dir: str
-    language: str = "en"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.language not in LANGUAGES:
-            raise UserError(f"language={self.language}: {did_you_mean(self.language, LANGUAGES)}")
+    language: Literal["en", "es"] = "en"
 
     def read(self) -> Posts:
-        read = [self._rows(split) for split in SPLITS]
+        files = [f"hateval2019_{self.language}_{split}.csv" for split in ("train", "dev", "test")]
+        read = [rows for _, rows in official(self.dir, files, "hatespeech.di.unito.it/hateval.html")]
         texts = [text for rows in read for text in rows.texts("text")]
         splits = np.repeat(SPLITS, [len(rows) for rows in read])
-        ids = [str(own) for rows in read for own in rows["id"]]
-        if len(set(ids)) != len(ids):
-            ids = [f"hateval_{i}" for i in range(len(ids))]
-        values = {name: _flags(read, source) for name, (source, _) in COLUMNS.items()}
+        values = {name: np.concatenate([rows.flags(flag) for rows in read]) for name, (flag, _) in COLUMNS.items()}
         hateful = values["hate"] == 1
         columns = {
-            name: Column(
-                LabelSpace("multiclass", labels),
-                np.where(hateful, values[name], 0),
-                np.ones(len(texts), bool) if name == "hate" else hateful,
-            )
-            for name, (_, labels) in COLUMNS.items()
+            name: Column.of("multiclass", names, np.where(hateful, values[name], 0), None if name == "hate" else hateful)
+            for name, (_, names) in COLUMNS.items()
         }
-        return Posts(ids, texts, splits, columns)
-
-    def _rows(self, split: str) -> Rows:
-        path = Path(self.dir).expanduser() / f"hateval2019_{self.language}_{OFFICIAL[split]}.csv"
-        if not path.is_file():
-            raise by_hand(path.parent, path.name, HOME)
-        return read_delimited(path, again=again(path, HOME))
-
-
-def _flags(read: list[Rows], column: str) -> np.ndarray:
-    return np.concatenate([rows.flags(column) for rows in read]).astype(np.int64)
+        return Posts(ids([own for rows in read for own in rows["id"]], len(texts), "hateval"), texts, splits, columns)

@@ -20,11 +20,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts, Split
+from hatemtl.corpora.files import Hub, again, complete, ways_out
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.labels import LabelSpace
-from hatemtl.machine.hub import fetch
-
-Rationale = Literal["union", "majority", "soft"]
 
 ABUSIVE = ("hatespeech", "offensive")
 LABELS = ("hatespeech", "normal", "offensive")  # the hub counts them in this order
@@ -33,7 +30,8 @@ COMMUNITIES = (
     *("african", "arab", "asian", "caucasian", "hispanic", "homosexual"),
     *("islam", "jewish", "other", "refugee", "women"),
 )
-HUB = "Hate-speech-CNERG/hatexplain"
+HUB = Hub("Hate-speech-CNERG/hatexplain", "plain_text")
+HOME = "the HateXplain repository (github.com/hate-alert/HateXplain, folder Data)"
 FILES = ("dataset.json", "post_id_divisions.json")
 # The one post of the official file with a mask that is not as long as the post; that mask is left out.
 MISFIT = "24439295_gab"
@@ -48,50 +46,26 @@ class HateXplain(Corpus):
     toxic: that majority as two classes, as in the paper's study of bias: toxic is hatespeech or offensive, else normal.
     target: the communities that more than one annotator named; a post may have none.
     rationale: one value a word, for posts whose majority is hatespeech or offensive and which carry a mask.
-
-    dir: the folder with the official dataset.json and post_id_divisions.json; where neither is there, the hub is asked.
-    targets: 11 communities, or 10 as in the paper, which leaves "other" out.
-    rationale: how the masks of a *training* post become one: a word counts where any mask has it (union), where at
-        least half of them do (majority), or by the share of them that do (soft). Validation and test posts always carry
-        the union, so that scores compare between runs.
     """
 
     dir: str
-    targets: int = 11
-    rationale: Rationale = "union"
-
-    def __post_init__(self) -> None:
-        if self.targets not in (10, 11):
-            raise UserError(f"targets={self.targets}: expected 11 communities, or 10 to leave out 'other'")
+    targets: Literal[11, 10] = 11
+    rationale: Literal["union", "majority", "soft"] = "union"
 
     def read(self) -> Posts:
-        """Reads the official files or the hub. Raises UserError with the file, the post and the way out."""
         folder = Path(self.dir).expanduser()
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if len(missing) == 1:
-            raise UserError(f"{folder} has no {missing[0]}, but needs both {' and '.join(FILES)}; {_again(missing[0])}")
-        posts = list(_from_hub(folder) if missing else _from_files(folder))
+        posts = [*(_from_files(folder) if complete(folder, FILES, HOME) else _from_hub(folder))]
         voted = np.array([post.label is not None for post in posts], bool)
-        communities = tuple(name for name in COMMUNITIES if self.targets == 11 or name != "other")
+        abusive = np.array([post.label in ABUSIVE for post in posts], bool)
+        communities = [name for name in COMMUNITIES if self.targets == 11 or name != "other"]
+        named = [[name in post.communities for name in communities] for post in posts]
+        masks = np.fromiter((self._rationale(post) for post in posts), object, len(posts))
+        marked = abusive & np.array([bool(post.masks) for post in posts], bool)
         columns = {
-            "label": Column(
-                LabelSpace("multiclass", LABELS),
-                np.array([LABELS.index(post.label or LABELS[0]) for post in posts], np.int64),
-                voted,
-            ),
-            "toxic": Column(
-                LabelSpace("multiclass", TOXIC), np.array([post.label in ABUSIVE for post in posts], np.int64), voted
-            ),
-            "target": Column(
-                LabelSpace("multilabel", communities),
-                np.array([[name in post.communities for name in communities] for post in posts], np.float32),
-                np.ones(len(posts), bool),
-            ),
-            "rationale": Column(
-                LabelSpace("tokens", ("rationale",)),
-                np.fromiter((self._rationale(post) for post in posts), object, len(posts)),
-                np.array([post.label in ABUSIVE and bool(post.masks) for post in posts], bool),
-            ),
+            "label": Column.of("multiclass", LABELS, [LABELS.index(post.label or LABELS[0]) for post in posts], voted),
+            "toxic": Column.of("multiclass", TOXIC, abusive, voted),
+            "target": Column.of("multilabel", communities, named),
+            "rationale": Column.of("tokens", ["rationale"], masks, marked),
         }
         texts = [" ".join(post.words) for post in posts]
         splits = np.array([post.split for post in posts])
@@ -102,8 +76,7 @@ class HateXplain(Corpus):
             return np.zeros(len(post.words), np.float32)
         share = np.array(post.masks, np.float32).mean(axis=0)
         how = self.rationale if post.split == "train" else "union"
-        values: dict[Rationale, np.ndarray] = {"union": share > 0, "majority": share >= 0.5, "soft": share}
-        return values[how].astype(np.float32)
+        return {"union": share > 0, "majority": share >= 0.5, "soft": share}[how].astype(np.float32)
 
 
 class _Post(NamedTuple):
@@ -122,57 +95,37 @@ def _from_files(folder: Path) -> Iterator[_Post]:
     for split in SPLITS:
         ids = divisions.get(split)
         if not isinstance(ids, list):
-            raise UserError(f"{folder / FILES[1]} lists no {split!r} posts; {_again(FILES[1])}")
+            raise UserError(f"{folder / FILES[1]} lists no {split!r} posts; {again(FILES[1], HOME)}")
         for post_id in map(str, ids):
             where = f"{folder / FILES[0]}, post {post_id!r}"
             if post_id not in dataset:
-                raise UserError(f"{where}: listed in {FILES[1]}, but not there or listed twice; {_again(FILES[0])}")
-            yield _parse(post_id, split, dataset.pop(post_id), where, _again(FILES[0]))
+                raise UserError(f"{where}: listed in {FILES[1]}, but not there or listed twice; {again(FILES[0], HOME)}")
+            yield _parse(post_id, split, dataset.pop(post_id), where, again(FILES[0], HOME))
 
 
 def _from_hub(folder: Path) -> Iterator[_Post]:
-    names = {"train": "train", "val": "validation", "test": "test"}
-    hub = fetch(
-        HUB,
-        kind="dataset",
-        patterns=[f"plain_text/{name}/*.parquet" for name in names.values()],
-        revision="refs/convert/parquet",
-        way_out=f"{folder} has no {' and '.join(FILES)} either: type data.dir=FOLDER with hatexplain/{FILES[0]} in it, "
-        "or corpus@tasks.TASK.corpus=sample to run without data",
-    )
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    again = f"delete {hub} and run again to download it anew"
-    for split in SPLITS:
-        paths = sorted(map(str, (hub / "plain_text" / names[split]).glob("*.parquet")))
-        if not paths:
-            raise UserError(f"{hub} has no plain_text/{names[split]}/*.parquet; {again}")
-        try:
-            rows = Dataset.from_parquet(paths).to_list()
-        except (ValueError, DatasetGenerationError) as error:  # pyarrow's errors are ValueErrors
-            reason = error.__cause__ or error
-            raise UserError(f"{hub}/plain_text/{names[split]} cannot be read: {reason}; {again}") from error
-        for row in rows:
-            judged = row["annotators"]
-            row["annotators"] = [
+    read = HUB.splits(("train", "validation", "test"), ways_out(folder, FILES))
+    for split, (_, rows) in zip(SPLITS, read, strict=True):
+        for i, (post_id, judged) in enumerate(zip(rows["id"], rows["annotators"], strict=True)):
+            annotators = [
                 {"label": dict(enumerate(LABELS)).get(label), "target": target}
                 for label, target in zip(judged["label"], judged["target"], strict=False)
             ]
-            yield _parse(row["id"], split, row, f"{hub}, post {row['id']!r}", again)
+            entry = {"annotators": annotators, **{name: rows[name][i] for name in ("rationales", "post_tokens")}}
+            yield _parse(post_id, split, entry, f"{rows.path}, post {post_id!r}", rows.again)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is cut off or garbled ({error}); {_again(path.name)}") from error
+        raise UserError(f"{path} is cut off or garbled ({error}); {again(path.name, HOME)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, expected a JSON object; {_again(path.name)}")
+        raise UserError(f"{path} holds a {type(content).__name__}, expected a JSON object; {again(path.name, HOME)}")
     return content
 
 
-def _parse(post_id: str, split: Split, entry: Any, where: str, again: str) -> _Post:
+def _parse(post_id: str, split: Split, entry: Any, where: str, way_out: str) -> _Post:
     match entry:
         case {
             "annotators": [
@@ -185,15 +138,15 @@ def _parse(post_id: str, split: Split, entry: Any, where: str, again: str) -> _P
         } if all(isinstance(word, str) for word in words):
             pass
         case _:
-            raise UserError(f"{where}: expected three annotators with label and target, rationales and words; {again}")
+            raise UserError(f"{where}: expected three annotators with label and target, rationales and words; {way_out}")
     for label in (x, y, z):
         if label not in LABELS:
-            raise UserError(f"{where}: label {label!r}: {did_you_mean(label, LABELS)}; {again}")
+            raise UserError(f"{where}: label {label!r}: {did_you_mean(label, LABELS)}; {way_out}")
     if post_id == MISFIT:
         masks = [mask for mask in masks if len(mask) == len(words)]
     for mask in masks:
         if not isinstance(mask, list) or len(mask) != len(words) or mask.count(0) + mask.count(1) != len(mask):
-            raise UserError(f"{where}: a rationale must have one 0 or 1 for each of the {len(words)} words; {again}")
+            raise UserError(f"{where}: a rationale must have one 0 or 1 for each of the {len(words)} words; {way_out}")
     a, b, c = ({str(name).lower() for name in names} for names in (of_x, of_y, of_z))
     return _Post(
         id=post_id,
@@ -204,7 +157,3 @@ def _parse(post_id: str, split: Split, entry: Any, where: str, again: str) -> _P
         communities=frozenset(a & b | a & c | b & c),
         masks=masks,
     )
-
-
-def _again(name: str) -> str:
-    return f"download {name} again from the HateXplain repository (github.com/hate-alert/HateXplain, folder Data)"

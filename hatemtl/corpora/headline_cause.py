@@ -18,15 +18,13 @@ Licence: CC0 for the annotations; the headlines belong to their publishers. Cite
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 from hatemtl.corpora.base import SPLITS, Corpus, Posts
-from hatemtl.corpora.files import Hub, read_jsonl, ways_out
-from hatemtl.corpora.labelled import Part, complete, gather, paired
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.corpora.files import Hub, official, read_jsonl
+from hatemtl.corpora.labelled import Section, gather
 from hatemtl.labels import LabelSpace
 
-HUB = "IlyaGusev/headline_cause"
 LABELS = {
     "simple": ("not_cause", "left_right", "right_left"),
     "full": (
@@ -34,37 +32,24 @@ LABELS = {
         *("left_right_cause", "right_left_cause", "left_right_refute", "right_left_refute"),
     ),
 }
-CONFIGS = tuple(f"{language}_{kind}" for language in ("en", "ru") for kind in LABELS)
+HOME = "github.com/IlyaGusev/HeadlineCause/releases"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadlineCause(Corpus):
-    """HeadlineCause: left headline, right headline and the column label.
-
-    dir: the folder with en and ru; where the configuration's files are not there, the hub is asked.
-    config: en_simple, en_full, ru_simple or ru_full.
-    """
+    """HeadlineCause: left headline, right headline and the column label, of one of the configurations above."""
 
     dir: str
-    config: str
-
-    def __post_init__(self) -> None:
-        if self.config not in CONFIGS:
-            raise UserError(f"config={self.config}: {did_you_mean(self.config, CONFIGS)}")
+    config: Literal["en_simple", "en_full", "ru_simple", "ru_full"]
 
     def read(self) -> Posts:
-        """Reads the official files or the hub. Raises UserError with the file, the line and the way out."""
-        folder, names = Path(self.dir).expanduser(), LABELS[self.config.split("_")[1]]
-        files = [f"{self.config.replace('_', '/')}/{split}.jsonl" for split in SPLITS]
-        again = "download it again from github.com/IlyaGusev/HeadlineCause/releases"
-        if complete(folder, files, again):
-            found = [read_jsonl(folder / name, again=again) for name in files]
-        else:
-            hub = Hub(HUB, self.config).splits(("train", "validation", "test"), ways_out(folder, files[0]))
-            found = [rows for _, rows in hub]
-        parts = []
-        for split, rows in zip(SPLITS, found, strict=True):
-            texts, pairs = paired(rows, "left_title", "right_title")
-            values = rows.positions("label", {str(i): i for i in range(len(names))})
-            parts.append(Part(split, split, texts, values, pairs))
-        return gather(parts, LabelSpace("multiclass", names))
+        folder, hub = self.config.replace("_", "/"), Hub("IlyaGusev/headline_cause", self.config)
+        files, splits = [f"{folder}/{split}.jsonl" for split in SPLITS], ("train", "validation", "test")
+        found = official(self.dir, files, HOME, read=read_jsonl, hub=hub, splits=splits)
+        names = LABELS[self.config.split("_")[1]]
+        places = [*map(str, range(len(names)))]
+        sections = [
+            Section(split, split, rows, ("left_title", "right_title"), rows.positions("label", places))
+            for split, (_, rows) in zip(SPLITS, found, strict=True)
+        ]
+        return gather(sections, LabelSpace("multiclass", names))

@@ -10,7 +10,6 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.labels import LabelSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,6 @@ class Joint(Corpus):
     Beside it stands a column named after each corpus, with the same labels for its posts alone: a head that was trained on
     label is tested on one corpus with `tasks.joint.column=NAME`. Ids and splits are the corpora's, ids with NAME/ before.
 
-    corpora: what is joined, by name. column: the multiclass column that every one of them has.
     fraction and limit cut the whole, where limit keeps the first corpora's posts; each corpus has its own as well.
     """
 
@@ -38,9 +36,9 @@ class Joint(Corpus):
         """Reads every corpus. Raises UserError as they do, or where one has no such column."""
         loaded = {name: corpus.load() for name, corpus in self.corpora.items()}
         columns = {name: self._labels(name, posts) for name, posts in loaded.items()}
-        space = LabelSpace("multiclass", tuple(str(i) for i in range(max(len(c.space) for c in columns.values()))))
-        values = np.concatenate([column.values for column in columns.values()])
-        label = Column(space, values, np.concatenate([column.has for column in columns.values()]))
+        names = [str(i) for i in range(max(len(column.space) for column in columns.values()))]
+        values, has = (np.concatenate(of) for of in zip(*((c.values, c.has) for c in columns.values()), strict=True))
+        label = Column.of("multiclass", names, values, has)
         source = np.repeat(np.arange(len(loaded)), [len(posts) for posts in loaded.values()])
         own = {name: replace(label, has=label.has & (source == i)) for i, name in enumerate(loaded)}
         pairs: list[tuple[str, ...]] = [

@@ -6,7 +6,6 @@ with banding (Broder 1997; Leskovec, Rajaraman, Ullman: Mining of Massive Datase
 similarity with probability 1 - (1 - .8^4)^10 = .995 and one of .9 almost surely; each is then compared exactly.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from hatemtl.corpora.base import SPLITS, Corpus, Posts, Split
+from hatemtl.corpora.splitting import reduced
 from hatemtl.errors import UserError
 
 Policy = Literal["warn", "drop", "refuse"]
@@ -24,7 +24,6 @@ SHINGLE = 5  # characters
 BANDS, ROWS = 10, 4  # of a signature
 NEIGHBOURS = 50  # in a band's order: where hundreds of posts are alike, each is compared with so many
 CHUNK = 1_000_000  # characters whose shingles are held at a time
-LINK, NAME, MARK = re.compile(r"https?://\S+|www\.\S+"), re.compile(r"@\w+"), re.compile(r"[^\w\s]+")
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,13 @@ def check(
     Raises UserError where there are leaks and the policy is to refuse them.
     """
     parts = list(corpora.values())
-    texts = [text for posts in parts for text in _texts(posts)]
+    read = [
+        (text, pair) for posts in parts for text, pair in zip(posts.texts, posts.pairs or [()] * len(posts), strict=True)
+    ]
+    texts = [" ".join([text, *pair]) for text, pair in read]
     found = between(texts, np.concatenate([posts.splits for posts in parts]))
-    ids = [post for posts in parts for post in posts.ids]
-    if len(parts) > 1:
-        ids = [f"{names[corpus]} {post}" for corpus, posts in corpora.items() for post in posts.ids]
+    called = {corpus: f"{names[corpus]} " if len(parts) > 1 else "" for corpus in corpora}
+    ids = [called[corpus] + post for corpus, posts in corpora.items() for post in posts.ids]
     lines = [_line(leak, ids, policy) for leak in found]
     if lines and policy == "refuse":
         raise UserError("; ".join(lines) + "; type data.leaks=drop to leave the copies out, or data.leaks=warn")
@@ -73,18 +74,16 @@ def check(
 
 def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
     """Finds the leaks from each split into a later one, of N texts in these splits (N,); pairs without any are left out."""
-    keys, of = np.unique(np.array(normalised(texts), object), return_inverse=True)
-    there = np.zeros((len(keys), len(SPLITS)), bool)  # which texts each split has
-    for place, split in enumerate(SPLITS):
-        there[of[splits == split], place] = True
+    keys, of = np.unique(np.array(reduced(texts, names=True), object), return_inverse=True)
+    counts = [np.bincount(of[splits == split], minlength=len(keys)) for split in SPLITS]
+    there = np.stack(counts, axis=1) > 0  # which texts each split has
     a, b = _near(keys.tolist(), there @ (1 << np.arange(len(SPLITS))))
     a, b = np.concatenate([a, b]), np.concatenate([b, a])
     leaks = []
     for (i, earlier), (j, later) in combinations(enumerate(SPLITS), 2):
         equal = there[:, i] & there[:, j]
         linked = there[a, i] & there[b, j]
-        near_earlier, near_later = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
-        near_earlier[a[linked]] = near_later[b[linked]] = True
+        near_earlier, near_later = (np.isin(np.arange(len(keys)), end[linked]) for end in (a, b))
         exact = int((equal[of] & (splits == later)).sum())
         near = int(((near_later & ~equal)[of] & (splits == later)).sum())
         copies = np.flatnonzero((equal | near_earlier)[of] & (splits == earlier))
@@ -93,24 +92,6 @@ def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
             examples = tuple((_post(of, splits, x, earlier), _post(of, splits, y, later), bool(x == y)) for x, y in pairs)
             leaks.append(Leak(earlier, later, exact, near, copies, examples))
     return leaks
-
-
-def normalised(texts: Sequence[str]) -> list[str]:
-    """Reduces texts to what their copies have in common.
-
-    >>> normalised(["@Anna: see https://a.b/c NOW!", "@bob  See www.d.e, now", "!?"])
-    ['user see url now', 'user see url now', '!?']
-    """
-    lines = [" ".join(text.casefold().split()) for text in texts]
-    joined = NAME.sub("user", LINK.sub("url", "\n".join(lines)))  # all at once, which takes a third of the time
-    words = (" ".join(line.split()) for line in MARK.sub("", joined).split("\n"))
-    return [bare or line for bare, line in zip(words, lines, strict=True)]
-
-
-def _texts(posts: Posts) -> list[str]:
-    if posts.pairs is None:
-        return posts.texts
-    return [" ".join([text, *pair]) for text, pair in zip(posts.texts, posts.pairs, strict=True)]
 
 
 def _post(of: np.ndarray, splits: np.ndarray, key: int, split: Split) -> int:

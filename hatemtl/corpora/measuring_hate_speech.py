@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import Hub, again, read_delimited, read_parquet, ways_out
+from hatemtl.corpora.files import Hub, official, read_delimited, read_parquet
 from hatemtl.corpora.rows import Rows
-from hatemtl.corpora.splitting import check_fractions, divide, keys
+from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError
-from hatemtl.labels import LabelSpace
 
 # The highest level of each item; the lowest is 0.
 ITEMS = {
@@ -35,7 +34,7 @@ ITEMS = {
 SCORE, TARGET = "hate_speech_score", "target_"
 HATE = ("hate", "neutral", "supportive")
 FILES = ("measuring-hate-speech.parquet", "measuring-hate-speech.csv")
-HUB = Hub("ucberkeley-dlab/measuring-hate-speech", "default")
+REPO = "ucberkeley-dlab/measuring-hate-speech"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +46,16 @@ class MeasuringHateSpeech(Corpus):
     target, subgroup: the groups, and the parts of groups, that at least half of a comment's annotators named.
     sentiment, respect, insult, humiliate, status, dehumanize, violence, genocide, attack_defend, hatespeech: the mean
         answer, rounded to the nearest level, a half up. Higher is more hateful, in every item.
-
-    dir: the folder with one of the official files; where neither is there, the hub is asked.
-    fractions: the shares of comments for training, validation and test, hate, neutral and supportive alike.
-    soft_targets: whether a *training* post's groups are the shares of annotators who named them. Validation and test posts
-        always carry what at least half of them named.
     """
 
     dir: str
     fractions: Sequence[float]
     soft_targets: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fractions(self.fractions)
-
     def read(self) -> Posts:
-        rows = _rows(Path(self.dir).expanduser())
+        file = next((name for name in FILES if (Path(self.dir).expanduser() / name).is_file()), FILES[0])
+        hub = Hub(REPO, "default", _is_read)
+        ((_, rows),) = official(self.dir, [file], f"huggingface.co/datasets/{REPO}", read=_read, hub=hub)
         comments, first, of = np.unique(rows.array("comment_id").astype(np.int64), return_index=True, return_inverse=True)
         said = rows.texts("text")
         texts = [said[i] for i in first]
@@ -71,32 +63,24 @@ class MeasuringHateSpeech(Corpus):
         hate = np.where(score > 0.5, 0, np.where(score < -1, 2, 1))
         splits = divide(keys(texts), self.fractions, self.seed, hate)
         columns = {
-            "hate": Column(LabelSpace("multiclass", HATE), hate, scored),
-            "score": Column(LabelSpace("score", (SCORE,)), score.astype(np.float32), scored),
+            "hate": Column.of("multiclass", HATE, hate, scored),
+            "score": Column.of("score", [SCORE], score, scored),
         }
-        groups, subgroups = _targets(rows)
-        for name, flags in {"target": groups, "subgroup": subgroups}.items():
+        soft = (self.soft_targets & (splits == "train"))[:, None]
+        for name, flags in zip(("target", "subgroup"), _targets(rows), strict=True):
             shares, asked = zip(*(_mean(rows.flags(flag, gaps=True), of, len(comments)) for flag in flags), strict=True)
             share = np.stack(shares, axis=1)
-            values = np.where((self.soft_targets & (splits == "train"))[:, None], share, share >= 0.5).astype(np.float32)
-            space = LabelSpace("multilabel", tuple(flag.removeprefix(TARGET) for flag in flags))
-            columns[name] = Column(space, values, np.all(asked, axis=0))
+            groups = [flag.removeprefix(TARGET) for flag in flags]
+            columns[name] = Column.of("multilabel", groups, np.where(soft, share, share >= 0.5), np.all(asked, axis=0))
         for item, highest in ITEMS.items():
             mean, answered = _mean(rows.array(item, 0, highest, gaps=True), of, len(comments))
-            space = LabelSpace("ordinal", tuple(map(str, range(highest + 1))))
-            columns[item] = Column(space, np.floor(mean + 0.5).astype(np.int64), answered)
+            columns[item] = Column.of("ordinal", [*map(str, range(highest + 1))], np.floor(mean + 0.5), answered)
         return Posts([str(comment) for comment in comments], texts, splits, columns)
 
 
-def _rows(folder: Path) -> Rows:
-    home = "huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech"
-    parquet, delimited = (folder / name for name in FILES)
-    if parquet.is_file():
-        return read_parquet([parquet], again=again(parquet, home), only=_is_read)
-    if delimited.is_file():
-        return read_delimited(delimited, again=again(delimited, home), only=_is_read)
-    ((_, rows),) = HUB.splits(["train"], ways_out(folder, FILES[0]), _is_read)
-    return rows
+def _read(path: Path, *, again: str) -> Rows:
+    read = read_parquet if path.suffix == ".parquet" else read_delimited
+    return read(path, again=again, only=_is_read)
 
 
 def _is_read(column: str) -> bool:

@@ -16,33 +16,25 @@ Hengel (2015), "Image-based Recommendations on Styles and Substitutes".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import again, read_jsonl, ways_out
+from hatemtl.corpora.files import official, read_jsonl
 from hatemtl.corpora.labelled import whole
 from hatemtl.corpora.rows import Rows
-from hatemtl.corpora.splitting import check_fractions, divide, text_key
+from hatemtl.corpora.splitting import divide, text_key
 from hatemtl.errors import UserError
-from hatemtl.labels import LabelSpace
 
 HELPFUL = ("not_helpful", "helpful")
 STARS = ("one", "two", "three", "four", "five")
 OLD, NEW = ("reviewText", "overall"), ("text", "rating")  # where the releases have text and stars
-HOME = "jmcauley.ucsd.edu/data/amazon"
+HOME = "jmcauley.ucsd.edu/data/amazon (.gz, to be unpacked)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reviews(Corpus):
-    """Reviews of one category with the columns helpful and stars.
-
-    dir: the folder with the file. file: its name.
-    threshold: the share of voters from which a review is helpful. minimum: the votes from which it is judged.
-    group_by: the key of the file whose values no two splits share.
-    fractions: the shares of posts for training, validation and test, about: a group is not cut.
-    """
+    """Reviews of one category with the columns helpful and stars."""
 
     dir: str
     file: str
@@ -53,29 +45,23 @@ class Reviews(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fractions(self.fractions)
         if not 0 < self.threshold <= 1:
             raise UserError(f"threshold={self.threshold}: expected a share of voters above 0, up to 1")
         if self.minimum < 1:
             raise UserError(f"minimum={self.minimum}: expected a number of votes, at least 1")
 
     def read(self) -> Posts:
-        """Reads the file. Raises UserError with the line and the way out."""
-        folder = Path(self.dir).expanduser()
-        if not (path := folder / self.file).is_file():
-            raise UserError(f"download {self.file}.gz from {HOME} and unpack it: {ways_out(folder, self.file)}")
-        rows = read_jsonl(path, again=again(path, HOME))
+        ((_, rows),) = official(self.dir, [self.file], HOME, read=read_jsonl)
         text, stars = NEW if NEW[0] in rows.columns else OLD
         rows = whole(rows, [text])
-        first = {text_key(said): i for i, said in reversed(list(enumerate(rows.texts(text))))}
-        rows = rows.at(sorted(first.values()))
-        columns = {}
-        if "helpful" in rows.columns:
-            columns["helpful"] = self._helpful(rows)
+        first: dict[str, int] = {}
+        for i, said in enumerate(rows.texts(text)):
+            first.setdefault(text_key(said), i)
+        rows = rows.at([*first.values()])
         levels = {f"{number}{end}": number - 1 for number in range(1, 6) for end in ("", ".0")}
-        given = np.array(rows.positions(stars, levels), np.int64)
-        columns["stars"] = Column(LabelSpace("ordinal", STARS), given, np.ones(len(rows), bool))
-        label = columns["helpful"] if "helpful" in columns else columns["stars"]
+        columns = {"helpful": self._helpful(rows)} if "helpful" in rows.columns else {}
+        columns["stars"] = Column.of("ordinal", STARS, rows.positions(stars, levels))
+        label = next(iter(columns.values()))
         strata = np.where(label.has, label.values, -1)
         splits = divide(rows.texts(self.group_by), self.fractions, self.seed, strata)
         ids = [f"line-{line}" for line in rows.lines]
@@ -89,7 +75,6 @@ class Reviews(Corpus):
                     found.append((yes, voted))
                 case _:
                     raise rows.wrong(i, "helpful", "[how many found it helpful, how many voted]")
-        votes = np.array(found, np.int64).reshape(-1, 2)
-        has = (votes[:, 1] >= self.minimum) & (votes[:, 0] <= votes[:, 1])
-        helpful = has & (votes[:, 0] >= self.threshold * votes[:, 1])
-        return Column(LabelSpace("multiclass", HELPFUL), helpful.astype(np.int64), has)
+        helped, votes = np.array(found, np.int64).reshape(-1, 2).T
+        has = (votes >= self.minimum) & (helped <= votes)
+        return Column.of("multiclass", HELPFUL, has & (helped >= self.threshold * votes), has)

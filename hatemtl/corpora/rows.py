@@ -68,28 +68,19 @@ class Rows:
                 raise self.wrong(i, name, f"a post of at most {LONGEST:,} characters, found {len(post):,}")
         return posts
 
-    def numbers(self, name: str, low: float | None = None, high: float | None = None) -> list[float]:
-        """Reads a column of numbers. Raises UserError where one is none, or lies outside."""
-        return self.array(name, low, high).tolist()
-
-    def array(self, name: str, low: float | None = None, high: float | None = None, *, gaps: bool = False) -> np.ndarray:
+    def array(self, name: str, low: float = -np.inf, high: float = np.inf, *, gaps: bool = False) -> np.ndarray:
         """Reads a column of numbers, (N,) float64; with `gaps`, NaN where the file gives none.
 
         Raises UserError where one is no number, or lies outside.
         """
-        column = self[name]
-        if gaps:
-            column = [None if value in NOTHING else value for value in column]
-        between = f" from {low} to {high}" if low is not None and high is not None else ""
+        column = [None if gaps and value in NOTHING else value for value in self[name]]
+        between = f" from {low} to {high}" if np.isfinite([low, high]).all() else ""
         try:
             numbers = np.array(column, np.float64).reshape(len(column))
         except (TypeError, ValueError):
             wrong = next(i for i, value in enumerate(column) if not (_numeric(value) or (gaps and value is None)))
             raise self.wrong(wrong, name, f"a number{between}") from None
-        fits = np.isfinite(numbers) | (gaps & np.isnan(numbers))
-        with np.errstate(invalid="ignore"):
-            fits &= ~(numbers < low) if low is not None else True
-            fits &= ~(numbers > high) if high is not None else True
+        fits = (np.isfinite(numbers) & (low <= numbers) & (numbers <= high)) | (gaps & np.isnan(numbers))
         if not fits.all():
             raise self.wrong(int(np.argmin(fits)), name, f"a number{between}")
         return numbers
@@ -106,11 +97,14 @@ class Rows:
             raise self.wrong(len(flags), name, "true or false, or 1 or 0") from None
         return np.array(flags, np.float64)
 
-    def positions(self, name: str, known: Mapping[str, int], meant: Callable[[str], str] = str.strip) -> list[int]:
-        """Reads a column of names as the numbers that they stand for. meant: makes a cell one of the known names.
+    def positions(
+        self, name: str, known: Mapping[str, int] | Sequence[str], meant: Callable[[str], str] = str.strip
+    ) -> list[int]:
+        """Reads a column of names as the numbers, or the places, that they have. meant: makes a cell one of the known names.
 
         Raises UserError where one is not known.
         """
+        known = known if isinstance(known, Mapping) else {name: i for i, name in enumerate(known)}
         found = []
         for i, value in enumerate(self[name]):
             if (read := meant(str(value))) not in known:
@@ -125,6 +119,12 @@ def _numeric(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def ids(own: Sequence[Any], posts: int, corpus: str) -> list[str]:
+    """Gives the posts' own ids, if all have one and no two the same; else the corpus' name and a post's place."""
+    given = [str(one) for one in own]
+    return given if len(set(given)) == posts else [f"{corpus}_{i}" for i in range(posts)]
 
 
 def as_post(text: str) -> str:

@@ -16,45 +16,37 @@ Licence: MIT. Cite Shavrina, Fenogenova, Emelyanov, Shevelev, Artemova, Malykh, 
 Evlampiev (2020), "RussianSuperGLUE: A Russian Language Understanding Evaluation Benchmark".
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from hatemtl.corpora.base import Corpus, Posts
-from hatemtl.corpora.files import Hub, read_jsonl, ways_out
-from hatemtl.corpora.labelled import Part, check_validation, complete, gather, paired
+from hatemtl.corpora.files import Hub, official, read_jsonl
+from hatemtl.corpora.labelled import Section, codes, gather
 from hatemtl.corpora.rows import Rows
-from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import LabelSpace
 
-HUB = "RussianNLP/russian_super_glue"
+HOME = "russiansuperglue.com/datasets"
 # The premise's question in words that a Russian encoder has read: what was its cause, what came of it?
 QUESTIONS = {"cause": "Что было причиной этого?", "effect": "Что случилось в результате?"}
 
 
 class Layout(NamedTuple):
-    """One task's folder, its two columns of texts (the second: of the first choice), and its labels with their codes."""
+    """One task's folder, its columns of texts, and its labels with their codes."""
 
     folder: str
-    texts: tuple[str, str]
+    texts: tuple[str, ...]
     space: LabelSpace
-    codes: dict[str, int]
+    codes: Mapping[str, int]
 
 
+BOOLEAN = {"False": 0, "True": 1, "0": 0, "1": 1}
+ENTAILMENT = LabelSpace("multiclass", ("entailment", "not_entailment"))
+CHOICES = LabelSpace("choice", ("choice1", "choice2"))
 LAYOUTS = {
-    "danetqa": Layout(
-        "DaNetQA",
-        ("passage", "question"),
-        LabelSpace("multiclass", ("no", "yes")),
-        {"False": 0, "True": 1, "0": 0, "1": 1},
-    ),
-    "terra": Layout(
-        "TERRa",
-        ("premise", "hypothesis"),
-        LabelSpace("multiclass", ("entailment", "not_entailment")),
-        {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1},
-    ),
-    "parus": Layout("PARus", ("premise", "choice1"), LabelSpace("choice", ("choice1", "choice2")), {"0": 0, "1": 1}),
+    "danetqa": Layout("DaNetQA", ("passage", "question"), LabelSpace("multiclass", ("no", "yes")), BOOLEAN),
+    "terra": Layout("TERRa", ("premise", "hypothesis"), ENTAILMENT, codes(ENTAILMENT.names)),
+    "parus": Layout("PARus", ("premise", *CHOICES.names), CHOICES, {"0": 0, "1": 1}),
 }
 
 
@@ -62,41 +54,27 @@ LAYOUTS = {
 class RussianSuperGlue(Corpus):
     """One task of Russian SuperGLUE, as the head of this file describes it, with the column label.
 
-    dir: the folder with the tasks' folders; where the task's files are not there, the hub is asked.
-    task: danetqa, terra or parus, whose text is the premise and its question, and whose choices are two.
-    validation: the share of the official training posts that validates.
+    task: of parus, the text is the premise and its question, and the choices are two.
     """
 
     dir: str
-    task: str
+    task: Literal["danetqa", "terra", "parus"]
     validation: float
 
-    def __post_init__(self) -> None:
-        if self.task not in LAYOUTS:
-            raise UserError(f"task={self.task}: {did_you_mean(self.task, LAYOUTS)}")
-        check_validation(self.validation)
-
     def read(self) -> Posts:
-        """Reads the official files or the hub. Raises UserError with the file, the line and the way out."""
-        layout, folder = LAYOUTS[self.task], Path(self.dir).expanduser()
+        layout, hub = LAYOUTS[self.task], Hub("RussianNLP/russian_super_glue", self.task)
         files = [f"{layout.folder}/{name}.jsonl" for name in ("train", "val")]
-        again = "download it again from russiansuperglue.com/datasets"
-        if complete(folder, files, again):
-            train, test = (read_jsonl(folder / name, again=again) for name in files)
-        else:
-            hub = Hub(HUB, self.task).splits(("train", "validation"), ways_out(folder, files[0]))
-            train, test = (rows for _, rows in hub)
-        parts = []
-        for rows in (train, test):
-            texts, pairs = _choices(rows) if self.task == "parus" else paired(rows, *layout.texts)
-            first = rows is train
-            values = rows.positions("label", layout.codes)
-            parts.append(Part("train" if first else "val", "train" if first else "test", texts, values, pairs))
-        return gather(parts, layout.space, validation=self.validation, seed=self.seed)
+        found = official(self.dir, files, HOME, read=read_jsonl, hub=hub, splits=("train", "validation"))
+        train, test = (_asked(rows) if self.task == "parus" else rows for _, rows in found)
+        sections = [
+            Section("train", "train", train, layout.texts, train.positions("label", layout.codes)),
+            Section("val", "test", test, layout.texts, test.positions("label", layout.codes)),
+        ]
+        return gather(sections, layout.space, validation=self.validation, seed=self.seed)
 
 
-def _choices(rows: Rows) -> tuple[list[str], list[tuple[str, ...]]]:
-    kinds = {kind: i for i, kind in enumerate(QUESTIONS)}
-    asked = [list(QUESTIONS.values())[i] for i in rows.positions("question", kinds)]
-    texts = [f"{premise} {question}" for premise, question in zip(rows.texts("premise"), asked, strict=True)]
-    return texts, list(zip(rows.texts("choice1"), rows.texts("choice2"), strict=True))
+def _asked(rows: Rows) -> Rows:
+    """The same rows, whose premises end with their questions."""
+    asked = [list(QUESTIONS.values())[i] for i in rows.positions("question", list(QUESTIONS))]
+    premises = [f"{premise} {question}" for premise, question in zip(rows.texts("premise"), asked, strict=True)]
+    return replace(rows, columns={**rows.columns, "premise": premises})

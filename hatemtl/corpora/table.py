@@ -5,16 +5,7 @@ One command, and no YAML:
     uv run main.py tasks=[table] tasks.table.corpus.path=posts.csv tasks.table.column=label
 
 What the column annotates is the head's matter: `head@tasks.table.head=score` reads the same cells as numbers, and
-`cells.as_column` says how each kind is read. A task with a name of its own is a YAML of eight lines, conf/tasks/mine.yaml:
-
-    defaults:
-      - /corpus@mine.corpus: table
-      - /head@mine.head: multiclass
-      - _self_
-    mine:
-      _target_: hatemtl.tasks.Task
-      column: label
-      corpus: {path: posts.csv, text: comment}
+`cells.as_column` says how each kind is read. CONTRIBUTING.md shows a task with a name of its own.
 
 Tasks whose corpora have the same keys read the file once and share each forward. To test a saved run on another table, give
 that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
@@ -30,36 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from hatemtl.corpora.base import Corpus, Posts, Raw, Split
+from hatemtl.corpora.base import SPLITS, Corpus, Posts, Raw, Split
 from hatemtl.corpora.cells import is_given, name_of
 from hatemtl.corpora.files import SUFFIXES, Hub, read_table
 from hatemtl.corpora.rows import Rows, sound
-from hatemtl.corpora.splitting import check_fractions, divide, keys
+from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 
 KEYS = "tasks.TASK.corpus."
-SPLIT_NAMES: dict[str, Split] = {
-    **{"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
-}
+NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
+SPLIT_NAMES = {name: split for split in SPLITS for name in NAMES[split]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Corpus):
     """A user's posts, one a row. Every column but those named here may be a task's.
 
-    path: a file; a folder with train, val (validation, valid, dev) and test, a file each; or a dataset of the hub,
-        OWNER/NAME. config: which of the hub dataset's configurations.
-    text: the column with the posts. pair: a column with the second texts of sentence pairs; several hold a post's choices.
-    id: a column of distinct names for the posts; None names them after file and line.
-    split: a column that says train, val (validation, valid, dev) or test; None draws the splits, unless a folder or the hub
-        gives them. Where train and test alone are given, val is drawn from train, in the proportion of these fractions.
-    fractions: the shares of train, val and test that are drawn. No first text stands in two drawn splits, not even in
-        another case or with other space.
-    group_by: a column of authors, threads or the like; no two splits share one, whether drawn or given.
-    stratify_by: a column whose values are spread alike over drawn splits, and over the `fraction` of the training posts.
-    separator: what stands between several labels in one cell.
-    delimiter: one character, or tab; None takes the comma, or a .tsv's tab. Files of other suffixes need it.
-    encoding: of delimited files; the others are UTF-8.
+    conf/corpus/table.yaml says what each key does. Where train and test alone are given, val is drawn from train, in the
+    proportion of the fractions. No two splits share a group, whether drawn or given.
     """
 
     path: str | None
@@ -77,7 +56,6 @@ class Table(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fractions(self.fractions)
         if not self.path:
             raise UserError(f"corpus=table needs a file of posts; {_type('path', 'posts.csv')}")
         if not self.separator:
@@ -89,28 +67,21 @@ class Table(Corpus):
         if self.split is not None and parts[0][0] is not None:
             raise UserError(f"split={self.split}: {self.path} has a file for each split; {_type('split', 'null')}")
         texts = [text for _, rows in parts for text in rows.posts(self.text)]
-        second = [zip(*(rows.posts(name) for name in self._pairs), strict=True) for _, rows in parts]
-        pairs = [pair for part in second for pair in part] if self._pairs else None
-        named = list(dict.fromkeys(name for _, rows in parts for name in rows.columns))
+        pairs = [pair for _, rows in parts for pair in zip(*map(rows.posts, self._pairs), strict=True)] or None
+        named = dict.fromkeys(name for _, rows in parts for name in rows.columns)
         cells = {n: [v for _, rows in parts for v in rows.columns.get(n, [None] * len(rows))] for n in named}
-        places = [rows.where(i) for _, rows in parts for i in range(len(rows))]
-        strata = np.zeros(len(texts), np.int64)
-        if self.stratify_by is not None:
-            strata = np.unique([name_of(value) for value in cells[self.stratify_by]], return_inverse=True)[1]
+        strata = cells[self.stratify_by] if self.stratify_by is not None else [""] * len(texts)
         own = {self.text, self.id, self.split, *self._pairs}
         raw = Raw(
             source=str(self.path),
             cells={name: [sound(value) for value in column] for name, column in cells.items() if name not in own},
-            places=places,
+            places=[rows.where(i) for _, rows in parts for i in range(len(rows))],
             pairs=self._pairs,
             separator=self.separator,
-            strata=strata,
+            strata=np.unique([*map(name_of, strata)], return_inverse=True)[1],
         )
-        groups = [""] * len(texts)
-        if self.group_by is not None:
-            groups = [name_of(value) if is_given(value) else "" for value in cells[self.group_by]]
-        splits = self._splits([split for split, rows in parts for _ in rows.lines], cells, texts, groups, raw)
-        return Posts(self._ids(parts, cells, places), texts, splits, {}, pairs, raw)
+        splits = self._splits([split for split, rows in parts for _ in rows.lines], cells, texts, raw)
+        return Posts(self._ids(parts, cells, raw.places), texts, splits, {}, pairs, raw)
 
     @property
     def _pairs(self) -> tuple[str, ...]:
@@ -135,9 +106,9 @@ class Table(Corpus):
         else:
             hub = Hub(str(self.path), self.config)
             here = f"and {self.path} is no file here; {_type('path', 'posts.csv')}"
-            there = hub.present(list(SPLIT_NAMES), here)
-            for name, rows in hub.splits(there, here):
-                yield (None if there == ["train"] else SPLIT_NAMES[name]), rows
+            found_there = dict(hub.splits([*SPLIT_NAMES], here, some=True))
+            for name, rows in found_there.items():
+                yield (None if [*found_there] == ["train"] else SPLIT_NAMES[name]), rows
 
     def _checked(self, rows: Rows) -> Rows:
         """The same rows, whose errors say how to name other columns, once it is sure that they have those named."""
@@ -147,11 +118,15 @@ class Table(Corpus):
                 replace(rows, again=_type(key, "COLUMN"))[name]
         return replace(rows, again="mend the cell, or leave the row out")
 
-    def _splits(
-        self, given: Sequence[Split | None], cells: dict[str, list[Any]], texts: list[str], groups: list[str], raw: Raw
-    ) -> np.ndarray:
+    def _splits(self, given: Sequence[Split | None], cells: dict[str, list[Any]], texts: list[str], raw: Raw) -> np.ndarray:
         if self.split is not None:
-            given = [self._split(value, place) for value, place in zip(cells[self.split], raw.places, strict=True)]
+            said = [name.lower() for name in _names(cells[self.split])]
+            for name, place in zip(said, raw.places, strict=True):
+                if name not in SPLIT_NAMES:
+                    expected = f"{name or 'empty'}, expected train, val or test; mend the cell"
+                    raise UserError(f"{place}, column {self.split!r}: {expected}")
+            given = [SPLIT_NAMES[name] for name in said]
+        groups = [""] * len(texts) if self.group_by is None else _names(cells[self.group_by])
         together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
         splits = np.array([split or "" for split in given], "<U5")
         if given[0] is None:
@@ -170,27 +145,25 @@ class Table(Corpus):
                 )
         return splits
 
-    def _split(self, value: Any, place: str) -> Split:
-        name = name_of(value).lower() if is_given(value) else ""
-        if name not in SPLIT_NAMES:
-            raise UserError(f"{place}, column {self.split!r}: {name or 'empty'}, expected train, val or test; mend the cell")
-        return SPLIT_NAMES[name]
-
     def _ids(self, parts: Sequence[tuple[Split | None, Rows]], cells: dict[str, list[Any]], places: list[str]) -> list[str]:
         if self.id is None:
             names = [rows.path.name if split is None else split for split, rows in parts]
             return [f"{name}:{line}" for name, (_, rows) in zip(names, parts, strict=True) for line in rows.lines]
-        ids = [str(sound(name_of(value))) if is_given(value) else "" for value in cells[self.id]]
-        seen: dict[str, int] = {}
+        ids = [sound(name) for name in _names(cells[self.id])]
+        first_seen: dict[str, int] = {}
         for i, name in enumerate(ids):
+            before, where = first_seen.setdefault(name, i), f"{places[i]}, column {self.id!r}"
             if not name:
-                raise UserError(f"{places[i]}, column {self.id!r}: empty, expected an id; mend it, or {_type('id', 'null')}")
-            if seen.setdefault(name, i) != i:
-                raise UserError(
-                    f"{places[i]}, column {self.id!r}: {name!r} stands at {places[seen[name]]} already, expected distinct "
-                    f"ids; mend it, or {_type('id', 'null')}"
-                )
+                raise UserError(f"{where}: empty, expected an id; mend it, or {_type('id', 'null')}")
+            if before != i:
+                twice = f"{name!r} stands at {places[before]} already, expected distinct ids"
+                raise UserError(f"{where}: {twice}; mend it, or {_type('id', 'null')}")
         return ids
+
+
+def _names(cells: Sequence[Any]) -> list[str]:
+    """What cells say, as names; "" where they say nothing."""
+    return [name_of(value) if is_given(value) else "" for value in cells]
 
 
 def _type(key: str, value: str) -> str:

@@ -13,59 +13,34 @@ the review classification task".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
+from functools import partial
 
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import read_delimited, ways_out
-from hatemtl.corpora.labelled import complete
-from hatemtl.corpora.splitting import check_fractions, divide, keys
-from hatemtl.errors import UserError
-from hatemtl.labels import LabelSpace
+from hatemtl.corpora.files import official, read_delimited
+from hatemtl.corpora.splitting import divide, keys
 
 LABELS = ("negative", "positive")
 CELLS = (
     *("id", "tdate", "tname", "ttext", "ttype", "trep"),
     *("trtw", "tfav", "tstcount", "tfol", "tfrien", "listcount"),
 )
+READ = partial(read_delimited, delimiter=";", names=CELLS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwitterRu(Corpus):
-    """RuTweetCorp with the column label.
-
-    A tweet that is there twice, by its id, is taken once.
-
-    dir: the folder with positive.csv and negative.csv.
-    fractions: the shares of posts for training, validation and test, of both labels alike.
-    """
+    """RuTweetCorp with the column label. A tweet that is there twice, by its id, is taken once."""
 
     dir: str
     fractions: Sequence[float]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fractions(self.fractions)
-
     def read(self) -> Posts:
-        """Reads the two files. Raises UserError with the file, the line and the way out."""
-        folder = Path(self.dir).expanduser()
-        files = [f"{label}.csv" for label in LABELS]
-        again = "download it again from study.mokoron.com"
-        if not complete(folder, files, again):
-            raise UserError(f"{again.replace(' again', '')}: {ways_out(folder, files[0])}")
-        ids, texts, labels = [], [], []
-        for label, name in enumerate(files):
-            rows = read_delimited(folder / name, again=again, delimiter=";", names=CELLS)
-            tweets = rows.texts("id")
-            first = {tweet: i for i, tweet in reversed(list(enumerate(tweets)))}
-            said = rows.texts("ttext")
-            for tweet, i in sorted(first.items(), key=lambda found: found[1]):
-                ids.append(f"{LABELS[label]}-{tweet}")
-                texts.append(" ".join(said[i].split()))
-                labels.append(label)
-        values = np.array(labels, np.int64)
-        splits = divide(keys(texts), self.fractions, self.seed, values)
-        column = Column(LabelSpace("multiclass", LABELS), values, np.ones(len(texts), bool))
-        return Posts(ids, texts, splits, {"label": column})
+        found = official(self.dir, [f"{label}.csv" for label in LABELS], "study.mokoron.com", read=READ)
+        tweets: dict[str, tuple[str, int]] = {}  # text and label, by id
+        for label, (_, rows) in enumerate(found):
+            for tweet, said in zip(rows.texts("id"), rows.texts("ttext"), strict=True):
+                tweets.setdefault(f"{LABELS[label]}-{tweet}", (" ".join(said.split()), label))
+        texts, labels = map(list, zip(*tweets.values(), strict=True))
+        column = Column.of("multiclass", LABELS, labels)
+        splits = divide(keys(texts), self.fractions, self.seed, column.values)
+        return Posts([*tweets], texts, splits, {"label": column})

@@ -3,15 +3,14 @@
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from hatemtl.encoders.pretrained import Encoder, Tokenizer, Transformer
-
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+from hatemtl.heads.base import Problem
 
 # Where a type's class for classification keeps the layer on the first token and the one above it, and what it does between.
 CLASSES = {

@@ -23,7 +23,7 @@ class FalsePositiveDifference:
     scalar: ClassVar[str] = "false_positive_difference"
 
     def check(self, spaces: Mapping[str, LabelSpace]) -> None:
-        if not any(space.kind == "multilabel" for space in spaces.values()):
+        if not any(space.carries == "any" for space in spaces.values()):
             kinds = ", ".join(f"{task!r} is {space.kind}" for task, space in spaces.items())
             raise UserError(
                 f"expected a multilabel task, whose labels are the groups, and {kinds}; put one into tasks=[...]"
@@ -32,7 +32,7 @@ class FalsePositiveDifference:
     def rows(self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]]) -> list[Row]:
         rows = []
         for task, said in predictions.items():
-            if said.space.kind == "multilabel":
+            if said.space.carries == "any":
                 negative = said.gold < 0.5
                 alarms, chances = (negative & (said.scores >= said.threshold)).sum(axis=0), negative.sum(axis=0)
                 told = chances > 0

@@ -1,10 +1,10 @@
 """Defines a head, and holds the pooling and the layers that heads share."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
@@ -12,6 +12,8 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind, LabelSpace
 
 Pooling = Literal["cls", "mean", "attention"]
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+Counts = tuple[int, int, int]  # as in `COUNTS`
 COUNTS = ("tp", "fp", "fn")  # true positives, false positives, false negatives: figures that are numbers of posts or words
 
 
@@ -26,49 +28,6 @@ class Figure(NamedTuple):
     def key(self) -> str:
         """Tells how `primary` names it: f1_women, macro_f1."""
         return self.name if self.label is None else f"{self.name}_{self.label}"
-
-
-class Head(Protocol):
-    """The head of one task on the encoder: an nn.Module with its loss, its metrics and its decoding.
-
-    kind: of the labels that it predicts. primary: the figure that tells which of two epochs is better; higher is better.
-    """
-
-    kind: ClassVar[Kind]
-    space: LabelSpace
-    primary: str
-
-    def __call__(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Computes logits from hidden states (B, T, D).
-
-        (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; for choice (S,), one a sequence, of which the
-        loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states themselves.
-        """
-        ...
-
-    def observe(self, values: Tensor) -> None:
-        """Takes in the training posts' annotations: (N,) or (N, C) as in `Column.values`, for tokens (words,) values."""
-        ...
-
-    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        """Computes the mean loss over the annotated posts; zero, but connected to the graph, where there is none."""
-        ...
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
-        ...
-
-    def metric(self) -> Metric:
-        """Makes a fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
-        ...
-
-    def rows(self, computed: Tensor) -> list[Figure]:
-        """Gives what it is judged by, in order, from what `metric().compute()` gave."""
-        ...
-
-    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        """Names the labels that one post's scores say, or the words that they mark."""
-        ...
 
 
 class Pool(nn.Module):
@@ -102,15 +61,96 @@ def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float)
     return nn.Sequential(*stack, nn.Dropout(dropout), nn.Linear(hidden_size, outputs))
 
 
-def check_primary(primary: str, rows: Iterable[str]) -> str:
-    """Gives the row that tells which of two epochs is better, if it is one of these. Raises UserError where it is not."""
-    known = list(rows)
-    if primary not in known:
-        raise UserError(
-            f"head primary={primary!r}: expected one of this head's rows of which higher is better; "
-            f"{did_you_mean(primary, known)}"
-        )
-    return primary
+class Head(nn.Module):
+    """The head of one task on the encoder, with its loss, its metrics and its decoding; a class of it is a kind of label.
+
+    kind: of the labels that it predicts. problem: as what transformers' classifiers know such a head, if they do.
+    has_entropy: whether it has an `entropy`.
+
+    primary: the figure that tells which of two epochs is better; higher is better. primaries: those that it may be, none
+    where there is no choice. threshold: the score from which a label or word is predicted, None where nothing is.
+    Raises UserError where a setting is out of its range.
+    """
+
+    kind: ClassVar[Kind]
+    problem: ClassVar[Problem | None] = None
+    has_entropy: ClassVar[bool] = False
+    pool: Pool | None
+    threshold: float | None
+    layers: nn.Sequential
+
+    def __init__(
+        self,
+        space: LabelSpace,
+        primary: str,
+        primaries: Sequence[str] = (),
+        *,
+        balance: float = 0.0,
+        label_smoothing: float = 0.0,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= balance <= 1:
+            raise UserError(
+                f"head balance={balance}: expected 0 (no weighting) to 1 (fully balanced); type tasks.TASK.head.balance=0.5"
+            )
+        if not 0 <= label_smoothing < 1:
+            raise UserError(
+                f"head label_smoothing={label_smoothing}: expected a share from 0 to below 1; type "
+                f"tasks.TASK.head.label_smoothing=0.1"
+            )
+        if threshold is not None and not 0 < threshold < 1:
+            raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
+        if primaries and primary not in primaries:
+            raise UserError(
+                f"head primary={primary!r}: expected one of this head's rows of which higher is better; "
+                f"{did_you_mean(primary, primaries)}"
+            )
+        self.space, self.primary, self.pool, self.threshold = space, primary, None, threshold
+        self.balance, self.label_smoothing = balance, label_smoothing
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Computes logits from hidden states (B, T, D).
+
+        (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; for choice (S,), one a sequence, of which the
+        loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states themselves.
+        """
+        return self.layers(hidden if self.pool is None else self.pool(hidden, attention_mask))
+
+    def observe(self, values: Tensor) -> None:
+        """Takes in the training posts' annotations: (N,) or (N, C) as in `Column.values`, for tokens (words,) values."""
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        """Computes the mean loss over the annotated posts; zero, but connected to the graph, where there is none."""
+        raise NotImplementedError
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
+        raise NotImplementedError
+
+    def metric(self) -> Metric:
+        """Makes a fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
+        raise NotImplementedError
+
+    def rows(self, computed: Tensor) -> list[Figure]:
+        """Gives what it is judged by, in order, from what `metric().compute()` gave."""
+        raise NotImplementedError
+
+    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
+        """Names the labels that one post's scores say, or the words that they mark."""
+        raise NotImplementedError
+
+    def surprise(self, logits: Tensor, draw: Generator) -> Tensor | None:
+        """Computes -log p(y | post), summed over posts, for labels y drawn from the prediction; None: none are."""
+        return None
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Computes the mean entropy of the predictions, in nats."""
+        raise NotImplementedError
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        """Computes ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits, (B,): here the mean over yes-or-no answers."""
+        return yes_or_no_divergence(first, second, torch.ones_like(first))
 
 
 def primary(head: Head, figures: Iterable[Figure]) -> float:
@@ -118,21 +158,13 @@ def primary(head: Head, figures: Iterable[Figure]) -> float:
     return next(figure.value for figure in figures if figure.key == head.primary)
 
 
-def check_balance(balance: float) -> None:
-    """The exponent of the inverse label frequency lies between 0 (no weighting) and 1 (fully balanced)."""
-    if not 0 <= balance <= 1:
-        raise UserError(
-            f"head balance={balance}: expected 0 (no weighting) to 1 (fully balanced); type tasks.TASK.head.balance=0.5"
-        )
+def yes_or_no_divergence(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """Averages the divergences of answers over a post's, (B,), by their weights; all (B, answers).
 
-
-def check_label_smoothing(label_smoothing: float) -> None:
-    """The share of a target that is spread over all answers is below 1, or no target would be left."""
-    if not 0 <= label_smoothing < 1:
-        raise UserError(
-            f"head label_smoothing={label_smoothing}: expected a share from 0 to below 1; type "
-            f"tasks.TASK.head.label_smoothing=0.1"
-        )
+    KL(p‖q) + KL(q‖p) = (p - q)·(logit p - logit q) for yes and no.
+    """
+    answers = (first.sigmoid() - second.sigmoid()) * (first - second) / 2
+    return (answers * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -145,7 +177,14 @@ def f1(tp: float, fp: float, fn: float) -> float:
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
 
 
-def count_rows(counts: Mapping[str, tuple[int, int, int]]) -> list[Figure]:
+def label_rows(counts: Mapping[str, Counts], overall: Figure) -> list[Figure]:
+    """Gives F1 of each label and their mean, a figure of all labels, and the counts that F1 is made of."""
+    f1s = {name: f1(*triple) for name, triple in counts.items()}
+    macro = Figure("macro_f1", None, sum(f1s.values()) / len(f1s))
+    return [*(Figure("f1", name, value) for name, value in f1s.items()), macro, overall, *count_rows(counts)]
+
+
+def count_rows(counts: Mapping[str, Counts]) -> list[Figure]:
     """The `COUNTS` of each label: micro-F1 over parts cannot be rebuilt without them."""
     return [
         Figure(kind, label, float(value))

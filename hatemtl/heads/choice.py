@@ -1,27 +1,25 @@
 """Predicts the right one of a post's second texts: multiple choice."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Pool, Pooling, check_label_smoothing, feed_forward, masked_mean
-from hatemtl.heads.confusion import Confusion, likeliest
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, masked_mean
+from hatemtl.heads.confusion import Confusion, divergence, likeliest, surprise
+from hatemtl.labels import LabelSpace
 
 
-class ChoiceHead(nn.Module):
+class ChoiceHead(Head):
     """A score for each sequence of a text with one of its choices, softmax over those of a post, trained by cross-entropy.
 
     layers: linear layers, GELU between them. label_smoothing: share of the target spread over a post's choices, however many
     it has (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
 
-    kind: ClassVar[Kind] = "choice"
-    primary = "accuracy"
+    kind = "choice"
 
     def __init__(
         self,
@@ -33,18 +31,13 @@ class ChoiceHead(nn.Module):
         dropout: float,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
-        check_label_smoothing(label_smoothing)
-        self.space, self.label_smoothing = space, label_smoothing
+        super().__init__(space, "accuracy", label_smoothing=label_smoothing)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes a score a sequence, (S,); `Batch.by_post` puts those of a post side by side for all that follows."""
-        return self.layers(self.pool(hidden, attention_mask)).squeeze(1)
-
-    def observe(self, values: Tensor) -> None:
-        """Takes in nothing: places are no classes, one being rarer than another says nothing."""
+        return super().forward(hidden, attention_mask).squeeze(1)
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         losses = F.cross_entropy(logits, targets, reduction="none")
@@ -65,3 +58,9 @@ class ChoiceHead(nn.Module):
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]
+
+    def surprise(self, logits: Tensor, draw: Generator) -> Tensor:
+        return surprise(logits, draw)
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return divergence(first, second)

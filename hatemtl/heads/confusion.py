@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, correlation, count_rows, f1, ranks
+from hatemtl.heads.base import Figure, correlation, label_rows, ranks
 
 
 class Confusion(Metric):
@@ -35,17 +36,24 @@ def likeliest(scores: Tensor) -> Tensor:
     return scores.argmax(dim=1)
 
 
-def label_rows(matrix: Tensor, names: Sequence[str]) -> list[Figure]:
-    """F1 of each label and their mean, accuracy, and the counts that F1 is made of."""
+def surprise(logits: Tensor, draw: Generator) -> Tensor:
+    """Computes -log p(y | post), summed over posts, for a label y of each that is drawn from the softmax of (B, C)."""
+    drawn = torch.multinomial(logits.softmax(dim=1).detach(), 1, generator=draw)
+    return F.cross_entropy(logits, drawn[:, 0], reduction="sum")
+
+
+def divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Computes ½·KL(p‖q) + ½·KL(q‖p), in nats, of the softmax of both (B, C); a choice at -inf says nothing."""
+    p, q = first.log_softmax(dim=1), second.log_softmax(dim=1)
+    there = torch.isfinite(p) & torch.isfinite(q)
+    return torch.where(there, (p.exp() - q.exp()) * (p - q).masked_fill(~there, 0.0), 0.0).sum(dim=1) / 2
+
+
+def class_rows(matrix: Tensor, names: Sequence[str]) -> list[Figure]:
+    """Gives the rows of `label_rows`, with the accuracy."""
     tp, given, true = matrix.diagonal().tolist(), matrix.sum(dim=0).tolist(), matrix.sum(dim=1).tolist()
     counts = {name: (tp[i], given[i] - tp[i], true[i] - tp[i]) for i, name in enumerate(names)}
-    f1s = {name: f1(*triple) for name, triple in counts.items()}
-    return [
-        *(Figure("f1", name, value) for name, value in f1s.items()),
-        Figure("macro_f1", None, sum(f1s.values()) / len(f1s)),
-        Figure("accuracy", None, sum(tp) / sum(true) if sum(true) else 0.0),
-        *count_rows(counts),
-    ]
+    return label_rows(counts, Figure("accuracy", None, sum(tp) / sum(true) if sum(true) else 0.0))
 
 
 def matthews(matrix: Tensor) -> float:

@@ -1,8 +1,7 @@
 """Guesses the masked tokens of a text: masked language modelling."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +9,11 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Figure
-from hatemtl.labels import IGNORED, Kind, LabelSpace
+from hatemtl.heads.base import Figure, Head
+from hatemtl.labels import IGNORED, LabelSpace
 
 
-class MaskedHead(nn.Module):
+class MaskedHead(Head):
     """Guesses masked tokens through the encoder's own input embedding, as BERT does (Devlin et al. 2019, arXiv:1810.04805).
 
     embedding: (V, E) the encoder's, of which the head owns nothing: it is neither its parameter nor saved with it.
@@ -22,14 +21,13 @@ class MaskedHead(nn.Module):
     geometric mean of the right tokens' likelihoods, 1 / perplexity, which lies in [0, 1] as other tasks' rows do.
     """
 
-    kind: ClassVar[Kind] = "masked"
-    primary = "likelihood"
+    kind = "masked"
 
     def __init__(self, *, hidden_size: int, space: LabelSpace, embedding: nn.Embedding, share: float) -> None:
-        super().__init__()
+        super().__init__(space, "likelihood")
         if not 0 < share < 1:
             raise UserError(f"head share={share}: expected a share of the tokens above 0 and below 1, such as 0.15")
-        self.space, self.share = space, share
+        self.share = share
         self.tied = (embedding,)  # within a tuple, or it would count as a part of the head
         words, width = embedding.weight.shape
         self.transform = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.LayerNorm(width))
@@ -38,9 +36,6 @@ class MaskedHead(nn.Module):
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Gives the hidden states as they are: which of them are asked for, the targets say."""
         return hidden
-
-    def observe(self, values: Tensor) -> None:
-        """Takes in nothing: there are no annotations."""
 
     def guesses(self, hidden: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
         """Computes logits (M, V) over the vocabulary where tokens may be masked, and what stood there, `IGNORED` if not.
@@ -75,9 +70,6 @@ class MaskedHead(nn.Module):
         perplexity = math.exp(min(loss / asked, 700))  # beyond it no number is left
         values = (loss / asked, perplexity, 1 / perplexity, right / asked)
         return [Figure(name, None, value) for name, value in zip(names, values, strict=True)]
-
-    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        raise NotImplementedError("a masked head says nothing of a post")
 
 
 class Guesses(Metric):

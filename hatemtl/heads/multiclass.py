@@ -1,29 +1,18 @@
 """Predicts one label a post."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import (
-    Figure,
-    Pool,
-    Pooling,
-    check_balance,
-    check_label_smoothing,
-    check_primary,
-    feed_forward,
-    label_weights,
-    masked_mean,
-)
-from hatemtl.heads.confusion import Confusion, label_rows, likeliest, matthews
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, label_weights, masked_mean
+from hatemtl.heads.confusion import Confusion, class_rows, divergence, likeliest, matthews, surprise
+from hatemtl.labels import LabelSpace
 
 
-class MulticlassHead(nn.Module):
+class MulticlassHead(Head):
     """Softmax over C labels, trained by cross-entropy.
 
     layers: linear layers, GELU between them. label_smoothing: share of the target spread over all labels.
@@ -31,7 +20,10 @@ class MulticlassHead(nn.Module):
     primary: the row by which epochs are compared: macro_f1, accuracy, matthews or f1_LABEL.
     """
 
-    kind: ClassVar[Kind] = "multiclass"
+    kind = "multiclass"
+    problem = "single_label_classification"
+    has_entropy = True
+    label_weights: Tensor
 
     def __init__(
         self,
@@ -45,18 +37,11 @@ class MulticlassHead(nn.Module):
         balance: float,
         primary: str = "macro_f1",
     ) -> None:
-        super().__init__()
-        check_label_smoothing(label_smoothing)
-        check_balance(balance)
-        self.primary = check_primary(primary, ["macro_f1", "accuracy", "matthews", *(f"f1_{name}" for name in space.names)])
-        self.space, self.balance, self.label_smoothing = space, balance, label_smoothing
+        primaries = ["macro_f1", "accuracy", "matthews", *(f"f1_{name}" for name in space.names)]
+        super().__init__(space, primary, primaries, label_smoothing=label_smoothing, balance=balance)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
-        self.label_weights: Tensor
         self.register_buffer("label_weights", torch.ones(len(space)), persistent=False)
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.layers(self.pool(hidden, attention_mask))
 
     def observe(self, values: Tensor) -> None:
         self.label_weights.copy_(label_weights(values, len(self.space), self.balance))
@@ -72,7 +57,16 @@ class MulticlassHead(nn.Module):
         return Confusion(len(self.space), likeliest)
 
     def rows(self, computed: Tensor) -> list[Figure]:
-        return [*label_rows(computed, self.space.names), Figure("matthews", None, matthews(computed))]
+        return [*class_rows(computed, self.space.names), Figure("matthews", None, matthews(computed))]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]
+
+    def surprise(self, logits: Tensor, draw: Generator) -> Tensor:
+        return surprise(logits, draw)
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return divergence(first, second)

@@ -1,33 +1,30 @@
 """Predicts any number of labels a post."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MultilabelStatScores
 
-from hatemtl.errors import UserError
 from hatemtl.heads.base import (
     Figure,
+    Head,
     Pool,
     Pooling,
     binary_losses,
-    check_balance,
-    check_label_smoothing,
-    check_primary,
-    count_rows,
     f1,
     feed_forward,
+    label_rows,
     masked_mean,
     positive_weights,
     reach,
 )
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.labels import LabelSpace
 
 
-class MultilabelHead(nn.Module):
+class MultilabelHead(Head):
     """A sigmoid for each of C labels, trained by binary cross-entropy; soft targets in [0, 1] are taken as they are.
 
     threshold: the score from which a label is predicted. layers: linear layers, GELU between them.
@@ -36,7 +33,11 @@ class MultilabelHead(nn.Module):
     primary: the row by which epochs are compared: macro_f1, micro_f1 or f1_LABEL.
     """
 
-    kind: ClassVar[Kind] = "multilabel"
+    kind = "multilabel"
+    problem = "multi_label_classification"
+    has_entropy = True
+    threshold: float
+    positive_weights: Tensor
 
     def __init__(
         self,
@@ -51,21 +52,12 @@ class MultilabelHead(nn.Module):
         primary: str = "macro_f1",
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
-        if not 0 < threshold < 1:
-            raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
-        check_balance(balance)
-        check_label_smoothing(label_smoothing)
-        self.primary = check_primary(primary, ["macro_f1", "micro_f1", *(f"f1_{name}" for name in space.names)])
-        self.space, self.balance, self.threshold = space, balance, threshold
-        self.label_smoothing = label_smoothing
+        primaries = ["macro_f1", "micro_f1", *(f"f1_{name}" for name in space.names)]
+        yes = {"label_smoothing": label_smoothing, "balance": balance, "threshold": threshold}
+        super().__init__(space, primary, primaries, **yes)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
-        self.positive_weights: Tensor
         self.register_buffer("positive_weights", torch.ones(len(space)), persistent=False)
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.layers(self.pool(hidden, attention_mask))
 
     def observe(self, values: Tensor) -> None:
         self.positive_weights.copy_(positive_weights(values, self.balance))
@@ -81,18 +73,20 @@ class MultilabelHead(nn.Module):
         return MultilabelCounts(len(self.space), self.threshold)
 
     def rows(self, computed: Tensor) -> list[Figure]:
-        counts = {name: tuple(row) for name, row in zip(self.space.names, computed.long().tolist(), strict=True)}
-        f1s = {name: f1(*triple) for name, triple in counts.items()}
-        return [
-            *(Figure("f1", name, value) for name, value in f1s.items()),
-            Figure("macro_f1", None, sum(f1s.values()) / len(f1s)),
-            Figure("micro_f1", None, f1(*(sum(triple[i] for triple in counts.values()) for i in range(3)))),
-            *count_rows(counts),
-        ]
+        counts = dict(zip(self.space.names, map(tuple, computed.long().tolist()), strict=True))
+        return label_rows(counts, Figure("micro_f1", None, f1(*computed.long().sum(dim=0).tolist())))
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         chosen = reach(scores, self.threshold).tolist()
         return [name for name, yes in zip(self.space.names, chosen, strict=True) if yes]
+
+    def surprise(self, logits: Tensor, draw: Generator) -> Tensor:
+        drawn = torch.bernoulli(logits.sigmoid().detach(), generator=draw)
+        return F.binary_cross_entropy_with_logits(logits, drawn, reduction="sum")
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        p = logits.sigmoid()
+        return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
 
 
 class MultilabelCounts(Metric):

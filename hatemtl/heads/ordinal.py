@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +10,12 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Figure, Pool, Pooling, check_balance, check_primary, feed_forward, label_weights, masked_mean
-from hatemtl.heads.confusion import Confusion, label_rows, quadratic_kappa, spearman
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, label_weights, masked_mean
+from hatemtl.heads.confusion import Confusion, class_rows, quadratic_kappa, spearman
+from hatemtl.labels import LabelSpace
 
 
-class OrdinalHead(nn.Module):
+class OrdinalHead(Head):
     """The proportional-odds model over C levels: P(y > k) = σ(s - θₖ), one s a post, thresholds θ₁ < θ₂ < … learned.
 
     Trained by the likelihood of the level, P(y > k - 1) - P(y > k) (McCullagh 1980, J. R. Stat. Soc. B 42, eq. 2.2). The
@@ -25,7 +24,8 @@ class OrdinalHead(nn.Module):
     primary: the row by which epochs are compared: quadratic_kappa, accuracy, macro_f1 or spearman.
     """
 
-    kind: ClassVar[Kind] = "ordinal"
+    kind = "ordinal"
+    label_weights: Tensor
 
     def __init__(
         self,
@@ -38,19 +38,15 @@ class OrdinalHead(nn.Module):
         balance: float,
         primary: str = "quadratic_kappa",
     ) -> None:
-        super().__init__()
         if len(space) < 2:
             raise UserError(f"an ordinal head needs two levels or more, given {', '.join(space.names)}")
-        check_balance(balance)
-        self.primary = check_primary(primary, ["quadratic_kappa", "accuracy", "macro_f1", "spearman"])
-        self.space, self.balance = space, balance
+        super().__init__(space, primary, ["quadratic_kappa", "accuracy", "macro_f1", "spearman"], balance=balance)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
         # at the start every level is as likely as another where s = 0
         even = [math.log(k / (len(space) - k)) for k in range(1, len(space))]
         gaps = [math.log(math.expm1(above - below)) for below, above in pairwise(even)]
         self.first_and_gaps = nn.Parameter(torch.tensor([even[0], *gaps]))
-        self.label_weights: Tensor
         self.register_buffer("label_weights", torch.ones(len(space)), persistent=False)
 
     @property
@@ -60,7 +56,7 @@ class OrdinalHead(nn.Module):
         return torch.cat([first, F.softplus(gaps) + 1e-4]).cumsum(0)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.layers(self.pool(hidden, attention_mask)) - self.thresholds
+        return super().forward(hidden, attention_mask) - self.thresholds
 
     def observe(self, values: Tensor) -> None:
         self.label_weights.copy_(label_weights(values, len(self.space), self.balance))
@@ -82,7 +78,7 @@ class OrdinalHead(nn.Module):
             Figure("mae", None, float(missed / posts.clamp(min=1))),
             Figure("quadratic_kappa", None, quadratic_kappa(computed)),
             Figure("spearman", None, spearman(computed)),
-            *label_rows(computed, self.space.names),
+            *class_rows(computed, self.space.names),
         ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:

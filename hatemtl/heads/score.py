@@ -1,28 +1,30 @@
 """Predicts a number a post: regression."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from hatemtl.heads.base import Figure, Pool, Pooling, check_primary, correlation, feed_forward, masked_mean, ranks
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, correlation, feed_forward, masked_mean, ranks
+from hatemtl.labels import LabelSpace
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "huber": F.huber_loss}
 
 
-class ScoreHead(nn.Module):
+class ScoreHead(Head):
     """One output, trained on the scale's numbers less their mean over their standard deviation in training.
 
     layers: linear layers, GELU between them. loss: mse, or huber: linear beyond one standard deviation.
     primary: the row by which epochs are compared: pearson or spearman.
     """
 
-    kind: ClassVar[Kind] = "score"
+    kind = "score"
+    problem = "regression"
+    scale: Tensor
 
     def __init__(
         self,
@@ -35,16 +37,11 @@ class ScoreHead(nn.Module):
         loss: Literal["mse", "huber"],
         primary: str = "pearson",
     ) -> None:
-        super().__init__()
-        self.primary = check_primary(primary, ["pearson", "spearman"])
-        self.space, self.loss_of = space, LOSSES[loss]
+        super().__init__(space, primary, ["pearson", "spearman"])
+        self.loss_of = LOSSES[loss]
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
-        self.scale: Tensor
         self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation; its weights mean nothing without
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.layers(self.pool(hidden, attention_mask))
 
     def observe(self, values: Tensor) -> None:
         if self.scale.tolist() != [0, 1]:
@@ -78,6 +75,10 @@ class ScoreHead(nn.Module):
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [f"{scores[0]:.4f}"]
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        """Computes half the square of the difference: the divergence of normal distributions of deviation 1."""
+        return (first - second).square().sum(dim=1) / 2
 
 
 class Numbers(Metric):

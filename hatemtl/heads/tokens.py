@@ -2,31 +2,29 @@
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from hatemtl.errors import UserError
 from hatemtl.heads.base import (
     Figure,
+    Head,
     binary_losses,
-    check_balance,
-    check_label_smoothing,
     count_rows,
     f1,
     feed_forward,
     masked_mean,
     positive_weights,
     reach,
+    yes_or_no_divergence,
 )
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.labels import LabelSpace
 
 
-class TokensHead(nn.Module):
+class TokensHead(Head):
     """A sigmoid for every token, read where a word begins, trained by binary cross-entropy.
 
     Targets below 0 (special tokens, padding, later pieces of a word) count in no loss and no metric, so that a word
@@ -39,8 +37,9 @@ class TokensHead(nn.Module):
     label_smoothing: as in MultilabelHead, of the words that count.
     """
 
-    kind: ClassVar[Kind] = "tokens"
-    primary = "f1"
+    kind = "tokens"
+    threshold: float
+    positive_weights: Tensor
 
     def __init__(
         self,
@@ -53,19 +52,12 @@ class TokensHead(nn.Module):
         balance: float,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
-        if not 0 < threshold < 1:
-            raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
-        check_balance(balance)
-        check_label_smoothing(label_smoothing)
-        self.space, self.balance, self.threshold = space, balance, threshold
-        self.label_smoothing = label_smoothing
+        super().__init__(space, "f1", label_smoothing=label_smoothing, balance=balance, threshold=threshold)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
-        self.positive_weights: Tensor
         self.register_buffer("positive_weights", torch.ones(1), persistent=False)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.layers(hidden).squeeze(-1)
+        return super().forward(hidden, attention_mask).squeeze(-1)
 
     def observe(self, values: Tensor) -> None:
         self.positive_weights.copy_(positive_weights(values[:, None], self.balance))
@@ -96,6 +88,9 @@ class TokensHead(nn.Module):
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [word for word, yes in zip(words, reach(scores, self.threshold).tolist(), strict=True) if yes]
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return yes_or_no_divergence(first, second, attention_mask.to(first))
 
 
 class TokenCounts(Metric):

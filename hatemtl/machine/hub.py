@@ -11,23 +11,16 @@ def fetch(repo: str, *, kind: Literal["model", "dataset"], patterns: list[str], 
 
     way_out: what a user without network can type instead; it ends the error.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
+    unreachable = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError)
     try:
         return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a hub {kind}, expected OWNER/NAME; {way_out}") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise UserError(f"the hub has no {kind} {repo!r} (or it is private: `hf auth login`); {way_out}") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise UserError(f"the hub's {kind} {repo!r} has no revision {revision!r}; {way_out}") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except unreachable as error:
         raise UserError(f"the hub's {kind} {repo!r} is neither cached here nor within reach; {way_out}") from error

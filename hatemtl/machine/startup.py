@@ -1,10 +1,12 @@
-"""Shortens the start: leaves out what costs time before the first step and gains nothing."""
+"""Shortens the start, and silences it: leaves out what costs time or lines and gains nothing."""
 
 import atexit
 import ctypes
 import gc
+import logging
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,3 +50,22 @@ def started() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+def quiet() -> None:
+    """Silences what a user can do nothing about: notices, bars and warnings of libraries."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    lightning = ("lightning", "lightning.pytorch", "lightning.fabric")
+    for name in (*lightning, "transformers", "adapters", "bitsandbytes", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Unsupported layer type.*proceed at your own risk.*",  # PEFT, of layers that it tunes itself
+        ".*srun.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*`weights_only` was.*",
+        ".*Previous log files in this directory will be deleted.*",  # of a run that ended before its first line
+    ):
+        warnings.filterwarnings("ignore", message=message)

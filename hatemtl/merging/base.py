@@ -1,15 +1,17 @@
 """Defines a merge, and keeps its result: factors of full or of a smaller rank, or dense weights."""
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from functools import wraps
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.lora import LoRAUpdate, Updates, factorise, truncate
+from hatemtl.merging.lora import LoRAUpdate, Updates, combine, factorise, truncate
 
 Update = LoRAUpdate | Tensor
 Needs = Literal["gram", "fisher", "search"]
@@ -43,6 +45,16 @@ class Merged:
 
     updates: dict[str, LoRAUpdate]
     lost: dict[str, float]
+
+
+def check_settings(scale: float, density: float = 1.0) -> None:
+    """Raises UserError where a merge cannot be multiplied by the scale, or no share of the entries is so great."""
+    if not 0 < density <= 1:
+        raise UserError(
+            f"merge.density={density}: expected the share of entries to keep, above 0 and up to 1; type merge.density=0.5"
+        )
+    if not math.isfinite(scale):
+        raise UserError(f"merge.scale={scale}: expected a number to multiply the merge by; type merge.scale=1")
 
 
 def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str, list[LoRAUpdate]]:
@@ -125,19 +137,41 @@ def at(error: UserError, place: str) -> UserError:
     return UserError(re.sub(r"\bmerge\.", f"{place}.", str(error)))
 
 
-def factored(updates: Sequence[Update]) -> list[LoRAUpdate] | None:
-    """Gives the updates as factors in double precision, a full W as W·I or I·W; None where they are no matrices."""
-    if any(len(update.shape) != 2 for update in updates):
-        return None
-    return [_factors(update) for update in updates]
+def total(updates: Sequence[Update], weights: Sequence[float]) -> Update:
+    """Computes Σ wᵢ·ΔWᵢ: in factors where all are, else dense."""
+    if all(isinstance(update, LoRAUpdate) for update in updates):
+        return combine([update for update in updates if isinstance(update, LoRAUpdate)], weights)
+    merged = torch.zeros(tuple(updates[0].shape), dtype=torch.float64)
+    for update, weight in zip(updates, weights, strict=True):  # of embeddings, a stack of them would be great
+        merged.add_(dense([update])[0], alpha=weight)
+    return merged
 
 
-def _factors(update: Update) -> LoRAUpdate:
-    if isinstance(update, LoRAUpdate):
-        return LoRAUpdate(update.A.double(), update.B.double(), update.scale)
-    W = update.double()
-    eye = torch.eye(min(W.shape), dtype=W.dtype, device=W.device)
-    return LoRAUpdate(eye, W) if W.shape[0] >= W.shape[1] else LoRAUpdate(W, eye)
+def average(updates: Sequence[Update]) -> Update:
+    """Computes the mean, which a formula falls back on where it has nothing to go by."""
+    return total(updates, [1 / len(updates)] * len(updates))
+
+
+def of_factors(formula: Callable[..., Update]) -> Callable[..., Update]:
+    """Hands a formula the updates as `factored`; where they are no matrices it gives their mean."""
+
+    @wraps(formula)
+    def merge(self: Any, updates: Sequence[Update], *, layer: str) -> Update:
+        return formula(self, factored(updates), layer=layer) if len(updates[0].shape) == 2 else average(updates)
+
+    return merge
+
+
+def factored(updates: Sequence[Update]) -> list[LoRAUpdate]:
+    """Gives the updates as factors in double precision, a full W as W·I or I·W."""
+    factors = []
+    for update in updates:
+        if isinstance(update, LoRAUpdate):
+            factors.append(LoRAUpdate(update.A.double(), update.B.double(), update.scale))
+        else:
+            W, eye = update.double(), torch.eye(min(update.shape), dtype=torch.float64, device=update.device)
+            factors.append(LoRAUpdate(eye, W) if W.shape[0] >= W.shape[1] else LoRAUpdate(W, eye))
+    return factors
 
 
 def statistics_of(

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Needs, Update, dense, statistics_of
-from hatemtl.merging.mean import Mean
+from hatemtl.merging.base import Merge, Needs, Update, average, dense, statistics_of
 
 
 def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
@@ -64,11 +63,11 @@ class Fisher(Merge):
             )
         given = statistics_of(layer, self.statistics, sources=len(updates), shape=tuple(updates[0].shape))
         if given is None:
-            return Mean(weights=None)(updates, layer=layer)
+            return average(updates)
         shares = [1 / size if self.normalize and size > 0 else 1.0 for size in self._sizes]
         pull = self.floor * torch.stack([share * own.mean() for share, own in zip(shares, given, strict=True)]).mean()
         if not pull:
-            return Mean(weights=None)(updates, layer=layer)
+            return average(updates)
         weighted, weights = torch.zeros_like(given[0]), torch.zeros_like(given[0])
         for update, own, share in zip(updates, given, shares, strict=True):  # of dense matrices, few at once
             F = share * own + pull

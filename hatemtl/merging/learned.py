@@ -10,8 +10,7 @@ from torch import Tensor
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Evaluation
 from hatemtl.evaluations.false_positives import FalsePositiveDifference
-from hatemtl.merging.base import Merge, Needs, Update
-from hatemtl.merging.mean import Mean, total
+from hatemtl.merging.base import Merge, Needs, Update, average, total
 
 OBJECTIVES = ("loss", "entropy", "error", "bias")
 
@@ -79,7 +78,7 @@ class Learned(Merge):
                 "merge=learned searches its coefficients on posts during a run; where no posts are at hand use merge=mean"
             )
         if not all(layer in source for source in self.statistics):
-            return Mean(weights=None)(updates, layer=layer)  # no source adapts it
+            return average(updates)  # no source adapts it
         return total(updates, [float(source[layer]) for source in self.statistics])
 
     @property

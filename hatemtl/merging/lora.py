@@ -39,12 +39,14 @@ class LoRAUpdate:
         return LoRAUpdate(self.A[:0], self.B[:, :0])
 
 
-def combine(updates: Sequence[LoRAUpdate], weights: Sequence[float]) -> LoRAUpdate:
-    """Computes Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side, in float32 or better."""
-    A = torch.cat([_precise(update.A) for update in updates])
-    weighted = zip(updates, weights, strict=True)
+def combine(updates: Sequence[LoRAUpdate], weights: Sequence[float] | None = None) -> LoRAUpdate:
+    """Computes Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side, in float32 or better.
+
+    weights: 1 each if there are none.
+    """
+    weighted = zip(updates, weights or [1.0] * len(updates), strict=True)
     B = torch.cat([_precise(update.B) * (weight * update.scale) for update, weight in weighted], dim=1)
-    return LoRAUpdate(A, B)
+    return LoRAUpdate(torch.cat([_precise(update.A) for update in updates]), B)
 
 
 def _precise(factor: Tensor) -> Tensor:
@@ -52,46 +54,41 @@ def _precise(factor: Tensor) -> Tensor:
     return factor.to(torch.promote_types(factor.dtype, torch.float32))
 
 
-@dataclass(frozen=True)
-class Basis:
-    """An orthonormal basis in which several updates of one layer are small: ΔWᵢ = Q_out · Mᵢ · Q_inᵀ, exactly.
+def norm(update: LoRAUpdate) -> float:
+    """Computes ‖ΔW‖, the Frobenius norm."""
+    A, B = update.A.double(), update.B.double()
+    return abs(update.scale) * float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())
 
-    Q_out (out, p) spans the columns of all B's and Q_in (in, q) the rows of all A's, so p, q ≤ Σ rᵢ. Frobenius norms, inner
-    products and singular values of any linear combination of the updates are those of the same combination of the Mᵢ.
+
+def _core(update: LoRAUpdate) -> tuple[Tensor, Tensor, Tensor]:
+    """Q_out (out, r), M (r, r), Q_in (in, r) of ΔW = Q_out·M·Q_inᵀ in double precision; an SVD of M costs no out·in."""
+    Q_out, R_out = torch.linalg.qr(update.B.double())
+    Q_in, R_in = torch.linalg.qr(update.A.double().T)
+    return Q_out, update.scale * R_out @ R_in.T, Q_in
+
+
+def svd(update: LoRAUpdate, *, above: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes U (out, k), σ (k,) falling, Vᵀ (k, in) of ΔW = U·diag(σ)·Vᵀ in double precision: k values over `above`.
+
+    The vectors of singular values that are zero but for rounding are arbitrary, and no formula may depend on them.
     """
-
-    Q_out: Tensor
-    Q_in: Tensor
-
-    @classmethod
-    def of(cls, updates: Sequence[LoRAUpdate]) -> "Basis":
-        """Finds the basis of these updates, in double precision: two QR decompositions, no matrix of (out, in)."""
-        Q_out, _ = torch.linalg.qr(torch.cat([update.B for update in updates], dim=1).double())
-        Q_in, _ = torch.linalg.qr(torch.cat([update.A for update in updates]).double().T)
-        return cls(Q_out, Q_in)
-
-    def core(self, update: LoRAUpdate) -> Tensor:
-        """Computes M (p, q) of an update whose factors lie in this basis."""
-        return update.scale * (self.Q_out.T @ update.B.double()) @ (update.A.double() @ self.Q_in)
-
-    def update(self, core: Tensor) -> LoRAUpdate:
-        """Gives the update whose core is M (p, q), of rank q."""
-        return LoRAUpdate(self.Q_in.T, self.Q_out @ core)
+    Q_out, core, Q_in = _core(update)
+    U, S, Vt = torch.linalg.svd(core, full_matrices=False)
+    k = int(S.gt(above).sum())
+    return Q_out @ U[:, :k], S[:k], Vt[:k] @ Q_in.T
 
 
 def truncate(update: LoRAUpdate, rank: int) -> tuple[LoRAUpdate, float]:
     """Cuts an update to the best of rank `rank` in the Frobenius norm (Eckart & Young 1936); gives the share of ‖ΔW‖² lost.
 
-    The SVD is taken in the basis of the factors (QR of B and of Aᵀ), so its cost grows with r², never with out·in.
     The singular values are split evenly between the new factors, so that both learn at one rate afterwards.
     """
-    Qb, Rb = torch.linalg.qr(update.B.double())
-    Qa, Ra = torch.linalg.qr(update.A.double().T)
-    U, S, Vh = torch.linalg.svd(update.scale * Rb @ Ra.T)
+    Q_out, core, Q_in = _core(update)
+    U, S, Vt = torch.linalg.svd(core)
     total = S.square().sum()
     lost = float(S[rank:].square().sum() / total) if total > 0 else 0.0
     root = S[:rank].sqrt()
-    A, B = (Qa @ Vh[:rank].T * root).T, Qb @ U[:, :rank] * root
+    A, B = (Q_in @ Vt[:rank].T * root).T, Q_out @ U[:, :rank] * root
     return LoRAUpdate(A.to(update.A.dtype).contiguous(), B.to(update.B.dtype).contiguous()), lost
 
 

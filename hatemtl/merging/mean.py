@@ -1,4 +1,4 @@
-"""Averages updates: as a mean is defined, weighted, and as factor averaging approximates it."""
+"""Sums updates: their mean, weighted, and as factor averaging approximates it, and task arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, dense
-from hatemtl.merging.lora import LoRAUpdate, combine
+from hatemtl.merging.base import Merge, Update, average, check_settings, total
+from hatemtl.merging.lora import LoRAUpdate
 
 
 def check_weights(weights: Sequence[float], given: str, *, negative: bool = False) -> None:
@@ -20,14 +20,12 @@ def check_weights(weights: Sequence[float], given: str, *, negative: bool = Fals
         )
 
 
-def total(updates: Sequence[Update], weights: Sequence[float]) -> Update:
-    """Computes Σ wᵢ·ΔWᵢ: in factors where all are, else dense."""
-    if all(isinstance(update, LoRAUpdate) for update in updates):
-        return combine([update for update in updates if isinstance(update, LoRAUpdate)], weights)
-    merged = torch.zeros(tuple(updates[0].shape), dtype=torch.float64)
-    for update, weight in zip(updates, weights, strict=True):  # of embeddings, a stack of them would be great
-        merged.add_(dense([update])[0], alpha=weight)
-    return merged
+def _one_each(weights: Sequence[float] | None, updates: Sequence[Update]) -> list[float]:
+    """The weights, 1 each if there are none. Raises UserError where they are not one a source."""
+    given = [1.0] * len(updates) if weights is None else list(weights)
+    if len(given) != len(updates):
+        raise UserError(f"merge.weights holds {len(given)} numbers for {len(updates)} sources; give one a source")
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +42,30 @@ class Mean(Merge):
             check_weights(self.weights, "merge.weights")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        weights = [1.0] * len(updates) if self.weights is None else list(self.weights)
-        if len(weights) != len(updates):
-            raise UserError(f"merge.weights holds {len(weights)} numbers for {len(updates)} sources; give one a source")
+        weights = _one_each(self.weights, updates)
         return total(updates, [weight / sum(weights) for weight in weights])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArithmetic(Merge):
+    """λ·Σ wᵢ·ΔWᵢ (Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089), exactly.
+
+    scale: λ; 1/n gives the mean of n sources.
+    weights: wᵢ, one a source, in the sources' order; a negative one takes away what its source learned; None: 1 for each.
+
+    From one source: λ·w·ΔW.
+    """
+
+    scale: float
+    weights: Sequence[float] | None
+
+    def __post_init__(self) -> None:
+        check_settings(self.scale)
+        if self.weights is not None:
+            check_weights(self.weights, "merge.weights", negative=True)
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
+        return total(updates, [self.scale * weight for weight in _one_each(self.weights, updates)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +79,7 @@ class Linear(Merge):
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = [update for update in updates if isinstance(update, LoRAUpdate)]
         if len(factors) < len(updates):
-            return Mean(weights=None)(updates, layer=layer)
+            return average(updates)
         if len({update.rank for update in factors}) > 1:
             raise UserError("merge=linear needs sources of one rank on the same layers; use merge=mean, which takes any")
         if len({update.scale for update in factors}) > 1:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Needs, Update, factored, statistics_of
+from hatemtl.merging.base import Merge, Needs, Update, average, factored, statistics_of
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.mean import Mean
 
 ROWS = 64  # of a block; to move single ones is slow
 
@@ -81,16 +80,15 @@ class RegMean(Merge):
                 "merge=regmean weighs the sources by the Gram matrices of their layers' inputs, which are gathered from "
                 "posts during a run; where no posts are at hand use merge=mean"
             )
-        factors = factored(updates)
-        if factors is None:
-            return Mean(weights=None)(updates, layer=layer)
+        if len(updates[0].shape) != 2:
+            return average(updates)
         width = updates[0].shape[-1]
         as_packed = all(layer in source and source[layer].ndim == 1 for source in self.statistics)
         shape = (sum(_sizes(width)),) if as_packed else (width, width)
         grams = statistics_of(layer, self.statistics, sources=len(updates), shape=shape)
         if grams is None or not any(G.any() for G in grams):
-            return Mean(weights=None)(updates, layer=layer)
-        rows, diagonals = [], []
+            return average(updates)
+        factors, rows, diagonals = factored(updates), [], []
         whole = torch.zeros(width, width, dtype=torch.float64, device=grams[0].device)
         for update, own in zip(factors, grams, strict=True):
             G = unpacked(own, width) if as_packed else own

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -13,11 +14,16 @@ from torch import nn
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import generator
 
 # Which method loads what a library saved.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
+# How a library fails at what a user or a file gave it that does not fit.
+FAILURES = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, ImportError, RuntimeError),
+    re.error,
+)
 
 
 @dataclass(frozen=True)
@@ -25,52 +31,93 @@ class Library:
     """A format of saved adapters or encoders, and what all methods have in common that save in it.
 
     name: in the record of a saved run. pattern: finds the adapter's name in a parameter's; None where no weights are an
-    adapter's. quantizable: whether the encoder's linear layers may be of 8 or 4 bits. active: the names of the adapters that
-    take part in a forward. save: writes what was trained under a name into a folder, as safetensors.
+    adapter's. quantizable: whether the encoder's linear layers may be of 8 or 4 bits. save: writes what was trained under a
+    name into a folder, as safetensors. load: gives the encoder what a saved run of this library trained, under a name and
+    ready to train; the seed draws what is not saved. active: the names of the adapters that take part in a forward, if not
+    all do.
     """
 
     name: str
     pattern: re.Pattern[str] | None
     quantizable: bool
-    active: Callable[[Any], list[str]]
     save: Callable[[Any, str, Path], None]
+    load: Callable[[Any, SavedRun, str, int], Any]
+    active: Callable[[Any], list[str]] | None = None
 
 
 @dataclass(frozen=True)
 class Attached:
-    """An encoder that is ready to train, and what a user should know of how it became so.
-
-    lost: the share of a merge's energy ‖ΔW‖² that its cut to a rank lost, by layer; empty where no LoRA came of one.
-    """
+    """An encoder that is ready to train, and what a user should know of how it became so."""
 
     model: nn.Module
     notes: tuple[str, ...] = ()
-    lost: Mapping[str, float] = field(default_factory=dict)
+    lost: Mapping[str, float] = field(default_factory=dict)  # of a merge's energy ‖ΔW‖², by its cut to a rank, by layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Protocol):
     """A way to make the encoder trainable: full fine-tuning, an adapter, a merge of adapters.
 
-    library: whose format it saves in. merge: how saved runs are merged, if it merges any. learning_rate: the encoder-side
-    rate at which this method trains well. body_dropout: whether the pretrained body keeps its own dropout in training.
+    What each key of a method does stands beside it in conf/method/.
+    library: whose format it saves in. takes: the libraries of its sources. learning_rate: the encoder-side rate at which
+    it trains well. body_dropout: whether the pretrained body keeps its own dropout in training.
+
+    One that starts from saved runs has the keyword for it, `sources: str = field()`:
+    path: the saved run that it loads; None where it is not given, empty in a method without this key. sources: a glob of
+    saved runs, at least one. merge: how they are merged, and what it must know of posts for that.
     """
 
     library: ClassVar[Library]
-    merge: Merge | None = field(default=None, init=False)  # what merges has it as a keyword: `merge: Merge = field()`
+    takes: ClassVar[Sequence[str]] = ("adapterhub", "peft")
+    path: str | None = field(default="", init=False)
+    sources: str | None = field(default=None, init=False)
+    merge: Merge | None = field(default=None, init=False)
     learning_rate: float
     body_dropout: bool
 
     def starts_from(self) -> list[SavedRun]:
-        """Lists the saved runs whose weights this method starts from; an encoder without any is as it was pretrained.
-
-        Raises UserError where one is missing or does not fit this method.
-        """
-        return []
+        """Lists the saved runs whose weights this method starts from. Raises UserError where one is missing or no fit."""
+        if self.sources is not None:
+            return [saved_by(run, f"method.sources={self.sources!r}", *self.takes) for run in _matching(self.sources)]
+        if self.path is None:
+            raise UserError(f"method={LOADERS[self.library.name]} needs the saved run to load; type load_path=FOLDER")
+        return [saved_by(SavedRun(self.path), f"load_path={self.path}", self.library.name)] if self.path else []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder."""
-        ...
+        """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder.
+
+        Raises UserError, as all that methods are made of, where what is asked for does not fit it or cannot be read.
+        """
+        return Attached(self.library.load(model, self.starts_from()[0], name, seed))
+
+
+def _matching(sources: str) -> list[SavedRun]:
+    if not sources:
+        raise UserError("this method needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
+    found = [SavedRun(folder) for folder in sorted(glob(sources)) if Path(folder).is_dir()]
+    if not found:
+        raise UserError(
+            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
+        )
+    return found
+
+
+def saved_by(run: SavedRun, given: str, *libraries: str) -> SavedRun:
+    """Gives the run itself. Raises UserError where none of these libraries saved it; `given` is what the user typed."""
+    if (library := run.record["library"]) not in libraries:
+        raise UserError(
+            f"{given}: {run.folder} was saved by {run.record['method']} ({library}), expected one saved by "
+            f"{' or '.join(libraries)}; load it with method={LOADERS[library]}"
+        )
+    return run
+
+
+def check_keys(path: Path, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises UserError where the tensors of a file are others than those of what its configuration describes."""
+    for word, keys in (("lacks", own.keys() - given.keys()), ("holds", given.keys() - own.keys())):
+        if keys:  # others would take the place of the encoder's own weights
+            some = ", ".join(sorted(keys)[:3])
+            raise UserError(f"{path} {word} {some}, unlike what is described beside it; {AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -86,28 +133,34 @@ class Component:
 
 def components(method: Method, model: nn.Module) -> list[Component]:
     """Counts the encoder's body and each adapter on it."""
-    library = method.library
+    pattern = method.library.pattern
     groups: dict[str, list[nn.Parameter]] = {"": []}
     for name, parameter in model.named_parameters():
-        match = library.pattern.search(name) if library.pattern else None
-        groups.setdefault(match.group(1) if match else "", []).append(parameter)
-    active = library.active(model)
-    return [
-        Component(
-            name=adapter or "encoder",
-            kind="adapter" if adapter else "body",
-            parameters=sum(map(_numbers, parameters)),
-            trained=sum(p.numel() for p in parameters if p.requires_grad),
-            active=not adapter or adapter in active,
-        )
-        for adapter, parameters in groups.items()
-    ]
+        match = pattern.search(name) if pattern else None
+        groups.setdefault(match[1] if match else "", []).append(parameter)
+    found, active = [], method.library.active(model) if method.library.active else groups.keys()
+    for name, group in groups.items():
+        # of 4 bits, a place of a parameter holds two numbers
+        numbers = sum((getattr(p, "quant_state", None) or p).shape.numel() for p in group)
+        trained = sum(p.numel() for p in group if p.requires_grad)
+        kind = "adapter" if name else "body"
+        found.append(Component(name or "encoder", kind, numbers, trained, active=not name or name in active))
+    return found
 
 
-def _numbers(parameter: nn.Parameter) -> int:
-    """Counts the numbers that a parameter stands for; of 4 bits, a place holds two."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else state.shape.numel()
+def try_out(model: Any, given: str) -> Any:
+    """Gives the model as it was, once it has read two posts: some adapters fail at a forward and not before."""
+    device = next(model.parameters()).device
+    posts = torch.full((2, 4), 3, device=device)
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=posts, attention_mask=torch.ones_like(posts))
+    except FAILURES as error:
+        raise UserError(
+            f"{given}: its library cannot compute it on the encoder {model.config.model_type} "
+            f"({type(error).__name__}: {error}); give other adapters, or type method=ah_lora16"
+        ) from error
+    return model.train()
 
 
 def module_name(folder: str, taken: Sequence[str] = ()) -> str:
@@ -127,8 +180,7 @@ def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
     must not depend on labels, tasks or heads. Rows are drawn in order: rank 8 gets the first half of rank 16.
     """
     bound = A.shape[-1] ** -0.5
-    values = torch.empty(A.shape).uniform_(-bound, bound, generator=generator(seed, "lora_A", layer))
-    A.copy_(values)
+    A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator(seed, "lora_A", layer)))
 
 
 def check_lora(*, rank: int, alpha: float, dropout: float = 0.0) -> None:
@@ -156,23 +208,3 @@ def check_leave_out(leave_out: Sequence[int], depth: int) -> list[int]:
             f"type method.leave_out=[{half}]"
         )
     return layers
-
-
-def to_load(path: str | None, library: Library) -> list[SavedRun]:
-    """Opens the saved run of this library that `load_path` names. Raises UserError where there is none."""
-    if path is None:
-        raise UserError(f"method={LOADERS[library.name]} needs the saved run to load; type load_path=FOLDER")
-    return [saved_by(SavedRun(path), library.name, f"load_path={path}")]
-
-
-def saved_by(run: SavedRun, library: str, given: str) -> SavedRun:
-    """Gives the run itself, if its method is of this library; `given` is what the user typed for it.
-
-    Raises UserError that names the method that loads it.
-    """
-    if run.record["library"] != library:
-        raise UserError(
-            f"{given}: {run.folder} was saved by {run.record['method']} ({run.record['library']}), expected one saved by "
-            f"{library}; load it with method={LOADERS[run.record['library']]}"
-        )
-    return run

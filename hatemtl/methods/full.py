@@ -1,12 +1,12 @@
 """Fine-tunes fully: every weight of the encoder is trained, and the whole encoder is saved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
-from hatemtl.methods.base import Attached, Library, Method, to_load
+from hatemtl.methods.base import Attached, Library, Method
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 
 WEIGHTS = "encoder/model.safetensors"
@@ -17,24 +17,28 @@ def save(model: Any, name: str, folder: Path) -> None:
     model.save_pretrained(folder / "encoder", safe_serialization=True)
 
 
-LIBRARY = Library(name="full", pattern=None, quantizable=False, active=lambda model: [], save=save)
+def load(model: Any, run: SavedRun, name: str, seed: int) -> Any:
+    """Gives the encoder the weights of a saved run, each of them."""
+    try:
+        model.load_state_dict(run.tensors(WEIGHTS))
+    except RuntimeError as error:  # one is missing, too many or of another shape
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{run.folder / WEIGHTS} does not fit this encoder ({reason}); {AGAIN}") from error
+    return model.requires_grad_(True)
+
+
+LIBRARY = Library(name="full", pattern=None, quantizable=False, save=save, load=load)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Method):
     """Trains the whole encoder, from its pretrained weights or, with `path`, from a saved run's."""
 
-    path: str | None
+    path: str | None = field()
     library = LIBRARY
 
     def starts_from(self) -> list[SavedRun]:
-        return [] if self.path is None else to_load(self.path, self.library)
+        return super().starts_from() if self.path else []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        for run in self.starts_from():
-            try:
-                model.load_state_dict(run.tensors(WEIGHTS))
-            except RuntimeError as error:  # one is missing, too many or of another shape
-                reason = str(error).splitlines()[-1].strip()
-                raise UserError(f"{run.folder / WEIGHTS} does not fit this encoder ({reason}); {AGAIN}") from error
-        return Attached(model.requires_grad_(True))
+        return super().attach(model, name=name, seed=seed) if self.path else Attached(model.requires_grad_(True))

@@ -10,27 +10,16 @@ from torch import Tensor, nn
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, merge_dense, merge_each, merge_factors
+from hatemtl.merging.base import Merge, merge_each, merge_factors
 from hatemtl.merging.fisher import Fisher
 from hatemtl.merging.lora import Updates
 from hatemtl.merging.mean import Linear, Mean
 from hatemtl.merging.regmean import RegMean
-from hatemtl.methods import full, lora_source
+from hatemtl.methods import full, lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
-from hatemtl.methods.adapterhub.library import (
-    add,
-    enable,
-    factors,
-    is_lora,
-    loras,
-    own_parameters,
-    train,
-    try_out,
-    updates,
-)
+from hatemtl.methods.adapterhub.library import add, load_all, own_parameters, train, updates
 from hatemtl.methods.adapterhub.several_adapters import LIBRARY
-from hatemtl.methods.adapterhub.train_and_load import load_all, matching
-from hatemtl.methods.base import Attached, Method
+from hatemtl.methods.base import Attached, Method, try_out
 from hatemtl.saved_runs.saved_run import SavedRun
 
 # Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out.
@@ -40,35 +29,30 @@ LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged(Method):
+class MergedAdapters(Method):
     """Starts from the merge of saved adapters of one kind; the sources stay loaded, frozen and inactive.
 
     LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA. Adapters of
     another kind and one configuration are merged parameter by parameter, as differences to the weights that they started
     from, which is the same for all runs of this seed.
-    sources: a glob of saved runs, at least one; each is loaded under its folder's name. rank: of the LoRA that the result is
-    cut to, the best there is in the Frobenius norm; None keeps all: the sum of the ranks, or the weight's own.
+    rank: of the LoRA that the result is cut to, the best there is in the Frobenius norm; None keeps all: the sum of the
+    ranks, or the weight's own.
     """
 
-    sources: str
+    sources: str = field()
     merge: Merge = field()
     rank: int | None
     library = LIBRARY
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
-            raise UserError(
-                f"method.rank={self.rank}: expected a whole number from 1, or null for a result that nothing is cut from"
-            )
-
-    def starts_from(self) -> list[SavedRun]:
-        return matching(self.sources, "ah_merge16")
+            raise UserError(f"method.rank={self.rank}: expected a whole number from 1, or null, by which nothing is cut")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
         adapted, names = self._loaded(model, runs, name, seed)
-        how = self._loras if is_lora(adapted, names[0]) else self._adapters
-        return how(adapted, runs, names, name, seed)
+        merged = self._loras if lora_formats.is_lora(runs[0]) else self._adapters
+        return merged(adapted, runs, names, name, seed)
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
         """Gives a copy of the encoder as one source after the other computes, and what is merged of that source, by name.
@@ -91,11 +75,28 @@ class Merged(Method):
             yield train(adapted, name), own
 
     def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
-        """The encoder with every source's adapter, and their names, none of them `name`."""
-        adapted = enable(model)
-        names = load_all(adapted, runs, name)
-        if not all(is_lora(adapted, source) for source in names):
-            self._check_alike(adapted, runs, names, seed)
+        """The encoder with every source's adapter, and their names, none of them `name`; they can be merged."""
+        adapted, names = load_all(model, runs, name)
+        if all(map(lora_formats.is_lora, runs)):
+            return adapted, names
+        given, configs = f"method.sources={self.sources!r}", [adapted.adapters_config.get(source) for source in names]
+        for source, config, run in zip(names, configs, runs, strict=True):
+            if config != configs[0]:
+                raise UserError(
+                    f"{given}: {names[0]} and {source} are adapters of different configurations, and only LoRAs can be "
+                    f"merged then; name sources of one method"
+                )
+            if run.record["seed"] != seed:
+                raise UserError(
+                    f"{given}: {run.folder} started from the weights of seed {run.record['seed']}, this run has seed "
+                    f"{seed}, and the entries of such adapters mean the same only if they started alike; type "
+                    f"seed={run.record['seed']}, or train them with one seed"
+                )
+            if run.record.get("sources") and not isinstance(self.merge, MEANS):
+                raise UserError(
+                    f"{given}: {run.folder} started from {', '.join(run.record['sources'])}, not from what its seed draws, "
+                    f"and this merge needs what each changed since its start; type merge=mean, or leave it out"
+                )
         return adapted, names
 
     def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
@@ -103,68 +104,38 @@ class Merged(Method):
         merged = merge_factors(self.merge, sources, self.rank, names)
         rank = max(update.rank for update in merged.updates.values())
         add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
-        with torch.no_grad():
-            for path, layer, lora in loras(adapted, name):
-                for projection, A, B in factors(layer, lora):
-                    # fresh rows of A under zeros of B, where no source has any, add nothing and can learn
-                    B.zero_()
-                    if (update := merged.updates.get(path + projection)) is None:
-                        continue
-                    A[: update.rank].copy_(update.A)
-                    B[:, : update.rank].copy_(update.scale * update.B)
+        for key, own in updates(adapted, name).items():
+            own.B.zero_()  # under it fresh rows of A, where no source has any, add nothing and can learn
+            if update := merged.updates.get(key):
+                own.A[: update.rank].copy_(update.A)
+                own.B[:, : update.rank].copy_(update.scale * update.B)
         return Attached(train(adapted, name), _left_alone(runs, sources), merged.lost)
-
-    def _check_alike(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], seed: int) -> None:
-        """Raises UserError where the sources cannot be merged parameter by parameter."""
-        configs = [adapted.adapters_config.get(source) for source in names]
-        for source, config in zip(names, configs, strict=True):
-            if config != configs[0]:
-                raise UserError(
-                    f"method.sources={self.sources!r}: {names[0]} and {source} are adapters of different configurations, "
-                    f"and only LoRAs can be merged then; name sources of one method"
-                )
-        for run in runs:
-            if run.record["seed"] != seed:
-                raise UserError(
-                    f"method.sources={self.sources!r}: {run.folder} started from the weights of seed {run.record['seed']}, "
-                    f"this run has seed {seed}, and the entries of such adapters mean the same only if they started alike; "
-                    f"type seed={run.record['seed']}, or train them with one seed"
-                )
-            if run.record.get("sources") and not isinstance(self.merge, MEANS):
-                raise UserError(
-                    f"method.sources={self.sources!r}: {run.folder} started from {', '.join(run.record['sources'])}, not "
-                    f"from what its seed draws, and this merge needs what each changed since its start; type merge=mean, or "
-                    f"leave it out"
-                )
 
     def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
         add(adapted, name, adapted.adapters_config.get(names[0]), seed)
         start = own_parameters(adapted, name)
-        merged = merge_dense(self.merge, [_Changes(own_parameters(adapted, each), start, each) for each in names])
         with torch.no_grad():
-            for key, parameter in start.items():
-                parameter.add_(merged[key].to(parameter))
+            for key, update in _changes(self.merge, start, [(each, own_parameters(adapted, each)) for each in names]):
+                start[key].add_(update.to(start[key]))
         return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntoWeights(Method):
-    """Starts from the merge of saved runs written into the encoder's weights, all of which are then trained.
+class MergedWeights(Method):
+    """Starts from the merge of saved LoRAs or fully trained encoders, written into the weights, all of which are trained."""
 
-    sources: a glob of saved runs, at least one: LoRAs of either library, of which nothing is cut, or fully trained encoders.
-    """
-
-    sources: str
+    sources: str = field()
     merge: Merge = field()
     library = full.LIBRARY
+    takes = (*Method.takes, library.name)
 
     def starts_from(self) -> list[SavedRun]:
-        runs = lora_source.folders(self.sources, "full_merge")
+        runs = super().starts_from()
         libraries = {run.record["library"] for run in runs}
-        if libraries - {*lora_source.FILES, self.library.name} or (self.library.name in libraries and len(libraries) > 1):
+        if self.library.name in libraries and len(libraries) > 1:
             raise UserError(
                 f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}; expected LoRAs "
-                f"({', '.join(lora_source.FILES)}) or fully trained encoders ({self.library.name}), and not both"
+                f"({', '.join(Method.takes)}) or fully trained encoders ({self.library.name}), and not both"
             )
         return runs
 
@@ -172,11 +143,9 @@ class IntoWeights(Method):
         runs = self.starts_from()
         notes: tuple[str, ...] = ()
         if runs[0].record["library"] == self.library.name:
-            start = model.state_dict()
-            deltas = [_Changes(run.tensors(full.WEIGHTS), start, str(run.folder)) for run in runs]
-            merged = merge_each(self.merge, deltas)
+            merged = _changes(self.merge, model.state_dict(), [(str(run.folder), run.tensors(full.WEIGHTS)) for run in runs])
         else:
-            sources = [lora_source.read(run, model) for run in runs]
+            sources = [lora_formats.read(run, model) for run in runs]
             found = merge_each(self.merge, sources, [str(run.folder) for run in runs])
             merged = ((f"{layer}.weight", update) for layer, update in found)
             notes = _left_alone(runs, sources)
@@ -198,24 +167,15 @@ def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[s
     return tuple(notes)
 
 
-class _Changes(Mapping[str, Tensor]):
-    """The changes of the weights that a source started from, in double precision, each made when it is read.
-
-    Raises UserError where they are other weights.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:
-        self.weights = weights
-        self.start = {key: before for key, before in start.items() if before.is_floating_point()}
-        for key, before in self.start.items():
+def _changes(
+    merge: Merge, start: Mapping[str, Tensor], sources: Sequence[tuple[str, Mapping[str, Tensor]]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Merges how sources changed the weights that they started from, one weight after the other, in double precision."""
+    for key, before in start.items():
+        if not before.is_floating_point():
+            continue
+        for name, weights in sources:
             if key not in weights or weights[key].shape != before.shape:
-                raise UserError(f"{source} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.weights[key].detach().double() - self.start[key].detach().double()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.start)
-
-    def __len__(self) -> int:
-        return len(self.start)
+                raise UserError(f"{name} has no {key} of shape {tuple(before.shape)}: it was trained on another encoder")
+        changes = [{key: weights[key].detach().double() - before.detach().double()} for _, weights in sources]
+        yield from merge_each(merge, changes)

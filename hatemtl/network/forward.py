@@ -26,7 +26,7 @@ class Forward:
         self.encoder, self.heads, self.dtype = encoder, heads, dtype
         self.compiled: Callable[..., Any] | None = None
         self.prefix: Prefix | None = None
-        self.learns = True
+        self.learns, self.by_task = True, reads_by_task(encoder)
 
     def __call__(self, batch: Batch, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Computes the logits of these tasks, or of all that the batch is stepped for, as losses take them: see `Head`."""
@@ -39,7 +39,7 @@ class Forward:
         """
         if tasks is None:
             tasks = [*self.heads] if batch.only is None else [batch.only]  # what is not computed gets no gradient at all
-        if not reads_by_task(self.encoder):
+        if not self.by_task:
             hidden = self.encode(batch)
             return hidden, self.read(hidden, batch, tasks)
         logits: dict[str, Tensor] = {}
@@ -75,7 +75,7 @@ class Forward:
             return {task: self._read(self.heads[task], hidden, batch) for task in tasks}
 
     def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
-        if head.kind == "choice":
+        if head.space.about == "second texts":
             return batch.by_post(head(hidden, batch.attention_mask), len(head.space))
         return head(batch.first(hidden), batch.first(batch.attention_mask))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.batches.batch import Batch
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import write
 
@@ -44,7 +44,7 @@ class Prefix:
         self.current: Tensor | None = None
         self.outputs = 0
 
-    def fill(self, pool: Pool, batches: Sequence[np.ndarray], folder: Path, mark: str) -> None:
+    def fill(self, pool: TokenizedPosts, batches: Sequence[np.ndarray], folder: Path, mark: str) -> None:
         """Computes the hidden states of these rows, unless `folder` holds them, and gives them to the pool.
 
         mark: the fingerprint of the pretrained encoder. The file is mapped, not read: it may be larger than memory.
@@ -57,7 +57,8 @@ class Prefix:
         libraries = torch.__version__, version("transformers")
         how = 1, mark, len(self.layers), dtype, shape, device.type, config._attn_implementation, *libraries
         digest = hashlib.sha256(f"{how} {config.to_json_string(use_diff=False)}".encode())
-        for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches)), pool.second, pool.firsts):
+        firsts = pool.firsts if len(pool.firsts) < len(pool.offsets) else None  # as where every post is one sequence
+        for array in (pool.tokens, pool.offsets, np.sort(np.concatenate(batches)), pool.second, firsts):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
         for weight in (p for layer in self.layers for p in layer.parameters()):  # a frozen adapter may be among them
@@ -110,7 +111,14 @@ class Prefix:
 
     @classmethod
     def cached(
-        cls, encoder: nn.Module, pool: Pool, batches: Sequence[np.ndarray], folder: Path, *, mark: str, device: torch.device
+        cls,
+        encoder: nn.Module,
+        pool: TokenizedPosts,
+        batches: Sequence[np.ndarray],
+        folder: Path,
+        *,
+        mark: str,
+        device: torch.device,
     ) -> "Prefix":
         """Gives the prefix of an encoder, filled for these rows of the pool, on this device, and installed."""
         prefix = cls(encoder.to(device))

@@ -24,7 +24,7 @@ def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, La
     """Draws a head for every task, each by itself."""
     heads = {}
     for task, space in spaces.items():
-        embedding = {"embedding": model.get_input_embeddings()} if space.kind == "masked" else {}
+        embedding = {"embedding": model.get_input_embeddings()} if space.about == "masked tokens" else {}
         with seeded(seed, "head", task):
             heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
         _draw_labels(heads[task], seed, task)
@@ -94,7 +94,7 @@ def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dic
     """
     found: dict[str, Any] = {}
     for task, state in _states(run, tasks).items():
-        if run.labels[task].kind == "masked":  # it reads labels off an embedding, and draws none
+        if run.labels[task].about == "masked tokens":  # it reads labels off an embedding, and draws none
             raise UserError(
                 f"merge=fisher reads labels off every source's heads, and that of task {task!r} guesses masked tokens; type "
                 f"merge=mean"

@@ -13,7 +13,7 @@ from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head, primary
 from hatemtl.merging.learned import Learned
-from hatemtl.methods import lora_source
+from hatemtl.methods import lora_formats
 from hatemtl.methods.bank.lora_bank import Gating, banks, empty, fill
 from hatemtl.network.forward import Forward
 from hatemtl.network.module import Predictions
@@ -40,10 +40,10 @@ def search(
 
     model: the pretrained encoder, as it is again at the end. heads: of the merged network; they stay as they are.
     """
-    if any(run.record["library"] not in lora_source.FILES for run in runs):
+    if any(run.record["library"] not in lora_formats.FILES for run in runs):
         raise UserError("merge=learned weighs LoRAs; for fully trained encoders type merge=mean, or merge=task_arithmetic")
     check_objectives(merge, heads)
-    sources = {str(i): lora_source.read(run, model) for i, run in enumerate(runs)}
+    sources = {str(i): lora_formats.read(run, model) for i, run in enumerate(runs)}
     fill(model, sources, gating=Gating(input=False, softmax=False), name="search", seed=merge.seed)
     found = banks(model)
     for bank in found.values():
@@ -65,7 +65,7 @@ def search(
 def check_objectives(merge: Learned, heads: Heads) -> None:
     """Raises UserError where a head's predictions have no entropy, or the tasks no bias, and that counts."""
     for task, head in heads.items():
-        if "entropy" in merge.objectives and head.kind not in ("multiclass", "multilabel"):
+        if "entropy" in merge.objectives and not head.has_entropy:
             raise UserError(
                 f"merge.entropy: the {head.kind} head of task {task!r} has none; type merge.entropy=0 merge.loss=1"
             )
@@ -105,7 +105,7 @@ class _Worth:
         judged = {task: self._head(task) for task in heads}
         if not has_bias(merge, judged):
             judged = {}
-        self.judged = [task for task, head in judged.items() if head.kind not in ("tokens", "masked")]  # which tell of posts
+        self.judged = [task for task, head in judged.items() if head.space.about in ("posts", "second texts")]
 
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch] | None = None) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):
@@ -119,7 +119,7 @@ class _Worth:
                 head = self._head(task)
                 targets, has = batch.targets[task], batch.has[task]
                 for name in sums:
-                    value = head.loss(logits, targets, has) if name == "loss" else entropy(head, logits)
+                    value = head.loss(logits, targets, has) if name == "loss" else head.entropy(logits)
                     sums[name] = sums[name] + value * len(batch)
                 if task in metrics:
                     metrics[task].update(head.scores(logits).detach(), targets, has)
@@ -140,14 +140,6 @@ class _Worth:
 
     def _head(self, task: str) -> Head:
         return self.heads[task]  # type: ignore[return-value]
-
-
-def entropy(head: Head, logits: Tensor) -> Tensor:
-    """Computes the mean entropy, in nats, of a head's predictions: of a label each where any number may be right."""
-    if head.kind == "multilabel":
-        p = logits.sigmoid()
-        return -(p * nn.functional.logsigmoid(logits) + (1 - p) * nn.functional.logsigmoid(-logits)).mean()
-    return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
 def _by_gradient(merge: Learned, start: Tensor, worth: _Worth) -> tuple[Tensor, list[Candidate]]:

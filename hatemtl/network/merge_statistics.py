@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import restore
@@ -17,7 +16,7 @@ from hatemtl.errors import UserError
 from hatemtl.merging.fisher import fisher
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.regmean import gram, packed
-from hatemtl.methods import full, lora_source
+from hatemtl.methods import full, lora_formats
 from hatemtl.methods.base import Method
 from hatemtl.network.forward import Forward
 from hatemtl.network.merge_search import Search, search
@@ -48,7 +47,7 @@ def informed(
     if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
-    elif adapter_hub and not all(map(lora_source.is_lora, runs)):
+    elif adapter_hub and not all(map(lora_formats.is_lora, runs)):
         by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
         return replace(given, merge=replace(merge, statistics=by_parameter)), told
     else:
@@ -107,7 +106,7 @@ def of_adapters(
 def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
     """Lets the pretrained encoder compute as the source does, inside: its weights are the source's, exactly."""
     whole = run.record["library"] == "full"
-    updates = {} if whole else lora_source.read(run, model)
+    updates = {} if whole else lora_formats.read(run, model)
     changed = [f"{path}.weight" for path in updates]
     before = {key: weight.clone() for key, weight in model.state_dict().items() if whole or key in changed}
     with torch.no_grad():
@@ -126,7 +125,7 @@ def _layers(model: Transformer, runs: Sequence[SavedRun]) -> list[str]:
     """The linear layers that any source changes."""
     if any(run.record["library"] == "full" for run in runs):
         return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    updates: list[dict[str, LoRAUpdate]] = [lora_source.read(run, model) for run in runs]
+    updates: list[dict[str, LoRAUpdate]] = [lora_formats.read(run, model) for run in runs]
     return [*dict.fromkeys(path for source in updates for path in source)]
 
 
@@ -244,14 +243,13 @@ def _surprises(forward: Forward, batch: Batch, draw: torch.Generator) -> Tensor:
 
 def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
     """-log p(y | post), summed over posts, for labels y drawn from the prediction."""
-    scores = head.scores(logits).detach()
-    if head.kind == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, torch.bernoulli(scores, generator=draw), reduction="sum")
-    if head.kind in ("multiclass", "choice"):
-        return F.cross_entropy(logits, torch.multinomial(scores, 1, generator=draw)[:, 0], reduction="sum")
-    raise UserError(
-        f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {head.kind} ones; type merge=mean"
-    )
+    surprise = head.surprise(logits, draw)
+    if surprise is None:
+        raise UserError(
+            f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {head.kind} ones; type "
+            f"merge=mean"
+        )
+    return surprise
 
 
 def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:

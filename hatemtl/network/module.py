@@ -41,18 +41,18 @@ class Predictions:
     def whole(
         self, stage: Stage, head: Head, at_words: Callable[[int, list[float]], list[float]] | None = None
     ) -> Predicted:
-        """The same as one array each, for evaluations. at_words: `Pool.at_words`, for a head of tokens."""
+        """The same as one array each, for evaluations. at_words: `TokenizedPosts.at_words`, for a head of tokens."""
         posts = torch.cat(self.posts).numpy()
 
         def joined(batches: Sequence[Tensor]) -> np.ndarray:
-            if head.kind != "tokens":
+            if head.space.about != "words":
                 return torch.cat([*batches]).numpy()
             assert at_words is not None
             each = zip(posts.tolist(), (row.tolist() for batch in batches for row in batch), strict=True)
             return np.fromiter((np.array(at_words(post, row), np.float32) for post, row in each), object, len(posts))
 
         scores, gold = joined(self.scores), joined(self.targets)
-        return Predicted(stage, head.space, posts, scores, gold, threshold=getattr(head, "threshold", 0.5))
+        return Predicted(stage, head.space, posts, scores, gold, threshold=head.threshold or 0.5)
 
 
 class Mean:
@@ -190,7 +190,7 @@ class MultitaskModule(L.LightningModule):
         for task, logits in self(batch).items():
             scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
             self.metrics[task].update(scores, targets, has)
-            if self.trainer.testing and self.head(task).kind != "masked":  # which says nothing of a post
+            if self.trainer.testing and self.head(task).space.about != "masked tokens":  # say nothing of a post
                 self.predictions[task].add(batch.posts, scores, targets, has)
 
     def _report(self, stage: Stage) -> None:

@@ -59,7 +59,7 @@ class RDrop:
 
     def check(self, forward: Passes) -> None:
         for task, head in forward.heads.items():
-            if head.kind == "masked":
+            if head.space.about == "masked tokens":
                 raise UserError(f"regulariser=[r_drop]: task {task!r} guesses tokens; leave it out of tasks=[...]")
         drops = [m for part in (forward.encoder, *forward.heads.values()) for m in part.modules()]
         if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in drops):
@@ -70,24 +70,13 @@ class RDrop:
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         again = forward(batch, [*logits])
         mask = batch.first(batch.attention_mask)
-        terms = [divergence(forward.heads[task].kind, logits[task], again[task], batch.has[task], mask) for task in logits]
+        terms = [divergence(forward.heads[task], logits[task], again[task], batch.has[task], mask) for task in logits]
         return {"divergence": torch.stack(terms).sum()}
 
 
-def divergence(kind: str, first: Tensor, second: Tensor, has: Tensor, mask: Tensor) -> Tensor:
-    """Averages ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits over annotated posts; of scores half their square.
+def divergence(head: Any, first: Tensor, second: Tensor, has: Tensor, mask: Tensor) -> Tensor:
+    """Averages what a head says of the divergence of two passes' logits over annotated posts.
 
-    Yes-or-no answers (of labels, words, levels) are averaged over a post's. has: (B,); mask: (B, T), where tokens are.
+    has: (B,); mask: (B, T), where tokens are.
     """
-    if kind in ("multiclass", "choice"):
-        p, q = first.log_softmax(dim=1), second.log_softmax(dim=1)
-        there = torch.isfinite(p) & torch.isfinite(q)  # a choice that the post does not have
-        each = torch.where(there, (p.exp() - q.exp()) * (p - q).masked_fill(~there, 0.0), 0.0).sum(dim=1) / 2
-    elif kind == "score":
-        each = (first - second).square().sum(dim=1) / 2
-    else:
-        # KL(p‖q) + KL(q‖p) = (p - q)·(logit p - logit q) for yes and no
-        answers = (first.sigmoid() - second.sigmoid()) * (first - second) / 2
-        weights = mask.to(answers) if kind == "tokens" else torch.ones_like(answers)
-        each = (answers * weights).sum(dim=1) / weights.sum(dim=1)
-    return (each * has).sum() / has.sum().clamp(min=1)
+    return (head.divergence(first, second, mask) * has).sum() / has.sum().clamp(min=1)

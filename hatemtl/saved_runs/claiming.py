@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -19,6 +19,7 @@ from zipfile import ZipFile
 from filelock import FileLock, Timeout
 
 from hatemtl.errors import UserError
+from hatemtl.machine import json_object
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_record, unfinished, write_config, write_record
 
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
@@ -27,6 +28,12 @@ NOT_PART_OF_A_RUN = (
     *("trainer.compile", "trainer.fast", "data.cache", "data.workers"),
 )
 OFF = (None, False, 0)
+# what a run is made from, by its key in run.json: digests of saved runs, fingerprints of corpora by task
+Inputs = Mapping[str, Mapping[str, str]]
+CHANGED = {
+    "sources": "the saved runs that it starts from are others, or were trained anew",
+    "data": "the corpora hold other posts or annotations",
+}
 CHECKPOINT = "last.ckpt"
 TRAINED, TESTED = "trained", "tested"  # what is done to a run that is held
 PAUSE, PATIENCE = 0.05, 60  # seconds between two looks, and of all, until those who write a test's results are done
@@ -48,17 +55,17 @@ def held(save_path: Path, doing: str) -> Iterator[Path]:
                 raise UserError(f"save_path={save_path}: this is no folder; give another save_path")
             path = place.with_name(f".{place.name}.lock")
             for folder in reversed([folder for folder in path.parents if not folder.exists()]):
-                after.callback(_remove_empty, folder)
+                after.callback(_quietly, folder.rmdir)
             lock = _lock(path, save_path, doing)
-            after.callback(_let_go, lock, path)
+            after.callback(lock.release)
+            after.callback(_quietly, path.unlink)  # first: who waits for this very file sees that it is gone, makes another
             _sweep(place)
         except (OSError, RuntimeError) as error:  # the latter from a link that leads to itself, before Python 3.13
-            if isinstance(error, OSError) and error.errno in OF_THE_DISK:
-                with suppress(OSError):
-                    path.unlink()  # made, but there was no room to sign it
+            number = error.errno if isinstance(error, OSError) else None
+            if number in OF_THE_DISK:
+                _quietly(path.unlink)  # made, but there was no room to sign it
                 raise
-            lockless = isinstance(error, OSError) and error.errno in LOCKLESS
-            why = "its file system locks no files" if lockless else "no run can be left there"
+            why = "its file system locks no files" if number in LOCKLESS else "no run can be left there"
             raise UserError(f"save_path={save_path}: {why} ({error}); give another save_path") from error
         yield place
 
@@ -81,15 +88,9 @@ def _lock(path: Path, save_path: Path, doing: str) -> FileLock:
         time.sleep(PAUSE)
 
 
-def _let_go(lock: FileLock, path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()  # while it is held: whoever waits for this very file sees that it is gone, and makes another
-    lock.release()
-
-
-def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # it is in use
-        folder.rmdir()
+def _quietly(remove: Callable[[], None]) -> None:
+    with suppress(OSError):  # it is in use, or gone
+        remove()
 
 
 def _sign(descriptor: int, doing: str) -> None:
@@ -100,9 +101,9 @@ def _sign(descriptor: int, doing: str) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Reads who signed, if it can be read yet."""
-    with suppress(OSError, ValueError):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+    """Who signed, if it can be read yet."""
+    with suppress(UserError):
+        return json_object.read(path, "")
     return {}
 
 
@@ -117,37 +118,32 @@ def _sweep(save_path: Path) -> None:
     for folder in (save_path, unfinished(save_path)):
         if (folder / "run.json").exists():  # else it may be anyone's
             for path in folder.rglob(".*"):
-                if re.fullmatch(r"\..+\.\d+", path.name):  # as artifacts.write names them
+                if re.fullmatch(r"\..+\.\d+", path.name):  # as saved_run.write names them
                     path.unlink(missing_ok=True)
 
 
-def claim(
-    save_path: Path,
-    config: Mapping[str, Any],
-    sources: Mapping[str, str],
-    *,
-    overwrite: bool,
-    data: Mapping[str, str] | None = None,
-) -> bool:
+def claim(save_path: Path, config: Mapping[str, Any], inputs: Inputs, *, overwrite: bool) -> bool:
     """Tells whether `save_path` is free for a run of this configuration, or holds an unfinished one of it to go on with.
 
-    False where this very run is finished. sources: the digests of the saved runs that it starts from. data: the
-    fingerprints of the corpora. Nothing is written or removed.
+    False where this very run is finished. Nothing is written or removed.
     Raises UserError where another run stands there, finished or not, and may not be overwritten.
     """
-    work, way_out = unfinished(save_path), "give another save_path, or overwrite=true to replace it"
+    work = unfinished(save_path)
     saved = SavedRun(save_path) if save_path.exists() else None  # what is no run is never overwritten
     if overwrite:
         return True
-    if saved is not None:
-        changed = differences(saved.config, config) + _other_inputs(saved.record, sources, data)
-        if not changed:
-            return False
-        raise UserError(f"save_path={save_path} holds a finished run of another configuration ({_some(changed)}); {way_out}")
-    if (work / "config.yaml").exists() and (changed := _changed_since(work, config, sources, data)):
+    if saved is None:
+        what, changed = "has an unfinished", _changed_since(work, config, inputs)
+    else:
+        what, changed = "holds a finished", differences(saved.config, config) + _other_inputs(saved.record, inputs)
+    if changed:
+        some = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
         raise UserError(
-            f"save_path={save_path} has an unfinished run of another configuration ({_some(changed)}); {way_out}"
+            f"save_path={save_path} {what} run of another configuration ({some}); give another save_path, or "
+            f"overwrite=true to replace it"
         )
+    if saved is not None:
+        return False
     if why := _broken(work / CHECKPOINT):
         raise UserError(
             f"save_path={save_path} has an unfinished run that cannot go on: {work / CHECKPOINT} cannot be read ({why}); "
@@ -156,28 +152,24 @@ def claim(
     return True
 
 
-def start(
-    save_path: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None = None
-) -> Path:
+def start(save_path: Path, config: Mapping[str, Any], inputs: Inputs) -> Path:
     """Makes the folder of a run at work, with its configuration and inputs; removes what `claim` let pass as replaceable."""
     work = unfinished(save_path)
-    if work.exists() and (
-        not (work / "config.yaml").exists() or _changed_since(work, config, sources, data) or _broken(work / CHECKPOINT)
-    ):
+    known = (work / "config.yaml").exists()
+    if work.exists() and (not known or _changed_since(work, config, inputs) or _broken(work / CHECKPOINT)):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    write_record(work, {"status": "unfinished", "sources": dict(sources), "data": dict(data or {})})
+    write_record(work, {"status": "unfinished", **inputs})
     write_config(work, config)
     return work
 
 
 def finish(work: Path, save_path: Path) -> None:
     """Renames a finished run to its final place, replacing what `overwrite=true` allowed to be replaced."""
-    old = _replaced(save_path)
     if save_path.exists():
-        os.replace(save_path, old)
+        os.replace(save_path, _replaced(save_path))
     os.replace(work, save_path)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_replaced(save_path), ignore_errors=True)
 
 
 def _replaced(save_path: Path) -> Path:
@@ -196,38 +188,29 @@ def _broken(checkpoint: Path) -> str | None:
     return damaged and f"its part {damaged} is damaged"
 
 
-def _changed_since(
-    work: Path, config: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None
-) -> list[str]:
+def _changed_since(work: Path, config: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    """Tells what sets the unfinished run apart; nothing of one that was killed before it wrote its configuration."""
     try:
-        return differences(read_config(work), config) + _other_inputs(read_record(work), sources, data)
+        known = (work / "config.yaml").exists()
+        return differences(read_config(work), config) + _other_inputs(read_record(work), inputs) if known else []
     except UserError as error:  # a broken one cannot go on
         return [str(error).removesuffix(f"; {AGAIN}")]
 
 
-def _other_inputs(record: Mapping[str, Any], sources: Mapping[str, str], data: Mapping[str, str] | None) -> list[str]:
-    changed = []
-    if record.get("sources", sources) != sources:
-        changed.append("the saved runs that it starts from are others, or were trained anew")
-    if data is not None and record.get("data", data) != data:
-        changed.append("the corpora hold other posts or annotations")
-    return changed
-
-
-def _some(changes: list[str]) -> str:
-    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+def _other_inputs(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    return [CHANGED[name] for name, given in inputs.items() if record.get(name, given) != given]
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Tells what sets two configurations apart, as 'key: saved X, given Y'; keys that make no other run left out.
 
-    A run is known by the options of groups and the values of keys, never by the classes that they name.
-
-    A key that one of them lacks, for it is of an older version, is a switch that is off there: null, false or 0.
+    A run is known by the options of groups and the values of keys, never by the classes that they name. A key that one of
+    them lacks, for it is of an older version, is a switch that is off there: null, false or 0.
     """
     a, b = dict(_leaves(saved)), dict(_leaves(given))
-    keys = [key for key in {**a, **b} if not any(key == k or key.startswith(f"{k}.") for k in NOT_PART_OF_A_RUN)]
-    other = [key for key in keys if (a[key] != b[key] if key in a and key in b else (a.get(key) or b.get(key)) not in OFF)]
+    other = [
+        key for key in {**a, **b} if (a[key] != b[key] if key in a and key in b else (a.get(key) or b.get(key)) not in OFF)
+    ]
     return [f"{key}: saved {a.get(key)!r}, given {b.get(key)!r}" for key in other]
 
 
@@ -240,9 +223,11 @@ def named_after(config: Mapping[str, Any]) -> str:
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in config.items():
+    for name, value in config.items():
+        if (key := f"{prefix}{name}") in NOT_PART_OF_A_RUN:
+            continue
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{key}.")
         # where a corpus lies: that it is the same corpus, its fingerprint says; and classes, which options of groups name
-        elif key != "dir" and not str(key).startswith("_"):
-            yield f"{prefix}{key}", value
+        elif name != "dir" and not str(name).startswith("_"):
+            yield key, value

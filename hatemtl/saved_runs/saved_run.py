@@ -24,19 +24,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import STAGES, Row, Stage
 from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AGAIN = "train the run again with overwrite=true"
 
@@ -66,7 +66,7 @@ def write(path: Path, content: Callable[[Path], object]) -> None:
 
 
 def share(folder: Path) -> None:
-    """Lets whom the umask lets read the safetensors files in a folder: libraries write them for their owner alone."""
+    """Lets others read a folder's safetensors files, which libraries write for their owner alone, where the umask does."""
     for path in folder.rglob("*.safetensors"):
         _as_new(path)
 
@@ -96,10 +96,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 class SavedRun:
-    """A finished run on disk.
-
-    Raises UserError where the folder is not one.
-    """
+    """A finished run on disk. Raises UserError where the folder is none."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -121,14 +118,13 @@ class SavedRun:
     @property
     def record(self) -> dict[str, Any]:
         """Reads run.json: what was measured."""
-        path = self.folder / "run.json"
-        return _holding(path, _json(path), "method", "library", "encoder", "encoder_source")
+        return json_object.read(self.folder / "run.json", AGAIN, "method", "library", "encoder", "encoder_source")
 
     @property
     def labels(self) -> dict[str, LabelSpace]:
         """Reads the label space of every task whose head was trained."""
         path = self.folder / "labels.json"
-        return {task: _space(path, task, content) for task, content in _json(path).items()}
+        return {task: _space(path, task, content) for task, content in json_object.read(path, AGAIN).items()}
 
     @property
     def results(self) -> dict[str, float]:
@@ -147,31 +143,26 @@ class SavedRun:
                 rows.append(Row(*of, name if label is None else name.removesuffix(f"_{label}"), label, value))
         return rows
 
-    def weights(self, name: str) -> Path:
-        """Finds the safetensors file `name` of this run.
+    def tensors(self, name: str) -> dict[str, "Tensor"]:
+        """Reads the tensors of the safetensors file `name`, on the CPU.
 
-        Raises UserError where it is missing, above all where only a pickle stands in its place.
+        Raises UserError where it is missing, above all where only a pickle stands in its place, or is broken, or one holds
+        what is no finite number.
         """
+        from safetensors.torch import load_file  # and torch, which readers of results do without
+
         path = self.folder / name
         if not path.is_file():
             raise UserError(
-                f"{self.folder} has no {name} (its method: {self.record.get('method')}); "
-                f"load it with the method that fits, or train it again with overwrite=true"
+                f"{self.folder} has no {name} (its method: {self.record['method']}); "
+                f"load it with the method that fits, or {AGAIN}"
             )
-        return path
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Reads the tensors of the safetensors file `name`, on the CPU.
-
-        Raises UserError where it is missing or broken, or one holds what is no finite number.
-        """
-        path = self.weights(name)
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from error
         for key, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
+            if not tensor.isfinite().all():
                 raise UserError(
                     f"{path}: {key} holds what is no finite number: its training diverged; leave it out, or train the run "
                     f"again with a smaller optimization.encoder_lr and optimization.head_lr"
@@ -188,26 +179,13 @@ class SavedRun:
         return digest.hexdigest()[:16]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json_object.read(path, AGAIN)
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.yaml. Raises UserError where it is broken."""
     path = folder / "config.yaml"
     try:
-        return _holding(path, yaml.safe_load(path.read_text(encoding="utf-8")), "tasks")
+        return json_object.mapping(path, yaml.safe_load(path.read_text(encoding="utf-8")), AGAIN, "tasks")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({error}); {AGAIN}") from error
-
-
-def _holding(path: Path, content: Any, *keys: str) -> dict[str, Any]:
-    """The content of a file. Raises UserError where it is no mapping, or lacks a key."""
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {str(content)[:40]}, expected keys with values; {AGAIN}")
-    if lacking := [key for key in keys if key not in content]:
-        raise UserError(f"{path}: has no {', '.join(lacking)}; {AGAIN}")
-    return content
 
 
 def _space(path: Path, task: str, content: Any) -> LabelSpace:
@@ -221,15 +199,11 @@ def _space(path: Path, task: str, content: Any) -> LabelSpace:
 def write_results(folder: Path, rows: Sequence[Row]) -> None:
     """Writes rows into the folder's results.csv, in place of all that it holds of these tasks at these stages."""
     labels = folder / "labels.json"
-    known = {*(row.task for row in rows), *(_json(labels) if labels.exists() else ())}
+    known = {*(row.task for row in rows), *(json_object.read(labels, AGAIN) if labels.exists() else ())}
     anew = {(row.stage, row.task) for row in rows}
-    kept = {name: value for name, value in _read_results(folder).items() if _stage_and_task(name, known) not in anew}
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("metric", "value"))
-    lines = kept | {row.metric: row.value for row in rows}
-    writer.writerows((guarded(metric), repr(float(value))) for metric, value in lines.items())
-    write_text(folder / "results.csv", text.getvalue())
+    lines = {name: value for name, value in _read_results(folder).items() if _stage_and_task(name, known) not in anew}
+    lines |= {row.metric: float(row.value) for row in rows}
+    write_rows(folder / "results.csv", [{"metric": metric, "value": value} for metric, value in lines.items()])
 
 
 def _read_results(folder: Path) -> dict[str, float]:
@@ -254,7 +228,7 @@ def write_labels(folder: Path, spaces: Mapping[str, LabelSpace]) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Reads run.json; nothing where a test was sent to a folder of its own."""
-    return _json(folder / "run.json") if (folder / "run.json").exists() else {}
+    return json_object.read(folder / "run.json", AGAIN) if (folder / "run.json").exists() else {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

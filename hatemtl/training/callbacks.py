@@ -1,5 +1,6 @@
 """Watches a training run: the best weights, the way back after an interruption, the clock, the printed line."""
 
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
 from rich.console import Console
 from torch import Tensor
@@ -31,11 +32,11 @@ class BestWeights(Callback):
         self.score, self.epoch, self.waited = -torch.inf, -1, 0
         self.weights: dict[str, Tensor] = {}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics["val_score"])
-        weights = _module(pl_module).trained_state()
+        weights: dict[str, Tensor] = pl_module.trained_state()
         if score > self.score and all(map(finite, weights.values())):  # NaN may score well where few labels are right
             self.score, self.epoch, self.waited = score, trainer.current_epoch, 0
             self.weights = {k: v.clone() for k, v in weights.items()}
@@ -43,7 +44,7 @@ class BestWeights(Callback):
             self.waited += 1
         self._stop(trainer)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
@@ -57,7 +58,7 @@ class BestWeights(Callback):
         return {"score": self.score, "epoch": self.epoch, "waited": self.waited, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.epoch, self.waited, self.weights = (state_dict[k] for k in ("score", "epoch", "waited", "weights"))
+        vars(self).update(state_dict)
 
 
 class WholeFile(TorchCheckpointIO):
@@ -77,10 +78,10 @@ class Checkpoint(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeFile()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         trainer.save_checkpoint(self.path)
 
 
@@ -96,13 +97,11 @@ class Throughput(Callback):
         self.flops_per_place: dict[bool, float] = {}  # by whether the heads learn alone
         self.started, self.tokens = 0.0, 0  # of the epoch
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.read, self.tokens = {}, 0
         self.started = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         first, places = self.read.get(batch.only, (batch, 0))
         self.read[batch.only] = first, places + batch.input_ids.numel()
         self.counts["posts"] += len(batch)
@@ -110,20 +109,19 @@ class Throughput(Callback):
         self.tokens += batch.tokens
         self.counts["places"] += batch.input_ids.numel()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
             wait(pl_module.device)
             self.counts["seconds"] += time.perf_counter() - self.started
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = _module(pl_module)
-        alone = not module.through.learns
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        alone = not pl_module.through.learns
         if self.read and alone not in self.flops_per_place:  # counted once, outside the time that is measured
             flops = 0.0
             with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
                 for batch, places in self.read.values():
-                    flops += matmul_flops(partial(self._step, module, batch)) * places / batch.input_ids.numel()
-            module.zero_grad()
+                    flops += matmul_flops(partial(self._step, pl_module, batch)) * places / batch.input_ids.numel()
+            pl_module.zero_grad()
             self.flops_per_place[alone] = flops / sum(places for _, places in self.read.values())
         self.counts["flops"] += self.tokens * self.flops_per_place.get(alone, 0.0)
 
@@ -151,7 +149,7 @@ class Throughput(Callback):
         return {"counts": self.counts, "flops_per_place": self.flops_per_place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.counts, self.flops_per_place = dict(state_dict["counts"]), dict(state_dict["flops_per_place"])
+        vars(self).update(state_dict)
 
 
 class EpochLine(Callback):
@@ -160,26 +158,15 @@ class EpochLine(Callback):
     def __init__(self, console: Console, best: BestWeights) -> None:
         self.console, self.best = console, best
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, values = _module(pl_module), trainer.callback_metrics
-        if not torch.isfinite(values["train_loss"]):
-            loss, data = float(values["train_loss"]), getattr(trainer, "datamodule", None)
-            raise UserError(f"the training loss is {loss} after epoch {trainer.current_epoch + 1}: {why(module, data)}")
-        scores = [
-            f"val_{t}_{module.head(t).primary} {float(values[f'val_{t}_{module.head(t).primary}']):.3f}"
-            for t in module.heads
-        ]
-        best = "  (best)" if self.best.epoch == trainer.current_epoch else ""
-        self.console.print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(values['train_loss']):.4f}  "
-            + "  ".join(scores)
-            + best,
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _module(module: LightningModule) -> MultitaskModule:
-    if not isinstance(module, MultitaskModule):
-        raise TypeError(f"expected a MultitaskModule, given {type(module).__name__}")
-    return module
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        values, epoch = trainer.callback_metrics, trainer.current_epoch
+        loss = float(values["train_loss"])
+        if not math.isfinite(loss):
+            raise UserError(f"the training loss is {loss} after epoch {epoch + 1}: {why(pl_module)}")
+        shown = [f"epoch {epoch + 1}/{trainer.max_epochs}", f"loss {loss:.4f}"]
+        for task, head in pl_module.heads.items():
+            primary = f"val_{task}_{head.primary}"
+            shown.append(f"{primary} {float(values[primary]):.3f}")
+        if self.best.epoch == epoch:
+            shown.append("(best)")
+        self.console.print("  ".join(shown), highlight=False, soft_wrap=True)

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hatemtl.batches.datamodule import DataModule
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.network.module import MultitaskModule
@@ -15,35 +13,21 @@ from hatemtl.network.module import MultitaskModule
 AGAIN = "overwrite=true, since the unfinished run is another"
 
 
-def check(module: MultitaskModule, data: DataModule, rows: Sequence[Row]) -> None:
+def check(module: MultitaskModule, rows: Sequence[Row]) -> None:
     """Raises UserError where a weight that is to be saved, or a result, is no finite number."""
     saved = {**module.trained_state(), **module.heads.state_dict(prefix="heads.")}
     broken = [name for name, tensor in saved.items() if not finite(tensor)]
     wrong = [f"{row.metric} is {row.value}" for row in rows if not math.isfinite(row.value)]
     found = [f"{len(broken)} of {len(saved)} trained tensors hold NaN or infinity, as {broken[0]}"] if broken else wrong[:1]
     if found:
-        raise UserError(f"{found[0]}, so nothing is saved as finished: {why(module, data)}")
+        raise UserError(f"{found[0]}, so nothing is saved as finished: {why(module)}")
 
 
-def why(module: MultitaskModule, data: DataModule | None) -> str:
-    """The likely cause, looked for in weights of tasks, annotations and what is frozen, and what to type."""
-    for task, weight in module.weights.items():
-        if not math.isfinite(weight):
-            return f"tasks.{task}.weight={weight}; type tasks.{task}.weight=1 and {AGAIN}"
-    for task, column in data.columns.items() if data is not None else ():
-        if column.values.dtype.kind == "f" and (rows := np.flatnonzero(_overflows(column.values) & column.has)).size:
-            post = data.corpora[data.tasks[task].corpus].ids[rows[0]]  # type: ignore[union-attr]
-            return (
-                f"{len(rows)} posts carry a number for task {task!r} that float32 does not hold, as {post!r}; correct or "
-                f"rescale that column, and type {AGAIN}"
-            )
+def why(module: MultitaskModule) -> str:
+    """The likely cause, looked for in what is frozen, and what to type."""
     for name, parameter in module.encoder.named_parameters():
         if not parameter.requires_grad and not finite(parameter):
             return f"{name} of the pretrained encoder holds NaN or infinity; type another encoder=NAME, and {AGAIN}"
-    return _rates(module)
-
-
-def _rates(module: MultitaskModule) -> str:
     rates = module.optimization
     if not rates.total_epochs:
         return f"nothing was trained, so a merge made them; type another merge=NAME or heads.merge=NAME, and {AGAIN}"
@@ -60,9 +44,3 @@ def _rates(module: MultitaskModule) -> str:
 def finite(tensor: Tensor) -> bool:
     """Tells whether all that it holds are numbers."""
     return bool(torch.isfinite(tensor).all())
-
-
-def _overflows(values: np.ndarray) -> np.ndarray:
-    """(N,) bool, whether any number of a row is none in float32."""
-    with np.errstate(over="ignore"):
-        return np.asarray((~np.isfinite(values.astype(np.float32))).reshape(len(values), -1).any(axis=1))

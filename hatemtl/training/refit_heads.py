@@ -13,7 +13,6 @@ from hatemtl.methods.mtl_lora import reads_by_task
 from hatemtl.network.module import MultitaskModule
 from hatemtl.seeds import generator
 
-REFITTED = ("multiclass", "multilabel", "ordinal", "score")  # what reads one vector a post
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)  # on half the squared weights of standardised features
 HELD_OUT = 5  # every fifth training post says which penalty is best
 
@@ -26,13 +25,12 @@ def check_refit(encoder: nn.Module, heads: Mapping[str, Head]) -> None:
             "optimization.heads_first=1"
         )
     for task, head in heads.items():
-        if head.kind not in REFITTED:
+        if head.space.about != "posts":  # those of posts read one vector each
             raise UserError(
                 f"heads.merge=refit: the {head.kind} head of task {task!r} reads more than one vector a post; train it, "
                 f"type heads.merge=fresh optimization.heads_first=1"
             )
-        some: Any = head
-        if some.pool.query is not None:
+        if head.pool is not None and head.pool.query is not None:
             raise UserError(
                 f"heads.merge=refit: the head of task {task!r} learns how to pool, which no one pass can tell; type "
                 f"tasks.{task}.head.pooling=mean"
@@ -110,7 +108,7 @@ def refit(module: MultitaskModule, data: DataModule, *, device: torch.device, se
     """
     chosen = {}
     for task, (vectors, targets) in features(module, data, device).items():
-        head: Any = module.head(task).cpu()  # type: ignore[attr-defined]
+        head: Any = module.head(task).cpu()
         order = torch.randperm(len(vectors), generator=generator(seed, "refit", task))
         out, kept = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT != 0]
         drawn, losses = {key: value.clone() for key, value in head.state_dict().items()}, {}

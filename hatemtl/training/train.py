@@ -15,20 +15,21 @@ from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.command.request import Request, Result
 from hatemtl.corpora import leaks
+from hatemtl.corpora.base import SPLITS
+from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError, refusing
-from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_peak
+from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
-from hatemtl.methods.base import Component
-from hatemtl.network.assembly import Network
+from hatemtl.network.assembly import Network, check_tokenizer
+from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.saved_runs import saved_run
-from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, claim, finish, held, named_after, start
-from hatemtl.saved_runs.provenance import peak_memory, provenance
+from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import divergence, loggers
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
-from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
+from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.actions import evaluate
 from hatemtl.using.judging import check_evaluations
 
@@ -49,6 +50,7 @@ def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bo
 def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_test: bool) -> Result:
     console, config, asked = Console(), request.identity, time.perf_counter()
     method, optimization, settings = request.method, request.optimization, request.trainer
+    refits = request.heads_merge == "refit"
     with refusing():
         starts = method.starts_from()
     if request.load_path is not None and not request.heads_load and not starts:
@@ -57,10 +59,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     heads_from = request.heads_from()
     tasks = request.tasks_knowing(heads_from)
-    sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
     data = request.datamodule(tasks)
-    marks = data.fingerprints()
-    if not claim(save_path, config, sources, overwrite=request.overwrite, data=marks):
+    sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
+    inputs: Inputs = {"sources": sources, "data": data.fingerprints()}
+    if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
         console.print(
             f"{save_path} is finished and of this configuration: not trained again (overwrite=true would)", soft_wrap=True
@@ -69,25 +71,20 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         return Result(save_path, saved.rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
     leaked, copies = leaks.check(data.corpora, request.leaks, data.readers())
     data.leave_out(copies)
-    data.check(then_test=then_test)
+    for split in SPLITS[: 2 + then_test]:
+        data.check_split(split)
     check_evaluations(request.evaluations, data)
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
     module, origin = network.module, provenance()
-    if request.heads_merge == "refit":
+    if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
-    words = prepare(
-        network,
-        data,
-        settings,
-        epochs=optimization.total_epochs,
-        cache=request.cache,
-        cache_prefix=request.cache_prefix,
-    )
+    ways: dict[str, Any] = {"cache": request.cache, "cache_prefix": request.cache_prefix}
+    words = prepare(network, data, settings, epochs=optimization.total_epochs, **ways)
 
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
-    work = start(save_path, config, sources, marks)
+    work = start(save_path, config, inputs)
     callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT), *more]
     logger, failed = request.logger(folder=work, run=save_path.name), True
     try:
@@ -103,7 +100,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
         started()
         begun = time.perf_counter()
-        if request.heads_merge == "refit" and before is None:
+        if refits and before is None:
             refit(module, data, device=settings.device, seed=request.seed)
         preparing = network.seconds + time.perf_counter() - begun
         if optimization.total_epochs:
@@ -116,9 +113,16 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     finally:
         loggers.close(logger, failed=failed)
     rows, parts, memory = module.rows, network.parts(), peak_memory()
-    divergence.check(module, data, rows)
+    heads_learn = refits or optimization.total_epochs > 0
+    encoder_learns = optimization.total_epochs > optimization.heads_first
+    divergence.check(module, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
-    _save(network, data, work, rows)
+    method.library.save(module.encoder, network.name, work)
+    heads = {name: value.contiguous().cpu() for name, value in module.heads.state_dict().items()}
+    saved_run.write(work / "heads.safetensors", lambda path: save_file(heads, path))
+    saved_run.share(work)
+    saved_run.write_labels(work, data.spaces)
+    saved_run.write_results(work, rows)
     saved_run.write_record(
         work,
         {
@@ -128,7 +132,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "encoder": network.mark,
             "tokenizer": words,
             "encoder_source": request.encoder.source,
-            "data": marks,
+            "data": inputs["data"],
             "leaks": leaked,
             "sources": sources,
             "seed": request.seed,
@@ -142,31 +146,49 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "compiled": module.through.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(
-                part.trained for part in parts if _learned(part, optimization, refitted=request.heads_merge == "refit")
+                part.trained for part in parts if (heads_learn if part.kind == "head" else encoder_learns)
             ),
             **origin,
         },
     )
-    if then_test:
-        rows = [*rows, *evaluate(request, network, data, work)]
-        divergence.check(module, data, rows)
     finish(work, save_path)
     (save_path / CHECKPOINT).unlink(missing_ok=True)  # not before: the way back would be gone if that failed
+    if then_test:  # whatever becomes of the test, the run is finished
+        rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
 
 
-def _learned(part: Component, optimization: Any, *, refitted: bool) -> bool:
-    """Tells whether the run trains this part: heads by a fit or an epoch, the encoder side by an epoch of its own."""
-    if part.kind == "head":
-        return refitted or optimization.total_epochs > 0
-    return optimization.total_epochs > optimization.heads_first
+def prepare(
+    network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
+) -> str:
+    """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
 
-
-def _save(network: Network, data: DataModule, folder: Path, rows: Sequence[Row]) -> None:
-    network.method.library.save(network.module.encoder, network.name, folder)
-    heads = {name: value.contiguous().cpu() for name, value in network.module.heads.state_dict().items()}
-    saved_run.write(folder / "heads.safetensors", lambda path: save_file(heads, path))
-    saved_run.share(folder)
-    saved_run.write_labels(folder, data.spaces)
-    saved_run.write_results(folder, rows)
+    cache: the folder that keeps the first three. Gives what tells the tokenizer from others.
+    Raises UserError where cache_prefix has no such folder, or nothing to keep, or a source was trained on other tokens.
+    """
+    module, tokenizer = network.module, network.encoder.tokenizer()
+    words = vocabulary(tokenizer)
+    for source in network.method.starts_from():
+        check_tokenizer(source, words)
+    data.tokenize(tokenizer, network.encoder.max_length, cache)
+    if network.encoder.quantize is None or settings.compile is True:  # no one has seen that it pays for quantized layers
+        module.through.compiled = settings.compiled(module.encoder, tokens=data.training_tokens(epochs), cache=cache)
+    if cache_prefix:
+        if cache is None:
+            raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
+        if data.pool.masks:
+            raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
+        if network.encoder.quantize is not None:
+            raise UserError(
+                "data.cache_prefix=true: what quantized layers make of a post is not kept; type data.cache_prefix=false, or "
+                "encoder.quantize=null"
+            )
+        started()  # it may take long
+        batches = data.batching.in_order(data.pool.lengths)
+        module.through.prefix = Prefix.cached(
+            module.encoder, data.pool, batches, cache, mark=network.mark, device=settings.device
+        )
+    for task in data.tasks:
+        module.head(task).observe(data.observed(task))
+    return words

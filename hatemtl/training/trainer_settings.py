@@ -30,11 +30,9 @@ def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
     """Chooses bf16 where the hardware multiplies bf16, else float32."""
     if accelerator != "cpu" and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif accelerator != "cpu" and torch.backends.mps.is_available():
-        has_bf16 = False
-    else:
-        # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:  # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
+        on_cpu = accelerator == "cpu" or not torch.backends.mps.is_available()
+        has_bf16 = on_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return "bf16" if has_bf16 else "32"
 
 
@@ -57,12 +55,8 @@ def _compiler() -> str | None:
 class TrainerSettings:
     """Says where and in which number format a run computes.
 
-    accelerator: auto, cpu or gpu.
-    precision: auto, 32 or bf16: the type of the frozen weights and of the encoder's arithmetic. What is trained, its
-        optimizer state and the heads stay float32.
-    compile: auto, true or false: compiled training (torch.compile); auto where it saves more time than it takes.
-    fast: auto or false: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
-    progress: whether to draw a progress bar; None draws it on a terminal.
+    precision: the type of the frozen weights and of the encoder's arithmetic. What is trained, its optimizer state and the
+    heads stay float32. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"]
@@ -145,6 +139,4 @@ class TrainerSettings:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,  # under a token budget an epoch has its own number of batches
-            log_every_n_steps=50,
-            use_distributed_sampler=False,
         )

@@ -1,5 +1,6 @@
 """Uses a saved run: tests it, scores the user's posts with it, or exports it."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -138,6 +139,11 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
     with watched(network.module) as answers:
         request.evaluator(root, bar=Console().is_terminal).test(network.module, data, verbose=False)
     new = outcome.predictions(network.module, data.pool)
+    if wrong := [f"{row.metric} is {row.value}" for row in network.module.rows if not math.isfinite(row.value)]:
+        raise UserError(
+            f"{wrong[0]}, so nothing of this test is written, and the trained run stays as it is; test it with "
+            f"trainer.precision=32, or train it again with a smaller optimization.encoder_lr and overwrite=true"
+        )
     rows = [*network.module.rows, *judged(request.evaluations, network.module, data)]
 
     def leave(folder: Path) -> None:

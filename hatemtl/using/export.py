@@ -68,10 +68,10 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
 
 def _converted(run: SavedRun, encoder: Encoder, library: str, model: Transformer) -> Callable[[Path], object]:
     """Gives what writes a LoRA of the other library for this one."""
-    from hatemtl.methods import lora_formats, lora_source
+    from hatemtl.methods import lora_formats
 
     try:
-        updates = lora_source.read(run, model)
+        updates = lora_formats.read(run, model)
     except UserError as error:
         raise UserError(
             f"export.format={library}: both libraries hold plain LoRAs alone, not what {run.record['method']} trained on "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.encoders import for_others
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.using.predictor import Predictor
@@ -18,7 +18,7 @@ SECONDS = (["It has an answer, longer than itself.", "So has this.", "Why not?"]
 class Case:
     """The texts as posts, each alone ([None]) or with second texts of which all but choices know the first; their scores."""
 
-    pool: Pool
+    pool: TokenizedPosts
     seconds: Sequence[list[str] | None]
     said: dict[str, list[list[float]]]
 

@@ -8,18 +8,16 @@ from torch import Tensor, nn
 from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Encoder, Transformer
 from hatemtl.errors import UserError
-from hatemtl.methods.adapterhub import into_weights
+from hatemtl.methods import full
 from hatemtl.methods.adapterhub import library as ah_library
-from hatemtl.methods.adapterhub import train_and_load as adapter_hub
+from hatemtl.methods.adapterhub import several_adapters
 from hatemtl.methods.base import module_name
-from hatemtl.methods.full import Full
 from hatemtl.methods.peft_adapters import library as peft_library
-from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun
 
 TOLERANCE = 1e-3  # of the largest hidden number, by which merging in float32 may change an encoder
-LOADS: dict[str, Any] = {"full": Full, "peft": peft_hub.Load, "adapterhub": adapter_hub.Load}
+LOADS: dict[str, Any] = {"full": full.load, "peft": peft_library.load, "adapterhub": several_adapters.load}
 
 
 def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
@@ -35,9 +33,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
             f"export.format=merged: what {trained_by} ({library}) adds to {encoder.source} depends on the post or its task, "
             f"so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
         )
-    load = LOADS[library](path=str(run.folder), learning_rate=0.0, body_dropout=False)
-    # an adapter is told by its method where it cannot be merged
-    attached: Any = load.attach(body, name=module_name(trained_by), seed=seed).model
+    attached: Any = LOADS[library](body, run, module_name(trained_by), seed)  # named as it is told where it cannot be merged
     before = _hidden(attached)
     if library == "peft":
         attached = peft_library.fold(attached)
@@ -48,7 +44,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
                 f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
                 f"({trained_by}); type export.format={library}"
             )
-        attached = into_weights.fold(attached, active[0])
+        attached = ah_library.fold(attached, active[0])
     state = attached.state_dict()
     plain.load_state_dict({key: state.get(key, weight) for key, weight in plain.state_dict().items()})
     after = _hidden(plain)

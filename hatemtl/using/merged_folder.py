@@ -21,11 +21,6 @@ from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor
 
 TOLERANCE = 1e-4  # by which a score that others read may differ, beside the largest where that is above 1
-PROBLEMS: dict[str, for_others.Problem] = {
-    "multiclass": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "score": "regression",
-}
 
 
 def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str:
@@ -35,7 +30,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     is said so, and load.py reads all but masked ones. Raises UserError where it would read something else than the network.
     """
     run, encoder = predictor.saved, predictor.network.encoder
-    heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.kind != "masked"}
+    heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.space.about != "masked tokens"}
     model = merged(run, encoder, seed=predictor.request.seed)
     cases = [*made_up.cases(predictor, model, heads)] if heads else []
     written, why = _classifier(model, heads, cases)
@@ -59,9 +54,9 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
 def _said(head: Any) -> dict[str, Any]:
     """Gives what a reader must know of a head beside its weights."""
     said = {"kind": head.kind, "names": list(head.space.names)}
-    if head.kind != "tokens":
+    if head.pool is not None:
         said["pooling"] = head.pool.kind
-    return said | ({"threshold": head.threshold} if head.kind in ("multilabel", "tokens") else {})
+    return said | ({"threshold": head.threshold} if head.threshold is not None else {})
 
 
 def _classifier(model: Transformer, heads: Mapping[str, Any], cases: Sequence[made_up.Case]) -> tuple[Any, str | None]:
@@ -70,21 +65,21 @@ def _classifier(model: Transformer, heads: Mapping[str, Any], cases: Sequence[ma
         return model, f"there are {len(heads)} tasks"
     ((task, head),) = heads.items()
     name = f"{type(model).__name__.removesuffix('Model')}ForSequenceClassification"
-    if head.kind not in PROBLEMS:
+    if head.problem is None:
         return model, f"{name} has no {head.kind} head"
     if head.pool.kind != "cls":
         return model, f"{name} has no head of pooling={head.pool.kind}"
     layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
-    if head.kind == "score":
+    if head.problem == "regression":
         layers = [*layers[:-1], _scaled(layers[-1], *head.scale.tolist())]
-    said = for_others.classifier(model, layers, head.space.names, PROBLEMS[head.kind])
+    said = for_others.classifier(model, layers, head.space.names, head.problem)
     if said is None:
         return model, f"{name} has no place for such a head"
     for case in cases:
         batch = case.pool[np.arange(len(case.pool))]
         with torch.no_grad():
             logits = batch.first(said(**batch.inputs).logits)
-            scores = logits if head.kind == "score" else head.scores(logits)
+            scores = logits if head.problem == "regression" else head.scores(logits)
         if made_up.apart(scores.tolist(), case.said[task]) > TOLERANCE:
             return model, f"{name} would compute its head too coarsely"
     return said, None
@@ -104,7 +99,7 @@ def _check(encoder: Encoder, heads: Mapping[str, Any], cases: Sequence[made_up.C
         read = [reader(made_up.TEXTS, seconds) for seconds in case.seconds]
         for task, said in case.said.items():
             scores = read[0][task]
-            if heads[task].kind == "choice":
+            if heads[task].space.about == "second texts":
                 scores = torch.cat([of_second[task] for of_second in read], dim=1).softmax(dim=1)
             off = made_up.apart(scores if isinstance(scores, list) else scores.tolist(), said)
             if off > TOLERANCE:

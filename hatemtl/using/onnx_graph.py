@@ -68,7 +68,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
             means.add(by)
             for (task, head), scores in zip(heads.items(), found, strict=True):
                 rows = scores.tolist()
-                if head.kind == "tokens":
+                if head.space.about == "words":
                     rows = [case.pool.at_words(post, row) for post, row in enumerate(rows)]
                 if (off := made_up.apart(rows, case.said[task])) > TOLERANCE:
                     raise UserError(

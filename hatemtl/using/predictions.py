@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.labels import LabelSpace
 from hatemtl.network.module import MultitaskModule
 from hatemtl.using.predictor import Scored
 
 
-def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
+def predictions(module: MultitaskModule, pool: TokenizedPosts) -> pd.DataFrame:
     """Makes one row a post and task: post_id, task, gold and scores.
 
     gold: [label's position] for multiclass and ordinal, [the right choice's] for choice, [number] for score; 0 or 1 (or a
@@ -22,10 +22,10 @@ def predictions(module: MultitaskModule, pool: Pool) -> pd.DataFrame:
     """
     rows = []
     for task, kept in module.predictions.items():
-        kind = pool.spaces[task].kind
+        of_words = pool.spaces[task].about == "words"
         for posts, scores, targets in zip(kept.posts, kept.scores, kept.targets, strict=True):
             for post, score, target in zip(posts.tolist(), scores.tolist(), targets.tolist(), strict=True):
-                if kind == "tokens":
+                if of_words:
                     width = len(score)
                     score, target = pool.at_words(post, score), pool.at_words(post, target[:width], target[width:])
                 gold = target if isinstance(target, list) else [float(target)]
@@ -42,7 +42,7 @@ def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, 
     for task, space in spaces.items():
         of_task = [of_text[task] for of_text in said]
         columns[f"pred_{task}"] = [" ".join(one.labels) for one in of_task]
-        if space.kind == "tokens":
+        if space.about == "words":
             columns[f"pred_{task}_scores"] = [" ".join(f"{score:.4f}" for _, score in one.words) for one in of_task]
         else:
             columns |= {f"pred_{task}_{label}": [one.scores[label] for one in of_task] for label in space.names}

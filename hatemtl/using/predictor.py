@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hatemtl.batches.tokenized_posts import Pool, loader
+from hatemtl.batches.tokenized_posts import TokenizedPosts, loader
 from hatemtl.command.request import Request
 from hatemtl.corpora.base import Posts
 from hatemtl.corpora.rows import LONGEST, as_post, shown
@@ -14,7 +14,7 @@ from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.labels import LabelSpace
-from hatemtl.machine.warnings_off import quiet
+from hatemtl.machine.startup import quiet
 from hatemtl.network.assembly import check_tokenizer
 from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -82,15 +82,15 @@ class Predictor:
             for row, text in enumerate(pool.texts)
         ]
 
-    def pool(self, texts: Iterable[str], pairs: list[tuple[str, ...]] | None = None) -> Pool:
+    def pool(self, texts: Iterable[str], pairs: list[tuple[str, ...]] | None = None) -> TokenizedPosts:
         """The texts as token ids. pairs: the second texts that each is read with."""
         posts = as_posts(texts)
         splits = np.full(len(posts), "test")
         whole = Posts([*map(str, range(len(posts)))], posts, splits, {}, pairs)
-        return Pool(self.tokenizer, self.network.encoder.max_length, [whole])
+        return TokenizedPosts(self.tokenizer, self.network.encoder.max_length, [whole])
 
     def scores(
-        self, pool: Pool, told: Callable[[int], object] | None = None, tasks: Iterable[str] | None = None
+        self, pool: TokenizedPosts, told: Callable[[int], object] | None = None, tasks: Iterable[str] | None = None
     ) -> dict[str, list[list[float]]]:
         """The tasks' scores (all tasks' if not given) of the pool's posts, in their order: one a label, or one a word."""
         tasks = [*(self.spaces if tasks is None else tasks)]
@@ -101,7 +101,7 @@ class Predictor:
             for batch in loader(pool, batches, self.request.workers):
                 for task, logits in forward(batch.to(settings.device), tasks).items():
                     for post, row in zip(batch.posts.tolist(), self.heads[task].scores(logits).tolist(), strict=True):
-                        found[task][post] = pool.at_words(post, row) if self.spaces[task].kind == "tokens" else row
+                        found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
                 if told is not None:
                     told(len(batch))
         return found
@@ -116,9 +116,10 @@ def trained(saved: SavedRun, tasks: Mapping[str, Task]) -> dict[str, LabelSpace]
 def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
     """Raises UserError where a task says nothing of a single text."""
     for task, space in spaces.items():
-        if space.kind in ("choice", "masked"):
-            what = "second texts" if space.kind == "choice" else "masked tokens"
-            raise UserError(f"task {task!r} is about {what} and says nothing of a single text; leave it out of tasks=[...]")
+        if space.about not in ("posts", "words"):
+            raise UserError(
+                f"task {task!r} is about {space.about} and says nothing of a single text; leave it out of tasks=[...]"
+            )
 
 
 def as_posts(texts: Iterable[str]) -> list[str]:
@@ -138,6 +139,6 @@ def as_posts(texts: Iterable[str]) -> list[str]:
 def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
     """Gives what a head's scores of one text, one a label or one a word, say of it."""
     labels = head.decode(scores, words)
-    if head.kind == "tokens":
+    if head.space.about == "words":
         return Scored(labels, {}, list(zip(words, scores, strict=True)))
     return Scored(labels, dict(zip(head.space.names, scores, strict=True)), [])

@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import lightning as L
@@ -16,7 +18,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, LengthBuckets, TokenBudget
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
-from hatemtl.corpora.base import Posts
+from hatemtl.corpora.base import SPLITS, Posts
 from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
 from hatemtl.heads.masked import MaskedHead
@@ -120,9 +122,9 @@ def test_training_batches_hold_every_training_post_of_every_corpus_once() -> Non
 
 def test_the_order_of_training_depends_on_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
-        loader = datamodule(seed=seed, **tasks).train_dataloader()
-        loader.sampler.set_epoch(epoch)
-        return [batch.posts.tolist() for batch in loader]
+        module = datamodule(seed=seed, **tasks)
+        module.trainer = SimpleNamespace(current_epoch=epoch, max_epochs=3, accumulate_grad_batches=1)
+        return [batch.posts.tolist() for batch in module.train_dataloader()]
 
     tasks = {"label": task(Mild(), "label"), "kind": task(Foreign(), "kind")}
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
@@ -181,17 +183,15 @@ def test_every_task_is_annotated_in_every_split_that_is_used(
 ) -> None:
     some = replace(task(Gappy(gaps=(gap,)), "target"), mask_pattern=pattern)
     module = DataModule({"all": task(Gappy(gaps=()), "target"), "some": some}, batching=BATCHING, seed=0)
-    if said is None:
-        module.check(then_test=then_test)
-        return
-    with pytest.raises(UserError, match=said):
-        module.check(then_test=then_test)
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        for split in SPLITS[: 2 + then_test]:
+            module.check_split(split)
 
 
 def test_a_task_whose_own_corpus_lacks_a_split_is_refused_though_another_has_it() -> None:
     module = DataModule({"label": task(Mild(), "label"), "kind": task(Foreign(), "kind")}, batching=BATCHING, seed=0)
     with pytest.raises(UserError, match=r"task 'kind': .*no post of the val split is in its corpus"):
-        module.check(then_test=False)
+        module.check_split("val")
 
 
 def test_masked_tokens_need_no_annotation() -> None:
@@ -199,7 +199,8 @@ def test_masked_tokens_need_no_annotation() -> None:
     module = DataModule(
         {"mlm": Task(corpus=Gappy(gaps=("train", "val", "test")), column=None, head=head)}, batching=BATCHING, seed=0
     )
-    module.check(then_test=True)
+    for split in SPLITS:
+        module.check_split(split)
 
 
 def test_an_unknown_column_is_found_out_before_anything_is_tokenized() -> None:

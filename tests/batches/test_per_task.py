@@ -10,8 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT, Outcome
 
-from hatemtl.batches.per_task import apart, in_parts
-from hatemtl.batches.sampling import Use
+from hatemtl.batches.sampling import Use, apart, in_parts
 
 BATCHES = [np.arange(8 * i, 8 * i + 8) for i in range(20)]
 HAS = {

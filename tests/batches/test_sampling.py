@@ -9,10 +9,8 @@ import pytest
 
 from hatemtl.batches.batching import Batching, LengthBuckets, TokenBudget
 from hatemtl.batches.sampling import (
-    EpochBatches,
     Epochs,
     Sampling,
-    Use,
     apportioned,
     once_over,
     rarity,
@@ -47,9 +45,9 @@ def mixed(
     ends = np.cumsum(sizes)
     rows = [2 * np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     return Epochs(
-        rows,
-        weights or [np.ones(size) for size in sizes],
-        lengths(2 * int(ends[-1])),
+        corpora=rows,
+        weights=weights or [np.ones(size) for size in sizes],
+        lengths=lengths(2 * int(ends[-1])),
         sampling=Sampling(**options),
         batching=batching,
         seed=seed,
@@ -303,28 +301,6 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone(options: dict[str, Any],
     orders = [order(whole, epoch) for epoch in range(5)]
     assert [order(resumed, epoch) for epoch in (3, 4, 1, 3, 0, 2)] == [orders[epoch] for epoch in (3, 4, 1, 3, 0, 2)]
     assert len({*orders, *(order(fresh(1), epoch) for epoch in range(5))}) == 10
-
-
-# The sampler
-
-
-@BATCHINGS
-def test_the_sampler_gives_the_epoch_that_was_set_and_knows_how_many_batches_come(batching: Batching) -> None:
-    epochs, found = mixed(400, batching=batching), set()
-    sampler = EpochBatches(lambda epoch: [Use(rows) for rows in epochs.batches(epoch)])
-    for epoch in (*range(6), 2, 0):
-        sampler.set_epoch(epoch)
-        found.add(len(sampler))
-        assert [rows.tolist() for rows, *_ in sampler] == [rows.tolist() for rows in epochs.batches(epoch)]
-        assert len(sampler) == len(list(sampler))
-    assert (len(found) > 1) == (batching is BUDGET)
-
-
-def test_the_epoch_counts_that_is_set_when_the_first_batch_is_asked_for() -> None:
-    sampler = EpochBatches(lambda epoch: [Use(np.array([epoch]))])
-    early = iter(sampler)
-    sampler.set_epoch(3)
-    assert next(early)[0].tolist() == [3]
 
 
 # Wrong input

@@ -14,12 +14,12 @@ from safetensors.numpy import save_file
 
 from hatemtl.batches import token_cache
 from hatemtl.batches.token_cache import Tokens, cached, fingerprint, tokenize, word_begins
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 
 
-def slot(pool: Pool, row: int) -> slice:
+def slot(pool: TokenizedPosts, row: int) -> slice:
     """Where a post's tokens stand in the pool."""
     return slice(pool.offsets[row], pool.offsets[row + 1])
 
@@ -32,7 +32,7 @@ def slot(pool: Pool, row: int) -> slice:
 def test_words_begin_where_the_tokenizer_itself_says(make: Callable[[], Tokenizer], max_length: int) -> None:
     """The tokenizer's own account: `word_ids()` of the words given one by one."""
     tokenizer = make()
-    pool = Pool(tokenizer, max_length, [as_posts(TEXTS)])
+    pool = TokenizedPosts(tokenizer, max_length, [as_posts(TEXTS)])
     for row, text in enumerate(TEXTS):
         split = tokenizer(text.split(" "), is_split_into_words=True, truncation=True, max_length=max_length)
         assert pool.tokens[slot(pool, row)].tolist() == split["input_ids"]  # the reference reads the same tokens
@@ -49,13 +49,13 @@ def test_words_begin_where_the_tokenizer_itself_says(make: Callable[[], Tokenize
 @every_tokenizer
 def test_the_texts_have_words_of_several_pieces(make: Callable[[], Tokenizer]) -> None:
     """Without them the test above would say little."""
-    pool = Pool(make(), 512, [as_posts(TEXTS)])
+    pool = TokenizedPosts(make(), 512, [as_posts(TEXTS)])
     assert (pool.begins >= 0).sum() + 2 * len(TEXTS) < len(pool.tokens)
 
 
 @every_tokenizer
 def test_every_word_begins_once_and_in_order(make: Callable[[], Tokenizer]) -> None:
-    pool = Pool(make(), 512, [as_posts(TEXTS)])
+    pool = TokenizedPosts(make(), 512, [as_posts(TEXTS)])
     for row, text in enumerate(TEXTS):
         begins = pool.begins[slot(pool, row)]
         assert begins[begins >= 0].tolist() == list(range(len(text.split(" "))))
@@ -66,7 +66,7 @@ def test_where_spaces_double_every_word_that_has_letters_still_begins_at_its_own
     make: Callable[[], Tokenizer],
 ) -> None:
     tokenizer = make()
-    pool = Pool(tokenizer, 512, [as_posts(ODD)])
+    pool = TokenizedPosts(tokenizer, 512, [as_posts(ODD)])
     for row, text in enumerate(ODD):
         begins, ids = pool.begins[slot(pool, row)], pool.tokens[slot(pool, row)]
         seen = begins[begins >= 0].tolist()
@@ -80,13 +80,13 @@ def test_where_spaces_double_every_word_that_has_letters_still_begins_at_its_own
 
 @every_tokenizer
 def test_a_post_of_nothing_has_no_word(make: Callable[[], Tokenizer]) -> None:
-    pool = Pool(make(), 512, [as_posts(["", "here"])])
+    pool = TokenizedPosts(make(), 512, [as_posts(["", "here"])])
     assert (pool.begins[slot(pool, 0)] == -1).all()
     assert pool.begins[slot(pool, 1)].max() == 0
 
 
 def test_the_pieces_of_one_word_by_hand() -> None:
-    pool = Pool(minilm(), 128, [as_posts(["fizzlewits are here"])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["fizzlewits are here"])])
     pieces = minilm().convert_ids_to_tokens(pool.tokens.tolist())
     assert pieces[0] == "[CLS]"
     assert pieces[-3:] == ["are", "here", "[SEP]"]

@@ -8,19 +8,19 @@ from invented import ODD, TEXTS, as_posts, byte_level, every_tokenizer, minilm
 
 from hatemtl.batches.batch import PAD_TO
 from hatemtl.batches.masking import Masking
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.corpora.base import Column
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.labels import IGNORED, LabelSpace
 
 
-def slot(pool: Pool, row: int) -> slice:
+def slot(pool: TokenizedPosts, row: int) -> slice:
     """Where a post's tokens stand in the pool."""
     return slice(pool.offsets[row], pool.offsets[row + 1])
 
 
 def test_posts_lie_one_behind_the_other() -> None:
-    pool = Pool(minilm(), 128, [as_posts(TEXTS[:3]), as_posts(TEXTS[3:])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(TEXTS[:3]), as_posts(TEXTS[3:])])
     assert len(pool) == len(TEXTS)
     assert pool.texts == TEXTS
     assert pool.lengths.tolist() == [len(ids) for ids in minilm()(TEXTS)["input_ids"]]
@@ -31,7 +31,7 @@ def test_posts_lie_one_behind_the_other() -> None:
 
 @pytest.mark.parametrize("max_length", [3, 5, 8])
 def test_no_post_is_longer_than_max_length_and_a_cut_one_keeps_its_specials(max_length: int) -> None:
-    pool = Pool(minilm(), max_length, [as_posts(TEXTS)])
+    pool = TokenizedPosts(minilm(), max_length, [as_posts(TEXTS)])
     assert pool.lengths.max() == max_length
     for row in range(len(pool)):
         ids = pool.tokens[slot(pool, row)]
@@ -43,7 +43,7 @@ def test_word_annotations_stand_where_words_begin_and_nowhere_else() -> None:
     has = np.arange(len(TEXTS)) % 3 != 1
     column = Column(LabelSpace("tokens", ("marked",)), np.fromiter(words, object, len(words)), has)
     for max_length in (128, 6):
-        pool = Pool(minilm(), max_length, [as_posts(TEXTS)])
+        pool = TokenizedPosts(minilm(), max_length, [as_posts(TEXTS)])
         pool.annotate("rationale", column, 0)
         for row in range(len(pool)):
             targets, begins = pool.targets["rationale"][slot(pool, row)], pool.begins[slot(pool, row)]
@@ -59,7 +59,7 @@ def test_a_word_that_makes_no_token_shifts_no_mark() -> None:
         LabelSpace("tokens", ("marked",)), np.fromiter([np.array([0, 1, 1], np.float32)], object, 1), np.array([True])
     )
     for text in ("we  dronk", "we \u200d dronk"):
-        pool = Pool(minilm(), 128, [as_posts([text])])
+        pool = TokenizedPosts(minilm(), 128, [as_posts([text])])
         pool.annotate("rationale", column, 0)
         marks = pool.targets["rationale"][pool.begins >= 0].tolist()
         assert marks == [0.0, 1.0]
@@ -67,7 +67,7 @@ def test_a_word_that_makes_no_token_shifts_no_mark() -> None:
 
 
 def test_values_a_token_become_values_a_word() -> None:
-    pool = Pool(minilm(), 128, [as_posts(["x", "fizzlewits are here"])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["x", "fizzlewits are here"])])
     width = int(pool.lengths[1])
     values = [float(i) for i in range(width)] + [99.0] * 5  # padding behind
     assert pool.at_words(1, values) == [1.0, width - 3, width - 2]
@@ -84,7 +84,7 @@ def test_words_that_are_cut_off_keep_their_values_behind_the_tokens(make: Callab
     column = Column(LabelSpace("tokens", ("marked",)), marks, has)
 
     def words(length: int) -> tuple[list[list[float]], list[list[float]]]:
-        pool = Pool(make(), length, [as_posts(["before"]), as_posts(texts)])
+        pool = TokenizedPosts(make(), length, [as_posts(["before"]), as_posts(texts)])
         pool.annotate("rationale", column, 1)
         targets, said = [], []
         for rows in (np.arange(1, 9), np.arange(9, len(pool))):
@@ -112,7 +112,7 @@ def test_a_second_text_takes_no_word_of_the_first() -> None:
     texts = ["we two are here now", "we two", "these are quite a few words for so small a place"]
     posts = replace(as_posts(texts), pairs=[("one two three four five six",), ("a b c d e f g h i j",), ("a",)])
     marks = np.fromiter((np.arange(len(t.split(" ")), dtype=np.float32) for t in texts), object, 3)
-    pool = Pool(minilm(), 10, [posts])
+    pool = TokenizedPosts(minilm(), 10, [posts])
     pool.annotate("words", Column(LabelSpace("tokens", ("m",)), marks, np.ones(3, bool)), 0)
     batch = pool[np.arange(3)]
     assert batch.input_ids.shape == (3, 10)
@@ -124,7 +124,7 @@ def test_a_second_text_takes_no_word_of_the_first() -> None:
 
 def test_a_post_that_stands_for_none_has_no_word_that_is_cut_off() -> None:
     marks = np.fromiter([np.ones(9, np.float32)], object, 1)
-    pool = Pool(minilm(), 4, [as_posts(["a b c d e f g h i"])])
+    pool = TokenizedPosts(minilm(), 4, [as_posts(["a b c d e f g h i"])])
     pool.annotate("words", Column(LabelSpace("tokens", ("m",)), marks, np.ones(1, bool)), 0)
     assert (pool[np.array([~0])].targets["words"] == IGNORED).all()
 
@@ -136,7 +136,7 @@ def test_a_batch_is_as_wide_as_its_longest_post_and_for_a_gpu_a_multiple_of_eigh
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     step = PAD_TO if gpu else 1
-    pool = Pool(make(), 128, [as_posts([*TEXTS, "word " * 60])])
+    pool = TokenizedPosts(make(), 128, [as_posts([*TEXTS, "word " * 60])])
     for rows in ([0], [9], [0, 5, 9], [len(TEXTS)], list(range(len(TEXTS)))):
         batch = pool[np.array(rows)]
         width, longest = batch.input_ids.shape[1], pool.lengths[rows].max()
@@ -152,7 +152,7 @@ def test_a_batch_is_as_wide_as_its_longest_post_and_for_a_gpu_a_multiple_of_eigh
 
 
 def test_the_placeholder_of_a_post_without_annotation_becomes_zero() -> None:
-    pool = Pool(minilm(), 128, [as_posts(["a", "b"])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["a", "b"])])
     has = np.array([True, False])
     pool.annotate("label", Column(LabelSpace("multiclass", ("x", "y")), np.array([1, -1]), has), 0)
     pool.annotate("target", Column(LabelSpace("multilabel", ("x",)), np.array([[1], [np.nan]], np.float32), has), 0)
@@ -163,7 +163,7 @@ def test_the_placeholder_of_a_post_without_annotation_becomes_zero() -> None:
 
 def test_annotating_leaves_the_corpus_as_it_was() -> None:
     values = np.array([1, 0])
-    pool = Pool(minilm(), 128, [as_posts(["a", "b"])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["a", "b"])])
     pool.annotate("label", Column(LabelSpace("multiclass", ("x", "y")), values, np.array([True, True])), 0)
     pool.targets["label"][:] = 7
     assert values.tolist() == [1, 0]
@@ -176,7 +176,9 @@ def test_targets_all_at_once_are_those_of_a_post_at_a_time() -> None:
     has = draw.random(len(texts)) < 0.7
     column = Column(LabelSpace("tokens", ("marked",)), np.fromiter(words, object, len(words)), has)
     for max_length in (128, 5):
-        pool = Pool(byte_level(), max_length, [as_posts(["another", "corpus"]), as_posts(texts), as_posts(["a third"])])
+        pool = TokenizedPosts(
+            byte_level(), max_length, [as_posts(["another", "corpus"]), as_posts(texts), as_posts(["a third"])]
+        )
         pool.annotate("rationale", column, 2)
         expected = np.full(len(pool.tokens), IGNORED, dtype=np.float32)
         for i in np.flatnonzero(has):
@@ -187,36 +189,35 @@ def test_targets_all_at_once_are_those_of_a_post_at_a_time() -> None:
 
 def test_marks_for_fewer_words_than_a_post_has_are_a_bug() -> None:
     column = Column(LabelSpace("tokens", ("m",)), np.fromiter([np.ones(1, np.float32)] * 2, object, 2), np.ones(2, bool))
-    pool = Pool(minilm(), 128, [as_posts(["two words", "one"])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["two words", "one"])])
     with pytest.raises(ValueError, match="more words than values"):
         pool.annotate("rationale", column, 0)
 
 
 def test_a_column_without_annotations_marks_nothing() -> None:
     column = Column(LabelSpace("tokens", ("m",)), np.fromiter([np.ones(1, np.float32)], object, 1), np.array([False]))
-    pool = Pool(minilm(), 128, [as_posts(["one"])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["one"])])
     pool.annotate("rationale", column, 0)
     assert (pool.targets["rationale"] == IGNORED).all()
 
 
 @pytest.mark.parametrize("max_length", [3, 13, 20])
 def test_no_batch_is_wider_than_the_encoder_takes(max_length: int) -> None:
-    pool = Pool(minilm(), max_length, [as_posts([*TEXTS, "word " * 60])])
+    pool = TokenizedPosts(minilm(), max_length, [as_posts([*TEXTS, "word " * 60])])
     assert pool[np.arange(len(pool))].input_ids.shape[1] == max_length
 
 
 def test_padding_is_what_batches_hold_beside_their_tokens() -> None:
-    pool = Pool(minilm(), 128, [as_posts(TEXTS)])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(TEXTS)])
     rows = [np.array([0, 5, 9]), np.array([1]), np.array([2, 3])]
     batches = [pool[some] for some in rows]
     assert [batch.tokens for batch in batches] == [int(batch.attention_mask.sum()) for batch in batches]
-    assert pool.padding(rows) == 1 - sum(b.tokens for b in batches) / sum(b.input_ids.numel() for b in batches)
-    assert pool.padding([np.array([9])]) == 0
-    assert pool.padding([np.array([5, 9])]) == 1 - (pool.lengths[5] + pool.lengths[9]) / (2 * pool.lengths[[5, 9]].max())
+    assert [batch.input_ids.numel() for batch in batches] == [len(some) * pool.lengths[some].max() for some in rows]
+    assert pool[np.array([9])].input_ids.numel() == pool[np.array([9])].tokens
 
 
 def test_a_post_that_fills_a_place_carries_no_annotation() -> None:
-    pool = Pool(minilm(), 128, [as_posts(["you dronk", "fine"])])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["you dronk", "fine"])])
     has = np.array([True, True])
     pool.annotate("label", Column(LabelSpace("multiclass", ("x", "y")), np.array([1, 1]), has), 0)
     marks = np.fromiter([np.ones(2, np.float32), np.ones(1, np.float32)], object, 2)
@@ -246,7 +247,7 @@ def sequences(row: int) -> list[tuple[str, str | None]]:
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [3, 0], [1, 2, 4], [2], [1], [4, ~0]], ids=str)
 def test_a_post_is_a_sequence_a_choice_as_the_tokenizer_makes_them(rows: list[int]) -> None:
-    pool = Pool(minilm(), 128, [as_posts(["another corpus", "before"]), PAIRED])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["another corpus", "before"]), PAIRED])
     batch = pool[np.array([row + 2 if row >= 0 else row - 2 for row in rows])]
     mine = [max(row, ~row) for row in rows]
     pairs = [pair for row in mine for pair in sequences(row)]
@@ -266,19 +267,15 @@ def test_a_post_is_a_sequence_a_choice_as_the_tokenizer_makes_them(rows: list[in
 
 
 def test_a_posts_length_is_that_of_its_longest_sequence() -> None:
-    pool = Pool(minilm(), 128, [PAIRED, as_posts(["one more"])])
+    pool = TokenizedPosts(minilm(), 128, [PAIRED, as_posts(["one more"])])
     own = [max(len(minilm()(*pair)["input_ids"]) for pair in sequences(row)) for row in range(5)]
     assert pool.lengths.tolist() == [*own, 4]
-    assert pool.width(np.arange(5)) == max(own)
-    batches = [np.array([0, 1]), np.array([2, 3])]
-    made = [pool[rows] for rows in batches]
-    places = sum(batch.input_ids.numel() for batch in made)
-    assert pool.padding(batches) == 1 - sum(batch.tokens for batch in made) / places
+    assert pool[np.arange(5)].input_ids.shape[1] == max(own)
 
 
 def test_words_are_those_of_the_first_sequence() -> None:
     marks = np.fromiter((np.arange(len(t.split(" ")), dtype=np.float32) for t in PAIRED.texts), object, 5)
-    pool = Pool(minilm(), 128, [as_posts(["before"]), PAIRED])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(["before"]), PAIRED])
     pool.annotate("words", Column(LabelSpace("tokens", ("m",)), marks, np.ones(5, bool)), 1)
     batch = pool[np.array([3, 1, 2])]
     for i, row in enumerate((3, 1, 2)):
@@ -290,13 +287,13 @@ def test_words_are_those_of_the_first_sequence() -> None:
 
 def test_where_no_text_has_a_second_one_nothing_is_there_for_them() -> None:
     for posts in (as_posts(TEXTS), replace(as_posts(TEXTS), pairs=[()] * len(TEXTS))):
-        pool = Pool(minilm(), 128, [posts])
+        pool = TokenizedPosts(minilm(), 128, [posts])
         batch = pool[np.arange(4)]
-        assert pool.firsts is pool.second is batch.owner is batch.token_type_ids is None
+        assert pool.second is batch.owner is batch.token_type_ids is None
 
 
 def test_the_right_choice_is_one_of_those_that_are_there() -> None:
-    pool, has = Pool(minilm(), 128, [PAIRED]), np.array([True, False, False, True, False])
+    pool, has = TokenizedPosts(minilm(), 128, [PAIRED]), np.array([True, False, False, True, False])
     three, two = LabelSpace("choice", ("1", "2", "3")), LabelSpace("choice", ("1", "2"))
     pool.annotate("right", Column(three, np.array([2, 0, 0, 1, 0]), has), 0)
     assert pool[np.array([3, 0])].targets["right"].tolist() == [1, 2]
@@ -308,10 +305,10 @@ def test_the_right_choice_is_one_of_those_that_are_there() -> None:
 # Masks
 
 
-def masked(share: float = 0.3) -> Pool:
+def masked(share: float = 0.3) -> TokenizedPosts:
     """`TEXTS` twice, the second time to be masked."""
     posts = as_posts(TEXTS)
-    pool = Pool(minilm(), 128, [posts, posts])
+    pool = TokenizedPosts(minilm(), 128, [posts, posts])
     everything = np.ones(len(TEXTS), bool)
     pool.annotate("label", Column(LabelSpace("multiclass", ("x", "y")), np.arange(len(TEXTS)) % 2, everything), 0)
     column = Column(LabelSpace("masked", ("tokens",)), np.zeros(len(TEXTS), np.int64), everything)
@@ -323,7 +320,7 @@ def masked(share: float = 0.3) -> Pool:
 def test_only_the_posts_of_the_masked_task_are_masked_and_nothing_is_lost() -> None:
     pool, n = masked(), len(TEXTS)
     batch = pool[np.arange(2 * n)]
-    targets, plain = batch.targets["masked"], Pool(minilm(), 128, [as_posts(TEXTS)])[np.arange(n)].input_ids
+    targets, plain = batch.targets["masked"], TokenizedPosts(minilm(), 128, [as_posts(TEXTS)])[np.arange(n)].input_ids
     assert targets.dtype == torch.int64
     assert torch.equal(batch.input_ids[:n], plain)
     assert (targets[:n] == IGNORED).all()
@@ -335,7 +332,7 @@ def test_only_the_posts_of_the_masked_task_are_masked_and_nothing_is_lost() -> N
 def test_masks_depend_on_the_epoch_and_the_post_and_on_no_batch() -> None:
     pool, n = masked(), len(TEXTS)
 
-    def read(pool: Pool, rows: list[int]) -> dict[int, list[int]]:
+    def read(pool: TokenizedPosts, rows: list[int]) -> dict[int, list[int]]:
         batch = pool[np.array(rows)]
         return {row: ids[: pool.lengths[row]].tolist() for row, ids in zip(rows, batch.input_ids, strict=True)}
 
@@ -358,5 +355,5 @@ def test_a_masked_post_that_fills_a_place_is_as_it_is() -> None:
 
 
 def test_without_masks_an_epochs_pool_is_the_pool() -> None:
-    pool = Pool(minilm(), 128, [as_posts(TEXTS)])
+    pool = TokenizedPosts(minilm(), 128, [as_posts(TEXTS)])
     assert pool.drawn(0, 3) is pool

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from conftest import Outcome
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from hatemtl.command.annotations import check_node, check_value
@@ -24,9 +27,19 @@ LABEL = ("encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample")
 WRONG: tuple[Any, ...] = ("abc", -1, True, None, math.nan, math.inf, 1.5, [], {}, "")
 
 
-def composed(*overrides: str) -> DictConfig:
+@cache
+def chosen(*options: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*LABEL, *overrides])
+        return compose("config", overrides=[*LABEL, *options])
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Composes options of groups once, and sets keys as Hydra does afterwards."""
+    options = [word for word in overrides if "@" in word or (CONF / word.partition("=")[0]).is_dir()]
+    cfg = copy.deepcopy(chosen(*options))
+    keys = OverridesParser.create().parse_overrides([word for word in overrides if word not in options])
+    ConfigLoaderImpl._apply_overrides_to_config(keys, cfg)
+    return cfg
 
 
 TRUTH = "expected true or false"
@@ -268,8 +281,7 @@ def _leaves() -> Iterator[Any]:
     seen = set()
     for path in sorted(CONF.glob("*/*.yaml")):
         if path.parent.name not in ("experiment", "data"):
-            root, at = leaf(path)
-            target = OmegaConf.select(OmegaConf.create(root), f"{at}._target_")
+            target = re.findall(r"_target_: (\S+)", path.read_text())[0]
             slow = target in seen or path.stem.startswith("peft")
             seen.add(target)
             yield pytest.param(path, id=f"{path.parent.name}/{path.stem}", marks=[pytest.mark.slow] if slow else [])
@@ -278,10 +290,10 @@ def _leaves() -> Iterator[Any]:
 @pytest.mark.parametrize("path", [*_leaves()])
 def test_a_wrong_value_is_taken_or_an_error_that_names_the_key(path: Path) -> None:
     root, at = leaf(path)
-    made(OmegaConf.create(root), at)
-    for key, usual in keys(_plain(OmegaConf.select(OmegaConf.create(root), at)), at):
+    cfg = OmegaConf.create(root)
+    made(cfg, at)
+    for key, usual in keys(_plain(OmegaConf.select(cfg, at)), at):
         for value in WRONG:
-            cfg = OmegaConf.create(root)
             OmegaConf.update(cfg, key, value, merge=False)
             try:
                 made(cfg, at)
@@ -289,6 +301,7 @@ def test_a_wrong_value_is_taken_or_an_error_that_names_the_key(path: Path) -> No
                 assert key.rpartition(".")[2] in str(error), f"{key}={value}: {error}"
             else:
                 assert _may_be(usual, value), f"{key}={value} was taken"
+        OmegaConf.update(cfg, key, usual, merge=False)
 
 
 # --- annotations ---

@@ -34,7 +34,10 @@ BIAS = "hatemtl.evaluations.false_positives.FalsePositiveDifference"
         (["merge=learned", "merge.bias_of._target_=a..b"], rf"a..b: .*known: {BIAS}"),
         (["merge._target_=hatemtl.merging.mean.Meen"], "merge._target_=.*did you mean 'hatemtl.merging.mean.Mean'"),
         (["merge=knots", "merge.inner._target_=hatemtl.TIES"], "merge.inner._target_=.*'hatemtl.merging.trimmed.TIES'"),
-        (["method._target_=hatemtl.methods.merged.Mergd"], "method._target_=.*did you mean 'hatemtl.methods.merged.Merged'"),
+        (
+            ["method._target_=hatemtl.methods.merged.MergedAdapterz"],
+            "did you mean 'hatemtl.methods.merged.MergedAdapters'",
+        ),
     ],
 )
 def test_what_names_no_class_is_told_with_what_does(typed: list[str], said: str) -> None:
@@ -79,12 +82,12 @@ def test_a_module_that_cannot_be_imported_is_no_typo(tmp_path: Path, monkeypatch
             r"epsilon=2 with P.density=0.5: .* type P.epsilon=",
         ),
         ("mean.Mean,weights:[0,0]", r"weights=\[0, 0\]: .* type P.weights=\[1,2\]"),
-        ("task_arithmetic.TaskArithmetic,scale:much,weights:null", r"scale=much: .* type P.scale=0.4$"),
+        ("mean.TaskArithmetic,scale:much,weights:null", r"scale=much: .* type P.scale=0.4$"),
     ],
 )
 def test_a_merge_inside_another_is_told_by_its_own_keys(inner: str, said: str) -> None:
     one = f"{{_target_:hatemtl.merging.{inner}}}"
-    two = f"{{_target_:hatemtl.merging.core_space.CoreSpace,inner:{one}}}"
+    two = f"{{_target_:hatemtl.merging.subspaces.CoreSpace,inner:{one}}}"
     for outer in ("knots", "core_space"):
         for given, place in ((one, r"merge\.inner"), (two, r"merge\.inner\.inner")):
             with pytest.raises(UserError, match=rf"^{place}\.{said.replace('P', place)}"):

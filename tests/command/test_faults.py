@@ -222,6 +222,23 @@ def test_a_disk_that_is_full_when_the_run_ends_costs_no_training(
     assert SavedRun(run).results
 
 
+def test_a_disk_that_is_full_in_the_test_keeps_the_trained_run(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hatemtl.using.predictions.predictions", full)
+        outcome = cli(*RUN, "action=[train,test]", f"save_path={run}")
+    told(outcome, "No space left on device", f"; the trained run is kept: save_path={run}")
+    again = cli(*RUN, "action=[train,test]", f"save_path={run}")
+    assert "not trained again" in again.out
+    assert any(name.startswith("test_") for name in SavedRun(run).results)
+
+
 def test_a_disk_that_is_full_in_training_keeps_the_epochs_before(
     cli: Cli, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

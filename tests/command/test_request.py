@@ -16,8 +16,8 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.merging.mean import Mean
-from hatemtl.methods.adapterhub.train_and_load import Load, LoRA
-from hatemtl.methods.merged import Merged
+from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
+from hatemtl.methods.merged import MergedAdapters
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -43,7 +43,7 @@ def request(folder: Path | None, **other: Any) -> Request:
     made = Request(
         tasks={"label": Task(corpus=Sample(size=150), column="label", head=HEAD)},
         encoder=TINY,
-        method=LoRA(
+        method=AdapterHubLoRA(
             rank=4, alpha=4, dropout=0.0, attention=["q", "v"], intermediate=False, output=False, leave_out=[], **WAY
         ),
         weighting=Sum,
@@ -92,7 +92,7 @@ def test_a_request_is_known_by_its_values(tmp_path: Path) -> None:
     for other, said in (
         ({"seed": 3}, "seed: saved 0, given 3"),
         ({"encoder": replace(TINY, max_length=32)}, "encoder.max_length: saved 64, given 32"),
-        ({"method": Load(path=str(tmp_path / "run"), **WAY)}, "method"),
+        ({"method": LoadAdapterHub(path=str(tmp_path / "run"), **WAY)}, "method"),
     ):
         with pytest.raises(UserError, match=said):
             train(replace(first, **other))
@@ -110,10 +110,10 @@ def test_runs_of_python_are_merged_and_tested(tmp_path: Path) -> None:
     for part in (1, 2):
         task = Task(corpus=Sample(size=150, seed=part), column="label", head=HEAD)
         train(request(tmp_path / f"part_{part}", tasks={"label": task}))
-    merge = Merged(sources=f"{tmp_path}/part_*", merge=Mean(weights=None), rank=4, **WAY)
+    merge = MergedAdapters(sources=f"{tmp_path}/part_*", merge=Mean(weights=None), rank=4, **WAY)
     merged = train(request(tmp_path / "merge", method=merge), then_test=True)
     assert set(SavedRun(merged.folder).record["sources"]) == {f"{tmp_path}/part_1", f"{tmp_path}/part_2"}
-    load = Load(path=str(merged.folder), **WAY)
+    load = LoadAdapterHub(path=str(merged.folder), **WAY)
     again = actions.test(request(None, heads_load=True, load_path=merged.folder, method=load))
     before = [row for row in merged.rows if row.stage == "test"]
     assert before and [*again.rows] == before

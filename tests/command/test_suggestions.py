@@ -213,7 +213,7 @@ def test_what_is_no_override(typed: list[str], said: str) -> None:
     [
         ([], []),
         (["-m", "seed=1,2"], ["-m", "seed=1,2"]),
-        (["seed=1,2", "-m"], ["seed=1,2", "-m"]),
+        (["seed=1,2", "-m"], ["-m", "seed=1,2"]),
         (["seed=1,2", "-m", "encoder=tiny"], ["-m", "seed=1,2", "encoder=tiny"]),
         (["encoder=tiny", "--cfg", "job", "seed=3", "--resolve"], ["--cfg", "job", "--resolve", "encoder=tiny", "seed=3"]),
         (["experiment=null"], ["experiment=[]"]),

@@ -2,7 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
 
+from hatemtl.command.configuration import build
 from hatemtl.corpora.base import SPLITS, Column, Posts
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -116,3 +119,30 @@ def test_pairs_go_along_and_into_the_fingerprint(posts: Posts) -> None:
     assert paired.at(np.array([2, 0])).pairs == [("q", "r"), ("p",)]
     shifted = replace(posts, pairs=[(), ("p",), ("q", "r"), (), (), ()])
     assert len({posts.fingerprint(), paired.fingerprint(), shifted.fingerprint()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("corpus", "key", "given", "expected"),
+    [
+        ("glue", "task", "coal", "did you mean 'cola'"),
+        ("russian_superglue", "task", "tera", "did you mean 'terra'"),
+        ("headline_cause", "config", "ru_ful", "did you mean 'ru_full'"),
+        ("hateval", "language", "sp", "expected en or es"),
+        ("frenk", "language", "de", "expected en, hr or sl"),
+        ("hatexplain", "targets", 12, "expected 11 or 10"),
+        ("xnli", "language", "xx", "expected ar, bg, .* or zh"),
+    ],
+)
+def test_a_mistyped_name_is_refused_before_anything_is_read(corpus: str, key: str, given: object, expected: str) -> None:
+    node = OmegaConf.load(ROOT / "conf" / "corpus" / f"{corpus}.yaml")
+    with pytest.raises(UserError, match=f"{key}={given}: .*{expected}"):
+        build(OmegaConf.merge(node, {"dir": "nowhere", key: given}))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "key", "given"), [("davidson", "fractions", [0.8, 0.1, 0.2]), ("imdb", "validation", 1.5)]
+)
+def test_shares_are_checked_before_anything_is_read(corpus: str, key: str, given: object) -> None:
+    node = OmegaConf.load(ROOT / "conf" / "corpus" / f"{corpus}.yaml")
+    with pytest.raises(UserError, match=f"{key}=.*: expected"):
+        build(OmegaConf.merge(node, {"dir": "nowhere", key: given}))

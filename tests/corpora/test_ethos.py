@@ -72,7 +72,7 @@ def test_the_hub_has_the_same_posts_but_no_shares(tmp_path: Path, monkeypatch: p
 def test_one_file_without_the_other_is_refused(tmp_path: Path, name: str) -> None:
     corpus = write(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=f"has no {name}, but needs both .*; download {name} again"):
+    with pytest.raises(UserError, match=f"has no {name}, but needs .*; download {name} again"):
         corpus.load()
 
 

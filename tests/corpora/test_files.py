@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hatemtl.corpora.files import Hub, by_hand, read_delimited, read_jsonl, read_parquet, ways_out
+from hatemtl.corpora.files import Hub, complete, official, read_delimited, read_jsonl, read_parquet, ways_out
 from hatemtl.errors import UserError
 
 
@@ -98,15 +98,36 @@ def test_parquet_files_are_put_together_and_count_rows(tmp_path: Path) -> None:
 
     for name, values in (("1", [3.5, None]), ("0", [1.0, 2.0])):
         pq.write_table(pa.table({"x": values, "y": ["a", "b"], "z": [1, 2]}), tmp_path / f"{name}.parquet")
-    read = read_parquet(tmp_path.glob("*.parquet"), again="", only={"x", "y"}.__contains__)
+    read = read_parquet(*sorted(tmp_path.glob("*.parquet")), again="", only={"x", "y"}.__contains__)
     assert read.columns == {"x": [1.0, 2.0, 3.5, None], "y": ["a", "b", "a", "b"]}
     with pytest.raises(UserError, match="0.parquet, row 4, column 'x': None, expected a number"):
-        read.numbers("x")
+        read.array("x")
 
 
 def test_the_ways_out_say_what_to_type() -> None:
-    assert "type data.dir=FOLDER with ethos/a.csv in it" in ways_out(Path("data/ethos"), "a.csv")
-    assert "get it by hand at home.org, then type data.dir=FOLDER" in str(by_hand(Path("data/frenk"), "a.tsv", "home.org"))
+    said = ways_out(Path("data/ethos"), ["a.csv", "b.csv"])
+    assert "has no a.csv and b.csv either: type data.dir=FOLDER with ethos/a.csv in it" in said
+
+
+def test_some_of_the_files_are_none(tmp_path: Path) -> None:
+    assert not complete(tmp_path, ["a", "b"], "home.org")
+    with pytest.raises(UserError, match=r"has no a: get it by hand at home.org, then type data.dir=FOLDER with .*/a in it"):
+        complete(tmp_path, ["a", "b"], "home.org", hub=False)
+    (tmp_path / "a").touch()
+    with pytest.raises(UserError, match=rf"{tmp_path} has no b, but needs a and b; download b again from home.org"):
+        complete(tmp_path, ["a", "b"], "home.org")
+    (tmp_path / "b").touch()
+    assert complete(tmp_path, ["a", "b"], "home.org") and complete(tmp_path, ["a", "b"], "home.org", hub=False)
+
+
+def test_official_files_are_read_by_name(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", f'{{"x": "{name}"}}')
+    found = official(str(tmp_path), ["a.jsonl", "b.jsonl"], "home.org", read=read_jsonl)
+    assert [(name, rows["x"]) for name, rows in found] == [("a.jsonl", ["a"]), ("b.jsonl", ["b"])]
+    write(tmp_path / "b.jsonl", "{")
+    with pytest.raises(UserError, match=r"b.jsonl, line 1: not valid JSON .*; download b.jsonl again from home.org"):
+        official(str(tmp_path), ["a.jsonl", "b.jsonl"], "home.org", read=read_jsonl)
 
 
 @pytest.fixture

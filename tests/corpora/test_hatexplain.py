@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,22 +99,6 @@ def write_hub(cache: Path, dataset: Any = DATASET, divisions: Any = DIVISIONS) -
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
     return snapshot
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty hub cache on a machine without network."""
-    import datasets
-    from huggingface_hub import configure_http_backend, constants
-
-    cache = tmp_path / "hub"
-    with monkeypatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
-        configure_http_backend()  # forgets sessions opened while online; below, those opened while offline
-        yield cache
-    configure_http_backend()
 
 
 def rationales(posts: Posts) -> dict[str, list[float]]:
@@ -236,9 +219,9 @@ def test_official_files_are_read_before_the_hub(tmp_path: Path, hub: Path) -> No
 
 def test_with_neither_files_nor_hub_the_error_says_what_was_sought_and_two_ways_out(tmp_path: Path, hub: Path) -> None:
     with pytest.raises(UserError) as error:
-        HateXplain(dir=str(tmp_path / "nothing")).load()
+        HateXplain(dir=str(tmp_path / "nothing" / "hatexplain")).load()
     for part in (
-        str(tmp_path / "nothing"),
+        str(tmp_path / "nothing" / "hatexplain"),
         "dataset.json and post_id_divisions.json",
         "Hate-speech-CNERG/hatexplain",
         "data.dir=FOLDER with hatexplain/dataset.json",
@@ -257,7 +240,7 @@ def test_a_hub_cache_that_lacks_a_split_is_named(tmp_path: Path, hub: Path) -> N
 def test_a_cut_off_parquet_file_is_named(tmp_path: Path, hub: Path) -> None:
     path = write_hub(hub) / "plain_text" / "train" / "0000.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="plain_text/train cannot be read: .*; delete"):
+    with pytest.raises(UserError, match=r"plain_text/train/0000.parquet cannot be read \(.*\); delete"):
         HateXplain(dir=str(tmp_path / "nothing")).load()
 
 
@@ -317,11 +300,6 @@ def test_a_damaged_post_is_named_with_the_file_and_the_way_out(tmp_path: Path, d
     corpus = write(tmp_path, {**DATASET, "1_gab": {**SOUND, **damage}})
     with pytest.raises(UserError, match=rf"{tmp_path}/dataset.json, post '1_gab': .*{expected}.*; download dataset.json"):
         corpus.load()
-
-
-def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match="targets=12: expected 11 communities, or 10"):
-        HateXplain(dir=".", targets=12)
 
 
 def test_equal_corpora_are_one() -> None:

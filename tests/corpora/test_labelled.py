@@ -1,9 +1,11 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hatemtl.corpora.labelled import Part, check_validation, complete, gather, paired, whole
+from hatemtl.corpora.base import Split
+from hatemtl.corpora.labelled import Section, codes, gather, whole
 from hatemtl.corpora.rows import Rows
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -12,8 +14,15 @@ SPACE = LabelSpace("multiclass", ("no", "yes"))
 ROWS = Rows(Path("a.tsv"), {"x": ["a ", "b", "", "d"], "y": ["e", None, "g", "h"]}, [2, 3, 4, 5], "download it again")
 
 
+def section(
+    name: str, split: Split, texts: Sequence[str], values: Sequence[float | None], second: Sequence[str] = ()
+) -> Section:
+    columns = {"text": list(texts), **({"second": list(second)} if second else {})}
+    return Section(name, split, Rows(Path(name), columns, range(len(texts)), ""), [*columns], values)
+
+
 def test_ids_tell_the_file_and_the_place() -> None:
-    posts = gather([Part("train", "train", ["a", "b"], [0, 1]), Part("dev", "test", ["c"], [1])], SPACE)
+    posts = gather([section("train", "train", ["a", "b"], [0, 1]), section("dev", "test", ["c"], [1])], SPACE)
     assert posts.ids == ["train-0", "train-1", "dev-0"]
     assert posts.splits.tolist() == ["train", "train", "test"]
     assert posts.columns["label"].values.tolist() == [0, 1, 1] and posts.columns["label"].has.all()
@@ -22,7 +31,7 @@ def test_ids_tell_the_file_and_the_place() -> None:
 
 def test_validation_takes_its_share_of_every_label_and_leaves_the_test_alone() -> None:
     texts, labels = [f"post {i}" for i in range(400)], [int(i % 4 == 0) for i in range(400)]
-    parts = [Part("train", "train", texts, labels), Part("dev", "test", ["t"], [1])]
+    parts = [section("train", "train", texts, labels), section("dev", "test", ["t"], [1])]
     posts = gather(parts, SPACE, validation=0.1, seed=0)
     val = posts.splits == "val"
     assert val.sum() == 40 and posts.columns["label"].values[val].sum() == 10
@@ -32,8 +41,8 @@ def test_validation_takes_its_share_of_every_label_and_leaves_the_test_alone() -
 
 def test_posts_that_share_a_text_stay_together() -> None:
     texts = [f"post {i % 50}" for i in range(200)]
-    pairs = [(f"other {i}" if i % 3 else "The  Same",) for i in range(200)]
-    posts = gather([Part("train", "train", texts, [0, 1] * 100, pairs)], SPACE, validation=0.3)
+    second = [f"other {i}" if i % 3 else "The  Same" for i in range(200)]
+    posts = gather([section("train", "train", texts, [0, 1] * 100, second)], SPACE, validation=0.3)
     split_of: dict[str, str] = {}
     for text, (other,), split in zip(posts.texts, posts.pairs or [], posts.splits, strict=True):
         for one in (text, other):
@@ -42,7 +51,7 @@ def test_posts_that_share_a_text_stay_together() -> None:
 
 def test_posts_without_label_stay_in_training_unless_their_text_validates() -> None:
     texts = [f"post {i}" for i in range(100)]
-    parts = [Part("l", "train", texts, [0, 1] * 50), Part("u", "train", ["x", *texts], [None] * 101)]
+    parts = [section("l", "train", texts, [0, 1] * 50), section("u", "train", ["x", *texts], [None] * 101)]
     posts = gather(parts, SPACE, validation=0.2)
     labelled, free = posts.splits[:100], posts.splits[101:]
     assert (labelled == "val").sum() == 20 and posts.splits[100] == "train"
@@ -51,28 +60,19 @@ def test_posts_without_label_stay_in_training_unless_their_text_validates() -> N
 
 
 def test_a_score_is_a_number() -> None:
-    label = gather([Part("train", "train", ["a", "b"], [0.5, 4.25])], LabelSpace("score", ("s",)), validation=0.5).columns
+    label = gather([section("train", "train", ["a", "b"], [0.5, 4.25])], LabelSpace("score", ("s",)), validation=0.5).columns
     assert label["label"].values.tolist() == [0.5, 4.25] and label["label"].values.dtype == np.float32
 
 
 def test_pairs_and_whole_rows() -> None:
     rows = whole(ROWS, ("x", "y"))
     assert rows.lines == [2, 5]
-    assert paired(rows, "x", "y") == (["a", "d"], [("e",), ("h",)])
+    posts = gather([Section("a", "train", rows, ("x", "y"), [0, 1])], SPACE)
+    assert (posts.texts, posts.pairs) == (["a", "d"], [("e",), ("h",)])
     with pytest.raises(UserError, match=r"a.tsv, line 4, column 'x': '', expected a text; download it again"):
-        paired(ROWS, "x", "y")
+        gather([Section("a", "train", ROWS, ("x", "y"), [0, 1])], SPACE)
 
 
-def test_some_of_the_files_are_none(tmp_path: Path) -> None:
-    assert not complete(tmp_path, ["a", "b"], "download")
-    (tmp_path / "a").touch()
-    with pytest.raises(UserError, match=rf"{tmp_path} has no b, but needs a, b; download"):
-        complete(tmp_path, ["a", "b"], "download")
-    (tmp_path / "b").touch()
-    assert complete(tmp_path, ["a", "b"], "download")
-
-
-@pytest.mark.parametrize("share", [0, 1, -0.1, 2])
-def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
-    with pytest.raises(UserError, match=f"validation={share}: expected the share"):
-        check_validation(share)
+def test_a_label_is_its_name_or_its_place() -> None:
+    assert ROWS.positions("x", {"a": 0, "b": 1, "": 2, "d": 3}) == [0, 1, 2, 3]
+    assert codes(("no", "yes")) == {"no": 0, "0": 0, "yes": 1, "1": 1}

@@ -14,7 +14,8 @@ from invented import as_posts
 
 from hatemtl.corpora import leaks
 from hatemtl.corpora.base import SPLITS, Posts
-from hatemtl.corpora.leaks import NEAR, between, normalised
+from hatemtl.corpora.leaks import NEAR, between
+from hatemtl.corpora.splitting import reduced
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
 
@@ -59,7 +60,7 @@ def similarities(texts: list[str]) -> np.ndarray:
 def test_all_pairs_compared_one_by_one_find_the_same_copies() -> None:
     texts = written(500)
     splits = np.array(SPLITS)[np.random.default_rng(1).integers(0, 3, 500)]
-    keys = normalised(texts)
+    keys = reduced(texts, names=True)
     alike = similarities(keys)
     found = {(leak.earlier, leak.later): leak for leak in between(texts, splits)}
     assert len(found) == 3
@@ -204,11 +205,11 @@ def test_the_real_corpora_agree_with_a_comparison_of_all_words(data: Path) -> No
 
     found = HateXplain(dir=str(data / "hatexplain")).load()
     keys = {split: set() for split in SPLITS}
-    for key, split in zip(normalised(found.texts), found.splits.tolist(), strict=True):
+    for key, split in zip(reduced(found.texts, names=True), found.splits.tolist(), strict=True):
         keys[split].add(key)
     for leak in between(found.texts, found.splits):
         shared = [
             key in keys[leak.earlier]
-            for key in normalised([found.texts[i] for i in np.flatnonzero(found.splits == leak.later)])
+            for key in reduced([found.texts[i] for i in np.flatnonzero(found.splits == leak.later)], names=True)
         ]
         assert leak.exact == sum(shared)

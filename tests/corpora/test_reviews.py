@@ -88,7 +88,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no column 'product': known: reviewerID, asin"):
         write(tmp_path, [review(0, "B0", [5, 5])], group_by="product").load()
     (tmp_path / FILE).unlink()
-    with pytest.raises(UserError, match=rf"download {FILE}.gz from .* and unpack it: .*data.dir=FOLDER"):
+    with pytest.raises(UserError, match=rf"no {FILE}: get it by hand at .*\(.gz, to be unpacked\), then type data.dir="):
         Reviews(dir=str(tmp_path), file=FILE, threshold=0.6, minimum=5, group_by="asin", fractions=(0.8, 0.1, 0.1)).load()
     for changes, expected in (({"threshold": 0}, "threshold=0"), ({"minimum": 0}, "minimum=0")):
         with pytest.raises(UserError, match=f"{expected}: expected"):

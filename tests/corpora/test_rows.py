@@ -16,13 +16,13 @@ def rows(**columns: list[object]) -> Rows:
 
 def test_numbers_are_what_python_reads() -> None:
     written = ["1", " 2.5 ", "-3e2", 4, True, 0.5]
-    assert rows(x=written).numbers("x") == [float(number) for number in written]  # type: ignore[arg-type]
+    assert rows(x=written).array("x").tolist() == [float(number) for number in written]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", ["", None, "nan", float("nan"), "inf", "two", [1], {}, "3.5", -1])
 def test_what_is_no_number_or_lies_outside_is_named(value: object) -> None:
     with pytest.raises(UserError, match=r"posts.csv, line 3, column 'x': .*, expected a number from 0 to 3; fix it"):
-        rows(x=[1, value, 2]).numbers("x", 0, 3)
+        rows(x=[1, value, 2]).array("x", 0, 3)
 
 
 def test_gaps_are_nan_where_they_are_allowed_and_nowhere_else() -> None:
@@ -62,5 +62,5 @@ def test_a_column_that_is_not_there_is_answered_with_the_closest() -> None:
 
 def test_a_long_cell_is_shown_in_part() -> None:
     with pytest.raises(UserError) as error:
-        rows(x=[1000 * "a"]).numbers("x")
+        rows(x=[1000 * "a"]).array("x")
     assert len(str(error.value)) < 200

@@ -77,15 +77,13 @@ def test_a_passage_comes_before_its_question(tmp_path: Path) -> None:
 def test_a_damaged_row_is_named(tmp_path: Path, task: str, damage: dict[str, Any], expected: str) -> None:
     corpus = write(tmp_path, task)
     jsonl(tmp_path / LAYOUTS[task].folder / "val.jsonl", [row(task, "val", 0), {**row(task, "val", 1), **damage}])
-    with pytest.raises(UserError, match=rf"val.jsonl, line 2, {expected}.*; download it again"):
+    with pytest.raises(UserError, match=rf"val.jsonl, line 2, {expected}.*; download val.jsonl again"):
         corpus.load()
 
 
 def test_neither_files_nor_hub(tmp_path: Path, hub: Path) -> None:
     with pytest.raises(UserError, match=r"RussianNLP/russian_super_glue.*nothing/TERRa/train.jsonl in it"):
         RussianSuperGlue(dir=str(tmp_path / "nothing"), task="terra", validation=0.1).load()
-    with pytest.raises(UserError, match="task=tera: did you mean 'terra'"):
-        RussianSuperGlue(dir=".", task="tera", validation=0.1)
 
 
 @pytest.mark.skipif(not (DATA / "russian_superglue" / "TERRa").is_dir(), reason=f"no TERRa in {DATA}")

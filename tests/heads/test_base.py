@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Pool, binary_losses, check_balance, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.base import Pool, binary_losses, count_rows, f1, feed_forward, masked_mean
 from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
@@ -369,12 +369,12 @@ def test_dropout_drops_in_training_alone() -> None:
 @pytest.mark.parametrize("balance", [-0.01, 1.01])
 def test_balance_beyond_its_ends_is_refused(balance: float) -> None:
     with pytest.raises(UserError, match=r"no weighting.*fully balanced"):
-        check_balance(balance)
+        OrdinalHead(space=LabelSpace("ordinal", ("a", "b")), pooling="cls", balance=balance, **LAYERS)
 
 
-def test_balance_may_be_at_its_ends() -> None:
-    check_balance(0)
-    check_balance(1)
+@pytest.mark.parametrize("balance", [0, 1])
+def test_balance_may_be_at_its_ends(balance: float) -> None:
+    OrdinalHead(space=LabelSpace("ordinal", ("a", "b")), pooling="cls", balance=balance, **LAYERS)
 
 
 def test_a_masked_mean_is_a_weighted_mean() -> None:

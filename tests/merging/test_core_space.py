@@ -4,10 +4,9 @@ from drawn import apart, mean, unlike, update, whole
 from torch import Tensor
 
 from hatemtl.merging.base import Merge, layers_of, merge_dense
-from hatemtl.merging.core_space import CoreSpace
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.mean import Mean
-from hatemtl.merging.task_arithmetic import TaskArithmetic
+from hatemtl.merging.mean import Mean, TaskArithmetic
+from hatemtl.merging.subspaces import CoreSpace
 from hatemtl.merging.trimmed import TIES, Magnitude
 
 INNER = [

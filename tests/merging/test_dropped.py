@@ -7,12 +7,10 @@ from drawn import update
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Update, dense
-from hatemtl.merging.dropped import DARE, DELLA
-from hatemtl.merging.election import Election
+from hatemtl.merging.dropped import DARE, DELLA, by_lot, lots
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
-from hatemtl.merging.sparsity import by_lot, lots
-from hatemtl.merging.trimmed import TIES
+from hatemtl.merging.trimmed import TIES, Election
 
 
 def dare(density: float = 0.5, elect: Election | None = None, scale: float = 1.0, seed: int = 0) -> DARE:

@@ -4,8 +4,8 @@ from drawn import apart, unlike, update, whole
 from torch import Tensor
 
 from hatemtl.merging.base import layers_of
-from hatemtl.merging.iso import IsoC, IsoCTS
 from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.merging.subspaces import IsoC, IsoCTS
 
 
 def flat(updates: list[Tensor], rank: int) -> Tensor:

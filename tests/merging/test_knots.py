@@ -5,11 +5,9 @@ from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, layers_of, merge_dense
-from hatemtl.merging.core_space import CoreSpace
-from hatemtl.merging.knots import KnOTS
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.mean import Mean
-from hatemtl.merging.task_arithmetic import TaskArithmetic
+from hatemtl.merging.mean import Mean, TaskArithmetic
+from hatemtl.merging.subspaces import CoreSpace, KnOTS
 from hatemtl.merging.trimmed import TIES, Magnitude
 
 INNER = [

@@ -10,13 +10,10 @@ import torch
 from drawn import apart
 
 from hatemtl.merging.base import Merge, dense, merge_dense, merge_factors
-from hatemtl.merging.dropped import DARE
-from hatemtl.merging.election import Election
+from hatemtl.merging.dropped import DARE, by_lot, lots
 from hatemtl.merging.lora import LoRAUpdate, Updates
-from hatemtl.merging.mean import Linear, Mean
-from hatemtl.merging.sparsity import by_lot, lots
-from hatemtl.merging.task_arithmetic import TaskArithmetic
-from hatemtl.merging.trimmed import TIES, Magnitude
+from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
+from hatemtl.merging.trimmed import TIES, Election, Magnitude
 
 MEAN = Mean(weights=None)
 NAMES = ["one", "two", "three", "four"]

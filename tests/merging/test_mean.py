@@ -9,8 +9,7 @@ from drawn import LAYERS, apart, mean, source, update, whole
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, merge_factors
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.mean import Linear, Mean
-from hatemtl.merging.task_arithmetic import TaskArithmetic
+from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
 
 MEAN = Mean(weights=None)
 UNLIKE = [source(0, rank=4, scale=2.0), source(1, rank=1, scale=-0.5), source(2, rank=6, scale=1.0)]

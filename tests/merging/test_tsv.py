@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hatemtl.merging.base import layers_of
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.tsv import TSVM
+from hatemtl.merging.subspaces import TSVM
 
 
 def plainly(updates: list[Tensor], most: int) -> Tensor:

@@ -166,6 +166,6 @@ def test_a_run_of_another_library_is_refused_with_the_method_that_loads_it(
     library: str, expected: str, tmp_path: Path
 ) -> None:
     run = SavedRun(record(tmp_path / "run", library))
-    assert saved_by(run, library, "load_path=run") is run
+    assert saved_by(run, "load_path=run", library) is run
     with pytest.raises(UserError, match=rf"^load_path=run: .*\({library}\), expected one saved by another; .*{expected}$"):
-        saved_by(run, "another", "load_path=run")
+        saved_by(run, "load_path=run", "another")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
-from hatemtl.methods import lora_formats, lora_source
+from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub import library as ah_library
-from hatemtl.methods.merged import Merged
+from hatemtl.methods.merged import MergedAdapters
 from hatemtl.saved_runs.saved_run import SavedRun
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -24,7 +24,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def in_peft(run: Path, kind: str) -> Any:
     """The encoder with the run's adapter, converted, as PEFT alone loads it."""
-    tensors, config = lora_formats.to_peft(lora_source.read(SavedRun(run), encoder(kind)), base="someone/encoder")
+    tensors, config = lora_formats.to_peft(lora_formats.read(SavedRun(run), encoder(kind)), base="someone/encoder")
     folder = run.parent / "peft"
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -35,7 +35,7 @@ def in_peft(run: Path, kind: str) -> Any:
 def in_adapterhub(run: Path, kind: str) -> Any:
     """The encoder with the run's adapter, converted, as AdapterHub alone loads it."""
     body = encoder(kind)
-    tensors, config = lora_formats.to_adapterhub(lora_source.read(SavedRun(run), body), name="given", depth=2)
+    tensors, config = lora_formats.to_adapterhub(lora_formats.read(SavedRun(run), body), name="given", depth=2)
     folder = run.parent / "adapterhub"
     folder.mkdir()
     save_file(tensors, folder / "adapter.safetensors")
@@ -64,7 +64,7 @@ def test_pefts_lora_computes_the_same_in_adapterhub(kind: str, tmp_path: Path) -
 def test_factors_are_copied_to_the_last_bit(tmp_path: Path) -> None:
     save(hub_lora(), tmp_path / "run")
     first = load_file(tmp_path / "run" / ah_library.WEIGHTS)
-    updates = lora_source.read(SavedRun(tmp_path / "run"), encoder())
+    updates = lora_formats.read(SavedRun(tmp_path / "run"), encoder())
     tensors, config = lora_formats.to_adapterhub(updates, name="run", depth=2)
     assert tensors.keys() == first.keys() and all(torch.equal(tensors[key], first[key]) for key in first)
     saved = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
@@ -113,12 +113,12 @@ def test_a_layer_that_adapterhub_cannot_adapt_is_told(tmp_path: Path) -> None:
 def test_a_merge_takes_sources_of_either_library(kind: str, tmp_path: Path) -> None:
     save(hub_lora(), tmp_path / "part_1", kind, change=1)
     save(lora(), tmp_path / "part_2", kind, change=2)
-    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
+    merge = MergedAdapters(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
     merged = merge.attach(encoder(kind), name="run", seed=0).model
     body = encoder(kind)
     with torch.no_grad():
         for part in ("part_1", "part_2"):
-            for path, update in lora_source.read(SavedRun(tmp_path / part), encoder(kind)).items():
+            for path, update in lora_formats.read(SavedRun(tmp_path / part), encoder(kind)).items():
                 body.get_submodule(path).weight += 0.5 * update.dense().float()
     torch.testing.assert_close(hidden(merged), hidden(body), atol=1e-5, rtol=1e-5)
 
@@ -130,11 +130,11 @@ def test_a_source_that_diverged_is_told_with_its_layer(method: Any, tmp_path: Pa
     key, tensor = next(item for item in load_file(path).items() if "layer.1.attention.self.value" in item[0])
     save_file(load_file(path) | {key: tensor.fill_(torch.inf)}, path)
     with pytest.raises(UserError, match=r"part_1/.*layer\.1\.attention\.self\.value.*no finite number.*diverged"):
-        lora_source.read(SavedRun(tmp_path / "part_1"), encoder())
+        lora_formats.read(SavedRun(tmp_path / "part_1"), encoder())
 
 
 def test_a_source_of_peft_that_is_no_lora_is_told(tmp_path: Path) -> None:
     save(adapter("IA3Config"), tmp_path / "part_1")
-    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
+    merge = MergedAdapters(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
     with pytest.raises(UserError, match=r"no LoRA \(IA3\)"):
         merge.attach(encoder(), name="run", seed=0)

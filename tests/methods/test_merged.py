@@ -19,13 +19,12 @@ from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Needs, Update, dense
 from hatemtl.merging.fisher import Fisher
-from hatemtl.merging.mean import Linear, Mean
+from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
 from hatemtl.merging.regmean import RegMean, unpacked
-from hatemtl.merging.task_arithmetic import TaskArithmetic
 from hatemtl.methods.adapterhub.library import loras, own_parameters, updates
-from hatemtl.methods.adapterhub.train_and_load import Load
+from hatemtl.methods.adapterhub.train_and_load import LoadAdapterHub
 from hatemtl.methods.full import Full
-from hatemtl.methods.merged import IntoWeights, Merged
+from hatemtl.methods.merged import MergedAdapters, MergedWeights
 from hatemtl.network.merge_statistics import informed
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator
@@ -47,8 +46,8 @@ def parts(config: str, folder: Path, *changes: int) -> list[SavedRun]:
     return [SavedRun(folder / f"part_{i}") for i in range(1, len(changes) + 1)]
 
 
-def merging(merge: Any, folder: Path) -> Merged:
-    return Merged(sources=str(folder / "part_*"), merge=merge, rank=None, **RATES)  # type: ignore[arg-type]
+def merging(merge: Any, folder: Path) -> MergedAdapters:
+    return MergedAdapters(sources=str(folder / "part_*"), merge=merge, rank=None, **RATES)  # type: ignore[arg-type]
 
 
 def own_heads(run: SavedRun) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def merged(
 
 def loaded(run: SavedRun) -> tuple[Any, dict[str, nn.Parameter]]:
     """The encoder with a saved adapter, by the way that a user takes to test it, and the adapter's parameters."""
-    model = Load(path=str(run.folder), **RATES).attach(encoder(), name="alone", seed=0).model  # type: ignore[arg-type]
+    model = LoadAdapterHub(path=str(run.folder), **RATES).attach(encoder(), name="alone", seed=0).model  # type: ignore[arg-type]
     return model.eval(), own_parameters(model, "alone")
 
 
@@ -254,8 +253,8 @@ def test_what_a_merge_says_is_given_and_hangs_on_nothing(tmp_path: Path) -> None
     alone = {"ah": lora(), "full": Full(path=None, **RATES)}  # type: ignore[arg-type]
     mean, sources = Mean(weights=None), str(tmp_path / "part_*")
     merged: dict[str, Any] = {
-        "ah": Merged(sources=sources, merge=mean, rank=1, **RATES),  # type: ignore[arg-type]
-        "full": IntoWeights(sources=sources, merge=mean, **RATES),  # type: ignore[arg-type]
+        "ah": MergedAdapters(sources=sources, merge=mean, rank=1, **RATES),  # type: ignore[arg-type]
+        "full": MergedWeights(sources=sources, merge=mean, **RATES),  # type: ignore[arg-type]
     }
     for kind, method in merged.items():
         found, plain = (way.attach(encoder(), name="run", seed=0) for way in (method, alone[kind]))
@@ -310,7 +309,7 @@ def test_a_merge_of_ones_own_is_one_class(tmp_path: Path) -> None:
 
 def test_full_encoders_merge_into_the_weights(tmp_path: Path) -> None:
     sources = [save(Full(path=None, **RATES), tmp_path / f"part_{i}", change=i) for i in (1, 2)]  # type: ignore[arg-type]
-    method = IntoWeights(sources=str(tmp_path / "part_*"), merge=Mean(weights=[1, 3]), **RATES)  # type: ignore[arg-type]
+    method = MergedWeights(sources=str(tmp_path / "part_*"), merge=Mean(weights=[1, 3]), **RATES)  # type: ignore[arg-type]
     weights = dict(method.attach(encoder(), name="run", seed=0).model.named_parameters())
     for key, first in sources[0].named_parameters():
         torch.testing.assert_close(weights[key], first / 4 + 3 / 4 * sources[1].get_parameter(key))

@@ -19,11 +19,12 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import components
-from hatemtl.methods.mtl_lora import SETTINGS, WEIGHTS, Load, MTLLoRA, active, mixtures, reading
+from hatemtl.methods.mtl_lora import LoadMTLLoRA, MTLLoRA, mixtures, reading
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.weighting import Sum
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
+WEIGHTS, SETTINGS = "adapter/mtl_lora.safetensors", "adapter/mtl_lora.json"
 TASKS = ["label", "target"]
 
 
@@ -32,8 +33,8 @@ def lora(**other: Any) -> MTLLoRA:
     return MTLLoRA(**{**where, **RATES, **other})
 
 
-def load(path: Path, *tasks: str) -> Load:
-    return Load(path=str(path), tasks=tasks or TASKS, **RATES)
+def load(path: Path, *tasks: str) -> LoadMTLLoRA:
+    return LoadMTLLoRA(path=str(path), tasks=tasks or TASKS, **RATES)
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
@@ -98,9 +99,8 @@ def test_each_layer_computes_its_formula(kind: str) -> None:
 def test_a_new_one_changes_nothing_yet_and_all_of_it_learns(kind: str) -> None:
     model = attached(lora(), kind)
     assert torch.equal(read_for(model, "label"), hidden(encoder(kind)))
-    assert active(model) == ["run"]
     body, adapter = components(lora(), model)
-    assert (body.trained, adapter.name, adapter.trained) == (0, "run", adapter.parameters)
+    assert (body.trained, adapter.name, adapter.trained, adapter.active) == (0, "run", adapter.parameters, True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.Adam(trained(model).values(), lr=0.1, eps=1e-30)  # whose steps are as large for small gradients
     for _ in range(4):  # all but B have no gradient before B has moved from zero, at first all alike
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run/adapter/mtl_lora.safetensors and this encoder do not fit"):
         attached(load(tmp_path / "run"), "modernbert")
     with pytest.raises(UserError, match="type load_path=FOLDER"):
-        Load(path=None, tasks=TASKS, **RATES).starts_from()
+        LoadMTLLoRA(path=None, tasks=TASKS, **RATES).starts_from()
     with pytest.raises(UserError, match="load it with method=peft_load"):
         load(record(tmp_path / "peft", "peft")).starts_from()
     tensors = load_file(tmp_path / "run" / WEIGHTS)

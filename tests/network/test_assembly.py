@@ -20,7 +20,7 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace, Part
-from hatemtl.methods.adapterhub.train_and_load import Load, LoRA
+from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.full import Full
 from hatemtl.network import initial_heads
 from hatemtl.network.assembly import Network, assemble, check_method
@@ -56,9 +56,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lora() -> LoRA:
+def lora() -> AdapterHubLoRA:
     where: dict[str, Any] = {"attention": ["q"], "intermediate": False, "output": False, "leave_out": []}
-    return LoRA(rank=2, alpha=2, dropout=0.0, **where, **RATES)  # type: ignore[arg-type]
+    return AdapterHubLoRA(rank=2, alpha=2, dropout=0.0, **where, **RATES)  # type: ignore[arg-type]
 
 
 def tasks(*names: str, **other: Any) -> dict[str, Task]:
@@ -182,7 +182,7 @@ def test_heads_come_from_the_saved_run(source: Path, tmp_path: Path) -> None:
     built = network(source, "label", "target", "rationale", seed=3)
     saved = save(built, tmp_path / "run")
     fresh = network(source, "target", "label")
-    loaded = network(source, "target", "label", heads_from=saved, method=Load(path=str(saved.folder), **RATES))
+    loaded = network(source, "target", "label", heads_from=saved, method=LoadAdapterHub(path=str(saved.folder), **RATES))
     for task in ("label", "target"):
         assert same(weights(loaded, task), weights(built, task))
         assert not same(weights(loaded, task), weights(fresh, task))
@@ -198,7 +198,7 @@ def test_a_source_of_another_encoder_is_refused(source: Path, tmp_path: Path) ->
     other.save_pretrained(tmp_path / "other")
     encoder = Encoder(source=str(tmp_path / "other"), revision=None, max_length=16, attention="eager", random=None)
     with pytest.raises(UserError, match=r"run was trained on another encoder: someone/encoder .*, and this run has .*other"):
-        network(source, "label", encoder=encoder, method=Load(path=str(saved.folder), **RATES))
+        network(source, "label", encoder=encoder, method=LoadAdapterHub(path=str(saved.folder), **RATES))
 
 
 def test_heads_with_other_labels_are_refused(source: Path, tmp_path: Path) -> None:
@@ -255,12 +255,12 @@ def test_heads_stand_on_the_encoder_side_that_they_were_trained_with(source: Pat
     saved = save(network(source, "target"), tmp_path / "run")
     other = save(network(source, "target"), tmp_path / "other")
     encoder = Encoder(source=str(source), revision=None, max_length=16, attention="eager", random=None)
-    for method in (lora(), Full(path=None, **RATES), Load(path=str(other.folder), **RATES)):
+    for method in (lora(), Full(path=None, **RATES), LoadAdapterHub(path=str(other.folder), **RATES)):
         with pytest.raises(UserError, match="does not load the encoder side of .*run, .*; type method=ah_load"):
             check_method(saved, method, encoder)
-    check_method(saved, Load(path=str(saved.folder), **RATES), encoder)
+    check_method(saved, LoadAdapterHub(path=str(saved.folder), **RATES), encoder)
     with pytest.raises(UserError, match="type encoder.max_length=16"):
-        check_method(saved, Load(path=str(saved.folder), **RATES), replace(encoder, max_length=12))
+        check_method(saved, LoadAdapterHub(path=str(saved.folder), **RATES), replace(encoder, max_length=12))
     full = save(network(source, "target", method=Full(path=None, **RATES)), tmp_path / "full")
     with pytest.raises(UserError, match="type method=full"):
         check_method(full, lora(), encoder)
@@ -347,8 +347,8 @@ def test_a_head_that_guesses_tokens_says_nothing_of_labels(source: Path, tmp_pat
 
 def test_a_source_from_over_other_widths_is_noted(source: Path, tmp_path: Path) -> None:
     saved = save(network(source, "target"), tmp_path / "run")
-    assert network(source, "target", method=Load(path=str(saved.folder), **RATES)).notes == ()
+    assert network(source, "target", method=LoadAdapterHub(path=str(saved.folder), **RATES)).notes == ()
     config = saved.config
     write_config(saved.folder, {**config, "encoder": {**config["encoder"], "quantize": "8bit"}})
-    loaded = network(source, "target", method=Load(path=str(saved.folder), **RATES), heads_from=saved)
+    loaded = network(source, "target", method=LoadAdapterHub(path=str(saved.folder), **RATES), heads_from=saved)
     assert len(loaded.notes) == 1 and "over 8bit weights of this encoder and stands over float ones here" in loaded.notes[0]

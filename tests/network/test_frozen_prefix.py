@@ -17,7 +17,7 @@ from methods.test_base import KINDS, trained
 from torch import Tensor, nn
 
 from hatemtl.batches.batch import Batch
-from hatemtl.batches.tokenized_posts import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.encoders.fast.bert_layer import BertLayer
 from hatemtl.errors import UserError
 from hatemtl.network.frozen_prefix import Prefix, frozen_layers
@@ -44,11 +44,11 @@ def encoder(kind: str = "bert", leave_out: list[int] | None = None, library: str
     return moved(method.attach(model, name="run", seed=0).model)
 
 
-def pool(texts: list[str] = TEXTS) -> Pool:
-    return Pool(minilm(), 16, [as_posts(texts)])
+def pool(texts: list[str] = TEXTS) -> TokenizedPosts:
+    return TokenizedPosts(minilm(), 16, [as_posts(texts)])
 
 
-def filled(model: Any, posts: Pool, folder: Path, mark: str = "mark") -> Prefix:
+def filled(model: Any, posts: TokenizedPosts, folder: Path, mark: str = "mark") -> Prefix:
     prefix = Prefix(model)
     prefix.fill(posts, BATCHING.in_order(posts.lengths), folder, mark)
     return prefix
@@ -94,7 +94,7 @@ def test_with_the_prefix_all_is_as_without(library: str, leave_out: list[int], k
 
 def test_with_second_texts_and_choices_all_is_as_without(tmp_path: Path) -> None:
     pairs: list[tuple[str, ...]] = [("so it is", "never here", "x"), (), ("ok then",)] * len(TEXTS)
-    model, posts = encoder(), Pool(minilm(), 16, [replace(as_posts(TEXTS), pairs=pairs[: len(TEXTS)])])
+    model, posts = encoder(), TokenizedPosts(minilm(), 16, [replace(as_posts(TEXTS), pairs=pairs[: len(TEXTS)])])
     plain = deepcopy(model)
     prefix = filled(model, posts, tmp_path)
     prefix.install()
@@ -106,7 +106,7 @@ def test_with_second_texts_and_choices_all_is_as_without(tmp_path: Path) -> None
                 some(**batch.inputs).last_hidden_state[batch.attention_mask.bool()] for some in (model, plain)
             )
         torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=1e-5)
-    alone = Pool(minilm(), 16, [as_posts(TEXTS)])
+    alone = TokenizedPosts(minilm(), 16, [as_posts(TEXTS)])
     filled(plain, alone, tmp_path)
     assert len(files(tmp_path)) == 2
 

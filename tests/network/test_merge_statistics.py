@@ -56,11 +56,11 @@ def batches(posts: int = 12, *, each: int = 4) -> list[Batch]:
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_inside_the_encoder_is_the_source_and_afterwards_itself(kind: str, tmp_path: Path) -> None:
-    lora_source = save(lora(), tmp_path / "lora", kind)
+    lora_formats = save(lora(), tmp_path / "lora", kind)
     full_source = save(Full(path=None, **RATES), tmp_path / "full", kind)
     model = encoder(kind)
     before = hidden(model)
-    for folder, source in (("lora", lora_source), ("full", full_source)):
+    for folder, source in (("lora", lora_formats), ("full", full_source)):
         with as_source(model, SavedRun(tmp_path / folder)):
             torch.testing.assert_close(hidden(model), hidden(source), atol=1e-5, rtol=1e-4)
         assert torch.equal(hidden(model), before)

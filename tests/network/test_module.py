@@ -23,7 +23,7 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import IGNORED, LabelSpace
-from hatemtl.methods.adapterhub.train_and_load import LoRA
+from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
 from hatemtl.network.module import Mean, MultitaskModule
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
@@ -56,7 +56,7 @@ def module(
     bert = BertModel(BertConfig(**size, vocab_size=30, attn_implementation="eager"), add_pooling_layer=False)
     if lora:
         where: dict[str, Any] = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
-        method = LoRA(rank=2, alpha=2, dropout=0.0, **where, learning_rate=1e-3, body_dropout=False)
+        method = AdapterHubLoRA(rank=2, alpha=2, dropout=0.0, **where, learning_rate=1e-3, body_dropout=False)
         method.attach(bert, name="run", seed=0)
     optimization = Optimization(
         encoder_lr=1e-3, head_lr=1e-2, weight_decay=0.0, heads_first=heads_first, warmup=0, epochs=1,

@@ -9,9 +9,26 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from hatemtl.errors import UserError
+from hatemtl.heads.choice import ChoiceHead
+from hatemtl.heads.multiclass import MulticlassHead
+from hatemtl.heads.multilabel import MultilabelHead
+from hatemtl.heads.ordinal import OrdinalHead
+from hatemtl.heads.score import ScoreHead
+from hatemtl.heads.tokens import TokensHead
+from hatemtl.labels import LabelSpace
 from hatemtl.objective.regularisers import RDrop, divergence
 
 B, T = 5, 4
+POST: dict[str, Any] = {"hidden_size": 2, "layers": 1, "dropout": 0.0, "pooling": "cls"}
+SPACE = LabelSpace("multiclass", ("a", "b", "c", "d"))
+HEADS = {
+    "multiclass": MulticlassHead(space=SPACE, label_smoothing=0.0, balance=0.0, **POST),
+    "multilabel": MultilabelHead(space=SPACE, threshold=0.5, balance=0.0, **POST),
+    "ordinal": OrdinalHead(space=SPACE, balance=0.0, **POST),
+    "score": ScoreHead(space=SPACE, loss="mse", **POST),
+    "choice": ChoiceHead(space=SPACE, **POST),
+    "tokens": TokensHead(space=SPACE, hidden_size=2, layers=1, dropout=0.0, threshold=0.5, balance=0.0),
+}
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
 HAS = torch.tensor([True, False, True, True, False])
 
@@ -32,16 +49,16 @@ def test_divergence_is_torchs_over_annotated_posts(kind: str) -> None:
         found = (found * MASK).sum(dim=1) / MASK.sum(dim=1)
     elif kind != "multiclass":
         found = found.mean(dim=1)
-    torch.testing.assert_close(divergence(kind, first, second, HAS, MASK), found[HAS].mean())
+    torch.testing.assert_close(divergence(HEADS[kind], first, second, HAS, MASK), found[HAS].mean())
 
 
 def test_a_choice_that_a_post_does_not_have_says_nothing() -> None:
     torch.manual_seed(0)
     first, second = torch.randn(B, 3), torch.randn(B, 3)
-    less = divergence("choice", first[:, :2], second[:, :2], HAS, MASK)
+    less = divergence(HEADS["choice"], first[:, :2], second[:, :2], HAS, MASK)
     first[:, 2] = second[:, 2] = -torch.inf
     first.requires_grad_()
-    more = divergence("choice", first, second, HAS, MASK)
+    more = divergence(HEADS["choice"], first, second, HAS, MASK)
     torch.testing.assert_close(more, less)
     more.backward()
     assert first.grad is not None
@@ -51,13 +68,13 @@ def test_a_choice_that_a_post_does_not_have_says_nothing() -> None:
 def test_equal_passes_diverge_by_nothing_and_no_post_is_no_nan() -> None:
     logits = torch.randn(B, T)
     for kind in ("multiclass", "multilabel", "ordinal", "tokens", "score"):
-        assert divergence(kind, logits, logits, HAS, MASK) == 0
-        assert divergence(kind, logits, logits + 1, HAS & False, MASK) == 0
+        assert divergence(HEADS[kind], logits, logits, HAS, MASK) == 0
+        assert divergence(HEADS[kind], logits, logits + 1, HAS & False, MASK) == 0
 
 
 def passes(dropout: float, kind: str = "multiclass") -> Any:
     head = nn.Linear(2, 2)
-    head.kind = kind  # type: ignore[assignment]
+    head.space = LabelSpace(kind, ("a", "b"))  # type: ignore[assignment,arg-type]
     return SimpleNamespace(encoder=nn.Sequential(nn.Dropout(dropout)), heads={"label": head})
 
 

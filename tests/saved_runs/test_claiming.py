@@ -109,16 +109,16 @@ def test_a_free_path_may_be_taken(overwrite: bool, tmp_path: Path) -> None:
 def test_a_finished_run(tmp_path: Path) -> None:
     run, sources = tmp_path / "run", {"runs/source": "abc"}
     fill(run, sources=sources)
-    assert not claim(run, changed(action="test"), sources, overwrite=False)
+    assert not claim(run, changed(action="test"), {"sources": sources}, overwrite=False)
     with pytest.raises(UserError, match=r"finished run of another configuration \(seed: saved 0, given 1\).*overwrite=true"):
-        claim(run, changed(seed=1), sources, overwrite=False)
+        claim(run, changed(seed=1), {"sources": sources}, overwrite=False)
     with pytest.raises(UserError, match="trained anew"):
-        claim(run, CONFIG, {"runs/source": "abd"}, overwrite=False)
+        claim(run, CONFIG, {"sources": {"runs/source": "abd"}}, overwrite=False)
     with pytest.raises(UserError, match="trained anew"):
-        claim(run, CONFIG, {**sources, "runs/second": "x"}, overwrite=False)
+        claim(run, CONFIG, {"sources": {**sources, "runs/second": "x"}}, overwrite=False)
     with pytest.raises(UserError, match="; and 3 more"):
-        claim(run, {**CONFIG, **{f"key{i}": i for i in range(1, 8)}}, sources, overwrite=False)
-    assert claim(run, CONFIG, sources, overwrite=True)
+        claim(run, {**CONFIG, **{f"key{i}": i for i in range(1, 8)}}, {"sources": sources}, overwrite=False)
+    assert claim(run, CONFIG, {"sources": sources}, overwrite=True)
     assert claim(run, changed(seed=1), {}, overwrite=True)
     assert SavedRun(run).config == CONFIG  # it stays until the new one is finished
 
@@ -155,16 +155,16 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
 def test_other_data_is_another_run(tmp_path: Path) -> None:
     run = fill(tmp_path / "run")
     write_record(run, {**read_record(run), "data": {"label": "abc"}})
-    assert not claim(run, CONFIG, read_record(run)["sources"], overwrite=False, data={"label": "abc"})
+    assert not claim(run, CONFIG, {"data": {"label": "abc"}}, overwrite=False)
     with pytest.raises(UserError, match="other posts or annotations"):
-        claim(run, CONFIG, read_record(run)["sources"], overwrite=False, data={"label": "abd"})
+        claim(run, CONFIG, {"data": {"label": "abd"}}, overwrite=False)
 
 
 def test_an_unfinished_run_does_not_go_on_from_other_sources(tmp_path: Path) -> None:
     work = unfinished(tmp_path / "run")
     fill(work, sources={"runs/source": "abc"})
     with pytest.raises(UserError, match="trained anew"):
-        claim(tmp_path / "run", CONFIG, {"runs/source": "abd"}, overwrite=False)
+        claim(tmp_path / "run", CONFIG, {"sources": {"runs/source": "abd"}}, overwrite=False)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])

@@ -282,12 +282,9 @@ def test_posts_tokens_and_places_are_counted_and_validation_is_left_out() -> Non
     started = time.perf_counter()
     run = fit(module, 2, throughput)
     passed = time.perf_counter() - started
-    pool, batches = data().pool, data().train_dataloader().sampler
-    rows = data().rows("train")
-    places = 0
-    for epoch in range(2):
-        batches.set_epoch(epoch)
-        places += sum(len(taken) * pool.width(taken) for taken, *_ in batches)
+    pool, rows = data().pool, data().rows("train")
+    uses = [use for epoch in range(2) for use in data()._uses(epoch, epochs=2)]
+    places = sum(pool[use.rows].input_ids.numel() for use in uses)
     tokens = 2 * int(pool.lengths[rows].sum())
     assert throughput.counts | {"seconds": 0, "flops": 0} == {
         "seconds": 0, "posts": 2 * POSTS, "tokens": tokens, "places": places, "flops": 0,
@@ -423,10 +420,3 @@ def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change() -> None:
 
     with pytest.raises(UserError, match=r"loss is nan after epoch 2.*optimization\.encoder_lr \(now 0\.01\)"):
         printed([0.1, 0.2, 0.3], NotANumber([0.1, 0.2, 0.3]))
-
-
-def test_the_callbacks_ask_for_a_multitask_module() -> None:
-    with pytest.raises(TypeError, match="expected a MultitaskModule, given LightningModule"):
-        EpochLine(Console(file=io.StringIO()), BestWeights(patience=None, spared=0)).on_train_epoch_end(
-            trainer(1), L.LightningModule()
-        )

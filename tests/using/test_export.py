@@ -19,7 +19,6 @@ from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.full import Full
 from hatemtl.methods.peft_adapters import library as peft_library
-from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 from hatemtl.network.assembly import Network
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.weighting import Sum
@@ -32,19 +31,19 @@ from hatemtl.using.predictor import Predictor
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
 METHODS: dict[str, Any] = {
-    "ah_lora": adapter_hub.LoRA(attention=["q", "v"], intermediate=True, output=True, **LORA),
-    "peft_lora": peft_hub.LoRA(targets=None, **LORA),
-    "peft_dora": peft_hub.Adapter(
+    "ah_lora": adapter_hub.AdapterHubLoRA(attention=["q", "v"], intermediate=True, output=True, **LORA),
+    "peft_lora": peft_library.PEFTLoRA(targets=None, **LORA),
+    "peft_dora": peft_library.PEFTAdapter(
         kind="LoraConfig", options={"r": 4, "use_dora": True}, targets=None, leave_out=[], **RATES
     ),
-    "peft_pissa": peft_hub.Adapter(
+    "peft_pissa": peft_library.PEFTAdapter(
         kind="LoraConfig", options={"r": 4, "init_lora_weights": "pissa"}, targets=None, leave_out=[], **RATES
     ),
-    "peft_ia3": peft_hub.Adapter(kind="IA3Config", options=None, targets=None, leave_out=[], **RATES),
+    "peft_ia3": peft_library.PEFTAdapter(kind="IA3Config", options=None, targets=None, leave_out=[], **RATES),
     "full": Full(path=None, **RATES),
 }
 TOLD = {"peft": "PeftModel.from_pretrained(", "adapterhub": "use_safetensors=True", "merged": "load.py"}
-BOTTLENECK = adapter_hub.Adapter(config="seq_bn", reduction_factor=None, leave_out=[], **RATES)
+BOTTLENECK = adapter_hub.AdapterHubAdapter(config="seq_bn", reduction_factor=None, leave_out=[], **RATES)
 
 
 def source(folder: Path, kind: str = "bert") -> Encoder:
@@ -76,14 +75,12 @@ def trained(method: Any, encoder: Encoder, folder: Path) -> tuple[SavedRun, torc
 
 def predictor(run: SavedRun, encoder: Encoder, heads: dict[str, Any]) -> Predictor:
     """The saved run as a Predictor, with these heads in the place of its own."""
-    method = LOADS[run.record["library"]](path=str(run.folder), **RATES)
-    attached = method.attach(encoder.model(dropout=False, seed=0), name="run", seed=0)
+    model = LOADS[run.record["library"]](encoder.model(dropout=False, seed=0), run, "run", 0)
     given: Any = {"weights": dict.fromkeys(heads, 1.0), "weighting": Sum, "optimization": None, "seed": 0}
     made: Any = object.__new__(Predictor)
     made.saved, made.tokenizer = run, encoder.tokenizer()
-    made.heads = heads
-    made.spaces = {task: head.space for task, head in heads.items()}
-    made.network = Network(MultitaskModule(attached.model, heads, **given), encoder, method, "", "run")
+    made.heads, made.spaces = heads, {task: head.space for task, head in heads.items()}
+    made.network = Network(MultitaskModule(model, heads, **given), encoder, METHODS["full"], "", "run")
     trainer = TrainerSettings(accelerator="cpu", precision="32", compile=False, fast="auto", progress=False)
     batching = LengthBuckets(batch_size=32, window=50, eval_batch_size=128)
     made.request = SimpleNamespace(seed=0, workers=0, trainer=trainer, batching=batching)
@@ -111,7 +108,7 @@ def test_an_adapter_is_written_for_either_library(name: str, form: str, tmp_path
     call, loads, it = told.partition(" loads it")
     assert loads and not it
     model: Any = ah_library.enable(body) if form == "adapterhub" else body
-    model = eval(call, {"PeftModel": peft_library.PeftModel, "model": model}) if form == "peft" else _load(model, call)
+    model = eval(call, {"PeftModel": peft_library.peft.PeftModel, "model": model}) if form == "peft" else _load(model, call)
     torch.testing.assert_close(hidden(model.eval(), ids()), said, atol=1e-6, rtol=1e-6)
     if METHODS[name].library.name == form:  # a copy
         weights = next((run.folder / "adapter").glob("*.safetensors"))

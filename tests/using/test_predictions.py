@@ -11,7 +11,7 @@ from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from hatemtl.batches.datamodule import Pool
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.heads.choice import ChoiceHead
@@ -46,9 +46,9 @@ def tokenizer() -> Tokenizer:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]")
 
 
-def pool_of(texts: list[str], max_length: int = 32) -> Pool:
+def pool_of(texts: list[str], max_length: int = 32) -> TokenizedPosts:
     posts = Posts([f"id{i}" for i in range(len(texts))], texts, np.full(len(texts), "test"), {})
-    return Pool(tokenizer(), max_length, [posts])
+    return TokenizedPosts(tokenizer(), max_length, [posts])
 
 
 class Module:
@@ -79,7 +79,7 @@ def as_module(module: Module) -> Any:
     return module
 
 
-def token_scores(pool: Pool, rows: list[int], by_word: dict[int, list[float]], width: int) -> Tensor:
+def token_scores(pool: TokenizedPosts, rows: list[int], by_word: dict[int, list[float]], width: int) -> Tensor:
     """Scores (B, width) that hold those of `by_word` where words begin, and .99 on every other token and the padding."""
     scores = torch.full((len(rows), width), 0.99)
     for i, row in enumerate(rows):

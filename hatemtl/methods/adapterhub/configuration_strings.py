@@ -16,6 +16,7 @@ from adapters.configuration import (
 from adapters.utils import parse_adapter_config_string
 
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.saved_runs.saved_run import AGAIN
 
 # Names that the library knows and that do not work, each with the reason and the way out.
 REFUSED = {
@@ -28,35 +29,29 @@ OLD_NAMES = ("pfeiffer", "houlsby", "parallel", "scaled_parallel", "pfeiffer+inv
 KNOWN = sorted(set(ADAPTER_CONFIG_MAP) - set(REFUSED) - set(OLD_NAMES))
 # What a saved configuration calls itself, and its class; bottlenecks have no name.
 ARCHITECTURES: dict[str | None, type[AdapterConfig]] = {
-    **{None: BnConfig, "lora": LoRAConfig},
-    **{"prefix_tuning": PrefixTuningConfig, "reft": ReftConfig},
+    **{None: BnConfig, "lora": LoRAConfig, "prefix_tuning": PrefixTuningConfig, "reft": ReftConfig},
 }
 # The kinds that are a change of a layer's weight and bias, whatever the input.
 FOLDABLE = {"lora", "dora", "vera", "ia3"}
 
 
-def configuration(
-    text: str, *, reduction_factor: float | None = None, leave_out: Sequence[int] = (), given: str = "method.config"
-) -> AdapterConfig:
-    """Makes the library's configuration of a string of names, joined by |, each with its keys in brackets.
-
-    reduction_factor: the encoder's width divided by that of its bottlenecks, None as the names have it. leave_out: layers
-    without an adapter. given: the key that the user typed it for. Raises UserError that names what is known.
-    """
+def configuration(text: str, *, reduction_factor: float | None = None, leave_out: Sequence[int] = ()) -> AdapterConfig:
+    """Makes the library's configuration of `method.config`: names, joined by |, each with its keys in brackets."""
+    said = f"method.config={text!r}"
     try:
         pairs = parse_adapter_config_string(text)
     except ValueError as error:
-        raise UserError(f"{given}={text!r}: {error}; type {given}='lora[r=8]|par_bn'; known: {', '.join(KNOWN)}") from error
+        raise UserError(f"{said}: {error}; type method.config='lora[r=8]|par_bn'; known: {', '.join(KNOWN)}") from error
     found: list[AdapterConfig] = []
     for name, keys in pairs:
         if name in REFUSED:
-            raise UserError(f"{given}={text!r}: {name} is refused: {REFUSED[name]}")
+            raise UserError(f"{said}: {name} is refused: {REFUSED[name]}")
         if name not in ADAPTER_CONFIG_MAP:
-            raise UserError(f"{given}={text!r}: no adapter is called {name!r}; {did_you_mean(name, KNOWN)}")
+            raise UserError(f"{said}: no adapter is called {name!r}; {did_you_mean(name, KNOWN)}")
         parts = _parts(ADAPTER_CONFIG_MAP[name])
-        fields = {key for part in parts for key in part.to_dict() if key != "architecture"}
-        for key in sorted(set(keys) - fields):
-            raise UserError(f"{given}={text!r}: {name} has no key {key!r}; {did_you_mean(key, sorted(fields))}")
+        known = {key for part in parts for key in part.to_dict() if key != "architecture"}
+        for key in sorted(set(keys) - known):
+            raise UserError(f"{said}: {name} has no key {key!r}; {did_you_mean(key, sorted(known))}")
         found += [_replaced(part, keys) for part in parts]
     if reduction_factor is not None:
         if not any(isinstance(part, BnConfig) for part in found):
@@ -73,31 +68,25 @@ def configuration(
     try:
         whole = found[0] if len(found) == 1 else ConfigUnion(*found)
     except ValueError as error:
-        raise UserError(f"{given}={text!r}: two of these change the same place of a layer; name one") from error
-    _check(whole, f"{given}={text!r}")
-    return whole
+        raise UserError(f"{said}: two of these change the same place of a layer; name one") from error
+    return _checked(whole, said)
 
 
 def saved(content: Any, given: str) -> AdapterConfig:
-    """Reads the library's configuration of a saved adapter; `given` is the file.
-
-    Raises UserError where training refuses its kind or a key, or knows neither.
-    """
+    """Reads the configuration of a saved adapter, of kinds and keys that training takes alone; `given` is the file."""
     try:
         for part in content["configs"] if content.get("architecture") == "union" else [content]:
             name = part.get("architecture")
             if name in REFUSED:
                 raise UserError(f"{given}: {name} is refused: {REFUSED[name]}")
             if name not in ARCHITECTURES:
-                raise UserError(f"{given}: no adapter is called {name!r}; train the run again with overwrite=true")
+                raise UserError(f"{given}: no adapter is called {name!r}; {AGAIN}")
             known = {field.name for field in fields(ARCHITECTURES[name])}
             for key in sorted(part.keys() - known - {"architecture"}):
-                raise UserError(f"{given}: {name or 'a bottleneck'} has no key {key!r}; train the run again")
-        config = AdapterConfig.load(dict(content))
+                raise UserError(f"{given}: {name or 'a bottleneck'} has no key {key!r}; {AGAIN}")
+        return _checked(AdapterConfig.load(dict(content)), given)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"{given} cannot be read ({error!r}); train the run again with overwrite=true") from error
-    _check(config, given)
-    return config
+        raise UserError(f"{given} cannot be read ({error!r}); {AGAIN}") from error
 
 
 def _parts(config: AdapterConfig) -> list[AdapterConfig]:
@@ -112,17 +101,27 @@ def kinds(config: AdapterConfig) -> set[str]:
     """Names the kinds that a configuration is made of: lora, gated, dora, vera, ia3, seq_bn, par_bn, inv, prefix, reft."""
     found = set()
     for part in _parts(config):
-        if isinstance(part, PrefixTuningConfig):
-            found.add("prefix")
-        elif isinstance(part, ReftConfig):
-            found.add("reft")
-        elif isinstance(part, LoRAConfig):
-            found.add(_lora_kind(part))
-        else:
-            found |= {"par_bn" if part.is_parallel else "seq_bn"} | ({"inv"} if part.inv_adapter else set())
+        found.add(_kind(part))
         if getattr(part, "use_gating", False):
             found.add("gated")
+        if isinstance(part, BnConfig) and part.inv_adapter:
+            found.add("inv")
     return found
+
+
+def _kind(part: AdapterConfig) -> str:
+    match part:
+        case PrefixTuningConfig():
+            return "prefix"
+        case ReftConfig():
+            return "reft"
+        case BnConfig():
+            return "par_bn" if part.is_parallel else "seq_bn"
+        case LoRAConfig(composition_mode="scale"):
+            return "ia3"
+        case LoRAConfig(vera_d=None, vera_b=None):
+            return "dora" if part.use_dora else "lora"
+    return "vera"
 
 
 def union(configs: Sequence[LoRAConfig], rank: int) -> LoRAConfig:
@@ -139,22 +138,14 @@ def union(configs: Sequence[LoRAConfig], rank: int) -> LoRAConfig:
     )
 
 
-def _lora_kind(part: LoRAConfig) -> str:
-    if part.composition_mode == "scale":
-        return "ia3"
-    if part.vera_d is not None or part.vera_b is not None:
-        return "vera"
-    return "dora" if part.use_dora else "lora"
-
-
-def _check(config: AdapterConfig, given: str) -> None:
+def _checked(config: AdapterConfig, given: str) -> AdapterConfig:
     """Refuses keys with which the library fails at the first forward, or later, or trains nothing without a word."""
     for part in _parts(config):
         for key in ("r", "prefix_length", "reduction_factor"):
             value = getattr(part, key, 1)
             if isinstance(value, int | float) and value <= 0:
                 raise UserError(f"{given}: {key}={value}, expected a number above 0; leave it out, or type {key}=8")
-        if isinstance(part, LoRAConfig) and _lora_kind(part) == "vera":
+        if isinstance(part, LoRAConfig) and _kind(part) == "vera":
             if part.use_dora:
                 raise UserError(f"{given}: {REFUSED['dvora']}")
             if part.intermediate_lora or part.output_lora:
@@ -168,3 +159,4 @@ def _check(config: AdapterConfig, given: str) -> None:
             raise UserError(f"{given}: stochastic_depth needs torchvision, which hatemtl does without; leave it out")
         if getattr(part, "dtype", None) is not None:
             raise UserError(f"{given}: what is trained stays float32; leave dtype out")
+    return config

@@ -1,10 +1,10 @@
-"""Calls AdapterHub's `adapters` library as the methods here use it: add, load, activate, save an adapter.
+"""Calls AdapterHub's `adapters` library as the methods here use it: adds, loads, activates, saves and folds an adapter.
 
-Where the library is wrong, `corrections` takes its place; each is named where it is put in.
+Where the library is wrong, `library_fixes` takes its place; each is named where it is put in.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,27 @@ from adapters.configuration import AdapterConfig, LoRAConfig
 from adapters.loading import AdapterLoader
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.lora import LoRA as LoRAModule
-from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear
+from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear, Vera
 from adapters.methods.prefix_tuning import PrefixTuningLayer
 from adapters.methods.reft import ReftModule
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hatemtl.encoders.fast import Adapted, accelerate
+from hatemtl.encoders.fast import Adapted, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.methods import lora_formats, lora_source
-from hatemtl.methods.adapterhub.configuration_strings import kinds, saved
-from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, keep_type
-from hatemtl.methods.base import draw_lora_A
+from hatemtl.methods import lora_formats
+from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds, saved
+from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, dora_scale, keep_type
+from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_name
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write
 from hatemtl.seeds import seeded
 
 WEIGHTS = "adapter/adapter.safetensors"
-SETUP = lora_source.SEVERAL
+SETUP = lora_formats.SEVERAL
 # The adapter's name inside the name of a parameter, whatever the kind of adapter.
 PATTERN = re.compile(
     r"(?:^|\.)(?:loras|adapters|invertible_adapters|prefix_tunings|prefix_gates|refts|shared_parameters|adapter_fusion_layer)"
@@ -63,10 +63,7 @@ def enable(model: Transformer) -> Any:
 
 
 def add(model: Any, name: str, config: AdapterConfig, seed: int) -> None:
-    """Adds an adapter that is drawn by the seed and its configuration, a LoRA's A by layer; no other random draw moves.
-
-    Raises UserError where the encoder cannot take it, or has no layer that it is for.
-    """
+    """Adds an adapter that is drawn by the seed and its configuration, a LoRA's A by layer; no other random draw moves."""
     with seeded(seed, "adapter"):
         _insert(model, name, config)
     if not any(parameter.numel() for parameter in own_parameters(model, name).values()):
@@ -85,7 +82,7 @@ def _insert(model: Any, name: str, config: AdapterConfig) -> None:
     kind = model.config.model_type
     try:
         model.add_adapter(name, config=config)
-    except (ValueError, AssertionError, RuntimeError, ImportError, TypeError, KeyError, AttributeError) as error:
+    except FAILURES as error:
         reason = "phm_dim does not divide its bottleneck's width" if isinstance(error, AssertionError) else error
         raise UserError(
             f"the adapter ({_said(config)}) does not fit the encoder {kind}: {reason}; give other keys, such as "
@@ -102,11 +99,11 @@ def _insert(model: Any, name: str, config: AdapterConfig) -> None:
                     f"{type(layer).__name__} has none; type method=ah_lora16"
                 )
             layer.forward = DoRALinear(layer)
-    for module in model.modules():
-        bottleneck = module.adapters[name] if isinstance(module, BottleneckLayer) and name in module.adapters else None
-        if bottleneck is not None and hasattr(bottleneck, "adapter_norm_before"):
+    layers = [module for module in model.modules() if isinstance(module, BottleneckLayer) and name in module.adapters]
+    for bottleneck in (layer.adapters[name] for layer in layers):
+        if hasattr(bottleneck, "adapter_norm_before"):
             del bottleneck.adapter_norm_before  # a second name of what adapter_down begins with: safetensors would refuse it
-        if bottleneck is not None and isinstance(bottleneck.scaling, nn.Parameter):
+        if isinstance(bottleneck.scaling, nn.Parameter):
             bottleneck.register_forward_hook(keep_type)
 
 
@@ -114,25 +111,24 @@ def _said(config: AdapterConfig) -> str:
     return " with ".join(sorted(kinds(config)))
 
 
-def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
-    """Loads a saved run's adapter under `name`, from safetensors and nothing else.
-
-    inside: the adapter's folder in the run's. Raises UserError where it is broken or leaves a weight untrained.
-    """
+def load_one(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
+    """Loads an adapter that stands in this folder of a saved run under `name`, from safetensors and nothing else."""
     if inside == "adapter" and (run.folder / SETUP).is_file():
         raise UserError(
             f"{run.folder} holds several adapters ({run.record['method']}), and one is expected here; only method=ah_load "
             f"takes it, whole"
         )
-    if run.record["library"] == "peft":
-        _take_over(model, run, name)
-        return
     weights, path = f"{inside}/adapter.safetensors", run.folder / inside / "adapter_config.json"
-    tensors, content = run.tensors(weights), json_object.read(path, AGAIN)
     loader = AdapterLoader(model)  # of which no file is read: it would fall back to a pickle, and load weights of the body
-    rename = loader.rename_func(content.get("name"), name)
-    given = {rename(f".{key}").removeprefix("."): tensor for key, tensor in tensors.items()}
-    config = saved(content.get("config"), str(path))
+    if run.record["library"] == "peft":
+        updates, depth = lora_formats.read(run, model), model.config.num_hidden_layers
+        given, content = lora_formats.to_adapterhub(updates, name=name, depth=depth)
+        config = AdapterConfig.load(content)
+    else:
+        tensors, content = run.tensors(weights), json_object.read(path, AGAIN)
+        rename = loader.rename_func(content.get("name"), name)
+        given = {rename(f".{key}").removeprefix("."): tensor for key, tensor in tensors.items()}
+        config = saved(content.get("config"), str(path))
     try:
         with torch.random.fork_rng(devices=[]):
             _insert(model, name, config)
@@ -140,33 +136,26 @@ def load(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
         raise UserError(f"{run.folder}: {error}") from error
     belongs = loader.filter_func(name)
     own = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if belongs(f".{key}")}
-    for word, keys in (("lacks", own.keys() - given.keys()), ("holds", given.keys() - own.keys())):
-        if keys:
-            some = ", ".join(sorted(keys)[:3])
-            raise UserError(
-                f"{path.with_name('adapter.safetensors')} {word} {some}, unlike what {path.name} describes; {AGAIN}"
-            )
-    with torch.no_grad():
-        for key, tensor in given.items():
-            if own[key].shape != tensor.shape:
-                raise UserError(f"{run.folder}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)}; {AGAIN}")
-            own[key].copy_(tensor)
+    take_in(run.folder / weights, given, own)
 
 
-def _take_over(model: Any, run: SavedRun, name: str) -> None:
-    """Adds a LoRA that PEFT saved. Raises UserError where it is no plain one, or on layers not adapted here."""
-    updates = lora_source.read(run, model)
-    tensors, config = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
-    with torch.random.fork_rng(devices=[]):
-        _insert(model, name, AdapterConfig.load(config))
-    own = dict(model.named_parameters())
-    for key, tensor in tensors.items():
-        own[key].data.copy_(tensor)
+@torch.no_grad()
+def take_in(path: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Copies the tensors of a file into an adapter's own. Raises UserError where there are others, or of another shape."""
+    check_keys(path, given, own)
+    for key, tensor in given.items():
+        if own[key].shape != tensor.shape:
+            raise UserError(f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)}; {AGAIN}")
+        own[key].copy_(tensor)
 
 
-def _shared(model: Any, name: str) -> dict[str, nn.Parameter]:
-    """Gives the parameters that all layers of an adapter share: Compacter's rule, VeRA's matrices."""
-    return dict(model.shared_parameters[name].items()) if name in model.shared_parameters else {}
+def load_all(model: Transformer, runs: Sequence[SavedRun], name: str) -> tuple[Any, list[str]]:
+    """Gives the model with every run's adapter, each under its folder's name, none under `name`; and their names."""
+    adapted, names = enable(model), list[str]()
+    for run in runs:
+        names.append(module_name(run.folder.resolve().name, taken=[*names, name]))
+        load_one(adapted, run, names[-1])
+    return adapted, names
 
 
 def own_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
@@ -211,24 +200,6 @@ def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:
     return not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout))
 
 
-def try_out(model: Any, given: str) -> Any:
-    """Gives the model as it was, once it has read two posts.
-
-    Raises UserError where the library fails at a forward and not before.
-    """
-    device = next(model.parameters()).device
-    posts = torch.full((2, 4), 3, device=device)
-    try:
-        with torch.no_grad():
-            model.eval()(input_ids=posts, attention_mask=torch.ones_like(posts))
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError, IndexError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{given}: the library cannot compute it on the encoder {model.config.model_type} "
-            f"({type(error).__name__}: {error}); give other adapters, or type method=ah_lora16"
-        ) from error
-    return model.train()
-
-
 def active(model: Any) -> list[str]:
     """Names the adapters in the active setup, and the fusion over them."""
     setup = model.active_adapters
@@ -241,9 +212,9 @@ def save_one(model: Any, name: str, folder: Path) -> None:
     """Writes adapter_config.json and adapter.safetensors of one adapter into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_adapter(str(folder), name, use_safetensors=True)
-    if shared := _shared(model, name):
-        path = folder / "adapter.safetensors"
-        whole = load_file(path) | {f"shared_parameters.{name}.{key}": p.detach().cpu() for key, p in shared.items()}
+    if name in model.shared_parameters:  # Compacter's rule or VeRA's matrices, which the library forgets
+        path, shared = folder / "adapter.safetensors", model.shared_parameters[name].items()
+        whole = load_file(path) | {f"shared_parameters.{name}.{key}": p.detach().cpu() for key, p in shared}
         write(path, lambda temporary: save_file(whole, temporary))
 
 
@@ -258,17 +229,8 @@ def factors(layer: LoRALayer, lora: LoRAModule) -> list[tuple[str, Tensor, Tenso
     """Gives A and B for each projection of the layer as views: one, or q, k and v where one matrix holds them."""
     if not isinstance(layer, LoRAMergedLinear):
         return [("", lora.lora_A, lora.lora_B)]
-    names = [name for name in "qkv" if name in lora.attn_matrices]
-    return [
-        (f".{name}", A, B)
-        for name, A, B in zip(names, lora.lora_A.chunk(len(names)), lora.lora_B.chunk(len(names)), strict=True)
-    ]
-
-
-def is_lora(model: Any, name: str) -> bool:
-    """Tells whether the adapter is a LoRA and nothing else."""
-    config = model.adapters_config.get(name)
-    return isinstance(config, LoRAConfig) and kinds(config) == {"lora"}
+    names = [f".{name}" for name in "qkv" if name in lora.attn_matrices]
+    return list(zip(names, lora.lora_A.chunk(len(names)), lora.lora_B.chunk(len(names)), strict=True))
 
 
 def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
@@ -278,3 +240,40 @@ def updates(model: nn.Module, name: str) -> dict[str, LoRAUpdate]:
         for path, layer, lora in loras(model, name)
         for projection, A, B in factors(layer, lora)
     }
+
+
+@torch.no_grad()
+def fold(model: Any, name: str) -> Any:
+    """Writes adapter `name` into the weights under it, in float32, and takes it away: the model computes the same."""
+    config = model.adapters_config.get(name)
+    if more := sorted(kinds(config) - FOLDABLE):  # to which the library would silently do nothing
+        raise UserError(
+            f"the adapter {name} on the encoder {model.config.model_type} is no mere change of its weights "
+            f"({', '.join(more)}), so it cannot be merged into them; keep it beside the encoder, method=ah_load"
+        )
+    restore(model)
+    for path, layer, lora in list(loras(model, name)):
+        weight, bias = layer.weight.float(), layer.bias
+        if isinstance(layer, LoRAMergedLinear) and kinds(config) != {"lora"}:
+            what = "a matrix of queries, keys and values"
+            raise UserError(f"{path}: only a LoRA can be merged into {what}; type method=ah_lora16")
+        if lora.composition_mode == "scale":
+            scale = lora.lora_B.flatten() * lora.scaling
+            weight, bias = weight * scale[:, None], None if bias is None else bias * scale
+        elif lora.use_dora:
+            change, scale = dora_scale(layer, lora)
+            weight = (weight + change) * scale[:, None]
+            del layer.forward  # DoRALinear
+        elif isinstance(lora, Vera):
+            A, B = (model.shared_parameters[name][key] for key in ("lora_A", "lora_B"))
+            weight = weight + lora.scaling * (lora.vera_B @ B @ lora.vera_D @ A)
+        else:
+            for projection, A, B in factors(layer, lora):
+                rows = weight.chunk(3)["qkv".index(projection[1])] if projection else weight
+                rows += lora.scaling * (B @ A)
+        layer.weight.data.copy_(weight)
+        if bias is not None:
+            layer.bias.data.copy_(bias)
+    model.set_active_adapters(None)
+    model.delete_adapter(name)
+    return model

@@ -1,13 +1,13 @@
 """Computes as the papers say what AdapterHub's library computes otherwise.
 
-Each stands in for a function of one of its objects, which keep the weights and save them; see `adapter_hub`.
+Each stands in for a function of one of its objects, which keep the weights and save them.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from adapters.context import AdapterSetup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,22 +34,17 @@ def dora_scale(layer: Any, lora: Any) -> tuple[Tensor, Tensor]:
 
 
 class DoRALinear:
-    """y = m·(W + ΔW)·x / ‖W + ΔW‖ + b: the library scales the bias too, and leaves alpha / r out of the norm.
-
-    Takes the place of `forward` in a layer with a DoRA, the active one.
-    """
+    """y = m·(W + ΔW)·x / ‖W + ΔW‖ + b as a `forward`: the library scales the bias too, and forgets alpha / r in the norm."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
-        setup = self.layer.get_active_setup()
-        if setup is None:
+        if (setup := self.layer.get_active_setup()) is None:
             return F.linear(x, weight, bias)
         lora = self.layer.loras[setup.first()]
-        y = F.linear(x, weight)
-        y = (y + lora(None, x)[0]) * dora_scale(self.layer, lora)[1]
+        y = (F.linear(x, weight) + lora(None, x)[0]) * dora_scale(self.layer, lora)[1]
         return y.to(weight.dtype) if bias is None else y.to(weight.dtype) + bias
 
 
@@ -89,30 +84,21 @@ def in_order(fusion: nn.Module, given: tuple[Tensor, Tensor, Tensor, Tensor]) ->
     return query, said, said, residual
 
 
-class WithoutResidual:
-    """AdapterFusion over parallel adapters, without the residual that the layer adds anyway; the library adds it twice."""
-
-    def __init__(self, fusion: nn.Module) -> None:
-        self.own = fusion.forward
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, residual: Tensor, **more: Any) -> Any:
-        return self.own(query, key, value, torch.zeros_like(residual), **more)
+def without_residual(fusion: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Keeps from AdapterFusion over parallel adapters the residual, which the library would add twice; a hook."""
+    return *given[:3], torch.zeros_like(given[3])
 
 
 class LateAverage:
-    """The weighted mean of what the encoder says with each adapter by itself: as many forwards as adapters.
+    """The weighted mean of what the encoder says with each adapter by itself; in the place of the encoder's `forward`."""
 
-    only: makes an adapter the active one. Takes the place of the encoder's `forward`.
-    """
-
-    def __init__(self, own: Callable[..., Any], weights: dict[str, float], only: Callable[[str], Any]) -> None:
-        self.own, self.weights, self.only = own, weights, only
+    def __init__(self, own: Callable[..., Any], weights: dict[str, float]) -> None:
+        self.own, self.weights = own, weights
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         mean: Any = 0
         for name, weight in self.weights.items():
-            context: AbstractContextManager[Any] = self.only(name)
-            with context:
+            with AdapterSetup(name):
                 output = self.own(*arguments, **keywords)
             mean = mean + weight * output.last_hidden_state
         output.last_hidden_state = mean

@@ -1,8 +1,7 @@
 """Lets several adapters of AdapterHub's library work together: puts them together, saves them as one run, loads them again.
 
 adapter/setup.json          how they work together, their names in order, which is trained
-adapter/NAME/               each adapter, in the library's own format
-adapter/NAME/               the fusion over them, where there is one
+adapter/NAME/               each adapter, and the fusion over them where there is one, in the library's own format
 """
 
 import json
@@ -12,37 +11,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from adapters.composition import Average, Fuse, Parallel, Stack
 from adapters.configuration import AdapterFusionConfig, ConfigUnion
-from adapters.context import AdapterSetup
 from adapters.methods.adapter_layer_base import AdapterLayerBase, ComposableAdapterLayerBase
 from adapters.methods.bottleneck import BottleneckLayer
+from adapters.methods.lora import LoRA, Vera
 from adapters.methods.modeling import Adapter as Bottleneck
-from adapters.methods.modeling import BertFusion
+from adapters.methods.modeling import ParallelAdapter
 from torch import nn
 
+from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
+from hatemtl.methods.adapterhub import library
 from hatemtl.methods.adapterhub.configuration_strings import kinds
-from hatemtl.methods.adapterhub.library import PATTERN, SETUP, activate, active, load, save_one, try_out
-from hatemtl.methods.adapterhub.library_fixes import LateAverage, WithoutResidual, added, in_order, weighted
-from hatemtl.methods.base import Library, module_name
+from hatemtl.methods.adapterhub.library_fixes import LateAverage, added, in_order, weighted, without_residual
+from hatemtl.methods.base import Library, module_name, try_out
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 from hatemtl.seeds import seeded
 
 # What the library would compute wrongly, or not at all, in each way of working together: by kind, with the reason.
 FIRST_ALONE = "of several, the library lets only the first one act"
+BOTTLENECKS = "the library fuses bottlenecks alone"
+STACKED = {"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"}
 WRONG = {
-    "Stack": {"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"},
-    "Average": {
-        **{"reft": FIRST_ALONE, "inv": FIRST_ALONE, "dora": "a weight takes one magnitude"},
-        "prefix": "the library cannot average prefixes",
-    },
+    "Stack": STACKED,
+    "Average": {**STACKED, "prefix": "the library cannot average prefixes"},
     "Fuse": {
-        "lora": "the library fuses bottlenecks alone (for LoRAs type method=lora_fusion)",
-        **dict.fromkeys(("dora", "vera", "ia3", "prefix", "reft"), "the library fuses bottlenecks alone"),
-        "inv": FIRST_ALONE,
+        **dict.fromkeys(("dora", "vera", "ia3", "prefix", "reft"), BOTTLENECKS),
+        **{"lora": f"{BOTTLENECKS} (for LoRAs type method=lora_fusion)", "inv": FIRST_ALONE},
     },
     "Parallel": {},
 }
@@ -54,14 +51,11 @@ WAY_OUT = {
 }
 
 
-def combine(
-    model: Any, how: str, names: Sequence[str], *, trained: str | None, weights: Sequence[float] | None = None
-) -> Any:
+def combine(model: Any, how: str, names: Sequence[str], trained: str | None, weights: Sequence[float] | None = None) -> Any:
     """Lets the adapters called `names` work together in every forward; all but the one called `trained` are frozen.
 
     how: Stack, each on top of the one before; Average, in every layer; Parallel, averaged after the last layer; Fuse, by
     the fusion called `trained`. weights: of an average, summing to 1; None for equal ones.
-    Raises UserError where the library cannot compute that.
     """
     check(model, how, names)
     shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
@@ -75,14 +69,15 @@ def combine(
     for layer in model.modules():
         if isinstance(layer, ComposableAdapterLayerBase):
             layer.mean = weighted
-            if how == "Stack" and _adds(layer, names):
-                layer.compose_stack = added(layer)
+            here = [layer.adapter_modules[name] for name in names if name in layer.adapter_modules]
+            if how == "Stack" and any(isinstance(adapter, LoRA | Vera | ParallelAdapter) for adapter in here):
+                layer.compose_stack = added(layer)  # each of these adds to the output, from the same input
     try:
-        activate(model, setup, {trained} if trained else set())
+        library.activate(model, setup, {trained} if trained else set())
     except ValueError as error:
         raise UserError(f"{error}; {WAY_OUT[how]}") from error
     if how == "Parallel":
-        model.forward = LateAverage(model.forward, dict(zip(names, shares, strict=True)), AdapterSetup)
+        model.forward = LateAverage(model.forward, dict(zip(names, shares, strict=True)))
     return try_out(model, f"{how} of {', '.join(names)}")
 
 
@@ -92,9 +87,8 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
     for name in names:
         config = model.adapters_config.get(name)
         if how == "Fuse" and isinstance(config, ConfigUnion):
-            raise UserError(
-                f"{name} is made of several adapters on {encoder}, which the library does not fuse; {WAY_OUT[how]}"
-            )
+            several = f"{name} is made of several adapters on {encoder}"
+            raise UserError(f"{several}, which the library does not fuse; {WAY_OUT[how]}")
         for kind in sorted(kinds(config) & WRONG[how].keys()):
             raise UserError(f"{name} ({kind}) on {encoder}: {WRONG[how][kind]}; {WAY_OUT[how]}")
     if how == "Parallel":
@@ -114,16 +108,12 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
             )
 
 
-def _adds(layer: Any, names: Sequence[str]) -> bool:
-    """Tells whether the adapters of this layer add to its output, each from the same input: LoRAs, parallel bottlenecks."""
-    here = {type(layer.adapter_modules[name]).__name__ for name in names if name in layer.adapter_modules}
-    return bool(here & {"LoRA", "ParametrizedVera", "ParallelAdapter"})
-
-
-def add_fusion(model: Any, name: str, names: Sequence[str], config: dict[str, Any], width: int | None, seed: int) -> None:
+def add_fusion(
+    model: Any, name: str, names: Sequence[str], config: AdapterFusionConfig, width: int | None, seed: int
+) -> None:
     """Adds the fusion `name` over these adapters; width: of queries and keys, None for the encoder's own."""
     with seeded(seed, "fusion"):
-        model.add_adapter_fusion(Fuse(*names, name=name), config=AdapterFusionConfig.from_dict(config))
+        model.add_adapter_fusion(Fuse(*names, name=name), config=config)
         for layer in model.modules():
             if not isinstance(layer, BottleneckLayer) or name not in layer.adapter_fusion_layer:
                 continue
@@ -136,8 +126,8 @@ def add_fusion(model: Any, name: str, names: Sequence[str], config: dict[str, An
                 fusion.query = nn.Linear(fusion.dense_size, width).apply(Bottleneck.init_bert_weights)
                 # a bias of keys would shift the scores of all sources alike
                 fusion.key = nn.Linear(fusion.dense_size, width, bias=False).apply(Bottleneck.init_bert_weights)
-            if layer.adapters[names[-1]].__class__.__name__ == "ParallelAdapter":
-                fusion.forward = WithoutResidual(fusion)
+            if isinstance(layer.adapters[names[-1]], ParallelAdapter):
+                fusion.register_forward_pre_hook(without_residual)
 
 
 def save(model: Any, name: str, folder: Path) -> None:
@@ -145,28 +135,28 @@ def save(model: Any, name: str, folder: Path) -> None:
     setup, target = model.active_adapters, folder / "adapter"
     how, names = type(setup).__name__, list(setup.children)
     if how == "Stack" and len(names) == 1:
-        save_one(model, name, target)
+        library.save_one(model, name, target)
         return
     for each in names:
-        save_one(model, each, target / each)
-    trained = name if how in ("Stack", "Fuse") else None
+        library.save_one(model, each, target / each)
     if how == "Fuse":
         model.save_adapter_fusion(str(target / name), setup, use_safetensors=True)
+    trained = name if how in ("Stack", "Fuse") else None
     content = {"how": how, "names": names, "trained": trained, "weights": setup.weights}
-    write_text(folder / SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / library.SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-LIBRARY = Library(name="adapterhub", pattern=PATTERN, quantizable=True, active=active, save=save)
-OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
-
-
-def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
-    """Loads the several adapters of a saved run; what was trained stands under `name` and is trained again."""
-    path = run.folder / SETUP
+def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
+    """Loads a saved run, one adapter or several; what was trained stands under `name` and is trained again."""
+    adapted, path = library.enable(model), run.folder / library.SETUP
+    if not path.is_file():
+        library.load_one(adapted, run, name)
+        return library.train(adapted, name)
     saved: Any = json_object.read(path, AGAIN)
     how, names, trained, weights = (saved.get(key) for key in ("how", "names", "trained", "weights"))
     known = isinstance(how, str) and how in WRONG and isinstance(names, list) and (trained or how != "Fuse")
-    if not known or not all(_is_name(each) for each in [*names, *([] if trained is None else [trained])]):
+    called = [*names, *([] if trained is None else [trained])] if known else []  # as their folders in the run's
+    if not known or not all(isinstance(each, str) and re.fullmatch(r"[^/\\.]+", each) for each in called):
         raise UserError(f"{path}: expected one of {', '.join(WRONG)} and names of adapters; train the run again")
     if not isinstance(weights, list) or [type(each) for each in weights] != [float] * len(names):
         raise UserError(f"{path}: weights={weights!r:.80}, expected one for each of {', '.join(names)}; train the run again")
@@ -174,15 +164,14 @@ def restore(model: Any, run: SavedRun, name: str, seed: int) -> Any:
     for each in names:
         if each != trained:
             taken[each] = module_name(each, taken=[*taken.values(), name])
-        load(model, run, taken[each], inside=f"adapter/{each}")
+        library.load_one(adapted, run, taken[each], inside=f"adapter/{each}")
     if how == "Fuse":
-        _load_fusion(model, run, trained, name, [taken[each] for each in names], seed)
-    return combine(model, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
+        _load_fusion(adapted, run, trained, name, [taken[each] for each in names], seed)
+    return combine(adapted, how, [taken[each] for each in names], trained=name if trained else None, weights=weights)
 
 
-def _is_name(given: object) -> bool:
-    """Tells whether that is a name of an adapter, by which its folder in the run's is called."""
-    return isinstance(given, str) and re.fullmatch(r"[^/\\.]+", given) is not None
+LIBRARY = Library(name="adapterhub", pattern=library.PATTERN, quantizable=True, save=save, load=load, active=library.active)
+OVER_FLOATS = replace(LIBRARY, quantizable=False)  # of methods whose adapters may be of kinds that read the weights
 
 
 def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequence[str], seed: int) -> None:
@@ -190,22 +179,13 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
     tensors = run.tensors(inside)
     path = (run.folder / inside).with_name("adapter_fusion_config.json")
     try:
-        config = dict(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train the run again with overwrite=true") from error
+        config = AdapterFusionConfig(**json_object.read(path, AGAIN)["config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from error
     query = next((tensor for key, tensor in tensors.items() if key.endswith(".query.weight")), None)
     width = None if query is None or query.shape[0] == query.shape[1] else query.shape[0]
     add_fusion(model, name, names, config, width, seed)
-    inner = f".adapter_fusion_layer.{name}."
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if inner in key:
-                tensor = tensors.get(key.replace(inner, f".adapter_fusion_layer.{saved}."))
-                if tensor is None or tensor.shape != parameter.shape:
-                    raise UserError(f"{run.folder / inside} lacks {key}; train the run again with overwrite=true")
-                parameter.copy_(tensor)
-
-
-def fusions(model: nn.Module) -> list[BertFusion]:
-    """Finds the fusion of every layer that has one."""
-    return [module for module in model.modules() if isinstance(module, BertFusion)]
+    place = ".adapter_fusion_layer.{}.".format
+    given = {key.replace(place(saved), place(name)): tensor for key, tensor in tensors.items()}
+    own = {key: parameter for key, parameter in model.named_parameters() if place(name) in key}
+    library.take_in(run.folder / inside, given, own)

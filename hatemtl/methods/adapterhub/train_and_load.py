@@ -1,43 +1,26 @@
-"""Trains an adapter of any kind of AdapterHub's `adapters` library, and loads what was saved."""
+"""Trains an adapter of any kind of AdapterHub's `adapters` library, loads one, and lets several saved ones work together.
+
+The weights of those that work together are a part of the run that is saved, so it works when their own runs are gone.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
-from adapters.configuration import LoRAConfig
+from adapters.configuration import DynamicAdapterFusionConfig, LoRAConfig
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
+from hatemtl.merging.mean import check_weights
 from hatemtl.methods.adapterhub.configuration_strings import configuration
-from hatemtl.methods.adapterhub.library import SETUP, add, enable, load, train, try_out
-from hatemtl.methods.adapterhub.several_adapters import LIBRARY, OVER_FLOATS, restore
-from hatemtl.methods.base import Attached, Method, check_leave_out, check_lora, module_name, saved_by, to_load
-from hatemtl.methods.lora_source import folders
-from hatemtl.saved_runs.saved_run import SavedRun
-
-
-def matching(sources: str, method: str) -> list[SavedRun]:
-    """Finds the finished runs that a glob matches, in order, one at least: AdapterHub's, and of PEFT's the LoRAs."""
-    runs = folders(sources, method)
-    return [r if r.record["library"] == "peft" else saved_by(r, LIBRARY.name, f"method.sources={sources!r}") for r in runs]
-
-
-def load_all(model: Any, runs: Sequence[SavedRun], name: str) -> list[str]:
-    """Loads every run's adapter, each under its folder's name, none under `name`; gives their names."""
-    names: list[str] = []
-    for run in runs:
-        names.append(module_name(run.folder.resolve().name, taken=[*names, name]))
-        load(model, run, names[-1])
-    return names
+from hatemtl.methods.adapterhub.library import add, enable, load_all, train
+from hatemtl.methods.adapterhub.several_adapters import LIBRARY, OVER_FLOATS, add_fusion, check, combine
+from hatemtl.methods.base import Attached, Method, check_dropout, check_leave_out, check_lora, try_out
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Method):
-    """Trains a new LoRA (Hu et al. 2022, arXiv:2106.09685) on the frozen encoder.
-
-    rank: r. alpha: the update is scaled by alpha / r. dropout: on the LoRA's input. attention: which of q, k, v carry one.
-    intermediate, output: whether the two feed-forward layers carry one. leave_out: layers without any, counted from 0.
-    """
+class AdapterHubLoRA(Method):
+    """Trains a new LoRA (Hu et al. 2022, arXiv:2106.09685) on the frozen encoder; its update is scaled by alpha / rank."""
 
     rank: int
     alpha: float
@@ -74,12 +57,8 @@ class LoRA(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter(Method):
-    """Trains a new adapter of any kind that AdapterHub has on the frozen encoder.
-
-    config: names and keys as the library writes them, `lora[r=8]|par_bn`. reduction_factor: the encoder's width divided by
-    that of the bottlenecks; None as the names have it. leave_out: layers without an adapter, counted from 0.
-    """
+class AdapterHubAdapter(Method):
+    """Trains a new adapter of any kind that AdapterHub has on the frozen encoder, by a string such as `lora[r=8]|par_bn`."""
 
     config: str
     reduction_factor: float | None
@@ -98,18 +77,92 @@ class Adapter(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load(Method):
+class LoadAdapterHub(Method):
     """Starts from the adapter of a saved run, or from several at work together, to test, to predict or to train further."""
 
-    path: str | None
+    path: str | None = field()
     library = LIBRARY
 
-    def starts_from(self) -> list[SavedRun]:
-        return to_load(self.path, LIBRARY)
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked(Method):
+    """Trains a new adapter on top of frozen ones (MAD-X; Pfeiffer et al. 2020, arXiv:2005.00052).
+
+    A bottleneck reads what the one below says; the updates of LoRAs and of parallel adapters add up.
+    """
+
+    sources: str = field()
+    config: str | None
+    reduction_factor: float | None
+    library = OVER_FLOATS
+
+    def __post_init__(self) -> None:
+        if self.config is not None:
+            configuration(self.config, reduction_factor=self.reduction_factor)
+        elif self.reduction_factor is not None:
+            raise UserError("method.reduction_factor is a key of method.config; type method.config=seq_bn with it")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        adapted, run = enable(model), self.starts_from()[0]
-        if (run.folder / SETUP).is_file():
-            return Attached(restore(adapted, run, name, seed))
-        load(adapted, run, name)
-        return Attached(train(adapted, name))
+        adapted, names = load_all(model, self.starts_from(), name)
+        own = None if self.config is None else configuration(self.config, reduction_factor=self.reduction_factor)
+        add(adapted, name, own or adapted.adapters_config.get(names[-1]), seed)
+        return Attached(combine(adapted, "Stack", [*names, name], name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaged(Method):
+    """Averages what frozen adapters say, in every layer or at the encoder's end; only the heads are trained."""
+
+    sources: str = field()
+    weights: Sequence[float] | None
+    where: Literal["layers", "end"]
+    library = OVER_FLOATS
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            check_weights(self.weights, "method.weights")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        adapted, names = load_all(model, self.starts_from(), name)
+        weights = self.weights or [1] * len(names)
+        if len(weights) != len(names):
+            raise UserError(
+                f"method.weights={list(weights)}: expected one a source: {', '.join(names)}; type "
+                f"method.weights=[{','.join('1' for _ in names)}]"
+            )
+        how = "Average" if self.where == "layers" else "Parallel"
+        shares = [weight / sum(weights) for weight in weights]
+        return Attached(combine(adapted, how, names, None, shares))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFusion(Method):
+    """Trains AdapterFusion (Pfeiffer et al. 2021, arXiv:2005.00247): attention over the outputs of frozen bottlenecks."""
+
+    sources: str = field()
+    query: bool
+    key: bool
+    value: bool
+    width: int | None
+    dropout: float
+    library = OVER_FLOATS
+
+    def __post_init__(self) -> None:
+        if not (self.query or self.key or self.value):
+            raise UserError("method: a fusion without query, key and value has nothing to train; type method=ah_average")
+        if self.width is not None and self.width < 1:
+            raise UserError(f"method.width={self.width}: expected a whole number from 1, or null for the encoder's own")
+        if self.width is not None and not (self.query and self.key):
+            raise UserError(
+                f"method.width={self.width} needs both matrices, a narrow query cannot meet a whole key; type "
+                f"method.query=true method.key=true"
+            )
+        check_dropout(self.dropout)
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        adapted, names = load_all(model, self.starts_from(), name)
+        matrices = {"query": self.query, "key": self.key, "value": self.value}
+        config = DynamicAdapterFusionConfig(**matrices, dropout_prob=self.dropout, regularization=False)
+        check(adapted, "Fuse", names)
+        add_fusion(adapted, name, names, config, self.width, seed)
+        return Attached(combine(adapted, "Fuse", names, name))

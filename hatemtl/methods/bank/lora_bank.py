@@ -1,4 +1,4 @@
-"""Holds the LoRA bank: N frozen LoRAs beside one frozen linear layer, mixed by a gate.
+"""Fuses and gates saved LoRAs in a bank: N frozen LoRAs beside one frozen linear layer, mixed by a gate that is trained.
 
     y = W·x + b + Σₙ gₙ(x)·sₙ·Bₙ·Aₙ·x
 
@@ -7,28 +7,23 @@ repeated rₙ times: two products, whatever N, and no LoRA's output is ever comp
 adapt a layer has rank 0 there, and its share of the gate adds nothing.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.lora import Updates
-from hatemtl.methods.base import Library
-from hatemtl.saved_runs.saved_run import SavedRun, write_text
+from hatemtl.methods import beside, lora_formats
+from hatemtl.methods.base import Attached, Library, Method, module_name
+from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator
-
-WEIGHTS = "adapter/bank.safetensors"
-SETTINGS = "adapter/bank.json"
-PATTERN = re.compile(r"\.banks\.([^.]+)\.")
 
 
 class WeightGate(nn.Module):
@@ -92,100 +87,51 @@ class Gating:
     input: bool = False
     softmax: bool = True
 
-    def gate(self, ranks: Sequence[int], width: int, *, seed: int, layer: str) -> nn.Module:
-        """Makes a fresh gate of a layer with inputs so wide; what it draws depends on seed and layer alone."""
-        if self.key_width is None:
-            return WeightGate(len(ranks), width, input=self.input, softmax=self.softmax)
-        return AttentionGate(ranks, width, key_width=self.key_width, draw=generator(seed, "lora_fusion", layer))
-
 
 class LoRABank(nn.Module):
-    """The sources of one layer, frozen, and their gate, trained; both in float32."""
+    """The sources of one layer, frozen, and their gate, trained, whose draw depends on seed and layer; both in float32."""
 
     spread: Tensor
 
-    def __init__(self, A: Tensor, B: Tensor, ranks: Sequence[int], gate: nn.Module) -> None:
+    def __init__(
+        self, A: Tensor, B: Tensor, ranks: Sequence[int], sources: Sequence[str], gating: Gating, *, seed: int, layer: str
+    ) -> None:
         super().__init__()
         self.A, self.B = (nn.Parameter(factor.contiguous(), requires_grad=False) for factor in (A, B))
-        self.ranks, self.gate = tuple(ranks), gate
-        self.selected: Tensor | None = None
+        self.ranks, self.sources, self.gating = tuple(ranks), tuple(sources), gating
+        if gating.key_width is None:
+            self.gate: nn.Module = WeightGate(len(ranks), A.shape[1], input=gating.input, softmax=gating.softmax)
+        else:
+            draw = generator(seed, "lora_fusion", layer)
+            self.gate = AttentionGate(ranks, A.shape[1], key_width=gating.key_width, draw=draw)
         self.register_buffer("spread", spread(ranks), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes y + Σₙ gₙ·sₙ·Bₙ·Aₙ·x, for x (..., in) and y (..., out)."""
         low = F.linear(x, self.A.to(x.dtype))
-        weights = self.gate(x, low) if self.selected is None else self._selection(x, self.selected)
-        mixed = low * (weights.to(low.dtype) @ self.spread.to(low.dtype))
-        sums = torch.addmm(y.reshape(-1, y.shape[-1]), mixed.reshape(-1, mixed.shape[-1]), self.B.to(y.dtype).T)
-        return sums.view(y.shape)
-
-    def _selection(self, x: Tensor, rows: Tensor) -> Tensor:
-        if len(x) != len(rows):  # DeBERTa projects positions, which no post owns, with the weights of q and k
-            raise UserError(
-                f"a source a post is chosen for {len(rows)} posts, but this encoder has a layer that reads {len(x)}"
-            )
-        chosen = (rows[:, None] == torch.arange(len(self.ranks), device=rows.device)).float()
-        return chosen.view(len(rows), *[1] * (x.ndim - 2), -1)
-
-
-class Banked:
-    """Takes the place of `forward` in a linear layer that has a bank."""
-
-    def __init__(self, own: Callable[[Tensor], Tensor], bank: LoRABank) -> None:
-        self.own, self.bank = own, bank
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self.own(x)
-        return self.bank(x.to(y.dtype), y)
+        mixed = low * (self.gate(x, low).to(low.dtype) @ self.spread.to(low.dtype))
+        return beside.add_up(y, mixed, self.B)
 
 
 def banks(model: nn.Module) -> dict[str, LoRABank]:
     """Finds every bank of the model, by the path of its layer."""
-    return {PATTERN.split(f"{path}.")[0]: module for path, module in model.named_modules() if isinstance(module, LoRABank)}
-
-
-def active(model: nn.Module) -> list[str]:
-    """Names the bank."""
-    paths = (path for path, module in model.named_modules() if isinstance(module, LoRABank))
-    return list(dict.fromkeys(match[1] for path in paths if (match := PATTERN.search(f"{path}."))))
-
-
-def stack(sources: Sequence[Updates], layer: str) -> tuple[Tensor, Tensor, list[int]]:
-    """Stacks A (R, in) and B (out, R) with the scales in it, and every source's rank in this layer, 0 where it has none."""
-    here = [source[layer] for source in sources if layer in source]
-    ranks = [source[layer].rank if layer in source else 0 for source in sources]
-    return torch.cat([update.A for update in here]), torch.cat([update.scale * update.B for update in here], dim=1), ranks
+    return beside.found(model, LoRABank)
 
 
 def fill(model: nn.Module, sources: Mapping[str, Updates], *, gating: Gating, name: str, seed: int) -> nn.Module:
     """Gives every layer that a source adapts a bank `name` of all sources; freezes all but the gates."""
-    layers = sorted({layer for source in sources.values() for layer in source})
-    for layer in layers:
-        A, B, ranks = stack(list(sources.values()), layer)
-        gate = gating.gate(ranks, A.shape[1], seed=seed, layer=layer)
-        _install(model, layer, name, LoRABank(A, B, ranks, gate))
-    return _ready(model, gating, list(sources))
+    for layer in sorted({layer for source in sources.values() for layer in source}):
+        here = [source[layer] for source in sources.values() if layer in source]
+        ranks = [source[layer].rank if layer in source else 0 for source in sources.values()]
+        A, B = torch.cat([update.A for update in here]), torch.cat([update.scale * update.B for update in here], dim=1)
+        beside.put(model, layer, "banks", name, LoRABank(A, B, ranks, [*sources], gating, seed=seed, layer=layer))
+    return _gates_alone(model)
 
 
-def _linear(model: nn.Module, path: str) -> nn.Linear:
-    layer = model.get_submodule(path)
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(f"layer {path} is not linear")
-    return layer
-
-
-def _install(model: nn.Module, path: str, name: str, bank: LoRABank) -> None:
-    layer = model.get_submodule(path)
-    layer.banks = nn.ModuleDict({name: bank})
-    layer.forward = Banked(layer.forward, bank)
-
-
-def _ready(model: nn.Module, gating: Gating, sources: Sequence[str]) -> nn.Module:
+def _gates_alone(model: nn.Module) -> nn.Module:
     model.requires_grad_(False)
     for bank in banks(model).values():
         bank.gate.requires_grad_(True)
-        bank.train(model.training)
-    model.bank_settings = {"sources": list(sources), "gate": asdict(gating)}  # type: ignore[assignment]
     return model
 
 
@@ -193,75 +139,77 @@ def empty(model: nn.Module) -> None:
     """Takes the banks away again; the model is as it was before `fill`, and nothing of it frozen."""
     for path in banks(model):
         layer: Any = model.get_submodule(path)
-        layer.__dict__.pop("forward")
-        del layer.banks
-    del model.bank_settings
+        del layer.banks, layer.forward
     model.requires_grad_(True)
-
-
-def source_names(model: nn.Module) -> list[str]:
-    """Names the sources, in the order of the gates' weights."""
-    settings: Any = model.bank_settings
-    return list(settings["sources"])
 
 
 def save(model: nn.Module, name: str, folder: Path) -> None:
     """Writes adapter/bank.json and adapter/bank.safetensors: gates and sources."""
-    settings: Any = model.bank_settings
     found = banks(model)
-    tensors = {
-        f"{layer}/{key}": tensor.detach().cpu().contiguous()
-        for layer, bank in found.items()
-        for key, tensor in bank.state_dict().items()
-    }
-    (folder / "adapter").mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
-    content = {**settings, "ranks": {layer: list(bank.ranks) for layer, bank in found.items()}}
-    write_text(folder / SETTINGS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    some = next(iter(found.values()))
+    ranks = {layer: bank.ranks for layer, bank in found.items()}
+    beside.save(folder, "bank", found, {"sources": some.sources, "gate": asdict(some.gating), "ranks": ranks})
 
 
-LIBRARY = Library(name="bank", pattern=PATTERN, quantizable=True, active=active, save=save)
+def load(model: nn.Module, run: SavedRun, name: str, seed: int) -> nn.Module:
+    """Gives the model the banks of a saved run, exactly as they were."""
+    beside.load(model, run, "bank", "banks", name, _described)
+    return _gates_alone(model)
 
 
-def load(model: nn.Module, run: SavedRun, *, name: str) -> nn.Module:
-    """Gives the model the banks of a saved run, exactly as they were.
+def _described(settings: dict[str, Any]) -> beside.Makers:
+    sources, gating = list(settings["sources"]), Gating(**settings["gate"])
 
-    Raises UserError where they are broken or fit another encoder.
-    """
-    tensors, path = run.tensors(WEIGHTS), run.folder / SETTINGS
-    again = "train the run again with overwrite=true"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        gating, names, by_layer = Gating(**content["gate"]), list(content["sources"]), dict(content["ranks"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {again}") from error
-    for layer, ranks in by_layer.items():
-        state = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == layer}
-        try:
-            module, A, B = _linear(model, layer), state["A"], state["B"]
-            if (B.shape[0], A.shape[1]) != (module.out_features, module.in_features):
-                raise ValueError(f"layer {layer} has other widths")
-            bank = LoRABank(A, B, ranks, gating.gate(ranks, A.shape[1], seed=0, layer=layer))
-            bank.load_state_dict(state)
-        except (AttributeError, KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{run.folder / WEIGHTS} and this encoder do not fit ({reason}); {again}") from error
-        _install(model, layer, name, bank)
-    return _ready(model, gating, names)
+    def bank(linear: nn.Linear, *, layer: str, ranks: list[int]) -> LoRABank:
+        A, B = torch.empty(sum(ranks), linear.in_features), torch.empty(linear.out_features, sum(ranks))
+        return LoRABank(A, B, ranks, sources, gating, seed=0, layer=layer)
+
+    return {layer: partial(bank, layer=layer, ranks=ranks) for layer, ranks in dict(settings["ranks"]).items()}
 
 
-@contextmanager
-def selected(model: nn.Module, rows: Tensor) -> Iterator[None]:
-    """Computes post i of a batch, inside, with source rows[i] alone, or with none where that is -1; no gate is asked."""
-    found = list(banks(model).values())
-    if len(rows) and found and not -1 <= int(rows.min()) <= int(rows.max()) < len(found[0].ranks):
-        raise UserError(
-            f"a source a post: expected numbers from -1 to {len(found[0].ranks) - 1}, or the bank has no such source"
-        )
-    try:
-        for bank in found:
-            bank.selected = rows
-        yield
-    finally:
-        for bank in found:
-            bank.selected = None
+LIBRARY = Library(name="bank", pattern=beside.PATTERN, quantizable=True, save=save, load=load)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAFusion(Method):
+    """Trains attention over the outputs of saved LoRAs in every layer that they adapt; it starts as their exact average."""
+
+    sources: str = field()
+    key_width: int  # weights of N sources lie in N - 1 dimensions, so few are needed
+    library = LIBRARY
+
+    def __post_init__(self) -> None:
+        if self.key_width < 1:
+            raise UserError(f"method.key_width={self.key_width}: expected a whole number from 1; type method.key_width=4")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        return _attached(self, model, Gating(key_width=self.key_width), name, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAGate(Method):
+    """Trains one weight a source and layer of saved LoRAs; it starts as their exact average."""
+
+    sources: str = field()
+    input: bool
+    softmax: bool
+    library = LIBRARY
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        return _attached(self, model, Gating(input=self.input, softmax=self.softmax), name, seed)
+
+
+def _attached(method: Method, model: Transformer, gating: Gating, name: str, seed: int) -> Attached:
+    """The model with a bank of the method's sources, by the names of their folders, told apart where these are equal."""
+    sources: dict[str, Updates] = {}
+    for run in method.starts_from():
+        sources[module_name(run.folder.resolve().name, taken=list(sources))] = lora_formats.read(run, model)
+    return Attached(fill(model, sources, gating=gating, name=name, seed=seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadBank(Method):
+    """Starts from the sources and gates of a saved run, to test it, to predict with it or to train its gates further."""
+
+    path: str | None = field()
+    library = LIBRARY

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
 from hatemtl.harmless import unguarded
-from hatemtl.methods.bank.lora_bank import banks, source_names
+from hatemtl.labels import LabelSpace
+from hatemtl.methods.bank.lora_bank import banks
 from hatemtl.saved_runs.saved_run import write_rows
 
 COLUMNS = ("task", "label", "layer", "source", "weight", "posts")
@@ -23,12 +24,11 @@ EVERY = "*"  # in place of a label: all posts that carry the task's annotation
 class Answers:
     """Sums, by task, of the gates' weights over posts: (labels + 1, layers, N) with all posts first, and how many they are.
 
-    A post's weights are the mean over its tokens.
+    A post's weights are the mean over its tokens. `begin` and `end` are hooks on the network, `gated` is one on every gate.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.banks = banks(module.get_submodule("encoder"))
-        self.sources = source_names(module.get_submodule("encoder")) if self.banks else []
         self.heads: Any = module.get_submodule("heads")
         self.sums: dict[str, Tensor] = {}
         self.posts: dict[str, Tensor] = {}
@@ -36,11 +36,9 @@ class Answers:
         self.seen: dict[str, Tensor] = {}
 
     def begin(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """Begins a batch: a hook on the network."""
         self.batch, self.seen = arguments[0], {}
 
     def gated(self, gate: nn.Module, arguments: tuple[Tensor, Tensor], weights: Tensor, *, layer: str) -> None:
-        """Takes in a gate's weights: a hook on the gate."""
         if self.batch is None or layer in self.seen:  # DeBERTa's layers read the posts first, then positions
             return
         mask = self.batch.attention_mask[..., None].to(weights.dtype)
@@ -48,15 +46,13 @@ class Answers:
         self.seen[layer] = self.batch.first(mean)
 
     def end(self, module: nn.Module, arguments: tuple[Any, ...], logits: Any) -> None:
-        """Ends a batch: a hook on the network."""
         if self.batch is None or len(self.seen) < len(self.banks):
             return
         weights = torch.stack([self.seen[layer] for layer in self.banks], dim=1).double()  # (B, layers, N)
         for task, head in self.heads.items():
-            member = _members(self.batch.targets[task], self.batch.has[task], head.space.kind, len(head.space))
-            sums, posts = torch.einsum("bc,bln->cln", member, weights), member.sum(dim=0)
-            self.sums[task] = self.sums[task] + sums if task in self.sums else sums
-            self.posts[task] = self.posts[task] + posts if task in self.posts else posts
+            member = _members(self.batch.targets[task], self.batch.has[task], head.space)
+            self.sums[task] = self.sums.get(task, 0) + torch.einsum("bc,bln->cln", member, weights)
+            self.posts[task] = self.posts.get(task, 0) + member.sum(dim=0)
         self.batch = None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -67,17 +63,13 @@ class Answers:
             for i, (label, posts) in enumerate(zip(labels, self.posts[task].tolist(), strict=False)):
                 for j, layer in enumerate(self.banks if posts else ()):
                     means = (sums[i, j] / posts).tolist()
-                    rows += [
-                        dict(zip(COLUMNS, (task, label, layer, source, repr(mean), int(posts)), strict=True))
-                        for source, mean in zip(self.sources, means, strict=True)
-                    ]
+                    for source, mean in zip(self.banks[layer].sources, means, strict=True):
+                        rows.append(dict(zip(COLUMNS, (task, label, layer, source, repr(mean), int(posts)), strict=True)))
         return rows
 
     def write(self, path: Path) -> None:
         """Writes the rows as CSV; those of other tasks that the file holds stay. Nothing where there is no bank."""
         rows = self.rows()
-        if not rows:
-            return
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 before = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
@@ -85,13 +77,13 @@ class Answers:
         write_rows(path, rows)
 
 
-def _members(targets: Tensor, has: Tensor, kind: str, labels: int) -> Tensor:
+def _members(targets: Tensor, has: Tensor, space: LabelSpace) -> Tensor:
     """(B, 1 + C) 1 where the post counts: for all posts of the task, and for each label; C = 0 where no post has labels."""
     every = has[:, None].double()
-    if kind == "multilabel":
+    if space.carries == "any":
         return torch.cat([every, every * (targets > 0.5)], dim=1)
-    if kind in ("multiclass", "ordinal"):
-        return torch.cat([every, every * F.one_hot(targets.long(), labels)], dim=1)
+    if space.carries == "one":
+        return torch.cat([every, every * F.one_hot(targets.long(), len(space))], dim=1)
     return every
 
 

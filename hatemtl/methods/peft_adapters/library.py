@@ -1,22 +1,13 @@
-"""Calls the `peft` library, which only this file imports: adds, computes, folds, saves and loads adapters."""
+"""Trains a LoRA or an adapter of any other kind of the `peft` library, which only this file imports; saves and loads one."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    PromptLearningConfig,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import Linear as LinearWithLoRA
 from peft.tuners.lora import LoraLayer
@@ -26,8 +17,9 @@ from hatemtl.encoders.fast import Adapted, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
-from hatemtl.methods.base import Library, check_leave_out, draw_lora_A
-from hatemtl.methods.lora_source import PLAIN_STARTS
+from hatemtl.methods import base
+from hatemtl.methods.base import FAILURES, Attached, Library, Method
+from hatemtl.methods.lora_formats import PLAIN_STARTS
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import seeded
 
@@ -38,9 +30,7 @@ PATTERN = re.compile(rf"\.({NAME})(?:\.|$)")  # whatever the kind calls its weig
 # The layers that AdapterHub's LoRA on q, k, v, intermediate and output adapts, by the names each architecture gives them.
 BERT_LIKE = r".*(attention\.self\.(query|key|value)|intermediate\.dense|layer\.\d+\.output\.dense)"
 TARGETS = {
-    "bert": BERT_LIKE,
-    "electra": BERT_LIKE,
-    "roberta": BERT_LIKE,
+    **dict.fromkeys(("bert", "electra", "roberta"), BERT_LIKE),
     "deberta-v2": r".*(attention\.self\.(query|key|value)_proj|intermediate\.dense|layer\.\d+\.output\.dense)",
     "modernbert": r".*(attn\.Wqkv|mlp\.Wi|mlp\.Wo)",
 }
@@ -49,6 +39,12 @@ FEED_FORWARD = r".*(layer\.\d+\.output\.dense|mlp\.Wo)"
 IA3_TARGETS = r".*(attention\.self\.(key|value)(_proj)?|attn\.Wqkv|layer\.\d+\.output\.dense|mlp\.Wo)"
 NORMS = r".*(LayerNorm|norm)"
 
+# Every kind of adapter that the library knows, by the name of its configuration.
+KINDS: dict[str, type[peft.PeftConfig]] = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+VIRTUAL = (
+    "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to models of "
+    "its own tasks alone"
+)
 # Kinds of which a run here could make nothing, and why.
 REFUSED = {
     "AdaLoraConfig": "it moves ranks between layers in a training loop of its own",
@@ -57,6 +53,7 @@ REFUSED = {
     "ShadowConfig": "it hands over more than hidden states from layer to layer, which no encoder here takes",
     "TrainableTokensConfig": "it trains embeddings of tokens, and adapts no layer",
     "XLoraConfig": "it mixes LoRAs that were trained before",
+    **{kind: VIRTUAL for kind, config in KINDS.items() if issubclass(config, peft.PromptLearningConfig)},
 }
 # Kinds that read nothing of the frozen layers but their inputs and outputs, or that know 8-bit and 4-bit layers.
 QUANTIZABLE = (
@@ -78,21 +75,9 @@ LEADING = {
     "megatron_config": "it makes PEFT import a module that is named beside it",
     "corda_config": "it names files with statistics of texts, which no run here gathers",
 }
-# How the library fails at what a user or a file gave it that does not fit.
-FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError, re.error)
 
 
-def kinds() -> dict[str, type[PeftConfig]]:
-    """Lists every kind of adapter that the library knows, by the name of its configuration."""
-    return {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
-
-
-def active(model: nn.Module) -> list[str]:
-    """Names the active adapters."""
-    return list(model.active_adapters)  # type: ignore[arg-type]
-
-
-def train(model: PeftModel) -> PeftModel:
+def train(model: peft.PeftModel) -> peft.PeftModel:
     """Gives the model, every plain LoRA of which is computed fast."""
     plain: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and _plain(module)]
     factors = [(layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight) for layer in plain]
@@ -115,18 +100,12 @@ def save(model: nn.Module, name: str, folder: Path) -> None:
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a card of blanks
 
 
-LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, active=active, save=save)
-
-
-def fold(model: PeftModel) -> nn.Module:
-    """Merges the adapter into the encoder's weights and takes it away, in float32.
-
-    Raises UserError where the kind cannot be merged.
-    """
+def fold(model: peft.PeftModel) -> nn.Module:
+    """Merges the adapter into the encoder's weights and takes it away, in float32."""
     restore(model)
     try:
         return model.merge_and_unload()
-    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+    except FAILURES as error:
         raise UserError(
             f"{type(model.peft_config[NAME]).__name__} on {model.config.model_type} cannot be merged ({error}); type "
             f"export.format=peft"
@@ -134,146 +113,75 @@ def fold(model: PeftModel) -> nn.Module:
 
 
 def add(
-    model: Transformer,
-    config: type[PeftConfig],
-    options: Mapping[str, Any],
-    *,
-    targets: str | None,
-    leave_out: Sequence[int],
-    seed: int,
-) -> PeftModel:
-    """Gives the model with a new adapter; no random draw but its own moves.
-
-    Raises UserError where the library refuses it.
-    """
-    kind, settings = model.config.model_type, dict(options)
-    if config.__name__ == "IA3Config":
-        targets = targets or (IA3_TARGETS if kind in TARGETS else None)
+    model: Transformer, kind: str, options: Mapping[str, Any], targets: str | None, leave_out: Sequence[int], seed: int
+) -> peft.PeftModel:
+    """Gives the model with a new adapter; no random draw but its own moves."""
+    encoder, settings = model.config.model_type, dict(options)
+    if kind == "IA3Config":
         settings.setdefault("feedforward_modules", FEED_FORWARD)
-    elif config.__name__ == "LNTuningConfig":
-        targets = targets or NORMS
-    targets = targets or TARGETS.get(kind)
-    make: Any = config
+    default = TARGETS.get(encoder)
+    targets = targets or {"IA3Config": default and IA3_TARGETS, "LNTuningConfig": NORMS}.get(kind, default)
     if targets is None:
-        raise UserError(f"method.targets: no default for {kind}; type method.targets='.*(query|value)'")
-    left_out = check_leave_out(leave_out, model.config.num_hidden_layers)
+        raise UserError(f"method.targets: no default for {encoder}; type method.targets='.*(query|value)'")
+    left_out = base.check_leave_out(leave_out, model.config.num_hidden_layers)
     beyond = rf"(?!.*\blayers?\.({'|'.join(map(str, left_out))})\.)" if left_out else ""
-    what = f"{config.__name__} on {kind} with method.targets={targets!r}"
-    with _library_says(what):
-        given = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
-    _check_quantized(model, given)
-    with _library_says(what), seeded(seed, "peft", config.__name__):
-        wrapped = get_peft_model(model, given, adapter_name=NAME)
-    if config is LoraConfig and settings.get("init_lora_weights", True) is True:
+    make: Any = KINDS[kind]
+    try:
+        config = make(target_modules=f"{beyond}(?:{targets})" if beyond else targets, **settings)
+        _check_quantized(model, config)
+        with seeded(seed, "peft", kind):
+            wrapped = peft.get_peft_model(model, config, adapter_name=NAME)
+    except FAILURES as error:
+        raise UserError(
+            f"{kind} on {encoder} with method.targets={targets!r}: {type(error).__name__}: {error}; give others, or other "
+            f"method.options, or type method=peft_lora16"
+        ) from error
+    if kind == "LoraConfig" and settings.get("init_lora_weights", True) is True:
         for path, module in wrapped.get_base_model().named_modules():
             if isinstance(module, LoraLayer) and NAME in module.lora_A:
                 A: Any = module.lora_A[NAME].weight
-                draw_lora_A(A, seed=seed, layer=path)
+                base.draw_lora_A(A, seed=seed, layer=path)
     return wrapped
 
 
-@contextmanager
-def _library_says(what: str) -> Iterator[None]:
-    """Inside, the library looks at what the user gave it, and fails in many ways where that does not fit."""
-    try:
-        yield
-    except FAILURES as error:
-        raise UserError(
-            f"{what}: {type(error).__name__}: {error}; give others, or other method.options, or type method=peft_lora16"
-        ) from error
-
-
-def _check_quantized(model: Transformer, config: PeftConfig) -> None:
+def _check_quantized(model: Transformer, config: peft.PeftConfig) -> None:
     """Raises UserError where the adapter would compute with weights that are there in 8 or 4 bits alone."""
     if not is_quantized(model):
         return
     kind, body = type(config).__name__, f"a quantized {model.config.model_type}"
-    way_out = "type encoder.quantize=null, or method=peft_lora16"
+    way_out = "encoder.quantize=null, or method=peft_lora16"
     if kind not in QUANTIZABLE:
-        raise UserError(f"{kind} on {body}: it computes with the very weights; {way_out}")
+        raise UserError(f"{kind} on {body}: it computes with the very weights; type {way_out}")
     if (start := getattr(config, "init_lora_weights", True)) not in PLAIN_STARTS:
-        raise UserError(f"{kind} on {body}: init_lora_weights={start} changes the weights; {way_out}")
+        raise UserError(f"{kind} on {body}: init_lora_weights={start} changes the weights; type {way_out}")
     if getattr(config, "use_dora", False) and model.is_loaded_in_8bit:
-        raise UserError(
-            f"DoRA on {body}: PEFT fails over 8 bits; type encoder.quantize=4bit, or {way_out.removeprefix('type ')}"
-        )
+        raise UserError(f"DoRA on {body}: PEFT fails over 8 bits; type encoder.quantize=4bit, or {way_out}")
 
 
-@torch.no_grad()
-def check_forward(model: PeftModel, given: str) -> None:
-    """Raises UserError where the adapter cannot compute two texts of four tokens as an encoder does."""
-    tokens = torch.ones(2, 4, dtype=torch.long)
-    try:
-        hidden = model.eval()(input_ids=tokens, attention_mask=tokens).last_hidden_state
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{given}: it cannot compute ({error}); type method=peft_lora16") from error
-    if hidden.shape[:2] != tokens.shape:
-        raise UserError(f"{given}: it gives {hidden.shape[1]} hidden states for 4 tokens; type method=peft_lora16")
-
-
-def check_kind(kind: str, options: Mapping[str, Any] | None) -> None:
-    """Raises UserError where a run can make nothing of this kind of adapter, or of these options."""
-    known = kinds()
-    if kind not in known:
-        raise UserError(f"method.kind={kind}: {did_you_mean(kind, [name for name in known if not refusal(name)])}")
-    if reason := refusal(kind):
-        raise UserError(f"method.kind={kind}: {reason}; type method=peft_lora16")
-    keys = {field.name for field in fields(known[kind])} - {*OWNED, *INSTEAD}
-    for key in options or {}:
-        if key in INSTEAD or key in LEADING:
-            raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
-        if key not in keys:
-            raise UserError(f"method.options.{key}: no key of {kind} to be set here; {did_you_mean(key, keys)}")
-
-
-def refusal(kind: str) -> str:
-    """Says why a run can make nothing of this kind of adapter; empty where it can."""
-    if issubclass(kinds()[kind], PromptLearningConfig):
-        return (
-            "its virtual tokens stand before those of the post, which heads read by their places, and PEFT gives them to "
-            "models of its own tasks alone"
-        )
-    return REFUSED.get(kind, "")
-
-
-def check_pattern(targets: str | None) -> None:
-    """Raises UserError where that is no regular expression."""
-    try:
-        re.compile(targets or "")
-    except re.error as error:
-        raise UserError(f"method.targets={targets!r}: no regular expression ({error})") from error
-
-
-def load(model: Transformer, run: SavedRun) -> PeftModel:
-    """Gives the model with a saved run's adapter, of which PEFT itself reads no file.
-
-    Raises UserError where it is broken, does not fit, or is none that could have been trained here.
-    """
+def load(model: Transformer, run: SavedRun, name: str, seed: int) -> peft.PeftModel:
+    """Gives the model with a saved run's adapter, of which PEFT itself reads no file."""
     saved, path = run.tensors(WEIGHTS), run.folder / "adapter" / "adapter_config.json"
     try:
         config = _saved(path)
         _check_quantized(model, config)
         with torch.random.fork_rng(devices=[]):
-            loaded = get_peft_model(model, config, adapter_name=NAME)
-        own = get_peft_model_state_dict(loaded, adapter_name=NAME, save_embedding_layers=False)
-        for word, keys in (("lacks", own.keys() - saved.keys()), ("holds", saved.keys() - own.keys())):
-            if keys:  # others would take the place of the encoder's own weights
-                some = ", ".join(sorted(keys)[:3])
-                raise UserError(f"{run.folder / WEIGHTS} {word} {some}, unlike what {path.name} describes; {AGAIN}")
-        set_peft_model_state_dict(loaded, saved, adapter_name=NAME)
+            loaded = peft.get_peft_model(model, config, adapter_name=NAME)
+        own = peft.get_peft_model_state_dict(loaded, adapter_name=NAME, save_embedding_layers=False)
+        base.check_keys(run.folder / WEIGHTS, saved, own)
+        peft.set_peft_model_state_dict(loaded, saved, adapter_name=NAME)
     except FAILURES as error:
         raise UserError(f"{path.parent} cannot be read ({type(error).__name__}: {error}); {AGAIN}") from error
-    return loaded
+    return train(loaded)
 
 
-def _saved(path: Path) -> PeftConfig:
+def _saved(path: Path) -> peft.PeftConfig:
     """The configuration of a saved adapter. Raises UserError where training refuses its kind or a key, or knows neither."""
     content = json_object.read(path, AGAIN)
     kind = content.get("peft_type")
     config: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
-    if reason := "no kind of adapter that PEFT has" if config is None else refusal(config.__name__):
+    if reason := "no kind of adapter that PEFT has" if config is None else REFUSED.get(config.__name__):
         raise UserError(f"{path}: peft_type={kind!r}: {reason}; {AGAIN}")
-    known = {field.name for field in fields(config)}
+    known = {key.name for key in fields(config)}
     for key, value in content.items():
         refused = LEADING.get(key) or (INSTEAD[key] if key == "modules_to_save" else "")
         if refused and value:
@@ -282,3 +190,60 @@ def _saved(path: Path) -> PeftConfig:
             raise UserError(f"{path}: {key}: no key of {config.__name__}, which would be left out of account; {AGAIN}")
     settings = config.check_kwargs(**content)
     return config(**{key: value for key, value in settings.items() if key not in (*OWNED, *LEADING)})
+
+
+LIBRARY = Library(name="peft", pattern=PATTERN, quantizable=True, save=save, load=load)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEFTLoRA(Method):
+    """Trains a new LoRA on the frozen encoder; its update is scaled by alpha / rank."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    targets: str | None
+    leave_out: Sequence[int]
+    library = LIBRARY
+
+    def __post_init__(self) -> None:
+        base.check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        options = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
+        return Attached(train(add(model, "LoraConfig", options, self.targets, self.leave_out, seed)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEFTAdapter(Method):
+    """Trains a new adapter of any kind that PEFT has on the frozen encoder, by the name of its configuration there."""
+
+    kind: str
+    options: Mapping[str, Any] | None
+    targets: str | None
+    leave_out: Sequence[int]
+    library = LIBRARY
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"method.kind={self.kind}: {did_you_mean(self.kind, sorted(KINDS.keys() - REFUSED.keys()))}")
+        if self.kind in REFUSED:
+            raise UserError(f"method.kind={self.kind}: {REFUSED[self.kind]}; type method=peft_lora16")
+        keys = {key.name for key in fields(KINDS[self.kind])} - {*OWNED, *INSTEAD}
+        for key in self.options or {}:
+            if key in INSTEAD or key in LEADING:
+                raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
+            if key not in keys:
+                raise UserError(f"method.options.{key}: no key of {self.kind} to be set here; {did_you_mean(key, keys)}")
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        wrapped = add(model, self.kind, self.options or {}, self.targets, self.leave_out, seed)
+        return Attached(train(base.try_out(wrapped, f"method.kind={self.kind}")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPEFT(Method):
+    """Starts from the adapter of a saved run, to test it, to predict with it or to train it further."""
+
+    path: str | None = field()
+    library = LIBRARY

@@ -94,7 +94,7 @@ def test_loras_on_some_layers_and_projections_only() -> None:
     batch = tokens(20)
     parts = ({"attention": ["q", "v"], "intermediate": False}, {"attention": ["k"]}, {"attention": []})
     for changes in ({"leave_out": [0]}, *parts):
-        model = moved(adapter_hub.LoRA(**_lora(**changes)).attach(_encoder(), name="run", seed=0).model)
+        model = moved(adapter_hub.AdapterHubLoRA(**_lora(**changes)).attach(_encoder(), name="run", seed=0).model)
         (hidden, gradients), (expected, others) = step(model, batch), step(by_library(model), batch)
         torch.testing.assert_close(hidden, expected, atol=5e-6, rtol=1e-5)
         assert gradients.keys() == others.keys()

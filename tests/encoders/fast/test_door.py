@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast import Adapted, accelerate, is_fast, merged, restore
-from hatemtl.methods.adapterhub import into_weights
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub.library_fixes import DoRALinear
 
@@ -97,7 +96,7 @@ def test_a_dora_is_adapterhubs_own_to_take_away() -> None:
     restore(model)
     with torch.no_grad():
         assert torch.equal(model(**tokens()).last_hidden_state, expected)
-        folded = into_weights.fold(model, "run")
+        folded = ah_library.fold(model, "run")
         assert replaced(folded) == {}
         torch.testing.assert_close(folded(**tokens()).last_hidden_state, expected, atol=1e-5, rtol=1e-4)
 

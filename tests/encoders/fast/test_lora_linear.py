@@ -28,15 +28,14 @@ from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.peft_adapters import library as peft_library
-from hatemtl.methods.peft_adapters import train_and_load as peft_hub
 from hatemtl.network import module as module_file
 from hatemtl.network.assembly import Network
 from hatemtl.saved_runs.saved_run import SavedRun
 
 SHARED: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.0, "leave_out": [], **RATES}
 LIBRARIES: dict[str, Callable[..., Any]] = {
-    "adapterhub": partial(adapter_hub.LoRA, attention=["q", "k", "v"], intermediate=True, output=True),
-    "peft": partial(peft_hub.LoRA, targets=None),
+    "adapterhub": partial(adapter_hub.AdapterHubLoRA, attention=["q", "k", "v"], intermediate=True, output=True),
+    "peft": partial(peft_library.PEFTLoRA, targets=None),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_library = pytest.mark.parametrize("library", LIBRARIES)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters.methods.modeling import BertFusion
 from conftest import Outcome
 from methods.adapterhub.test_kinds_of_adapter import adapter
 from methods.adapterhub.test_train_and_load import added, dense, lora, mean
@@ -18,12 +19,10 @@ from torch import Tensor, nn
 
 from hatemtl.errors import UserError
 from hatemtl.merging.mean import Mean
-from hatemtl.methods.adapterhub.compose import Averaged, Fusion, Stacked
 from hatemtl.methods.adapterhub.library import SETUP, active
-from hatemtl.methods.adapterhub.several_adapters import fusions
-from hatemtl.methods.adapterhub.train_and_load import Load
+from hatemtl.methods.adapterhub.train_and_load import AdapterFusion, Averaged, LoadAdapterHub, Stacked
 from hatemtl.methods.base import components
-from hatemtl.methods.merged import Merged
+from hatemtl.methods.merged import MergedAdapters
 from hatemtl.saved_runs.saved_run import SavedRun
 
 every_kind = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
@@ -37,9 +36,9 @@ def averaged(sources: Path, where: str = "layers", **other: Any) -> Averaged:
     return Averaged(**{"sources": str(sources), "weights": None, "where": where, **RATES, **other})
 
 
-def fusion(sources: Path, **other: Any) -> Fusion:
+def fusion(sources: Path, **other: Any) -> AdapterFusion:
     keys = {"query": True, "key": True, "value": True, "width": None, "dropout": 0.0}
-    return Fusion(**{"sources": str(sources), **keys, **RATES, **other})
+    return AdapterFusion(**{"sources": str(sources), **keys, **RATES, **other})
 
 
 def parts(method: Any, folder: Path, kind: str = "bert", number: int = 2) -> list[nn.Module]:
@@ -49,6 +48,10 @@ def parts(method: Any, folder: Path, kind: str = "bert", number: int = 2) -> lis
 
 def attached(method: Any, kind: str = "bert", *, name: str = "whole", seed: int = 3) -> Any:
     return method.attach(encoder(kind), name=name, seed=seed).model
+
+
+def fusions(model: nn.Module) -> list[BertFusion]:
+    return [module for module in model.modules() if isinstance(module, BertFusion)]
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -132,7 +135,7 @@ def test_another_kind_may_stand_on_top(below: str, tmp_path: Path) -> None:
 def test_the_average_of_loras_is_their_exact_merge(kind: str, tmp_path: Path) -> None:
     """The library's average divides by their number twice."""
     parts(lora(), tmp_path, kind, 3)
-    merge = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)  # type: ignore[arg-type]
+    merge = MergedAdapters(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)  # type: ignore[arg-type]
     assert close(hidden(attached(averaged(tmp_path / "part_*"), kind)), hidden(attached(merge, kind)))
 
 
@@ -260,7 +263,7 @@ def test_it_is_one_saved_run(way: str, tmp_path: Path) -> None:
     kept = {path.name: load_file(path / "adapter" / "adapter.safetensors") for path in tmp_path.glob("part_*")}
     for path in tmp_path.glob("part_*"):
         shutil.rmtree(path)
-    how = Load(path=str(tmp_path / "whole"), **RATES)  # type: ignore[arg-type]
+    how = LoadAdapterHub(path=str(tmp_path / "whole"), **RATES)  # type: ignore[arg-type]
     loaded = how.attach(encoder(), name="again", seed=9).model
     assert torch.equal(hidden(loaded), hidden(model))
     said, was = ({p.name: (p.parameters, p.trained, p.active) for p in components(how, m)} for m in (loaded, model))
@@ -275,7 +278,7 @@ def test_it_is_one_saved_run(way: str, tmp_path: Path) -> None:
         assert own.keys() == inner.keys()
         assert all(torch.equal(own[key], inner[key]) for key in own)
     assert SavedRun(tmp_path / "again").digest()
-    last = Load(path=str(tmp_path / "again"), **RATES).attach(encoder(), name="part_1", seed=0).model  # type: ignore[arg-type]
+    last = LoadAdapterHub(path=str(tmp_path / "again"), **RATES).attach(encoder(), name="part_1", seed=0).model  # type: ignore[arg-type]
     assert torch.equal(hidden(last), hidden(loaded))  # even under the name of a source
 
 
@@ -302,7 +305,7 @@ def test_a_broken_composition_is_told(broken: Any, tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     path.write_text("{" if broken == "no JSON" else json.dumps({**content, **broken}))
     with pytest.raises(UserError, match=str(tmp_path / "whole")):
-        Load(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
+        LoadAdapterHub(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
 
 
 def test_a_fusion_without_its_weights_is_told(tmp_path: Path) -> None:
@@ -311,7 +314,7 @@ def test_a_fusion_without_its_weights_is_told(tmp_path: Path) -> None:
     path = tmp_path / "whole" / "adapter" / "whole" / "model_adapter_fusion.safetensors"
     path.rename(path.with_name("pytorch_model_adapter_fusion.bin"))
     with pytest.raises(UserError, match="has no adapter/whole/model_adapter_fusion.safetensors"):
-        Load(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
+        LoadAdapterHub(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
 
 
 def test_a_fusion_lies_in_the_run(tmp_path: Path) -> None:
@@ -321,7 +324,7 @@ def test_a_fusion_lies_in_the_run(tmp_path: Path) -> None:
     path = tmp_path / "whole" / SETUP
     path.write_text(path.read_text().replace('"trained": "whole"', '"trained": "../../other/adapter/other"'))
     with pytest.raises(UserError, match=f"{path}: expected .* names of adapters"):
-        Load(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
+        LoadAdapterHub(path=str(tmp_path / "whole"), **RATES).attach(encoder(), name="again", seed=0)  # type: ignore[arg-type]
 
 
 # Refused
@@ -401,7 +404,7 @@ def test_a_composition_is_no_source(tmp_path: Path) -> None:
         (fusion, {"dropout": 1.0}, "expected a probability below 1"),
         (stacked, {"config": "lorra"}, "did you mean 'lora'"),
         (stacked, {"reduction_factor": 4}, "type method.config=seq_bn with it"),
-        (stacked, {"sources": ""}, "method=ah_stack needs the saved runs"),
+        (stacked, {"sources": ""}, "this method needs the saved runs"),
         (fusion, {"sources": "no_such_*"}, "matches no saved run"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

@@ -13,20 +13,18 @@ from torch import Tensor, nn
 
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
-from hatemtl.merging.mean import Mean
-from hatemtl.merging.task_arithmetic import TaskArithmetic
+from hatemtl.merging.mean import Mean, TaskArithmetic
 from hatemtl.methods.adapterhub.configuration_strings import KNOWN, REFUSED, configuration, kinds
-from hatemtl.methods.adapterhub.into_weights import fold
-from hatemtl.methods.adapterhub.library import WEIGHTS, loras, own_parameters
-from hatemtl.methods.adapterhub.train_and_load import Adapter, Load, LoRA
+from hatemtl.methods.adapterhub.library import WEIGHTS, fold, loras, own_parameters
+from hatemtl.methods.adapterhub.train_and_load import AdapterHubAdapter, AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.base import components
-from hatemtl.methods.merged import Merged
+from hatemtl.methods.merged import MergedAdapters
 from hatemtl.network.assembly import Network
 from scripts import zoo_table
 
 
-def adapter(config: str, **other: Any) -> Adapter:
-    return Adapter(**{"config": config, "reduction_factor": None, "leave_out": [], **RATES, **other})
+def adapter(config: str, **other: Any) -> AdapterHubAdapter:
+    return AdapterHubAdapter(**{"config": config, "reduction_factor": None, "leave_out": [], **RATES, **other})
 
 
 def attached(config: str, kind: str = "bert", *, seed: int = 0, **other: Any) -> Any:
@@ -288,14 +286,14 @@ def test_what_all_layers_share_is_saved(config: str, tmp_path: Path) -> None:
     kept = load_file(tmp_path / "run" / WEIGHTS)
     save_file({key: value for key, value in kept.items() if key not in shared}, tmp_path / "run" / WEIGHTS)
     with pytest.raises(UserError, match=r"run/adapter/adapter.safetensors lacks shared_parameters.*overwrite=true"):
-        Load(path=str(tmp_path / "run"), **RATES).attach(encoder(), name="run", seed=0)
+        LoadAdapterHub(path=str(tmp_path / "run"), **RATES).attach(encoder(), name="run", seed=0)
 
 
 @pytest.mark.parametrize("config", ["seq_bn", "seq_bn[ln_before=True]", "lora[r=4]", "unipelt"])
 def test_a_saved_adapter_goes_on_learning(config: str, tmp_path: Path) -> None:
     """As after training on unlabelled text: what was learnt is where it starts."""
     before = save(adapter(config), tmp_path / "first")
-    how = Load(path=str(tmp_path / "first"), **RATES)
+    how = LoadAdapterHub(path=str(tmp_path / "first"), **RATES)
     model = how.attach(encoder(), name="second", seed=1).model
     assert torch.equal(hidden(model), hidden(before))
     assert {name.replace(".second.", ".run.") for name in trained(model)} == set(trained(before))
@@ -304,14 +302,14 @@ def test_a_saved_adapter_goes_on_learning(config: str, tmp_path: Path) -> None:
     optimizer.step()
     assert not torch.equal(hidden(model), hidden(before))
     how.library.save(model, "second", record(tmp_path / "second", "adapterhub"))
-    again = Load(path=str(tmp_path / "second"), **RATES).attach(encoder(), name="third", seed=2).model
+    again = LoadAdapterHub(path=str(tmp_path / "second"), **RATES).attach(encoder(), name="third", seed=2).model
     assert torch.equal(hidden(again), hidden(model))
 
 
 @pytest.mark.parametrize("config", ["ia3", "vera", "dora", "lora|par_bn", "lora[use_gating=True]", "prefix_tuning"])
 def test_adapters_of_one_configuration_are_merged_parameter_by_parameter(config: str, tmp_path: Path) -> None:
     parts = [own_parameters(save(adapter(config), tmp_path / f"part_{i}", change=i), "run") for i in (1, 2)]
-    method = Merged(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
+    method = MergedAdapters(sources=str(tmp_path / "part_*"), merge=Mean(weights=None), rank=None, **RATES)
     merged = own_parameters(method.attach(encoder(), name="merged", seed=0).model, "merged")
     assert merged
     for key, parameter in merged.items():
@@ -326,7 +324,7 @@ def test_adapters_that_went_on_from_another_run_have_a_mean_and_no_difference(tm
     run.write_text(json.dumps(json.loads(run.read_text()) | {"sources": {"adapters/mlm": "0123"}}))
 
     def merged(merge: Any) -> dict[str, nn.Parameter]:
-        method = Merged(sources=str(tmp_path / "part_*"), merge=merge, rank=None, **RATES)
+        method = MergedAdapters(sources=str(tmp_path / "part_*"), merge=merge, rank=None, **RATES)
         return own_parameters(method.attach(encoder(), name="merged", seed=0).model, "merged")
 
     for key, parameter in merged(Mean(weights=None)).items():
@@ -342,13 +340,13 @@ def test_a_configuration_that_was_tampered_with_is_told(tmp_path: Path) -> None:
     for broken in ("lora", [], {"architecture": "unheard"}, {"architecture": "union"}):
         path.write_text(json.dumps({**config, "config": broken}))
         with pytest.raises(UserError, match=str(tmp_path / "run")):
-            Load(path=str(tmp_path / "run"), **RATES).attach(encoder(), name="run", seed=0)
+            LoadAdapterHub(path=str(tmp_path / "run"), **RATES).attach(encoder(), name="run", seed=0)
 
 
 def test_loras_by_string_are_those_of_the_class() -> None:
     """The same draw and the same fast layers."""
     where: dict[str, Any] = {"attention": ["q", "v"], "intermediate": False, "output": False, "leave_out": []}
-    ours = LoRA(rank=4, alpha=4, dropout=0.0, **where, **RATES).attach(encoder(), name="run", seed=3).model  # type: ignore[arg-type]
+    ours = AdapterHubLoRA(rank=4, alpha=4, dropout=0.0, **where, **RATES).attach(encoder(), name="run", seed=3).model  # type: ignore[arg-type]
     theirs = attached("lora[r=4,alpha=4]", seed=3)
     assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
     assert [type(m.forward) for m in ours.modules()] == [type(m.forward) for m in theirs.modules()]

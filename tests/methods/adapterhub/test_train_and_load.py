@@ -19,27 +19,27 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Linear, Mean
 from hatemtl.methods.adapterhub import several_adapters
 from hatemtl.methods.adapterhub.library import WEIGHTS, active, loras, updates
-from hatemtl.methods.adapterhub.train_and_load import Load, LoRA
+from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.base import components
-from hatemtl.methods.merged import IntoWeights, Merged
+from hatemtl.methods.merged import MergedAdapters, MergedWeights
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def lora(**other: Any) -> LoRA:
+def lora(**other: Any) -> AdapterHubLoRA:
     where = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
-    return LoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, **where, **RATES, **other})
+    return AdapterHubLoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, **where, **RATES, **other})
 
 
-def load(path: Path) -> Load:
-    return Load(path=str(path), **RATES)
+def load(path: Path) -> LoadAdapterHub:
+    return LoadAdapterHub(path=str(path), **RATES)
 
 
 MEAN = Mean(weights=None)
 
 
-def merge(sources: str | Path, how: Merge = MEAN, rank: int | None = None) -> Merged:
-    return Merged(sources=str(sources), merge=how, rank=rank, **RATES)
+def merge(sources: str | Path, how: Merge = MEAN, rank: int | None = None) -> MergedAdapters:
+    return MergedAdapters(sources=str(sources), merge=how, rank=rank, **RATES)
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
@@ -229,7 +229,7 @@ def test_a_broken_adapter_is_told(way: str, tmp_path: Path) -> None:
 
 def test_a_run_to_load_must_be_named_and_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="type load_path=FOLDER"):
-        Load(path=None, **RATES).starts_from()
+        LoadAdapterHub(path=None, **RATES).starts_from()
     with pytest.raises(UserError, match="load it with method=peft_load"):
         load(record(tmp_path / "run", "peft")).starts_from()
     save(lora(), tmp_path / "good")
@@ -325,7 +325,7 @@ def test_layers_that_a_source_leaves_alone_are_noted(tmp_path: Path) -> None:
     save(lora(), tmp_path / "part_1")
     save(lora(attention=["q", "v"], output=False), tmp_path / "part_2", change=2)
     save(peft_lora(targets=r".*(query|key|value|intermediate\.dense)|.*layer\.0\.output\.dense"), tmp_path / "part_3")
-    for method in (merge(tmp_path / "part_*"), IntoWeights(sources=str(tmp_path / "part_*"), merge=MEAN, **RATES)):
+    for method in (merge(tmp_path / "part_*"), MergedWeights(sources=str(tmp_path / "part_*"), merge=MEAN, **RATES)):
         second, third = method.attach(encoder(), name="merged", seed=0).notes
         assert "part_2 does not adapt encoder.layer.0.attention.self.key, encoder.layer.0.output.dense and 2 more" in second
         assert "part_3 does not adapt encoder.layer.1.output.dense, which another source does" in third

@@ -15,31 +15,28 @@ from conftest import Outcome
 from methods.adapterhub.test_train_and_load import load as hub_load
 from methods.adapterhub.test_train_and_load import lora as hub_lora
 from methods.adapterhub.test_train_and_load import merge as hub_merge
-from methods.test_base import KINDS, RATES, SIZE, encoder, hidden, record, save, trained
+from methods.test_base import KINDS, RATES, encoder, hidden, record, save, trained
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import DebertaV2Config, DebertaV2Model
 
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub.library import WEIGHTS as HUB_WEIGHTS
 from hatemtl.methods.adapterhub.library import updates
-from hatemtl.methods.bank.fuse_and_gate import Fusion, Gate, Load
 from hatemtl.methods.bank.lora_bank import (
-    SETTINGS,
-    WEIGHTS,
     AttentionGate,
+    Gating,
+    LoadBank,
     LoRABank,
-    WeightGate,
-    active,
+    LoRAFusion,
+    LoRAGate,
     banks,
-    selected,
-    source_names,
     spread,
 )
 from hatemtl.methods.base import components
-from hatemtl.methods.lora_source import read
+from hatemtl.methods.lora_formats import read
 from hatemtl.saved_runs.saved_run import SavedRun
 
+WEIGHTS, SETTINGS = "adapter/bank.safetensors", "adapter/bank.json"
 every_kind = pytest.mark.parametrize("kind", KINDS)
 GATINGS: dict[str, dict[str, Any]] = {
     "attention": {},
@@ -53,8 +50,8 @@ every_gating = pytest.mark.parametrize("gating", GATINGS)
 
 def method(sources: Path, gating: str = "attention", /, **other: Any) -> Any:
     if gating == "attention":
-        return Fusion(**{"sources": str(sources), "key_width": 3, **RATES, **other})
-    return Gate(**{"sources": str(sources), **GATINGS[gating], **RATES, **other})
+        return LoRAFusion(**{"sources": str(sources), "key_width": 3, **RATES, **other})
+    return LoRAGate(**{"sources": str(sources), **GATINGS[gating], **RATES, **other})
 
 
 def attached(way: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
@@ -64,6 +61,11 @@ def attached(way: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) 
 def parts(folder: Path, kind: str = "bert", n: int = 3, **other: Any) -> list[nn.Module]:
     """Saved LoRAs part_1 to part_n, as AdapterHub computes them."""
     return [save(hub_lora(**other), folder / f"part_{i}", kind, change=i) for i in range(1, n + 1)]
+
+
+def source_names(model: nn.Module) -> list[str]:
+    (names,) = {bank.sources for bank in banks(model).values()}
+    return list(names)
 
 
 def stored(way: Any, model: nn.Module, folder: Path) -> Path:
@@ -144,7 +146,6 @@ def test_only_the_gates_are_trained_and_every_one_learns(kind: str, gating: str,
     way = method(tmp_path / "part_*", gating)
     model = attached(way, kind)
     assert all(".banks.run.gate." in name and p.dtype is torch.float32 for name, p in trained(model).items())
-    assert active(model) == ["run"]
     body, bank = components(way, model)
     assert (body.trained, bank.name, bank.active) == (0, "run", True)
     assert bank.trained == sum(p.numel() for p in trained(model).values())
@@ -195,10 +196,10 @@ def reference(bank: LoRABank, gate: dict[str, Tensor], x: Tensor, softmax: bool)
 def test_values_and_gradients_are_those_of_the_formula(gating: str) -> None:
     """Of the gate's weights, and of the input, through which the layers below learn."""
     draw, ranks, softmax = torch.Generator().manual_seed(0), [3, 0, 2], "any sum" not in gating
-    gate: nn.Module = AttentionGate(ranks, 6, key_width=2, draw=draw)
-    if gating != "attention":
-        gate = WeightGate(3, 6, **GATINGS[gating])
-    bank = LoRABank(torch.randn(5, 6, generator=draw), torch.randn(7, 5, generator=draw), ranks, gate)
+    given = Gating(key_width=2) if gating == "attention" else Gating(**GATINGS[gating])
+    A, B = torch.randn(5, 6, generator=draw), torch.randn(7, 5, generator=draw)
+    bank = LoRABank(A, B, ranks, ["a", "b", "c"], given, seed=0, layer="layer")
+    gate = bank.gate
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.normal_(generator=draw)
@@ -261,36 +262,6 @@ def test_a_body_in_bf16_computes_about_the_same_and_trains(gating: str, tmp_path
         assert parameter.dtype is torch.float32 and parameter.grad is not None, name
 
 
-# A source a post
-
-
-@pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "modernbert"])
-def test_every_post_may_have_a_source_of_its_own(kind: str, tmp_path: Path) -> None:
-    sources = parts(tmp_path, kind)
-    model = moved(attached(method(tmp_path / "part_*"), kind))
-    tokens = torch.randint(3, 20, (4, 9), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), selected(model, torch.tensor([2, 0, -1, 1])):
-        mixed = model(input_ids=tokens).last_hidden_state
-    with torch.no_grad():
-        for row, alone in enumerate((sources[2], sources[0], encoder(kind), sources[1])):
-            expected = alone.eval()(input_ids=tokens).last_hidden_state[row]
-            torch.testing.assert_close(mixed[row], expected, atol=2e-5, rtol=1e-4)
-        assert not torch.allclose(model(input_ids=tokens).last_hidden_state, mixed, atol=1e-3)  # gates are asked again
-    with pytest.raises(UserError, match="expected numbers from -1 to 2"), selected(model, torch.tensor([3])):
-        pass
-
-
-def test_a_layer_that_no_post_owns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeBERTa-v3 projects relative positions with the weights of queries and keys."""
-    config = DebertaV2Config(**SIZE, relative_attention=True, pos_att_type="p2c|c2p", share_att_key=True)
-    monkeypatch.setitem(KINDS, "deberta", (DebertaV2Model, config))
-    parts(tmp_path, "deberta")
-    model = moved(attached(method(tmp_path / "part_*"), "deberta"))
-    assert hidden(model).isfinite().all()
-    with pytest.raises(UserError, match="a layer that reads 1"), selected(model, torch.tensor([0, 1])):
-        model(input_ids=torch.tensor([[3, 4], [5, 6]]))
-
-
 # Saved and loaded
 
 
@@ -305,11 +276,10 @@ def test_what_is_saved_is_what_is_loaded_without_the_sources(kind: str, gating: 
         shutil.rmtree(part)
     body = encoder(kind)
     torch.rand(9)  # another process has drawn something else by now
-    loaded = Load(path=str(folder), **RATES).attach(body, name="other", seed=5).model
+    loaded = LoadBank(path=str(folder), **RATES).attach(body, name="other", seed=5).model
     assert torch.equal(hidden(loaded), hidden(model))
     assert source_names(loaded) == ["part_1", "part_2", "part_3"]
     assert set(trained(loaded)) == {name.replace(".run.", ".other.") for name in trained(model)}
-    assert active(loaded) == ["other"]
     again = stored(way, loaded, tmp_path / "again")
     assert (again / SETTINGS).read_text() == (folder / SETTINGS).read_text()
     first, second = load_file(folder / WEIGHTS), load_file(again / WEIGHTS)
@@ -322,7 +292,7 @@ def test_a_bank_in_bf16_is_saved_exactly(tmp_path: Path) -> None:
     model = moved(attached(way))
     for bank in banks(model).values():
         bank.A.data, bank.B.data = bank.A.data.bfloat16(), bank.B.data.bfloat16()
-    loaded = attached(Load(path=str(stored(way, model, tmp_path / "fused")), **RATES))
+    loaded = attached(LoadBank(path=str(stored(way, model, tmp_path / "fused")), **RATES))
     assert torch.equal(hidden(loaded), hidden(model))
 
 
@@ -344,14 +314,14 @@ def test_a_broken_bank_is_told(way: str, tmp_path: Path) -> None:
         content["gate"]["key_width"] = None
         (folder / SETTINGS).write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"{folder}.*overwrite=true"):
-        attached(Load(path=str(folder), **RATES))
+        attached(LoadBank(path=str(folder), **RATES))
 
 
 def test_a_bank_for_a_wider_encoder_is_told(tmp_path: Path) -> None:
     parts(tmp_path)
     folder = stored(method(tmp_path / "part_*"), attached(method(tmp_path / "part_*")), tmp_path / "fused")
     with pytest.raises(UserError, match="fused"):
-        attached(Load(path=str(folder), **RATES), "modernbert")
+        attached(LoadBank(path=str(folder), **RATES), "modernbert")
 
 
 # Sources
@@ -488,17 +458,17 @@ def test_sources_must_be_named_be_there_and_be_loras(gating: str, tmp_path: Path
     with pytest.raises(UserError, match="matches no saved run"):
         method(tmp_path / "prat_*", gating).starts_from()
     record(tmp_path / "part_2", "full")
-    with pytest.raises(UserError, match=r"part_2 was saved by full \(full\), expected LoRAs .*; load it with method=full"):
+    with pytest.raises(UserError, match=r"part_2 was saved by full \(full\), expected .*; load it with method=full"):
         method(tmp_path / "part_*", gating).starts_from()
     with pytest.raises(UserError, match="load it with method=ah_load"):
-        Load(path=str(tmp_path / "part_1"), **RATES).starts_from()
+        LoadBank(path=str(tmp_path / "part_1"), **RATES).starts_from()
     with pytest.raises(UserError, match="type load_path=FOLDER"):
-        Load(path=None, **RATES).starts_from()
+        LoadBank(path=None, **RATES).starts_from()
 
 
 def test_settings_that_make_no_sense_are_told() -> None:
     with pytest.raises(UserError, match="method.key_width=0: expected a whole number from 1"):
-        Fusion(sources="x", key_width=0, **RATES)
+        LoRAFusion(sources="x", key_width=0, **RATES)
 
 
 # By the command line

@@ -15,24 +15,24 @@ from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.base import components
-from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, active, fold, kinds, refusal
-from hatemtl.methods.peft_adapters.train_and_load import Adapter, Load, LoRA
+from hatemtl.methods.peft_adapters.library import KINDS as OF_PEFT
+from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, LoadPEFT, PEFTAdapter, PEFTLoRA, fold
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 SEPARATE = [kind for kind in KINDS if kind != "modernbert"]  # q, k and v are layers of their own
 
 
-def lora(**other: Any) -> LoRA:
-    return LoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None, "leave_out": [], **RATES, **other})
+def lora(**other: Any) -> PEFTLoRA:
+    return PEFTLoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None, "leave_out": [], **RATES, **other})
 
 
-def hub_lora() -> adapter_hub.LoRA:
+def hub_lora() -> adapter_hub.AdapterHubLoRA:
     where = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
-    return adapter_hub.LoRA(rank=4, alpha=8, dropout=0.0, **where, **RATES)  # type: ignore[arg-type]
+    return adapter_hub.AdapterHubLoRA(rank=4, alpha=8, dropout=0.0, **where, **RATES)  # type: ignore[arg-type]
 
 
-def load(path: Path) -> Load:
-    return Load(path=str(path), **RATES)
+def load(path: Path) -> LoadPEFT:
+    return LoadPEFT(path=str(path), **RATES)
 
 
 def attached(method: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) -> Any:
@@ -61,7 +61,6 @@ def test_only_the_lora_is_trained(kind: str) -> None:
     model = attached(lora(), kind)
     assert all(".lora_A.default." in name or ".lora_B.default." in name for name in trained(model))
     assert len(trained(model)) == 2 * len(factors(model)) == 4 * (3 if kind == "modernbert" else 5)
-    assert active(model) == ["default"]
     body, adapter = components(lora(), model)
     assert (body.trained, adapter.name, adapter.active) == (0, "default", True)
     assert adapter.trained == adapter.parameters == sum(p.numel() for p in trained(model).values())
@@ -139,7 +138,6 @@ def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
     loaded = load(tmp_path / "run.v1").attach(body, name="other", seed=5).model
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(hidden(loaded), hidden(model))
-    assert active(loaded) == ["default"]
     assert set(trained(loaded)) == set(trained(model))
 
 
@@ -177,12 +175,12 @@ def test_a_broken_adapter_is_told(way: str, tmp_path: Path) -> None:
 
 def test_a_run_to_load_must_be_named_and_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="type load_path=FOLDER"):
-        Load(path=None, **RATES).starts_from()
+        LoadPEFT(path=None, **RATES).starts_from()
     with pytest.raises(UserError, match="load it with method=ah_load"):
         load(record(tmp_path / "run", "adapterhub")).starts_from()
     save(lora(), tmp_path / "good")
     with pytest.raises(UserError, match="load it with method=peft_load"):
-        adapter_hub.Load(path=str(tmp_path / "good"), **RATES).starts_from()
+        adapter_hub.LoadAdapterHub(path=str(tmp_path / "good"), **RATES).starts_from()
     assert [run.folder for run in load(tmp_path / "good").starts_from()] == [tmp_path / "good"]
 
 
@@ -208,11 +206,11 @@ NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "oft": ("OFTConfig", {"oft_block_size": 16}),
 }
 LIKE_BERT = ["bert", "electra", "roberta"]
-OTHERS = sorted(name for name in kinds() if not refusal(name))
+OTHERS = sorted(name for name in OF_PEFT.keys() - REFUSED.keys())
 
 
-def adapter(kind: str, options: dict[str, Any] | None = None, **other: Any) -> Adapter:
-    return Adapter(**{"kind": kind, "options": options, "targets": None, "leave_out": [], **RATES, **other})
+def adapter(kind: str, options: dict[str, Any] | None = None, **other: Any) -> PEFTAdapter:
+    return PEFTAdapter(**{"kind": kind, "options": options, "targets": None, "leave_out": [], **RATES, **other})
 
 
 def round_trip(kind: str, options: dict[str, Any], body: str, folder: Path) -> None:
@@ -281,7 +279,7 @@ def test_a_lora_by_name_is_the_lora() -> None:
 
 
 def test_only_plain_loras_are_computed_by_our_own_layers() -> None:
-    def own(method: Adapter) -> set[str]:
+    def own(method: PEFTAdapter) -> set[str]:
         found = {type(module.forward).__name__ for module in attached(method).modules()}
         return found & {"LoRALinear", "BertStack"}
 

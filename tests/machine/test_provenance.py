@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hatemtl.saved_runs import provenance as module
-from hatemtl.saved_runs.provenance import peak_memory, provenance
+from hatemtl.machine import provenance as module
+from hatemtl.machine.provenance import peak_memory, provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
