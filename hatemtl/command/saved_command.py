@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -60,7 +60,16 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
         if not str(group).startswith(SAID_ANEW) and (of is None or of[1] in tasks):
             own[str(group)] = str(option)
     known: list[str] = [f"{key}={value}" for key, value in own.items() if key not in theirs]
-    whole = compose("config", overrides=[*known, *typed], return_hydra_config=True)
+    try:
+        whole = compose("config", overrides=[*known, *typed], return_hydra_config=True)
+    except MissingConfigException as error:
+        for group, option in own.items():
+            if group not in theirs and f"{group.partition('@')[0]}/{option}" == error.missing_cfg_file:
+                raise UserError(
+                    f"{folder} has {group}={option}, and there is no such option here; where a folder of yours holds it, "
+                    f"type --config-dir FOLDER, in Python Predictor.load(..., config_dir=FOLDER)"
+                ) from None
+        raise
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     _lay_over(cfg, config, theirs)
     OmegaConf.set_struct(cfg, False)
@@ -68,19 +77,22 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     return cfg
 
 
-def using_alone(folder: str | Path, typed: Sequence[str]) -> DictConfig:
+def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
     """`using` in a process that main.py did not start, with its own Hydra or none, which is left as it is.
 
-    Raises UserError as main.py tells what was mistyped.
+    config_dir: a folder with further options of groups. Raises UserError as main.py tells what was mistyped.
     """
+    also = [] if config_dir is None else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"]
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return using(folder, typed=list(typed))
+            return using(folder, typed=[*also, *typed])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_mistyped(error):
             raise
-        raise UserError(explain(error, typed)) from None
+        raise UserError(
+            explain(error, [*([] if config_dir is None else ["--config-dir", str(config_dir)]), *typed])
+        ) from None
     finally:
         GlobalHydra.instance().hydra = before
 

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export, merged_folder, onnx_graph
+from hatemtl.using import export
+from hatemtl.using.elsewhere import kept_elsewhere
 from hatemtl.using.judging import check_evaluations, judged
-from hatemtl.using.predictor import Predictor, predictable
+from hatemtl.using.predictor import Predictor, check_predictable, trained
 
 
 def test(request: Request) -> Result:
@@ -40,10 +41,9 @@ def test(request: Request) -> Result:
     with held(folder, TESTED):  # what is refused is refused before anything is computed
         before = _trained(saved)
     tasks = request.tasks_knowing(saved)
-    for name in tasks:
-        group = f"corpus@tasks.{name}.corpus"
+    for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
         trained, given = (choices.get(group) for choices in (saved.config.get("choices", {}), request.choices))
-        if trained != given and request.save_path is None:
+        if trained != given:
             raise UserError(
                 f"{saved.folder} was trained on {trained} and would be tested on {given}; type the {group}=NAME that it "
                 f"was trained on, or save_path=FOLDER to keep the results apart"
@@ -53,27 +53,18 @@ def test(request: Request) -> Result:
     check_evaluations(request.evaluations, data)
     network = request.network(tasks, data.spaces, name=saved.folder.name)
     network.module.requires_grad_(False)
-    _tell(console, network)
+    report.notes(console, network.notes)
+    report.network(console, network.parts())
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
-    rows = evaluate(request, network, data, folder, writing=partial(_writing, saved, before, folder))
+    rows, leave = measured(request, network, data, folder)
     report.results(console, rows, f"{folder}: test split")
-    return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
-
-
-def _tell(console: Console, network: Network) -> None:
-    report.notes(console, network.notes)
-    report.network(console, network.parts())
-
-
-@contextmanager
-def _writing(saved: SavedRun, before: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Keeps others from where a test's results are written. Raises UserError where the run is no more that of `before`."""
-    with held(folder, TESTED):
+    with kept_elsewhere(folder, leave), held(folder, TESTED):
         if _trained(saved) != before:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
-        yield
+        leave(folder)
+    return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
 
 
 def _trained(saved: SavedRun) -> dict[str, Any]:
@@ -97,73 +88,74 @@ def predict(
     text = text or scored_file.text_of(rows, named)
     target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
     texts, saved = rows.posts(text), request.used_run("predict")
-    spaces = predictable(saved, request.tasks)
+    spaces = trained(saved, request.tasks)
+    check_predictable(spaces)
     scored_file.check_writable(rows, [*outcome.score_columns(spaces, [])], target, **cells)
     predictor = Predictor(request, saved)
-    _tell(console, predictor.network)
+    report.notes(console, predictor.network.notes)
+    report.network(console, predictor.network.parts())
     started()
     with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
         bar = progress.add_task("scoring", total=len(texts))
         said = predictor(texts, partial(progress.advance, bar))
-    scored_file.write_scored(rows, outcome.score_columns(spaces, said), target, **cells)
+    write: Any = partial(scored_file.write_scored, rows, outcome.score_columns(spaces, said), **cells)
+    with kept_elsewhere(target, write, saved.folder, given="predict.output="):
+        write(target)
     console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
     return target
 
 
 def export_run(request: Request, *, format: str | None, path: str | None) -> Path:
     """Writes a saved run in the format of another program; gives the folder."""
+    from hatemtl.using import merged_folder, onnx_graph  # and both libraries of adapters
+
     if request.load_path is None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
-    encoder, saved = request.encoder, SavedRun(request.load_path)
-    way: dict[str, Any] = {"seed": request.seed, "overwrite": request.overwrite}
-    form, folder = export.check(format, path, encoder, saved.folder, overwrite=request.overwrite)
+    encoder, saved, overwrite = request.encoder, SavedRun(request.load_path), request.overwrite
+    form, folder = export.check(format, path, encoder, saved.folder, overwrite=overwrite)
     if form in ("merged", "onnx"):
-        saved = request.used_run("export")
-        check_heads(saved, request.tasks)
-        spaces = {task: saved.labels[task] for task in request.tasks}
-        network = request.network(request.tasks, spaces, name=saved.folder.name)
-        heads = {task: network.module.head(task) for task in spaces}
-        how = (merged_folder if form == "merged" else onnx_graph).write(saved, encoder, heads, folder, **way)
+        exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
+        predictor = Predictor(exact, request.used_run("export"))
+        how = (merged_folder if form == "merged" else onnx_graph).write(predictor, folder, overwrite=overwrite)
     else:
-        how = export.adapter(saved, encoder, form, folder, **way)
+        how = export.adapter(saved, encoder, form, folder, seed=request.seed, overwrite=overwrite)
     Console().print(f"{saved.folder} exported as {form}: {folder}; {how}", soft_wrap=True, markup=False)
     return folder
 
 
-def evaluate(
-    request: Request,
-    network: Network,
-    data: DataModule,
-    folder: Path,
-    *,
-    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> list[Row]:
-    """Tests on the test split, by the heads' metrics and the request's evaluations; other tasks' rows and predictions stay.
+def evaluate(request: Request, network: Network, data: DataModule, folder: Path) -> list[Row]:
+    """Tests on the test split, and leaves rows and predictions in the folder; those of other tasks there stay."""
+    rows, leave = measured(request, network, data, folder)
+    leave(folder)
+    return rows
 
-    writing: held while the folder is read and written.
-    """
+
+def measured(request: Request, network: Network, data: DataModule, root: Path) -> tuple[list[Row], Callable[[Path], None]]:
+    """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder."""
     import pandas as pd
 
     from hatemtl.using import predictions as outcome
 
     with watched(network.module) as answers:
-        request.evaluator(folder, bar=Console().is_terminal).test(network.module, data, verbose=False)
-    tasks, path = list(network.module.heads), folder / "predictions.parquet"
-    frame = outcome.predictions(network.module, data.pool)
+        request.evaluator(root, bar=Console().is_terminal).test(network.module, data, verbose=False)
+    new = outcome.predictions(network.module, data.pool)
     if wrong := [f"{row.metric} is {row.value}" for row in network.module.rows if not math.isfinite(row.value)]:
         raise UserError(
             f"{wrong[0]}, so nothing of this test is written, and the trained run stays as it is; test it with "
             f"trainer.precision=32, or train it again with a smaller optimization.encoder_lr and overwrite=true"
         )
     rows = [*network.module.rows, *judged(request.evaluations, network.module, data)]
-    with writing():
-        answers.write(folder / "fusion.csv")
+
+    def leave(folder: Path) -> None:
+        path, frame = folder / "predictions.parquet", new
         if path.exists():
             before = pd.read_parquet(path)
-            frame = pd.concat([before[~before["task"].isin(tasks)], frame], ignore_index=True)
+            frame = pd.concat([before[~before["task"].isin(list(network.module.heads))], new], ignore_index=True)
+        answers.write(folder / "fusion.csv")
         artifacts.write_results(folder, rows)
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         artifacts.write_record(folder, {**record, "tested_data": tested})
-    return rows
+
+    return rows, leave

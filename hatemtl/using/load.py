@@ -96,12 +96,8 @@ def _pooled(hidden: Tensor, mask: Tensor, how: str, own: dict[str, Tensor]) -> T
     return torch.einsum("bt,btd->bd", logits.masked_fill(mask == 0, -torch.inf).softmax(1), hidden)
 
 
-def main(folder: Path, texts: list[str]) -> None:
-    reader = Reader(folder)
-    found = reader(texts)
-    for i, text in enumerate(texts):
-        print(json.dumps({task: reader.said(task, scores[i], text) for task, scores in found.items()}, ensure_ascii=False))
-
-
 if __name__ == "__main__":
-    main(Path(__file__).parent, sys.argv[1:])
+    reader = Reader(Path(__file__).parent)
+    found = reader(sys.argv[1:])
+    for i, text in enumerate(sys.argv[1:]):
+        print(json.dumps({task: reader.said(task, scores[i], text) for task, scores in found.items()}, ensure_ascii=False))

@@ -1,57 +1,46 @@
-"""Makes posts up, to see whether an export says of them what the network says."""
+"""Asks a Predictor about made-up posts, to see whether an export says of them what the saved run does."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts
-from hatemtl.corpora.base import Posts
 from hatemtl.encoders import for_others
-from hatemtl.encoders.pretrained import Encoder, Transformer
-from hatemtl.network.forward import Forward
+from hatemtl.encoders.pretrained import Transformer
+from hatemtl.using.predictor import Predictor
 
 TEXTS = ["A post.", "Another post, which says a little more than the first one does.", "And a third"]
-SECONDS = ["It has an answer, longer than itself.", "So has this.", "Why not?"]
+SECONDS = (["It has an answer, longer than itself.", "So has this.", "Why not?"], ["It has none.", "This has", "Indeed."])
 
 
 @dataclass(frozen=True)
 class Case:
-    """The texts, each read with a second one if there are `seconds`, and what each head says of them.
+    """The texts as posts, each alone ([None]) or with second texts of which all but choices know the first; their scores."""
 
-    said[task]: scores, for choice the one logit of each text with its second, (texts, 1).
-    """
-
-    seconds: list[str] | None
     pool: TokenizedPosts
-    batch: Batch
-    said: dict[str, Tensor]
+    seconds: Sequence[list[str] | None]
+    said: dict[str, list[list[float]]]
 
 
-@torch.no_grad()
-def cases(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) -> Iterator[Case]:
+def cases(predictor: Predictor, model: Transformer, tasks: Iterable[str]) -> Iterator[Case]:
     """The texts alone and, where there is room and the encoder tells segments apart as its tokenizer does, in pairs."""
-    tokenizer = encoder.tokenizer()
+    encoder, tokenizer = predictor.network.encoder, predictor.tokenizer
     types = "token_type_ids" in tokenizer.model_input_names
     known = "token_type_ids" in for_others.tokenizer(encoder, model).model_input_names
     room = encoder.max_length >= tokenizer.num_special_tokens_to_add(pair=True) + 2
-    for seconds in (None, SECONDS) if room and types == known else (None,):
-        pairs: list[tuple[str, ...]] | None = None if seconds is None else [(second,) for second in seconds]
-        names = list(map(str, range(len(TEXTS))))
-        pool = TokenizedPosts(tokenizer, encoder.max_length, [Posts(names, TEXTS, np.full(len(TEXTS), "test"), {}, pairs)])
-        batch = pool[np.arange(len(pool))]
-        hidden, said = Forward(model, heads).encode(batch), {}
-        for task, head in heads.items():
-            logits = head.eval()(hidden, batch.attention_mask)
-            said[task] = logits[:, None] if head.space.about == "second texts" else head.scores(logits)
-        yield Case(seconds, pool, batch, said)
+    yield Case(pool := predictor.pool(TEXTS), [None], predictor.scores(pool, tasks=tasks))
+    if room and types == known:
+        pool = predictor.pool(TEXTS, [*zip(*SECONDS, strict=True)])
+        yield Case(pool, SECONDS, predictor.scores(pool, tasks=tasks))
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of scores, beside the largest score where that is above 1; infinite where one is no number."""
-    off = float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+def apart(found: Iterable[Iterable[float]], expected: Iterable[Iterable[float]]) -> float:
+    """The largest difference of scores, beside the largest score where that is above 1; infinite where one is no number.
+
+    Of each post those that both give are compared: words that are cut off and choices that are not there score 0.
+    """
+    rows = zip(found, expected, strict=True)
+    both = np.array([pair for mine, theirs in rows for pair in zip(mine, theirs, strict=False)])
+    off = float(np.abs(both[:, 0] - both[:, 1]).max()) / max(1.0, float(np.abs(both[:, 1]).max()))
     return off if off == off else float("inf")

@@ -8,11 +8,16 @@ from torch import Tensor, nn
 from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint
 from hatemtl.errors import UserError
+from hatemtl.methods import full
+from hatemtl.methods.adapterhub import library as ah_library
+from hatemtl.methods.adapterhub import several_adapters
 from hatemtl.methods.base import module_name
+from hatemtl.methods.peft_adapters import library as peft_library
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun
 
 TOLERANCE = 1e-3  # of the largest hidden number, by which merging in float32 may change an encoder
+LOADS: dict[str, Any] = {"full": full.load, "peft": peft_library.load, "adapterhub": several_adapters.load}
 
 
 def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
@@ -22,44 +27,31 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     """
     plain, body = (encoder.model(dropout=True, seed=seed, pooler=pooler) for pooler in (True, False))
     check_encoder(run, fingerprint(body), encoder)
-    library, way_out = run.record["library"], f"type export.format={run.record['library']}"
-    attached: Any
-    if library == "full":
-        from hatemtl.methods import full
-
-        attached = full.load(body, run, "run", seed)
-        before = _hidden(attached)
-    elif library == "peft":
-        from hatemtl.methods.peft_adapters import library as peft_library
-
-        attached = peft_library.load(body, run, "run", seed)
-        before = _hidden(attached)
+    library, trained_by = run.record["library"], run.record["method"]
+    if library not in LOADS:
+        raise UserError(
+            f"export.format=merged: what {trained_by} ({library}) adds to {encoder.source} depends on the post or its task, "
+            f"so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
+        )
+    attached: Any = LOADS[library](body, run, module_name(trained_by), seed)  # named as it is told where it cannot be merged
+    before = _hidden(attached)
+    if library == "peft":
         attached = peft_library.fold(attached)
     elif library == "adapterhub":
-        from hatemtl.methods.adapterhub import library as ah_library
-        from hatemtl.methods.adapterhub import several_adapters
-
-        name = module_name(run.record["method"])  # by which it is named where it cannot be merged
-        attached = several_adapters.load(body, run, name, seed)
-        before = _hidden(attached)
-        if len(ah_library.active(attached)) != 1:
+        active = ah_library.active(attached)
+        if len(active) != 1:
             raise UserError(
                 f"export.format=merged: {run.folder} holds several adapters at work together on {encoder.source} "
-                f"({run.record['method']}); {way_out}"
+                f"({trained_by}); type export.format={library}"
             )
-        attached = ah_library.fold(attached, ah_library.active(attached)[0])
-    else:
-        raise UserError(
-            f"export.format=merged: what {run.record['method']} ({library}) adds to {encoder.source} depends on the post or "
-            f"its task, so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
-        )
+        attached = ah_library.fold(attached, active[0])
     state = attached.state_dict()
-    plain.load_state_dict({**plain.state_dict(), **{key: state[key] for key in plain.state_dict() if key in state}})
+    plain.load_state_dict({key: state.get(key, weight) for key, weight in plain.state_dict().items()})
     after = _hidden(plain)
     if not torch.allclose(before, after, rtol=0, atol=TOLERANCE * float(before.abs().max())):
         raise UserError(
-            f"export.format=merged: merged into {encoder.source}, the adapter of {run.folder} ({run.record['method']}) "
-            f"would compute something else (off by {float((before - after).abs().max()):.2g}); {way_out}"
+            f"export.format=merged: merged into {encoder.source}, the adapter of {run.folder} ({trained_by}) would compute "
+            f"something else (off by {float((before - after).abs().max()):.2g}); type export.format={library}"
         )
     return plain
 

@@ -2,10 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -17,35 +18,36 @@ from hatemtl.heads.base import Head
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, load, made_up
 from hatemtl.using.merged_encoder import merged
+from hatemtl.using.predictor import Predictor
 
 TOLERANCE = 1e-4  # by which a score that others read may differ, beside the largest where that is above 1
 
 
-def write(
-    run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Path, *, seed: int, overwrite: bool = False
-) -> str:
+def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str:
     """Writes encoder, tokenizer and heads; says how labels are read off them.
 
     AutoModel and AutoTokenizer load the encoder. The one head of a run that its class for sequence classification can say
     is said so, and load.py reads all but masked ones. Raises UserError where it would read something else than the network.
     """
-    heads = {task: head for task, head in heads.items() if head.space.about != "masked tokens"}
-    model = merged(run, encoder, seed=seed)
-    written, why = _classifier(encoder, model, heads)
+    run, encoder = predictor.saved, predictor.network.encoder
+    heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.space.about != "masked tokens"}
+    model = merged(run, encoder, seed=predictor.request.seed)
+    cases = [*made_up.cases(predictor, model, heads)] if heads else []
+    written, why = _classifier(model, heads, cases)
 
     def content(target: Path) -> None:
         written.save_pretrained(target, safe_serialization=True)
         for_others.tokenizer(encoder, model).save_pretrained(target)
         shutil.copy(run.folder / "config.yaml", target / "config.yaml")
         if heads:
-            save_file(nn.ModuleDict(dict(heads)).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})
+            save_file(nn.ModuleDict(heads).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})
             labels = {task: _said(head) for task, head in heads.items()}
             (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             shutil.copy(str(load.__file__), target / "load.py")
-            _check(encoder, model, heads, target)
+            _check(encoder, heads, cases, target)
         (target / "README.md").write_text(_readme(run, encoder, heads, why), encoding="utf-8")
 
-    export.write(run, encoder, "merged", folder, content, overwrite=overwrite)
+    export.write(folder, run, encoder, "merged", content, overwrite=overwrite)
     return _how(folder, heads, why)
 
 
@@ -57,7 +59,7 @@ def _said(head: Any) -> dict[str, Any]:
     return said | ({"threshold": head.threshold} if head.threshold is not None else {})
 
 
-def _classifier(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) -> tuple[Any, str | None]:
+def _classifier(model: Transformer, heads: Mapping[str, Any], cases: Sequence[made_up.Case]) -> tuple[Any, str | None]:
     """The model to be written, and why it is the bare encoder where it is."""
     if len(heads) != 1:
         return model, f"there are {len(heads)} tasks"
@@ -73,10 +75,12 @@ def _classifier(encoder: Encoder, model: Transformer, heads: Mapping[str, Any]) 
     said = for_others.classifier(model, layers, head.space.names, head.problem)
     if said is None:
         return model, f"{name} has no place for such a head"
-    for case in made_up.cases(encoder, model, heads):
+    for case in cases:
+        batch = case.pool[np.arange(len(case.pool))]
         with torch.no_grad():
-            logits = said(**case.batch.inputs).logits
-        if made_up.apart(logits if head.problem == "regression" else head.scores(logits), case.said[task]) > TOLERANCE:
+            logits = batch.first(said(**batch.inputs).logits)
+            scores = logits if head.problem == "regression" else head.scores(logits)
+        if made_up.apart(scores.tolist(), case.said[task]) > TOLERANCE:
             return model, f"{name} would compute its head too coarsely"
     return said, None
 
@@ -88,16 +92,17 @@ def _scaled(layer: nn.Linear, mean: float, deviation: float) -> nn.Linear:
     return scaled
 
 
-def _check(encoder: Encoder, model: Transformer, heads: Mapping[str, Any], folder: Path) -> None:
+def _check(encoder: Encoder, heads: Mapping[str, Any], cases: Sequence[made_up.Case], folder: Path) -> None:
     """Raises UserError where load.py would say something else than the network."""
     reader = load.Reader(folder)
-    for case in made_up.cases(encoder, model, heads):
-        for task, scores in reader(made_up.TEXTS, case.seconds).items():
-            both = [(scores, case.said[task])]
-            if heads[task].space.about == "words":
-                rows = [case.pool.at_words(row, of.tolist()) for row, of in enumerate(case.said[task])]
-                both = [(torch.tensor(mine), torch.tensor(theirs)) for mine, theirs in zip(scores, rows, strict=True)]
-            if (off := max(made_up.apart(*each) for each in both)) > TOLERANCE:
+    for case in cases:
+        read = [reader(made_up.TEXTS, seconds) for seconds in case.seconds]
+        for task, said in case.said.items():
+            scores = read[0][task]
+            if heads[task].space.about == "second texts":
+                scores = torch.cat([of_second[task] for of_second in read], dim=1).softmax(dim=1)
+            off = made_up.apart(scores if isinstance(scores, list) else scores.tolist(), said)
+            if off > TOLERANCE:
                 raise UserError(
                     f"export.format=merged: of task {task!r} what is written of {encoder.source} says something else than "
                     f"the network (off by {off:.2g} on a made-up post); type export.format=onnx"

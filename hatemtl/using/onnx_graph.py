@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.encoders import for_others
-from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Head
-from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, made_up
 from hatemtl.using.merged_encoder import merged
+from hatemtl.using.predictor import Predictor, check_predictable
 
 TOLERANCE = 1e-3  # by which a score of the graph's may differ, beside the largest where that is above 1
 
@@ -35,20 +33,16 @@ class _Scorer(nn.Module):
         return tuple(head.scores(head(hidden, attention_mask)) for head in self.heads.values())  # type: ignore[operator]
 
 
-def write(
-    run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], folder: Path, *, seed: int, overwrite: bool = False
-) -> str:
+def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str:
     """Writes model.onnx, from (B, T) inputs to each task's scores, tokenizer and labels beside; says who computed it.
 
     Its inputs are those that the tokenizer gives: input_ids, attention_mask and, where the encoder has some, token_type_ids.
-    Raises UserError where a task says nothing of one text, or the graph something else than the network.
+    Raises UserError where a task says nothing of one text, or the graph something else than the Predictor.
     """
-    for task, head in heads.items():
-        if head.space.about not in ("posts", "words"):
-            raise UserError(
-                f"export.format=onnx: the {head.kind} head of task {task!r} says nothing of one text; leave it out of tasks"
-            )
-    model = merged(run, encoder, seed=seed)
+    check_predictable(predictor.spaces)
+    run, encoder, heads = predictor.saved, predictor.network.encoder, predictor.heads
+    model = merged(run, encoder, seed=predictor.request.seed)
+    cases = [*made_up.cases(predictor, model, heads)]
     scorer, tokenizer = _Scorer(model, heads).eval(), for_others.tokenizer(encoder, model)
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
     tokens = torch.arange(24).view(3, 8) % model.config.vocab_size
@@ -68,16 +62,15 @@ def write(
             external_data=False,
             verbose=False,
         )
-        for case in made_up.cases(encoder, model, heads):
-            given = tokenizer(made_up.TEXTS, case.seconds, padding=True, truncation=True, return_tensors="np")
+        for case in cases:
+            given = tokenizer(made_up.TEXTS, case.seconds[0], padding=True, truncation=True, return_tensors="np")
             found, by = _computed(target / "model.onnx", program, {name: given[name] for name in names})
             means.add(by)
-            there = case.batch.attention_mask[:, : given["input_ids"].shape[1]].bool()
             for (task, head), scores in zip(heads.items(), found, strict=True):
-                both = [scores, case.said[task]]
+                rows = scores.tolist()
                 if head.space.about == "words":
-                    both = [each[:, : there.shape[1]][there] for each in both]
-                if (off := made_up.apart(*both)) > TOLERANCE:
+                    rows = [case.pool.at_words(post, row) for post, row in enumerate(rows)]
+                if (off := made_up.apart(rows, case.said[task])) > TOLERANCE:
                     raise UserError(
                         f"export.format=onnx: of task {task!r} the graph of {encoder.source} says something else than the "
                         f"network (off by {off:.2g} on a made-up post); type export.format=merged"
@@ -85,20 +78,19 @@ def write(
         tokenizer.save_pretrained(target)
         shutil.copy(run.folder / "labels.json", target / "labels.json")
 
-    export.write(run, encoder, "onnx", folder, content, overwrite=overwrite)
+    export.write(folder, run, encoder, "onnx", content, overwrite=overwrite)
     return f"its scores of made-up posts, as {' and '.join(sorted(means))} computes them, are the network's"
 
 
-def _computed(path: Path, program: Any, inputs: Mapping[str, np.ndarray]) -> tuple[list[Tensor], str]:
+def _computed(path: Path, program: Any, inputs: dict[str, np.ndarray]) -> tuple[list[Any], str]:
     """Gives what the graph makes of the inputs, and who computed it: ONNX Runtime where it is installed."""
     if importlib.util.find_spec("onnxruntime") is not None:
         session = importlib.import_module("onnxruntime").InferenceSession(str(path))
-        return [torch.from_numpy(scores) for scores in session.run(None, dict(inputs))], "ONNX Runtime"
+        return session.run(None, inputs), "ONNX Runtime"
     from onnx.reference import ReferenceEvaluator
 
     try:
-        found = ReferenceEvaluator(str(path)).run(None, dict(inputs))
-    except Exception:  # it lacks some operators and fails at others, each in its own way
+        return ReferenceEvaluator(str(path)).run(None, inputs), "ONNX's reference"
+    except (LookupError, RuntimeError, TypeError, ValueError):  # it lacks some operators and fails at others
         traced = program.exported_program.module()(*(torch.from_numpy(values) for values in inputs.values()))
-        return list(traced), "torch (not ONNX, whose reference cannot)"
-    return [torch.from_numpy(scores) for scores in found], "ONNX's reference"
+        return [*traced], "torch (not ONNX, whose reference cannot)"

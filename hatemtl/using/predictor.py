@@ -45,26 +45,30 @@ class Predictor:
     """
 
     def __init__(self, request: Request, saved: SavedRun) -> None:
-        """request: how `saved` is loaded. Raises UserError where a task has no trained head, or says nothing of one text."""
-        self.request, self.spaces = request, predictable(saved, request.tasks)
+        """request: how `saved` is loaded. Raises UserError where a task has no trained head."""
+        self.request, self.saved, self.spaces = request, saved, trained(saved, request.tasks)
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
         self.network.module.requires_grad_(False).to(request.trainer.device)
+        self.heads = {task: self.network.module.head(task) for task in self.spaces}
         self.tokenizer = self.network.encoder.tokenizer()
         check_tokenizer(saved, vocabulary(self.tokenizer))
 
     @classmethod
-    def load(cls, folder: str | Path, *typed: str) -> "Predictor":
+    def load(cls, folder: str | Path, *typed: str, config_dir: str | Path | None = None) -> "Predictor":
         """The saved run in `folder`, with what would be typed on the command line, as `"trainer.accelerator=cpu"`.
 
+        config_dir: as --config-dir there, where options of your own lie; Python must find their classes.
         Random generators and Hydra are left as they were found. Raises UserError where the run cannot be loaded so.
         """
         from hatemtl.command.configuration import requested  # and Hydra, which a request made in Python does without
         from hatemtl.command.saved_command import using_alone
 
         quiet()
-        request = requested(using_alone(folder, typed))
+        request = requested(using_alone(folder, typed, config_dir))
         with request.naming(), kept():
-            return cls(request, request.used_run("predict"))
+            predictor = cls(request, request.used_run("predict"))
+        check_predictable(predictor.spaces)
+        return predictor
 
     def __call__(self, texts: Iterable[str], told: Callable[[int], object] | None = None) -> list[dict[str, Scored]]:
         """Gives what each task says of each text. told: called with the number of texts of every batch that is done.
@@ -74,43 +78,39 @@ class Predictor:
         pool = self.pool(texts)
         scores = self.scores(pool, told)
         return [
-            {task: scored(self.head(task), scores[task][row], text.split(" ")) for task in self.spaces}
+            {task: scored(self.heads[task], scores[task][row], text.split(" ")) for task in self.spaces}
             for row, text in enumerate(pool.texts)
         ]
 
-    def head(self, task: str) -> Head:
-        """The head of a task."""
-        return self.network.module.head(task)
-
-    def pool(self, texts: Iterable[str]) -> TokenizedPosts:
-        """The texts as token ids."""
+    def pool(self, texts: Iterable[str], pairs: list[tuple[str, ...]] | None = None) -> TokenizedPosts:
+        """The texts as token ids. pairs: the second texts that each is read with."""
         posts = as_posts(texts)
         splits = np.full(len(posts), "test")
-        return TokenizedPosts(
-            self.tokenizer, self.network.encoder.max_length, [Posts([*map(str, range(len(posts)))], posts, splits, {})]
-        )
+        whole = Posts([*map(str, range(len(posts)))], posts, splits, {}, pairs)
+        return TokenizedPosts(self.tokenizer, self.network.encoder.max_length, [whole])
 
-    def scores(self, pool: TokenizedPosts, told: Callable[[int], object] | None = None) -> dict[str, list[list[float]]]:
-        """Each task's scores of the pool's posts, in their order: one a label, or one a word."""
-        found: dict[str, list[list[float]]] = {task: [[]] * len(pool) for task in self.spaces}
+    def scores(
+        self, pool: TokenizedPosts, told: Callable[[int], object] | None = None, tasks: Iterable[str] | None = None
+    ) -> dict[str, list[list[float]]]:
+        """The tasks' scores (all tasks' if not given) of the pool's posts, in their order: one a label, or one a word."""
+        tasks = [*(self.spaces if tasks is None else tasks)]
+        found: dict[str, list[list[float]]] = {task: [[]] * len(pool) for task in tasks}
         forward, settings = self.network.module.through, self.request.trainer
         batches = self.request.batching.in_order(pool.lengths) if len(pool) else []
         with settings.arithmetic(), forward.inference():
             for batch in loader(pool, batches, self.request.workers):
-                for task, logits in forward(batch.to(settings.device)).items():
-                    for post, row in zip(batch.posts.tolist(), self.head(task).scores(logits).tolist(), strict=True):
+                for task, logits in forward(batch.to(settings.device), tasks).items():
+                    for post, row in zip(batch.posts.tolist(), self.heads[task].scores(logits).tolist(), strict=True):
                         found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
                 if told is not None:
                     told(len(batch))
         return found
 
 
-def predictable(saved: SavedRun, tasks: Mapping[str, Task]) -> dict[str, LabelSpace]:
-    """The labels of these tasks' trained heads. Raises UserError where one has none, or says nothing of a single text."""
+def trained(saved: SavedRun, tasks: Mapping[str, Task]) -> dict[str, LabelSpace]:
+    """The labels of these tasks' trained heads. Raises UserError where one has none."""
     check_heads(saved, tasks)
-    spaces = {task: saved.labels[task] for task in tasks}
-    check_predictable(spaces)
-    return spaces
+    return {task: saved.labels[task] for task in tasks}
 
 
 def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:

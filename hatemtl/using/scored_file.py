@@ -17,6 +17,7 @@ from hatemtl.harmless import guarded
 from hatemtl.saved_runs.saved_run import write
 
 Columns = Mapping[str, Sequence[Any]]
+WIDE = "0.12345678901234567"  # as wide as a score gets
 JSONL = "type predict.output=NAME.jsonl, which holds whatever there is"
 
 
@@ -50,15 +51,21 @@ def output_for(path: Path, output: str | None, *, delimiter: str | None = None, 
     target = Path(output) if output else path.with_suffix(f".scored{suffix}")
     if target.suffix not in SUFFIXES and delimiter is None:
         raise UserError(f"predict.output={target}: {did_you_mean(target.suffix or str(target), SUFFIXES)}")
+    if target.exists() and not target.is_file():
+        raise UserError(f"predict.output={target} is no file; give another")
     if target.exists() and (not overwrite or target.resolve() == path.resolve()):
         raise UserError(f"predict.output={target} is there already; give another, or overwrite=true (never of the input)")
     return target
 
 
 def check_writable(rows: Rows, names: Sequence[str], path: Path, **cells: Any) -> None:
-    """Raises UserError where `write_scored` would for columns of these names: before the posts are scored, not after."""
-    with TemporaryDirectory() as folder:
-        write_scored(rows, {name: [""] * len(rows) for name in names}, Path(folder) / path.name, **cells)
+    """Raises what `write_scored` would raise for columns of these names: before the posts are scored, not after."""
+    beside = next(folder for folder in path.parents if folder.exists())
+    try:
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=beside) as folder:
+            write_scored(rows, {name: [WIDE] * len(rows) for name in names}, Path(folder) / path.name, **cells)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_scored(
@@ -79,11 +86,9 @@ def write_scored(
 
 
 def _write_delimited(columns: Columns, path: Path, *, delimiter: str, encoding: str) -> None:
-    """Writes cells as a spreadsheet may open them: a text that it would compute has an apostrophe in front.
+    """Writes cells as a spreadsheet may open them: what it would compute, posts that begin with @name too, is `guarded`.
 
-    These are texts and columns' names that begin with = + - @, a tab or a carriage return and are no numbers, among them
-    posts that begin with @name; `read_table` takes the apostrophe off again. JSONL and Parquet, which no spreadsheet
-    computes, keep every text as it is.
+    `read_table` takes that off again. JSONL and Parquet, which no spreadsheet computes, keep every text as it is.
     """
     # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
     returns = any(isinstance(value, str) and "\r" in value for column in columns.values() for value in column)

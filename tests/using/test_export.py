@@ -1,6 +1,7 @@
 """Exports: what another program loads says what the run says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from encoders.test_pretrained import save as save_encoder
 from methods.test_base import RATES
 from safetensors.torch import load_file
 
+from hatemtl.batches.batching import LengthBuckets
 from hatemtl.encoders.pretrained import Encoder, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -17,9 +19,15 @@ from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 from hatemtl.methods.full import Full
 from hatemtl.methods.peft_adapters import library as peft_library
+from hatemtl.network.assembly import Network
+from hatemtl.network.module import MultitaskModule
+from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
-from hatemtl.using import export, merged_folder
-from hatemtl.using.export_folder import MARKER
+from hatemtl.training.trainer_settings import TrainerSettings
+from hatemtl.using import export
+from hatemtl.using.export import MARKER
+from hatemtl.using.merged_encoder import LOADS, merged
+from hatemtl.using.predictor import Predictor
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "leave_out": [], **RATES}
 METHODS: dict[str, Any] = {
@@ -65,6 +73,20 @@ def trained(method: Any, encoder: Encoder, folder: Path) -> tuple[SavedRun, torc
     return SavedRun(run), hidden(model.eval(), ids())
 
 
+def predictor(run: SavedRun, encoder: Encoder, heads: dict[str, Any]) -> Predictor:
+    """The saved run as a Predictor, with these heads in the place of its own."""
+    model = LOADS[run.record["library"]](encoder.model(dropout=False, seed=0), run, "run", 0)
+    given: Any = {"weights": dict.fromkeys(heads, 1.0), "weighting": Sum, "optimization": None, "seed": 0}
+    made: Any = object.__new__(Predictor)
+    made.saved, made.tokenizer = run, encoder.tokenizer()
+    made.heads, made.spaces = heads, {task: head.space for task, head in heads.items()}
+    made.network = Network(MultitaskModule(model, heads, **given), encoder, METHODS["full"], "", "run")
+    trainer = TrainerSettings(accelerator="cpu", precision="32", compile=False, fast="auto", progress=False)
+    batching = LengthBuckets(batch_size=32, window=50, eval_batch_size=128)
+    made.request = SimpleNamespace(seed=0, workers=0, trainer=trainer, batching=batching)
+    return made
+
+
 def inside(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -105,11 +127,11 @@ def test_what_cannot_be_is_told_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"no LoRA .* type export.format=adapterhub, or"):
         export.adapter(bottleneck, encoder, "peft", tmp_path / "out", seed=0)
     with pytest.raises(UserError, match=r"the adapter some on the encoder bert is no mere change of its weights"):
-        merged_folder.write(bottleneck, encoder, {}, tmp_path / "out", seed=0)
+        merged(bottleneck, encoder, seed=0)
     other = Encoder(source=str(tmp_path / "else" / "encoder"), revision=None, max_length=32, attention="eager", random=None)
     save_encoder("bert", tmp_path / "else" / "encoder", seed=1)
     for action in (
-        lambda: merged_folder.write(full, other, {}, tmp_path / "out", seed=0),
+        lambda: merged(full, other, seed=0),
         lambda: export.adapter(dora, other, "peft", tmp_path / "out", seed=0),
     ):
         with pytest.raises(UserError, match="was trained on another encoder"):

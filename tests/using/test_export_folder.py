@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_record
 from hatemtl.using import export
-from hatemtl.using.export_folder import MARKER
+from hatemtl.using.export import MARKER
 
 
 def refuses(run: SavedRun, encoder: Encoder, path: Path | str, message: str, *, overwrite: bool = True) -> None:
@@ -23,6 +24,12 @@ def refuses(run: SavedRun, encoder: Encoder, path: Path | str, message: str, *, 
         export.check("peft", str(path), encoder, run.folder, overwrite=overwrite)
     with pytest.raises(UserError, match=message):
         export.adapter(run, encoder, "peft", Path(path), seed=0, overwrite=overwrite)
+
+
+@pytest.fixture(autouse=True)
+def _temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot take its place is kept where pytest tidies up."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from encoders.test_pretrained import hidden, ids
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
-from using.test_export import METHODS, inside, source, trained
+from using.test_export import METHODS, inside, predictor, source, trained
 
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
@@ -23,7 +23,7 @@ from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.using import load, made_up, merged_folder
-from hatemtl.using.export_folder import MARKER
+from hatemtl.using.export import MARKER
 from hatemtl.using.merged_encoder import merged
 
 TEXTS = ["this is fine", "that is not this is not that"]
@@ -67,7 +67,7 @@ def network_says(encoder: Encoder, model: Any, some: Any, texts: list[str] = TEX
 def test_a_merged_encoder_is_a_plain_one(name: str, kind: str, tmp_path: Path) -> None:
     encoder = source(tmp_path, kind)
     run, said = trained(METHODS[name], encoder, tmp_path)
-    merged_folder.write(run, encoder, {}, tmp_path / "out", seed=0)
+    merged_folder.write(predictor(run, encoder, {}), tmp_path / "out")
     plain, seen = AutoModel.from_pretrained(tmp_path / "out", attn_implementation="eager", output_loading_info=True)
     assert not seen["missing_keys"] and not seen["unexpected_keys"]  # with its pooler
     torch.testing.assert_close(hidden(plain.eval(), ids()), said, atol=1e-5, rtol=1e-5)
@@ -93,7 +93,7 @@ def test_a_merged_encoder_is_a_plain_one(name: str, kind: str, tmp_path: Path) -
 def test_a_pipeline_gives_the_networks_scores(encoder_kind: str, kind: str, layers: int, tmp_path: Path) -> None:
     encoder, some = source(tmp_path, encoder_kind), head(kind, "cls", layers)
     run, _ = trained(METHODS["full"], encoder, tmp_path)
-    told = merged_folder.write(run, encoder, {"label": some}, tmp_path / "out", seed=0)
+    told = merged_folder.write(predictor(run, encoder, {"label": some}), tmp_path / "out")
     expected = network_says(encoder, merged(run, encoder, seed=0), some)
     call, gives, _ = told.partition(" gives its scores")
     assert gives
@@ -133,24 +133,23 @@ def test_what_the_library_cannot_say_is_read_by_load_py(name: str, tmp_path: Pat
     encoder_kind, kind, pooling, layers, why = UNSAID[name]
     encoder, some = source(tmp_path, encoder_kind), head(kind, pooling, layers)
     run, _ = trained(METHODS["full"], encoder, tmp_path)
-    told = merged_folder.write(run, encoder, {"label": some}, tmp_path / "out", seed=0)
+    told = merged_folder.write(predictor(run, encoder, {"label": some}), tmp_path / "out")
     assert why in told and "load.py" in told and "at random" in told
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "ForSequenceClassification" not in written["architectures"][0]  # it would draw a head
     assert "rude" not in str(written)  # whose answers would look like ours
     assert why in (tmp_path / "out" / "README.md").read_text()
-    model = merged(run, encoder, seed=0)
     reader = load.Reader(tmp_path / "out")
-    for case in made_up.cases(encoder, model, {"label": some}):
-        found, expected = reader(made_up.TEXTS, case.seconds)["label"], case.said["label"]
+    for case in made_up.cases(predictor(run, encoder, {"label": some}), merged(run, encoder, seed=0), ["label"]):
+        read, expected = [reader(made_up.TEXTS, seconds)["label"] for seconds in case.seconds], case.said["label"]
+        rows = read[0] if kind == "tokens" else read[0].tolist()
+        if kind == "choice":  # of two second texts
+            rows = torch.cat(read, dim=1).softmax(dim=1).tolist()
+            expected = [row[: len(read)] for row in expected]
+        assert rows == [pytest.approx(row, abs=1e-4, rel=1e-4) for row in expected]
         if kind == "tokens":
-            words = [case.pool.at_words(i, row.tolist()) for i, row in enumerate(expected)]
-            assert found == [pytest.approx(row, abs=1e-4) for row in words]
-            assert [len(row) for row in found] == [len(text.split(" ")) for text in made_up.TEXTS]
-        else:
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+            assert [len(row) for row in rows] == [len(text.split(" ")) for text in made_up.TEXTS]
         if kind != "choice":
-            rows = found if kind == "tokens" else found.tolist()
             for text, row in zip(made_up.TEXTS, rows, strict=True):
                 said = reader.said("label", row, text)
                 decoded = some.decode(row, text.split(" "))
@@ -160,7 +159,7 @@ def test_what_the_library_cannot_say_is_read_by_load_py(name: str, tmp_path: Pat
 def test_a_word_between_two_spaces_has_no_score(tmp_path: Path) -> None:
     encoder, some = source(tmp_path), head("tokens", "")
     run, _ = trained(METHODS["full"], encoder, tmp_path)
-    merged_folder.write(run, encoder, {"rationale": some}, tmp_path / "out", seed=0)
+    merged_folder.write(predictor(run, encoder, {"rationale": some}), tmp_path / "out")
     (row,) = load.Reader(tmp_path / "out")(["this  is fine"])["rationale"]
     assert [math.isnan(score) for score in row] == [False, True, False, False]
 
@@ -171,7 +170,7 @@ def test_load_py_runs_alone(tmp_path: Path) -> None:
     encoder = source(tmp_path)
     heads = {"label": head("multiclass", "mean"), "target": head("multilabel", "attention", 2)}
     run, _ = trained(METHODS["ah_lora"], encoder, tmp_path)
-    told = merged_folder.write(run, encoder, heads, tmp_path / "out", seed=0)
+    told = merged_folder.write(predictor(run, encoder, heads), tmp_path / "out")
     assert "there are 2 tasks" in told
     left = inside(tmp_path / "out")
     assert left.keys() == {MARKER, *json.loads(left[MARKER])["files"]}
@@ -191,7 +190,7 @@ def test_a_reader_that_says_something_else_is_not_written(tmp_path: Path, monkey
     run, _ = trained(METHODS["full"], encoder, tmp_path)
     monkeypatch.setattr(load, "_pooled", lambda hidden, mask, how, own: hidden[:, 0])
     with pytest.raises(UserError, match=r"task 'label' .* type export.format=onnx"):
-        merged_folder.write(run, encoder, {"label": some}, tmp_path / "out", seed=0)
+        merged_folder.write(predictor(run, encoder, {"label": some}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -199,7 +198,7 @@ def test_a_head_that_would_come_out_too_coarse_is_left_to_load_py(tmp_path: Path
     encoder, some = source(tmp_path), head("multiclass", "cls")
     run, _ = trained(METHODS["full"], encoder, tmp_path)
     monkeypatch.setattr("hatemtl.encoders.for_others.SMALL", 1.0)
-    told = merged_folder.write(run, encoder, {"label": some}, tmp_path / "out", seed=0)
+    told = merged_folder.write(predictor(run, encoder, {"label": some}), tmp_path / "out")
     assert "too coarsely" in told
     torch.testing.assert_close(
         load.Reader(tmp_path / "out")(TEXTS)["label"],
@@ -212,7 +211,7 @@ def test_a_head_that_would_come_out_too_coarse_is_left_to_load_py(tmp_path: Path
 def test_the_tokenizer_cuts_where_hatemtl_does(tmp_path: Path) -> None:
     encoder = source(tmp_path)
     run, _ = trained(METHODS["full"], encoder, tmp_path)
-    merged_folder.write(run, encoder, {}, tmp_path / "out", seed=0)
+    merged_folder.write(predictor(run, encoder, {}), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert len(tokenizer("this " * 99, truncation=True)["input_ids"]) == encoder.max_length
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
-from using.test_export import METHODS, inside, source, trained
+from using.test_export import METHODS, inside, predictor, source, trained
 
 from hatemtl.errors import UserError
 from hatemtl.heads.multiclass import MulticlassHead
@@ -17,8 +17,9 @@ from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.using import onnx_graph
-from hatemtl.using.export_folder import MARKER
+from hatemtl.using.export import MARKER
 from hatemtl.using.merged_encoder import merged
+from hatemtl.using.predictor import Predictor
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -55,7 +56,7 @@ def computed(folder: Path, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
 def test_a_graph_says_what_the_network_says_of_texts_and_pairs(kind: str, tmp_path: Path) -> None:
     encoder, heads = source(tmp_path, kind), some_heads()
     run, _ = trained(METHODS["ah_lora"], encoder, tmp_path)
-    onnx_graph.write(run, encoder, heads, tmp_path / "out", seed=0)
+    onnx_graph.write(predictor(run, encoder, heads), tmp_path / "out")
     model = merged(run, encoder, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     for texts in ((TEXTS,), (TEXTS, SECONDS)):
@@ -82,7 +83,7 @@ def test_who_compared_the_scores_is_told(kind: str, by: str, tmp_path: Path, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no ONNX Runtime
     encoder = source(tmp_path, kind)
     run, _ = trained(METHODS["full"], encoder, tmp_path)
-    told = onnx_graph.write(run, encoder, some_heads(), tmp_path / "out", seed=0)
+    told = onnx_graph.write(predictor(run, encoder, some_heads()), tmp_path / "out")
     assert f"as {by}" in told and "are the network's" in told
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert ("token_type_ids" in tokenizer("this")) == (kind == "deberta")  # ModernBERT takes none
@@ -99,5 +100,28 @@ def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(MulticlassHead, "scores", off)
     with pytest.raises(UserError, match=r"task 'label' .* type export.format=merged"):
-        onnx_graph.write(run, encoder, heads, tmp_path / "out", seed=0)
+        onnx_graph.write(predictor(run, encoder, heads), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.slow
+def test_a_graph_is_compared_with_the_predictor(cli: Any, sample: list[str], tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert cli(*sample, f"save_path={run}").code == 0
+    export = ["action=export", "export.format=onnx", f"load_path={run}", f"export.path={out}"]
+    with pytest.MonkeyPatch.context() as patch:
+        scores = Predictor.scores
+
+        def others(*given: Any, **how: Any) -> Any:
+            said = scores(*given, **how).items()
+            return {task: [[1 - score for score in row] for row in rows] for task, rows in said}
+
+        patch.setattr(Predictor, "scores", others)
+        refused = cli(*export)
+    assert refused.code == 2 and "of task 'target' the graph of" in refused.err and not out.exists()
+    assert cli(*export).code == 0
+    inputs = AutoTokenizer.from_pretrained(out)(TEXTS, padding=True, truncation=True, return_tensors="np")
+    found = computed(out, dict(inputs))["target"]
+    said = Predictor.load(run, "trainer.precision=32")(TEXTS)
+    expected = torch.tensor([[*one["target"].scores.values()] for one in said])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

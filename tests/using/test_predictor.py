@@ -3,6 +3,7 @@
 import json
 import random
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, write_config
 from hatemtl.using.predictor import Predictor
 
 TEXTS = ["you dronk", "a long and mild post about the choir in our garden", "fine", "the cake, the soup; and so on", "hm"]
@@ -127,6 +128,19 @@ def test_nothing_else_in_the_process_is_changed(runs: dict[str, Path]) -> None:
     assert not GlobalHydra.instance().is_initialized()
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert torch.get_float32_matmul_precision() == precision
+
+
+def test_a_run_with_options_of_ones_own(runs: dict[str, Path], tmp_path: Path) -> None:
+    run, mine = Path(shutil.copytree(runs["bf16"], tmp_path / "run")), tmp_path / "it's mine" / "encoder"
+    mine.mkdir(parents=True)
+    shutil.copy(ROOT / "conf" / "encoder" / "tiny.yaml", mine / "own.yaml")
+    config = SavedRun(run).config
+    write_config(run, {**config, "choices": {**config["choices"], "encoder": "own"}})
+    with pytest.raises(UserError, match=r"run has encoder=own, .* type --config-dir FOLDER, in Python .*config_dir=FOLDER"):
+        Predictor.load(run)
+    assert Predictor.load(run, config_dir=mine.parent)(TEXTS) == Predictor.load(runs["bf16"])(TEXTS)
+    with pytest.raises(UserError, match=r"encoder=owm: no such option; did you mean 'own'"):
+        Predictor.load(run, "encoder=owm", config_dir=mine.parent)
 
 
 def test_words_beyond_max_length_score_nothing(three: Predictor) -> None:
