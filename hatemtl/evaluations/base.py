@@ -55,10 +55,9 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Needs:
-    """Gives what an evaluation reads beside predictions.
+    """Gives what an evaluation reads beside predictions: by task, columns of its corpus and the kind that each must be of.
 
-    columns: by task, the columns of its corpus and the kind that each must be of. gradients: whether of its scores by the
-    embeddings of tokens.
+    gradients: whether of its scores by the embeddings of tokens.
     """
 
     columns: Mapping[str, Mapping[str, Kind]] = field(default_factory=dict)

@@ -1,12 +1,13 @@
 """Defines a head, and holds the pooling and the layers that heads share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind, LabelSpace
@@ -28,6 +29,30 @@ class Figure(NamedTuple):
     def key(self) -> str:
         """Tells how `primary` names it: f1_women, macro_f1."""
         return self.name if self.label is None else f"{self.name}_{self.label}"
+
+
+class Tally(Metric):
+    """Adds up what `count` makes of each batch's scores, targets and has, from a tensor of zeros on; or puts it end to end.
+
+    No size of what is made may depend on values, which would have to come from the device first.
+    """
+
+    found: Tensor | list[Tensor]
+
+    def __init__(self, count: Callable[[Tensor, Tensor, Tensor], Tensor], zeros: Tensor | None = None) -> None:
+        super().__init__()
+        self.count = count
+        self.add_state("found", [] if zeros is None else zeros, dist_reduce_fx="cat" if zeros is None else "sum")
+
+    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        found = self.count(scores, targets, has)
+        if isinstance(self.found, list):
+            self.found.append(found)
+        else:
+            self.found += found
+
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.found) if isinstance(self.found, list) else self.found
 
 
 class Pool(nn.Module):
@@ -78,6 +103,7 @@ class Head(nn.Module):
     pool: Pool | None
     threshold: float | None
     layers: nn.Sequential
+    weights: Tensor  # (C,) of labels, or of their positives, in the loss
 
     def __init__(
         self,
@@ -108,6 +134,7 @@ class Head(nn.Module):
             )
         self.space, self.primary, self.pool, self.threshold = space, primary, None, threshold
         self.balance, self.label_smoothing = balance, label_smoothing
+        self.register_buffer("weights", torch.ones(len(space)), persistent=False)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes logits from hidden states (B, T, D).
@@ -217,6 +244,11 @@ def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, lab
     # -logits are the log odds of the opposite answer, so this is what the same targets cost if they said the opposite
     opposite = F.binary_cross_entropy_with_logits(-logits, targets, pos_weight=positive_weights, reduction="none")
     return losses.lerp(opposite, label_smoothing / 2)
+
+
+def agreements(given: Tensor, true: Tensor, counted: Tensor, *, dim: int) -> list[Tensor]:
+    """Counts true positives, false positives and false negatives along a dimension, of the answers that are counted."""
+    return [(kind & counted).sum(dim=dim) for kind in (given & true, given & ~true, ~given & true)]
 
 
 def reach(scores: Tensor | Sequence[float], threshold: float) -> Tensor:

@@ -172,29 +172,3 @@ def factored(updates: Sequence[Update]) -> list[LoRAUpdate]:
             W, eye = update.double(), torch.eye(min(update.shape), dtype=torch.float64, device=update.device)
             factors.append(LoRAUpdate(eye, W) if W.shape[0] >= W.shape[1] else LoRAUpdate(W, eye))
     return factors
-
-
-def statistics_of(
-    layer: str, statistics: Sequence[Mapping[str, Tensor]], *, sources: int, shape: tuple[int, ...]
-) -> list[Tensor] | None:
-    """Gives each source's statistic of a layer, in double precision; None where any source has none of it.
-
-    Raises UserError where they do not belong to these sources or this layer.
-    """
-    if len(statistics) != sources:
-        raise UserError(f"statistics of {len(statistics)} sources for {sources} sources; gather one of each")
-    if not all(layer in source for source in statistics):
-        return None
-    found = [source[layer].double() for source in statistics]
-    for number, own in enumerate(found, 1):
-        if tuple(own.shape) != shape:
-            raise UserError(
-                f"source {number}'s statistic of {layer} has shape {tuple(own.shape)}, expected {shape}; gather it from the "
-                f"encoder that the sources adapt"
-            )
-        if not torch.isfinite(own).all():
-            raise UserError(
-                f"source {number}'s statistic of {layer} holds what is no finite number; gather it in single precision, or "
-                f"leave the source out"
-            )
-    return found

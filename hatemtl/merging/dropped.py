@@ -21,13 +21,9 @@ class DARE(Merge):
 
     Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099.
 
-    density: the chance of an entry to be kept.
     elect: None takes the mean, whose expectation is the sources' mean; `total` or `count` the mean of those that have the
     elected sign, which is too great by up to 1/density, for it counts the kept ones alone.
-    scale: λ.
     seed: of the lots, which belong to what a source holds: equal sources draw alike, in any order.
-
-    From one source: λ·ΔW, whole.
     """
 
     density: float
@@ -47,9 +43,7 @@ class DELLA(Merge):
     """Drop, elect, fuse: as DARE, but the greater an entry among those of its row, the better its chance to be kept.
 
     Deep et al. 2024, DELLA-merging, arXiv:2406.11617 (MAGPRUNE). The chance rises with the rank of the magnitude in the row,
-    in equal steps from density - epsilon / 2 to density + epsilon / 2, and what is kept is divided by it.
-
-    epsilon: how far the chances lie apart; 0 makes it DARE. The other keywords and what one source gives: as DARE's.
+    in equal steps from density - epsilon / 2 to density + epsilon / 2, and what is kept is divided by it. Else as DARE.
     """
 
     density: float

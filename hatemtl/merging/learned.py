@@ -25,11 +25,7 @@ class Learned(Merge):
     arXiv:2310.02575). error: that of 1 - the tasks' primary metric, by cmaes only (Huang et al. 2024, LoraHub,
     arXiv:2307.13269). bias: that of an evaluation's `scalar`, the mean over tasks, by cmaes only, which records it, where
     the tasks have it, even if it does not count. bias_of: the evaluation.
-    by: source, one λ each, or layer, one for each layer of each. start: every λ at the start; None for 1/n, the mean.
-    search: gradient (Adam), or cmaes (Hansen 2016, arXiv:1604.00772), which only computes forwards.
-    steps: batches of gradient, or generations. rate: of Adam, or the first standard deviation of CMA-ES.
-    posts: how many are read, of the validation split; by CMA-ES once a candidate. seed: of the candidates, and of the order
-    in which gradient reads the batches.
+    search: gradient (Adam), or cmaes (Hansen 2016, arXiv:1604.00772), which computes forwards alone, of all posts each.
     """
 
     loss: float
@@ -54,10 +50,10 @@ class Learned(Merge):
         if not self.objectives:
             names = ", ".join(f"merge.{name}" for name in OBJECTIVES)
             raise UserError(f"{names} are all 0: nothing to search by; type merge.loss=1")
-        if self.error and self.search == "gradient":
-            raise UserError(f"merge.error={self.error}: a metric has no gradient; type merge.search=cmaes, or merge.error=0")
-        if self.bias and self.search == "gradient":
-            raise UserError(f"merge.bias={self.bias}: counts have no gradient; type merge.search=cmaes, or merge.bias=0")
+        for name, have in (("error", "a metric has"), ("bias", "counts have")):
+            if name in self.objectives and self.search == "gradient":
+                given = f"merge.{name}={self.objectives[name]}"
+                raise UserError(f"{given}: {have} no gradient; type merge.search=cmaes, or merge.{name}=0")
         judge = self.bias_of
         if getattr(judge, "scalar", None) is None or judge.needs.columns or judge.needs.gradients:
             raise UserError(

@@ -1,8 +1,8 @@
 """Merges that leave out entries by their magnitude: magnitude pruning, TIES, breadcrumbs.
 
 `between`, and `dropped.by_lot`, take the sources' updates of one layer as one tensor (sources, *the weight's shape) and
-change it: the other entries become 0. A single source stays whole: entries are left out lest sources interfere, and with one
-none does.
+change it: the other entries become 0. A single source stays whole, so that all of these give λ·ΔW: entries are left out lest
+sources interfere, and with one none does.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,6 @@ class Magnitude(Merge):
     """The mean of each source's greatest entries: λ/n·Σ top(ΔWᵢ), the other entries counting as 0.
 
     Pruning by magnitude is of Han et al. 2015, arXiv:1506.02626; PEFT's `magnitude_prune` with weights 1/n is this.
-
-    density: the share of a source's entries in this layer that are kept.
-    scale: λ.
-
-    From one source: λ·ΔW, whole.
     """
 
     density: float
@@ -50,14 +45,8 @@ class TIES(Merge):
 
     Yadav et al. 2023, TIES-merging, arXiv:2306.01708; trimmed by layer, as PEFT does, and not over the whole model.
 
-    density: the share of a source's entries in this layer that are kept; 1 gives the mean wherever the sources agree.
-    elect: `total`, the sign of the sum, or `count`, that of the most sources.
-    scale: λ.
-
     Other than PEFT's `ties`: of n entries n - round((1 - density)·n) are kept, there int(density·n); where as many sources
     say plus as minus, `count` takes the sign of the sum, there plus; where nothing wins, the result is 0.
-
-    From one source: λ·ΔW, whole.
     """
 
     density: float
@@ -76,11 +65,6 @@ class Breadcrumbs(Merge):
     """The mean of each source's entries between two tails: λ/n·Σ mᵢ⊙ΔWᵢ, mᵢ masking outliers and what hardly moved.
 
     Davari & Belilovsky 2024, Model breadcrumbs, arXiv:2312.06795, whose factor of the sum is λ/n here.
-
-    smallest, greatest: the shares of a source's entries in this layer that are left out at either end.
-    scale: λ.
-
-    From one source: λ·ΔW, whole.
     """
 
     smallest: float
