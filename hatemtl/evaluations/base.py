@@ -1,7 +1,4 @@
-"""Gives what judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out.
-
-`evaluations=[a,b]` judges a test by several; each is a YAML in conf/evaluations/ and a class here or anywhere.
-"""
+"""Gives what judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

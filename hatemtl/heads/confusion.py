@@ -43,9 +43,9 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 
 def class_rows(matrix: Tensor, names: Sequence[str]) -> list[Figure]:
     """Gives the rows of `label_rows`, with the accuracy."""
-    tp, given, true = matrix.diagonal().tolist(), matrix.sum(dim=0).tolist(), matrix.sum(dim=1).tolist()
-    counts = {name: (tp[i], given[i] - tp[i], true[i] - tp[i]) for i, name in enumerate(names)}
-    return label_rows(counts, Figure("accuracy", None, sum(tp) / sum(true) if sum(true) else 0.0))
+    right, posts = matrix.diagonal(), int(matrix.sum())
+    counts = torch.stack([right, matrix.sum(dim=0) - right, matrix.sum(dim=1) - right], dim=1)
+    return label_rows(counts, names, Figure("accuracy", None, int(right.sum()) / posts if posts else 0.0))
 
 
 def matthews(matrix: Tensor) -> float:

@@ -12,7 +12,7 @@ from hatemtl.labels import LabelSpace
 
 
 class MulticlassHead(Head):
-    """Softmax over C labels, trained by cross-entropy. Its settings: conf/head/multiclass.yaml."""
+    """Softmax over C labels, trained by cross-entropy."""
 
     kind = "multiclass"
     problem = "single_label_classification"

@@ -7,28 +7,15 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import (
-    Figure,
-    Head,
-    Pool,
-    Pooling,
-    Tally,
-    agreements,
-    binary_losses,
-    f1,
-    feed_forward,
-    label_rows,
-    masked_mean,
-    positive_weights,
-    reach,
-)
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, f1, feed_forward, label_rows, masked_mean
+from hatemtl.heads.binary import agreements, binary_losses, divergence, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 
 class MultilabelHead(Head):
     """A sigmoid for each of C labels, trained by binary cross-entropy; soft targets in [0, 1] are taken as they are.
 
-    balance: as in `positive_weights`. label_smoothing: as in `binary_losses`. The others: conf/head/multilabel.yaml.
+    balance: as in `positive_weights`. label_smoothing: as in `binary_losses`.
     """
 
     kind = "multilabel"
@@ -73,8 +60,7 @@ class MultilabelHead(Head):
         return torch.stack(agreements(reach(scores, self.threshold), targets >= 0.5, has[:, None], dim=0), dim=1)
 
     def rows(self, computed: Tensor) -> list[Figure]:
-        counts = dict(zip(self.space.names, map(tuple, computed.tolist()), strict=True))
-        return label_rows(counts, Figure("micro_f1", None, f1(*computed.sum(dim=0).tolist())))
+        return label_rows(computed, self.space.names, Figure("micro_f1", None, f1(*computed.sum(dim=0).tolist())))
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         chosen = reach(scores, self.threshold).tolist()
@@ -87,3 +73,6 @@ class MultilabelHead(Head):
     def entropy(self, logits: Tensor) -> Tensor:
         p = logits.sigmoid()
         return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return divergence(first, second, torch.ones_like(first))

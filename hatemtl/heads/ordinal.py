@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, label_weights, masked_mean
+from hatemtl.heads.binary import divergence
 from hatemtl.heads.confusion import class_rows, confusion, quadratic_kappa, spearman
 from hatemtl.labels import LabelSpace
 
@@ -79,6 +80,9 @@ class OrdinalHead(Head):
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[int(median(torch.tensor([scores])))]]
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return divergence(first, second, torch.ones_like(first))
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

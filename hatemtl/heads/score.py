@@ -15,10 +15,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "huber": F.huber_
 
 
 class ScoreHead(Head):
-    """One output, trained on the scale's numbers less their mean over their standard deviation in training.
-
-    Its settings: conf/head/score.yaml.
-    """
+    """One output, trained on the scale's numbers less their mean over their standard deviation in training."""
 
     kind = "score"
     problem = "regression"

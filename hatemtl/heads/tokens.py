@@ -8,20 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import (
-    Figure,
-    Head,
-    Tally,
-    agreements,
-    binary_losses,
-    count_rows,
-    f1,
-    feed_forward,
-    masked_mean,
-    positive_weights,
-    reach,
-    yes_or_no_divergence,
-)
+from hatemtl.heads.base import Figure, Head, Tally, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.binary import agreements, binary_losses, divergence, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 
@@ -88,11 +76,11 @@ class TokensHead(Head):
             Figure("precision", None, tp / (tp + fp) if tp + fp else 0.0),
             Figure("recall", None, tp / (tp + fn) if tp + fn else 0.0),
             Figure("words_cut", None, float(cut)),
-            *count_rows({self.space.names[0]: (tp, fp, fn)}),
+            *count_rows(computed[:, :3].sum(dim=0, keepdim=True), self.space.names),
         ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [word for word, yes in zip(words, reach(scores, self.threshold).tolist(), strict=True) if yes]
 
     def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return yes_or_no_divergence(first, second, attention_mask.to(first))
+        return divergence(first, second, attention_mask.to(first))

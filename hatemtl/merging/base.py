@@ -60,9 +60,7 @@ def check_settings(scale: float, density: float = 1.0) -> None:
 def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str, list[LoRAUpdate]]:
     """Gives every source's update of every layer that any of them adapts, zeros where it has none.
 
-    names: of the sources, to tell them by.
-
-    Raises UserError where one layer has two shapes or an update holds what is no number.
+    Raises UserError, with the sources' names, where one layer has two shapes or an update holds what is no number.
     """
     found: dict[str, list[LoRAUpdate]] = {}
     for layer in dict.fromkeys(layer for source in sources for layer in source):
@@ -126,10 +124,9 @@ def dense(updates: Sequence[Update]) -> Tensor:
 def merged_inside(inner: Merge, parts: Sequence[Tensor], *, layer: str) -> Tensor:
     """Merges parts by the merge that stands in another's `inner`, as a tensor in double precision."""
     try:
-        (merged,) = dense([inner(parts, layer=layer)])
+        return dense([inner(parts, layer=layer)])[0]
     except UserError as error:
         raise at(error, "merge.inner") from None
-    return merged
 
 
 def at(error: UserError, place: str) -> UserError:

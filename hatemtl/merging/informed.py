@@ -62,12 +62,14 @@ def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _of_layer(
-    layer: str, statistics: Sequence[Mapping[str, Tensor]], *, sources: int, shape: tuple[int, ...]
+    layer: str, statistics: Sequence[Mapping[str, Tensor]] | None, what: str, *, sources: int, shape: tuple[int, ...]
 ) -> list[Tensor] | None:
     """Gives each source's statistic of a layer, in double precision; None where any source has none of it.
 
-    Raises UserError where they do not belong to these sources or this layer.
+    Raises UserError where there are none at all, or they do not belong to these sources or this layer.
     """
+    if statistics is None:
+        raise UserError(f"{what} gathered from posts during a run; where no posts are at hand use merge=mean")
     if len(statistics) != sources:
         raise UserError(f"statistics of {len(statistics)} sources for {sources} sources; gather one of each")
     if not all(layer in source for source in statistics):
@@ -119,17 +121,13 @@ class RegMean(Merge):
         _check(self.posts, "ridge", self.ridge)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        if self.statistics is None:
-            raise UserError(
-                "merge=regmean weighs the sources by the Gram matrices of their layers' inputs, which are gathered from "
-                "posts during a run; where no posts are at hand use merge=mean"
-            )
         if len(updates[0].shape) != 2:
             return average(updates)
         width = updates[0].shape[-1]
-        as_packed = all(layer in source and source[layer].ndim == 1 for source in self.statistics)
+        as_packed = all(layer in source and source[layer].ndim == 1 for source in self.statistics or ())
         shape = (sum(_sizes(width)),) if as_packed else (width, width)
-        grams = _of_layer(layer, self.statistics, sources=len(updates), shape=shape)
+        what = "merge=regmean weighs the sources by the Gram matrices of their layers' inputs, which are"
+        grams = _of_layer(layer, self.statistics, what, sources=len(updates), shape=shape)
         if grams is None or not any(G.any() for G in grams):
             return average(updates)
         factors, rows, diagonals = factored(updates), [], []
@@ -177,12 +175,8 @@ class Fisher(Merge):
         _check(self.posts, "floor", self.floor)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        if self.statistics is None:
-            raise UserError(
-                "merge=fisher weighs the sources by the Fisher information of their weights, which is gathered from posts "
-                "during a run; where no posts are at hand use merge=mean"
-            )
-        given = _of_layer(layer, self.statistics, sources=len(updates), shape=tuple(updates[0].shape))
+        what = "merge=fisher weighs the sources by the Fisher information of their weights, which is"
+        given = _of_layer(layer, self.statistics, what, sources=len(updates), shape=tuple(updates[0].shape))
         if given is None:
             return average(updates)
         shares = [1 / size if self.normalize and size > 0 else 1.0 for size in self._norms]

@@ -12,8 +12,6 @@ from hatemtl.evaluations.base import Evaluation
 from hatemtl.evaluations.false_positives import FalsePositiveDifference
 from hatemtl.merging.base import Merge, Needs, Update, average, total
 
-OBJECTIVES = ("loss", "entropy", "error", "bias")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Learned(Merge):
@@ -44,12 +42,13 @@ class Learned(Merge):
     needs: ClassVar[Needs] = "search"
 
     def __post_init__(self) -> None:
-        for name in OBJECTIVES:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"merge.{name}={getattr(self, name)}: expected how much it counts, a number from 0")
+        for name, weight in self.objectives.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"merge.{name}={weight}: expected how much it counts, a number from 0")
         if not self.objectives:
-            names = ", ".join(f"merge.{name}" for name in OBJECTIVES)
-            raise UserError(f"{names} are all 0: nothing to search by; type merge.loss=1")
+            raise UserError(
+                "merge.loss, merge.entropy, merge.error, merge.bias are all 0: nothing to search by; type merge.loss=1"
+            )
         for name, have in (("error", "a metric has"), ("bias", "counts have")):
             if name in self.objectives and self.search == "gradient":
                 given = f"merge.{name}={self.objectives[name]}"
@@ -60,9 +59,9 @@ class Learned(Merge):
                 f"merge.bias_of={judge}: expected an evaluation of predictions alone with a row of which less is "
                 f"better; name it as conf/merge/learned.yaml does"
             )
-        for key in ("steps", "posts"):
-            if getattr(self, key) < 1:
-                raise UserError(f"merge.{key}={getattr(self, key)}: expected a whole number from 1")
+        for key, count in (("steps", self.steps), ("posts", self.posts)):
+            if count < 1:
+                raise UserError(f"merge.{key}={count}: expected a whole number from 1")
         if not 0 < self.rate < math.inf:
             raise UserError(f"merge.rate={self.rate}: expected a number above 0")
         if self.start is not None and not math.isfinite(self.start):
@@ -80,4 +79,5 @@ class Learned(Merge):
     @property
     def objectives(self) -> dict[str, float]:
         """Gives those that count, and how much."""
-        return {name: getattr(self, name) for name in OBJECTIVES if getattr(self, name)}
+        every = {"loss": self.loss, "entropy": self.entropy, "error": self.error, "bias": self.bias}
+        return {name: weight for name, weight in every.items() if weight}
