@@ -55,12 +55,10 @@ class LabelSpace:
 
     @property
     def about(self) -> About:
-        """Tells what an annotation says something of."""
         return SORTS[self.kind].about
 
     @property
     def carries(self) -> Literal["one", "any"] | None:
-        """Tells how many of the labels a post carries."""
         return SORTS[self.kind].carries
 
     def part(self, part: "Part") -> "LabelSpace":

@@ -1,7 +1,4 @@
-"""Gives what judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out.
-
-`evaluations=[a,b]` judges a test by several; each is a YAML in conf/evaluations/ and a class here or anywhere.
-"""
+"""Gives what judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,10 +52,9 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Needs:
-    """Gives what an evaluation reads beside predictions.
+    """Gives what an evaluation reads beside predictions: by task, columns of its corpus and the kind that each must be of.
 
-    columns: by task, the columns of its corpus and the kind that each must be of. gradients: whether of its scores by the
-    embeddings of tokens.
+    gradients: whether of its scores by the embeddings of tokens.
     """
 
     columns: Mapping[str, Mapping[str, Kind]] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -27,8 +27,6 @@ class Bias:
     with no toxic or no other post, or whose background has none, gets no row and is not in the mean. A post whose
     communities nobody annotated counts nowhere.
 
-    task: with one label a post. normal: its label that is not toxic. communities: the multilabel column of its corpus that
-    says whom a post is about. leave_out: labels of it that are no community.
     backgrounds: one set of rows each; hatexplain: posts that name another community but not this one, as in HateXplain's
     code (Mathew et al. 2021, arXiv:2012.10289); borkan: all posts that do not name this one, as in Borkan et al.
     """
@@ -39,16 +37,6 @@ class Bias:
     leave_out: Sequence[str]
     backgrounds: Sequence[Background]
     scalar: ClassVar[None] = None  # of all of these more is better
-
-    def __post_init__(self) -> None:
-        for key in ("leave_out", "backgrounds"):
-            if isinstance(value := getattr(self, key), str) or not isinstance(value, Sequence):
-                raise UserError(
-                    f"evaluations.bias.{key}={value}: expected a list; type evaluations.bias.{key}=[{value or ''}]"
-                )
-        known = get_args(Background)
-        if wrong := [given for given in self.backgrounds if given not in known]:
-            raise UserError(f"evaluations.bias.backgrounds={wrong[0]}: {did_you_mean(wrong[0], known)}")
 
     @property
     def needs(self) -> Needs:

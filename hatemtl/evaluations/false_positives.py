@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Needs, Predicted, Row
@@ -35,13 +37,11 @@ class FalsePositiveDifference:
             if said.space.carries == "any":
                 negative = said.gold < 0.5
                 alarms, chances = (negative & (said.scores >= said.threshold)).sum(axis=0), negative.sum(axis=0)
-                told = chances > 0
+                told = np.flatnonzero(chances)
                 rates = alarms[told] / chances[told]
-                labels = [label for label, known in zip(said.space.names, told, strict=True) if known]
-                rows += [
-                    Row(said.stage, task, "false_positive_rate", label, float(rate))
-                    for label, rate in zip(labels, rates, strict=True)
-                ]
+                labels = [said.space.names[place] for place in told]
+                named = zip(labels, rates.tolist(), strict=True)
+                rows += [Row(said.stage, task, "false_positive_rate", label, rate) for label, rate in named]
                 difference = abs(rates - alarms.sum() / max(chances.sum(), 1)).sum()
                 rows.append(Row(said.stage, task, self.scalar, None, float(difference)))
         return rows

@@ -1,19 +1,18 @@
 """Defines a head, and holds the pooling and the layers that heads share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind, LabelSpace
 
 Pooling = Literal["cls", "mean", "attention"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
-Counts = tuple[int, int, int]  # as in `COUNTS`
 COUNTS = ("tp", "fp", "fn")  # true positives, false positives, false negatives: figures that are numbers of posts or words
 
 
@@ -28,6 +27,30 @@ class Figure(NamedTuple):
     def key(self) -> str:
         """Tells how `primary` names it: f1_women, macro_f1."""
         return self.name if self.label is None else f"{self.name}_{self.label}"
+
+
+class Tally(Metric):
+    """Adds up what `count` makes of each batch's scores, targets and has, from a tensor of zeros on; or puts it end to end.
+
+    No size of what is made may depend on values, which would have to come from the device first.
+    """
+
+    found: Tensor | list[Tensor]
+
+    def __init__(self, count: Callable[[Tensor, Tensor, Tensor], Tensor], zeros: Tensor | None = None) -> None:
+        super().__init__()
+        self.count = count
+        self.add_state("found", [] if zeros is None else zeros, dist_reduce_fx="cat" if zeros is None else "sum")
+
+    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+        found = self.count(scores, targets, has)
+        if isinstance(self.found, list):
+            self.found.append(found)
+        else:
+            self.found += found
+
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.found) if isinstance(self.found, list) else self.found
 
 
 class Pool(nn.Module):
@@ -78,6 +101,7 @@ class Head(nn.Module):
     pool: Pool | None
     threshold: float | None
     layers: nn.Sequential
+    weights: Tensor  # (C,) of labels, or of their positives, in the loss
 
     def __init__(
         self,
@@ -108,6 +132,7 @@ class Head(nn.Module):
             )
         self.space, self.primary, self.pool, self.threshold = space, primary, None, threshold
         self.balance, self.label_smoothing = balance, label_smoothing
+        self.register_buffer("weights", torch.ones(len(space)), persistent=False)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes logits from hidden states (B, T, D).
@@ -149,22 +174,13 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        """Computes ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits, (B,): here the mean over yes-or-no answers."""
-        return yes_or_no_divergence(first, second, torch.ones_like(first))
+        """Computes ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits, (B,)."""
+        raise NotImplementedError
 
 
 def primary(head: Head, figures: Iterable[Figure]) -> float:
     """The value of the figure that tells which of two epochs is better."""
     return next(figure.value for figure in figures if figure.key == head.primary)
-
-
-def yes_or_no_divergence(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """Averages the divergences of answers over a post's, (B,), by their weights; all (B, answers).
-
-    KL(p‖q) + KL(q‖p) = (p - q)·(logit p - logit q) for yes and no.
-    """
-    answers = (first.sigmoid() - second.sigmoid()) * (first - second) / 2
-    return (answers * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -177,51 +193,23 @@ def f1(tp: float, fp: float, fn: float) -> float:
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
 
 
-def label_rows(counts: Mapping[str, Counts], overall: Figure) -> list[Figure]:
-    """Gives F1 of each label and their mean, a figure of all labels, and the counts that F1 is made of."""
-    f1s = {name: f1(*triple) for name, triple in counts.items()}
-    macro = Figure("macro_f1", None, sum(f1s.values()) / len(f1s))
-    return [*(Figure("f1", name, value) for name, value in f1s.items()), macro, overall, *count_rows(counts)]
+def label_rows(counts: Tensor, names: Sequence[str], overall: Figure) -> list[Figure]:
+    """Gives F1 of each label and their mean, a figure of all labels, and the counts (C, 3) that F1 is made of."""
+    f1s = [f1(*of_label) for of_label in counts.tolist()]
+    each = [Figure("f1", name, value) for name, value in zip(names, f1s, strict=True)]
+    return [*each, Figure("macro_f1", None, sum(f1s) / len(f1s)), overall, *count_rows(counts, names)]
 
 
-def count_rows(counts: Mapping[str, Counts]) -> list[Figure]:
-    """The `COUNTS` of each label: micro-F1 over parts cannot be rebuilt without them."""
-    return [
-        Figure(kind, label, float(value))
-        for label, triple in counts.items()
-        for kind, value in zip(COUNTS, triple, strict=True)
-    ]
+def count_rows(counts: Tensor, names: Sequence[str]) -> list[Figure]:
+    """Gives the `COUNTS` (C, 3) of each label: micro-F1 over parts cannot be rebuilt without them."""
+    of_labels = zip(names, counts.tolist(), strict=True)
+    return [Figure(kind, name, float(n)) for name, of_label in of_labels for kind, n in zip(COUNTS, of_label, strict=True)]
 
 
 def label_weights(values: Tensor, labels: int, balance: float) -> Tensor:
     """Weighs labels in the loss, (C,), by how often `values` (N,) show them: (1 / (C · frequency)) ** balance."""
     positives = torch.bincount(values, minlength=labels).float()
     return (max(len(values), 1) / (labels * positives.clamp(min=1))) ** balance
-
-
-def positive_weights(values: Tensor, balance: float) -> Tensor:
-    """Weighs labels' positives in the loss, (C,), by `values` (N, C): (negatives / positives) ** balance."""
-    positives = values.sum(dim=0).clamp(min=1)
-    return ((len(values) - positives).clamp(min=1) / positives) ** balance
-
-
-def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, label_smoothing: float) -> Tensor:
-    """Computes each answer's binary cross-entropy, targets y in [0, 1] smoothed to y·(1 - ε) + ε/2; shapes as the logits'.
-
-    That is label smoothing over two classes, yes and no (Szegedy et al. 2016, arXiv:1512.00567, section 7). Positives are
-    weighed by what they are, not by what is smoothed into them: of a weight of 99, ε/2 of every no would make a yes.
-    """
-    losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weights, reduction="none")
-    if not label_smoothing:
-        return losses
-    # -logits are the log odds of the opposite answer, so this is what the same targets cost if they said the opposite
-    opposite = F.binary_cross_entropy_with_logits(-logits, targets, pos_weight=positive_weights, reduction="none")
-    return losses.lerp(opposite, label_smoothing / 2)
-
-
-def reach(scores: Tensor | Sequence[float], threshold: float) -> Tensor:
-    """Tells whether each score is a yes, compared in float32: as a double, a score of .7 lies below a threshold of .7."""
-    return torch.as_tensor(scores, dtype=torch.float32) >= threshold
 
 
 def ranks(values: Tensor) -> Tensor:

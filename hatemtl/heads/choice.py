@@ -8,15 +8,15 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, masked_mean
-from hatemtl.heads.confusion import Confusion, divergence, likeliest, surprise
+from hatemtl.heads.confusion import confusion, divergence, likeliest, surprise
 from hatemtl.labels import LabelSpace
 
 
 class ChoiceHead(Head):
     """A score for each sequence of a text with one of its choices, softmax over those of a post, trained by cross-entropy.
 
-    layers: linear layers, GELU between them. label_smoothing: share of the target spread over a post's choices, however many
-    it has (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    label_smoothing: share of the target spread over a post's choices, however many it has (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7).
     """
 
     kind = "choice"
@@ -51,7 +51,7 @@ class ChoiceHead(Head):
         return logits.softmax(dim=1)
 
     def metric(self) -> Metric:
-        return Confusion(len(self.space), likeliest)
+        return confusion(len(self.space), likeliest)
 
     def rows(self, computed: Tensor) -> list[Figure]:
         return [Figure("accuracy", None, float(computed.trace() / torch.clamp(computed.sum(), min=1)))]

@@ -5,30 +5,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, correlation, label_rows, ranks
+from hatemtl.heads.base import Figure, Tally, correlation, label_rows, ranks
 
 
-class Confusion(Metric):
+def confusion(labels: int, predict: Callable[[Tensor], Tensor]) -> Tally:
     """Counts posts of label i for which label j was predicted, (C, C) int64, over the posts that are annotated.
 
     predict: the labels' positions (B,) that scores (B, C) say.
     """
 
-    counts: Tensor
+    def count(scores: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        places = targets * labels + predict(scores)  # no bincount, whose size would have to come from the device
+        counts = torch.zeros(labels * labels, dtype=torch.int64, device=scores.device).index_add_(0, places, has.long())
+        return counts.view(labels, labels)
 
-    def __init__(self, labels: int, predict: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.labels, self.predict = labels, predict
-        self.add_state("counts", torch.zeros(labels * labels, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        # no bincount and no selection of rows: their sizes would have to come from the device first
-        self.counts.index_add_(0, targets * self.labels + self.predict(scores), has.to(self.counts.dtype))
-
-    def compute(self) -> Tensor:
-        return self.counts.view(self.labels, self.labels)
+    return Tally(count, torch.zeros(labels, labels, dtype=torch.int64))
 
 
 def likeliest(scores: Tensor) -> Tensor:
@@ -51,9 +43,9 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 
 def class_rows(matrix: Tensor, names: Sequence[str]) -> list[Figure]:
     """Gives the rows of `label_rows`, with the accuracy."""
-    tp, given, true = matrix.diagonal().tolist(), matrix.sum(dim=0).tolist(), matrix.sum(dim=1).tolist()
-    counts = {name: (tp[i], given[i] - tp[i], true[i] - tp[i]) for i, name in enumerate(names)}
-    return label_rows(counts, Figure("accuracy", None, sum(tp) / sum(true) if sum(true) else 0.0))
+    right, posts = matrix.diagonal(), int(matrix.sum())
+    counts = torch.stack([right, matrix.sum(dim=0) - right, matrix.sum(dim=1) - right], dim=1)
+    return label_rows(counts, names, Figure("accuracy", None, int(right.sum()) / posts if posts else 0.0))
 
 
 def matthews(matrix: Tensor) -> float:
@@ -82,7 +74,6 @@ def quadratic_kappa(matrix: Tensor) -> float:
 
 def spearman(matrix: Tensor) -> float:
     """Computes the rank correlation of true and predicted levels."""
-    true, given = (m.flatten().repeat_interleave(matrix.flatten()) for m in torch.meshgrid(
-        torch.arange(len(matrix)), torch.arange(len(matrix)), indexing="ij"
-    ))  # fmt: skip
+    levels = torch.arange(len(matrix))
+    true, given = torch.cartesian_prod(levels, levels).repeat_interleave(matrix.flatten(), dim=0).T
     return correlation(ranks(true), ranks(given))

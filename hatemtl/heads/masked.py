@@ -1,7 +1,6 @@
 """Guesses the masked tokens of a text: masked language modelling."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Figure, Head
+from hatemtl.heads.base import Figure, Head, Tally
 from hatemtl.labels import IGNORED, LabelSpace
 
 
@@ -57,10 +56,18 @@ class MaskedHead(Head):
         return total / (truth != int(IGNORED)).sum().clamp(min=1)
 
     def scores(self, logits: Tensor) -> Tensor:
+        """Gives the hidden states as they are: scores of a whole vocabulary would be too wide to be handed over."""
         return logits
 
     def metric(self) -> Metric:
-        return Guesses(self.guesses)
+        return Tally(self.counted, torch.zeros(3))
+
+    def counted(self, scores: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        """Sums the masked tokens' negative log-likelihoods, how many were guessed, and how many there were, (3,)."""
+        words, truth = self.guesses(scores, targets, has)
+        loss = F.cross_entropy(words, truth, ignore_index=int(IGNORED), reduction="sum")
+        right, asked = (words.argmax(dim=1) == truth).sum(), (truth != int(IGNORED)).sum()
+        return torch.stack([loss, right.float(), asked.float()])
 
     def rows(self, computed: Tensor) -> list[Figure]:
         loss, right, asked = computed.tolist()
@@ -70,26 +77,3 @@ class MaskedHead(Head):
         perplexity = math.exp(min(loss / asked, 700))  # beyond it no number is left
         values = (loss / asked, perplexity, 1 / perplexity, right / asked)
         return [Figure(name, None, value) for name, value in zip(names, values, strict=True)]
-
-
-class Guesses(Metric):
-    """The sum of the masked tokens' negative log-likelihoods, how many were guessed, and how many there were, (3,).
-
-    guesses: as `MaskedHead.guesses`, whose vocabulary would be too wide to be handed over as scores.
-    """
-
-    sums: Tensor
-
-    def __init__(self, guesses: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        super().__init__()
-        self.guesses = guesses
-        self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
-
-    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        words, truth = self.guesses(scores, targets, has)
-        loss = F.cross_entropy(words, truth, ignore_index=int(IGNORED), reduction="sum")
-        right, asked = (words.argmax(dim=1) == truth).sum(), (truth != int(IGNORED)).sum()
-        self.sums += torch.stack([loss, right.float(), asked.float()])
-
-    def compute(self) -> Tensor:
-        return self.sums

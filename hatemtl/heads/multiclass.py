@@ -2,28 +2,21 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, label_weights, masked_mean
-from hatemtl.heads.confusion import Confusion, class_rows, divergence, likeliest, matthews, surprise
+from hatemtl.heads.confusion import class_rows, confusion, divergence, likeliest, matthews, surprise
 from hatemtl.labels import LabelSpace
 
 
 class MulticlassHead(Head):
-    """Softmax over C labels, trained by cross-entropy.
-
-    layers: linear layers, GELU between them. label_smoothing: share of the target spread over all labels.
-    balance: exponent of the inverse label frequency that weighs the loss: 0 not at all, 1 every label alike.
-    primary: the row by which epochs are compared: macro_f1, accuracy, matthews or f1_LABEL.
-    """
+    """Softmax over C labels, trained by cross-entropy."""
 
     kind = "multiclass"
     problem = "single_label_classification"
     has_entropy = True
-    label_weights: Tensor
 
     def __init__(
         self,
@@ -41,20 +34,19 @@ class MulticlassHead(Head):
         super().__init__(space, primary, primaries, label_smoothing=label_smoothing, balance=balance)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
-        self.register_buffer("label_weights", torch.ones(len(space)), persistent=False)
 
     def observe(self, values: Tensor) -> None:
-        self.label_weights.copy_(label_weights(values, len(self.space), self.balance))
+        self.weights.copy_(label_weights(values, len(self.space), self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
-        return masked_mean(losses, self.label_weights[targets] * has)
+        return masked_mean(losses, self.weights[targets] * has)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1)
 
     def metric(self) -> Metric:
-        return Confusion(len(self.space), likeliest)
+        return confusion(len(self.space), likeliest)
 
     def rows(self, computed: Tensor) -> list[Figure]:
         return [*class_rows(computed, self.space.names), Figure("matthews", None, matthews(computed))]

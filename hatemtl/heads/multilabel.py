@@ -6,38 +6,22 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.classification import MultilabelStatScores
 
-from hatemtl.heads.base import (
-    Figure,
-    Head,
-    Pool,
-    Pooling,
-    binary_losses,
-    f1,
-    feed_forward,
-    label_rows,
-    masked_mean,
-    positive_weights,
-    reach,
-)
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, f1, feed_forward, label_rows, masked_mean
+from hatemtl.heads.binary import agreements, binary_losses, divergence, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 
 class MultilabelHead(Head):
     """A sigmoid for each of C labels, trained by binary cross-entropy; soft targets in [0, 1] are taken as they are.
 
-    threshold: the score from which a label is predicted. layers: linear layers, GELU between them.
-    balance: exponent of the ratio of negatives to positives that weighs a label's positives: 0 not at all, 1 fully.
-    label_smoothing: the share ε of each target that is spread over yes and no: y·(1 - ε) + ε/2, as in `binary_losses`.
-    primary: the row by which epochs are compared: macro_f1, micro_f1 or f1_LABEL.
+    balance: as in `positive_weights`. label_smoothing: as in `binary_losses`.
     """
 
     kind = "multilabel"
     problem = "multi_label_classification"
     has_entropy = True
     threshold: float
-    positive_weights: Tensor
 
     def __init__(
         self,
@@ -57,24 +41,26 @@ class MultilabelHead(Head):
         super().__init__(space, primary, primaries, **yes)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
-        self.register_buffer("positive_weights", torch.ones(len(space)), persistent=False)
 
     def observe(self, values: Tensor) -> None:
-        self.positive_weights.copy_(positive_weights(values, self.balance))
+        self.weights.copy_(positive_weights(values, self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        losses = binary_losses(logits, targets, self.positive_weights, self.label_smoothing)
+        losses = binary_losses(logits, targets, self.weights, self.label_smoothing)
         return masked_mean(losses.mean(dim=1), has.to(losses.dtype))
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
     def metric(self) -> Metric:
-        return MultilabelCounts(len(self.space), self.threshold)
+        return Tally(self.counted, torch.zeros(len(self.space), 3, dtype=torch.int64))
+
+    def counted(self, scores: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        """Counts what `agreements` does of each label, (C, 3); a soft target counts from a half."""
+        return torch.stack(agreements(reach(scores, self.threshold), targets >= 0.5, has[:, None], dim=0), dim=1)
 
     def rows(self, computed: Tensor) -> list[Figure]:
-        counts = dict(zip(self.space.names, map(tuple, computed.long().tolist()), strict=True))
-        return label_rows(counts, Figure("micro_f1", None, f1(*computed.long().sum(dim=0).tolist())))
+        return label_rows(computed, self.space.names, Figure("micro_f1", None, f1(*computed.sum(dim=0).tolist())))
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         chosen = reach(scores, self.threshold).tolist()
@@ -88,18 +74,5 @@ class MultilabelHead(Head):
         p = logits.sigmoid()
         return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
 
-
-class MultilabelCounts(Metric):
-    """True positives, false positives and false negatives of each label, (C, 3); a soft target counts from a half."""
-
-    def __init__(self, labels: int, threshold: float) -> None:
-        super().__init__()
-        self.threshold = threshold
-        self.counts = MultilabelStatScores(labels, average=None, ignore_index=-1, validate_args=False)
-
-    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        truth = (targets >= 0.5).long().where(has[:, None], -1)
-        self.counts.update(reach(scores, self.threshold).long(), truth)
-
-    def compute(self) -> Tensor:
-        return self.counts.compute().reshape(-1, 5)[:, [0, 1, 3]]
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return divergence(first, second, torch.ones_like(first))

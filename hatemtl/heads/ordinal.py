@@ -11,7 +11,8 @@ from torchmetrics import Metric
 
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, label_weights, masked_mean
-from hatemtl.heads.confusion import Confusion, class_rows, quadratic_kappa, spearman
+from hatemtl.heads.binary import divergence
+from hatemtl.heads.confusion import class_rows, confusion, quadratic_kappa, spearman
 from hatemtl.labels import LabelSpace
 
 
@@ -20,12 +21,9 @@ class OrdinalHead(Head):
 
     Trained by the likelihood of the level, P(y > k - 1) - P(y > k) (McCullagh 1980, J. R. Stat. Soc. B 42, eq. 2.2). The
     predicted level is the median, which makes the mean absolute error least: as many levels up as P(y > k) > 1/2.
-    layers: linear layers, GELU between them. balance: exponent of the inverse frequency of a level that weighs the loss.
-    primary: the row by which epochs are compared: quadratic_kappa, accuracy, macro_f1 or spearman.
     """
 
     kind = "ordinal"
-    label_weights: Tensor
 
     def __init__(
         self,
@@ -47,7 +45,6 @@ class OrdinalHead(Head):
         even = [math.log(k / (len(space) - k)) for k in range(1, len(space))]
         gaps = [math.log(math.expm1(above - below)) for below, above in pairwise(even)]
         self.first_and_gaps = nn.Parameter(torch.tensor([even[0], *gaps]))
-        self.register_buffer("label_weights", torch.ones(len(space)), persistent=False)
 
     @property
     def thresholds(self) -> Tensor:
@@ -59,17 +56,17 @@ class OrdinalHead(Head):
         return super().forward(hidden, attention_mask) - self.thresholds
 
     def observe(self, values: Tensor) -> None:
-        self.label_weights.copy_(label_weights(values, len(self.space), self.balance))
+        self.weights.copy_(label_weights(values, len(self.space), self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         losses = F.nll_loss(log_probabilities(logits), targets, reduction="none")
-        return masked_mean(losses, self.label_weights[targets] * has)
+        return masked_mean(losses, self.weights[targets] * has)
 
     def scores(self, logits: Tensor) -> Tensor:
         return log_probabilities(logits).exp()
 
     def metric(self) -> Metric:
-        return Confusion(len(self.space), median)
+        return confusion(len(self.space), median)
 
     def rows(self, computed: Tensor) -> list[Figure]:
         levels = torch.arange(len(computed), device=computed.device)
@@ -83,6 +80,9 @@ class OrdinalHead(Head):
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[int(median(torch.tensor([scores])))]]
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return divergence(first, second, torch.ones_like(first))
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

@@ -7,20 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, correlation, feed_forward, masked_mean, ranks
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, correlation, feed_forward, masked_mean, ranks
 from hatemtl.labels import LabelSpace
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "huber": F.huber_loss}
 
 
 class ScoreHead(Head):
-    """One output, trained on the scale's numbers less their mean over their standard deviation in training.
-
-    layers: linear layers, GELU between them. loss: mse, or huber: linear beyond one standard deviation.
-    primary: the row by which epochs are compared: pearson or spearman.
-    """
+    """One output, trained on the scale's numbers less their mean over their standard deviation in training."""
 
     kind = "score"
     problem = "regression"
@@ -60,12 +55,13 @@ class ScoreHead(Head):
         return logits * deviation + mean
 
     def metric(self) -> Metric:
-        return Numbers()
+        return Tally(lambda scores, targets, has: torch.stack([scores.squeeze(1), targets, has], dim=1))  # a rank needs all
 
     def rows(self, computed: Tensor) -> list[Figure]:
-        if not len(computed):
+        given, true, has = computed.detach().double().T
+        given, true = given[has > 0], true[has > 0]
+        if not len(given):
             return [Figure(name, None, 0.0) for name in ("mae", "rmse", "pearson", "spearman")]
-        given, true = computed.detach().double().T
         return [
             Figure("mae", None, float((given - true).abs().mean())),
             Figure("rmse", None, float((given - true).square().mean().sqrt())),
@@ -79,26 +75,3 @@ class ScoreHead(Head):
     def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes half the square of the difference: the divergence of normal distributions of deviation 1."""
         return (first - second).square().sum(dim=1) / 2
-
-
-class Numbers(Metric):
-    """Collects predicted and true numbers, (N, 2), of the posts that are annotated: a rank needs all others."""
-
-    scores: list[Tensor]
-    targets: list[Tensor]
-    has: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("scores", "targets", "has"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-
-    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        # selected at the end: a selection's size would have to come from the device first
-        self.scores.append(scores.squeeze(1))
-        self.targets.append(targets)
-        self.has.append(has)
-
-    def compute(self) -> Tensor:
-        scores, targets, has = map(dim_zero_cat, (self.scores, self.targets, self.has))
-        return torch.stack([scores, targets.to(scores.dtype)], dim=1)[has]

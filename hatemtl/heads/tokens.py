@@ -7,20 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from hatemtl.heads.base import (
-    Figure,
-    Head,
-    binary_losses,
-    count_rows,
-    f1,
-    feed_forward,
-    masked_mean,
-    positive_weights,
-    reach,
-    yes_or_no_divergence,
-)
+from hatemtl.heads.base import Figure, Head, Tally, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.binary import agreements, binary_losses, divergence, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 
@@ -33,13 +22,11 @@ class TokensHead(Head):
     f1 pools the words of all posts. f1_mean_over_posts is the mean of each post's own F1, over posts in which a word is
     marked or predicted: the token F1 that ERASER (DeYoung et al. 2020, arXiv:1911.03429) and HateXplain (Mathew et al.
     2021, arXiv:2012.10289) report, there over pieces of words. The two differ, and are not to be compared.
-    threshold: the score from which a word is predicted. balance: as in MultilabelHead, over words.
-    label_smoothing: as in MultilabelHead, of the words that count.
+    balance and label_smoothing: as in MultilabelHead, over words that count.
     """
 
     kind = "tokens"
     threshold: float
-    positive_weights: Tensor
 
     def __init__(
         self,
@@ -54,25 +41,31 @@ class TokensHead(Head):
     ) -> None:
         super().__init__(space, "f1", label_smoothing=label_smoothing, balance=balance, threshold=threshold)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
-        self.register_buffer("positive_weights", torch.ones(1), persistent=False)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         return super().forward(hidden, attention_mask).squeeze(-1)
 
     def observe(self, values: Tensor) -> None:
-        self.positive_weights.copy_(positive_weights(values[:, None], self.balance))
+        self.weights.copy_(positive_weights(values[:, None], self.balance))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         targets = targets[:, : logits.shape[1]]
         counted = (targets >= 0) & has[:, None]
-        losses = binary_losses(logits, targets.clamp(min=0), self.positive_weights, self.label_smoothing)
+        losses = binary_losses(logits, targets.clamp(min=0), self.weights, self.label_smoothing)
         return masked_mean(losses, counted.to(losses.dtype))
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
     def metric(self) -> Metric:
-        return TokenCounts(self.threshold)
+        return Tally(self.counted)
+
+    def counted(self, scores: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        """Counts what `agreements` does of each post's words, and those cut off, (B, 4); any share above 0 is a yes."""
+        read = scores.shape[1]
+        here = (targets >= 0) & has[:, None]
+        given = F.pad(reach(scores, self.threshold), (0, targets.shape[1] - read))
+        return torch.stack([*agreements(given, targets > 0, here, dim=1), here[:, read:].sum(dim=1)], dim=1)
 
     def rows(self, computed: Tensor) -> list[Figure]:
         tp, fp, fn, cut = computed.sum(dim=0).tolist()
@@ -83,36 +76,11 @@ class TokensHead(Head):
             Figure("precision", None, tp / (tp + fp) if tp + fp else 0.0),
             Figure("recall", None, tp / (tp + fn) if tp + fn else 0.0),
             Figure("words_cut", None, float(cut)),
-            *count_rows({self.space.names[0]: (tp, fp, fn)}),
+            *count_rows(computed[:, :3].sum(dim=0, keepdim=True), self.space.names),
         ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [word for word, yes in zip(words, reach(scores, self.threshold).tolist(), strict=True) if yes]
 
     def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return yes_or_no_divergence(first, second, attention_mask.to(first))
-
-
-class TokenCounts(Metric):
-    """True positives, false positives, false negatives and words cut off of each post, (N, 4) int64.
-
-    Any share of annotators above 0 is a yes. A post without annotation has zeros.
-    """
-
-    posts: list[Tensor]
-
-    def __init__(self, threshold: float) -> None:
-        super().__init__()
-        self.threshold = threshold
-        self.add_state("posts", [], dist_reduce_fx="cat")
-
-    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        read = scores.shape[1]
-        counted, marked = (targets >= 0) & has[:, None], targets > 0
-        given = F.pad(reach(scores, self.threshold), (0, targets.shape[1] - read))
-        kinds = given & marked, given & ~marked, ~given & marked
-        counts = [(kind & counted).sum(dim=1) for kind in kinds]
-        self.posts.append(torch.stack([*counts, counted[:, read:].sum(dim=1)], dim=1))
-
-    def compute(self) -> Tensor:
-        return dim_zero_cat(self.posts)
+        return divergence(first, second, attention_mask.to(first))

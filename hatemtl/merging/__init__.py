@@ -1,1 +1,0 @@
-"""Merges: pure functions, LoRA updates in, one update out."""

@@ -60,9 +60,7 @@ def check_settings(scale: float, density: float = 1.0) -> None:
 def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str, list[LoRAUpdate]]:
     """Gives every source's update of every layer that any of them adapts, zeros where it has none.
 
-    names: of the sources, to tell them by.
-
-    Raises UserError where one layer has two shapes or an update holds what is no number.
+    Raises UserError, with the sources' names, where one layer has two shapes or an update holds what is no number.
     """
     found: dict[str, list[LoRAUpdate]] = {}
     for layer in dict.fromkeys(layer for source in sources for layer in source):
@@ -126,10 +124,9 @@ def dense(updates: Sequence[Update]) -> Tensor:
 def merged_inside(inner: Merge, parts: Sequence[Tensor], *, layer: str) -> Tensor:
     """Merges parts by the merge that stands in another's `inner`, as a tensor in double precision."""
     try:
-        (merged,) = dense([inner(parts, layer=layer)])
+        return dense([inner(parts, layer=layer)])[0]
     except UserError as error:
         raise at(error, "merge.inner") from None
-    return merged
 
 
 def at(error: UserError, place: str) -> UserError:
@@ -172,29 +169,3 @@ def factored(updates: Sequence[Update]) -> list[LoRAUpdate]:
             W, eye = update.double(), torch.eye(min(update.shape), dtype=torch.float64, device=update.device)
             factors.append(LoRAUpdate(eye, W) if W.shape[0] >= W.shape[1] else LoRAUpdate(W, eye))
     return factors
-
-
-def statistics_of(
-    layer: str, statistics: Sequence[Mapping[str, Tensor]], *, sources: int, shape: tuple[int, ...]
-) -> list[Tensor] | None:
-    """Gives each source's statistic of a layer, in double precision; None where any source has none of it.
-
-    Raises UserError where they do not belong to these sources or this layer.
-    """
-    if len(statistics) != sources:
-        raise UserError(f"statistics of {len(statistics)} sources for {sources} sources; gather one of each")
-    if not all(layer in source for source in statistics):
-        return None
-    found = [source[layer].double() for source in statistics]
-    for number, own in enumerate(found, 1):
-        if tuple(own.shape) != shape:
-            raise UserError(
-                f"source {number}'s statistic of {layer} has shape {tuple(own.shape)}, expected {shape}; gather it from the "
-                f"encoder that the sources adapt"
-            )
-        if not torch.isfinite(own).all():
-            raise UserError(
-                f"source {number}'s statistic of {layer} holds what is no finite number; gather it in single precision, or "
-                f"leave the source out"
-            )
-    return found

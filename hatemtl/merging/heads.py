@@ -19,10 +19,9 @@ def instead(how: str) -> str:
 def concat(
     task: str, sources: Mapping[str, tuple[LabelSpace, State]], space: LabelSpace, how: str = "concat"
 ) -> dict[str, Tensor]:
-    """Makes the head that knows every label as the one source trained for it does: their columns side by side.
+    """Makes the head that knows every label as the one source trained for it does; where all know all, their `mean`.
 
-    sources: by name, what each knows and its weights. Where all know every label the answer is their `mean`. how: the
-    heads.merge that was typed.
+    sources: by name, what each knows and its weights. how: the heads.merge that was typed.
     Raises UserError where a label is known to none or to several, or the heads share more than what is one label's own.
     """
     if all(known == space for known, _ in sources.values()):

@@ -12,8 +12,6 @@ from hatemtl.evaluations.base import Evaluation
 from hatemtl.evaluations.false_positives import FalsePositiveDifference
 from hatemtl.merging.base import Merge, Needs, Update, average, total
 
-OBJECTIVES = ("loss", "entropy", "error", "bias")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Learned(Merge):
@@ -25,11 +23,7 @@ class Learned(Merge):
     arXiv:2310.02575). error: that of 1 - the tasks' primary metric, by cmaes only (Huang et al. 2024, LoraHub,
     arXiv:2307.13269). bias: that of an evaluation's `scalar`, the mean over tasks, by cmaes only, which records it, where
     the tasks have it, even if it does not count. bias_of: the evaluation.
-    by: source, one λ each, or layer, one for each layer of each. start: every λ at the start; None for 1/n, the mean.
-    search: gradient (Adam), or cmaes (Hansen 2016, arXiv:1604.00772), which only computes forwards.
-    steps: batches of gradient, or generations. rate: of Adam, or the first standard deviation of CMA-ES.
-    posts: how many are read, of the validation split; by CMA-ES once a candidate. seed: of the candidates, and of the order
-    in which gradient reads the batches.
+    search: gradient (Adam), or cmaes (Hansen 2016, arXiv:1604.00772), which computes forwards alone, of all posts each.
     """
 
     loss: float
@@ -48,25 +42,26 @@ class Learned(Merge):
     needs: ClassVar[Needs] = "search"
 
     def __post_init__(self) -> None:
-        for name in OBJECTIVES:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"merge.{name}={getattr(self, name)}: expected how much it counts, a number from 0")
+        for name, weight in self.objectives.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"merge.{name}={weight}: expected how much it counts, a number from 0")
         if not self.objectives:
-            names = ", ".join(f"merge.{name}" for name in OBJECTIVES)
-            raise UserError(f"{names} are all 0: nothing to search by; type merge.loss=1")
-        if self.error and self.search == "gradient":
-            raise UserError(f"merge.error={self.error}: a metric has no gradient; type merge.search=cmaes, or merge.error=0")
-        if self.bias and self.search == "gradient":
-            raise UserError(f"merge.bias={self.bias}: counts have no gradient; type merge.search=cmaes, or merge.bias=0")
+            raise UserError(
+                "merge.loss, merge.entropy, merge.error, merge.bias are all 0: nothing to search by; type merge.loss=1"
+            )
+        for name, have in (("error", "a metric has"), ("bias", "counts have")):
+            if name in self.objectives and self.search == "gradient":
+                given = f"merge.{name}={self.objectives[name]}"
+                raise UserError(f"{given}: {have} no gradient; type merge.search=cmaes, or merge.{name}=0")
         judge = self.bias_of
         if getattr(judge, "scalar", None) is None or judge.needs.columns or judge.needs.gradients:
             raise UserError(
                 f"merge.bias_of={judge}: expected an evaluation of predictions alone with a row of which less is "
                 f"better; name it as conf/merge/learned.yaml does"
             )
-        for key in ("steps", "posts"):
-            if getattr(self, key) < 1:
-                raise UserError(f"merge.{key}={getattr(self, key)}: expected a whole number from 1")
+        for key, count in (("steps", self.steps), ("posts", self.posts)):
+            if count < 1:
+                raise UserError(f"merge.{key}={count}: expected a whole number from 1")
         if not 0 < self.rate < math.inf:
             raise UserError(f"merge.rate={self.rate}: expected a number above 0")
         if self.start is not None and not math.isfinite(self.start):
@@ -84,4 +79,5 @@ class Learned(Merge):
     @property
     def objectives(self) -> dict[str, float]:
         """Gives those that count, and how much."""
-        return {name: getattr(self, name) for name in OBJECTIVES if getattr(self, name)}
+        every = {"loss": self.loss, "entropy": self.entropy, "error": self.error, "bias": self.bias}
+        return {name: weight for name, weight in every.items() if weight}

@@ -32,7 +32,7 @@ def _one_each(weights: Sequence[float] | None, updates: Sequence[Update]) -> lis
 class Mean(Merge):
     """The true mean of the updates, Σ wᵢ·ΔWᵢ / Σ wᵢ (Wortsman et al. 2022, Model soups, arXiv:2203.05482), exactly.
 
-    weights: one a source, in the sources' order, not negative; None weighs all alike.
+    weights: one a source, in the sources' order, none negative.
     """
 
     weights: Sequence[float] | None
@@ -50,10 +50,7 @@ class Mean(Merge):
 class TaskArithmetic(Merge):
     """λ·Σ wᵢ·ΔWᵢ (Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089), exactly.
 
-    scale: λ; 1/n gives the mean of n sources.
-    weights: wᵢ, one a source, in the sources' order; a negative one takes away what its source learned; None: 1 for each.
-
-    From one source: λ·w·ΔW.
+    weights: wᵢ, one a source, in the sources' order; a negative one takes away what its source learned.
     """
 
     scale: float

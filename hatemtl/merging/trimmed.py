@@ -1,20 +1,23 @@
-"""Merges that leave out entries by their magnitude: magnitude pruning, TIES, breadcrumbs.
+"""Merges that leave out entries, by their magnitude or by lot: magnitude pruning, TIES, breadcrumbs, DARE, DELLA.
 
-`between`, and `dropped.by_lot`, take the sources' updates of one layer as one tensor (sources, *the weight's shape) and
-change it: the other entries become 0. A single source stays whole: entries are left out lest sources interfere, and with one
-none does.
+`between` and `by_lot` take the sources' updates of one layer as one tensor (sources, *the weight's shape) and
+change it: the other entries become 0. A single source stays whole, so that all of these give λ·ΔW: entries are left out lest
+sources interfere, and with one none does.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Update, check_settings, dense
+from hatemtl.merging.lora import LoRAUpdate
+from hatemtl.seeds import generator
 
 Election = Literal["total", "count"]
 
@@ -27,11 +30,6 @@ class Magnitude(Merge):
     """The mean of each source's greatest entries: λ/n·Σ top(ΔWᵢ), the other entries counting as 0.
 
     Pruning by magnitude is of Han et al. 2015, arXiv:1506.02626; PEFT's `magnitude_prune` with weights 1/n is this.
-
-    density: the share of a source's entries in this layer that are kept.
-    scale: λ.
-
-    From one source: λ·ΔW, whole.
     """
 
     density: float
@@ -50,14 +48,8 @@ class TIES(Merge):
 
     Yadav et al. 2023, TIES-merging, arXiv:2306.01708; trimmed by layer, as PEFT does, and not over the whole model.
 
-    density: the share of a source's entries in this layer that are kept; 1 gives the mean wherever the sources agree.
-    elect: `total`, the sign of the sum, or `count`, that of the most sources.
-    scale: λ.
-
     Other than PEFT's `ties`: of n entries n - round((1 - density)·n) are kept, there int(density·n); where as many sources
     say plus as minus, `count` takes the sign of the sum, there plus; where nothing wins, the result is 0.
-
-    From one source: λ·ΔW, whole.
     """
 
     density: float
@@ -76,11 +68,6 @@ class Breadcrumbs(Merge):
     """The mean of each source's entries between two tails: λ/n·Σ mᵢ⊙ΔWᵢ, mᵢ masking outliers and what hardly moved.
 
     Davari & Belilovsky 2024, Model breadcrumbs, arXiv:2312.06795, whose factor of the sum is λ/n here.
-
-    smallest, greatest: the shares of a source's entries in this layer that are left out at either end.
-    scale: λ.
-
-    From one source: λ·ΔW, whole.
     """
 
     smallest: float
@@ -100,6 +87,59 @@ class Breadcrumbs(Merge):
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return self.scale * between(dense(updates), smallest=self.smallest, greatest=self.greatest).mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DARE(Merge):
+    """λ times the mean, or the TIES merge, of sources of which a share of entries is dropped, the others divided by density.
+
+    Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099.
+
+    elect: None takes the mean, whose expectation is the sources' mean; `total` or `count` the mean of those that have the
+    elected sign, which is too great by up to 1/density, for it counts the kept ones alone.
+    seed: of the lots, which belong to what a source holds: equal sources draw alike, in any order.
+    """
+
+    density: float
+    elect: Election | None
+    scale: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_settings(self.scale, self.density)
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
+        return DELLA(epsilon=0, **asdict(self))(updates, layer=layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DELLA(Merge):
+    """Drop, elect, fuse: as DARE, but the greater an entry among those of its row, the better its chance to be kept.
+
+    Deep et al. 2024, DELLA-merging, arXiv:2406.11617 (MAGPRUNE). The chance rises with the rank of the magnitude in the row,
+    in equal steps from density - epsilon / 2 to density + epsilon / 2, and what is kept is divided by it. Else as DARE.
+    """
+
+    density: float
+    epsilon: float
+    elect: Election | None
+    scale: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_settings(self.scale, self.density)
+        half = self.epsilon / 2
+        if not (0 <= half < self.density and self.density + half <= 1):
+            raise UserError(
+                f"merge.epsilon={self.epsilon} with merge.density={self.density}: expected a width from 0 that leaves the "
+                f"chances density ± epsilon / 2 above 0 and up to 1; type merge.epsilon="
+                f"{min(self.density, 1 - self.density):g}"
+            )
+
+    def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
+        drawn = lots(updates, seed=self.seed, layer=layer)
+        kept = by_lot(dense(updates), drawn, density=self.density, epsilon=self.epsilon)
+        return self.scale * (kept.mean(0) if self.elect is None else agreeing_mean(kept, self.elect))
 
 
 def between(stack: Tensor, *, smallest: float, greatest: float) -> Tensor:
@@ -145,3 +185,51 @@ def agreeing_mean(stack: Tensor, elect: Election) -> Tensor:
         sign = lead.sign()  # products with it, for torch.where takes ten times as long
         torch.sub(plus / ups.clamp(min=1) * sign.clamp(min=0), minus / downs.clamp(min=1) * sign.clamp(max=0), out=mine)
     return merged.reshape(stack[0].shape)
+
+
+def by_lot(stack: Tensor, lots: Sequence[Generator], *, density: float, epsilon: float) -> Tensor:
+    """Keeps each source's entries with a chance and divides them by it, so that the expectation is the source itself.
+
+    The chance is `density`, or from density - epsilon / 2 for the least magnitude of a row to density + epsilon / 2 for the
+    greatest, in equal steps. lots: one generator a source.
+    """
+    if len(stack) == 1 or density == 1:
+        return stack
+    for source, lot in zip(stack, lots, strict=True):
+        width = source.shape[-1] if source.ndim > 1 else source.numel()  # a vector is one row
+        for rows in source.view(-1, width).split(max(1, BLOCK // width)):
+            chance = _chances(rows, density, epsilon) if epsilon else density
+            rows *= torch.rand(rows.shape, generator=lot) < chance
+            rows /= chance
+    return stack
+
+
+def _chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
+    """(rows, width) by the rank of the magnitude in its row."""
+    least, most = (density - epsilon / 2, density + epsilon / 2) if rows.shape[1] > 1 else (density, density)
+    steps = torch.linspace(least, most, rows.shape[1])
+    return torch.empty(rows.shape).scatter_(1, _by_magnitude(rows), steps.expand_as(rows))
+
+
+def _by_magnitude(rows: Tensor) -> Tensor:
+    """(rows, width) Each row's places by rising magnitude, in single precision; equal ones by place.
+
+    Magnitude and place are sorted as one whole number, for a float's bits rise with it: a tenth of what torch.argsort takes.
+    """
+    keys = rows.abs().float().numpy().view(np.int32).astype(np.int64) << 32 | np.arange(rows.shape[1])
+    keys.sort(axis=1)
+    return torch.from_numpy(keys & 0xFFFFFFFF)
+
+
+def lots(updates: Sequence[Update], *, seed: int, layer: str) -> list[Generator]:
+    """Makes a generator for each update, which depends on seed, layer and what the update holds, not on its place."""
+
+    def content(update: Update) -> str:
+        digest = hashlib.sha256()
+        for part in (update.A, update.B) if isinstance(update, LoRAUpdate) else (update,):
+            digest.update(part.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        if isinstance(update, LoRAUpdate):
+            digest.update(repr(float(update.scale)).encode())
+        return digest.hexdigest()
+
+    return [generator(seed, layer, content(update)) for update in updates]

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, merge_each, merge_factors
-from hatemtl.merging.fisher import Fisher
+from hatemtl.merging.informed import Fisher, RegMean
 from hatemtl.merging.lora import Updates
 from hatemtl.merging.mean import Linear, Mean
-from hatemtl.merging.regmean import RegMean
 from hatemtl.methods import full, lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
 from hatemtl.methods.adapterhub.library import add, load_all, own_parameters, train, updates

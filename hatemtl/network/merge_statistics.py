@@ -13,8 +13,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
-from hatemtl.merging.fisher import fisher
-from hatemtl.merging.regmean import gram, packed
+from hatemtl.merging.informed import fisher, gram, packed
 from hatemtl.methods import full, lora_formats
 from hatemtl.methods.base import Method
 from hatemtl.network.forward import Forward

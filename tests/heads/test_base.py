@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Pool, binary_losses, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.base import Pool, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.binary import binary_losses
 from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
@@ -398,7 +399,7 @@ def test_f1_of_nothing_is_zero() -> None:
 
 
 def test_count_rows_are_named_by_kind_and_label() -> None:
-    assert count_rows({"x": (1, 2, 3), "y": (4, 5, 6)}) == [
+    assert count_rows(torch.tensor([[1, 2, 3], [4, 5, 6]]), ["x", "y"]) == [
         *(("tp", "x", 1.0), ("fp", "x", 2.0), ("fn", "x", 3.0)),
         *(("tp", "y", 4.0), ("fp", "y", 5.0), ("fn", "y", 6.0)),
     ]

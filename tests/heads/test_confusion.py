@@ -5,7 +5,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, matthews_corrcoef
 
 from hatemtl.heads.base import correlation, ranks
-from hatemtl.heads.confusion import Confusion, likeliest, matthews, quadratic_kappa, spearman
+from hatemtl.heads.confusion import confusion, likeliest, matthews, quadratic_kappa, spearman
 
 
 def drawn(seed: int, labels: int = 4, posts: int = 150) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
@@ -20,7 +20,7 @@ def drawn(seed: int, labels: int = 4, posts: int = 150) -> tuple[np.ndarray, np.
 def test_the_matrix_is_scikit_learns_over_annotated_posts(seed: int) -> None:
     true, given, _ = drawn(seed)
     has = np.random.default_rng(seed).random(len(true)) < 0.6
-    metric = Confusion(4, likeliest)
+    metric = confusion(4, likeliest)
     for some in np.array_split(np.arange(len(true)), 7):
         scores = torch.nn.functional.one_hot(torch.from_numpy(given[some]), 4).float()
         metric.update(scores, torch.from_numpy(true[some]), torch.from_numpy(has[some]))

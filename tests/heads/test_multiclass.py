@@ -101,7 +101,7 @@ def test_with_smoothing_a_post_is_weighed_by_its_own_label() -> None:
 def test_balance_by_hand(balance: float, weights: tuple[float, ...]) -> None:
     some = head(balance=balance, names=("often", "thrice", "rare"))
     some.observe(shown(16, 4, 2))  # 22 / (3 · 16), 22 / (3 · 4), 22 / (3 · 2)
-    torch.testing.assert_close(some.label_weights, torch.tensor(weights, dtype=torch.float32))
+    torch.testing.assert_close(some.weights, torch.tensor(weights, dtype=torch.float32))
 
 
 def test_full_balance_is_scikit_learns_and_gives_every_label_the_same_say() -> None:
@@ -109,21 +109,21 @@ def test_full_balance_is_scikit_learns_and_gives_every_label_the_same_say() -> N
     some = head(balance=1.0)
     some.observe(torch.from_numpy(labels))
     expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
-    np.testing.assert_allclose(some.label_weights, expected, rtol=1e-6)
-    np.testing.assert_allclose(some.label_weights.numpy() * np.bincount(labels), 25, rtol=1e-6)
+    np.testing.assert_allclose(some.weights, expected, rtol=1e-6)
+    np.testing.assert_allclose(some.weights.numpy() * np.bincount(labels), 25, rtol=1e-6)
 
 
 def test_a_label_that_training_never_shows_keeps_the_loss_finite() -> None:
     some = head(balance=1.0)
     some.observe(shown(50, 49, 1, 0))
-    assert some.label_weights.isfinite().all()
+    assert some.weights.isfinite().all()
     assert some.loss(torch.randn(4, 4), torch.arange(4), torch.ones(4, dtype=torch.bool)).isfinite()
 
 
 def test_a_corpus_without_any_annotation_to_train_on_keeps_the_loss_finite() -> None:
     some = head(balance=1.0)
     some.observe(shown())
-    assert some.label_weights.isfinite().all()
+    assert some.weights.isfinite().all()
 
 
 def test_decoding_names_the_likeliest_label() -> None:

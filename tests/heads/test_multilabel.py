@@ -141,7 +141,7 @@ def test_a_soft_target_counts_from_a_half() -> None:
 def test_balance_by_hand(balance: float, weights: tuple[float, ...]) -> None:
     some = head(balance=balance, names=("rare", "even", "common"))
     some.observe(shown(100, 10, 50, 80))  # 90 / 10, 50 / 50, 20 / 80
-    torch.testing.assert_close(some.positive_weights, torch.tensor(weights, dtype=torch.float32))
+    torch.testing.assert_close(some.weights, torch.tensor(weights, dtype=torch.float32))
 
 
 def test_full_balance_gives_positives_and_negatives_the_same_say() -> None:
@@ -158,8 +158,8 @@ def test_full_balance_gives_positives_and_negatives_the_same_say() -> None:
 def test_a_label_that_training_never_or_always_shows_keeps_a_finite_weight(positives: tuple[int, ...], total: int) -> None:
     some = head(balance=1.0, names=("never", "always"))
     some.observe(shown(total, *positives))
-    assert some.positive_weights.isfinite().all()
-    assert (some.positive_weights > 0).all()
+    assert some.weights.isfinite().all()
+    assert (some.weights > 0).all()
 
 
 def test_decoding_names_any_number_of_labels() -> None:

@@ -64,7 +64,7 @@ def test_two_levels_are_logistic_regression() -> None:
 def test_balance_weighs_levels_as_multiclass_does() -> None:
     some = head(balance=1.0)
     some.observe(torch.arange(4).repeat_interleave(torch.tensor([40, 4, 4, 2])))
-    assert some.label_weights.tolist() == pytest.approx([50 / (4 * n) for n in (40, 4, 4, 2)])
+    assert some.weights.tolist() == pytest.approx([50 / (4 * n) for n in (40, 4, 4, 2)])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -67,7 +67,7 @@ def test_a_scale_of_one_value_or_none_keeps_the_loss_finite(shown: torch.Tensor)
 
 
 def test_where_all_predictions_are_the_same_nothing_correlates() -> None:
-    rows = by_key(head().rows(torch.tensor([[1.0, 0.0], [1.0, 2.0]])))
+    rows = by_key(head().rows(torch.tensor([[1.0, 0.0, 1.0], [1.0, 2.0, 1.0]])))
     assert rows == {"mae": 1, "rmse": 1, "pearson": 0, "spearman": 0}
 
 

@@ -159,15 +159,15 @@ def test_any_share_of_the_annotators_is_a_yes_in_the_metric() -> None:
 def test_balance_by_hand(balance: float, weight: float) -> None:
     some = head(balance=balance)
     some.observe((torch.arange(100) < 10).float())
-    assert some.positive_weights.item() == pytest.approx(weight)
+    assert some.weights.item() == pytest.approx(weight)
 
 
 @pytest.mark.parametrize(("positives", "total"), [(0, 0), (0, 100), (100, 100)])
 def test_words_that_are_never_or_always_marked_keep_a_finite_weight(positives: int, total: int) -> None:
     some = head(balance=1.0)
     some.observe((torch.arange(total) < positives).float())
-    assert np.isfinite(some.positive_weights.item())
-    assert some.positive_weights.item() > 0
+    assert np.isfinite(some.weights.item())
+    assert some.weights.item() > 0
 
 
 def test_every_token_is_read_by_itself() -> None:

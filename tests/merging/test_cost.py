@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hatemtl.merging.base import merge_factors
-from hatemtl.merging.regmean import packed
+from hatemtl.merging.informed import packed
 
 FILES = {path.stem: path for path in (Path(__file__).parents[2] / "conf" / "merge").glob("*.yaml")}
 

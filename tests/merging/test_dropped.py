@@ -7,10 +7,9 @@ from drawn import update
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Update, dense
-from hatemtl.merging.dropped import DARE, DELLA, by_lot, lots
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
-from hatemtl.merging.trimmed import TIES, Election
+from hatemtl.merging.trimmed import DARE, DELLA, TIES, Election, by_lot, lots
 
 
 def dare(density: float = 0.5, elect: Election | None = None, scale: float = 1.0, seed: int = 0) -> DARE:

@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from hatemtl.merging.base import Merge, Update, dense, merge_dense, merge_factors
+from hatemtl.merging.informed import gram
 from hatemtl.merging.lora import LoRAUpdate, Updates
-from hatemtl.merging.regmean import gram
 from hatemtl.merging.trimmed import Election, agreeing_mean
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "merge").glob("*.yaml"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import layers_of
-from hatemtl.merging.fisher import Fisher, fisher
+from hatemtl.merging.informed import Fisher, fisher
 from hatemtl.merging.lora import LoRAUpdate
 
 MERGE = Fisher(normalize=True, floor=1e-6, posts=8)

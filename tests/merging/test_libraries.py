@@ -10,10 +10,9 @@ import torch
 from drawn import apart
 
 from hatemtl.merging.base import Merge, dense, merge_dense, merge_factors
-from hatemtl.merging.dropped import DARE, by_lot, lots
 from hatemtl.merging.lora import LoRAUpdate, Updates
 from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
-from hatemtl.merging.trimmed import TIES, Election, Magnitude
+from hatemtl.merging.trimmed import DARE, TIES, Election, Magnitude, by_lot, lots
 
 MEAN = Mean(weights=None)
 NAMES = ["one", "two", "three", "four"]

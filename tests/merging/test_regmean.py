@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import layers_of
+from hatemtl.merging.informed import RegMean, gram, packed, unpacked
 from hatemtl.merging.lora import LoRAUpdate
-from hatemtl.merging.regmean import RegMean, gram, packed, unpacked
 
 MERGE = RegMean(alpha=0.9, ridge=1e-6, posts=8)
 

@@ -15,12 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, merge_dense, merge_factors
-from hatemtl.merging.dropped import DARE
 from hatemtl.merging.lego import LEGO
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.subspaces import TSVM, CoreSpace, IsoC, IsoCTS, KnOTS
-from hatemtl.merging.trimmed import TIES
+from hatemtl.merging.trimmed import DARE, TIES
 
 CONF = Path(__file__).parents[2] / "conf/merge"
 NAMES = ("knots", "core_space", "tsv_m", "iso_c", "iso_cts", "lego")

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Needs, Update, dense
-from hatemtl.merging.fisher import Fisher
+from hatemtl.merging.informed import Fisher, RegMean, unpacked
 from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
-from hatemtl.merging.regmean import RegMean, unpacked
 from hatemtl.methods.adapterhub.library import loras, own_parameters, updates
 from hatemtl.methods.adapterhub.train_and_load import LoadAdapterHub
 from hatemtl.methods.full import Full

@@ -17,8 +17,8 @@ from hatemtl.heads.base import Head
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
+from hatemtl.merging.informed import packed, unpacked
 from hatemtl.merging.learned import Learned
-from hatemtl.merging.regmean import packed, unpacked
 from hatemtl.methods.full import Full
 from hatemtl.network.merge_search import search
 from hatemtl.network.merge_statistics import _fishers, _grams, as_source, named, statistics
@@ -220,7 +220,7 @@ def test_statistics_of_four_sources_of_a_base_size_encoder_stay_well_under_2_gib
     save(lora(), tmp_path / "part_1")
     runs = [SavedRun(tmp_path / "part_1")] * 4
     assert kept(kind, hidden=768, wide=3072, layers=12) < 1.2 * 2**30
-    monkeypatch.setattr("hatemtl.merging.regmean.ROWS", 4)  # matrices of this size are one block otherwise
+    monkeypatch.setattr("hatemtl.merging.informed.ROWS", 4)  # matrices of this size are one block otherwise
     found = statistics(kind, encoder(), runs, lambda run: {"target": head()}, batches(4))
     memory = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for one in found for value in one.values()

@@ -55,7 +55,7 @@ def test_of_two_labels_scikit_learns_c_is_twice_that_and_balance_is_its_sample_w
             balance=balance,
         )
         head.observe(labels)
-        weights = head.label_weights[labels].numpy()
+        weights = head.weights[labels].numpy()
         fit(head, vectors, labels, PENALTY)
         reference = LogisticRegression(C=2 / (PENALTY * weights.sum()), tol=1e-8, max_iter=5000)
         expected = reference.fit(standard(vectors), labels, sample_weight=weights).predict_proba(standard(vectors))
