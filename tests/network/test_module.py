@@ -258,7 +258,7 @@ def test_the_losses_of_an_epoch_are_means_over_its_posts() -> None:
     multitask.log_dict = lambda rows, **_: logged.update(rows)  # type: ignore[assignment, method-assign, misc]
     multitask._trainer = SimpleNamespace(is_last_batch=True, current_epoch=0)  # type: ignore[assignment]
     parts = [batch(size, seed=size) for size in (4, 8)]
-    losses = [float(multitask.training_step(posts, 0)) for posts in parts]
+    losses = [float(multitask.training_step(posts, 0).detach()) for posts in parts]
     multitask.on_train_batch_end(None, parts[1], 1)
     assert float(logged["train_loss"]) == pytest.approx((losses[0] + 2 * losses[1]) / 3)
 
