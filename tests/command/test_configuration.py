@@ -74,9 +74,9 @@ def test_a_module_that_cannot_be_imported_is_no_typo(tmp_path: Path, monkeypatch
             "trimmed.Breadcrumbs,smallest:0.9,greatest:0.5,scale:1",
             r"smallest=0.9 and P.greatest=0.5 .* type P.smallest=0.85 P",
         ),
-        ("dropped.DARE,density:0,elect:null,scale:1,seed:0", r"density=0: .* type P.density=0.5$"),
+        ("trimmed.DARE,density:0,elect:null,scale:1,seed:0", r"density=0: .* type P.density=0.5$"),
         (
-            "dropped.DELLA,density:0.5,epsilon:2,elect:null,scale:1,seed:0",
+            "trimmed.DELLA,density:0.5,epsilon:2,elect:null,scale:1,seed:0",
             r"epsilon=2 with P.density=0.5: .* type P.epsilon=",
         ),
         ("mean.Mean,weights:[0,0]", r"weights=\[0, 0\]: .* type P.weights=\[1,2\]"),
