@@ -160,7 +160,7 @@ class Table(Corpus):
 
 
 def _names(cells: Sequence[Any]) -> list[str]:
-    """What cells say, as names; "" where they say nothing."""
+    """Names what cells say; "" where they say nothing."""
     return [name_of(value) if is_given(value) else "" for value in cells]
 
 

@@ -30,7 +30,7 @@ from hatemtl.seeds import generator
 
 @dataclass(kw_only=True)
 class Mixing:
-    """What the mixtures of an encoder have in common: the tasks, in order, r, alpha, n, τ, and whose LoRAs are computed."""
+    """Holds what all mixtures of an encoder share: the tasks, in order, r, alpha, n, τ, and whose LoRAs are computed."""
 
     tasks: Sequence[str]
     rank: int
