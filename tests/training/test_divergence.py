@@ -93,7 +93,7 @@ def test_a_test_that_breaks_leaves_the_trained_run(cli: Cli, tmp_path: Path, mon
     command = (*scores(tmp_path / "posts.csv", 1.0), "action=[train,test]", f"save_path={run}")
 
     def breaks(self: MultitaskModule) -> None:
-        self._begin()
+        self.on_validation_epoch_start()
         for parameter in self.heads.parameters():
             parameter.data.fill_(torch.nan)
 
