@@ -33,8 +33,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
 from hatemtl.corpora.files import Hub, official, read_delimited
-from hatemtl.corpora.labelled import Section, codes, gather, whole
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, Section, codes, gather, whole
 from hatemtl.labels import LabelSpace
 
 HOME = "gluebenchmark.com/tasks"

@@ -22,7 +22,7 @@ from typing import Literal
 
 from hatemtl.corpora.base import SPLITS, Corpus, Posts
 from hatemtl.corpora.files import Hub, official, read_jsonl
-from hatemtl.corpora.labelled import Section, gather
+from hatemtl.corpora.rows import Section, gather
 from hatemtl.labels import LabelSpace
 
 LABELS = {

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from hatemtl.corpora.base import Corpus, Posts, Split
 from hatemtl.corpora.files import Hub, ways_out
-from hatemtl.corpora.labelled import Section, gather
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, Section, gather
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 

@@ -21,8 +21,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import official, read_jsonl
-from hatemtl.corpora.labelled import whole
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, whole
 from hatemtl.corpora.splitting import divide, text_key
 from hatemtl.errors import UserError
 

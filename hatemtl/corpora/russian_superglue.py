@@ -22,8 +22,7 @@ from typing import Literal, NamedTuple
 
 from hatemtl.corpora.base import Corpus, Posts
 from hatemtl.corpora.files import Hub, official, read_jsonl
-from hatemtl.corpora.labelled import Section, codes, gather
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, Section, codes, gather
 from hatemtl.labels import LabelSpace
 
 HOME = "russiansuperglue.com/datasets"

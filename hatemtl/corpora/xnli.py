@@ -18,7 +18,7 @@ from typing import Literal
 
 from hatemtl.corpora.base import SPLITS, Corpus, Posts
 from hatemtl.corpora.files import Hub, official, read_delimited
-from hatemtl.corpora.labelled import Section, codes, gather, whole
+from hatemtl.corpora.rows import Section, codes, gather, whole
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
