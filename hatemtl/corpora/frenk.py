@@ -22,7 +22,7 @@ import numpy as np
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
 from hatemtl.corpora.files import complete, label_name, official, read_delimited
 from hatemtl.corpora.rows import ids
-from hatemtl.corpora.splitting import check_validation, divide, keys
+from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 
 TOPICS = ("lgbt", "migrants")
@@ -53,7 +53,6 @@ class Frenk(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_validation(self.val, "val")
         for topic in self.topics:
             if topic not in TOPICS:
                 raise UserError(f"topics={list(self.topics)}: {did_you_mean(topic, TOPICS)}")
