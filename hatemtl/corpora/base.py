@@ -15,6 +15,7 @@ from hatemtl.labels import Kind, LabelSpace
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+CALLED: dict[str, Split] = {"train": "train", **dict.fromkeys(("val", "validation", "valid", "dev"), "val"), "test": "test"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from hatemtl.corpora.rows import NO, NOTHING, YES, shown
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind
 
-MEND = "mend the cell, or leave it empty for a post without annotation"
 TRUE = {*map(str, YES), "yes"}
 FALSE = {*map(str, NO), "no"}
 MANY = 100  # different labels from which a column is looked at twice
@@ -53,9 +52,8 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
             return cells[0].numbers()
         case "tokens":
             return cells[0].words()
-        case "choice":
+        case _:
             return cells[0].choices()
-    raise UserError(f"column={column!r}: a {kind} task does without a column of labels")
 
 
 def is_given(value: Any) -> bool:
@@ -128,16 +126,13 @@ class _Cells:
             numbers = all(_number(name) is not None for name in found.values())
             told = "are numbers, not labels; type head@tasks.TASK.head=score" if numbers else "are no labels; give another"
             raise UserError(f"{self.raw.source}: {many}, which {told}")
-        names = self._known(found.values())
-        places = {name: place for place, name in enumerate(names)}
-        return self.filled(kind, names, {i: self._place(i, name, places) for i, name in found.items()})
+        names, places = self._placed({i: [name] for i, name in found.items()})
+        return self.filled(kind, names, {i: place for i, (place,) in places.items()})
 
     def sets(self) -> Column:
         found = {i: [name_of(item) for item in self._items(i, value)] for i, value in self.given.items()}
-        names = self._known(name for of_cell in found.values() for name in of_cell)
-        places = {name: place for place, name in enumerate(names)}
-        carried = {i: {self._place(i, name, places) for name in of_cell} for i, of_cell in found.items()}
-        flags = {i: [place in of_cell for place in range(len(names))] for i, of_cell in carried.items()}
+        names, places = self._placed(found)
+        flags = {i: [place in of_cell for place in range(len(names))] for i, of_cell in places.items()}
         return self.filled("multilabel", names, flags, lambda i: [False] * len(names))
 
     def numbers(self) -> Column:
@@ -176,16 +171,17 @@ class _Cells:
             raise self._wrong(i, "true or false, yes or no, or a number from 0 to 1")
         return number
 
-    def _known(self, found: Iterable[str]) -> tuple[str, ...]:
-        names = self.names if self.names is not None else _in_order(found)
+    def _placed(self, found: Mapping[int, list[str]]) -> tuple[tuple[str, ...], dict[int, list[int]]]:
+        """The labels, and the places among them of those that posts have."""
+        given = [(i, name) for i, of_cell in found.items() for name in of_cell]
+        names = self.names if self.names is not None else _in_order(name for _, name in given)
         if not names:
             raise UserError(f"{self.raw.source}: column {self.column!r} is empty throughout, so it has no labels to learn")
-        return names
-
-    def _place(self, i: int, name: str, known: Mapping[str, int]) -> int:
-        if name not in known:
-            raise UserError(f"{self._where(i)}: this task knows no label {name!r}; {did_you_mean(name, known)}")
-        return known[name]
+        places = {name: place for place, name in enumerate(names)}
+        for i, name in given:
+            if name not in places:
+                raise UserError(f"{self._where(i)}: this task knows no label {name!r}; {did_you_mean(name, names)}")
+        return names, {i: [places[name] for name in of_cell] for i, of_cell in found.items()}
 
     def _items(self, i: int, value: Any, separator: str | None = "") -> list[Any]:
         """The items of a cell: of a list, of a JSON list, or of a text between separators (None: spaces)."""
@@ -205,4 +201,5 @@ class _Cells:
         return f"{self.raw.places[i]}, column {self.column!r}"
 
     def _wrong(self, i: int, expected: str) -> UserError:
-        return UserError(f"{self._where(i)}: {shown(self.given[i])}, expected {expected}; {MEND}")
+        mend = "mend the cell, or leave it empty for a post without annotation"
+        return UserError(f"{self._where(i)}: {shown(self.given[i])}, expected {expected}; {mend}")

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from hatemtl.corpora.base import Column, Corpus, Posts, Split
+from hatemtl.corpora.base import CALLED, Column, Corpus, Posts, Split
 from hatemtl.corpora.files import complete, label_name, official, read_delimited
 from hatemtl.corpora.rows import ids
 from hatemtl.corpora.splitting import divide, keys
@@ -32,8 +32,6 @@ LABELS = (
     *("acceptable_speech", "inappropriate", "background_offensive"),
     *("other_offensive", "background_violence", "other_violence"),
 )
-# How a path says which split it holds.
-CALLED: dict[str, Split] = {"train": "train", "dev": "val", "val": "val", "validation": "val", "test": "test"}
 HOME = "hdl.handle.net/11356/1433"
 READ = partial(read_delimited, delimiter="\t", names=NAMES, quoted=None)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hatemtl.corpora.base import SPLITS, Corpus, Posts, Raw, Split
+from hatemtl.corpora.base import CALLED, Corpus, Posts, Raw, Split
 from hatemtl.corpora.cells import is_given, name_of
 from hatemtl.corpora.files import SUFFIXES, Hub, read_table
 from hatemtl.corpora.rows import Rows, sound
@@ -27,8 +27,6 @@ from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 
 KEYS = "tasks.TASK.corpus."
-NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
-SPLIT_NAMES = {name: split for split in SPLITS for name in NAMES[split]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +89,8 @@ class Table(Corpus):
         if path.is_file():
             yield None, read(path, keys=KEYS)
         elif path.is_dir():
-            all_files = sorted(file for file in path.iterdir() if file.stem in SPLIT_NAMES)
-            files = {SPLIT_NAMES[file.stem]: file for file in all_files}
+            all_files = sorted(file for file in path.iterdir() if file.stem in CALLED)
+            files = {CALLED[file.stem]: file for file in all_files}
             if not files or len(files) < len(all_files):
                 found = ", ".join(file.name for file in all_files) or "none"
                 raise UserError(f"path={path}: expected one file for each split, such as train.csv; found {found}")
@@ -104,9 +102,9 @@ class Table(Corpus):
         else:
             hub = Hub(str(self.path), self.config)
             here = f"and {self.path} is no file here; {_type('path', 'posts.csv')}"
-            found_there = dict(hub.splits([*SPLIT_NAMES], here, some=True))
+            found_there = dict(hub.splits([*CALLED], here, some=True))
             for name, rows in found_there.items():
-                yield (None if [*found_there] == ["train"] else SPLIT_NAMES[name]), rows
+                yield (None if [*found_there] == ["train"] else CALLED[name]), rows
 
     def _checked(self, rows: Rows) -> Rows:
         """The same rows, whose errors say how to name other columns, once it is sure that they have those named."""
@@ -120,10 +118,10 @@ class Table(Corpus):
         if self.split is not None:
             said = [name.lower() for name in _names(cells[self.split])]
             for name, place in zip(said, raw.places, strict=True):
-                if name not in SPLIT_NAMES:
+                if name not in CALLED:
                     expected = f"{name or 'empty'}, expected train, val or test; mend the cell"
                     raise UserError(f"{place}, column {self.split!r}: {expected}")
-            given = [SPLIT_NAMES[name] for name in said]
+            given = [CALLED[name] for name in said]
         groups = [""] * len(texts) if self.group_by is None else _names(cells[self.group_by])
         together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
         splits = np.array([split or "" for split in given], "<U5")
