@@ -57,7 +57,6 @@ class Raw:
     strata: np.ndarray
 
     def at(self, rows: np.ndarray) -> "Raw":
-        """Takes the rows at these positions, in that order."""
         cells = {name: [column[i] for i in rows] for name, column in self.cells.items()}
         return replace(self, cells=cells, places=[self.places[i] for i in rows], strata=self.strata[rows])
 

@@ -58,9 +58,7 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
 
 def is_given(value: Any) -> bool:
     """Tells whether a cell says anything."""
-    if isinstance(value, float):
-        return not math.isnan(value)
-    return not (value is None or (isinstance(value, str) and value.strip() in NOTHING))
+    return value is not None and str(value).strip() not in NOTHING
 
 
 def name_of(value: Any) -> str:
@@ -76,18 +74,17 @@ def name_of(value: Any) -> str:
     return str(value).strip()
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, however it is written; None where it is none."""
+def _number(value: Any) -> float:
+    """A number, however it is written; NaN where it is none."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     found = sorted(set(names))
-    return tuple(sorted(found, key=float) if all(_number(name) is not None for name in found) else found)
+    return tuple(sorted(found, key=float) if all(math.isfinite(_number(name)) for name in found) else found)
 
 
 def _shares(cells: Sequence["_Cells"]) -> Column:
@@ -123,7 +120,7 @@ class _Cells:
         different = len(set(found.values()))
         if self.names is None and different > max(MANY, len(found) / 2):
             many = f"column {self.column!r} has {different:,} different values in {len(found):,} rows"
-            numbers = all(_number(name) is not None for name in found.values())
+            numbers = all(math.isfinite(_number(name)) for name in found.values())
             told = "are numbers, not labels; type head@tasks.TASK.head=score" if numbers else "are no labels; give another"
             raise UserError(f"{self.raw.source}: {many}, which {told}")
         names, places = self._placed({i: [name] for i, name in found.items()})
@@ -138,7 +135,7 @@ class _Cells:
     def numbers(self) -> Column:
         found = {i: _number(value) for i, value in self.given.items()}
         for i, number in found.items():
-            if number is None or abs(number) > LARGEST:
+            if not abs(number) <= LARGEST:
                 raise self._wrong(i, "a number, of at most 38 digits")
         return self.filled("score", self.names or (self.column,), found)
 
@@ -167,7 +164,7 @@ class _Cells:
         name, number = name_of(value).lower(), _number(value)
         if name in TRUE or name in FALSE:
             return float(name in TRUE)
-        if number is None or not 0 <= number <= 1:
+        if not 0 <= number <= 1:
             raise self._wrong(i, "true or false, yes or no, or a number from 0 to 1")
         return number
 

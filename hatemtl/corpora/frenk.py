@@ -40,8 +40,7 @@ READ = partial(read_delimited, delimiter="\t", names=NAMES, quoted=None)
 class Frenk(Corpus):
     """FRENK's comments in one language, in a fixed shuffle, with the columns binary, label, target and topic.
 
-    binary: acceptable or offensive. label: six classes. target: whom a comment is aimed at, as the files have it, in the
-    order of the alphabet. topic: lgbt or migrants.
+    target: whom a comment is aimed at, as the files have it, in the order of the alphabet.
     """
 
     dir: str
@@ -51,9 +50,8 @@ class Frenk(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for topic in self.topics:
-            if topic not in TOPICS:
-                raise UserError(f"topics={list(self.topics)}: {did_you_mean(topic, TOPICS)}")
+        for topic in {*self.topics} - {*TOPICS}:
+            raise UserError(f"topics={list(self.topics)}: {did_you_mean(topic, TOPICS)}")
         if not self.topics or len(set(self.topics)) != len(self.topics):
             raise UserError(f"topics={list(self.topics)}: expected one or more of {', '.join(TOPICS)}, each once")
 
@@ -78,7 +76,6 @@ class Frenk(Corpus):
         return Posts(own, texts, splits, columns).at(order[kept])
 
     def _files(self, folder: Path) -> dict[str, Split]:
-        """The files of the language, each with its split."""
         found: dict[str, Split] = {}
         for path in sorted(folder.rglob("*.tsv")):
             name = str(path.relative_to(folder))

@@ -37,8 +37,6 @@ HOME = "github.com/IlyaGusev/HeadlineCause/releases"
 
 @dataclass(frozen=True, kw_only=True)
 class HeadlineCause(Corpus):
-    """HeadlineCause: left headline, right headline and the column label, of one of the configurations above."""
-
     dir: str
     config: Literal["en_simple", "en_full", "ru_simple", "ru_full"]
 

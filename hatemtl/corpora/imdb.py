@@ -22,18 +22,13 @@ from hatemtl.labels import LabelSpace
 
 HUB = Hub("stanfordnlp/imdb", "plain_text")
 LABELS = ("negative", "positive")  # the hub counts them in this order
-FOLDERS: tuple[tuple[Split, str, int | None], ...] = (  # split, name and label
-    *(("train", "neg", 0), ("train", "pos", 1)),
-    *(("test", "neg", 0), ("test", "pos", 1)),
-    ("train", "unsup", None),
-)
+FOLDERS: list[tuple[Split, str, int | None]] = [("train", "neg", 0), ("train", "pos", 1)]
+FOLDERS += [("test", "neg", 0), ("test", "pos", 1), ("train", "unsup", None)]
 AGAIN = "unpack aclImdb_v1.tar.gz again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imdb(Corpus):
-    """IMDb with the column label."""
-
     dir: str
     validation: float
     unlabelled: bool

@@ -33,8 +33,6 @@ HOME = "jmcauley.ucsd.edu/data/amazon (.gz, to be unpacked)"
 
 @dataclass(frozen=True, kw_only=True)
 class Reviews(Corpus):
-    """Reviews of one category with the columns helpful and stars."""
-
     dir: str
     file: str
     threshold: float
@@ -67,13 +65,11 @@ class Reviews(Corpus):
         return Posts(ids, [" ".join(said.split()) for said in rows.texts(text)], splits, columns)
 
     def _helpful(self, rows: Rows) -> Column:
-        found = []
         for i, cell in enumerate(rows["helpful"]):
             match cell:
                 case [int() as yes, int() as voted] if yes >= 0 and voted >= 0:
-                    found.append((yes, voted))
-                case _:
-                    raise rows.wrong(i, "helpful", "[how many found it helpful, how many voted]")
-        helped, votes = np.array(found, np.int64).reshape(-1, 2).T
+                    continue
+            raise rows.wrong(i, "helpful", "[how many found it helpful, how many voted]")
+        helped, votes = np.array(rows["helpful"], np.int64).reshape(-1, 2).T
         has = (votes >= self.minimum) & (helped <= votes)
         return Column.of("multiclass", HELPFUL, has & (helped >= self.threshold * votes), has)

@@ -30,8 +30,6 @@ READ = partial(read_delimited, delimiter="\t", quoted=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Xnli(Corpus):
-    """XNLI in one language: premise, hypothesis and the column label."""
-
     dir: str
     language: Literal["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
 
