@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def _shares(cells: Sequence["_Cells"]) -> Column:
         raise UserError(f"names={list(names or ())}: expected the columns themselves, {list(columns)}, or null")
     found = [{i: of.share(i, value) for i, value in of.given.items()} for of in cells]
     whole = {i: [shares[i] for shares in found] for i in found[0] if all(i in shares for shares in found)}
-    return cells[0].filled("multilabel", columns, whole, lambda i: [0.0] * len(cells))
+    return cells[0].filled("multilabel", columns, whole, [0.0] * len(cells))
 
 
 class _Cells:
@@ -104,13 +104,10 @@ class _Cells:
         self.posts, self.raw, self.column, self.names = posts, raw, column, names
         self.given = {i: value for i, value in enumerate(raw.cells[column]) if is_given(value)}
 
-    def filled(
-        self, kind: Kind, names: Iterable[str], found: Mapping[int, Any], blank: Callable[[int], Any] = lambda i: 0
-    ) -> Column:
+    def filled(self, kind: Kind, names: Sequence[str], found: Mapping[int, Any], blank: Any = 0) -> Column:
         """Makes the column of what was found for some posts; the others have the blank."""
-        values = [found[i] if i in found else blank(i) for i in range(len(self.posts))]
-        has = np.array([i in found for i in range(len(self.posts))], bool)
-        return Column.of(kind, tuple(names), np.fromiter(values, object) if kind == "tokens" else values, has)
+        values = [found.get(i, blank) for i in range(len(self.posts))]
+        return Column.of(kind, names, values, np.array([i in found for i in range(len(self.posts))], bool))
 
     def labels(self, kind: Kind) -> Column:
         for i, value in self.given.items():
@@ -130,7 +127,7 @@ class _Cells:
         found = {i: [name_of(item) for item in self._items(i, value)] for i, value in self.given.items()}
         names, places = self._placed(found)
         flags = {i: [place in of_cell for place in range(len(names))] for i, of_cell in places.items()}
-        return self.filled("multilabel", names, flags, lambda i: [False] * len(names))
+        return self.filled("multilabel", names, flags, [False] * len(names))
 
     def numbers(self) -> Column:
         found = {i: _number(value) for i, value in self.given.items()}
@@ -146,7 +143,9 @@ class _Cells:
             if len(items) != lengths[i]:
                 raise self._wrong(i, f"a number for each of the text's {lengths[i]} words, found {len(items)}")
             found[i] = np.array([self.share(i, item) for item in items], np.float32)
-        return self.filled("tokens", self.names or (self.column,), found, lambda i: np.zeros(lengths[i], np.float32))
+        values = np.fromiter((found.get(i, np.zeros(n, np.float32)) for i, n in enumerate(lengths)), object)
+        has = np.array([i in found for i in range(len(lengths))], bool)
+        return Column.of("tokens", self.names or (self.column,), values, has)
 
     def choices(self) -> Column:
         pairs = self.raw.pairs

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -94,13 +94,10 @@ def read_delimited(
     if quoted is None:
         read = partial(read_delimited, path, again=again, delimiter=delimiter, names=names, encoding=encoding)
         read = partial(read, only=only, torn=torn)
-        try:
-            return read(quoted=True)
-        except UserError as error:
-            try:
-                return read(quoted=False)
-            except UserError:
-                raise error from None
+        for one in (True, False):
+            with suppress(UserError):
+                return read(quoted=one)
+        quoted = True  # whose error is the one to tell
     csv.field_size_limit(LONGEST)
     columns: dict[int, list[str]] = {}  # not a list a row, of which a million would keep the garbage collector busy
     lines = []
@@ -155,10 +152,7 @@ def _reading(path: Path, encoding: str, again: str) -> Iterator[None]:
 
 
 def read_jsonl(path: Path, *, again: str) -> Rows:
-    """Reads a file with a JSON object a line; a key that a line lacks is None there.
-
-    Raises UserError with the line where one is none.
-    """
+    """Reads a file with a JSON object a line; a key that a line lacks is None there. Raises UserError with the line."""
     found: dict[int, dict[str, Any]] = {}
     with _reading(path, "utf-8-sig", again), path.open(encoding="utf-8-sig") as file:
         try:

@@ -38,10 +38,7 @@ READ = partial(read_delimited, delimiter="\t", names=NAMES, quoted=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Frenk(Corpus):
-    """FRENK's comments in one language, in a fixed shuffle, with the columns binary, label, target and topic.
-
-    target: whom a comment is aimed at, as the files have it, in the order of the alphabet.
-    """
+    """FRENK's comments in one language, in a fixed shuffle. Their targets are in the order of the alphabet."""
 
     dir: str
     language: Literal["en", "hr", "sl"] = "en"

@@ -51,10 +51,8 @@ class Reviews(Corpus):
         ((_, rows),) = official(self.dir, [self.file], HOME, read=read_jsonl)
         text, stars = NEW if NEW[0] in rows.columns else OLD
         rows = whole(rows, [text])
-        first: dict[str, int] = {}
-        for i, said in enumerate(rows.texts(text)):
-            first.setdefault(text_key(said), i)
-        rows = rows.at([*first.values()])
+        first = {text_key(said): i for i, said in reversed([*enumerate(rows.texts(text))])}  # of equal texts
+        rows = rows.at(sorted(first.values()))
         levels = {f"{number}{end}": number - 1 for number in range(1, 6) for end in ("", ".0")}
         columns = {"helpful": self._helpful(rows)} if "helpful" in rows.columns else {}
         columns["stars"] = Column.of("ordinal", STARS, rows.positions(stars, levels))

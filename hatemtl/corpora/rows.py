@@ -23,6 +23,8 @@ class Rows:
 
     lines[i]: the line that row i starts at, counted from 1. again: the way out of a broken file, which ends its errors.
     unit: what `lines` count, if not lines. arrow: the Arrow table that they are of, where all of one was read.
+
+    What reads a column raises UserError about its first cell that does not say what is expected.
     """
 
     path: Path
@@ -55,14 +57,14 @@ class Rows:
         return UserError(f"{self.where(i, column)}: {shown(self.columns[column][i])}, expected {expected}; {self.again}")
 
     def texts(self, name: str) -> list[str]:
-        """Reads a column of texts, without space around. Raises UserError where one is empty or none at all."""
+        """Reads a column of texts, none empty, without space around."""
         for i, value in enumerate(self[name]):
             if not isinstance(value, str) or not value.strip():
                 raise self.wrong(i, name, "a text")
         return [value.strip() for value in self[name]]
 
     def posts(self, name: str) -> list[str]:
-        """Reads a column of texts as posts: space collapsed, half an emoji made "?". Raises UserError as `texts` does."""
+        """Reads a column of texts as posts: space collapsed, half an emoji made "?"."""
         posts = [as_post(text) for text in self.texts(name)]
         for i, post in enumerate(posts):
             if len(post) > LONGEST:
@@ -70,10 +72,7 @@ class Rows:
         return posts
 
     def array(self, name: str, low: float = -np.inf, high: float = np.inf, *, gaps: bool = False) -> np.ndarray:
-        """Reads a column of numbers, (N,) float64; with `gaps`, NaN where the file gives none.
-
-        Raises UserError where one is no number, or lies outside.
-        """
+        """Reads a column of numbers between low and high, (N,) float64; with `gaps`, NaN where the file gives none."""
         between = f" from {low} to {high}" if np.isfinite([low, high]).all() else ""
         number = (lambda value: np.nan if value in NOTHING else float(value)) if gaps else float
         numbers = np.array(self._each(name, number, f"a number{between}"), np.float64)
@@ -90,15 +89,11 @@ class Rows:
     def positions(
         self, name: str, known: Mapping[str, int] | Sequence[str], meant: Callable[[str], str] = str.strip
     ) -> list[int]:
-        """Reads a column of names as the numbers, or the places, that they have. meant: makes a cell one of the known names.
-
-        Raises UserError where one is not known.
-        """
+        """Reads a column of names as the numbers, or the places, that they have. meant: makes a cell a known name."""
         places = known if isinstance(known, Mapping) else {name: i for i, name in enumerate(known)}
         return self._each(name, lambda value: places[meant(str(value))], f"one of {', '.join(known)}")
 
     def _each(self, name: str, read: Callable[[Any], Any], expected: str) -> list[Any]:
-        """Reads a column cell by cell. Raises UserError about the first that does not say what is expected."""
         found: list[Any] = []
         try:
             found.extend(map(read, self[name]))

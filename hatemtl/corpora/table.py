@@ -5,8 +5,7 @@
 What the column annotates is the head's matter: `head@tasks.table.head=score` reads the same cells as numbers, and
 `cells.as_column` says how each kind is read. CONTRIBUTING.md shows a task with a name of its own.
 
-Tasks whose corpora have the same keys read the file once and share each forward. To test a saved run on another table, give
-that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
+To test a saved run on another table, give that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
 
 A byte order mark, CRLF and empty lines are passed over; space in a text is collapsed; half an emoji becomes "?".
 """
