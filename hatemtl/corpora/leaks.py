@@ -27,10 +27,9 @@ CHUNK = 1_000_000  # characters whose shingles are held at a time
 
 @dataclass(frozen=True)
 class Leak:
-    """Copies between two splits, of which the earlier one's are to go.
+    """Copies between two splits. exact, near: how many posts of the later one have an equal, or only a near, one before.
 
-    exact, near: how many posts of the later split have an equal one, or only a near one, in the earlier.
-    copies: positions of the posts of the earlier split that have an equal or near one in the later.
+    copies: positions of the posts of the earlier split that have an equal or near one in the later, and are to go.
     examples: up to three pairs, equal ones first: the positions of the earlier and the later post, and whether equal.
     """
 

@@ -26,8 +26,7 @@ class Sample(Corpus):
     """Posts about eleven communities with HateXplain's columns, the same for the same arguments on every machine.
 
     hatespeech demands to keep a group out, offensive calls names, normal is friendly or rejects the abuse it quotes.
-    Only a group under attack is a target, and the rationale marks it and the abuse. Which is which often depends on the
-    order of the words alone: a classifier that counts words stays well below one that reads.
+    Only a group under attack is a target, and the rationale marks it and the abuse. Counting words is not enough to tell.
     """
 
     size: int = 3000
