@@ -13,9 +13,7 @@ About = Literal["posts", "words", "second texts", "masked tokens"]
 
 
 class Sort(NamedTuple):
-    """Says what an annotation is about, and how many of the labels a post carries: one, any number, or none where it is
-    something else that is annotated (a number, words, a place).
-    """
+    """Says what an annotation is about, and how many labels a post carries; None where something else is annotated."""
 
     about: About
     carries: Literal["one", "any"] | None = None
@@ -64,9 +62,8 @@ class LabelSpace:
     def part(self, part: "Part") -> "LabelSpace":
         """Gives the labels of this space that belong to `part`, in their order here."""
         if self.carries != "any":
-            raise UserError(
-                f"mask_pattern={str(part)!r} cuts a multilabel task into parts, but this task is {self.kind}: leave it null"
-            )
+            cut = f"mask_pattern={str(part)!r} cuts a multilabel task into parts"
+            raise UserError(f"{cut}, but this task is {self.kind}: leave it null")
         return LabelSpace(self.kind, tuple(self.names[i] for i in part.indices(len(self))))
 
 
@@ -84,14 +81,12 @@ class Part:
         >>> Part.parse("1 4").indices(11)
         (0, 4, 8)
         """
-        match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s*", str(pattern))
+        match, right = re.fullmatch(r"\s*(\d+)\s+(\d+)\s*", str(pattern)), 'type mask_pattern="1 4"'
         if match is None:
-            raise UserError(
-                f"mask_pattern={pattern!r}: expected two whole numbers, 'i n' for part i of n; type mask_pattern=\"1 4\""
-            )
+            raise UserError(f"mask_pattern={pattern!r}: expected two whole numbers, 'i n' for part i of n; {right}")
         index, of = map(int, match.groups())
         if of == 0:
-            raise UserError(f'mask_pattern={pattern!r}: nothing can be cut into 0 parts; type mask_pattern="1 4"')
+            raise UserError(f"mask_pattern={pattern!r}: nothing can be cut into 0 parts; {right}")
         if not 1 <= index <= of:
             parts = ", ".join(f'"{i} {of}"' for i in range(1, of + 1)) if of <= 4 else f'"1 {of}" to "{of} {of}"'
             raise UserError(f"mask_pattern={pattern!r}: there is no part {index} of {of}; type one of {parts}")

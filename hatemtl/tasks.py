@@ -45,19 +45,15 @@ class Task:
             Part.parse(self.mask_pattern)
         if not 0 <= self.weight < float("inf"):
             raise UserError(f"weight={self.weight}: expected a number, 0 or more; type tasks.TASK.weight=1")
-        if self.labels is not None:
-            wrong = [new for new, old in self.labels.items() if not old]
-            if wrong or not self.labels:
-                raise UserError(f"labels={dict(self.labels)}: expected {{new name: [old names]}}")
+        if self.labels is not None and not (self.labels and all(self.labels.values())):
+            raise UserError(f"labels={dict(self.labels)}: expected {{new name: [old names]}}")
 
     @property
     def head_settings(self) -> dict[str, Any]:
-        """Gives the keywords that the head is made with."""
         return dict(self.head.keywords) if isinstance(self.head, partial) else {}
 
     @property
     def kind(self) -> Kind:
-        """Names the kind of labels that the head predicts."""
         head: Any = self.head.func if isinstance(self.head, partial) else self.head
         return head.kind
 
@@ -73,8 +69,7 @@ class Task:
     def annotations(self, posts: Posts) -> Column:
         """Gives this task's column of the corpus, its labels rewritten and cut to its part."""
         column = self._column(posts)
-        if self.labels is not None:
-            column = _rewritten(column, self.labels)
+        column = column if self.labels is None else _rewritten(column, self.labels)
         if self.mask_pattern is None:
             return column
         part = Part.parse(self.mask_pattern)
@@ -83,23 +78,21 @@ class Task:
 
     def _column(self, posts: Posts) -> Column:
         if self.column is None:
-            return Column(LabelSpace(self.kind, ("tokens",)), np.zeros(len(posts), np.int64), np.ones(len(posts), bool))
+            return Column.of(self.kind, ["tokens"], np.zeros(len(posts)))
         if posts.raw is not None:
             return as_column(posts, self.column, self.kind, self.names)
         if not isinstance(self.column, str) or self.column not in posts.columns:
             raise UserError(f"column={self.column!r} is not in the corpus: {did_you_mean(str(self.column), posts.columns)}")
         if self.names is not None:
-            raise UserError(
-                f"names={list(self.names)}: the corpus names the labels of {self.column!r} itself; type names=null"
-            )
+            given = f"names={list(self.names)}"
+            raise UserError(f"{given}: the corpus names the labels of {self.column!r} itself; type names=null")
         return posts.columns[self.column]
 
 
 def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
     if column.space.carries != "any":
-        raise UserError(
-            f"labels={dict(labels)} rewrites a multilabel column, but this one is {column.space.kind}; leave it null"
-        )
+        given = f"labels={dict(labels)}"
+        raise UserError(f"{given} rewrites a multilabel column, but this one is {column.space.kind}; leave it null")
     position = {name: place for place, name in enumerate(column.space.names)}
     values = []
     for new, old in labels.items():

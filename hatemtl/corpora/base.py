@@ -9,12 +9,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hatemtl.corpora.splitting import check_fractions, check_validation, nested
+from hatemtl.corpora.splitting import nested
 from hatemtl.errors import UserError
 from hatemtl.labels import Kind, LabelSpace
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+CALLED: dict[str, Split] = {"train": "train", **dict.fromkeys(("val", "validation", "valid", "dev"), "val"), "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,13 @@ class Raw:
     strata: np.ndarray
 
     def at(self, rows: np.ndarray) -> "Raw":
-        """Takes the rows at these positions, in that order."""
         cells = {name: [column[i] for i in rows] for name, column in self.cells.items()}
         return replace(self, cells=cells, places=[self.places[i] for i in rows], strata=self.strata[rows])
 
 
 @dataclass(frozen=True)
 class Posts:
-    """The N posts of a corpus. `texts[i].split(" ")` are the words of post i; `splits[i]` is train, val or test.
+    """The N posts of a corpus. `texts[i].split(" ")` are the words of post i.
 
     pairs[i]: the second texts that text i is read with: none; one, a sentence pair; several, a post's choices, each read
         with the text in a sequence of its own. None where no post has any.
@@ -154,7 +154,7 @@ class Corpus(ABC):
     seed: draws the fraction, and the splits where none are official. Not the run's, whose repetitions share their posts.
 
     conf/corpus/NAME.yaml says what a corpus' other fields do. Two mean the same in all and are checked here: fractions, the
-    shares of posts for training, validation and test; validation, the share of the official training posts that validates.
+    shares of posts for the splits; validation (or val), the share of the official training posts that validates.
     """
 
     fraction: float = 1.0
@@ -166,10 +166,12 @@ class Corpus(ABC):
             value = getattr(self, field.name)
             if isinstance(value, list):  # as a YAML has it; could not be hashed, so equal corpora not be found
                 object.__setattr__(self, field.name, tuple(value))
-            if field.name == "fractions":
-                check_fractions(value)
-            if field.name == "validation":
-                check_validation(value)
+            shares = value if field.name == "fractions" else (1, 0, 0)
+            if len(shares) != 3 or any(share < 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-6:
+                raise UserError(f"fractions={list(shares)}: expected the shares of train, val and test, summing to 1")
+            if field.name in ("validation", "val") and not 0 < value < 1:
+                given = f"{field.name}={value}"
+                raise UserError(f"{given}: expected the share of the training posts that validates, between 0 and 1")
 
     @abstractmethod
     def read(self) -> Posts:

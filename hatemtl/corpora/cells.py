@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from hatemtl.corpora.rows import NO, NOTHING, YES, shown
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind
 
-MEND = "mend the cell, or leave it empty for a post without annotation"
 TRUE = {*map(str, YES), "yes"}
 FALSE = {*map(str, NO), "no"}
 MANY = 100  # different labels from which a column is looked at twice
@@ -53,16 +52,13 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
             return cells[0].numbers()
         case "tokens":
             return cells[0].words()
-        case "choice":
+        case _:
             return cells[0].choices()
-    raise UserError(f"column={column!r}: a {kind} task does without a column of labels")
 
 
 def is_given(value: Any) -> bool:
     """Tells whether a cell says anything."""
-    if isinstance(value, float):
-        return not math.isnan(value)
-    return not (value is None or (isinstance(value, str) and value.strip() in NOTHING))
+    return value is not None and str(value).strip() not in NOTHING
 
 
 def name_of(value: Any) -> str:
@@ -78,18 +74,17 @@ def name_of(value: Any) -> str:
     return str(value).strip()
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, however it is written; None where it is none."""
+def _number(value: Any) -> float:
+    """A number, however it is written; NaN where it is none."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     found = sorted(set(names))
-    return tuple(sorted(found, key=float) if all(_number(name) is not None for name in found) else found)
+    return tuple(sorted(found, key=float) if all(math.isfinite(_number(name)) for name in found) else found)
 
 
 def _shares(cells: Sequence["_Cells"]) -> Column:
@@ -99,7 +94,7 @@ def _shares(cells: Sequence["_Cells"]) -> Column:
         raise UserError(f"names={list(names or ())}: expected the columns themselves, {list(columns)}, or null")
     found = [{i: of.share(i, value) for i, value in of.given.items()} for of in cells]
     whole = {i: [shares[i] for shares in found] for i in found[0] if all(i in shares for shares in found)}
-    return cells[0].filled("multilabel", columns, whole, lambda i: [0.0] * len(cells))
+    return cells[0].filled("multilabel", columns, whole, [0.0] * len(cells))
 
 
 class _Cells:
@@ -109,13 +104,10 @@ class _Cells:
         self.posts, self.raw, self.column, self.names = posts, raw, column, names
         self.given = {i: value for i, value in enumerate(raw.cells[column]) if is_given(value)}
 
-    def filled(
-        self, kind: Kind, names: Iterable[str], found: Mapping[int, Any], blank: Callable[[int], Any] = lambda i: 0
-    ) -> Column:
+    def filled(self, kind: Kind, names: Sequence[str], found: Mapping[int, Any], blank: Any = 0) -> Column:
         """Makes the column of what was found for some posts; the others have the blank."""
-        values = [found[i] if i in found else blank(i) for i in range(len(self.posts))]
-        has = np.array([i in found for i in range(len(self.posts))], bool)
-        return Column.of(kind, tuple(names), np.fromiter(values, object) if kind == "tokens" else values, has)
+        values = [found.get(i, blank) for i in range(len(self.posts))]
+        return Column.of(kind, names, values, np.array([i in found for i in range(len(self.posts))], bool))
 
     def labels(self, kind: Kind) -> Column:
         for i, value in self.given.items():
@@ -125,25 +117,22 @@ class _Cells:
         different = len(set(found.values()))
         if self.names is None and different > max(MANY, len(found) / 2):
             many = f"column {self.column!r} has {different:,} different values in {len(found):,} rows"
-            numbers = all(_number(name) is not None for name in found.values())
+            numbers = all(math.isfinite(_number(name)) for name in found.values())
             told = "are numbers, not labels; type head@tasks.TASK.head=score" if numbers else "are no labels; give another"
             raise UserError(f"{self.raw.source}: {many}, which {told}")
-        names = self._known(found.values())
-        places = {name: place for place, name in enumerate(names)}
-        return self.filled(kind, names, {i: self._place(i, name, places) for i, name in found.items()})
+        names, places = self._placed({i: [name] for i, name in found.items()})
+        return self.filled(kind, names, {i: place for i, (place,) in places.items()})
 
     def sets(self) -> Column:
         found = {i: [name_of(item) for item in self._items(i, value)] for i, value in self.given.items()}
-        names = self._known(name for of_cell in found.values() for name in of_cell)
-        places = {name: place for place, name in enumerate(names)}
-        carried = {i: {self._place(i, name, places) for name in of_cell} for i, of_cell in found.items()}
-        flags = {i: [place in of_cell for place in range(len(names))] for i, of_cell in carried.items()}
-        return self.filled("multilabel", names, flags, lambda i: [False] * len(names))
+        names, places = self._placed(found)
+        flags = {i: [place in of_cell for place in range(len(names))] for i, of_cell in places.items()}
+        return self.filled("multilabel", names, flags, [False] * len(names))
 
     def numbers(self) -> Column:
         found = {i: _number(value) for i, value in self.given.items()}
         for i, number in found.items():
-            if number is None or abs(number) > LARGEST:
+            if not abs(number) <= LARGEST:
                 raise self._wrong(i, "a number, of at most 38 digits")
         return self.filled("score", self.names or (self.column,), found)
 
@@ -154,7 +143,9 @@ class _Cells:
             if len(items) != lengths[i]:
                 raise self._wrong(i, f"a number for each of the text's {lengths[i]} words, found {len(items)}")
             found[i] = np.array([self.share(i, item) for item in items], np.float32)
-        return self.filled("tokens", self.names or (self.column,), found, lambda i: np.zeros(lengths[i], np.float32))
+        values = np.fromiter((found.get(i, np.zeros(n, np.float32)) for i, n in enumerate(lengths)), object)
+        has = np.array([i in found for i in range(len(lengths))], bool)
+        return Column.of("tokens", self.names or (self.column,), values, has)
 
     def choices(self) -> Column:
         pairs = self.raw.pairs
@@ -172,20 +163,21 @@ class _Cells:
         name, number = name_of(value).lower(), _number(value)
         if name in TRUE or name in FALSE:
             return float(name in TRUE)
-        if number is None or not 0 <= number <= 1:
+        if not 0 <= number <= 1:
             raise self._wrong(i, "true or false, yes or no, or a number from 0 to 1")
         return number
 
-    def _known(self, found: Iterable[str]) -> tuple[str, ...]:
-        names = self.names if self.names is not None else _in_order(found)
+    def _placed(self, found: Mapping[int, list[str]]) -> tuple[tuple[str, ...], dict[int, list[int]]]:
+        """The labels, and the places among them of those that posts have."""
+        given = [(i, name) for i, of_cell in found.items() for name in of_cell]
+        names = self.names if self.names is not None else _in_order(name for _, name in given)
         if not names:
             raise UserError(f"{self.raw.source}: column {self.column!r} is empty throughout, so it has no labels to learn")
-        return names
-
-    def _place(self, i: int, name: str, known: Mapping[str, int]) -> int:
-        if name not in known:
-            raise UserError(f"{self._where(i)}: this task knows no label {name!r}; {did_you_mean(name, known)}")
-        return known[name]
+        places = {name: place for place, name in enumerate(names)}
+        for i, name in given:
+            if name not in places:
+                raise UserError(f"{self._where(i)}: this task knows no label {name!r}; {did_you_mean(name, names)}")
+        return names, {i: [places[name] for name in of_cell] for i, of_cell in found.items()}
 
     def _items(self, i: int, value: Any, separator: str | None = "") -> list[Any]:
         """The items of a cell: of a list, of a JSON list, or of a text between separators (None: spaces)."""
@@ -205,4 +197,5 @@ class _Cells:
         return f"{self.raw.places[i]}, column {self.column!r}"
 
     def _wrong(self, i: int, expected: str) -> UserError:
-        return UserError(f"{self._where(i)}: {shown(self.given[i])}, expected {expected}; {MEND}")
+        mend = "mend the cell, or leave it empty for a post without annotation"
+        return UserError(f"{self._where(i)}: {shown(self.given[i])}, expected {expected}; {mend}")

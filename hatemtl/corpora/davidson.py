@@ -18,7 +18,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import Hub, official
-from hatemtl.corpora.rows import Rows, ids
+from hatemtl.corpora.rows import ids
 from hatemtl.corpora.splitting import divide, keys
 
 LABELS = ("hate", "offensive", "neither")  # in the order of their numbers
@@ -28,24 +28,18 @@ HOME = "github.com/t-davidson/hate-speech-and-offensive-language"
 
 @dataclass(frozen=True, kw_only=True)
 class Davidson(Corpus):
-    """Davidson's tweets with the columns label (hate, offensive, neither) and votes (what share of annotators said each)."""
-
     dir: str
     fractions: Sequence[float]
 
     def read(self) -> Posts:
         ((_, rows),) = official(self.dir, ["labeled_data.csv"], HOME, hub=Hub("tdavidson/hate_speech_offensive", "default"))
+        suffix = "_count" if "hate_speech_count" in rows.columns else ""
+        votes = np.stack([rows.array(name + suffix, low=0) for name in VOTES], axis=1)
+        total = votes.sum(axis=1, keepdims=True)
+        if not total.all():
+            raise rows.wrong(int(np.argmin(total)), VOTES[0] + suffix, "a vote for one of the three labels at least")
         texts = rows.texts("tweet")
         label = Column.of("multiclass", LABELS, rows.positions("class", ("0", "1", "2")))
-        columns = {"label": label, "votes": Column.of("multilabel", LABELS, _shares(rows))}
+        columns = {"label": label, "votes": Column.of("multilabel", LABELS, votes / total)}
         splits = divide(keys(texts), self.fractions, self.seed, label.values)
         return Posts(ids(rows.columns.get("", ()), len(rows), "davidson"), texts, splits, columns)
-
-
-def _shares(rows: Rows) -> np.ndarray:
-    suffix = "_count" if "hate_speech_count" in rows.columns else ""
-    votes = np.stack([rows.array(name + suffix, low=0) for name in VOTES], axis=1)
-    total = votes.sum(axis=1, keepdims=True)
-    if not total.all():
-        raise rows.wrong(int(np.argmin(total)), VOTES[0] + suffix, "a vote for one of the three labels at least")
-    return votes / total

@@ -35,10 +35,7 @@ READ = partial(read_delimited, delimiter=";")
 
 @dataclass(frozen=True, kw_only=True)
 class Ethos(Corpus):
-    """ETHOS with the columns hate (not_hate, hate) and label (eight aspects of the hateful comments).
-
-    hate: at least half of the annotators said so. label: the other comments have none.
-    """
+    """Columns: hate, which at least half of the annotators said; label, eight aspects, which other comments lack."""
 
     dir: str
     fractions: Sequence[float]

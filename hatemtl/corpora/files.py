@@ -4,10 +4,11 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hatemtl.corpora.rows import LONGEST, Rows, shown
 from hatemtl.errors import UserError, did_you_mean
@@ -69,7 +70,6 @@ def delimiter_of(path: Path, given: str | None) -> str | None:
 
 
 def _quoted(keys: str, delimiter: str) -> str:
-    """Says how a delimiter is typed in a shell."""
     return f"type {keys}delimiter=" + ("tab" if delimiter == "\t" else f"\"'{delimiter}'\"")
 
 
@@ -94,13 +94,10 @@ def read_delimited(
     if quoted is None:
         read = partial(read_delimited, path, again=again, delimiter=delimiter, names=names, encoding=encoding)
         read = partial(read, only=only, torn=torn)
-        try:
-            return read(quoted=True)
-        except UserError as error:
-            try:
-                return read(quoted=False)
-            except UserError:
-                raise error from None
+        for one in (True, False):
+            with suppress(UserError):
+                return read(quoted=one)
+        quoted = True  # whose error is the one to tell
     csv.field_size_limit(LONGEST)
     columns: dict[int, list[str]] = {}  # not a list a row, of which a million would keep the garbage collector busy
     lines = []
@@ -120,9 +117,8 @@ def read_delimited(
                 if torn and len(row) < len(header):
                     continue
                 if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {line}: {len(row)} cells, expected {len(header)} ({', '.join(header)}); {again}"
-                    )
+                    expected = f"{len(header)} ({', '.join(header)})"
+                    raise UserError(f"{path}, line {line}: {len(row)} cells, expected {expected}; {again}")
                 columns = columns or {i: [] for i, name in enumerate(header) if only is None or only(name)}
                 for i, column in columns.items():
                     column.append(row[i])
@@ -156,11 +152,8 @@ def _reading(path: Path, encoding: str, again: str) -> Iterator[None]:
 
 
 def read_jsonl(path: Path, *, again: str) -> Rows:
-    """Reads a file with a JSON object a line; a key that a line lacks is None there.
-
-    Raises UserError with the line where one is none.
-    """
-    found, lines = [], []
+    """Reads a file with a JSON object a line; a key that a line lacks is None there. Raises UserError with the line."""
+    found: dict[int, dict[str, Any]] = {}
     with _reading(path, "utf-8-sig", again), path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, start=1):
@@ -171,14 +164,13 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise UserError(f"{path}, line {number}: {shown(row)}, expected a JSON object; {again}")
-                found.append(row)
-                lines.append(number)
+                found[number] = row
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {again}") from error
     if not found:
         raise UserError(f"{path}: holds no rows; {again}")
-    names = dict.fromkeys(name for row in found for name in row)
-    return Rows(path, {name: [row.get(name) for row in found] for name in names}, lines, again)
+    names = dict.fromkeys(name for row in found.values() for name in row)
+    return Rows(path, {name: [row.get(name) for row in found.values()] for name in names}, [*found], again)
 
 
 def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = None) -> Rows:
@@ -198,20 +190,14 @@ def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = 
 
 @dataclass(frozen=True)
 class Hub:
-    """A dataset on the hub, whose Parquet files lie as CONFIG/SPLIT/*.parquet in its branch refs/convert/parquet.
-
-    only: which of its columns are read, by name; None for all.
-    """
+    """A dataset's CONFIG/SPLIT/*.parquet in its branch refs/convert/parquet. only: which columns are read; None for all."""
 
     repo: str
     config: str
     only: Callable[[str], bool] | None = None
 
     def splits(self, names: Sequence[str], way_out: str, *, some: bool = False) -> Iterator[tuple[str, Rows]]:
-        """Reads the rows of each split of these names. way_out: what a user without network can type instead.
-
-        some: whether splits may be missing, as long as there is one.
-        """
+        """Reads the rows of each split. way_out: what to type without network. some: whether one of the splits is enough."""
         patterns = [f"{self.config}/{name}/*.parquet" for name in names]
         folder = fetch(self.repo, kind="dataset", patterns=patterns, revision="refs/convert/parquet", way_out=way_out)
         again = f"delete {folder} and run again to download it anew"
@@ -232,7 +218,7 @@ def again(name: str, home: str) -> str:
 
 
 def ways_out(folder: Path, files: Sequence[str]) -> str:
-    """Says what a user can type where a corpus is neither in its folder nor within reach."""
+    """Says what to type where a corpus is neither in its folder nor within reach."""
     return f"{folder} has no {' and '.join(files)} either: {_put(folder, files[0])}"
 
 
@@ -241,9 +227,9 @@ def _put(folder: Path, file: str) -> str:
 
 
 def complete(folder: Path, files: Sequence[str], home: str, *, hub: bool = True) -> bool:
-    """Tells whether a corpus' official files are there; False where none is, but the hub has them.
+    """Tells whether a corpus' official files are there; False where none is, but the hub has them. home: their source.
 
-    Raises UserError where one is missing otherwise. home: where they come from.
+    Raises UserError where one is missing otherwise.
     """
     missing = [name for name in files if not (folder / name).is_file()]
     if missing and not hub:

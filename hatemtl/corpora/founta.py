@@ -27,8 +27,6 @@ READ = partial(read_delimited, delimiter="\t", names=("text", "label", "votes"),
 
 @dataclass(frozen=True, kw_only=True)
 class Founta(Corpus):
-    """Founta's tweets with the column label: abusive, hateful, normal or spam, what most annotators chose."""
-
     dir: str
     fractions: Sequence[float]
 

@@ -19,10 +19,10 @@ from typing import Literal
 
 import numpy as np
 
-from hatemtl.corpora.base import Column, Corpus, Posts, Split
+from hatemtl.corpora.base import CALLED, Column, Corpus, Posts, Split
 from hatemtl.corpora.files import complete, label_name, official, read_delimited
 from hatemtl.corpora.rows import ids
-from hatemtl.corpora.splitting import check_validation, divide, keys
+from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 
 TOPICS = ("lgbt", "migrants")
@@ -32,19 +32,13 @@ LABELS = (
     *("acceptable_speech", "inappropriate", "background_offensive"),
     *("other_offensive", "background_violence", "other_violence"),
 )
-# How a path says which split it holds.
-CALLED: dict[str, Split] = {"train": "train", "dev": "val", "val": "val", "validation": "val", "test": "test"}
 HOME = "hdl.handle.net/11356/1433"
 READ = partial(read_delimited, delimiter="\t", names=NAMES, quoted=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frenk(Corpus):
-    """FRENK's comments in one language, in a fixed shuffle, with the columns binary, label, target and topic.
-
-    binary: acceptable or offensive. label: six classes. target: whom a comment is aimed at, as the files have it, in the
-    order of the alphabet. topic: lgbt or migrants.
-    """
+    """FRENK's comments in one language, in a fixed shuffle. Their targets are in the order of the alphabet."""
 
     dir: str
     language: Literal["en", "hr", "sl"] = "en"
@@ -53,10 +47,8 @@ class Frenk(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_validation(self.val, "val")
-        for topic in self.topics:
-            if topic not in TOPICS:
-                raise UserError(f"topics={list(self.topics)}: {did_you_mean(topic, TOPICS)}")
+        for topic in {*self.topics} - {*TOPICS}:
+            raise UserError(f"topics={list(self.topics)}: {did_you_mean(topic, TOPICS)}")
         if not self.topics or len(set(self.topics)) != len(self.topics):
             raise UserError(f"topics={list(self.topics)}: expected one or more of {', '.join(TOPICS)}, each once")
 
@@ -81,7 +73,6 @@ class Frenk(Corpus):
         return Posts(own, texts, splits, columns).at(order[kept])
 
     def _files(self, folder: Path) -> dict[str, Split]:
-        """The files of the language, each with its split."""
         found: dict[str, Split] = {}
         for path in sorted(folder.rglob("*.tsv")):
             name = str(path.relative_to(folder))

@@ -31,10 +31,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hatemtl.corpora.base import Column, Corpus, Posts, Split
+from hatemtl.corpora.base import Corpus, Posts, Split
 from hatemtl.corpora.files import Hub, official, read_delimited
-from hatemtl.corpora.labelled import Section, codes, gather, whole
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, Section, codes, gather, whole
 from hatemtl.labels import LabelSpace
 
 HOME = "gluebenchmark.com/tasks"
@@ -44,9 +43,8 @@ SPLITS = {"train": "train", "validation": "dev"}
 
 
 class Layout(NamedTuple):
-    """The layout of one task's files.
+    """One task's files. texts, label: their columns; hub: the texts' on the hub, where they differ, whose label is `label`.
 
-    texts, label: columns of the official files; hub: the texts' on the hub, where they differ, whose label is `label`.
     names: the labels, in the hub's order; official files have the name or its place. One name: a number from 0 to 5.
     files, splits: the official files and the hub's splits, with what their posts' ids begin with; train and validation are
     for training, the others for the test. gaps: whether training rows may be torn.
@@ -119,20 +117,14 @@ class Glue(Corpus):
             values = rows.array(label, 0, 5) if space.kind == "score" else rows.positions(label, codes(layout.names))
             sections.append(Section(name, split, rows, texts, values))
         posts = gather(sections, space, validation=self.validation, seed=self.seed)
-        return _by_genre(posts) if self.task == "mnli" else posts
+        if self.task == "mnli":
+            for name, other in (("matched", "dev_mismatched-"), ("mismatched", "dev_matched-")):
+                mine = np.array([not post.startswith(other) for post in posts.ids], bool)
+                posts.columns[name] = replace(posts.columns["label"], has=mine & posts.columns["label"].has)
+        return posts
 
 
 def _read(layout: Layout, path: Path, *, again: str) -> Rows:
     wanted, torn = {*layout.texts, layout.label}, layout.gaps and path.stem == "train"
     read = partial(read_delimited, delimiter="\t", names=layout.header, quoted=False)
     return read(path, again=again, only=wanted.__contains__, torn=torn)
-
-
-def _by_genre(posts: Posts) -> Posts:
-    """The same posts with the columns matched and mismatched."""
-    label = posts.columns["label"]
-    columns: dict[str, Column] = {"label": label}
-    for name, other in (("matched", "dev_mismatched-"), ("mismatched", "dev_matched-")):
-        mine = np.array([not post.startswith(other) for post in posts.ids], bool)
-        columns[name] = replace(label, has=label.has & mine)
-    return replace(posts, columns=columns)

@@ -27,8 +27,7 @@ HOME = "github.com/paul-rottger/hatecheck-data"
 class HateCheck(Corpus):
     """HateCheck's cases, all of them test posts, with the columns label, functionality and target.
 
-    label: non_hateful or hateful. functionality: which functional test a case belongs to, in the order of the file.
-    target: the group that a case is about, in the order of the alphabet; cases about none have no target.
+    functionality: in the order of the file. target: the group a case is about, if any, in the order of the alphabet.
     """
 
     dir: str

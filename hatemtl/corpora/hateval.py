@@ -28,8 +28,6 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class HatEval(Corpus):
-    """HatEval's three official splits with the columns hate, target_range and aggressive, the last two of hateful tweets."""
-
     dir: str
     language: Literal["en", "es"] = "en"
 

@@ -39,10 +39,9 @@ MISFIT = "24439295_gab"
 
 @dataclass(frozen=True, kw_only=True)
 class HateXplain(Corpus):
-    """HateXplain's three official splits, 15,383 / 1,922 / 1,924 posts: columns label, toxic, target and rationale.
+    """HateXplain's three official splits with the columns label, toxic, target and rationale.
 
-    label: the majority of three. Posts with a three-way tie are in no official split; a divisions file that lists one
-        leaves it without label.
+    label: the majority of three; none where a divisions file of one's own lists a post on which all three disagree.
     toxic: that majority as two classes, as in the paper's study of bias: toxic is hatespeech or offensive, else normal.
     target: the communities that more than one annotator named; a post may have none.
     rationale: one value a word, for posts whose majority is hatespeech or offensive and which carry a mask.
@@ -80,13 +79,11 @@ class HateXplain(Corpus):
 
 
 class _Post(NamedTuple):
-    """The votes of the three annotators on one post, counted; label: None where they tie."""
-
     id: str
     split: Split
     words: list[str]
-    label: str | None
-    communities: frozenset[str]
+    label: str | None  # of most annotators; None where they tie
+    communities: set[str]
     masks: list[list[int]]
 
 
@@ -118,10 +115,10 @@ def _from_hub(folder: Path) -> Iterator[_Post]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}, expected a JSON object")
     except ValueError as error:
         raise UserError(f"{path} is cut off or garbled ({error}); {again(path.name, HOME)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, expected a JSON object; {again(path.name, HOME)}")
     return content
 
 
@@ -147,13 +144,6 @@ def _parse(post_id: str, split: Split, entry: Any, where: str, way_out: str) -> 
     for mask in masks:
         if not isinstance(mask, list) or len(mask) != len(words) or mask.count(0) + mask.count(1) != len(mask):
             raise UserError(f"{where}: a rationale must have one 0 or 1 for each of the {len(words)} words; {way_out}")
+    words = ["_".join(word.split()) or "_" for word in words]  # a space inside one, or one of nothing, would shift masks
     a, b, c = ({str(name).lower() for name in names} for names in (of_x, of_y, of_z))
-    return _Post(
-        id=post_id,
-        split=split,
-        # A space inside a word, or a word of nothing, would shift the masks.
-        words=["_".join(word.split()) or "_" for word in words],
-        label=x if x in (y, z) else y if y == z else None,
-        communities=frozenset(a & b | a & c | b & c),
-        masks=masks,
-    )
+    return _Post(post_id, split, words, x if x in (y, z) else y if y == z else None, a & b | a & c | b & c, masks)

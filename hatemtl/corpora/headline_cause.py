@@ -22,7 +22,7 @@ from typing import Literal
 
 from hatemtl.corpora.base import SPLITS, Corpus, Posts
 from hatemtl.corpora.files import Hub, official, read_jsonl
-from hatemtl.corpora.labelled import Section, gather
+from hatemtl.corpora.rows import Section, gather
 from hatemtl.labels import LabelSpace
 
 LABELS = {
@@ -37,8 +37,6 @@ HOME = "github.com/IlyaGusev/HeadlineCause/releases"
 
 @dataclass(frozen=True, kw_only=True)
 class HeadlineCause(Corpus):
-    """HeadlineCause: left headline, right headline and the column label, of one of the configurations above."""
-
     dir: str
     config: Literal["en_simple", "en_full", "ru_simple", "ru_full"]
 

@@ -16,25 +16,19 @@ from pathlib import Path
 
 from hatemtl.corpora.base import Corpus, Posts, Split
 from hatemtl.corpora.files import Hub, ways_out
-from hatemtl.corpora.labelled import Section, gather
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, Section, gather
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
 HUB = Hub("stanfordnlp/imdb", "plain_text")
 LABELS = ("negative", "positive")  # the hub counts them in this order
-FOLDERS: tuple[tuple[Split, str, int | None], ...] = (  # split, name and label
-    *(("train", "neg", 0), ("train", "pos", 1)),
-    *(("test", "neg", 0), ("test", "pos", 1)),
-    ("train", "unsup", None),
-)
+FOLDERS: list[tuple[Split, str, int | None]] = [("train", "neg", 0), ("train", "pos", 1)]
+FOLDERS += [("test", "neg", 0), ("test", "pos", 1), ("train", "unsup", None)]
 AGAIN = "unpack aclImdb_v1.tar.gz again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imdb(Corpus):
-    """IMDb with the column label."""
-
     dir: str
     validation: float
     unlabelled: bool

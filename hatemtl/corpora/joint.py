@@ -1,7 +1,4 @@
-"""Joins several corpora under one label space for all: the naive way to train one model on several tasks.
-
-Label 0 of one corpus is label 0 of every other, whatever it means there: the baseline that heads of their own are to beat.
-"""
+"""Joins several corpora under one label space for all: the baseline that a head for each task is to beat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +11,7 @@ from hatemtl.errors import UserError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(Corpus):
-    """Corpora put end to end, with the column label, whose labels are named by their place: 0, 1, and on.
+    """Corpora put end to end, with the column label: label 0 of one is label 0 of every other, whatever it means there.
 
     Beside it stands a column named after each corpus, with the same labels for its posts alone: a head that was trained on
     label is tested on one corpus with `tasks.joint.column=NAME`. Ids and splits are the corpora's, ids with NAME/ before.
@@ -33,7 +30,6 @@ class Joint(Corpus):
             raise UserError("corpora.label: this name is the joint column's; give the corpus another")
 
     def read(self) -> Posts:
-        """Reads every corpus. Raises UserError as they do, or where one has no such column."""
         loaded = {name: corpus.load() for name, corpus in self.corpora.items()}
         columns = {name: self._labels(name, posts) for name, posts in loaded.items()}
         names = [str(i) for i in range(max(len(column.space) for column in columns.values()))]
@@ -41,9 +37,7 @@ class Joint(Corpus):
         label = Column.of("multiclass", names, values, has)
         source = np.repeat(np.arange(len(loaded)), [len(posts) for posts in loaded.values()])
         own = {name: replace(label, has=label.has & (source == i)) for i, name in enumerate(loaded)}
-        pairs: list[tuple[str, ...]] = [
-            pair for posts in loaded.values() for pair in (posts.pairs if posts.pairs is not None else [()] * len(posts))
-        ]
+        pairs = [pair for posts in loaded.values() for pair in posts.pairs or [()] * len(posts)]
         return Posts(
             [f"{name}/{post}" for name, posts in loaded.items() for post in posts.ids],
             [text for posts in loaded.values() for text in posts.texts],

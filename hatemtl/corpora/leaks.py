@@ -8,7 +8,6 @@ similarity with probability 1 - (1 - .8^4)^10 = .995 and one of .9 almost surely
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 from typing import Literal
 
@@ -28,10 +27,9 @@ CHUNK = 1_000_000  # characters whose shingles are held at a time
 
 @dataclass(frozen=True)
 class Leak:
-    """Copies between two splits, of which the earlier one's are to go.
+    """Copies between two splits. exact, near: how many posts of the later one have an equal, or only a near, one before.
 
-    exact, near: how many posts of the later split have an equal one, or only a near one, in the earlier.
-    copies: positions of the posts of the earlier split that have an equal or near one in the later.
+    copies: positions of the posts of the earlier split that have an equal or near one in the later, and are to go.
     examples: up to three pairs, equal ones first: the positions of the earlier and the later post, and whether equal.
     """
 
@@ -52,21 +50,21 @@ def check(
     Raises UserError where there are leaks and the policy is to refuse them.
     """
     parts = list(corpora.values())
-    read = [
-        (text, pair) for posts in parts for text, pair in zip(posts.texts, posts.pairs or [()] * len(posts), strict=True)
-    ]
-    texts = [" ".join([text, *pair]) for text, pair in read]
-    found = between(texts, np.concatenate([posts.splits for posts in parts]))
+    read = [pair for posts in parts for pair in zip(posts.texts, posts.pairs or [()] * len(posts), strict=True)]
+    found = between([" ".join([text, *pair]) for text, pair in read], np.concatenate([posts.splits for posts in parts]))
     called = {corpus: f"{names[corpus]} " if len(parts) > 1 else "" for corpus in corpora}
     ids = [called[corpus] + post for corpus, posts in corpora.items() for post in posts.ids]
-    lines = [_line(leak, ids, policy) for leak in found]
+    lines, gone = [], np.zeros(len(ids), bool)
+    for leak in found:
+        pairs = ", ".join(f"{ids[x]} {'=' if equal else '~'} {ids[y]}" for x, y, equal in leak.examples)
+        exact = f"of the {leak.later} posts, {leak.exact:,} stand in {leak.earlier} word for word"
+        copies = f"{len(leak.copies):,} {leak.earlier} posts are {'left out' if policy == 'drop' else 'copies'}"
+        lines.append(f"{exact}, {leak.near:,} nearly ({pairs}); {copies}")
+        gone[leak.copies] = policy == "drop"
     if lines and policy == "refuse":
         raise UserError("; ".join(lines) + "; type data.leaks=drop to leave the copies out, or data.leaks=warn")
     if lines and policy == "warn":
         lines[-1] += "; data.leaks=drop leaves copies out"
-    gone = np.zeros(len(texts), bool)
-    for leak in found:
-        gone[leak.copies] = policy == "drop"
     ends = np.cumsum([len(posts) for posts in parts])[:-1]
     left_out = dict(zip(corpora, map(np.flatnonzero, np.split(gone, ends)), strict=True))
     return lines, {corpus: rows for corpus, rows in left_out.items() if len(rows)}
@@ -80,6 +78,10 @@ def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
     a, b = _near(keys.tolist(), there @ (1 << np.arange(len(SPLITS))))
     a, b = np.concatenate([a, b]), np.concatenate([b, a])
     leaks = []
+
+    def post(key: int, split: Split) -> int:
+        return int(np.argmax((of == key) & (splits == split)))
+
     for (i, earlier), (j, later) in combinations(enumerate(SPLITS), 2):
         equal = there[:, i] & there[:, j]
         linked = there[a, i] & there[b, j]
@@ -89,46 +91,26 @@ def between(texts: Sequence[str], splits: np.ndarray) -> list[Leak]:
         copies = np.flatnonzero((equal | near_earlier)[of] & (splits == earlier))
         if len(copies):
             pairs = [*((k, k) for k in np.flatnonzero(equal)[:3]), *zip(a[linked][:3], b[linked][:3], strict=True)][:3]
-            examples = tuple((_post(of, splits, x, earlier), _post(of, splits, y, later), bool(x == y)) for x, y in pairs)
+            examples = tuple((post(x, earlier), post(y, later), bool(x == y)) for x, y in pairs)
             leaks.append(Leak(earlier, later, exact, near, copies, examples))
     return leaks
 
 
-def _post(of: np.ndarray, splits: np.ndarray, key: int, split: Split) -> int:
-    return int(np.flatnonzero((of == key) & (splits == split))[0])
-
-
-def _line(leak: Leak, ids: Sequence[str], policy: Policy) -> str:
-    pairs = ", ".join(f"{ids[x]} {'=' if equal else '~'} {ids[y]}" for x, y, equal in leak.examples)
-    return (
-        f"of the {leak.later} posts, {leak.exact:,} stand in {leak.earlier} word for word, {leak.near:,} nearly ({pairs}); "
-        f"{len(leak.copies):,} {leak.earlier} posts are {'left out' if policy == 'drop' else 'copies'}"
-    )
-
-
 def _near(texts: Sequence[str], splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions of texts in different splits that are near: two arrays of one length. splits: (N,), a bit for each split."""
-    mixed = np.array([bits.bit_count() > 1 for bits in range(8)])
     padded = [text.ljust(SHINGLE) for text in texts]
     signatures = _signatures(padded)
     found = [np.zeros(0, np.int64)]
     for a, b in _candidates(signatures):
-        differ = mixed[splits[a] | splits[b]]
+        differ = np.bitwise_count(splits[a] | splits[b]) > 1
         a, b = a[differ], b[differ]
         alike = (signatures[a] == signatures[b]).mean(axis=1) >= 0.5  # at similarity .8 that fails once in a million
         a, b = np.minimum(a, b)[alike], np.maximum(a, b)[alike]
         found.append(a * len(texts) + b)
-
-    @cache
-    def shingles(text: int) -> frozenset[str]:
-        return frozenset(padded[text][i : i + SHINGLE] for i in range(len(padded[text]) - SHINGLE + 1))
-
-    def similarity(x: int, y: int) -> float:
-        shared = len(shingles(x) & shingles(y))
-        return shared / (len(shingles(x)) + len(shingles(y)) - shared)
-
     a, b = np.divmod(np.unique(np.concatenate(found)), max(len(texts), 1))
-    kept = np.array([similarity(x, y) >= NEAR for x, y in zip(a.tolist(), b.tolist(), strict=True)], bool)
+    of = {i: {padded[i][k : k + SHINGLE] for k in range(len(padded[i]) - SHINGLE + 1)} for i in {*a.tolist(), *b.tolist()}}
+    alike = (len(of[x] & of[y]) / len(of[x] | of[y]) for x, y in zip(a.tolist(), b.tolist(), strict=True))
+    kept = np.array([similarity >= NEAR for similarity in alike], bool)
     return a[kept], b[kept]
 
 

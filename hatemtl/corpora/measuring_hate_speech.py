@@ -42,10 +42,8 @@ class MeasuringHateSpeech(Corpus):
     """Measuring Hate Speech, a post a comment, with the columns score, hate, target, subgroup and the ten items.
 
     score: the Rasch model's, from about -8 (supportive) to 6 (hateful). hate: hate above .5, supportive below -1, neutral
-        between, as the authors read it.
-    target, subgroup: the groups, and the parts of groups, that at least half of a comment's annotators named.
-    sentiment, respect, insult, humiliate, status, dehumanize, violence, genocide, attack_defend, hatespeech: the mean
-        answer, rounded to the nearest level, a half up. Higher is more hateful, in every item.
+        between, as the authors read it. target, subgroup: the groups, and their parts, that at least half of a comment's
+        annotators named. Items: the mean answer, rounded to the nearest level, a half up. Higher is more hateful, in all.
     """
 
     dir: str
@@ -62,10 +60,7 @@ class MeasuringHateSpeech(Corpus):
         score, scored = _mean(rows.array(SCORE, gaps=True), of, len(comments))
         hate = np.where(score > 0.5, 0, np.where(score < -1, 2, 1))
         splits = divide(keys(texts), self.fractions, self.seed, hate)
-        columns = {
-            "hate": Column.of("multiclass", HATE, hate, scored),
-            "score": Column.of("score", [SCORE], score, scored),
-        }
+        columns = {"hate": Column.of("multiclass", HATE, hate, scored), "score": Column.of("score", [SCORE], score, scored)}
         soft = (self.soft_targets & (splits == "train"))[:, None]
         for name, flags in zip(("target", "subgroup"), _targets(rows), strict=True):
             shares, asked = zip(*(_mean(rows.flags(flag, gaps=True), of, len(comments)) for flag in flags), strict=True)

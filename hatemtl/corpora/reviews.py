@@ -21,8 +21,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.corpora.files import official, read_jsonl
-from hatemtl.corpora.labelled import whole
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, whole
 from hatemtl.corpora.splitting import divide, text_key
 from hatemtl.errors import UserError
 
@@ -34,8 +33,6 @@ HOME = "jmcauley.ucsd.edu/data/amazon (.gz, to be unpacked)"
 
 @dataclass(frozen=True, kw_only=True)
 class Reviews(Corpus):
-    """Reviews of one category with the columns helpful and stars."""
-
     dir: str
     file: str
     threshold: float
@@ -54,10 +51,8 @@ class Reviews(Corpus):
         ((_, rows),) = official(self.dir, [self.file], HOME, read=read_jsonl)
         text, stars = NEW if NEW[0] in rows.columns else OLD
         rows = whole(rows, [text])
-        first: dict[str, int] = {}
-        for i, said in enumerate(rows.texts(text)):
-            first.setdefault(text_key(said), i)
-        rows = rows.at([*first.values()])
+        first = {text_key(said): i for i, said in reversed([*enumerate(rows.texts(text))])}  # of equal texts
+        rows = rows.at(sorted(first.values()))
         levels = {f"{number}{end}": number - 1 for number in range(1, 6) for end in ("", ".0")}
         columns = {"helpful": self._helpful(rows)} if "helpful" in rows.columns else {}
         columns["stars"] = Column.of("ordinal", STARS, rows.positions(stars, levels))
@@ -68,13 +63,11 @@ class Reviews(Corpus):
         return Posts(ids, [" ".join(said.split()) for said in rows.texts(text)], splits, columns)
 
     def _helpful(self, rows: Rows) -> Column:
-        found = []
         for i, cell in enumerate(rows["helpful"]):
             match cell:
                 case [int() as yes, int() as voted] if yes >= 0 and voted >= 0:
-                    found.append((yes, voted))
-                case _:
-                    raise rows.wrong(i, "helpful", "[how many found it helpful, how many voted]")
-        helped, votes = np.array(found, np.int64).reshape(-1, 2).T
+                    continue
+            raise rows.wrong(i, "helpful", "[how many found it helpful, how many voted]")
+        helped, votes = np.array(rows["helpful"], np.int64).reshape(-1, 2).T
         has = (votes >= self.minimum) & (helped <= votes)
         return Column.of("multiclass", HELPFUL, has & (helped >= self.threshold * votes), has)

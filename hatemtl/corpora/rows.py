@@ -1,13 +1,16 @@
-"""Holds the rows of a file, each with the place that an error names, and reads what their cells say."""
+"""Holds the rows of a file, each with the place that an error names, reads what their cells say, and makes posts of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hatemtl.corpora.base import Column, Posts, Split
+from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.labels import LabelSpace
 
 NOTHING = (None, "", "NA", "nan", "NaN")  # how files write that a number or a flag was not given
 LONGEST = 1_000_000  # characters of a field: beyond it a quote was never closed, or it is no file of posts
@@ -20,6 +23,8 @@ class Rows:
 
     lines[i]: the line that row i starts at, counted from 1. again: the way out of a broken file, which ends its errors.
     unit: what `lines` count, if not lines. arrow: the Arrow table that they are of, where all of one was read.
+
+    What reads a column raises UserError about its first cell that does not say what is expected.
     """
 
     path: Path
@@ -52,16 +57,14 @@ class Rows:
         return UserError(f"{self.where(i, column)}: {shown(self.columns[column][i])}, expected {expected}; {self.again}")
 
     def texts(self, name: str) -> list[str]:
-        """Reads a column of texts, without space around. Raises UserError where one is empty or none at all."""
-        texts = []
+        """Reads a column of texts, none empty, without space around."""
         for i, value in enumerate(self[name]):
             if not isinstance(value, str) or not value.strip():
                 raise self.wrong(i, name, "a text")
-            texts.append(value.strip())
-        return texts
+        return [value.strip() for value in self[name]]
 
     def posts(self, name: str) -> list[str]:
-        """Reads a column of texts as posts: space collapsed, half an emoji made "?". Raises UserError as `texts` does."""
+        """Reads a column of texts as posts: space collapsed, half an emoji made "?"."""
         posts = [as_post(text) for text in self.texts(name)]
         for i, post in enumerate(posts):
             if len(post) > LONGEST:
@@ -69,10 +72,7 @@ class Rows:
         return posts
 
     def array(self, name: str, low: float = -np.inf, high: float = np.inf, *, gaps: bool = False) -> np.ndarray:
-        """Reads a column of numbers, (N,) float64; with `gaps`, NaN where the file gives none.
-
-        Raises UserError where one is no number, or lies outside.
-        """
+        """Reads a column of numbers between low and high, (N,) float64; with `gaps`, NaN where the file gives none."""
         between = f" from {low} to {high}" if np.isfinite([low, high]).all() else ""
         number = (lambda value: np.nan if value in NOTHING else float(value)) if gaps else float
         numbers = np.array(self._each(name, number, f"a number{between}"), np.float64)
@@ -89,21 +89,65 @@ class Rows:
     def positions(
         self, name: str, known: Mapping[str, int] | Sequence[str], meant: Callable[[str], str] = str.strip
     ) -> list[int]:
-        """Reads a column of names as the numbers, or the places, that they have. meant: makes a cell one of the known names.
-
-        Raises UserError where one is not known.
-        """
+        """Reads a column of names as the numbers, or the places, that they have. meant: makes a cell a known name."""
         places = known if isinstance(known, Mapping) else {name: i for i, name in enumerate(known)}
         return self._each(name, lambda value: places[meant(str(value))], f"one of {', '.join(known)}")
 
     def _each(self, name: str, read: Callable[[Any], Any], expected: str) -> list[Any]:
-        """Reads a column cell by cell. Raises UserError about the first that does not say what is expected."""
         found: list[Any] = []
         try:
             found.extend(map(read, self[name]))
         except (KeyError, TypeError, ValueError, OverflowError):
             raise self.wrong(len(found), name, expected) from None
         return found
+
+
+class Section(NamedTuple):
+    """The posts of one file. name: comes before a post's place in its file, counted from 0, in the post's id.
+
+    texts: the columns of the text and, where there are any, of its second texts.
+    values: each post's label's position, or its number; None where it has none.
+    """
+
+    name: str
+    split: Split
+    rows: Rows
+    texts: Sequence[str]
+    values: Sequence[float | None] | np.ndarray
+
+
+def gather(sections: Sequence[Section], space: LabelSpace, *, validation: float | None = None, seed: int = 0) -> Posts:
+    """Gathers the posts of several files, whose texts, pairs or choices have one annotation, under the one column `label`.
+
+    validation: the share of the labelled training posts that validates, where a corpus has no official validation posts.
+        It is drawn by seed as the labels are distributed; posts that share a text stay together.
+    """
+    texts = [text for section in sections for text in section.rows.texts(section.texts[0])]
+    second = [zip(*map(section.rows.texts, section.texts[1:]), strict=True) for section in sections]
+    pairs = [pair for of_section in second for pair in of_section] or None
+    values = [value for section in sections for value in section.values]
+    label = Column.of(space.kind, space.names, [value or 0 for value in values], np.array([v is not None for v in values]))
+    splits = np.array([section.split for section in sections for _ in section.values])
+    if validation is not None:
+        train = np.flatnonzero(splits == "train")
+        mine = keys([texts[i] for i in train], None if pairs is None else [pairs[i] for i in train])
+        given = [key for key, labelled in zip(mine, label.has[train], strict=True) if labelled]
+        strata = label.values[train][label.has[train]].round().astype(np.int64)
+        drawn = divide(given, (1 - validation, validation, 0), seed, strata)
+        validating = {key for key, split in zip(given, drawn, strict=True) if split == "val"}
+        splits[train] = ["val" if key in validating else "train" for key in mine]
+    ids = [f"{section.name}-{i}" for section in sections for i in range(len(section.values))]
+    return Posts(ids, texts, splits, {"label": label}, pairs)
+
+
+def codes(names: Sequence[str]) -> Mapping[str, int]:
+    """Gives the labels' places, by name and by the place itself: official files have the one, the hub the other."""
+    return {name: i for i, name in enumerate(names)} | {str(i): i for i in range(len(names))}
+
+
+def whole(rows: Rows, columns: Sequence[str]) -> Rows:
+    """Keeps the rows with a text in each of these columns."""
+    return rows.at([i for i in range(len(rows)) if all(str(rows[name][i] or "").strip() for name in columns)])
 
 
 def ids(own: Sequence[Any], posts: int, corpus: str) -> list[str]:

@@ -18,59 +18,45 @@ Evlampiev (2020), "RussianSuperGLUE: A Russian Language Understanding Evaluation
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from hatemtl.corpora.base import Corpus, Posts
 from hatemtl.corpora.files import Hub, official, read_jsonl
-from hatemtl.corpora.labelled import Section, codes, gather
-from hatemtl.corpora.rows import Rows
+from hatemtl.corpora.rows import Rows, Section, codes, gather
 from hatemtl.labels import LabelSpace
 
 HOME = "russiansuperglue.com/datasets"
 # The premise's question in words that a Russian encoder has read: what was its cause, what came of it?
 QUESTIONS = {"cause": "Что было причиной этого?", "effect": "Что случилось в результате?"}
-
-
-class Layout(NamedTuple):
-    """One task's folder, its columns of texts, and its labels with their codes."""
-
-    folder: str
-    texts: tuple[str, ...]
-    space: LabelSpace
-    codes: Mapping[str, int]
-
-
 BOOLEAN = {"False": 0, "True": 1, "0": 0, "1": 1}
 ENTAILMENT = LabelSpace("multiclass", ("entailment", "not_entailment"))
 CHOICES = LabelSpace("choice", ("choice1", "choice2"))
-LAYOUTS = {
-    "danetqa": Layout("DaNetQA", ("passage", "question"), LabelSpace("multiclass", ("no", "yes")), BOOLEAN),
-    "terra": Layout("TERRa", ("premise", "hypothesis"), ENTAILMENT, codes(ENTAILMENT.names)),
-    "parus": Layout("PARus", ("premise", *CHOICES.names), CHOICES, {"0": 0, "1": 1}),
+# Of each task: its folder, its columns of texts, and its labels with their codes.
+LAYOUTS: dict[str, tuple[str, tuple[str, ...], LabelSpace, Mapping[str, int]]] = {
+    "danetqa": ("DaNetQA", ("passage", "question"), LabelSpace("multiclass", ("no", "yes")), BOOLEAN),
+    "terra": ("TERRa", ("premise", "hypothesis"), ENTAILMENT, codes(ENTAILMENT.names)),
+    "parus": ("PARus", ("premise", *CHOICES.names), CHOICES, {"0": 0, "1": 1}),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class RussianSuperGlue(Corpus):
-    """One task of Russian SuperGLUE, as the head of this file describes it, with the column label.
-
-    task: of parus, the text is the premise and its question, and the choices are two.
-    """
+    """One task with the column label. task: of parus, the text is the premise and its question, and the choices are two."""
 
     dir: str
     task: Literal["danetqa", "terra", "parus"]
     validation: float
 
     def read(self) -> Posts:
-        layout, hub = LAYOUTS[self.task], Hub("RussianNLP/russian_super_glue", self.task)
-        files = [f"{layout.folder}/{name}.jsonl" for name in ("train", "val")]
+        (folder, texts, space, known), hub = LAYOUTS[self.task], Hub("RussianNLP/russian_super_glue", self.task)
+        files = [f"{folder}/{name}.jsonl" for name in ("train", "val")]
         found = official(self.dir, files, HOME, read=read_jsonl, hub=hub, splits=("train", "validation"))
         train, test = (_asked(rows) if self.task == "parus" else rows for _, rows in found)
         sections = [
-            Section("train", "train", train, layout.texts, train.positions("label", layout.codes)),
-            Section("val", "test", test, layout.texts, test.positions("label", layout.codes)),
+            Section("train", "train", train, texts, train.positions("label", known)),
+            Section("val", "test", test, texts, test.positions("label", known)),
         ]
-        return gather(sections, layout.space, validation=self.validation, seed=self.seed)
+        return gather(sections, space, validation=self.validation, seed=self.seed)
 
 
 def _asked(rows: Rows) -> Rows:

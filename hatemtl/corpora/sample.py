@@ -14,15 +14,11 @@ from hatemtl.corpora.hatexplain import ABUSIVE, COMMUNITIES, LABELS
 from hatemtl.errors import UserError
 from hatemtl.seeds import derive
 
-# What the posts are made of. groups: how often a community is attacked or mentioned, about as unevenly as in HateXplain, and
-# its words. words: of the other slots; abuse is invented, and mild: no word here is a slur. templates, of a label: "!" marks
-# what an annotator would, the abuse and the group it is aimed at. Many posts have a twin of another label with the very same
-# words in another order, so that counting words cannot tell them apart.
+# groups: how often a community is attacked or mentioned, about as unevenly as in HateXplain, and its words. words: of the
+# other slots; abuse is invented, and mild: no word here is a slur. templates, of a label: "!" marks what an annotator would,
+# the abuse and the group it is aimed at. Many posts have a twin of another label with the same words in another order.
 SPOKEN: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-GROUPS: dict[str, tuple[float, list[str]]] = SPOKEN["groups"]
-WORDS: dict[str, list[str]] = SPOKEN["words"]
-TEMPLATES: dict[str, list[str]] = SPOKEN["templates"]
-SHARES: dict[str, float] = SPOKEN["shares"]
+GROUPS, WORDS, TEMPLATES, SHARES = (SPOKEN[part] for part in ("groups", "words", "templates", "shares"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +26,7 @@ class Sample(Corpus):
     """Posts about eleven communities with HateXplain's columns, the same for the same arguments on every machine.
 
     hatespeech demands to keep a group out, offensive calls names, normal is friendly or rejects the abuse it quotes.
-    Only a group under attack is a target, and the rationale marks it and the abuse. Which is which often depends on the
-    order of the words alone: a classifier that counts words stays well below one that reads.
+    Only a group under attack is a target, and the rationale marks it and the abuse. Counting words is not enough to tell.
     """
 
     size: int = 3000
@@ -44,7 +39,6 @@ class Sample(Corpus):
             raise UserError(f"label_noise={self.label_noise}: expected a share of posts between 0 and 0.5")
 
     def read(self) -> Posts:
-        """Writes the posts; takes a fraction of a second."""
         draw = np.random.default_rng(derive(self.seed, "sample"))
         tenth = self.size // 10
         splits = np.repeat(SPLITS, [self.size - 2 * tenth, tenth, tenth])
@@ -87,21 +81,17 @@ def _write(draw: np.random.Generator, template: str, attacked: deque[int]) -> tu
     template = f"{_pick(draw, WORDS['opening'])} {template} {_pick(draw, WORDS['closing'])}"
     targets = [attacked.popleft() for _ in range(template.count("{group!}"))]
     left, mentioned = deque(targets), set(targets)
-    words: list[str] = []
-    marks: list[bool] = []
+    marked: list[tuple[str, bool]] = []
     for piece in template.split():
-        slot = piece.strip("{!}")
-        if piece == slot:
-            filler = piece
-        elif slot != "group":
-            filler = _pick(draw, WORDS[slot])
-        else:
-            community = left.popleft() if piece.endswith("!}") else _bystander(draw, mentioned)
+        slot, filler, mark = piece.strip("{!}"), piece, piece.endswith("!}")
+        if slot == "group":
+            community = left.popleft() if mark else _bystander(draw, mentioned)
             mentioned.add(community)
             filler = _pick(draw, GROUPS[COMMUNITIES[community]][1])
-        words += filler.split()
-        marks += [piece.endswith("!}")] * len(filler.split())
-    return words, marks, set(targets)
+        elif slot != piece:
+            filler = _pick(draw, WORDS[slot])
+        marked += [(word, mark) for word in filler.split()]
+    return [word for word, _ in marked], [mark for _, mark in marked], set(targets)
 
 
 def _bystander(draw: np.random.Generator, mentioned: set[int]) -> int:

@@ -2,25 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hatemtl.errors import UserError
-
 LINK, NAME, MARK = re.compile(r"https?://\S+|www\.\S+"), re.compile(r"@\w+"), re.compile(r"[^\w\s]+")
-
-
-def check_fractions(fractions: Sequence[float]) -> None:
-    """Raises UserError unless these are the shares of three splits."""
-    if len(fractions) != 3 or any(share < 0 for share in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
-        raise UserError(f"fractions={list(fractions)}: expected the shares of train, val and test, summing to 1")
-
-
-def check_validation(share: float, key: str = "validation") -> None:
-    """Raises UserError unless it is a share of the training posts that leaves some."""
-    if not 0 < share < 1:
-        raise UserError(f"{key}={share}: expected the share of the training posts that validates, between 0 and 1")
 
 
 def text_key(text: str) -> str:
@@ -53,16 +39,12 @@ def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: n
     The order of a key is a function of key and seed alone. strata: (N,) integers whose values are spread alike over the
     splits, a key's being that of its first post.
     """
-    check_fractions(fractions)
     places: dict[str, int] = {}  # not np.unique, whose array of strings is as wide as the longest text
     inverse = np.array([places.setdefault(str(key), len(places)) for key in keys], np.int64)
     unique, first = list(places), np.unique(inverse, return_index=True)[1]
     groups = np.zeros(len(unique), np.int64) if strata is None else strata[first]
     sizes, place = np.bincount(inverse, minlength=len(unique)), np.empty(len(unique))
-    draws = _draws(unique, seed)
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        members = members[np.argsort(draws[members], kind="stable")]
+    for members in _shuffled(unique, groups, seed):
         place[members] = (sizes[members].cumsum() - sizes[members] / 2) / sizes[members].sum()
     split = np.searchsorted(np.cumsum(fractions)[:2], place, side="right")
     return np.array(["train", "val", "test"])[split[inverse]]
@@ -94,21 +76,14 @@ def keys(texts: Sequence[str], pairs: Sequence[Sequence[str]] | None = None) -> 
 
 def nested(keys: Sequence[str], strata: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Picks positions of a share of each stratum, at least one post of it; a smaller share lies within a larger."""
-    draws = _draws(keys, seed)
-    kept = []
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        members = members[np.argsort(draws[members], kind="stable")]
-        kept.append(members[: max(1, round(fraction * len(members)))])
+    kept = [members[: max(1, round(fraction * len(members)))] for members in _shuffled(keys, strata, seed)]
     return np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))
 
 
-def _draws(keys: Sequence[str] | np.ndarray, seed: int) -> np.ndarray:
-    """(N,) numbers that order the keys at random, each a function of key and seed alone."""
-    start = hashlib.blake2b(f"{seed}\x1f".encode(), digest_size=8)
-    draws = []
-    for key in keys:
-        one = start.copy()
-        one.update(str(key).encode(errors="surrogatepass"))
-        draws.append(int.from_bytes(one.digest(), "big"))
-    return np.array(draws, np.uint64)
+def _shuffled(keys: Sequence[str], strata: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Positions of each stratum, ordered at random, a key's draw being a function of key and seed alone."""
+    named = (f"{seed}\x1f{key}".encode(errors="surrogatepass") for key in keys)
+    draws = np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") for name in named], np.uint64)
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        yield members[np.argsort(draws[members], kind="stable")]

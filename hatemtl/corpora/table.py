@@ -5,8 +5,7 @@
 What the column annotates is the head's matter: `head@tasks.table.head=score` reads the same cells as numbers, and
 `cells.as_column` says how each kind is read. CONTRIBUTING.md shows a task with a name of its own.
 
-Tasks whose corpora have the same keys read the file once and share each forward. To test a saved run on another table, give
-that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
+To test a saved run on another table, give that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
 
 A byte order mark, CRLF and empty lines are passed over; space in a text is collapsed; half an emoji becomes "?".
 """
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hatemtl.corpora.base import SPLITS, Corpus, Posts, Raw, Split
+from hatemtl.corpora.base import CALLED, Corpus, Posts, Raw, Split
 from hatemtl.corpora.cells import is_given, name_of
 from hatemtl.corpora.files import SUFFIXES, Hub, read_table
 from hatemtl.corpora.rows import Rows, sound
@@ -27,8 +26,6 @@ from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 
 KEYS = "tasks.TASK.corpus."
-NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
-SPLIT_NAMES = {name: split for split in SPLITS for name in NAMES[split]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,6 @@ class Table(Corpus):
             raise UserError(f"separator={self.separator!r}: expected what stands between the labels of a cell, such as ;")
 
     def read(self) -> Posts:
-        """Reads the table. Raises UserError with file, line, column and the way out."""
         parts = [(split, self._checked(rows)) for split, rows in self._parts()]
         if self.split is not None and parts[0][0] is not None:
             raise UserError(f"split={self.split}: {self.path} has a file for each split; {_type('split', 'null')}")
@@ -83,7 +79,7 @@ class Table(Corpus):
 
     @property
     def _pairs(self) -> tuple[str, ...]:
-        return () if self.pair is None else (self.pair,) if isinstance(self.pair, str) else tuple(self.pair)
+        return (self.pair,) if isinstance(self.pair, str) else tuple(self.pair or ())
 
     def _parts(self) -> Iterator[tuple[Split | None, Rows]]:
         """The files, each with the split that its name says, if any does."""
@@ -91,8 +87,8 @@ class Table(Corpus):
         if path.is_file():
             yield None, read(path, keys=KEYS)
         elif path.is_dir():
-            all_files = sorted(file for file in path.iterdir() if file.stem in SPLIT_NAMES)
-            files = {SPLIT_NAMES[file.stem]: file for file in all_files}
+            all_files = sorted(file for file in path.iterdir() if file.stem in CALLED)
+            files = {CALLED[file.stem]: file for file in all_files}
             if not files or len(files) < len(all_files):
                 found = ", ".join(file.name for file in all_files) or "none"
                 raise UserError(f"path={path}: expected one file for each split, such as train.csv; found {found}")
@@ -102,11 +98,10 @@ class Table(Corpus):
             near = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.*")))
             raise UserError(f"path={self.path}: no such file; {near}")
         else:
-            hub = Hub(str(self.path), self.config)
             here = f"and {self.path} is no file here; {_type('path', 'posts.csv')}"
-            found_there = dict(hub.splits([*SPLIT_NAMES], here, some=True))
+            found_there = dict(Hub(str(self.path), self.config).splits([*CALLED], here, some=True))
             for name, rows in found_there.items():
-                yield (None if [*found_there] == ["train"] else SPLIT_NAMES[name]), rows
+                yield (None if [*found_there] == ["train"] else CALLED[name]), rows
 
     def _checked(self, rows: Rows) -> Rows:
         """The same rows, whose errors say how to name other columns, once it is sure that they have those named."""
@@ -120,10 +115,10 @@ class Table(Corpus):
         if self.split is not None:
             said = [name.lower() for name in _names(cells[self.split])]
             for name, place in zip(said, raw.places, strict=True):
-                if name not in SPLIT_NAMES:
-                    expected = f"{name or 'empty'}, expected train, val or test; mend the cell"
-                    raise UserError(f"{place}, column {self.split!r}: {expected}")
-            given = [SPLIT_NAMES[name] for name in said]
+                if name not in CALLED:
+                    where = f"{place}, column {self.split!r}"
+                    raise UserError(f"{where}: {name or 'empty'}, expected train, val or test; mend the cell")
+            given = [CALLED[name] for name in said]
         groups = [""] * len(texts) if self.group_by is None else _names(cells[self.group_by])
         together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
         splits = np.array([split or "" for split in given], "<U5")
@@ -133,9 +128,9 @@ class Table(Corpus):
             train, (kept, drawn, _) = np.flatnonzero(splits == "train"), self.fractions
             shares = (kept / (kept + drawn), drawn / (kept + drawn), 0)
             splits[train] = divide([together[i] for i in train], shares, self.seed, raw.strata[train])
-        first_seen: dict[str, int] = {}
+        first: dict[str, int] = {}
         for i, group in enumerate(groups):
-            before = first_seen.setdefault(group, i)
+            before = first.setdefault(group, i)
             if group and splits[before] != splits[i]:
                 raise UserError(
                     f"{raw.places[i]}, column {self.group_by!r}: {group!r} stands in {splits[i]}, but in {splits[before]} "
@@ -148,14 +143,13 @@ class Table(Corpus):
             names = [rows.path.name if split is None else split for split, rows in parts]
             return [f"{name}:{line}" for name, (_, rows) in zip(names, parts, strict=True) for line in rows.lines]
         ids = [sound(name) for name in _names(cells[self.id])]
-        first_seen: dict[str, int] = {}
+        first: dict[str, int] = {}
         for i, name in enumerate(ids):
-            before, where = first_seen.setdefault(name, i), f"{places[i]}, column {self.id!r}"
-            if not name:
-                raise UserError(f"{where}: empty, expected an id; mend it, or {_type('id', 'null')}")
-            if before != i:
-                twice = f"{name!r} stands at {places[before]} already, expected distinct ids"
-                raise UserError(f"{where}: {twice}; mend it, or {_type('id', 'null')}")
+            if first.setdefault(name, i) != i or not name:
+                where, twice = f"{places[i]}, column {self.id!r}", f"{name!r} stands at {places[first[name]]} already"
+                raise UserError(
+                    f"{where}: {twice if name else 'empty'}, expected an id of its own; mend it, or {_type('id', 'null')}"
+                )
         return ids
 
 

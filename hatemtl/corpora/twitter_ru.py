@@ -2,7 +2,7 @@
 
 114,911 positive and 111,923 negative tweets, gathered in 2013 and 2014. The labels are the smileys, and some are still in
 the texts, so that scores say little about sentiment itself. There are no official splits: they are drawn by seed, with
-equal texts in one split. The field reports macro-averaged F1 or accuracy.
+equal texts in one split; a tweet there twice, by its id, is taken once. The field reports macro-averaged F1 or accuracy.
 
 Files: positive.csv and negative.csv, without header, cells between semicolons and in quotes: id, tdate, tname, ttext,
 ttype, trep, trtw, tfav, tstcount, tfol, tfrien, listcount. They are on study.mokoron.com, and on no hub.
@@ -29,8 +29,6 @@ READ = partial(read_delimited, delimiter=";", names=CELLS)
 
 @dataclass(frozen=True, kw_only=True)
 class TwitterRu(Corpus):
-    """RuTweetCorp with the column label. A tweet that is there twice, by its id, is taken once."""
-
     dir: str
     fractions: Sequence[float]
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from hatemtl.corpora.base import SPLITS, Corpus, Posts
 from hatemtl.corpora.files import Hub, official, read_delimited
-from hatemtl.corpora.labelled import Section, codes, gather, whole
+from hatemtl.corpora.rows import Section, codes, gather, whole
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
@@ -30,8 +30,6 @@ READ = partial(read_delimited, delimiter="\t", quoted=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Xnli(Corpus):
-    """XNLI in one language: premise, hypothesis and the column label."""
-
     dir: str
     language: Literal["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
 

@@ -140,7 +140,11 @@ def test_a_mistyped_name_is_refused_before_anything_is_read(corpus: str, key: st
 
 
 @pytest.mark.parametrize(
-    ("corpus", "key", "given"), [("davidson", "fractions", [0.8, 0.1, 0.2]), ("imdb", "validation", 1.5)]
+    ("corpus", "key", "given"),
+    [
+        *(("davidson", "fractions", given) for given in ([0.8, 0.1, 0.2], [1.0], [1.2, -0.1, -0.1])),
+        *(("imdb", "validation", 1.5), ("frenk", "val", 0)),
+    ],
 )
 def test_shares_are_checked_before_anything_is_read(corpus: str, key: str, given: object) -> None:
     node = OmegaConf.load(ROOT / "conf" / "corpus" / f"{corpus}.yaml")

@@ -32,7 +32,7 @@ def row(task: str, name: str, i: int) -> dict[str, Any]:
 
 def write(folder: Path, task: str) -> RussianSuperGlue:
     for name, n in (("train", 40), ("val", 6)):
-        jsonl(folder / LAYOUTS[task].folder / f"{name}.jsonl", [row(task, name, i) for i in range(n)])
+        jsonl(folder / LAYOUTS[task][0] / f"{name}.jsonl", [row(task, name, i) for i in range(n)])
     return RussianSuperGlue(dir=str(folder), task=task, validation=0.1)
 
 
@@ -76,7 +76,7 @@ def test_a_passage_comes_before_its_question(tmp_path: Path) -> None:
 )
 def test_a_damaged_row_is_named(tmp_path: Path, task: str, damage: dict[str, Any], expected: str) -> None:
     corpus = write(tmp_path, task)
-    jsonl(tmp_path / LAYOUTS[task].folder / "val.jsonl", [row(task, "val", 0), {**row(task, "val", 1), **damage}])
+    jsonl(tmp_path / LAYOUTS[task][0] / "val.jsonl", [row(task, "val", 0), {**row(task, "val", 1), **damage}])
     with pytest.raises(UserError, match=rf"val.jsonl, line 2, {expected}.*; download val.jsonl again"):
         corpus.load()
 

@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
 
 from hatemtl.corpora.splitting import divide, nested
-from hatemtl.errors import UserError
 
 KEYS = [f"post {i}" for i in range(1000)]
 STRATA = np.arange(1000) % 10 // 7  # seven in ten of one label, three of the other
@@ -30,12 +28,6 @@ def test_a_split_depends_on_seed_and_not_on_the_order_of_posts() -> None:
 
 def test_nothing_of_a_share_of_zero() -> None:
     assert set(divide(KEYS, (0.5, 0.5, 0), 0)) == {"train", "val"}
-
-
-@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.2), (1.0,), (1.2, -0.1, -0.1)])
-def test_shares_that_do_not_sum_to_one_are_refused(fractions: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match="summing to 1"):
-        divide(KEYS, fractions, 0)
 
 
 def test_a_smaller_share_lies_within_a_larger() -> None:
