@@ -1,10 +1,11 @@
 """LoRA sources drawn at random, for tests of merging."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from hatemtl.merging.base import Update
+from hatemtl.merging.base import Merge, Update, merge_each
 from hatemtl.merging.lora import LoRAUpdate, Updates
 
 OUT, IN = 24, 17
@@ -75,3 +76,8 @@ def whole(update: Update) -> torch.Tensor:
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     """The relative Frobenius distance of a from b."""
     return float((a - b).norm() / b.norm())
+
+
+def merge_dense(merge: Merge, sources: Sequence[Mapping[str, Update]]) -> dict[str, Tensor]:
+    """All that `merge_each` gives, at once."""
+    return dict(merge_each(merge, sources))

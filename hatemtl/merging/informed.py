@@ -113,6 +113,7 @@ class RegMean(Merge):
     ridge: float
     posts: int
     statistics: Sequence[Mapping[str, Tensor]] | None = None  # each (in, in), or `packed`
+    is_mean = True
     needs: ClassVar[Needs] = "gram"
 
     def __post_init__(self) -> None:
@@ -169,6 +170,7 @@ class Fisher(Merge):
     floor: float
     posts: int
     statistics: Sequence[Mapping[str, Tensor]] | None = None
+    is_mean = True
     needs: ClassVar[Needs] = "fisher"
 
     def __post_init__(self) -> None:

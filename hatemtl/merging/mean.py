@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, average, check_settings, total
+from hatemtl.merging.base import Merge, Update, average, total
 from hatemtl.merging.lora import LoRAUpdate
 
 
-def check_weights(weights: Sequence[float], given: str, *, negative: bool = False) -> None:
+def check_weights(weights: Sequence[float] | None, given: str, *, negative: bool = False) -> None:
     """Raises UserError where these are no weights, one a source, not all 0; `given` is the key that the user typed."""
+    if weights is None:
+        return
     if not any(weights) or not all(math.isfinite(weight) and (negative or weight >= 0) for weight in weights):
         raise UserError(
             f"{given}={weights}: expected {'numbers' if negative else 'numbers from 0'}, one a source, not all 0; type "
@@ -36,10 +38,10 @@ class Mean(Merge):
     """
 
     weights: Sequence[float] | None
+    is_mean = True
 
     def __post_init__(self) -> None:
-        if self.weights is not None:
-            check_weights(self.weights, "merge.weights")
+        check_weights(self.weights, "merge.weights")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         weights = _one_each(self.weights, updates)
@@ -57,9 +59,8 @@ class TaskArithmetic(Merge):
     weights: Sequence[float] | None
 
     def __post_init__(self) -> None:
-        check_settings(self.scale)
-        if self.weights is not None:
-            check_weights(self.weights, "merge.weights", negative=True)
+        super().__post_init__()
+        check_weights(self.weights, "merge.weights", negative=True)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         return total(updates, [self.scale * weight for weight in _one_each(self.weights, updates)])
@@ -72,6 +73,8 @@ class Linear(Merge):
     It is near the mean of the updates only where the sources started from the same A; kept to compare with. Of other
     adapters and full models, whose parameters are averaged each by itself, it is the mean.
     """
+
+    is_mean = True
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = [update for update in updates if isinstance(update, LoRAUpdate)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, check_settings, merged_inside, of_factors
+from hatemtl.merging.base import Merge, Update, merged_inside, of_factors
 from hatemtl.merging.lora import LoRAUpdate, combine, norm, svd
 
 EXACT = 1e-12  # of an update's norm: a singular value below it is rounding in double precision
@@ -93,9 +93,6 @@ class IsoC(Merge):
 
     scale: float
 
-    def __post_init__(self) -> None:
-        check_settings(self.scale)
-
     @of_factors
     def __call__(self, updates: Sequence[LoRAUpdate], *, layer: str) -> Update:
         U, S, Vt = svd(combine(updates), above=FAINT * max(map(norm, updates)))
@@ -121,7 +118,7 @@ class IsoCTS(Merge):
     def __post_init__(self) -> None:
         if not 0 <= self.common <= 1:
             raise UserError(f"merge.common={self.common}: expected a share from 0 to 1; 1 is merge=iso_c")
-        check_settings(self.scale)
+        super().__post_init__()
 
     @of_factors
     def __call__(self, updates: Sequence[LoRAUpdate], *, layer: str) -> Update:
@@ -163,7 +160,7 @@ class TSVM(Merge):
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share <= 1:
             raise UserError(f"merge.share={self.share}: expected a share over 0 and up to 1, or null for 1 / sources")
-        check_settings(self.scale)
+        super().__post_init__()
 
     @of_factors
     def __call__(self, updates: Sequence[LoRAUpdate], *, layer: str) -> Update:

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, check_settings, dense
+from hatemtl.merging.base import Merge, Update, dense
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.seeds import generator
 
@@ -35,9 +35,6 @@ class Magnitude(Merge):
     density: float
     scale: float
 
-    def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
-
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return self.scale * between(dense(updates), smallest=1 - self.density, greatest=0).mean(0)
 
@@ -55,9 +52,6 @@ class TIES(Merge):
     density: float
     elect: Election
     scale: float
-
-    def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return self.scale * agreeing_mean(between(dense(updates), smallest=1 - self.density, greatest=0), self.elect)
@@ -83,7 +77,7 @@ class Breadcrumbs(Merge):
                 f"merge.smallest={self.smallest} and merge.greatest={self.greatest} leave nothing; "
                 f"type merge.smallest=0.85 merge.greatest=0.01"
             )
-        check_settings(self.scale)
+        super().__post_init__()
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return self.scale * between(dense(updates), smallest=self.smallest, greatest=self.greatest).mean(0)
@@ -105,9 +99,6 @@ class DARE(Merge):
     scale: float
     seed: int
 
-    def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
-
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return DELLA(epsilon=0, **asdict(self))(updates, layer=layer)
 
@@ -127,7 +118,7 @@ class DELLA(Merge):
     seed: int
 
     def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
+        super().__post_init__()
         half = self.epsilon / 2
         if not (0 <= half < self.density and self.density + half <= 1):
             raise UserError(

@@ -119,8 +119,7 @@ class Averaged(Method):
     library = OVER_FLOATS
 
     def __post_init__(self) -> None:
-        if self.weights is not None:
-            check_weights(self.weights, "method.weights")
+        check_weights(self.weights, "method.weights")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted, names = load_all(model, self.starts_from(), name)
