@@ -48,7 +48,6 @@ class Merge(Protocol):
 
         A source that does not adapt the layer comes with an update of zero (rank 0). At least one update is given.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, na
 def merge_each(
     merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """Merges uncut, in double precision, one layer or parameter after the other: what is read and made is of one at a time."""
+    """Merges uncut, in double precision, one layer or parameter after the other, and reads and makes one at a time."""
     given: Iterable[tuple[str, Sequence[Update]]]
     if all(isinstance(update, LoRAUpdate) for source in sources for update in source.values()):
         given = layers_of(sources, names).items()  # type: ignore[arg-type]

@@ -23,12 +23,9 @@ class LEGO(Merge):
     Units (a, b) of all sources are clustered by k-means; a centroid is stretched to the mean length of its units, and all
     are scaled by √(r / k), r the greatest rank of a source, since a sum of k units spreads as √k.
 
-    units: k; None is r. With no more units than k there is nothing to merge: each stays as it is. The draw of the start, by
-    seed and the layer's name, sees the units sorted, so the order of sources does not matter.
-
-    One source gives that source, unless k is below its rank. A source that does not adapt the layer has no units and so
-    no say. What a unit is depends on how the factors are written: (c·a, b / c) is the same update but another unit, and
-    (−a, −b) its opposite, so LoRAs that started from one A are the ones to merge like this.
+    With no more units than k there is nothing to merge: each stays as it is. What a unit is depends on how the factors are
+    written: (c·a, b / c) is the same update but another unit, and (−a, −b) its opposite, so LoRAs should have started from
+    one A.
     """
 
     units: int | None

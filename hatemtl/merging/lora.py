@@ -22,7 +22,7 @@ class LoRAUpdate:
 
     @property
     def rank(self) -> int:
-        """Gives r, the width of the factors."""
+        """Gives r."""
         return self.A.shape[0]
 
     @property
@@ -40,10 +40,7 @@ class LoRAUpdate:
 
 
 def combine(updates: Sequence[LoRAUpdate], weights: Sequence[float] | None = None) -> LoRAUpdate:
-    """Computes Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side, in float32 or better.
-
-    weights: 1 each if there are none.
-    """
+    """Computes Σ wᵢ·ΔWᵢ, or Σ ΔWᵢ, exactly: the A's stacked, the scaled B's side by side, in float32 or better."""
     weighted = zip(updates, weights or [1.0] * len(updates), strict=True)
     B = torch.cat([_precise(update.B) * (weight * update.scale) for update, weight in weighted], dim=1)
     return LoRAUpdate(torch.cat([_precise(update.A) for update in updates]), B)
