@@ -1,7 +1,7 @@
 """Merges that weigh sources by what posts tell of their layers, and what is gathered for it: RegMean, Fisher.
 
-One source gives that source; a layer without statistics of every source gets the mean. The weights Wᵢ = W₀ + ΔWᵢ start from
-the same W₀, so a formula for them is the one for the updates.
+A layer without statistics of every source gets the mean. The weights Wᵢ = W₀ + ΔWᵢ start from the same W₀, so a formula
+for them is the one for the updates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,8 +52,7 @@ def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
     """Sums the squared gradients of a linear layer's weight over posts, (out, in), in double precision; add up over batches.
 
     inputs: what went into the layer (posts, tokens, in); gradients: of each post's own log-likelihood at what came out
-    (posts, tokens, out). A post's gradient is Σ over its tokens, so padding must be zero in one of them. One post at a
-    time is made dense.
+    (posts, tokens, out). A post's gradient is Σ over its tokens, so padding must be zero in one of them.
     """
     total = torch.zeros(gradients.shape[-1], inputs.shape[-1], dtype=torch.float64, device=inputs.device)
     for x, g in zip(inputs.double(), gradients.double(), strict=True):
@@ -188,5 +187,4 @@ class Fisher(Merge):
 
     @cached_property
     def _norms(self) -> list[float]:
-        """The norm of each source's information over all layers."""
         return [sum(float(F.double().square().sum()) for F in of.values()) ** 0.5 for of in self.statistics or ()]

@@ -51,9 +51,8 @@ def add_up(y: Tensor, low: Tensor, up: Tensor) -> Tensor:
 
 def save(folder: Path, form: str, modules: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> None:
     """Writes adapter/FORM.json, the settings, and adapter/FORM.safetensors, the tensors of these modules, by layer."""
-    tensors: dict[str, Tensor] = {}
-    for layer, module in modules.items():
-        tensors |= {f"{layer}/{key}": tensor.cpu().contiguous() for key, tensor in module.state_dict().items()}
+    states = {f"{layer}/{key}": t for layer, module in modules.items() for key, t in module.state_dict().items()}
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in states.items()}
     (folder / "adapter").mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"adapter/{form}.safetensors")
     write_text(folder / f"adapter/{form}.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")

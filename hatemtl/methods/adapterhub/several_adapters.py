@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hatemtl.methods.adapterhub import library
 from hatemtl.methods.adapterhub.configuration_strings import kinds
 from hatemtl.methods.adapterhub.library_fixes import LateAverage, added, in_order, weighted, without_residual
 from hatemtl.methods.base import Library, module_name, try_out
+from hatemtl.methods.lora_formats import SEVERAL
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 from hatemtl.seeds import seeded
 
@@ -59,12 +61,8 @@ def combine(model: Any, how: str, names: Sequence[str], trained: str | None, wei
     """
     check(model, how, names)
     shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
-    setup = {
-        "Stack": lambda: Stack(*names),
-        "Average": lambda: Average(*names, weights=shares, normalize_weights=False),
-        "Parallel": lambda: Parallel(*names),
-        "Fuse": lambda: Fuse(*names, name=trained),
-    }[how]()
+    average, fuse = partial(Average, weights=shares, normalize_weights=False), partial(Fuse, name=trained)
+    setup = {"Stack": Stack, "Average": average, "Parallel": Parallel, "Fuse": fuse}[how](*names)
     setup.weights = shares
     for layer in model.modules():
         if isinstance(layer, ComposableAdapterLayerBase):
@@ -85,17 +83,13 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
     """Raises UserError where these adapters cannot work together in this way, with the reason and what to do instead."""
     encoder = model.config.model_type
     for name in names:
-        config = model.adapters_config.get(name)
+        config, several = model.adapters_config.get(name), f"{name} is made of several adapters on {encoder}"
         if how == "Fuse" and isinstance(config, ConfigUnion):
-            several = f"{name} is made of several adapters on {encoder}"
             raise UserError(f"{several}, which the library does not fuse; {WAY_OUT[how]}")
         for kind in sorted(kinds(config) & WRONG[how].keys()):
             raise UserError(f"{name} ({kind}) on {encoder}: {WRONG[how][kind]}; {WAY_OUT[how]}")
-    if how == "Parallel":
-        return
-    for path, layer in model.named_modules():
-        if not isinstance(layer, AdapterLayerBase):
-            continue
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, AdapterLayerBase)}
+    for path, layer in layers.items() if how != "Parallel" else ():
         here = [name for name in names if name in layer.adapter_modules]
         if len({type(layer.adapter_modules[name]).__name__ for name in here}) > 1:
             raise UserError(
@@ -143,12 +137,12 @@ def save(model: Any, name: str, folder: Path) -> None:
         model.save_adapter_fusion(str(target / name), setup, use_safetensors=True)
     trained = name if how in ("Stack", "Fuse") else None
     content = {"how": how, "names": names, "trained": trained, "weights": setup.weights}
-    write_text(folder / library.SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / SEVERAL, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
     """Loads a saved run, one adapter or several; what was trained stands under `name` and is trained again."""
-    adapted, path = library.enable(model), run.folder / library.SETUP
+    adapted, path = library.enable(model), run.folder / SEVERAL
     if not path.is_file():
         library.load_one(adapted, run, name)
         return library.train(adapted, name)
@@ -162,8 +156,7 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
         raise UserError(f"{path}: weights={weights!r:.80}, expected one for each of {', '.join(names)}; train the run again")
     taken: dict[str, str] = {trained: name} if trained else {}
     for each in names:
-        if each != trained:
-            taken[each] = module_name(each, taken=[*taken.values(), name])
+        taken.setdefault(each, module_name(each, taken=[*taken.values(), name]))
         library.load_one(adapted, run, taken[each], inside=f"adapter/{each}")
     if how == "Fuse":
         _load_fusion(adapted, run, trained, name, [taken[each] for each in names], seed)
