@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -50,14 +49,6 @@ class Merge(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The merge of LoRAs: an update a layer, and the share of its energy ‖ΔW‖² that the cut to a rank lost."""
-
-    updates: dict[str, LoRAUpdate]
-    lost: dict[str, float]
-
-
 def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str, list[LoRAUpdate]]:
     """Gives every source's update of every layer that any of them adapts, zeros where it has none.
 
@@ -82,10 +73,11 @@ def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str
     return found
 
 
-def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, names: Sequence[str] = ()) -> Merged:
-    """Merges LoRAs into one of rank `rank`, the best there is, or of whatever rank it has if None: lossless."""
-    updates: dict[str, LoRAUpdate] = {}
-    lost: dict[str, float] = {}
+def merge_factors(
+    merge: Merge, sources: Sequence[Updates], rank: int | None, names: Sequence[str] = ()
+) -> tuple[dict[str, LoRAUpdate], dict[str, float]]:
+    """Merges LoRAs into one of rank `rank`, the best there is, or lossless if None: by layer, and what of ‖ΔW‖² was lost."""
+    updates, lost = dict[str, LoRAUpdate](), dict[str, float]()
     for layer, given in layers_of(sources, names).items():
         whole = merge(given, layer=layer)
         full = whole.rank if isinstance(whole, LoRAUpdate) else min(whole.shape)
@@ -95,7 +87,7 @@ def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, na
             updates[layer], lost[layer] = whole, 0.0
         else:
             updates[layer], lost[layer] = truncate(whole, rank)
-    return Merged(updates, lost)
+    return updates, lost
 
 
 def merge_each(

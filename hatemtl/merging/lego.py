@@ -23,9 +23,8 @@ class LEGO(Merge):
     Units (a, b) of all sources are clustered by k-means; a centroid is stretched to the mean length of its units, and all
     are scaled by √(r / k), r the greatest rank of a source, since a sum of k units spreads as √k.
 
-    With no more units than k there is nothing to merge: each stays as it is. What a unit is depends on how the factors are
-    written: (c·a, b / c) is the same update but another unit, and (−a, −b) its opposite, so LoRAs should have started from
-    one A.
+    With no more units than k each stays as it is. What a unit is depends on how the factors are written: (c·a, b / c) is the
+    same update but another unit, and (−a, −b) its opposite, so LoRAs should have started from one A.
     """
 
     units: int | None

@@ -195,13 +195,11 @@ def _chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
 
 def lots(updates: Sequence[Update], *, seed: int, layer: str) -> list[Generator]:
     """Makes a generator for each update, which depends on seed, layer and what the update holds, not on its place."""
-
-    def content(update: Update) -> str:
+    found = []
+    for update in updates:
         digest = hashlib.sha256()
         for part in (update.A, update.B) if isinstance(update, LoRAUpdate) else (update,):
             digest.update(part.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-        if isinstance(update, LoRAUpdate):
-            digest.update(repr(float(update.scale)).encode())
-        return digest.hexdigest()
-
-    return [generator(seed, layer, content(update)) for update in updates]
+        digest.update(repr(float(update.scale)).encode() if isinstance(update, LoRAUpdate) else b"")
+        found.append(generator(seed, layer, digest.hexdigest()))
+    return found

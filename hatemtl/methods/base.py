@@ -72,7 +72,12 @@ class Method(Protocol):
     def starts_from(self) -> list[SavedRun]:
         """Lists the saved runs whose weights this method starts from. Raises UserError where one is missing or no fit."""
         if self.sources is not None:
-            return [saved_by(run, f"method.sources={self.sources!r}", *self.takes) for run in _matching(self.sources)]
+            if not self.sources:
+                raise UserError("this method needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
+            given = f"method.sources={self.sources!r}"
+            if not (found := [SavedRun(folder) for folder in sorted(glob(self.sources)) if Path(folder).is_dir()]):
+                raise UserError(f"{given} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER")
+            return [saved_by(run, given, *self.takes) for run in found]
         if self.path is None:
             raise UserError(f"method={LOADERS[self.library.name]} needs the saved run to load; type load_path=FOLDER")
         return [saved_by(SavedRun(self.path), f"load_path={self.path}", self.library.name)] if self.path else []
@@ -91,17 +96,6 @@ class Method(Protocol):
         cannot be merged, or have anything else but such layers with their biases, norms, scales and gates.
         """
         return iter(())
-
-
-def _matching(sources: str) -> list[SavedRun]:
-    if not sources:
-        raise UserError("this method needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
-    found = [SavedRun(folder) for folder in sorted(glob(sources)) if Path(folder).is_dir()]
-    if not found:
-        raise UserError(
-            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
-        )
-    return found
 
 
 def saved_by(run: SavedRun, given: str, *libraries: str) -> SavedRun:
@@ -167,8 +161,8 @@ def try_out(model: Any, given: str) -> Any:
 
 def module_name(folder: str, taken: Sequence[str] = ()) -> str:
     """Gives a folder's name as torch takes it for a module: without dots, none that its containers use or that is taken."""
-    name, number = folder.replace(".", "_"), 2
-    wanted = name
+    name = wanted = folder.replace(".", "_")
+    number = 2
     while name in taken or hasattr(nn.ModuleDict(), name):
         name, number = f"{wanted}_{number}", number + 1
     return name

@@ -52,15 +52,15 @@ class MergedAdapters(Method):
                     start[key].add_(change.to(start[key]))
             return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
         sources = [updates(adapted, source) for source in names]
-        merged = merge_factors(self.merge, sources, self.rank, names)
-        rank = max(update.rank for update in merged.updates.values())
+        merged, lost = merge_factors(self.merge, sources, self.rank, names)
+        rank = max(update.rank for update in merged.values())
         add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
         for key, own in updates(adapted, name).items():
             own.B.zero_()  # under it fresh rows of A, where no source has any, add nothing and can learn
-            if update := merged.updates.get(key):
+            if update := merged.get(key):
                 own.A[: update.rank].copy_(update.A)
                 own.B[:, : update.rank].copy_(update.scale * update.B)
-        return Attached(train(adapted, name), _left_alone(runs, sources), merged.lost)
+        return Attached(train(adapted, name), _left_alone(runs, sources), lost)
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[Transformer, dict[str, nn.Parameter]]]:
         runs = self.starts_from()

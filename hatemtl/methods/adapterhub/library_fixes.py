@@ -48,19 +48,15 @@ class DoRALinear:
         return y.to(weight.dtype) if bias is None else y.to(weight.dtype) + bias
 
 
-def added(layer: Any) -> Callable[..., Any]:
-    """Sums the updates of a stack of LoRAs, or of parallel adapters, on a layer.
+def added(layer: Any, setup: Sequence[str], state: Any, lvl: int = 0) -> Any:
+    """Sums the updates of a stack of LoRAs, or of parallel adapters, on a layer, as its `compose_stack`.
 
     The library gives B₂·A₂·(B₁·A₁·x) for LoRAs and the last one's update for parallel adapters: a source is lost.
     """
-
-    def compose_stack(setup: Sequence[str], state: Any, lvl: int = 0) -> Any:
-        names = [name for name in setup if name in layer.adapter_modules]
-        state = layer.pre_block(names[0], state)
-        states = [layer.compose_single(name, state, lvl=lvl + 1) for name in names]
-        return states[-1]._replace(hidden_states=sum(state.hidden_states for state in states))
-
-    return compose_stack
+    names = [name for name in setup if name in layer.adapter_modules]
+    state = layer.pre_block(names[0], state)
+    states = [layer.compose_single(name, state, lvl=lvl + 1) for name in names]
+    return states[-1]._replace(hidden_states=sum(state.hidden_states for state in states))
 
 
 def weighted(states: Sequence[Any], weights: Tensor) -> Any:
@@ -88,17 +84,12 @@ def without_residual(fusion: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tens
     return *given[:3], torch.zeros_like(given[3])
 
 
-class LateAverage:
-    """The weighted mean of what the encoder says with each adapter by itself; in the place of the encoder's `forward`."""
-
-    def __init__(self, own: Callable[..., Any], weights: dict[str, float]) -> None:
-        self.own, self.weights = own, weights
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        mean: Any = 0
-        for name, weight in self.weights.items():
-            with AdapterSetup(name):
-                output = self.own(*arguments, **keywords)
-            mean = mean + weight * output.last_hidden_state
-        output.last_hidden_state = mean
-        return output
+def late_average(own: Callable[..., Any], weights: dict[str, float], *arguments: Any, **keywords: Any) -> Any:
+    """Weighs what the encoder says with each adapter by itself; in the place of its `forward`."""
+    mean: Any = 0
+    for name, weight in weights.items():
+        with AdapterSetup(name):
+            output = own(*arguments, **keywords)
+        mean = mean + weight * output.last_hidden_state
+    output.last_hidden_state = mean
+    return output

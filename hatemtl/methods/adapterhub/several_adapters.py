@@ -26,7 +26,7 @@ from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.methods.adapterhub import library
 from hatemtl.methods.adapterhub.configuration_strings import kinds
-from hatemtl.methods.adapterhub.library_fixes import LateAverage, added, in_order, weighted, without_residual
+from hatemtl.methods.adapterhub.library_fixes import added, in_order, late_average, weighted, without_residual
 from hatemtl.methods.base import Library, module_name, try_out
 from hatemtl.methods.lora_formats import SEVERAL
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
@@ -56,8 +56,8 @@ WAY_OUT = {
 def combine(model: Any, how: str, names: Sequence[str], trained: str | None, weights: Sequence[float] | None = None) -> Any:
     """Lets the adapters called `names` work together in every forward; all but the one called `trained` are frozen.
 
-    how: Stack, each on top of the one before; Average, in every layer; Parallel, averaged after the last layer; Fuse, by
-    the fusion called `trained`. weights: of an average, summing to 1; None for equal ones.
+    how: one of `WRONG`; Average is in every layer, Parallel after the last, Fuse by the fusion called `trained`. weights: of
+    an average, summing to 1.
     """
     check(model, how, names)
     shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
@@ -69,13 +69,13 @@ def combine(model: Any, how: str, names: Sequence[str], trained: str | None, wei
             layer.mean = weighted
             here = [layer.adapter_modules[name] for name in names if name in layer.adapter_modules]
             if how == "Stack" and any(isinstance(adapter, LoRA | Vera | ParallelAdapter) for adapter in here):
-                layer.compose_stack = added(layer)  # each of these adds to the output, from the same input
+                layer.compose_stack = partial(added, layer)  # each of these adds to the output, from the same input
     try:
         library.activate(model, setup, {trained} if trained else set())
     except ValueError as error:
         raise UserError(f"{error}; {WAY_OUT[how]}") from error
     if how == "Parallel":
-        model.forward = LateAverage(model.forward, dict(zip(names, shares, strict=True)))
+        model.forward = partial(late_average, model.forward, dict(zip(names, shares, strict=True)))
     return try_out(model, f"{how} of {', '.join(names)}")
 
 
