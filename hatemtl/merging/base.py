@@ -19,14 +19,14 @@ Needs = Literal["gram", "fisher", "search"]
 class Merge(Protocol):
     """A formula that makes one update of a weight out of the sources' updates of it.
 
-    The updates come as factors where the sources are LoRAs, else as tensors of the weight's own shape (a full model's or
-    another adapter's difference to the weights that all sources started from). A formula for entries takes any shape.
+    The updates come as factors where the sources are LoRAs, else as tensors of the weight's own shape: a full model's or
+    another adapter's difference to the weights that all sources started from.
 
     is_mean: whether it is a mean of the updates, weighted in any way: of W₀ + ΔWᵢ then too, so that the start W₀ drops out.
     needs: what it must know of posts beside the updates, of each layer: `gram`, Xᵀ·X (in, in) of its inputs; `fisher`, the
     mean squared gradient, of the weight's shape; `search`, the coefficient that is best. A merge that needs something has
-    `posts`, of how many, the same ones of the run for all sources, also where these were trained on others; and
-    `statistics`, which it is given: a mapping a source, by layer. Called without them it raises UserError.
+    `posts`, how many of the run's all sources read, and `statistics`, which it is given: a mapping a source, by layer.
+    Called without them it raises UserError.
     """
 
     is_mean: ClassVar[bool] = False

@@ -20,10 +20,7 @@ ROWS = 64  # of a block; to move single ones is slow
 
 
 def gram(inputs: Tensor) -> Tensor:
-    """Computes Xᵀ·X (in, in) of a linear layer's inputs X (..., in), in double precision; add up over batches.
-
-    Padding is no input: leave it out before.
-    """
+    """Computes Xᵀ·X (in, in) of a linear layer's inputs X (..., in) without padding, in double precision."""
     X = inputs.flatten(end_dim=-2).double()
     return X.T @ X
 
@@ -49,7 +46,7 @@ def sizes(width: int) -> list[int]:
 
 
 def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
-    """Sums the squared gradients of a linear layer's weight over posts, (out, in), in double precision; add up over batches.
+    """Sums the squared gradients of a linear layer's weight over posts, (out, in), in double precision.
 
     inputs: what went into the layer (posts, tokens, in); gradients: of each post's own log-likelihood at what came out
     (posts, tokens, out). A post's gradient is Σ over its tokens, so padding must be zero in one of them.

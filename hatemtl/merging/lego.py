@@ -65,11 +65,8 @@ def units(update: LoRAUpdate) -> Tensor:
 
 
 def kmeans(points: Tensor, k: int, draw: torch.Generator) -> Tensor:
-    """Finds the cluster of each point (n, d), numbers below k (n,): the best of several k-means++ starts.
-
-    All distances come from the Gram matrix, so a step costs as little for wide points as for narrow ones.
-    """
-    gram = points @ points.T
+    """Finds the cluster of each point (n, d), numbers below k (n,): the best of several k-means++ starts."""
+    gram = points @ points.T  # of which all distances come: a step costs as little for wide points as for narrow ones
     square = gram.diagonal()
     between = (square[:, None] + square - 2 * gram).clamp(min=0)
     best, least = torch.zeros(len(points), dtype=torch.int64), float("inf")

@@ -61,8 +61,7 @@ class TaskArithmetic(Merge):
 class Linear(Merge):
     """Averages as AdapterHub's `average_adapter("linear")` does: the A's and the B's, apart.
 
-    It is near the mean of the updates only where the sources started from the same A; kept to compare with. Of other
-    adapters and full models, whose parameters are averaged each by itself, it is the mean.
+    It is near the mean of the updates only where the sources started from the same A. Of what is no LoRA it is the mean.
     """
 
     is_mean = True

@@ -77,8 +77,7 @@ class IsoC(Merge):
     """ΔW = scale · σ̄·U·Vᵀ, where U·Σ·Vᵀ = Σᵢ ΔWᵢ and σ̄ is the mean of Σ (Marczak et al. 2025, No task left behind,
     arXiv:2502.04959): all directions equally strong, so that no source drowns another.
 
-    The mean is over the directions that the sum has, as in the core space of Panariello et al. 2025 (arXiv:2509.17786):
-    a sum of LoRAs has Σ rᵢ of them, not min(out, in), and the others would be arbitrary.
+    The mean is over the Σ rᵢ directions that a sum of LoRAs has, as Panariello et al. 2025 (arXiv:2509.17786) take it.
     Where sources started from one A, some are little more than what sets their A apart, and become as strong as the rest.
     """
 

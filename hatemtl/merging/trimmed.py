@@ -130,9 +130,9 @@ class DELLA(Merge):
 
 
 def between(stack: Tensor, *, smallest: float, greatest: float) -> Tensor:
-    """Keeps each source but for its entries of least and of greatest magnitude, the shares `smallest` and `greatest`.
+    """Keeps each source but for the shares of its entries of least and of greatest magnitude, in single precision.
 
-    Magnitudes are compared in single precision. Entries of equal magnitude stay or go together; at least one stays.
+    Entries of equal magnitude stay or go together; at least one stays.
     """
     entries = stack[0].numel()
     above = min(round(greatest * entries), entries - 1)

@@ -28,9 +28,8 @@ FAILURES = (*pretrained.FAILURES, AssertionError, re.error)
 class Library:
     """A format of saved adapters or encoders, and what all methods have in common that save in it.
 
-    name: in the record of a saved run. pattern: finds the adapter's name in a parameter's; None where no weights are an
-    adapter's. quantizable: whether the encoder's linear layers may be of 8 or 4 bits. save: writes what was trained under a
-    name. load: gives the encoder what a saved run trained, under a name and ready to train; the seed draws what is not
+    name: in the record of a saved run. pattern: finds the adapter's name in a parameter's. quantizable: whether the
+    encoder's linear layers may be of 8 or 4 bits. save, load: what was trained under a name; the seed draws what is not
     saved. active: the names of the adapters that take part in a forward, if not all do.
     """
 
@@ -83,10 +82,7 @@ class Method(Protocol):
         return [saved_by(SavedRun(self.path), f"load_path={self.path}", self.library.name)] if self.path else []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder.
-
-        Raises UserError, as all that methods are made of, where what is asked for does not fit it or cannot be read.
-        """
+        """Makes the model, which the caller has checked, ready to train: adds or loads `name`, freezes the rest."""
         return Attached(self.library.load(model, self.starts_from()[0], name, seed))
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[Transformer, dict[str, nn.Parameter]]]:

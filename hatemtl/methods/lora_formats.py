@@ -158,8 +158,8 @@ def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str
 def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Gives the content of AdapterHub's adapter.safetensors, and of adapter_config.json under `config`.
 
-    depth: of the encoder. A layer that AdapterHub must adapt because it adapts the like of it elsewhere gets a LoRA that
-    changes nothing yet. Raises UserError where a layer is adapted that AdapterHub leaves alone.
+    depth: of the encoder. A layer the like of which is adapted elsewhere gets a LoRA that changes nothing yet. Raises
+    UserError where a layer is adapted that AdapterHub leaves alone.
     """
     roles = {_role(path) for path in updates}
     rank = max(update.rank for update in updates.values())

@@ -116,8 +116,7 @@ class MergedWeights(Method):
         libraries = {run.record["library"] for run in runs}
         if self.library.name in libraries and len(libraries) > 1:
             given = f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}"
-            loras = ", ".join(Method.takes)
-            raise UserError(f"{given}; expected LoRAs ({loras}) or fully trained encoders (full), and not both")
+            raise UserError(f"{given}; expected LoRAs (adapterhub, peft) or fully trained encoders (full), and not both")
         return runs
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:

@@ -1,7 +1,4 @@
-"""Calls AdapterHub's `adapters` library as the methods here use it: adds, loads, activates, saves and folds an adapter.
-
-Where the library is wrong, `library_fixes` takes its place.
-"""
+"""Calls AdapterHub's `adapters` library as the methods here use it: adds, loads, activates, saves and folds an adapter."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence

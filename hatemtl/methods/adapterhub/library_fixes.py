@@ -1,7 +1,4 @@
-"""Computes as the papers say what AdapterHub's library computes otherwise.
-
-Each stands in for a function of one of its objects, which keep the weights and save them.
-"""
+"""Computes as the papers say what AdapterHub's library computes otherwise, in the place of a function of its objects."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,12 +20,10 @@ class Diagonal(nn.Module):
 
 
 def dora_scale(layer: Any, lora: Any) -> tuple[Tensor, Tensor]:
-    """Computes DoRA's ΔW (out, in) and m/‖W + ΔW‖ (out,) of a layer in float32 (Liu et al. 2024, arXiv:2402.09353, eq. 5).
-
-    The norm is a constant in the gradient (ibid., §4.3).
-    """
+    """Computes DoRA's ΔW (out, in) and m/‖W + ΔW‖ (out,) in float32 (Liu et al. 2024, arXiv:2402.09353, eq. 5)."""
     with torch.autocast(layer.weight.device.type, enabled=False):
         change = lora.scaling * (lora.lora_B @ lora.lora_A)
+        # the norm is a constant in the gradient (ibid., §4.3)
         norm = torch.linalg.norm(layer.weight.float() + change.detach(), dim=1)
         return change, lora.m.weight.view(-1) / norm
 

@@ -26,10 +26,7 @@ from hatemtl.seeds import generator
 
 
 class WeightGate(nn.Module):
-    """A weight a source: softmax(b + V·x/√in), or 1/N + b + V·x/√in; V only where it depends on the layer's input x.
-
-    The root makes one learning rate fit b and V.
-    """
+    """A weight a source: softmax(b + V·x/√in), or 1/N + b + V·x/√in; V only where it depends on the layer's input x."""
 
     def __init__(self, sources: int, width: int, *, input: bool, softmax: bool) -> None:
         super().__init__()
@@ -40,7 +37,7 @@ class WeightGate(nn.Module):
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
         """Gives (N,) weights, or (..., N) where they depend on x (..., in), in float32."""
         logits = self.bias
-        if self.weight is not None:
+        if self.weight is not None:  # under the root, so that one learning rate fits b and V
             logits = logits + F.linear(x, self.weight.to(x.dtype)).float() * x.shape[-1] ** -0.5
         return logits.softmax(dim=-1) if self.softmax else self.start + logits
 
