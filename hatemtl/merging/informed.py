@@ -1,7 +1,6 @@
 """Merges that weigh sources by what posts tell of their layers, and what is gathered for it: RegMean, Fisher.
 
-A layer without statistics of every source gets the mean. The weights Wᵢ = W₀ + ΔWᵢ start from the same W₀, so a formula
-for them is the one for the updates.
+As the weights Wᵢ = W₀ + ΔWᵢ start from the same W₀, a formula for them is the one for the updates.
 """
 
 from collections.abc import Mapping, Sequence

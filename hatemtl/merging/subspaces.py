@@ -1,7 +1,4 @@
-"""Merges in bases of singular vectors, found from the updates' factors: no matrix of (out, in) is made.
-
-Full updates count as factors of full rank: there each is a dense SVD. Updates that are no matrices get the mean.
-"""
+"""Merges in bases of singular vectors, found from the updates' factors. Updates that are no matrices get the mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

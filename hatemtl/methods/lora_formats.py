@@ -1,8 +1,4 @@
-"""Reads and writes a LoRA in the files of AdapterHub and of PEFT, without either library: updates in, updates out.
-
-Factors stay as they are where the library can hold them; where it wants one rank and one scale for all layers, they are
-filled up with zeros and scales multiplied into B.
-"""
+"""Reads and writes a LoRA in the files of AdapterHub and of PEFT, without either library: updates in, updates out."""
 
 import re
 from collections import Counter
@@ -158,6 +154,7 @@ def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str
 def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Gives the content of AdapterHub's adapter.safetensors, and of adapter_config.json under `config`.
 
+    Where ranks or scales differ, factors are filled up with zeros and scales multiplied into B.
     depth: of the encoder. A layer the like of which is adapted elsewhere gets a LoRA that changes nothing yet. Raises
     UserError where a layer is adapted that AdapterHub leaves alone.
     """

@@ -22,10 +22,7 @@ EVERY = "*"  # in place of a label: all posts that carry the task's annotation
 
 
 class Answers:
-    """Sums, by task, of the gates' weights over posts: (labels + 1, layers, N) with all posts first, and how many they are.
-
-    A post's weights are the mean over its tokens. `end` is a hook on the network.
-    """
+    """Sums, by task, of the gates' weights over posts, means over tokens: (labels + 1, layers, N), all posts first."""
 
     def __init__(self, module: nn.Module) -> None:
         self.banks = banks(module.get_submodule("encoder"))
