@@ -1,10 +1,13 @@
 """LoRA sources drawn at random, for tests of merging."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from hatemtl.merging.base import Update
+from hatemtl.merging.base import Merge, Update, merge_each
+from hatemtl.merging.base import merge_factors as factors_and_lost
 from hatemtl.merging.lora import LoRAUpdate, Updates
 
 OUT, IN = 24, 17
@@ -75,3 +78,19 @@ def whole(update: Update) -> torch.Tensor:
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     """The relative Frobenius distance of a from b."""
     return float((a - b).norm() / b.norm())
+
+
+def merge_dense(merge: Merge, sources: Sequence[Mapping[str, Update]]) -> dict[str, Tensor]:
+    """All that `merge_each` gives, at once."""
+    return dict(merge_each(merge, sources))
+
+
+class Merged(NamedTuple):
+    """What `merge_factors` gives, by name."""
+
+    updates: dict[str, LoRAUpdate]
+    lost: dict[str, float]
+
+
+def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None) -> Merged:
+    return Merged(*factors_and_lost(merge, sources, rank))

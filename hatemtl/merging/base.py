@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -20,41 +19,34 @@ Needs = Literal["gram", "fisher", "search"]
 class Merge(Protocol):
     """A formula that makes one update of a weight out of the sources' updates of it.
 
-    The updates come as factors where the sources are LoRAs, else as tensors of the weight's own shape (a full model's or
-    another adapter's difference to the weights that all sources started from). A formula for entries takes any shape.
+    The updates come as factors where the sources are LoRAs, else as tensors of the weight's own shape: a full model's or
+    another adapter's difference to the weights that all sources started from.
 
+    is_mean: whether it is a mean of the updates, weighted in any way: of W₀ + ΔWᵢ then too, so that the start W₀ drops out.
     needs: what it must know of posts beside the updates, of each layer: `gram`, Xᵀ·X (in, in) of its inputs; `fisher`, the
     mean squared gradient, of the weight's shape; `search`, the coefficient that is best. A merge that needs something has
-    `posts`, of how many, the same ones of the run for all sources, also where these were trained on others; and
-    `statistics`, which it is given: a mapping a source, by layer. Called without them it raises UserError.
+    `posts`, how many of the run's all sources read, and `statistics`, which it is given: a mapping a source, by layer.
+    Called without them it raises UserError.
     """
 
+    is_mean: ClassVar[bool] = False
     needs: ClassVar[Needs | None] = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError where it has a scale or density by which nothing can be multiplied or kept."""
+        given = vars(self)
+        if not math.isfinite(scale := given.get("scale", 1)):
+            raise UserError(f"merge.scale={scale}: expected a number to multiply the merge by; type merge.scale=1")
+        if not 0 < (share := given.get("density", 1)) <= 1:
+            raise UserError(
+                f"merge.density={share}: expected the share of entries to keep, above 0 and up to 1; type merge.density=0.5"
+            )
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         """Gives the merged update of one layer: factors where the formula keeps the rank low, else (out, in).
 
         A source that does not adapt the layer comes with an update of zero (rank 0). At least one update is given.
         """
-        ...
-
-
-@dataclass(frozen=True)
-class Merged:
-    """The merge of LoRAs: an update a layer, and the share of its energy ‖ΔW‖² that the cut to a rank lost."""
-
-    updates: dict[str, LoRAUpdate]
-    lost: dict[str, float]
-
-
-def check_settings(scale: float, density: float = 1.0) -> None:
-    """Raises UserError where a merge cannot be multiplied by the scale, or no share of the entries is so great."""
-    if not 0 < density <= 1:
-        raise UserError(
-            f"merge.density={density}: expected the share of entries to keep, above 0 and up to 1; type merge.density=0.5"
-        )
-    if not math.isfinite(scale):
-        raise UserError(f"merge.scale={scale}: expected a number to multiply the merge by; type merge.scale=1")
 
 
 def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str, list[LoRAUpdate]]:
@@ -81,10 +73,11 @@ def layers_of(sources: Sequence[Updates], names: Sequence[str] = ()) -> dict[str
     return found
 
 
-def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, names: Sequence[str] = ()) -> Merged:
-    """Merges LoRAs into one of rank `rank`, the best there is, or of whatever rank it has if None: lossless."""
-    updates: dict[str, LoRAUpdate] = {}
-    lost: dict[str, float] = {}
+def merge_factors(
+    merge: Merge, sources: Sequence[Updates], rank: int | None, names: Sequence[str] = ()
+) -> tuple[dict[str, LoRAUpdate], dict[str, float]]:
+    """Merges LoRAs into one of rank `rank`, the best there is, or lossless if None: by layer, and what of ‖ΔW‖² was lost."""
+    updates, lost = dict[str, LoRAUpdate](), dict[str, float]()
     for layer, given in layers_of(sources, names).items():
         whole = merge(given, layer=layer)
         full = whole.rank if isinstance(whole, LoRAUpdate) else min(whole.shape)
@@ -94,18 +87,13 @@ def merge_factors(merge: Merge, sources: Sequence[Updates], rank: int | None, na
             updates[layer], lost[layer] = whole, 0.0
         else:
             updates[layer], lost[layer] = truncate(whole, rank)
-    return Merged(updates, lost)
-
-
-def merge_dense(merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Merges as it is added to the weights, in double precision, by layer or parameter: nothing is cut."""
-    return dict(merge_each(merge, sources, names))
+    return updates, lost
 
 
 def merge_each(
     merge: Merge, sources: Sequence[Mapping[str, Update]], names: Sequence[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """Merges as `merge_dense`, one layer or parameter after the other: what is read and made is of one at a time."""
+    """Merges uncut, in double precision, one layer or parameter after the other, and reads and makes one at a time."""
     given: Iterable[tuple[str, Sequence[Update]]]
     if all(isinstance(update, LoRAUpdate) for source in sources for update in source.values()):
         given = layers_of(sources, names).items()  # type: ignore[arg-type]

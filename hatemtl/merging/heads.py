@@ -29,15 +29,11 @@ def concat(
     owner: dict[str, str] = {}
     for label in space.names:
         owners = [name for name, (known, _) in sources.items() if label in known.names]
-        if not owners:
+        if len(owners) != 1:
+            trained = f"{' and '.join(owners)} were both" if owners else "no source was"
             raise UserError(
-                f"heads.merge={how}: no source was trained for the label {label!r} of task {task!r}; add one that was to "
-                f"method.sources, or type {instead(how)}"
-            )
-        if len(owners) > 1:
-            raise UserError(
-                f"heads.merge={how}: {' and '.join(owners)} were both trained for the label {label!r} of task {task!r}; "
-                f"leave one out of method.sources, or type {instead(how)}"
+                f"heads.merge={how}: {trained} trained for the label {label!r} of task {task!r}; "
+                f"{'leave one out of' if owners else 'add one that was to'} method.sources, or type {instead(how)}"
             )
         owner[label] = owners[0]
     merged = {}

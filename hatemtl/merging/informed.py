@@ -1,7 +1,6 @@
 """Merges that weigh sources by what posts tell of their layers, and what is gathered for it: RegMean, Fisher.
 
-One source gives that source; a layer without statistics of every source gets the mean. The weights Wᵢ = W₀ + ΔWᵢ start from
-the same W₀, so a formula for them is the one for the updates.
+As the weights Wᵢ = W₀ + ΔWᵢ start from the same W₀, a formula for them is the one for the updates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,7 @@ ROWS = 64  # of a block; to move single ones is slow
 
 
 def gram(inputs: Tensor) -> Tensor:
-    """Computes Xᵀ·X (in, in) of a linear layer's inputs X (..., in), in double precision; add up over batches.
-
-    Padding is no input: leave it out before. To weigh all sources alike divide by the number of tokens.
-    """
+    """Computes Xᵀ·X (in, in) of a linear layer's inputs X (..., in) without padding, in double precision."""
     X = inputs.flatten(end_dim=-2).double()
     return X.T @ X
 
@@ -36,24 +32,23 @@ def packed(G: Tensor) -> Tensor:
 def unpacked(entries: Tensor, width: int) -> Tensor:
     """Unpacks the symmetric matrix (width, width), in double precision."""
     G = torch.empty(width, width, dtype=torch.float64, device=entries.device)
-    for i, block in zip(range(0, width, ROWS), entries.split(_sizes(width)), strict=True):
+    for i, block in zip(range(0, width, ROWS), entries.split(sizes(width)), strict=True):
         rows = block.view(-1, width - i)
         G[i : i + ROWS, i:] = rows
         G[i:, i : i + ROWS] = rows.T
     return G
 
 
-def _sizes(width: int) -> list[int]:
-    """Counts the entries of each block."""
+def sizes(width: int) -> list[int]:
+    """Counts the entries of each block of a packed matrix."""
     return [min(ROWS, width - i) * (width - i) for i in range(0, width, ROWS)]
 
 
 def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
-    """Sums the squared gradients of a linear layer's weight over posts, (out, in), in double precision; add up over batches.
+    """Sums the squared gradients of a linear layer's weight over posts, (out, in), in double precision.
 
     inputs: what went into the layer (posts, tokens, in); gradients: of each post's own log-likelihood at what came out
-    (posts, tokens, out). A post's gradient is Σ over its tokens, so padding must be zero in one of them. One post at a
-    time is made dense.
+    (posts, tokens, out). A post's gradient is Σ over its tokens, so padding must be zero in one of them.
     """
     total = torch.zeros(gradients.shape[-1], inputs.shape[-1], dtype=torch.float64, device=inputs.device)
     for x, g in zip(inputs.double(), gradients.double(), strict=True):
@@ -64,10 +59,7 @@ def fisher(inputs: Tensor, gradients: Tensor) -> Tensor:
 def _of_layer(
     layer: str, statistics: Sequence[Mapping[str, Tensor]] | None, what: str, *, sources: int, shape: tuple[int, ...]
 ) -> list[Tensor] | None:
-    """Gives each source's statistic of a layer, in double precision; None where any source has none of it.
-
-    Raises UserError where there are none at all, or they do not belong to these sources or this layer.
-    """
+    """Gives each source's statistic of a layer, in double precision; None where any source has none of it."""
     if statistics is None:
         raise UserError(f"{what} gathered from posts during a run; where no posts are at hand use merge=mean")
     if len(statistics) != sources:
@@ -105,14 +97,15 @@ class RegMean(Merge):
     It minimizes Σ ‖Xᵢ·Wᵀ − Xᵢ·Wᵢᵀ‖², the distance of outputs. What is no matrix gets the mean.
 
     alpha: what is left of the Gram matrices' entries off the diagonal; the paper's 0.9 keeps them from overfitting.
-    ridge: a pull to the plain mean, Gᵢ + ridge·g·I, g the mean of all diagonals: it decides where the inputs say nothing.
-    With alpha 1 and fewer tokens than the layer is wide, one below 1e-4 is hardly above what packed matrices are rounded by.
+    ridge: Gᵢ + ridge·g·I, g the mean of all diagonals. With alpha 1 and fewer tokens than the layer is wide, one below 1e-4
+    is hardly above what packed matrices are rounded by.
     """
 
     alpha: float
     ridge: float
     posts: int
     statistics: Sequence[Mapping[str, Tensor]] | None = None  # each (in, in), or `packed`
+    is_mean = True
     needs: ClassVar[Needs] = "gram"
 
     def __post_init__(self) -> None:
@@ -125,7 +118,7 @@ class RegMean(Merge):
             return average(updates)
         width = updates[0].shape[-1]
         as_packed = all(layer in source and source[layer].ndim == 1 for source in self.statistics or ())
-        shape = (sum(_sizes(width)),) if as_packed else (width, width)
+        shape = (sum(sizes(width)),) if as_packed else (width, width)
         what = "merge=regmean weighs the sources by the Gram matrices of their layers' inputs, which are"
         grams = _of_layer(layer, self.statistics, what, sources=len(updates), shape=shape)
         if grams is None or not any(G.any() for G in grams):
@@ -138,10 +131,8 @@ class RegMean(Merge):
             rows.append(self.alpha * update.A @ G)
             whole += G
         pull = self.ridge * torch.stack(diagonals).mean()
-        rows = [
-            row + update.A * ((1 - self.alpha) * diagonal + pull)
-            for row, update, diagonal in zip(rows, factors, diagonals, strict=True)
-        ]
+        for row, update, diagonal in zip(rows, factors, diagonals, strict=True):
+            row += update.A * ((1 - self.alpha) * diagonal + pull)
         whole.mul_(self.alpha).diagonal().copy_(torch.stack(diagonals).sum(dim=0) + len(grams) * pull)
         factor, failed = torch.linalg.cholesky_ex(whole)
         if failed:
@@ -159,16 +150,16 @@ class Fisher(Merge):
     arXiv:2111.09832), Fᵢ the diagonal Fisher information of source i's weights: the mean squared gradient of its
     log-likelihood.
 
-    It is the most likely weight if each source is a normal distribution with precision Fᵢ around its own; dense.
+    It is the most likely weight if each source is a normal distribution with precision Fᵢ around its own.
 
-    normalize: divide each source's Fᵢ by its norm over all layers, so that none with great gradients outweighs the others.
-    floor: a pull to the plain mean, Fᵢ + floor · the mean of all F in the layer: it decides where no source is sure.
+    normalize: divide each source's Fᵢ by its norm over all layers. floor: Fᵢ + floor · the mean of all F in the layer.
     """
 
     normalize: bool
     floor: float
     posts: int
     statistics: Sequence[Mapping[str, Tensor]] | None = None
+    is_mean = True
     needs: ClassVar[Needs] = "fisher"
 
     def __post_init__(self) -> None:
@@ -192,5 +183,4 @@ class Fisher(Merge):
 
     @cached_property
     def _norms(self) -> list[float]:
-        """The norm of each source's information over all layers."""
         return [sum(float(F.double().square().sum()) for F in of.values()) ** 0.5 for of in self.statistics or ()]

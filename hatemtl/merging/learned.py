@@ -18,12 +18,9 @@ class Learned(Merge):
     """Σ λᵢ·ΔWᵢ with coefficients that make the merged network best, on posts and with the merged heads.
 
     The search judges the lossless sum; a cut to a rank comes after it. What is minimised is a weighted sum of objectives, of
-    which each run of the search records every one that counts, so that two of them can be traded. loss: the weight of the
-    heads' loss on labels. entropy: that of predictions' entropy, which reads no label (Yang et al. 2024, AdaMerging,
-    arXiv:2310.02575). error: that of 1 - the tasks' primary metric, by cmaes only (Huang et al. 2024, LoraHub,
-    arXiv:2307.13269). bias: that of an evaluation's `scalar`, the mean over tasks, by cmaes only, which records it, where
-    the tasks have it, even if it does not count. bias_of: the evaluation.
-    search: gradient (Adam), or cmaes (Hansen 2016, arXiv:1604.00772), which computes forwards alone, of all posts each.
+    which each run of the search records every one that counts, so that two of them can be traded: entropy (Yang et al. 2024,
+    AdaMerging, arXiv:2310.02575), error (Huang et al. 2024, LoraHub, arXiv:2307.13269), bias, the mean over tasks of
+    `bias_of`'s `scalar`. cmaes (Hansen 2016, arXiv:1604.00772) computes forwards alone, of all posts each.
     """
 
     loss: float

@@ -23,12 +23,8 @@ class LEGO(Merge):
     Units (a, b) of all sources are clustered by k-means; a centroid is stretched to the mean length of its units, and all
     are scaled by √(r / k), r the greatest rank of a source, since a sum of k units spreads as √k.
 
-    units: k; None is r. With no more units than k there is nothing to merge: each stays as it is. The draw of the start, by
-    seed and the layer's name, sees the units sorted, so the order of sources does not matter.
-
-    One source gives that source, unless k is below its rank. A source that does not adapt the layer has no units and so
-    no say. What a unit is depends on how the factors are written: (c·a, b / c) is the same update but another unit, and
-    (−a, −b) its opposite, so LoRAs that started from one A are the ones to merge like this.
+    With no more units than k each stays as it is. What a unit is depends on how the factors are written: (c·a, b / c) is the
+    same update but another unit, and (−a, −b) its opposite, so LoRAs should have started from one A.
     """
 
     units: int | None
@@ -69,11 +65,8 @@ def units(update: LoRAUpdate) -> Tensor:
 
 
 def kmeans(points: Tensor, k: int, draw: torch.Generator) -> Tensor:
-    """Finds the cluster of each point (n, d), numbers below k (n,): the best of several k-means++ starts.
-
-    All distances come from the Gram matrix, so a step costs as little for wide points as for narrow ones.
-    """
-    gram = points @ points.T
+    """Finds the cluster of each point (n, d), numbers below k (n,): the best of several k-means++ starts."""
+    gram = points @ points.T  # of which all distances come: a step costs as little for wide points as for narrow ones
     square = gram.diagonal()
     between = (square[:, None] + square - 2 * gram).clamp(min=0)
     best, least = torch.zeros(len(points), dtype=torch.int64), float("inf")

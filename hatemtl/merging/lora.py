@@ -22,7 +22,7 @@ class LoRAUpdate:
 
     @property
     def rank(self) -> int:
-        """Gives r, the width of the factors."""
+        """Gives r."""
         return self.A.shape[0]
 
     @property
@@ -40,10 +40,7 @@ class LoRAUpdate:
 
 
 def combine(updates: Sequence[LoRAUpdate], weights: Sequence[float] | None = None) -> LoRAUpdate:
-    """Computes Σ wᵢ·ΔWᵢ exactly, of rank Σ rᵢ: the A's stacked, the scaled B's side by side, in float32 or better.
-
-    weights: 1 each if there are none.
-    """
+    """Computes Σ wᵢ·ΔWᵢ, or Σ ΔWᵢ, exactly: the A's stacked, the scaled B's side by side, in float32 or better."""
     weighted = zip(updates, weights or [1.0] * len(updates), strict=True)
     B = torch.cat([_precise(update.B) * (weight * update.scale) for update, weight in weighted], dim=1)
     return LoRAUpdate(torch.cat([_precise(update.A) for update in updates]), B)
@@ -68,10 +65,7 @@ def _core(update: LoRAUpdate) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def svd(update: LoRAUpdate, *, above: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes U (out, k), σ (k,) falling, Vᵀ (k, in) of ΔW = U·diag(σ)·Vᵀ in double precision: k values over `above`.
-
-    The vectors of singular values that are zero but for rounding are arbitrary, and no formula may depend on them.
-    """
+    """Computes U (out, k), σ (k,) falling, Vᵀ (k, in) of ΔW = U·diag(σ)·Vᵀ in double precision: k values over `above`."""
     Q_out, core, Q_in = _core(update)
     U, S, Vt = torch.linalg.svd(core, full_matrices=False)
     k = int(S.gt(above).sum())
@@ -95,8 +89,8 @@ def truncate(update: LoRAUpdate, rank: int) -> tuple[LoRAUpdate, float]:
 def factorise(matrix: Tensor, rank: int) -> tuple[LoRAUpdate, float]:
     """Finds the best approximation of rank `rank` of a dense ΔW (out, in), and the share of ‖ΔW‖² lost.
 
-    From the eigenvectors of the smaller Gram matrix, in double precision: min(out, in)³ and not a full SVD. What that
-    costs in accuracy concerns singular values below 1e-8 of the greatest, which no rank that matters keeps.
+    From the eigenvectors of the smaller Gram matrix, in double precision, and no full SVD: singular values below 1e-8 of the
+    greatest are inexact, which no rank that matters keeps.
     """
     wide = matrix.double()
     if turned := wide.shape[0] < wide.shape[1]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, average, check_settings, total
+from hatemtl.merging.base import Merge, Update, average, total
 from hatemtl.merging.lora import LoRAUpdate
 
 
-def check_weights(weights: Sequence[float], given: str, *, negative: bool = False) -> None:
+def check_weights(weights: Sequence[float] | None, given: str, *, negative: bool = False) -> None:
     """Raises UserError where these are no weights, one a source, not all 0; `given` is the key that the user typed."""
-    if not any(weights) or not all(math.isfinite(weight) and (negative or weight >= 0) for weight in weights):
+    allowed = [math.isfinite(weight) and (negative or weight >= 0) for weight in weights or ()]
+    if weights is not None and not (any(weights) and all(allowed)):
         raise UserError(
             f"{given}={weights}: expected {'numbers' if negative else 'numbers from 0'}, one a source, not all 0; type "
             f"{given}=[1,2], or null for equal ones"
@@ -21,25 +22,20 @@ def check_weights(weights: Sequence[float], given: str, *, negative: bool = Fals
 
 
 def _one_each(weights: Sequence[float] | None, updates: Sequence[Update]) -> list[float]:
-    """The weights, 1 each if there are none. Raises UserError where they are not one a source."""
-    given = [1.0] * len(updates) if weights is None else list(weights)
-    if len(given) != len(updates):
-        raise UserError(f"merge.weights holds {len(given)} numbers for {len(updates)} sources; give one a source")
-    return given
+    if weights is not None and len(weights) != len(updates):
+        raise UserError(f"merge.weights holds {len(weights)} numbers for {len(updates)} sources; give one a source")
+    return list(weights or [1.0] * len(updates))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Merge):
-    """The true mean of the updates, Σ wᵢ·ΔWᵢ / Σ wᵢ (Wortsman et al. 2022, Model soups, arXiv:2203.05482), exactly.
-
-    weights: one a source, in the sources' order, none negative.
-    """
+    """The true mean of the updates, Σ wᵢ·ΔWᵢ / Σ wᵢ (Wortsman et al. 2022, Model soups, arXiv:2203.05482), exactly."""
 
     weights: Sequence[float] | None
+    is_mean = True
 
     def __post_init__(self) -> None:
-        if self.weights is not None:
-            check_weights(self.weights, "merge.weights")
+        check_weights(self.weights, "merge.weights")
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         weights = _one_each(self.weights, updates)
@@ -48,18 +44,14 @@ class Mean(Merge):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskArithmetic(Merge):
-    """λ·Σ wᵢ·ΔWᵢ (Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089), exactly.
-
-    weights: wᵢ, one a source, in the sources' order; a negative one takes away what its source learned.
-    """
+    """λ·Σ wᵢ·ΔWᵢ (Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089), exactly."""
 
     scale: float
     weights: Sequence[float] | None
 
     def __post_init__(self) -> None:
-        check_settings(self.scale)
-        if self.weights is not None:
-            check_weights(self.weights, "merge.weights", negative=True)
+        super().__post_init__()
+        check_weights(self.weights, "merge.weights", negative=True)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         return total(updates, [self.scale * weight for weight in _one_each(self.weights, updates)])
@@ -69,9 +61,10 @@ class TaskArithmetic(Merge):
 class Linear(Merge):
     """Averages as AdapterHub's `average_adapter("linear")` does: the A's and the B's, apart.
 
-    It is near the mean of the updates only where the sources started from the same A; kept to compare with. Of other
-    adapters and full models, whose parameters are averaged each by itself, it is the mean.
+    It is near the mean of the updates only where the sources started from the same A. Of what is no LoRA it is the mean.
     """
+
+    is_mean = True
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
         factors = [update for update in updates if isinstance(update, LoRAUpdate)]

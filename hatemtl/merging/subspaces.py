@@ -1,7 +1,4 @@
-"""Merges in bases of singular vectors, found from the updates' factors: no matrix of (out, in) is made.
-
-Full updates count as factors of full rank: there each is a dense SVD. Updates that are no matrices get the mean.
-"""
+"""Merges in bases of singular vectors, found from the updates' factors. Updates that are no matrices get the mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, check_settings, merged_inside, of_factors
+from hatemtl.merging.base import Merge, Update, merged_inside, of_factors
 from hatemtl.merging.lora import LoRAUpdate, combine, norm, svd
 
 EXACT = 1e-12  # of an update's norm: a singular value below it is rounding in double precision
@@ -23,12 +20,8 @@ class CoreSpace(Merge):
     in core space, arXiv:2509.17786).
 
     U holds the left singular vectors of [s₁B₁ … sₙBₙ], V the right ones of the stacked A's; the paper has no scale, here it
-    goes with B. Both span all updates, so ΔWᵢ = U·Mᵢ·Vᵀ exactly. The paper's basis is kept, since the entries of the Mᵢ,
-    and so a merge of entries, depend on it.
-
-    inner: any merge of entries; it gets n tensors (p, q), p, q ≤ Σ rᵢ. A linear one gives its own result on the ΔWᵢ.
-
-    One source gives inner(that source).
+    goes with B. Both span all updates, so ΔWᵢ = U·Mᵢ·Vᵀ exactly. inner gets n tensors (p, q), p, q ≤ Σ rᵢ; a linear one
+    gives its own result on the ΔWᵢ.
     """
 
     inner: Merge
@@ -53,11 +46,8 @@ class KnOTS(Merge):
     """[ΔW₁ … ΔWₙ] = U·Σ·[V₁ᵀ … Vₙᵀ], then ΔW = U·Σ·inner(V₁ᵀ, …, Vₙᵀ) (Stoica et al. 2025, Model merging with SVD to tie
     the knots, arXiv:2410.19735).
 
-    inner: any merge of entries; it gets n tensors (k, in), k the rank of all updates together.
-    sigma_inside: merge the Σ·Vᵢᵀ in place of the Vᵢᵀ, as the authors' code does. Then a formula that trims small entries
-    (TIES) keeps what changes the weights most. A linear inner merge gives the same either way: its own result on the ΔWᵢ.
-
-    One source gives inner(that source).
+    inner gets n tensors (k, in), k the rank of all updates together; a linear one gives its own result on the ΔWᵢ.
+    sigma_inside: merge the Σ·Vᵢᵀ in place of the Vᵢᵀ, as the authors' code does.
     """
 
     inner: Merge
@@ -84,17 +74,11 @@ class IsoC(Merge):
     """ΔW = scale · σ̄·U·Vᵀ, where U·Σ·Vᵀ = Σᵢ ΔWᵢ and σ̄ is the mean of Σ (Marczak et al. 2025, No task left behind,
     arXiv:2502.04959): all directions equally strong, so that no source drowns another.
 
-    The mean is over the directions that the sum has, as in the core space of Panariello et al. 2025 (arXiv:2509.17786):
-    a sum of LoRAs has Σ rᵢ of them, not min(out, in), and the others would be arbitrary.
+    The mean is over the Σ rᵢ directions that a sum of LoRAs has, as Panariello et al. 2025 (arXiv:2509.17786) take it.
     Where sources started from one A, some are little more than what sets their A apart, and become as strong as the rest.
-
-    One source gives itself with a flat spectrum of the same total: same directions, same sum of singular values.
     """
 
     scale: float
-
-    def __post_init__(self) -> None:
-        check_settings(self.scale)
 
     @of_factors
     def __call__(self, updates: Sequence[LoRAUpdate], *, layer: str) -> Update:
@@ -108,11 +92,7 @@ class IsoCTS(Merge):
 
     Of the R directions of Σᵢ ΔWᵢ, R for the paper's min(out, in), the strongest k, about common · R, are kept. Each source
     adds the (R − k) / n strongest directions of what the common ones leave of it, ΔWᵢ − U·Uᵀ·ΔWᵢ. All are made orthonormal,
-    and as strong as their mean.
-
-    common: the share of common directions. k is moved so that every source adds equally many. 1 is Iso-C.
-
-    One source gives what Iso-C gives.
+    and as strong as their mean. k is moved so that every source adds equally many.
     """
 
     common: float
@@ -121,7 +101,7 @@ class IsoCTS(Merge):
     def __post_init__(self) -> None:
         if not 0 <= self.common <= 1:
             raise UserError(f"merge.common={self.common}: expected a share from 0 to 1; 1 is merge=iso_c")
-        check_settings(self.scale)
+        super().__post_init__()
 
     @of_factors
     def __call__(self, updates: Sequence[LoRAUpdate], *, layer: str) -> Update:
@@ -144,17 +124,11 @@ class TSVM(Merge):
     """ΔW = scale · U⊥·Σ·V⊥ᵀ (Gargiulo et al. 2025, Task singular vectors, arXiv:2412.00081).
 
     U, Σ and V are the sources' greatest singular values and their vectors, side by side; U⊥ and V⊥ are the orthonormal
-    matrices nearest to U and V, so that no source's direction writes into another's.
-
-    share: of the layer's min(out, in) singular vectors, how many a source gives, at least one. None is 1 / n, the paper's.
-    A LoRA has only as many as its rank, so it gives all of them unless its rank exceeds min(out, in) / n. Vectors of
-    singular values of zero are arbitrary and left out.
+    matrices nearest to U and V, so that no source's direction writes into another's, and what equal ones share is not
+    counted twice. A source gives one at least, and a LoRA no more than its rank.
 
     Sources that started from one A have nearly equal V. The nearest orthonormal ones then stand on what little sets the
     sources apart, so the merge is far from their sum.
-
-    One source gives scale · that source, and so do n equal ones where 1 / n keeps them whole: what they share is not
-    counted twice.
     """
 
     share: float | None
@@ -163,7 +137,7 @@ class TSVM(Merge):
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share <= 1:
             raise UserError(f"merge.share={self.share}: expected a share over 0 and up to 1, or null for 1 / sources")
-        check_settings(self.scale)
+        super().__post_init__()
 
     @of_factors
     def __call__(self, updates: Sequence[LoRAUpdate], *, layer: str) -> Update:
@@ -179,12 +153,8 @@ def canonical(updates: Sequence[LoRAUpdate]) -> list[int]:
 
     A merge of entries that draws by lot needs that: what it draws depends on every digit.
     """
-
-    def content(i: int) -> tuple[float, float]:
-        some = updates[i]
-        return norm(some), some.scale * float(some.B.sum(dim=0) @ some.A.sum(dim=1))
-
-    return sorted(range(len(updates)), key=content)
+    content = [(norm(some), some.scale * float(some.B.sum(dim=0) @ some.A.sum(dim=1))) for some in updates]
+    return sorted(range(len(updates)), key=content.__getitem__)
 
 
 def cleared(values: Tensor) -> Tensor:
@@ -195,8 +165,7 @@ def cleared(values: Tensor) -> Tensor:
 def decorrelated(columns: Tensor) -> Tensor:
     """Finds the orthonormal columns (d, k) nearest to unit ones (d, k): P·Qᵀ of their SVD P·D·Qᵀ (orthogonal Procrustes).
 
-    Where columns depend on each other none are orthonormal, and P·Qᵀ is taken of the directions that are there: equal
-    columns share one direction evenly.
+    Where columns depend on each other P·Qᵀ is of the directions that are there: equal columns share one evenly.
     """
     P, D, Qt = torch.linalg.svd(columns, full_matrices=False)
     k = int(D.gt(FAINT).sum())

@@ -1,8 +1,7 @@
 """Merges that leave out entries, by their magnitude or by lot: magnitude pruning, TIES, breadcrumbs, DARE, DELLA.
 
-`between` and `by_lot` take the sources' updates of one layer as one tensor (sources, *the weight's shape) and
-change it: the other entries become 0. A single source stays whole, so that all of these give λ·ΔW: entries are left out lest
-sources interfere, and with one none does.
+`between` and `by_lot` take the sources' updates of one layer as one tensor (sources, *the weight's shape) and change it.
+A single source stays whole, so that all of these give λ·ΔW: entries are left out lest sources interfere.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, check_settings, dense
+from hatemtl.merging.base import Merge, Update, dense
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.seeds import generator
 
@@ -35,9 +34,6 @@ class Magnitude(Merge):
     density: float
     scale: float
 
-    def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
-
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return self.scale * between(dense(updates), smallest=1 - self.density, greatest=0).mean(0)
 
@@ -55,9 +51,6 @@ class TIES(Merge):
     density: float
     elect: Election
     scale: float
-
-    def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return self.scale * agreeing_mean(between(dense(updates), smallest=1 - self.density, greatest=0), self.elect)
@@ -83,7 +76,7 @@ class Breadcrumbs(Merge):
                 f"merge.smallest={self.smallest} and merge.greatest={self.greatest} leave nothing; "
                 f"type merge.smallest=0.85 merge.greatest=0.01"
             )
-        check_settings(self.scale)
+        super().__post_init__()
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return self.scale * between(dense(updates), smallest=self.smallest, greatest=self.greatest).mean(0)
@@ -93,20 +86,14 @@ class Breadcrumbs(Merge):
 class DARE(Merge):
     """λ times the mean, or the TIES merge, of sources of which a share of entries is dropped, the others divided by density.
 
-    Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099.
-
-    elect: None takes the mean, whose expectation is the sources' mean; `total` or `count` the mean of those that have the
-    elected sign, which is too great by up to 1/density, for it counts the kept ones alone.
-    seed: of the lots, which belong to what a source holds: equal sources draw alike, in any order.
+    Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099. The expectation of the mean is the sources' mean; with
+    an elected sign it is too great by up to 1/density, for the mean counts the kept ones alone. Equal sources draw alike.
     """
 
     density: float
     elect: Election | None
     scale: float
     seed: int
-
-    def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Tensor:
         return DELLA(epsilon=0, **asdict(self))(updates, layer=layer)
@@ -117,7 +104,7 @@ class DELLA(Merge):
     """Drop, elect, fuse: as DARE, but the greater an entry among those of its row, the better its chance to be kept.
 
     Deep et al. 2024, DELLA-merging, arXiv:2406.11617 (MAGPRUNE). The chance rises with the rank of the magnitude in the row,
-    in equal steps from density - epsilon / 2 to density + epsilon / 2, and what is kept is divided by it. Else as DARE.
+    in equal steps from density - epsilon / 2 to density + epsilon / 2, and what is kept is divided by it.
     """
 
     density: float
@@ -127,7 +114,7 @@ class DELLA(Merge):
     seed: int
 
     def __post_init__(self) -> None:
-        check_settings(self.scale, self.density)
+        super().__post_init__()
         half = self.epsilon / 2
         if not (0 <= half < self.density and self.density + half <= 1):
             raise UserError(
@@ -143,34 +130,28 @@ class DELLA(Merge):
 
 
 def between(stack: Tensor, *, smallest: float, greatest: float) -> Tensor:
-    """Keeps each source but for its entries of least and of greatest magnitude, the shares `smallest` and `greatest`.
+    """Keeps each source but for the shares of its entries of least and of greatest magnitude, in single precision.
 
-    Magnitudes are compared in single precision. Entries of equal magnitude stay or go together; at least one stays.
+    Entries of equal magnitude stay or go together; at least one stays.
     """
     entries = stack[0].numel()
     above = min(round(greatest * entries), entries - 1)
     below = min(round(smallest * entries), entries - 1 - above)
     if len(stack) == 1 or above == below == 0:
         return stack
+    places = [below, entries - 1 - above]  # of the least and the greatest that stay; numpy is ten times as fast as torch
     for source in stack:
         magnitude = source.to(torch.float32, copy=True).abs_()
-        if below:
-            source *= magnitude >= _in_order(magnitude, below)
-        if above:
-            source *= magnitude <= _in_order(magnitude, entries - 1 - above)
+        least, most = np.partition(magnitude.flatten().numpy(), places)[places].tolist()
+        source *= (magnitude >= least) & (magnitude <= most)
     return stack
-
-
-def _in_order(values: Tensor, place: int) -> float:
-    """The value at this place, from 0, of all in ascending order; numpy finds it ten times as fast as torch."""
-    return float(np.partition(values.flatten().numpy(), place)[place])
 
 
 def agreeing_mean(stack: Tensor, elect: Election) -> Tensor:
     """Averages those values alone that have the elected sign, from (sources, *shape) (Yadav et al. 2023, TIES-merging).
 
-    elect: `total`, the sign of the sum; `count`, that of the most sources, and of the sum where they tie. Zeros have no vote
-    and no share in the mean. Where no sign wins, the result is 0, as the mean would be; so -ΔW of every source gives -ΔW.
+    Sources that tie by `count` take the sign of the sum. Zeros have no vote and no share in the mean. Where no sign wins,
+    the result is 0, as the mean would be; so -ΔW of every source gives -ΔW.
     """
     merged = torch.empty_like(stack[0]).flatten()
     least = ROUNDING * max(map(abs, map(float, stack.aminmax())))
@@ -188,11 +169,7 @@ def agreeing_mean(stack: Tensor, elect: Election) -> Tensor:
 
 
 def by_lot(stack: Tensor, lots: Sequence[Generator], *, density: float, epsilon: float) -> Tensor:
-    """Keeps each source's entries with a chance and divides them by it, so that the expectation is the source itself.
-
-    The chance is `density`, or from density - epsilon / 2 for the least magnitude of a row to density + epsilon / 2 for the
-    greatest, in equal steps. lots: one generator a source.
-    """
+    """Keeps each source's entries with a chance, as DARE and DELLA, and divides them by it. lots: one generator a source."""
     if len(stack) == 1 or density == 1:
         return stack
     for source, lot in zip(stack, lots, strict=True):
@@ -205,31 +182,24 @@ def by_lot(stack: Tensor, lots: Sequence[Generator], *, density: float, epsilon:
 
 
 def _chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
-    """(rows, width) by the rank of the magnitude in its row."""
-    least, most = (density - epsilon / 2, density + epsilon / 2) if rows.shape[1] > 1 else (density, density)
-    steps = torch.linspace(least, most, rows.shape[1])
-    return torch.empty(rows.shape).scatter_(1, _by_magnitude(rows), steps.expand_as(rows))
-
-
-def _by_magnitude(rows: Tensor) -> Tensor:
-    """(rows, width) Each row's places by rising magnitude, in single precision; equal ones by place.
+    """Gives each entry's chance, (rows, width), by the rank of its magnitude in its row, in single precision, then by place.
 
     Magnitude and place are sorted as one whole number, for a float's bits rise with it: a tenth of what torch.argsort takes.
     """
+    least, most = (density - epsilon / 2, density + epsilon / 2) if rows.shape[1] > 1 else (density, density)
+    steps = torch.linspace(least, most, rows.shape[1])
     keys = rows.abs().float().numpy().view(np.int32).astype(np.int64) << 32 | np.arange(rows.shape[1])
     keys.sort(axis=1)
-    return torch.from_numpy(keys & 0xFFFFFFFF)
+    return torch.empty(rows.shape).scatter_(1, torch.from_numpy(keys & 0xFFFFFFFF), steps.expand_as(rows))
 
 
 def lots(updates: Sequence[Update], *, seed: int, layer: str) -> list[Generator]:
     """Makes a generator for each update, which depends on seed, layer and what the update holds, not on its place."""
-
-    def content(update: Update) -> str:
+    found = []
+    for update in updates:
         digest = hashlib.sha256()
         for part in (update.A, update.B) if isinstance(update, LoRAUpdate) else (update,):
             digest.update(part.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-        if isinstance(update, LoRAUpdate):
-            digest.update(repr(float(update.scale)).encode())
-        return digest.hexdigest()
-
-    return [generator(seed, layer, content(update)) for update in updates]
+        digest.update(repr(float(update.scale)).encode() if isinstance(update, LoRAUpdate) else b"")
+        found.append(generator(seed, layer, digest.hexdigest()))
+    return found

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from hatemtl.encoders import pretrained
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge
@@ -20,21 +21,16 @@ from hatemtl.seeds import generator
 # Which method loads what a library saved.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 # How a library fails at what a user or a file gave it that does not fit.
-FAILURES = (
-    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, ImportError, RuntimeError),
-    re.error,
-)
+FAILURES = (*pretrained.FAILURES, AssertionError, re.error)
 
 
 @dataclass(frozen=True)
 class Library:
     """A format of saved adapters or encoders, and what all methods have in common that save in it.
 
-    name: in the record of a saved run. pattern: finds the adapter's name in a parameter's; None where no weights are an
-    adapter's. quantizable: whether the encoder's linear layers may be of 8 or 4 bits. save: writes what was trained under a
-    name into a folder, as safetensors. load: gives the encoder what a saved run of this library trained, under a name and
-    ready to train; the seed draws what is not saved. active: the names of the adapters that take part in a forward, if not
-    all do.
+    name: in the record of a saved run. pattern: finds the adapter's name in a parameter's. quantizable: whether the
+    encoder's linear layers may be of 8 or 4 bits. save, load: what was trained under a name; the seed draws what is not
+    saved. active: the names of the adapters that take part in a forward, if not all do.
     """
 
     name: str
@@ -59,12 +55,9 @@ class Method(Protocol):
     """A way to make the encoder trainable: full fine-tuning, an adapter, a merge of adapters.
 
     What each key of a method does stands beside it in conf/method/.
-    library: whose format it saves in. takes: the libraries of its sources. learning_rate: the encoder-side rate at which
-    it trains well. body_dropout: whether the pretrained body keeps its own dropout in training.
-
-    One that starts from saved runs has the keyword for it, `sources: str = field()`:
-    path: the saved run that it loads; None where it is not given, empty in a method without this key. sources: a glob of
-    saved runs, at least one. merge: how they are merged, and what it must know of posts for that.
+    library: whose format it saves in. takes: the libraries of its sources. One that starts from saved runs has the keyword
+    for it, `sources: str = field()`: path, of the run that it loads, None where it is not given, empty in a method without
+    this key; sources, a glob; merge, how they are merged.
     """
 
     library: ClassVar[Library]
@@ -78,28 +71,27 @@ class Method(Protocol):
     def starts_from(self) -> list[SavedRun]:
         """Lists the saved runs whose weights this method starts from. Raises UserError where one is missing or no fit."""
         if self.sources is not None:
-            return [saved_by(run, f"method.sources={self.sources!r}", *self.takes) for run in _matching(self.sources)]
+            if not self.sources:
+                raise UserError("this method needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
+            given = f"method.sources={self.sources!r}"
+            if not (found := [SavedRun(folder) for folder in sorted(glob(self.sources)) if Path(folder).is_dir()]):
+                raise UserError(f"{given} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER")
+            return [saved_by(run, given, *self.takes) for run in found]
         if self.path is None:
             raise UserError(f"method={LOADERS[self.library.name]} needs the saved run to load; type load_path=FOLDER")
         return [saved_by(SavedRun(self.path), f"load_path={self.path}", self.library.name)] if self.path else []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        """Makes the model ready to train: adds or loads `name`, freezes the rest. The caller has checked the encoder.
-
-        Raises UserError, as all that methods are made of, where what is asked for does not fit it or cannot be read.
-        """
+        """Makes the model, which the caller has checked, ready to train: adds or loads `name`, freezes the rest."""
         return Attached(self.library.load(model, self.starts_from()[0], name, seed))
 
+    def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[Transformer, dict[str, nn.Parameter]]]:
+        """Gives a copy of the encoder as one source after the other computes, and what is merged of that source, by name.
 
-def _matching(sources: str) -> list[SavedRun]:
-    if not sources:
-        raise UserError("this method needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
-    found = [SavedRun(folder) for folder in sorted(glob(sources)) if Path(folder).is_dir()]
-    if not found:
-        raise UserError(
-            f"method.sources={sources!r} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER"
-        )
-    return found
+        Of adapters that are no LoRAs. linear: only the weights of linear layers that read posts. Raises UserError where they
+        cannot be merged, or have anything else but such layers with their biases, norms, scales and gates.
+        """
+        return iter(())
 
 
 def saved_by(run: SavedRun, given: str, *libraries: str) -> SavedRun:
@@ -113,9 +105,9 @@ def saved_by(run: SavedRun, given: str, *libraries: str) -> SavedRun:
 
 
 def check_keys(path: Path, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raises UserError where the tensors of a file are others than those of what its configuration describes."""
+    """Raises UserError where a file has other tensors than its adapter; they would be taken for weights of the encoder."""
     for word, keys in (("lacks", own.keys() - given.keys()), ("holds", given.keys() - own.keys())):
-        if keys:  # others would take the place of the encoder's own weights
+        if keys:
             some = ", ".join(sorted(keys)[:3])
             raise UserError(f"{path} {word} {some}, unlike what is described beside it; {AGAIN}")
 
@@ -133,12 +125,12 @@ class Component:
 
 def components(method: Method, model: nn.Module) -> list[Component]:
     """Counts the encoder's body and each adapter on it."""
-    pattern = method.library.pattern
+    library, found = method.library, []
     groups: dict[str, list[nn.Parameter]] = {"": []}
     for name, parameter in model.named_parameters():
-        match = pattern.search(name) if pattern else None
+        match = library.pattern.search(name) if library.pattern else None
         groups.setdefault(match[1] if match else "", []).append(parameter)
-    found, active = [], method.library.active(model) if method.library.active else groups.keys()
+    active = library.active(model) if library.active else groups.keys()
     for name, group in groups.items():
         # of 4 bits, a place of a parameter holds two numbers
         numbers = sum((getattr(p, "quant_state", None) or p).shape.numel() for p in group)
@@ -165,8 +157,8 @@ def try_out(model: Any, given: str) -> Any:
 
 def module_name(folder: str, taken: Sequence[str] = ()) -> str:
     """Gives a folder's name as torch takes it for a module: without dots, none that its containers use or that is taken."""
-    name, number = folder.replace(".", "_"), 2
-    wanted = name
+    name = wanted = folder.replace(".", "_")
+    number = 2
     while name in taken or hasattr(nn.ModuleDict(), name):
         name, number = f"{wanted}_{number}", number + 1
     return name
@@ -176,8 +168,8 @@ def module_name(folder: str, taken: Sequence[str] = ()) -> str:
 def draw_lora_A(A: torch.Tensor, *, seed: int, layer: str) -> None:
     """Fills a LoRA matrix A (r, in) as LoRA does, uniform in ±1/√in, by a draw that depends on seed and layer alone.
 
-    Merging needs sources that started from the same A (averaged factors are otherwise far from averaged updates), so A
-    must not depend on labels, tasks or heads. Rows are drawn in order: rank 8 gets the first half of rank 16.
+    Merging needs sources that started from the same A, so it must not depend on labels, tasks or heads. Rows are drawn in
+    order: rank 8 gets the first half of rank 16.
     """
     bound = A.shape[-1] ** -0.5
     A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator(seed, "lora_A", layer)))
@@ -199,7 +191,7 @@ def check_dropout(dropout: float) -> None:
 
 
 def check_leave_out(leave_out: Sequence[int], depth: int) -> list[int]:
-    """The layers without an adapter, in order. Raises UserError where one is not there, or none is left to adapt."""
+    """Sorts the layers without an adapter. Raises UserError where one is not there, or none is left to adapt."""
     layers = sorted(set(leave_out))
     if not all(0 <= layer < depth for layer in layers) or len(layers) == depth:
         half = ",".join(map(str, range(depth // 2)))

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,22 +21,16 @@ Makers = Mapping[str, Callable[[nn.Linear], nn.Module]]  # what makes the module
 PATTERN = re.compile(r"\.(?:banks|mixtures)\.([^.]+)\.")  # the places of modules in a layer, each by its name
 
 
-class Beside:
-    """Takes the place of `forward` in a linear layer with a module beside it."""
-
-    def __init__(self, own: Callable[[Tensor], Tensor], module: nn.Module) -> None:
-        self.own, self.module = own, module
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self.own(x)
-        return self.module(x.to(y.dtype), y)
+def _both(own: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    y = own(x)
+    return module(x.to(y.dtype), y)
 
 
 def put(model: nn.Module, path: str, place: str, name: str, module: nn.Module) -> None:
     """Puts the module beside the layer at this path, under a name in this place."""
     layer = model.get_submodule(path)
     layer.add_module(place, nn.ModuleDict({name: module.train(model.training)}))
-    layer.forward = Beside(layer.forward, module)
+    layer.forward = partial(_both, layer.forward, module)
 
 
 def found(model: nn.Module, kind: type[M]) -> dict[str, M]:
@@ -51,9 +46,8 @@ def add_up(y: Tensor, low: Tensor, up: Tensor) -> Tensor:
 
 def save(folder: Path, form: str, modules: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> None:
     """Writes adapter/FORM.json, the settings, and adapter/FORM.safetensors, the tensors of these modules, by layer."""
-    tensors: dict[str, Tensor] = {}
-    for layer, module in modules.items():
-        tensors |= {f"{layer}/{key}": tensor.cpu().contiguous() for key, tensor in module.state_dict().items()}
+    states = {f"{layer}/{key}": t for layer, module in modules.items() for key, t in module.state_dict().items()}
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in states.items()}
     (folder / "adapter").mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"adapter/{form}.safetensors")
     write_text(folder / f"adapter/{form}.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")

@@ -1,8 +1,4 @@
-"""Reads and writes a LoRA in the files of AdapterHub and of PEFT, without either library: updates in, updates out.
-
-Nothing is rounded: where a library can hold the factors as they are, they stay so to the last bit; where it wants one rank
-and one scale for all layers, factors are filled up with zeros and scales multiplied into B.
-"""
+"""Reads and writes a LoRA in the files of AdapterHub and of PEFT, without either library: updates in, updates out."""
 
 import re
 from collections import Counter
@@ -36,7 +32,7 @@ PLAIN = {
         *("inference_mode", "peft_version"),
     ),
 }
-SEVERAL = "adapter/setup.json"  # of a run with several of AdapterHub's adapters,; see several_adapters
+SEVERAL = "adapter/setup.json"  # of a run with several of AdapterHub's adapters; see several_adapters
 # What to do with an adapter that is something else: AdapterHub merges its own of any kind, and knows PEFT's by this file.
 INSTEAD = {"adapterhub": "for a merge type method=ah_merge16 merge=mean", "peft": "train it with method=peft_lora16"}
 OTHER = "give the encoder that it was trained on"
@@ -57,7 +53,6 @@ LAYER = re.compile(r"\b(layers?\.)(\d+)(?=\.)")
 def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
     """Reads the saved LoRA as one update for each linear layer of this encoder that it adapts.
 
-    Where q, k and v share a layer, their LoRAs are one: the A's stacked, the B's each in its own rows.
     Raises UserError where the adapter is no plain LoRA, is broken, or does not fit the encoder.
     """
     library = run.record["library"]
@@ -118,15 +113,13 @@ def _scale(config: Mapping[str, Any], library: str, path: str, rank: int) -> flo
 
 
 def _pairs(run: SavedRun, library: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B by the path of their layer."""
     factors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in run.tensors(FILES[library]).items():
         if (match := re.fullmatch(KEYS[library], key)) is None:
             raise UserError(f"{run.folder}: {key} belongs to no plain LoRA, and nothing else can be read here; leave it out")
         factors.setdefault(match[1], {})[match[2]] = tensor
-    for path, pair in factors.items():
-        if len(pair) != 2:
-            raise UserError(f"{run.folder}: layer {path} lacks one of A and B; {AGAIN}")
+    if alone := [path for path, pair in factors.items() if len(pair) != 2]:
+        raise UserError(f"{run.folder}: layer {alone[0]} lacks one of A and B; {AGAIN}")
     if not factors:
         raise UserError(f"{run.folder}: its LoRA adapts no layer; leave it out")
     return {path: (pair["A"], pair["B"]) for path, pair in factors.items()}
@@ -161,8 +154,9 @@ def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str
 def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Gives the content of AdapterHub's adapter.safetensors, and of adapter_config.json under `config`.
 
-    depth: how many layers the encoder has. A layer that AdapterHub must adapt because it adapts the like of it elsewhere
-    gets a LoRA that changes nothing yet. Raises UserError where a layer is adapted that AdapterHub leaves alone.
+    Where ranks or scales differ, factors are filled up with zeros and scales multiplied into B.
+    depth: of the encoder. A layer the like of which is adapted elsewhere gets a LoRA that changes nothing yet. Raises
+    UserError where a layer is adapted that AdapterHub leaves alone.
     """
     roles = {_role(path) for path in updates}
     rank = max(update.rank for update in updates.values())
@@ -172,8 +166,7 @@ def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str,
     names = [role for role in "qkv" if role in roles or "qkv" in roles]
     config = {
         **{"architecture": "lora", "composition_mode": "add", "init_weights": "lora", "dropout": 0.0},
-        **{"use_gating": False, "use_dora": False},
-        **{"r": rank, "alpha": _whole(scale * rank)},
+        **{"use_gating": False, "use_dora": False, "r": rank, "alpha": _whole(scale * rank)},
         **{"selfattn_lora": bool(names), "attn_matrices": names},
         **{role + "_lora": role in roles for role in ("intermediate", "output")},
         "leave_out": sorted(set(range(depth)) - adapted),
@@ -199,13 +192,13 @@ def to_adapterhub(updates: Updates, *, name: str, depth: int) -> tuple[dict[str,
 
 
 def _role(path: str) -> str:
-    found = [role for role, pattern in ROLES.items() if pattern.search(path)]
-    if not found or not LAYER.search(path):
-        raise UserError(
-            f"AdapterHub's LoRA adapts q, k, v and the two feed-forward layers, and no layer such as {path}; type "
-            f"export.format=peft or export.format=merged"
-        )
-    return found[0]
+    for role, pattern in ROLES.items():
+        if pattern.search(path) and LAYER.search(path):
+            return role
+    raise UserError(
+        f"AdapterHub's LoRA adapts q, k, v and the two feed-forward layers, and no layer such as {path}; type "
+        f"export.format=peft or export.format=merged"
+    )
 
 
 def _whole(value: float) -> float:

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, merge_each, merge_factors
-from hatemtl.merging.informed import Fisher, RegMean
 from hatemtl.merging.lora import Updates
-from hatemtl.merging.mean import Linear, Mean
 from hatemtl.methods import full, lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
 from hatemtl.methods.adapterhub.library import add, load_all, own_parameters, train, updates
@@ -21,8 +19,6 @@ from hatemtl.methods.adapterhub.several_adapters import LIBRARY
 from hatemtl.methods.base import Attached, Method, try_out
 from hatemtl.saved_runs.saved_run import SavedRun
 
-# Means, weighted or not, which make W₀ + the mean of the ΔWᵢ out of the W₀ + ΔWᵢ, so that the start W₀ drops out.
-MEANS = (Mean, Linear, Fisher, RegMean)
 # The kinds of adapter whose matrices are the weights of linear layers that read the tokens of posts, but for their gates.
 LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 
@@ -31,11 +27,9 @@ LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 class MergedAdapters(Method):
     """Starts from the merge of saved adapters of one kind; the sources stay loaded, frozen and inactive.
 
-    LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA. Adapters of
-    another kind and one configuration are merged parameter by parameter, as differences to the weights that they started
-    from, which is the same for all runs of this seed.
-    rank: of the LoRA that the result is cut to, the best there is in the Frobenius norm; None keeps all: the sum of the
-    ranks, or the weight's own.
+    LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA, cut to
+    `rank`. Adapters of another kind and one configuration are merged parameter by parameter, as differences to the weights
+    that they started from, which is the same for all runs of this seed.
     """
 
     sources: str = field()
@@ -50,15 +44,25 @@ class MergedAdapters(Method):
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
         adapted, names = self._loaded(model, runs, name, seed)
-        merged = self._loras if lora_formats.is_lora(runs[0]) else self._adapters
-        return merged(adapted, runs, names, name, seed)
+        if not lora_formats.is_lora(runs[0]):
+            add(adapted, name, adapted.adapters_config.get(names[0]), seed)
+            start = own_parameters(adapted, name)
+            with torch.no_grad():
+                for key, change in _changes(self.merge, start, [(each, own_parameters(adapted, each)) for each in names]):
+                    start[key].add_(change.to(start[key]))
+            return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
+        sources = [updates(adapted, source) for source in names]
+        merged, lost = merge_factors(self.merge, sources, self.rank, names)
+        rank = max(update.rank for update in merged.values())
+        add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
+        for key, own in updates(adapted, name).items():
+            own.B.zero_()  # under it fresh rows of A, where no source has any, add nothing and can learn
+            if update := merged.get(key):
+                own.A[: update.rank].copy_(update.A)
+                own.B[:, : update.rank].copy_(update.scale * update.B)
+        return Attached(train(adapted, name), _left_alone(runs, sources), lost)
 
-    def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
-        """Gives a copy of the encoder as one source after the other computes, and what is merged of that source, by name.
-
-        linear: only the weights of linear layers that read posts. Raises UserError where the sources cannot be merged, or
-        have anything else but such layers with their biases, norms, scales and gates.
-        """
+    def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[Transformer, dict[str, nn.Parameter]]]:
         runs = self.starts_from()
         adapted, names = self._loaded(copy.deepcopy(model), runs, "merged", seed)
         for run, name in zip(runs, names, strict=True):
@@ -74,7 +78,6 @@ class MergedAdapters(Method):
             yield train(adapted, name), own
 
     def _loaded(self, model: Transformer, runs: Sequence[SavedRun], name: str, seed: int) -> tuple[Any, list[str]]:
-        """The encoder with every source's adapter, and their names, none of them `name`; they can be merged."""
         adapted, names = load_all(model, runs, name)
         if all(map(lora_formats.is_lora, runs)):
             return adapted, names
@@ -91,32 +94,12 @@ class MergedAdapters(Method):
                     f"{seed}, and the entries of such adapters mean the same only if they started alike; type "
                     f"seed={run.record['seed']}, or train them with one seed"
                 )
-            if run.record.get("sources") and not isinstance(self.merge, MEANS):
+            if run.record.get("sources") and not self.merge.is_mean:
                 raise UserError(
                     f"{given}: {run.folder} started from {', '.join(run.record['sources'])}, not from what its seed draws, "
                     f"and this merge needs what each changed since its start; type merge=mean, or leave it out"
                 )
         return adapted, names
-
-    def _loras(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
-        sources = [updates(adapted, source) for source in names]
-        merged = merge_factors(self.merge, sources, self.rank, names)
-        rank = max(update.rank for update in merged.updates.values())
-        add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
-        for key, own in updates(adapted, name).items():
-            own.B.zero_()  # under it fresh rows of A, where no source has any, add nothing and can learn
-            if update := merged.updates.get(key):
-                own.A[: update.rank].copy_(update.A)
-                own.B[:, : update.rank].copy_(update.scale * update.B)
-        return Attached(train(adapted, name), _left_alone(runs, sources), merged.lost)
-
-    def _adapters(self, adapted: Any, runs: Sequence[SavedRun], names: Sequence[str], name: str, seed: int) -> Attached:
-        add(adapted, name, adapted.adapters_config.get(names[0]), seed)
-        start = own_parameters(adapted, name)
-        with torch.no_grad():
-            for key, update in _changes(self.merge, start, [(each, own_parameters(adapted, each)) for each in names]):
-                start[key].add_(update.to(start[key]))
-        return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +115,15 @@ class MergedWeights(Method):
         runs = super().starts_from()
         libraries = {run.record["library"] for run in runs}
         if self.library.name in libraries and len(libraries) > 1:
-            raise UserError(
-                f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}; expected LoRAs "
-                f"({', '.join(Method.takes)}) or fully trained encoders ({self.library.name}), and not both"
-            )
+            given = f"method.sources={self.sources!r}: these were saved by {', '.join(sorted(libraries))}"
+            raise UserError(f"{given}; expected LoRAs (adapterhub, peft) or fully trained encoders (full), and not both")
         return runs
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
-        notes: tuple[str, ...] = ()
         if runs[0].record["library"] == self.library.name:
             merged = _changes(self.merge, model.state_dict(), [(str(run.folder), run.tensors(full.WEIGHTS)) for run in runs])
+            notes: tuple[str, ...] = ()
         else:
             sources = [lora_formats.read(run, model) for run in runs]
             found = merge_each(self.merge, sources, [str(run.folder) for run in runs])
@@ -156,7 +137,7 @@ class MergedWeights(Method):
 
 
 def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[str, ...]:
-    """For each source that leaves layers as they are which another one changes, what a user should know of it."""
+    """Notes each source that leaves layers as they are which another one changes."""
     changed = [[layer for layer, update in source.items() if update.B.any()] for source in sources]
     adapted, notes = dict.fromkeys(layer for layers in changed for layer in layers), []
     for run, own in zip(runs, changed, strict=True):

@@ -3,9 +3,8 @@
     y_t = W·x + b + s·(Σᵢ softmax(v_t/τ)ᵢ·Bᵢ)·Λ_t·A·x
 
 A (r, in) and n matrices Bᵢ (out, r) are shared; Λ_t (r, r) and v_t (n) belong to task t. What a layer makes of a post so
-depends on the task that reads it, so the encoder runs once for each task that a batch is computed for: a post with labels
-of several tasks is right for each of them, at the price of as many passes. sampling.step=per_task has one task a batch,
-of posts that carry it alone, and so no pass too many in training; evaluation has one a task.
+depends on the task that reads it, and the encoder runs once for each task of a batch. sampling.step=per_task has one task
+a batch, of posts that carry it alone, and so no pass too many in training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from hatemtl.seeds import generator
 
 @dataclass(kw_only=True)
 class Mixing:
-    """Holds what all mixtures of an encoder share: the tasks, in order, r, alpha, n, τ, and whose LoRAs are computed."""
+    """Holds what all mixtures of an encoder share: the tasks, r, alpha, n, τ, and the task whose LoRAs are computed."""
 
     tasks: Sequence[str]
     rank: int
@@ -41,10 +40,7 @@ class Mixing:
 
 
 class Mixture(nn.Module):
-    """The LoRAs of all tasks on one linear layer.
-
-    All Bᵢ start at zero, so nothing changes yet; v is drawn, for with equal v the Bᵢ would stay equal forever.
-    """
+    """The LoRAs of all tasks on one linear layer: Bᵢ = 0 at the start; v is drawn, for with equal v the Bᵢ stay equal."""
 
     def __init__(self, layer: nn.Linear, mixing: Mixing) -> None:
         super().__init__()
@@ -55,17 +51,12 @@ class Mixture(nn.Module):
         self.choice = nn.Parameter(torch.zeros(len(mixing.tasks), ups))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Computes y + the update of the present task, for x (..., in) and y (..., out)."""
+        """Adds the update of the present task to y (..., out), for x (..., in)."""
         with torch.autocast(x.device.type, enabled=False):
             task, scale = self.mixing.task, self.mixing.alpha / self.mixing.rank
             shares = (self.choice[task] / self.mixing.temperature).softmax(dim=-1)
             up = torch.einsum("n,nor->or", scale * shares, self.B) @ self.transform[task]
         return beside.add_up(y, F.linear(x, self.A.to(x.dtype)), up)
-
-
-def mixtures(model: nn.Module) -> dict[str, Mixture]:
-    """Finds every mixture of the model, by the path of its layer."""
-    return beside.found(model, Mixture)
 
 
 def reads_by_task(model: nn.Module) -> bool:
@@ -90,9 +81,9 @@ def _mixing(model: nn.Module) -> Mixing:
 
 def save(model: nn.Module, name: str, folder: Path) -> None:
     """Writes adapter/mtl_lora.json and adapter/mtl_lora.safetensors."""
-    found, settings = mixtures(model), asdict(_mixing(model))
+    mixtures, settings = beside.found(model, Mixture), asdict(_mixing(model))
     del settings["task"]
-    beside.save(folder, "mtl_lora", found, {**settings, "layers": list(found)})
+    beside.save(folder, "mtl_lora", mixtures, {**settings, "layers": list(mixtures)})
 
 
 def load(model: nn.Module, run: SavedRun, name: str, seed: int) -> nn.Module:
@@ -154,10 +145,7 @@ class LoadMTLLoRA(Method):
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         attached = super().attach(model, name=name, seed=seed)
         known = _mixing(attached.model).tasks
-        for task in self.tasks:
-            if task not in known:
-                raise UserError(
-                    f"load_path={self.path}: its MTL-LoRA was trained for {', '.join(known)}, not for {task!r}; "
-                    f"{did_you_mean(task, known)}"
-                )
+        if other := next((task for task in self.tasks if task not in known), None):
+            given = f"load_path={self.path}: its MTL-LoRA was trained for {', '.join(known)}"
+            raise UserError(f"{given}, not for {other!r}; {did_you_mean(other, known)}")
         return attached

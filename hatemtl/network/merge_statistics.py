@@ -39,14 +39,15 @@ def informed(
 
     heads: of the merged network. posts: batches of so many posts of a split. seed: the run's.
     """
-    given: Any = method
-    merge, runs, told = given.merge, method.starts_from(), Search()
+    given: Any = method  # whose class has the keyword `merge`
+    merge: Any = method.merge
+    runs, told = method.starts_from(), Search()
     library = "full" if any(run.record["library"] == "full" for run in runs) else method.library.name
     if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
     elif method.library.name == "adapterhub" and not all(map(lora_formats.is_lora, runs)):
-        by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
+        by_parameter = of_adapters(merge.needs, method, model, trained, posts("train", merge.posts), seed)
         return replace(given, merge=replace(merge, statistics=by_parameter)), told
     else:
         found = statistics(merge.needs, model, runs, trained, posts("train", merge.posts))
@@ -79,12 +80,14 @@ def statistics(
     return found
 
 
-def of_adapters(method: Any, model: Transformer, heads: HeadsOf, batches: Sequence[Batch], seed: int) -> list[Statistics]:
+def of_adapters(
+    kind: str, method: Method, model: Transformer, heads: HeadsOf, batches: Sequence[Batch], seed: int
+) -> list[Statistics]:
     """Gathers as `statistics` where the sources are no LoRAs, by the names of the parameters that the method merges.
 
     `gram` is of the linear layers among them, `fisher` of every entry. Raises UserError where they cannot be merged.
     """
-    found, kind = [], method.merge.needs
+    found = []
     sources = method.each(model, seed=seed, linear=kind == "gram")
     for run, (adapted, own) in zip(method.starts_from(), sources, strict=True):
         restore(adapted)  # no one has verified what is faster

@@ -3,11 +3,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 import torch
-from drawn import IN, LAYERS, OUT, apart, cut, mean, source, unlike, update, whole
+from drawn import IN, LAYERS, OUT, apart, cut, mean, merge_dense, merge_factors, source, unlike, update, whole
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, dense, layers_of, merge_dense, merge_each, merge_factors
+from hatemtl.merging.base import Merge, Update, dense, layers_of, merge_each
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.trimmed import TIES

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from drawn import apart, mean, unlike, update, whole
+from drawn import apart, mean, merge_dense, unlike, update, whole
 from torch import Tensor
 
-from hatemtl.merging.base import Merge, layers_of, merge_dense
+from hatemtl.merging.base import Merge, layers_of
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean, TaskArithmetic
 from hatemtl.merging.subspaces import CoreSpace

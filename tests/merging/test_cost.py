@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import update
+from drawn import merge_factors, update
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hatemtl.merging.base import merge_factors
 from hatemtl.merging.informed import packed
 
 FILES = {path.stem: path for path in (Path(__file__).parents[2] / "conf" / "merge").glob("*.yaml")}

@@ -10,11 +10,11 @@ from zlib import crc32
 
 import pytest
 import torch
-from drawn import DTYPES, IN, LAYERS, OUT, apart, source, unlike, update, whole
+from drawn import DTYPES, IN, LAYERS, OUT, apart, merge_dense, merge_factors, source, unlike, update, whole
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hatemtl.merging.base import Merge, Update, dense, merge_dense, merge_factors
+from hatemtl.merging.base import Merge, Update, dense
 from hatemtl.merging.informed import gram
 from hatemtl.merging.lora import LoRAUpdate, Updates
 from hatemtl.merging.trimmed import Election, agreeing_mean

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from drawn import LAYERS, apart, mean, unlike, update, whole
+from drawn import LAYERS, apart, mean, merge_dense, unlike, update, whole
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, layers_of, merge_dense
+from hatemtl.merging.base import Merge, layers_of
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean, TaskArithmetic
 from hatemtl.merging.subspaces import CoreSpace, KnOTS

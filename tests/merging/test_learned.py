@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import DTYPES, IN, OUT, apart, update, whole
+from drawn import DTYPES, IN, OUT, apart, merge_factors, update, whole
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, Update, merge_factors
+from hatemtl.merging.base import Merge, Update
 from hatemtl.merging.learned import Learned
 from hatemtl.merging.lora import LoRAUpdate
 

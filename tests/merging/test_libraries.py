@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import apart
+from drawn import apart, merge_dense, merge_factors
 
-from hatemtl.merging.base import Merge, dense, merge_dense, merge_factors
+from hatemtl.merging.base import Merge, dense
 from hatemtl.merging.lora import LoRAUpdate, Updates
 from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
 from hatemtl.merging.trimmed import DARE, TIES, Election, Magnitude, by_lot, lots

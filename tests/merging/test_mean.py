@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import LAYERS, apart, mean, source, update, whole
+from drawn import LAYERS, apart, mean, merge_factors, source, update, whole
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, merge_factors
+from hatemtl.merging.base import Merge
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
 

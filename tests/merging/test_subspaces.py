@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import DTYPES, IN, OUT, apart, unlike, update, whole
+from drawn import DTYPES, IN, OUT, apart, merge_dense, merge_factors, unlike, update, whole
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, merge_dense, merge_factors
+from hatemtl.merging.base import Merge
 from hatemtl.merging.lego import LEGO
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean

@@ -2,10 +2,10 @@ from typing import get_args
 
 import pytest
 import torch
-from drawn import apart, source, update
+from drawn import apart, merge_dense, source, update
 
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, dense, merge_dense
+from hatemtl.merging.base import Merge, dense
 from hatemtl.merging.mean import Mean
 from hatemtl.merging.trimmed import TIES, Breadcrumbs, Election, Magnitude, agreeing_mean, between
 

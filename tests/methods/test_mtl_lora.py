@@ -18,8 +18,9 @@ from hatemtl.errors import UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
+from hatemtl.methods import beside
 from hatemtl.methods.base import components
-from hatemtl.methods.mtl_lora import LoadMTLLoRA, MTLLoRA, mixtures, reading
+from hatemtl.methods.mtl_lora import LoadMTLLoRA, Mixture, MTLLoRA, reading
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.weighting import Sum
 
@@ -83,11 +84,11 @@ def batch(only: str | None = None) -> Batch:
 @every_kind
 def test_each_layer_computes_its_formula(kind: str) -> None:
     model = moved(attached(lora(ups=3), kind))
-    assert len(mixtures(model)) == 2 * (3 if kind == "modernbert" else 5)
+    assert len(beside.found(model, Mixture)) == 2 * (3 if kind == "modernbert" else 5)
     for number, task in enumerate(TASKS):
         reference = encoder(kind)
         with torch.no_grad():
-            for path, mixture in mixtures(model).items():
+            for path, mixture in beside.found(model, Mixture).items():
                 shares = (mixture.choice[number] / 0.5).softmax(0)
                 up = sum((share * B for share, B in zip(shares, mixture.B, strict=True)), torch.zeros(()))
                 reference.get_submodule(path).weight += 6 / 4 * up @ mixture.transform[number] @ mixture.A
@@ -110,7 +111,7 @@ def test_a_new_one_changes_nothing_yet_and_all_of_it_learns(kind: str) -> None:
         optimizer.step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == set(trained(model))
-    for mixture in mixtures(model).values():
+    for mixture in beside.found(model, Mixture).values():
         assert not torch.allclose(mixture.B[0], mixture.B[1])
 
 
@@ -138,7 +139,7 @@ def test_every_head_reads_through_the_lora_of_its_task() -> None:
         assert list(module(batch(only=task))) == [task]
         module.zero_grad()
         module.losses(given, module(given))[task].backward()
-        for mixture in mixtures(module.encoder).values():
+        for mixture in beside.found(module.encoder, Mixture).values():
             for own in (mixture.transform, mixture.choice):
                 assert own.grad is not None
                 assert own.grad[number].abs().sum() > 0

@@ -61,9 +61,8 @@ def configuration(text: str, *, reduction_factor: float | None = None, leave_out
         found = [_replaced(part, {"reduction_factor": reduction_factor}) for part in found]
     if leave_out:
         if any(isinstance(part, ReftConfig) for part in found):
-            raise UserError(
-                f"method.leave_out={list(leave_out)}: ReFT has no such key; type method.config='loreft[layers=[3]]'"
-            )
+            given = f"method.leave_out={list(leave_out)}"
+            raise UserError(f"{given}: ReFT has no such key; type method.config='loreft[layers=[3]]'")
         found = [_replaced(part, {"leave_out": list(leave_out)}) for part in found]
     try:
         whole = found[0] if len(found) == 1 else ConfigUnion(*found)
@@ -101,27 +100,24 @@ def kinds(config: AdapterConfig) -> set[str]:
     """Names the kinds that a configuration is made of: lora, gated, dora, vera, ia3, seq_bn, par_bn, inv, prefix, reft."""
     found = set()
     for part in _parts(config):
-        found.add(_kind(part))
+        match part:
+            case PrefixTuningConfig():
+                found.add("prefix")
+            case ReftConfig():
+                found.add("reft")
+            case BnConfig():
+                found.add("par_bn" if part.is_parallel else "seq_bn")
+            case LoRAConfig(composition_mode="scale"):
+                found.add("ia3")
+            case LoRAConfig(vera_d=None, vera_b=None):
+                found.add("dora" if part.use_dora else "lora")
+            case _:
+                found.add("vera")
         if getattr(part, "use_gating", False):
             found.add("gated")
         if isinstance(part, BnConfig) and part.inv_adapter:
             found.add("inv")
     return found
-
-
-def _kind(part: AdapterConfig) -> str:
-    match part:
-        case PrefixTuningConfig():
-            return "prefix"
-        case ReftConfig():
-            return "reft"
-        case BnConfig():
-            return "par_bn" if part.is_parallel else "seq_bn"
-        case LoRAConfig(composition_mode="scale"):
-            return "ia3"
-        case LoRAConfig(vera_d=None, vera_b=None):
-            return "dora" if part.use_dora else "lora"
-    return "vera"
 
 
 def union(configs: Sequence[LoRAConfig], rank: int) -> LoRAConfig:
@@ -145,14 +141,12 @@ def _checked(config: AdapterConfig, given: str) -> AdapterConfig:
             value = getattr(part, key, 1)
             if isinstance(value, int | float) and value <= 0:
                 raise UserError(f"{given}: {key}={value}, expected a number above 0; leave it out, or type {key}=8")
-        if isinstance(part, LoRAConfig) and _kind(part) == "vera":
+        if isinstance(part, LoRAConfig) and "vera" in kinds(part):
             if part.use_dora:
                 raise UserError(f"{given}: {REFUSED['dvora']}")
             if part.intermediate_lora or part.output_lora:
-                raise UserError(
-                    f"{given}: VeRA's matrices are shared by all layers, so they fit those of attention alone; leave "
-                    f"intermediate_lora and output_lora out"
-                )
+                shared = "VeRA's matrices are shared by all layers, so they fit those of attention alone"
+                raise UserError(f"{given}: {shared}; leave intermediate_lora and output_lora out")
         if getattr(part, "init_weights_seed", None) is not None:
             raise UserError(f"{given}: init_weights_seed gives every layer the same draw; type seed=N, the run's own")
         if isinstance(part, BnConfig) and part.stochastic_depth:

@@ -1,7 +1,4 @@
-"""Calls AdapterHub's `adapters` library as the methods here use it: adds, loads, activates, saves and folds an adapter.
-
-Where the library is wrong, `library_fixes` takes its place; each is named where it is put in.
-"""
+"""Calls AdapterHub's `adapters` library as the methods here use it: adds, loads, activates, saves and folds an adapter."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -35,7 +32,6 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write
 from hatemtl.seeds import seeded
 
 WEIGHTS = "adapter/adapter.safetensors"
-SETUP = lora_formats.SEVERAL
 # The adapter's name inside the name of a parameter, whatever the kind of adapter.
 PATTERN = re.compile(
     r"(?:^|\.)(?:loras|adapters|invertible_adapters|prefix_tunings|prefix_gates|refts|shared_parameters|adapter_fusion_layer)"
@@ -78,7 +74,6 @@ def add(model: Any, name: str, config: AdapterConfig, seed: int) -> None:
 
 
 def _insert(model: Any, name: str, config: AdapterConfig) -> None:
-    """Adds an adapter's modules, with what the library computes wrongly replaced."""
     kind = model.config.model_type
     try:
         model.add_adapter(name, config=config)
@@ -113,7 +108,7 @@ def _said(config: AdapterConfig) -> str:
 
 def load_one(model: Any, run: SavedRun, name: str, inside: str = "adapter") -> None:
     """Loads an adapter that stands in this folder of a saved run under `name`, from safetensors and nothing else."""
-    if inside == "adapter" and (run.folder / SETUP).is_file():
+    if inside == "adapter" and (run.folder / lora_formats.SEVERAL).is_file():
         raise UserError(
             f"{run.folder} holds several adapters ({run.record['method']}), and one is expected here; only method=ah_load "
             f"takes it, whole"

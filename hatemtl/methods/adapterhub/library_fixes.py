@@ -1,7 +1,4 @@
-"""Computes as the papers say what AdapterHub's library computes otherwise.
-
-Each stands in for a function of one of its objects, which keep the weights and save them.
-"""
+"""Computes as the papers say what AdapterHub's library computes otherwise, in the place of a function of its objects."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,12 +20,10 @@ class Diagonal(nn.Module):
 
 
 def dora_scale(layer: Any, lora: Any) -> tuple[Tensor, Tensor]:
-    """Computes DoRA's ΔW (out, in) and m/‖W + ΔW‖ (out,) of a layer in float32 (Liu et al. 2024, arXiv:2402.09353, eq. 5).
-
-    The norm is a constant in the gradient (ibid., §4.3).
-    """
+    """Computes DoRA's ΔW (out, in) and m/‖W + ΔW‖ (out,) in float32 (Liu et al. 2024, arXiv:2402.09353, eq. 5)."""
     with torch.autocast(layer.weight.device.type, enabled=False):
         change = lora.scaling * (lora.lora_B @ lora.lora_A)
+        # the norm is a constant in the gradient (ibid., §4.3)
         norm = torch.linalg.norm(layer.weight.float() + change.detach(), dim=1)
         return change, lora.m.weight.view(-1) / norm
 
@@ -48,19 +43,15 @@ class DoRALinear:
         return y.to(weight.dtype) if bias is None else y.to(weight.dtype) + bias
 
 
-def added(layer: Any) -> Callable[..., Any]:
-    """Sums the updates of a stack of LoRAs, or of parallel adapters, on a layer.
+def added(layer: Any, setup: Sequence[str], state: Any, lvl: int = 0) -> Any:
+    """Sums the updates of a stack of LoRAs, or of parallel adapters, on a layer, as its `compose_stack`.
 
     The library gives B₂·A₂·(B₁·A₁·x) for LoRAs and the last one's update for parallel adapters: a source is lost.
     """
-
-    def compose_stack(setup: Sequence[str], state: Any, lvl: int = 0) -> Any:
-        names = [name for name in setup if name in layer.adapter_modules]
-        state = layer.pre_block(names[0], state)
-        states = [layer.compose_single(name, state, lvl=lvl + 1) for name in names]
-        return states[-1]._replace(hidden_states=sum(state.hidden_states for state in states))
-
-    return compose_stack
+    names = [name for name in setup if name in layer.adapter_modules]
+    state = layer.pre_block(names[0], state)
+    states = [layer.compose_single(name, state, lvl=lvl + 1) for name in names]
+    return states[-1]._replace(hidden_states=sum(state.hidden_states for state in states))
 
 
 def weighted(states: Sequence[Any], weights: Tensor) -> Any:
@@ -75,13 +66,12 @@ def keep_type(adapter: nn.Module, given: tuple[Tensor, ...], output: tuple[Tenso
 
 
 def in_order(fusion: nn.Module, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lets AdapterFusion read its sources as one block of memory, not as the library's view of another order; a hook.
+    """Lets AdapterFusion read its sources as one block of memory; a hook.
 
-    Without a gradient to come, a CPU multiplies such a view in bf16 post by post and takes a hundred times as long.
+    Without a gradient to come, a CPU multiplies the library's view of another order in bf16 a hundred times as slowly.
     """
-    query, key, _, residual = given  # keys and values are the same
-    said = key.contiguous()
-    return query, said, said, residual
+    said = given[1].contiguous()  # keys and values are the same
+    return given[0], said, said, given[3]
 
 
 def without_residual(fusion: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -89,17 +79,12 @@ def without_residual(fusion: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tens
     return *given[:3], torch.zeros_like(given[3])
 
 
-class LateAverage:
-    """The weighted mean of what the encoder says with each adapter by itself; in the place of the encoder's `forward`."""
-
-    def __init__(self, own: Callable[..., Any], weights: dict[str, float]) -> None:
-        self.own, self.weights = own, weights
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        mean: Any = 0
-        for name, weight in self.weights.items():
-            with AdapterSetup(name):
-                output = self.own(*arguments, **keywords)
-            mean = mean + weight * output.last_hidden_state
-        output.last_hidden_state = mean
-        return output
+def late_average(own: Callable[..., Any], weights: dict[str, float], *arguments: Any, **keywords: Any) -> Any:
+    """Weighs what the encoder says with each adapter by itself; in the place of its `forward`."""
+    mean: Any = 0
+    for name, weight in weights.items():
+        with AdapterSetup(name):
+            output = own(*arguments, **keywords)
+        mean = mean + weight * output.last_hidden_state
+    output.last_hidden_state = mean
+    return output

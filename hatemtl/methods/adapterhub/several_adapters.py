@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.methods.adapterhub import library
 from hatemtl.methods.adapterhub.configuration_strings import kinds
-from hatemtl.methods.adapterhub.library_fixes import LateAverage, added, in_order, weighted, without_residual
+from hatemtl.methods.adapterhub.library_fixes import added, in_order, late_average, weighted, without_residual
 from hatemtl.methods.base import Library, module_name, try_out
+from hatemtl.methods.lora_formats import SEVERAL
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
 from hatemtl.seeds import seeded
 
@@ -54,30 +56,26 @@ WAY_OUT = {
 def combine(model: Any, how: str, names: Sequence[str], trained: str | None, weights: Sequence[float] | None = None) -> Any:
     """Lets the adapters called `names` work together in every forward; all but the one called `trained` are frozen.
 
-    how: Stack, each on top of the one before; Average, in every layer; Parallel, averaged after the last layer; Fuse, by
-    the fusion called `trained`. weights: of an average, summing to 1; None for equal ones.
+    how: one of `WRONG`; Average is in every layer, Parallel after the last, Fuse by the fusion called `trained`. weights: of
+    an average, summing to 1.
     """
     check(model, how, names)
     shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
-    setup = {
-        "Stack": lambda: Stack(*names),
-        "Average": lambda: Average(*names, weights=shares, normalize_weights=False),
-        "Parallel": lambda: Parallel(*names),
-        "Fuse": lambda: Fuse(*names, name=trained),
-    }[how]()
+    average, fuse = partial(Average, weights=shares, normalize_weights=False), partial(Fuse, name=trained)
+    setup = {"Stack": Stack, "Average": average, "Parallel": Parallel, "Fuse": fuse}[how](*names)
     setup.weights = shares
     for layer in model.modules():
         if isinstance(layer, ComposableAdapterLayerBase):
             layer.mean = weighted
             here = [layer.adapter_modules[name] for name in names if name in layer.adapter_modules]
             if how == "Stack" and any(isinstance(adapter, LoRA | Vera | ParallelAdapter) for adapter in here):
-                layer.compose_stack = added(layer)  # each of these adds to the output, from the same input
+                layer.compose_stack = partial(added, layer)  # each of these adds to the output, from the same input
     try:
         library.activate(model, setup, {trained} if trained else set())
     except ValueError as error:
         raise UserError(f"{error}; {WAY_OUT[how]}") from error
     if how == "Parallel":
-        model.forward = LateAverage(model.forward, dict(zip(names, shares, strict=True)))
+        model.forward = partial(late_average, model.forward, dict(zip(names, shares, strict=True)))
     return try_out(model, f"{how} of {', '.join(names)}")
 
 
@@ -85,17 +83,13 @@ def check(model: Any, how: str, names: Sequence[str]) -> None:
     """Raises UserError where these adapters cannot work together in this way, with the reason and what to do instead."""
     encoder = model.config.model_type
     for name in names:
-        config = model.adapters_config.get(name)
+        config, several = model.adapters_config.get(name), f"{name} is made of several adapters on {encoder}"
         if how == "Fuse" and isinstance(config, ConfigUnion):
-            several = f"{name} is made of several adapters on {encoder}"
             raise UserError(f"{several}, which the library does not fuse; {WAY_OUT[how]}")
         for kind in sorted(kinds(config) & WRONG[how].keys()):
             raise UserError(f"{name} ({kind}) on {encoder}: {WRONG[how][kind]}; {WAY_OUT[how]}")
-    if how == "Parallel":
-        return
-    for path, layer in model.named_modules():
-        if not isinstance(layer, AdapterLayerBase):
-            continue
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, AdapterLayerBase)}
+    for path, layer in layers.items() if how != "Parallel" else ():
         here = [name for name in names if name in layer.adapter_modules]
         if len({type(layer.adapter_modules[name]).__name__ for name in here}) > 1:
             raise UserError(
@@ -143,12 +137,12 @@ def save(model: Any, name: str, folder: Path) -> None:
         model.save_adapter_fusion(str(target / name), setup, use_safetensors=True)
     trained = name if how in ("Stack", "Fuse") else None
     content = {"how": how, "names": names, "trained": trained, "weights": setup.weights}
-    write_text(folder / library.SETUP, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / SEVERAL, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
     """Loads a saved run, one adapter or several; what was trained stands under `name` and is trained again."""
-    adapted, path = library.enable(model), run.folder / library.SETUP
+    adapted, path = library.enable(model), run.folder / SEVERAL
     if not path.is_file():
         library.load_one(adapted, run, name)
         return library.train(adapted, name)
@@ -162,8 +156,7 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
         raise UserError(f"{path}: weights={weights!r:.80}, expected one for each of {', '.join(names)}; train the run again")
     taken: dict[str, str] = {trained: name} if trained else {}
     for each in names:
-        if each != trained:
-            taken[each] = module_name(each, taken=[*taken.values(), name])
+        taken.setdefault(each, module_name(each, taken=[*taken.values(), name]))
         library.load_one(adapted, run, taken[each], inside=f"adapter/{each}")
     if how == "Fuse":
         _load_fusion(adapted, run, trained, name, [taken[each] for each in names], seed)

@@ -1,7 +1,4 @@
-"""Trains an adapter of any kind of AdapterHub's `adapters` library, loads one, and lets several saved ones work together.
-
-The weights of those that work together are a part of the run that is saved, so it works when their own runs are gone.
-"""
+"""Trains an adapter of any kind of AdapterHub's `adapters` library, loads one, and lets several saved ones work together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,9 +31,8 @@ class AdapterHubLoRA(Method):
     def __post_init__(self) -> None:
         check_lora(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
         if not set(self.attention) <= set("qkv"):
-            raise UserError(
-                f"method.attention={list(self.attention)}: expected some of q, k, v; type method.attention=[q,v]"
-            )
+            given = f"method.attention={list(self.attention)}"
+            raise UserError(f"{given}: expected some of q, k, v; type method.attention=[q,v]")
         if not (self.attention or self.intermediate or self.output):
             raise UserError("method: LoRA on no layer at all; type method.attention=[q,k,v]")
 
@@ -86,10 +82,7 @@ class LoadAdapterHub(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Stacked(Method):
-    """Trains a new adapter on top of frozen ones (MAD-X; Pfeiffer et al. 2020, arXiv:2005.00052).
-
-    A bottleneck reads what the one below says; the updates of LoRAs and of parallel adapters add up.
-    """
+    """Trains a new adapter on top of frozen ones (MAD-X; Pfeiffer et al. 2020, arXiv:2005.00052), or beside LoRAs."""
 
     sources: str = field()
     config: str | None
@@ -119,20 +112,16 @@ class Averaged(Method):
     library = OVER_FLOATS
 
     def __post_init__(self) -> None:
-        if self.weights is not None:
-            check_weights(self.weights, "method.weights")
+        check_weights(self.weights, "method.weights")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         adapted, names = load_all(model, self.starts_from(), name)
-        weights = self.weights or [1] * len(names)
+        weights, ones = self.weights or [1] * len(names), ",".join("1" for _ in names)
         if len(weights) != len(names):
-            raise UserError(
-                f"method.weights={list(weights)}: expected one a source: {', '.join(names)}; type "
-                f"method.weights=[{','.join('1' for _ in names)}]"
-            )
+            given = f"method.weights={list(weights)}"
+            raise UserError(f"{given}: expected one a source: {', '.join(names)}; type method.weights=[{ones}]")
         how = "Average" if self.where == "layers" else "Parallel"
-        shares = [weight / sum(weights) for weight in weights]
-        return Attached(combine(adapted, how, names, None, shares))
+        return Attached(combine(adapted, how, names, None, [weight / sum(weights) for weight in weights]))
 
 
 @dataclass(frozen=True, kw_only=True)

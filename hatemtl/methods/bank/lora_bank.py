@@ -3,8 +3,7 @@
     y = W·x + b + Σₙ gₙ(x)·sₙ·Bₙ·Aₙ·x
 
 The Aₙ are stacked to A (R, in), the sₙ·Bₙ stand side by side in B (out, R), R = Σ rₙ, so the sum is B·(g ⊙ A·x), each gₙ
-repeated rₙ times: two products, whatever N, and no LoRA's output is ever computed at full width. A source that does not
-adapt a layer has rank 0 there, and its share of the gate adds nothing.
+repeated rₙ times: two products, whatever N. A source that does not adapt a layer has rank 0 there, and adds nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +26,7 @@ from hatemtl.seeds import generator
 
 
 class WeightGate(nn.Module):
-    """A weight a source: 1/N at the start, then softmax(b + V·x/√in), or 1/N + b + V·x/√in where it may be of any sum.
-
-    V only where the weights depend on the layer's input x. The root makes one learning rate fit b and V.
-    """
+    """A weight a source: softmax(b + V·x/√in), or 1/N + b + V·x/√in; V only where it depends on the layer's input x."""
 
     def __init__(self, sources: int, width: int, *, input: bool, softmax: bool) -> None:
         super().__init__()
@@ -41,7 +37,7 @@ class WeightGate(nn.Module):
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
         """Gives (N,) weights, or (..., N) where they depend on x (..., in), in float32."""
         logits = self.bias
-        if self.weight is not None:
+        if self.weight is not None:  # under the root, so that one learning rate fits b and V
             logits = logits + F.linear(x, self.weight.to(x.dtype)).float() * x.shape[-1] ** -0.5
         return logits.softmax(dim=-1) if self.softmax else self.start + logits
 
@@ -50,8 +46,7 @@ class AttentionGate(nn.Module):
     """Attention over the sources, softmaxₙ(qᵀ·kₙ/√d): q = Q·x/√in asks, kₙ = Kₙ·Aₙ·x + cₙ is what source n makes of x.
 
     As in AdapterFusion (Pfeiffer et al. 2021, arXiv:2005.00247, eq. 3) a key is read off its source's output; there it is
-    the whole output through a square matrix, here the r numbers Aₙ·x that the output is made of. A key of the source alone
-    would make qᵀ·kₙ linear in x, which is no more than an input-dependent `WeightGate`. The values are the outputs as they
+    the whole output through a square matrix, here the r numbers Aₙ·x that it is made of. The values are the outputs as they
     are. Q = 0 at the start, so every weight is 1/N; Kₙ is drawn, or neither would ever move.
     """
 
@@ -81,7 +76,7 @@ def spread(ranks: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Gating:
-    """The kind of a bank's gates: attention with keys of `key_width`, or a `WeightGate` where that is None."""
+    """The kind of a bank's gates: attention with keys of `key_width`, or a `WeightGate`."""
 
     key_width: int | None = None
     input: bool = False
@@ -200,7 +195,6 @@ class LoRAGate(Method):
 
 
 def _attached(method: Method, model: Transformer, gating: Gating, name: str, seed: int) -> Attached:
-    """The model with a bank of the method's sources, by the names of their folders, told apart where these are equal."""
     sources: dict[str, Updates] = {}
     for run in method.starts_from():
         sources[module_name(run.folder.resolve().name, taken=list(sources))] = lora_formats.read(run, model)

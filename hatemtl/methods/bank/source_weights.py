@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,38 +22,31 @@ EVERY = "*"  # in place of a label: all posts that carry the task's annotation
 
 
 class Answers:
-    """Sums, by task, of the gates' weights over posts: (labels + 1, layers, N) with all posts first, and how many they are.
-
-    A post's weights are the mean over its tokens. `begin` and `end` are hooks on the network, `gated` is one on every gate.
-    """
+    """Sums, by task, of the gates' weights over posts, means over tokens: (labels + 1, layers, N), all posts first."""
 
     def __init__(self, module: nn.Module) -> None:
         self.banks = banks(module.get_submodule("encoder"))
         self.heads: Any = module.get_submodule("heads")
         self.sums: dict[str, Tensor] = {}
         self.posts: dict[str, Tensor] = {}
-        self.batch: Batch | None = None
-        self.seen: dict[str, Tensor] = {}
-
-    def begin(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.batch, self.seen = arguments[0], {}
+        self.seen: dict[str, Tensor] = {}  # of one forward, by layer, what its gate said
 
     def gated(self, gate: nn.Module, arguments: tuple[Tensor, Tensor], weights: Tensor, *, layer: str) -> None:
-        if self.batch is None or layer in self.seen:  # DeBERTa's layers read the posts first, then positions
-            return
-        mask = self.batch.attention_mask[..., None].to(weights.dtype)
-        mean = (mask * weights.detach()).sum(dim=1) / mask.sum(dim=1)  # no product of matrices: autocast would round it
-        self.seen[layer] = self.batch.first(mean)
+        self.seen.setdefault(layer, weights.detach())  # DeBERTa's layers read the posts first, then positions
 
-    def end(self, module: nn.Module, arguments: tuple[Any, ...], logits: Any) -> None:
-        if self.batch is None or len(self.seen) < len(self.banks):
+    def end(self, module: nn.Module, arguments: tuple[Batch], logits: Any) -> None:
+        if len(self.seen) < len(self.banks):
             return
-        weights = torch.stack([self.seen[layer] for layer in self.banks], dim=1).double()  # (B, layers, N)
+        batch, means = arguments[0], []
+        for layer in self.banks:
+            mask = batch.attention_mask[..., None].to(self.seen[layer].dtype)
+            # no product of matrices: autocast would round it
+            means.append(batch.first((mask * self.seen[layer]).sum(dim=1) / mask.sum(dim=1)))
+        weights = torch.stack(means, dim=1).double()  # (B, layers, N)
         for task, head in self.heads.items():
-            member = _members(self.batch.targets[task], self.batch.has[task], head.space)
+            member = _members(batch.targets[task], batch.has[task], head.space)
             self.sums[task] = self.sums.get(task, 0) + torch.einsum("bc,bln->cln", member, weights)
             self.posts[task] = self.posts.get(task, 0) + member.sum(dim=0)
-        self.batch = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Gives a row a task, label, layer and source; labels that no post carries have none."""
@@ -91,11 +84,10 @@ def _members(targets: Tensor, has: Tensor, space: LabelSpace) -> Tensor:
 def watched(module: nn.Module) -> Iterator[Answers]:
     """Sums up the gates' weights, inside, for every batch that the network is called with, if it has a LoRA bank."""
     answers = Answers(module)
-    hooks = [bank.gate.register_forward_hook(partial(answers.gated, layer=layer)) for layer, bank in answers.banks.items()]
-    if answers.banks:
-        hooks += [module.register_forward_pre_hook(answers.begin), module.register_forward_hook(answers.end)]
-    try:
+    with ExitStack() as hooks:
+        for layer, bank in answers.banks.items():
+            hooks.enter_context(bank.gate.register_forward_hook(partial(answers.gated, layer=layer)))
+        if answers.banks:
+            hooks.enter_context(module.register_forward_pre_hook(lambda *_: answers.seen.clear()))
+            hooks.enter_context(module.register_forward_hook(answers.end))
         yield answers
-    finally:
-        for hook in hooks:
-            hook.remove()

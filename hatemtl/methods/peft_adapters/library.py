@@ -175,7 +175,7 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> peft.PeftMo
 
 
 def _saved(path: Path) -> peft.PeftConfig:
-    """The configuration of a saved adapter. Raises UserError where training refuses its kind or a key, or knows neither."""
+    """Reads a saved configuration. Raises UserError where training refuses its kind or a key, or knows neither."""
     content = json_object.read(path, AGAIN)
     kind = content.get("peft_type")
     config: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]

@@ -272,7 +272,7 @@ def test_merging_one_source_gives_it_back(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_what_the_merge_says_is_what_is_attached(how: Merge, rank: int | None, kind: str, tmp_path: Path) -> None:
     sources = [save(lora(), tmp_path / f"part_{i}", kind, change=i) for i in (1, 2)]
-    said = merge_factors(how, [updates(source, "run") for source in sources], rank).updates
+    said = merge_factors(how, [updates(source, "run") for source in sources], rank)[0]
     merged = attached(merge(tmp_path / "part_*", how, rank), kind, name="merged")
     assert equal(dense(merged, "merged"), {path: update.dense() for path, update in said.items()})
     assert {update.rank for update in updates(merged, "merged").values()} == {update.rank for update in said.values()}
@@ -312,7 +312,7 @@ def test_sources_may_differ_in_their_layers(kind: str, rank: int | None, tmp_pat
         save(lora(), tmp_path / "part_1", kind),
         save(lora(attention=["q", "v"], intermediate=False), tmp_path / "part_2", kind, change=2),
     ]
-    said = merge_factors(MEAN, [updates(source, "run") for source in sources], rank).updates
+    said = merge_factors(MEAN, [updates(source, "run") for source in sources], rank)[0]
     merged = attached(merge(tmp_path / "part_*", rank=rank), kind, name="merged")
     assert equal(dense(merged, "merged"), {path: update.dense() for path, update in said.items()})
     if rank is None:
