@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hatemtl.batches.batch import Batch, padded
 from hatemtl.batches.masking import Masking
+from hatemtl.batches.sampling import Use
 from hatemtl.batches.token_cache import Tokens, cached, tokenize
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoders.pretrained import Tokenizer
@@ -174,8 +175,9 @@ class TokenizedPosts(Dataset[Batch]):
         longest = lengths.max()
         return min(int(padded(longest) if self.on_gpu else longest), self.max_length)
 
-    def __getitem__(self, rows: np.ndarray) -> Batch:
+    def __getitem__(self, asked: np.ndarray | Use) -> Batch:
         """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
+        rows, only, parts = asked if isinstance(asked, Use) else Use(asked)
         absent = rows < 0
         rows = np.where(absent, ~rows, rows)
         sequences, owner = self._sequences(rows)
@@ -214,6 +216,8 @@ class TokenizedPosts(Dataset[Batch]):
             token_type_ids=None if later is None or not later.any() else torch.from_numpy(later.astype(np.int64)),
             prefix=None if self.prefix is None else self.prefix[torch.from_numpy(places)],
             tokens=int(lengths.sum()),
+            only=only,
+            parts=parts,
         )
 
     def _beyond(self, task: str, rows: np.ndarray) -> np.ndarray:
@@ -239,12 +243,12 @@ def check_workers(workers: int) -> None:
         raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
 
 
-def loader(pool: Dataset[Batch], batches: Sampler[Any] | Sequence[Any], workers: int = 0) -> DataLoader[Batch]:
+def loader(pool: TokenizedPosts, batches: Sampler[Any] | Sequence[Any], workers: int = 0) -> DataLoader[Batch]:
     """Hands each array of rows to the pool whole: a batch is a few slices, not B look-ups.
 
     workers: processes that make batches; the batches and their order are the same for any number.
     """
-    # of its own generator, or every pass over the posts would draw a number from the global one
     check_workers(workers)
+    # of its own generator, or every pass over the posts would draw a number from the global one
     generator, pinned = torch.Generator(), torch.cuda.is_available()
     return DataLoader(pool, sampler=batches, batch_size=None, num_workers=workers, generator=generator, pin_memory=pinned)
