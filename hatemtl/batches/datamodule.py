@@ -180,8 +180,6 @@ class DataModule(L.LightningDataModule):
     def _weights(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
         """Gives the frequency, of any scale, at which each of these rows of a corpus is to come."""
         carried = []
-        if not self.sampling.balance:
-            return np.ones(len(rows))
         for name, task in self.tasks.items():
             space, values, has = self.pool.spaces[name], self.pool.targets[name], self.pool.has[name][rows, None]
             if task.corpus == corpus and space.carries == "one":
