@@ -93,6 +93,8 @@ class TokenizedPosts(Dataset[Batch]):
 
     def drawn(self, seed: int, epoch: int) -> "TokenizedPosts":
         """Gives the same posts, with the masks of a training epoch."""
+        if not self.masks:
+            return self
         pool = copy(self)
         pool.draw = derive(seed, "masks", epoch)
         return pool

@@ -26,8 +26,8 @@ from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.training import divergence, loggers
-from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
+from hatemtl.training import loggers
+from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput, check_finite
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.actions import evaluate
@@ -115,7 +115,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     rows, parts, memory = module.rows, network.parts(), peak_memory()
     heads_learn = refits or optimization.total_epochs > 0
     encoder_learns = optimization.total_epochs > optimization.heads_first
-    divergence.check(module, rows)
+    check_finite(module, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     method.library.save(module.encoder, network.name, work)
     heads = {name: value.contiguous().cpu() for name, value in module.heads.state_dict().items()}
