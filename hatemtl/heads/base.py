@@ -108,10 +108,7 @@ class Head(nn.Module):
     """The head of one task on the encoder, with its loss, its metrics and its decoding; a class of it is a kind of label.
 
     Where a class does not say otherwise, its logits are those of C labels, one of them a post's.
-
-    kind: of the labels that it predicts. problem: as what transformers' classifiers know such a head, if they do.
-    has_entropy: whether `entropy` is one of it.
-
+    problem: as what transformers' classifiers know such a head, if they do. has_entropy: whether `entropy` is one of it.
     primary: the figure that tells which of two epochs is better; higher is better. primaries: those that it may be, none
     where there is no choice. threshold: the score from which a label or word is predicted, None where nothing is.
     Raises UserError where a setting is out of its range.

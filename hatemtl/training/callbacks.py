@@ -1,4 +1,4 @@
-"""Watches a training run: the best weights, the way back after an interruption, the clock, the printed line."""
+"""Watches a training run: the best weights, the way back after an interruption, the clock, the line, what diverges."""
 
 import math
 import time
@@ -39,7 +39,7 @@ class BestWeights(Callback):
         if trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics["val_score"])
-        weights: dict[str, Tensor] = pl_module.trained_state()
+        weights = pl_module.trained_state()
         if score > self.score and all(map(finite, weights.values())):  # NaN may score well where few labels are right
             self.score, self.epoch, self.waited = score, trainer.current_epoch, 0
             self.weights = {k: v.clone() for k, v in weights.items()}
@@ -101,8 +101,7 @@ class Throughput(Callback):
         self.started, self.tokens = 0.0, 0  # of the epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.read, self.tokens = {}, 0
-        self.started = time.perf_counter()
+        self.read, self.tokens, self.started = {}, 0, time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         first, places = self.read.get(batch.only, (batch, 0))
