@@ -1,6 +1,6 @@
 """Predicts a number a post: regression."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,8 +10,6 @@ from torchmetrics import Metric
 
 from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, feed_forward, masked_mean
 from hatemtl.labels import LabelSpace
-
-LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "huber": F.huber_loss}
 
 
 class ScoreHead(Head):
@@ -33,7 +31,7 @@ class ScoreHead(Head):
         primary: str = "pearson",
     ) -> None:
         super().__init__(space, primary, ["pearson", "spearman"])
-        self.loss_of = LOSSES[loss]
+        self.loss_of = F.huber_loss if loss == "huber" else F.mse_loss
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
         self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation; its weights mean nothing without

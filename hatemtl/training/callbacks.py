@@ -165,12 +165,9 @@ class EpochLine(Callback):
         loss = float(values["train_loss"])
         if not math.isfinite(loss):
             raise UserError(f"the training loss is {loss} after epoch {epoch + 1}: {why(pl_module)}")
-        shown = [f"epoch {epoch + 1}/{trainer.max_epochs}", f"loss {loss:.4f}"]
-        for task, head in pl_module.heads.items():
-            primary = f"val_{task}_{head.primary}"
-            shown.append(f"{primary} {float(values[primary]):.3f}")
-        if self.best.epoch == epoch:
-            shown.append("(best)")
+        names = [f"val_{task}_{head.primary}" for task, head in pl_module.heads.items()]
+        figures = [f"loss {loss:.4f}", *(f"{name} {float(values[name]):.3f}" for name in names)]
+        shown = [f"epoch {epoch + 1}/{trainer.max_epochs}", *figures, *(["(best)"] if self.best.epoch == epoch else [])]
         self.console.print("  ".join(shown), highlight=False, soft_wrap=True)
 
 

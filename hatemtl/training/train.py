@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -79,9 +78,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     module, origin = network.module, provenance()
     if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
-    ways: dict[str, Any] = {"cache": request.cache, "cache_prefix": request.cache_prefix}
-    words = prepare(network, data, settings, epochs=optimization.total_epochs, **ways)
-
+    words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
     work = start(save_path, config, inputs)
@@ -160,7 +157,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
 
 
 def prepare(
-    network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
+    network: Network, data: DataModule, settings: TrainerSettings, epochs: int, cache: Path | None, *, cache_prefix: bool
 ) -> str:
     """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
 
