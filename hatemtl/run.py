@@ -71,41 +71,29 @@ def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> A
         with request.naming():
             return do()
     except Interrupted:
-        raise Interrupted(Standing(request).interrupted if trains else "") from None
+        raise Interrupted(_standing(request, interrupted=True) if trains else "") from None
     except Exception as error:
         if isinstance(error, UserError) or (told := mendable(error, request.config)) is None:
             raise
-        raise UserError(f"{told}{Standing(request).kept if trains else ''}") from error
+        raise UserError(f"{told}{_standing(request, interrupted=False) if trains else ''}") from error
 
 
-class Standing:
-    """Finds where the run of a request stands: finished, begun in its folder at work, and how many epochs are kept."""
-
-    def __init__(self, request: Request) -> None:
-        self.save_path = request.save_path or Path(named_after(request.identity))
-        self.finished, self.begun, self.epochs, self.total = False, False, 0, request.optimization.total_epochs
-        work = unfinished(self.save_path)
-        with suppress(UserError, OSError, RuntimeError, KeyError):  # what cannot be read cannot go on
-            self.finished = self.save_path.is_dir() and not differences(SavedRun(self.save_path).config, request.identity)
-            self.begun = (work / "config.yaml").is_file() and not differences(read_config(work), request.identity)
-            if self.begun and (work / CHECKPOINT).is_file():
-                self.epochs = torch.load(work / CHECKPOINT, weights_only=True, mmap=True)["epoch"] + 1
-
-    @property
-    def interrupted(self) -> str:
-        """For whom it was broken off by."""
-        if self.finished:
-            where = "with the run finished"
-        elif self.epochs:
-            where = f"after epoch {self.epochs} of {self.total}; the same command goes on from there"
-        else:
-            where = "before the end of its first epoch; the same command begins anew"
-        return f"{where}: save_path={self.save_path}"
-
-    @property
-    def kept(self) -> str:
-        """Gives what is not lost by an error, to be said behind it."""
-        if not self.begun:
-            return f"; the trained run is kept: save_path={self.save_path}" if self.finished else ""
-        kept = f"; epoch {self.epochs} of {self.total} is kept, and the same command goes on from there"
-        return f"{kept if self.epochs else ''}; other settings need overwrite=true"
+def _standing(request: Request, *, interrupted: bool) -> str:
+    """Says where the run stands: to whom it was broken off by, or what is kept of it, to be said behind an error."""
+    save_path, total = request.save_path or Path(named_after(request.identity)), request.optimization.total_epochs
+    finished, begun, epochs, work = False, False, 0, unfinished(save_path)
+    with suppress(UserError, OSError, RuntimeError, KeyError):  # what cannot be read cannot go on
+        finished = save_path.is_dir() and not differences(SavedRun(save_path).config, request.identity)
+        begun = (work / "config.yaml").is_file() and not differences(read_config(work), request.identity)
+        if begun and (work / CHECKPOINT).is_file():
+            epochs = torch.load(work / CHECKPOINT, weights_only=True, mmap=True)["epoch"] + 1
+    if interrupted and finished:
+        return f"with the run finished: save_path={save_path}"
+    if interrupted:
+        after = f"after epoch {epochs} of {total}; the same command goes on from there"
+        before = "before the end of its first epoch; the same command begins anew"
+        return f"{after if epochs else before}: save_path={save_path}"
+    if not begun:
+        return f"; the trained run is kept: save_path={save_path}" if finished else ""
+    kept = f"; epoch {epochs} of {total} is kept, and the same command goes on from there" if epochs else ""
+    return f"{kept}; other settings need overwrite=true"

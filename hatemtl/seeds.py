@@ -1,7 +1,6 @@
 """Draws at random by what is drawn, not by what was drawn before.
 
-A run has one `seed`. Whatever needs chance (a LoRA matrix, a head, an epoch's order) names itself, so that adding a
-head or a task moves no other draw, and two runs of one seed start from the same LoRA A in every layer.
+Whatever needs chance names itself, so that adding a head or a task moves no other draw of a run's one seed.
 """
 
 import hashlib

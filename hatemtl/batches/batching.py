@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,29 +15,12 @@ SMALL = 512  # places: a smaller batch takes as long
 MOST = 8192  # places: a larger batch takes no shorter, and more memory
 
 
-class Batching(Protocol):
-    """A way to make batches of posts, given their lengths in tokens (N,). A batch is an array of positions in `lengths`.
-
-    batch_size: posts that a training batch has at most. Both raise UserError where no batch can hold the longest post.
-    """
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
-        ...
-
-    def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Makes batches for evaluation: all posts once, from short to long."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class LengthBuckets:
     """Batches of so many posts, of like length, out of windows of shuffled posts: little padding.
 
-    In evaluation a batch has fewer than eval_batch_size where it would be padded much.
+    In evaluation a batch has fewer than eval_batch_size where it would be padded much. A batch is an array of positions in
+    the posts' lengths in tokens, (N,).
     """
 
     batch_size: int
@@ -48,6 +31,8 @@ class LengthBuckets:
         _check_counts(self)
 
     def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
+
         def cuts(some: np.ndarray) -> np.ndarray:
             full, rest = divmod(len(some), self.batch_size)
             ends = np.arange(1, full + (rest > 0)) * self.batch_size
@@ -59,6 +44,7 @@ class LengthBuckets:
         return _shuffled(lengths, range(size, len(lengths), size), cuts, rng)
 
     def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Makes batches for evaluation: all posts once, from short to long."""
         order = np.argsort(lengths, kind="stable")
         return np.split(order, _tight(lengths[order], self.eval_batch_size))
 
@@ -68,7 +54,8 @@ class TokenBudget:
     """Batches of so many padded tokens, of like length, out of windows of shuffled posts: steps of even cost.
 
     The mean of a batch weighs its posts alike, so a long post weighs more in a step than a short; the last batch of a
-    window, smaller than the others, holds its longest posts.
+    window, smaller than the others, holds its longest posts. Both ways to batch raise UserError where none can hold the
+    longest post.
     """
 
     batch_tokens: int
@@ -99,6 +86,9 @@ class TokenBudget:
                     f"batching.{name}={getattr(self, name)}: expected room for the longest post; type "
                     f"batching.{name}={longest} or more, or a smaller encoder.max_length"
                 )
+
+
+Batching = LengthBuckets | TokenBudget
 
 
 def _shuffled(
@@ -137,7 +127,7 @@ def _tight(lengths: np.ndarray, posts: int) -> list[int]:
     return cuts[:-1][::-1]
 
 
-def _check_counts(batching: Batching) -> None:
+def _check_counts(batching: Any) -> None:
     for name, value in vars(batching).items():
         if value < 1:
             raise UserError(f"batching.{name}={value}: expected a whole number of at least 1")

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, place, share
@@ -23,16 +23,6 @@ from hatemtl.seeds import derive
 from hatemtl.tasks import Task, check_annotated
 
 PROPORTIONAL = Sampling()
-
-
-class _Used(Dataset[Batch]):
-    """The pool, as batches for the task that each is stepped for."""
-
-    def __init__(self, pool: TokenizedPosts) -> None:
-        self.pool = pool
-
-    def __getitem__(self, use: Use) -> Batch:
-        return replace(self.pool[use.rows], only=use.only, parts=use.parts)
 
 
 class DataModule(L.LightningDataModule):
@@ -152,7 +142,7 @@ class DataModule(L.LightningDataModule):
             epoch, epochs, accumulate = trainer.current_epoch, trainer.max_epochs or 1, trainer.accumulate_grad_batches
         uses = self._uses(epoch, epochs=epochs, accumulate=accumulate)
         mine = [use._replace(rows=share(use.rows, *place())) for use in uses]
-        return loader(_Used(self.pool.drawn(self.seed, epoch)), mine, self.workers)
+        return loader(self.pool.drawn(self.seed, epoch), mine, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -190,8 +180,6 @@ class DataModule(L.LightningDataModule):
     def _weights(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
         """Gives the frequency, of any scale, at which each of these rows of a corpus is to come."""
         carried = []
-        if not self.sampling.balance:
-            return np.ones(len(rows))
         for name, task in self.tasks.items():
             space, values, has = self.pool.spaces[name], self.pool.targets[name], self.pool.has[name][rows, None]
             if task.corpus == corpus and space.carries == "one":

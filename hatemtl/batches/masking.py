@@ -55,10 +55,9 @@ def _uniform(places: np.ndarray, draw: int, which: int) -> np.ndarray:
 
     A place's value in the stream of SplitMix64 (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195), of 53 bits.
     """
+    u = np.uint64
     with np.errstate(over="ignore"):
-        z = (places.astype(np.uint64) * np.uint64(3) + np.uint64(which + 1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
-            draw
-        )
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+        z = (places.astype(u) * u(3) + u(which + 1)) * u(0x9E3779B97F4A7C15) + u(draw)
+        z = (z ^ (z >> u(30))) * u(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> u(27))) * u(0x94D049BB133111EB)
+    return ((z ^ (z >> u(31))) >> u(11)) * 2.0**-53

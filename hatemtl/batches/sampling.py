@@ -137,11 +137,7 @@ class Epochs:
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Gives the batches of one epoch, over all processes."""
         while len(self._came) <= epoch:
-            self._made(len(self._came) - 1)
-        return self._made(epoch)
-
-    def _made(self, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch whose predecessors are known."""
+            self.batches(len(self._came) - 1)
         if (steps := self.sampling.steps) is None:
             return self._of(int(self.sizes.sum()), epoch)
         posts = steps * self.batching.batch_size  # more cannot be in so many batches
@@ -153,7 +149,6 @@ class Epochs:
         return batches
 
     def _of(self, posts: int, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch of so many posts."""
         share = shares(self.sizes, self.sampling.exponent(epoch, self.epochs))
         came, due = self._came[epoch], self._due[epoch] + posts * share
         numbers = apportioned(due - came, posts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,6 @@ from hatemtl.saved_runs import saved_run
 
 FORMAT = "1"  # of the file and of what its arrays mean; another number makes all files anew
 CHUNK = 2000  # texts that are tokenized at a time: Python's lists of their tokens take some thirty times the arrays' place
-Text = TypeVar("Text", str, str | None)
 Seconds = list[str | None] | None  # the text that each is read with, if any; None where none is
 
 
@@ -54,7 +53,6 @@ class Tokens:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Gives those that there are, by name."""
         return {name: array for name, array in vars(self).items() if array is not None}
 
     def fit(self, sequences: int) -> bool:
@@ -145,7 +143,7 @@ def word_begins(texts: list[str], lengths: np.ndarray, spans: np.ndarray) -> np.
     return np.where((words >= 0) & (rank > seen), words, -1).astype(np.int32)
 
 
-def _chunks(texts: list[Text]) -> Iterator[list[Text]]:
+def _chunks(texts: list[Any]) -> Iterator[list[Any]]:
     return (texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK))
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hatemtl.batches.batch import Batch, padded
 from hatemtl.batches.masking import Masking
+from hatemtl.batches.sampling import Use
 from hatemtl.batches.token_cache import Tokens, cached, tokenize
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoders.pretrained import Tokenizer
@@ -105,7 +106,9 @@ class TokenizedPosts(Dataset[Batch]):
         """Adds a task's column, whose posts stand from position `first` on; other posts do not have it."""
         rows = slice(first, first + len(column.values))
         if column.space.about == "second texts":
-            self._check_choices(column, first)
+            choices = np.diff(self.firsts)[rows]
+            if (column.values[column.has] >= choices[column.has]).any() or choices.max(initial=0) > len(column.space):
+                raise ValueError("a post has more choices than there are names, or fewer than the place of the right one")
         self.spaces[task] = column.space
         self.has[task] = np.zeros(len(self), dtype=bool)
         self.has[task][rows] = column.has
@@ -119,7 +122,7 @@ class TokenizedPosts(Dataset[Batch]):
     def _at_tokens(self, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(all tokens,) float32: the values a word of these rows, where the word begins; `IGNORED` elsewhere.
 
-        And (all words of `cut`,) float32, theirs.
+        And (all words of `cut` and one,) float32, theirs; the last is `IGNORED`.
         """
         words = np.zeros(len(self), dtype=np.int64)
         words[rows] = np.fromiter(map(len, values), np.int64, len(values))
@@ -133,15 +136,10 @@ class TokenizedPosts(Dataset[Batch]):
         targets[here] = flat[first[post] + word]
         starts, cut = self.cut
         post = np.repeat(np.arange(len(self)), np.diff(starts))
-        beyond = np.full(len(cut), IGNORED, dtype=np.float32)
-        mine = words[post] > 0
+        mine = np.flatnonzero(words[post])
+        beyond = np.full(len(cut) + 1, IGNORED, dtype=np.float32)
         beyond[mine] = flat[(first[post] + cut)[mine]]
         return targets, beyond
-
-    def _check_choices(self, column: Column, first: int) -> None:
-        choices = np.diff(self.firsts)[first : first + len(column.values)]
-        if (column.values[column.has] >= choices[column.has]).any() or choices.max(initial=0) > len(column.space):
-            raise ValueError("a post has more choices than there are names, or fewer than the place of the right one")
 
     def at_words(self, row: int, values: list[float], beyond: Sequence[float] = ()) -> list[float]:
         """Turns a post's values a token (T), padding included, into values a word of `text.split(" ")`.
@@ -166,22 +164,16 @@ class TokenizedPosts(Dataset[Batch]):
         owner = np.repeat(np.arange(len(rows)), counts)
         return self.firsts[rows][owner] + np.arange(len(owner)) - (counts.cumsum() - counts)[owner], owner
 
-    def _width(self, lengths: np.ndarray) -> int:
-        """The tokens that sequences are padded to: those of the longest; for a GPU up to `PAD_TO`'s next.
-
-        On a CPU, whose kernels take any length, padding to 8 would cost a tenth of the speed.
-        """
-        longest = lengths.max()
-        return min(int(padded(longest) if self.on_gpu else longest), self.max_length)
-
-    def __getitem__(self, rows: np.ndarray) -> Batch:
+    def __getitem__(self, asked: np.ndarray | Use) -> Batch:
         """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
+        rows, only, parts = asked if isinstance(asked, Use) else Use(asked)
         absent = rows < 0
         rows = np.where(absent, ~rows, rows)
         sequences, owner = self._sequences(rows)
         starts = self.offsets[sequences]
         lengths = self.offsets[sequences + 1] - starts
-        width = self._width(lengths)
+        # a CPU's kernels take any length: there, padding to 8 would cost a tenth of the speed
+        width = min(int(padded(lengths.max()) if self.on_gpu else lengths.max()), self.max_length)
         inside = np.arange(width) < lengths[:, None]
         places = np.where(inside, starts[:, None] + np.arange(width), 0)
         ids = np.where(inside, self.tokens[places], self.pad).astype(np.int64)
@@ -198,7 +190,10 @@ class TokenizedPosts(Dataset[Batch]):
                     ids[first], mine = self.masks[task](ids[first], places[first], some, self.draw)
             elif about == "words":
                 mine = np.where(inside[first], values[places[first]], np.float32(IGNORED))
-                mine = np.concatenate([mine, self._beyond(task, rows)], axis=1)
+                starts, ends = self.cut[0][rows], self.cut[0][rows + 1]
+                words = starts[:, None] + np.arange((ends - starts).max(initial=0))
+                cut = self.beyond[task][np.where(words < ends[:, None], words, -1)]
+                mine = np.concatenate([mine, cut], axis=1)
                 mine[absent] = IGNORED
             else:
                 mine = values[rows]
@@ -214,14 +209,9 @@ class TokenizedPosts(Dataset[Batch]):
             token_type_ids=None if later is None or not later.any() else torch.from_numpy(later.astype(np.int64)),
             prefix=None if self.prefix is None else self.prefix[torch.from_numpy(places)],
             tokens=int(lengths.sum()),
+            only=only,
+            parts=parts,
         )
-
-    def _beyond(self, task: str, rows: np.ndarray) -> np.ndarray:
-        """(B, W) the values of the words that `max_length` cuts off these posts, `IGNORED` behind a post's last."""
-        starts, ends = self.cut[0][rows], self.cut[0][rows + 1]
-        places = starts[:, None] + np.arange((ends - starts).max(initial=0))
-        there = places < ends[:, None]
-        return np.where(there, self.beyond[task][np.where(there, places, 0)], np.float32(IGNORED))
 
 
 def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None, np.ndarray]:
@@ -239,12 +229,12 @@ def check_workers(workers: int) -> None:
         raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
 
 
-def loader(pool: Dataset[Batch], batches: Sampler[Any] | Sequence[Any], workers: int = 0) -> DataLoader[Batch]:
+def loader(pool: TokenizedPosts, batches: Sampler[Any] | Sequence[Any], workers: int = 0) -> DataLoader[Batch]:
     """Hands each array of rows to the pool whole: a batch is a few slices, not B look-ups.
 
     workers: processes that make batches; the batches and their order are the same for any number.
     """
-    # of its own generator, or every pass over the posts would draw a number from the global one
     check_workers(workers)
+    # of its own generator, or every pass over the posts would draw a number from the global one
     generator, pinned = torch.Generator(), torch.cuda.is_available()
     return DataLoader(pool, sampler=batches, batch_size=None, num_workers=workers, generator=generator, pin_memory=pinned)

@@ -37,7 +37,7 @@ class Row:
 class Predicted:
     """Gives what the head of one task said of the N posts of a stage that carry its annotation.
 
-    space: its labels. posts: (N,) int64, where each stands among all posts of the run; tasks of one corpus share them.
+    posts: (N,) int64, where each stands among all posts of the run; tasks of one corpus share them.
     scores: (N, C) float32 as `Head.scores` gives them; for tokens (N,) of objects, each with one value a word.
     gold: as `Column.values`. threshold: the score from which a label or word is predicted, of the heads that have one.
     """

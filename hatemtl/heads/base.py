@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -53,6 +54,25 @@ class Tally(Metric):
         return dim_zero_cat(self.found) if isinstance(self.found, list) else self.found
 
 
+def confusion(labels: int, predict: Callable[[Tensor], Tensor]) -> Tally:
+    """Counts posts of label i for which label j was predicted, (C, C) int64, over the posts that are annotated.
+
+    predict: the labels' positions (B,) that scores (B, C) say.
+    """
+
+    def count(scores: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        places = targets * labels + predict(scores)  # no bincount, whose size would have to come from the device
+        counts = torch.zeros(labels * labels, dtype=torch.int64, device=scores.device).index_add_(0, places, has.long())
+        return counts.view(labels, labels)
+
+    return Tally(count, torch.zeros(labels, labels, dtype=torch.int64))
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """Picks the label of the highest score, (B, C) → (B,)."""
+    return scores.argmax(dim=1)
+
+
 class Pool(nn.Module):
     """One vector a post, (B, T, D) → (B, D): its first token, the mean of its tokens, or a learned weighting of them."""
 
@@ -87,9 +107,8 @@ def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float)
 class Head(nn.Module):
     """The head of one task on the encoder, with its loss, its metrics and its decoding; a class of it is a kind of label.
 
-    kind: of the labels that it predicts. problem: as what transformers' classifiers know such a head, if they do.
-    has_entropy: whether it has an `entropy`.
-
+    Where a class does not say otherwise, its logits are those of C labels, one of them a post's.
+    problem: as what transformers' classifiers know such a head, if they do. has_entropy: whether `entropy` is one of it.
     primary: the figure that tells which of two epochs is better; higher is better. primaries: those that it may be, none
     where there is no choice. threshold: the score from which a label or word is predicted, None where nothing is.
     Raises UserError where a setting is out of its range.
@@ -151,11 +170,11 @@ class Head(nn.Module):
 
     def scores(self, logits: Tensor) -> Tensor:
         """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
-        raise NotImplementedError
+        return logits.softmax(dim=1)
 
     def metric(self) -> Metric:
         """Makes a fresh accumulator: `update(scores, targets, has)` for every batch, then `compute()`."""
-        raise NotImplementedError
+        return confusion(len(self.space), likeliest)
 
     def rows(self, computed: Tensor) -> list[Figure]:
         """Gives what it is judged by, in order, from what `metric().compute()` gave."""
@@ -163,7 +182,7 @@ class Head(nn.Module):
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         """Names the labels that one post's scores say, or the words that they mark."""
-        raise NotImplementedError
+        return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]
 
     def surprise(self, logits: Tensor, draw: Generator) -> Tensor | None:
         """Computes -log p(y | post), summed over posts, for labels y drawn from the prediction; None: none are."""
@@ -171,11 +190,13 @@ class Head(nn.Module):
 
     def entropy(self, logits: Tensor) -> Tensor:
         """Computes the mean entropy of the predictions, in nats."""
-        raise NotImplementedError
+        return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
     def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        """Computes ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits, (B,)."""
-        raise NotImplementedError
+        """Computes ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits, (B,); a choice at -inf says nothing."""
+        p, q = first.log_softmax(dim=1), second.log_softmax(dim=1)
+        there = torch.isfinite(p) & torch.isfinite(q)
+        return torch.where(there, (p.exp() - q.exp()) * (p - q).masked_fill(~there, 0.0), 0.0).sum(dim=1) / 2
 
 
 def primary(head: Head, figures: Iterable[Figure]) -> float:
@@ -206,20 +227,13 @@ def count_rows(counts: Tensor, names: Sequence[str]) -> list[Figure]:
     return [Figure(kind, name, float(n)) for name, of_label in of_labels for kind, n in zip(COUNTS, of_label, strict=True)]
 
 
+def drawn_loss(logits: Tensor, draw: Generator) -> Tensor:
+    """Computes -log p(y | post), summed over posts, for a label y of each that is drawn from the softmax of (B, C)."""
+    drawn = torch.multinomial(logits.softmax(dim=1).detach(), 1, generator=draw)
+    return F.cross_entropy(logits, drawn[:, 0], reduction="sum")
+
+
 def label_weights(values: Tensor, labels: int, balance: float) -> Tensor:
     """Weighs labels in the loss, (C,), by how often `values` (N,) show them: (1 / (C · frequency)) ** balance."""
     positives = torch.bincount(values, minlength=labels).float()
     return (max(len(values), 1) / (labels * positives.clamp(min=1))) ** balance
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Gives the values' places, (N,), in their order, from 1 on; equal ones share the mean of theirs."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2)[inverse]
-
-
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Computes Pearson's correlation of (N,) values with others; 0 where either are all the same."""
-    x, y = (values.double() - values.double().mean() for values in (x, y))
-    scale = x.norm() * y.norm()
-    return float(x @ y / scale) if scale > 0 else 0.0

@@ -1,14 +1,10 @@
 """Predicts the right one of a post's second texts: multiple choice."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, masked_mean
-from hatemtl.heads.confusion import confusion, divergence, likeliest, surprise
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, drawn_loss, feed_forward, masked_mean
 from hatemtl.labels import LabelSpace
 
 
@@ -47,20 +43,8 @@ class ChoiceHead(Head):
             losses = losses.lerp(each.sum(dim=1) / there.sum(dim=1), self.label_smoothing)
         return masked_mean(losses, has.to(logits.dtype))
 
-    def scores(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=1)
-
-    def metric(self) -> Metric:
-        return confusion(len(self.space), likeliest)
-
     def rows(self, computed: Tensor) -> list[Figure]:
         return [Figure("accuracy", None, float(computed.trace() / torch.clamp(computed.sum(), min=1)))]
 
-    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]
-
     def surprise(self, logits: Tensor, draw: Generator) -> Tensor:
-        return surprise(logits, draw)
-
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return divergence(first, second)
+        return drawn_loss(logits, draw)

@@ -71,9 +71,7 @@ class MaskedHead(Head):
 
     def rows(self, computed: Tensor) -> list[Figure]:
         loss, right, asked = computed.tolist()
+        perplexity = math.exp(min(loss / (asked or 1), 700))  # beyond it no number is left
+        values = (loss / asked, perplexity, 1 / perplexity, right / asked) if asked else (0.0,) * 4
         names = ("loss", "perplexity", "likelihood", "accuracy")
-        if not asked:
-            return [Figure(name, None, 0.0) for name in names]
-        perplexity = math.exp(min(loss / asked, 700))  # beyond it no number is left
-        values = (loss / asked, perplexity, 1 / perplexity, right / asked)
         return [Figure(name, None, value) for name, value in zip(names, values, strict=True)]

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, label_weights, masked_mean
-from hatemtl.heads.confusion import class_rows, confusion, divergence, likeliest, matthews, surprise
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, drawn_loss, feed_forward, label_rows, label_weights, masked_mean
 from hatemtl.labels import LabelSpace
 
 
@@ -42,23 +41,27 @@ class MulticlassHead(Head):
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
         return masked_mean(losses, self.weights[targets] * has)
 
-    def scores(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=-1)
-
-    def metric(self) -> Metric:
-        return confusion(len(self.space), likeliest)
-
     def rows(self, computed: Tensor) -> list[Figure]:
         return [*class_rows(computed, self.space.names), Figure("matthews", None, matthews(computed))]
 
-    def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]
-
     def surprise(self, logits: Tensor, draw: Generator) -> Tensor:
-        return surprise(logits, draw)
+        return drawn_loss(logits, draw)
 
-    def entropy(self, logits: Tensor) -> Tensor:
-        return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return divergence(first, second)
+def class_rows(matrix: Tensor, names: Sequence[str]) -> list[Figure]:
+    """Gives the rows of `label_rows`, with the accuracy."""
+    right, posts = matrix.diagonal(), int(matrix.sum())
+    counts = torch.stack([right, matrix.sum(dim=0) - right, matrix.sum(dim=1) - right], dim=1)
+    return label_rows(counts, names, Figure("accuracy", None, int(right.sum()) / posts if posts else 0.0))
+
+
+def matthews(matrix: Tensor) -> float:
+    """Computes Matthews' correlation of any number of labels (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006, eq. 8).
+
+    0 where only one label was predicted, or only one occurs.
+    """
+    exact = matrix.double()
+    given, true, posts = exact.sum(dim=0), exact.sum(dim=1), exact.sum()
+    shared = posts * exact.trace() - given @ true
+    scale = ((posts**2 - given @ given) * (posts**2 - true @ true)).sqrt()
+    return float(shared / scale) if scale > 0 else 0.0

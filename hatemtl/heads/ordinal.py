@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, feed_forward, label_weights, masked_mean
-from hatemtl.heads.binary import divergence
-from hatemtl.heads.confusion import class_rows, confusion, quadratic_kappa, spearman
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, confusion, feed_forward, label_weights, masked_mean
+from hatemtl.heads.multiclass import class_rows
+from hatemtl.heads.multilabel import divergence
+from hatemtl.heads.score import correlation, ranks
 from hatemtl.labels import LabelSpace
 
 
@@ -98,3 +99,22 @@ def log_probabilities(logits: Tensor) -> Tensor:
 def median(scores: Tensor) -> Tensor:
     """Finds the lowest level that at least half of the probability (B, C) is not above, (B,)."""
     return (scores.cumsum(dim=1)[:, :-1] < 0.5).sum(dim=1)
+
+
+def quadratic_kappa(matrix: Tensor) -> float:
+    """Measures agreement beyond chance, a miss counting by the square of its levels (Cohen 1968, doi:10.1037/h0026256).
+
+    0 where one level alone occurs and is predicted.
+    """
+    exact, levels = matrix.double(), torch.arange(len(matrix), dtype=torch.float64, device=matrix.device)
+    weights = (levels[:, None] - levels) ** 2
+    chance = exact.sum(dim=1)[:, None] * exact.sum(dim=0) / exact.sum().clamp(min=1)
+    missed, by_chance = (weights * exact).sum(), (weights * chance).sum()
+    return float(1 - missed / by_chance) if by_chance > 0 else 0.0
+
+
+def spearman(matrix: Tensor) -> float:
+    """Computes the rank correlation of true and predicted levels."""
+    levels = torch.arange(len(matrix))
+    true, given = torch.cartesian_prod(levels, levels).repeat_interleave(matrix.flatten(), dim=0).T
+    return correlation(ranks(true), ranks(given))

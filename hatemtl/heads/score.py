@@ -1,6 +1,6 @@
 """Predicts a number a post: regression."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, correlation, feed_forward, masked_mean, ranks
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, feed_forward, masked_mean
 from hatemtl.labels import LabelSpace
-
-LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "huber": F.huber_loss}
 
 
 class ScoreHead(Head):
@@ -33,7 +31,7 @@ class ScoreHead(Head):
         primary: str = "pearson",
     ) -> None:
         super().__init__(space, primary, ["pearson", "spearman"])
-        self.loss_of = LOSSES[loss]
+        self.loss_of = F.huber_loss if loss == "huber" else F.mse_loss
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
         self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation; its weights mean nothing without
@@ -75,3 +73,16 @@ class ScoreHead(Head):
     def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes half the square of the difference: the divergence of normal distributions of deviation 1."""
         return (first - second).square().sum(dim=1) / 2
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Gives the values' places, (N,), in their order, from 1 on; equal ones share the mean of theirs."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[inverse]
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Computes Pearson's correlation of (N,) values with others; 0 where either are all the same."""
+    x, y = (values.double() - values.double().mean() for values in (x, y))
+    scale = x.norm() * y.norm()
+    return float(x @ y / scale) if scale > 0 else 0.0

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.heads.base import Figure, Head, Tally, count_rows, f1, feed_forward, masked_mean
-from hatemtl.heads.binary import agreements, binary_losses, divergence, positive_weights, reach
+from hatemtl.heads.multilabel import agreements, binary_losses, divergence, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 

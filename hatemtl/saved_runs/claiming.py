@@ -80,7 +80,9 @@ def _lock(path: Path, save_path: Path, doing: str) -> FileLock:
             lock.acquire()
             return lock
         except Timeout:
-            holder = _holder(path)
+            holder: dict[str, Any] = {}
+            with suppress(UserError):  # it may not be signed yet
+                holder = json_object.read(path, "")
             if holder.get("doing") == TRAINED or time.monotonic() > until:
                 who = "{doing} by process {pid} on {host} since {since}" if holder else "written by another process"
                 who = who.format(**holder)
@@ -98,13 +100,6 @@ def _sign(descriptor: int, doing: str) -> None:
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
     os.ftruncate(descriptor, 0)
     os.write(descriptor, json.dumps(holder).encode())
-
-
-def _holder(path: Path) -> dict[str, Any]:
-    """Reads who signed, if it can be read yet."""
-    with suppress(UserError):
-        return json_object.read(path, "")
-    return {}
 
 
 def _sweep(save_path: Path) -> None:
@@ -155,8 +150,8 @@ def claim(save_path: Path, config: Mapping[str, Any], inputs: Inputs, *, overwri
 def start(save_path: Path, config: Mapping[str, Any], inputs: Inputs) -> Path:
     """Makes the folder of a run at work, with its configuration and inputs; removes what `claim` let pass as replaceable."""
     work = unfinished(save_path)
-    known = (work / "config.yaml").exists()
-    if work.exists() and (not known or _changed_since(work, config, inputs) or _broken(work / CHECKPOINT)):
+    goes_on = (work / "config.yaml").exists() and not _changed_since(work, config, inputs)
+    if work.exists() and (not goes_on or _broken(work / CHECKPOINT)):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_record(work, {"status": "unfinished", **inputs})

@@ -1,7 +1,8 @@
-"""Watches a training run: the best weights, the way back after an interruption, the clock, the printed line."""
+"""Watches a training run: the best weights, the way back after an interruption, the clock, the line, what diverges."""
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
+from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_flops, wait
 from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs.saved_run import write
-from hatemtl.training.divergence import finite, why
+
+AGAIN = "overwrite=true, since the unfinished run is another"
 
 
 class BestWeights(Callback):
@@ -36,7 +39,7 @@ class BestWeights(Callback):
         if trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics["val_score"])
-        weights: dict[str, Tensor] = pl_module.trained_state()
+        weights = pl_module.trained_state()
         if score > self.score and all(map(finite, weights.values())):  # NaN may score well where few labels are right
             self.score, self.epoch, self.waited = score, trainer.current_epoch, 0
             self.weights = {k: v.clone() for k, v in weights.items()}
@@ -98,8 +101,7 @@ class Throughput(Callback):
         self.started, self.tokens = 0.0, 0  # of the epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.read, self.tokens = {}, 0
-        self.started = time.perf_counter()
+        self.read, self.tokens, self.started = {}, 0, time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         first, places = self.read.get(batch.only, (batch, 0))
@@ -163,10 +165,40 @@ class EpochLine(Callback):
         loss = float(values["train_loss"])
         if not math.isfinite(loss):
             raise UserError(f"the training loss is {loss} after epoch {epoch + 1}: {why(pl_module)}")
-        shown = [f"epoch {epoch + 1}/{trainer.max_epochs}", f"loss {loss:.4f}"]
-        for task, head in pl_module.heads.items():
-            primary = f"val_{task}_{head.primary}"
-            shown.append(f"{primary} {float(values[primary]):.3f}")
-        if self.best.epoch == epoch:
-            shown.append("(best)")
+        names = [f"val_{task}_{head.primary}" for task, head in pl_module.heads.items()]
+        figures = [f"loss {loss:.4f}", *(f"{name} {float(values[name]):.3f}" for name in names)]
+        shown = [f"epoch {epoch + 1}/{trainer.max_epochs}", *figures, *(["(best)"] if self.best.epoch == epoch else [])]
         self.console.print("  ".join(shown), highlight=False, soft_wrap=True)
+
+
+def check_finite(module: MultitaskModule, rows: Sequence[Row]) -> None:
+    """Raises UserError where a weight that is to be saved, or a result, is no finite number."""
+    saved = {**module.trained_state(), **module.heads.state_dict(prefix="heads.")}
+    broken = [name for name, tensor in saved.items() if not finite(tensor)]
+    wrong = [f"{row.metric} is {row.value}" for row in rows if not math.isfinite(row.value)]
+    found = [f"{len(broken)} of {len(saved)} trained tensors hold NaN or infinity, as {broken[0]}"] if broken else wrong[:1]
+    if found:
+        raise UserError(f"{found[0]}, so nothing is saved as finished: {why(module)}")
+
+
+def why(module: MultitaskModule) -> str:
+    """The likely cause, looked for in what is frozen, and what to type."""
+    for name, parameter in module.encoder.named_parameters():
+        if not parameter.requires_grad and not finite(parameter):
+            return f"{name} of the pretrained encoder holds NaN or infinity; type another encoder=NAME, and {AGAIN}"
+    rates = module.optimization
+    if not rates.total_epochs:
+        return f"nothing was trained, so a merge made them; type another merge=NAME or heads.merge=NAME, and {AGAIN}"
+    heads = f"optimization.head_lr (now {rates.head_lr:g})"
+    lower = f"optimization.head_lr={min(rates.head_lr / 10, 1e-3):g}"
+    if any(parameter.requires_grad for parameter in module.encoder.parameters()):
+        heads = f"optimization.encoder_lr (now {rates.encoder_lr:g}) or {heads}"
+        lower = f"optimization.encoder_lr={min(rates.encoder_lr / 10, 1e-4):g} {lower}"
+    half = any(parameter.dtype is torch.bfloat16 for parameter in module.encoder.parameters())
+    exact = ", or trainer.precision=32" if half else ""
+    return f"{heads} is likely too high; type {lower}{exact}, and {AGAIN}"
+
+
+def finite(tensor: Tensor) -> bool:
+    """Tells whether all that it holds are numbers."""
+    return bool(torch.isfinite(tensor).all())

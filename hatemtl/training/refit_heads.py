@@ -58,16 +58,14 @@ def features(module: MultitaskModule, data: DataModule, device: torch.device) ->
 def fit(head: Head, vectors: Tensor, targets: Tensor, penalty: float) -> None:
     """Minimises the head's own loss over these posts plus penalty/2·‖W‖² on standardised features, by L-BFGS.
 
-    For a head of one layer that is convex (L-BFGS: Nocedal & Wright 2006, Numerical Optimization, ch. 7). In scikit-learn's
-    words, of n posts whose features a StandardScaler has scaled:
+    Convex for a head of one layer (L-BFGS: Nocedal & Wright 2006, Numerical Optimization, ch. 7). In scikit-learn's words,
+    of n posts whose features a StandardScaler has scaled:
         multiclass: LogisticRegression(C=1/(n·penalty)), of two labels C=2/(n·penalty), for softmax halves the one weight
         multilabel: LogisticRegression(C=1/(n·labels·penalty)) for each label, the loss being the mean over labels
         score: Ridge(alpha=n·penalty/2) on standardised scores; with the head's loss=huber, none
         ordinal: none; the proportional-odds model with the penalty on its one direction, the thresholds free
     The head's balance is `sample_weight`; a multiclass head's loss is the weighted mean, so n is then the weights' sum. With
-    label_smoothing no estimator of theirs is the same.
-
-    What the features were standardised by is folded into the first layer.
+    label_smoothing no estimator of theirs is the same. The first layer takes in what the features were standardised by.
     """
     own: Any = head
     linear = [layer for layer in own.layers if isinstance(layer, nn.Linear)]
@@ -102,10 +100,7 @@ def _loss(head: Head, vectors: Tensor, targets: Tensor) -> Tensor:
 
 
 def refit(module: MultitaskModule, data: DataModule, *, device: torch.device, seed: int) -> dict[str, float]:
-    """Fits every head to the encoder as it stands; gives the penalty that held-out posts chose for each task.
-
-    The encoder gets no gradient and reads every training post once.
-    """
+    """Fits every head to the encoder as it stands; gives the penalty that held-out posts chose for each task."""
     chosen = {}
     for task, (vectors, targets) in features(module, data, device).items():
         head: Any = module.head(task).cpu()

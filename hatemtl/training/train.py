@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,8 +25,8 @@ from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.training import divergence, loggers
-from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput
+from hatemtl.training import loggers
+from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput, check_finite
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.actions import evaluate
@@ -79,9 +78,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     module, origin = network.module, provenance()
     if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
-    ways: dict[str, Any] = {"cache": request.cache, "cache_prefix": request.cache_prefix}
-    words = prepare(network, data, settings, epochs=optimization.total_epochs, **ways)
-
+    words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
     work = start(save_path, config, inputs)
@@ -115,7 +112,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     rows, parts, memory = module.rows, network.parts(), peak_memory()
     heads_learn = refits or optimization.total_epochs > 0
     encoder_learns = optimization.total_epochs > optimization.heads_first
-    divergence.check(module, rows)
+    check_finite(module, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     method.library.save(module.encoder, network.name, work)
     heads = {name: value.contiguous().cpu() for name, value in module.heads.state_dict().items()}
@@ -160,7 +157,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
 
 
 def prepare(
-    network: Network, data: DataModule, settings: TrainerSettings, *, epochs: int, cache: Path | None, cache_prefix: bool
+    network: Network, data: DataModule, settings: TrainerSettings, epochs: int, cache: Path | None, *, cache_prefix: bool
 ) -> str:
     """Makes network and data ready to train so many epochs: tokens, compiled code, frozen layers' states, labels' counts.
 

@@ -202,14 +202,14 @@ def test_a_disk_that_is_full_when_the_run_ends_costs_no_training(
     cli: Cli, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, filled = small / "run", []
-    check = hatemtl.training.divergence.check
+    check = hatemtl.training.callbacks.check_finite
 
     def then_full(*given: Any) -> None:
         check(*given)
         filled.append(fill(small))
 
     with monkeypatch.context() as patch:
-        patch.setattr("hatemtl.training.train.divergence.check", then_full)
+        patch.setattr("hatemtl.training.train.check_finite", then_full)
         outcome = cli(*RUN, "action=[train,test]", f"save_path={run}")
     told(outcome, "No space left on device; make room there, or type save_path=FOLDER")
     told(outcome, "epoch 2 of 2 is kept, and the same command goes on from there")
@@ -331,7 +331,7 @@ def test_a_bug_is_seen_with_its_stack(cli: Cli, tmp_path: Path, monkeypatch: pyt
     def gone(*_: Any) -> None:
         (Path(hatemtl.__file__).parent / "gone.json").read_text()
 
-    monkeypatch.setattr("hatemtl.training.train.divergence.check", gone)
+    monkeypatch.setattr("hatemtl.training.train.check_finite", gone)
     with pytest.raises(FileNotFoundError):
         cli(*RUN, f"save_path={tmp_path}/run")
 

@@ -4,8 +4,10 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, matthews_corrcoef
 
-from hatemtl.heads.base import correlation, ranks
-from hatemtl.heads.confusion import confusion, likeliest, matthews, quadratic_kappa, spearman
+from hatemtl.heads.base import confusion, likeliest
+from hatemtl.heads.multiclass import matthews
+from hatemtl.heads.ordinal import quadratic_kappa, spearman
+from hatemtl.heads.score import correlation, ranks
 
 
 def drawn(seed: int, labels: int = 4, posts: int = 150) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:

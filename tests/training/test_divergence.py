@@ -92,8 +92,10 @@ def test_a_test_that_breaks_leaves_the_trained_run(cli: Cli, tmp_path: Path, mon
     run = tmp_path / "run"
     command = (*scores(tmp_path / "posts.csv", 1.0), "action=[train,test]", f"save_path={run}")
 
+    begin = MultitaskModule.on_test_epoch_start
+
     def breaks(self: MultitaskModule) -> None:
-        self.on_validation_epoch_start()
+        begin(self)
         for parameter in self.heads.parameters():
             parameter.data.fill_(torch.nan)
 
