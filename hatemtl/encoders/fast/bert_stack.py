@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast.attention import Group, waits
-from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer
+from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, waits
 from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
 from hatemtl.encoders.pretrained import LayersOutput
 
