@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
@@ -26,7 +25,6 @@ from hatemtl.seeds import seeded
 
 Transformer = PreTrainedModel
 Tokenizer = PreTrainedTokenizerFast
-LayersOutput = BaseModelOutputWithPastAndCrossAttentions
 
 FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "spm.model"]
 # How transformers fails at files that are broken or tampered with.

@@ -137,9 +137,6 @@ class MultitaskModule(L.LightningModule):
         self.through.learns = self.current_epoch >= self.optimization.heads_first
         self.losses_so_far.clear()
 
-    def on_train_epoch_end(self) -> None:
-        self.through.learns = True
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,7 +1,4 @@
-"""Adds terms to the losses of tasks: what a network should do on posts whatever their labels say.
-
-A regulariser has a name and a weight of its own; no weighting of tasks sees its terms.
-"""
+"""Adds terms to the losses of tasks, which no weighting of theirs sees: what a network should do whatever labels say."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
+from hatemtl.heads.base import masked_mean
 
 
 class Passes(Protocol):
@@ -69,13 +67,6 @@ class RDrop:
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         again = forward(batch, [*logits])
         mask = batch.first(batch.attention_mask)
-        terms = [divergence(forward.heads[task], logits[task], again[task], batch.has[task], mask) for task in logits]
+        of_posts = {task: forward.heads[task].divergence(logits[task], again[task], mask) for task in logits}  # (B,)
+        terms = [masked_mean(found, batch.has[task].float()) for task, found in of_posts.items()]
         return {"divergence": torch.stack(terms).sum()}
-
-
-def divergence(head: Any, first: Tensor, second: Tensor, has: Tensor, mask: Tensor) -> Tensor:
-    """Averages what a head says of the divergence of two passes' logits over annotated posts.
-
-    has: (B,); mask: (B, T), where tokens are.
-    """
-    return (head.divergence(first, second, mask) * has).sum() / has.sum().clamp(min=1)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, waits
-from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
-from hatemtl.encoders.pretrained import LayersOutput
+from hatemtl.encoders.fast.lora_linear import gradients, prepare
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -49,7 +49,6 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        check_once()
         flat, below = iter(ctx.saved_tensors), ctx.needs_input_grad[0]
         kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
         with _BelowAutograd():
@@ -149,11 +148,8 @@ class BertStack:
     before: Any = None
 
     def __init__(self, encoder: Any) -> None:
-        self.owner, self.own, self.layers = (
-            encoder,
-            encoder.forward,
-            [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer],
-        )
+        self.owner, self.own = encoder, encoder.forward
+        self.layers = [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer]
         self.dropouts = [m for m in encoder.modules() if isinstance(m, nn.Dropout)]
 
     def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
@@ -168,7 +164,7 @@ class BertStack:
                     hidden = layer(hidden, attention_mask)[0]
             else:
                 hidden = _through([ours for _, ours, _ in group], hidden, attention_mask)
-        return LayersOutput(last_hidden_state=hidden)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
 
 
 def _hooks(layer: nn.Module) -> int:

@@ -119,7 +119,13 @@ class Joint:
         return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
+        """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave.
+
+        Raises UserError where it is to be differentiated itself.
+        """
+        # torch's `once_differentiable` tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part
+        if torch.is_grad_enabled():
+            raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
         gradient = None
         if dx:  # dy·W
             self.transposed = self.transposed or FrozenLinear(self.weight.mT, None)
@@ -185,15 +191,6 @@ def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Te
     return into
 
 
-def check_once() -> None:
-    """Refuses, in a `backward`, to be differentiated itself: UserError where that is asked for.
-
-    torch's own `once_differentiable` tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part.
-    """
-    if torch.is_grad_enabled():
-        raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
-
-
 class _Linear(torch.autograd.Function):
     """Computes a `Joint` with gradients for x and its factors, which are named so that they get theirs."""
 
@@ -207,7 +204,6 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        check_once()
         x, *kept = ctx.saved_tensors
         dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
         return dx, None, *gradients([ctx.joint], [found])
