@@ -38,7 +38,7 @@ def search(
 ) -> tuple[list[dict[str, Tensor]], list[Candidate]]:
     """Finds for each source the coefficient of every layer, and what each candidate on the way was worth by every objective.
 
-    model: the pretrained encoder, as it is again at the end. heads: of the merged network; they stay as they are.
+    The pretrained encoder and the merged network's heads are as they were at the end.
     """
     if any(run.record["library"] not in lora_formats.FILES for run in runs):
         raise UserError("merge=learned weighs LoRAs; for fully trained encoders type merge=mean, or merge=task_arithmetic")
@@ -75,9 +75,6 @@ class _Worth:
     trace: of the candidates judged so far. best: the one among them that is worth the least.
     Raises UserError where a head's predictions have no entropy, or the tasks no bias, and that counts.
     """
-
-    best: Tensor
-    least: float
 
     def __init__(self, merge: Learned, forward: Forward, found: Sequence[Any], batches: Sequence[Batch]) -> None:
         self.merge, self.forward, self.banks, self.batches = merge, forward, found, batches

@@ -28,29 +28,23 @@ TOKENS = 256  # with padding, that are computed at once where a backward follows
 
 
 def informed(
-    method: Method,
-    model: Transformer,
-    heads: Heads,
-    trained: HeadsOf,
-    posts: Callable[[str, int], list[Batch]],
-    seed: int,
+    method: Any, model: Transformer, heads: Heads, trained: HeadsOf, posts: Callable[[str, int], list[Batch]], seed: int
 ) -> tuple[Method, Search]:
     """Gives the method with a merge that knows what it must, and what a search for weights found and tried.
 
     heads: of the merged network. posts: batches of so many posts of a split. seed: the run's.
     """
-    given: Any = method
-    merge, runs, told = given.merge, method.starts_from(), Search()
+    merge, runs, told = method.merge, method.starts_from(), Search()
     library = "full" if any(run.record["library"] == "full" for run in runs) else method.library.name
     if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
     elif method.library.name == "adapterhub" and not all(map(lora_formats.is_lora, runs)):
-        by_parameter = of_adapters(given, model, trained, posts("train", merge.posts), seed)
-        return replace(given, merge=replace(merge, statistics=by_parameter)), told
+        by_parameter = of_adapters(method, model, trained, posts("train", merge.posts), seed)
+        return replace(method, merge=replace(merge, statistics=by_parameter)), told
     else:
         found = statistics(merge.needs, model, runs, trained, posts("train", merge.posts))
-    return replace(given, merge=replace(merge, statistics=[named(some, model, library) for some in found])), told
+    return replace(method, merge=replace(merge, statistics=[named(some, model, library) for some in found])), told
 
 
 def statistics(
@@ -59,9 +53,8 @@ def statistics(
     """Gathers for each source, by layer: `gram`, second moments of the layer's inputs, `packed`, or `fisher`, of W's shape.
 
     In single precision, and one Gram matrix for layers that read the same: those of four sources are all kept at once.
-
-    model: the pretrained encoder, which computes as one source after the other and is as it was at the end.
-    Raises UserError where a source is neither a LoRA nor a full encoder.
+    The pretrained encoder computes as one source after the other and is as it was at the end. Raises UserError where a
+    source is neither a LoRA nor a full encoder.
     """
     found = []
     model.requires_grad_(False)
@@ -101,16 +94,11 @@ def of_adapters(method: Any, model: Transformer, heads: HeadsOf, batches: Sequen
 @contextmanager
 def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
     """Lets the pretrained encoder compute as the source does, inside: its weights are the source's, exactly."""
-    whole = run.record["library"] == "full"
-    updates = {} if whole else lora_formats.read(run, model)
-    changed = [f"{path}.weight" for path in updates]
-    before = {key: weight.clone() for key, weight in model.state_dict().items() if whole or key in changed}
-    with torch.no_grad():
-        if whole:
-            model.load_state_dict(run.tensors(full.WEIGHTS))
-        for path, update in updates.items():
-            weight: Any = model.get_submodule(path).weight
-            weight.add_(update.dense().to(weight))
+    whole, state = run.record["library"] == "full", model.state_dict()
+    updates = {} if whole else {f"{path}.weight": update.dense() for path, update in lora_formats.read(run, model).items()}
+    after = run.tensors(full.WEIGHTS) if whole else {key: state[key] + more.to(state[key]) for key, more in updates.items()}
+    before = {key: weight.clone() for key, weight in state.items() if key in after}
+    model.load_state_dict(after, strict=whole)
     try:
         yield
     finally:

@@ -56,11 +56,7 @@ class Predictions:
 
 
 class MultitaskModule(L.LightningModule):
-    """The encoder, run once a batch, and every task's head on its hidden states.
-
-    A head computes all B rows and its loss averages those that have the annotation: without any it takes part with a zero,
-    so every parameter gets a gradient and no row count leaves the device.
-    """
+    """The encoder, run once a batch, and every task's head on its hidden states of all B posts, annotated or not."""
 
     def __init__(
         self,

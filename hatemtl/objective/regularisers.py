@@ -18,11 +18,8 @@ class Passes(Protocol):
     heads: Any
 
     def __call__(self, batch: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]: ...
-
     def encode(self, batch: Any, embeddings: Tensor | None = None) -> Tensor: ...
-
     def embed(self, batch: Any) -> Tensor: ...
-
     def read(self, hidden: Tensor, batch: Any, tasks: Iterable[str]) -> dict[str, Tensor]: ...
 
 
@@ -33,19 +30,15 @@ class Regulariser(Protocol):
 
     def check(self, forward: Passes) -> None:
         """Raises UserError where on this network the terms would say nothing."""
-        ...
 
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gives scalars by name. hidden: (S, T, D), None where each task has its own. logits: by task, as in training."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RDrop:
     """Draws two passes under dropout together (Liang et al. 2021, arXiv:2106.14448): the mean of both Kullback-Leibler
-    divergences between their predictions, over a task's annotated posts, summed over tasks.
-
-    The tasks' losses stay those of the first pass: of either they are the same in the mean.
+    divergences between their predictions, over a task's annotated posts, summed over tasks; losses are the first pass's.
     """
 
     weight: float

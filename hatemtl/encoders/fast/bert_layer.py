@@ -1,9 +1,4 @@
-"""Computes the layer of BERT and its kin (ELECTRA, RoBERTa) with LoRAs, in as few passes over memory as its formula allows.
-
-Its posts stand one behind the other in groups of one length. transformers projects queries, keys and values apart, scales
-and masks the scores in passes of their own, and copies at every transpose. Here the three projections are one product, scale
-and mask one pass, and the residual is added in place.
-"""
+"""Computes the layer of BERT and its kin with LoRAs, in as few passes over memory as its formula allows."""
 
 import math
 from dataclasses import dataclass
@@ -27,10 +22,7 @@ SAFE = 0.75
 
 @dataclass(frozen=True)
 class Group:
-    """Rows begin:end hold n posts of T places each.
-
-    mask: (n or 1, 1, 1 or T, T) float32, 0 for a token, as attention adds it.
-    """
+    """Rows begin:end hold n posts of T places. mask: (n or 1, 1, 1 or T, T) float32, 0 for a token, as attention adds it."""
 
     begin: int
     end: int
@@ -138,16 +130,12 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def _norm_backward(dy: Tensor, kept: list[Tensor]) -> Tensor:
-    """Computes the gradient of x."""
     x, *rest = kept
     return torch.ops.aten.native_layer_norm_backward(dy, x, x.shape[-1:], *rest, [True, False, False])[0]
 
 
 class BertLayer:
-    """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads, for hidden states (M, D).
-
-    merged: its `joints` with their LoRAs in them while nothing is trained.
-    """
+    """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads, for hidden states (M, D)."""
 
     def __init__(self, layer: Any) -> None:
         attention, feed_forward = layer.attention, layer.output
@@ -157,7 +145,7 @@ class BertLayer:
         self.output = _joint(feed_forward.dense)
         self.joints = [self.projections, self.context, self.intermediate, self.output]  # in the order of their computation
         self.norms = attention.output.LayerNorm, feed_forward.LayerNorm
-        self.merged: list[FrozenLinear] | None = None
+        self.merged: list[FrozenLinear] | None = None  # the joints with their LoRAs in them, while nothing is trained
 
     @property
     def factors(self) -> list[nn.Parameter]:

@@ -1,8 +1,4 @@
-"""Computes the layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed.
-
-transformers computes every post as long as the longest of its batch. Here the posts of a batch stand one behind the other,
-as long as the longest of a group of like length, so that only attention has to know where a group begins.
-"""
+"""Computes the layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed."""
 
 import math
 from dataclasses import dataclass
@@ -65,8 +61,8 @@ class _Stack(torch.autograd.Function):
 class Posts:
     """The places of a padded batch's posts (B, T) when they stand one behind the other, in M rows, a multiple of `ROWS`.
 
-    groups: of like length. packing: which place each row holds (M,), the rows that hold no token, which row holds each place
-    (B·T,), any at padding, and where that is; None where the batch stays as it is.
+    groups: of like length, each as long as its longest. packing: which place each row holds (M,), the rows that hold no
+    token, which row holds each place (B·T,), any at padding, and where that is; None where the batch stays as it is.
     """
 
     shape: tuple[int, int]
@@ -142,10 +138,9 @@ class BertStack:
 
     Dropout in the body, compiled code and whoever asks for more than the last hidden states go the library's own way, and
     so does every layer that somebody watches or has replaced.
-    before: an own `forward` that the encoder had, if any.
     """
 
-    before: Any = None
+    before: Any = None  # an own `forward` that the encoder had
 
     def __init__(self, encoder: Any) -> None:
         self.owner, self.own = encoder, encoder.forward

@@ -1,11 +1,9 @@
 """Opens the door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
-They compute plain LoRAs (of AdapterHub or PEFT, without dropout, on float weights) of any encoder on any device, and whole
-layers of BERT, ELECTRA, RoBERTa, XLM-RoBERTa and CamemBERT where nothing but such LoRAs is trained, attention is eager (as
-it is on a CPU) and the body's dropout is off; see docs/fast.org. The libraries keep the parameters and save them.
+They compute plain LoRAs of any encoder, and whole layers of BERT and its kin where nothing else is trained: docs/fast.org
+says when. The libraries keep the parameters and save them.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -21,7 +19,6 @@ from hatemtl.encoders.fast.lora_linear import LoRALinear
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
 # seen, in bf16, where the library's own rounding is as large, 0.025, which grows with depth.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
-GOLDEN = (math.sqrt(5) - 1) / 2
 _verified: dict[tuple[Any, ...], str] = {}  # what was found in this process, by the kind of model; "" where all was well
 
 
@@ -49,8 +46,7 @@ def restore(model: nn.Module) -> None:
 def merged(model: nn.Module) -> Iterator[bool]:
     """Merges each LoRA computed here into the weight under it, inside, while nothing is trained; says if there is any.
 
-    Afterwards all is as before, to the last bit. What a library computes is left as it is, and says the same but for
-    rounding: to merge and unmerge as the libraries do would change the frozen weights.
+    Afterwards all is as before, to the last bit: to merge and unmerge as the libraries do would change the frozen weights.
     """
     forwards = [module.forward for module in model.modules()]
     steps: list[LoRALinear | BertLayer] = [f for f in forwards if isinstance(f, LoRALinear)]
@@ -145,4 +141,4 @@ def _said(model: nn.Module, factors: Sequence[nn.Parameter], dtype: torch.dtype)
 
 def _made_up(count: int) -> Tensor:
     """So many numbers in ±1 without a pattern, and without a draw: n²·φ modulo 1 is spread evenly (Weyl 1916)."""
-    return torch.arange(count, dtype=torch.float64).square() * GOLDEN % 1 * 2 - 1
+    return torch.arange(count, dtype=torch.float64).square() * ((5**0.5 - 1) / 2) % 1 * 2 - 1
