@@ -89,7 +89,6 @@ class Prefix:
         pool.prefix = torch.from_file(str(path), size=size, dtype=dtype).view(shape)
 
     def _below(self, batch: Batch) -> Tensor:
-        """The hidden states that the highest frozen layer gives, (B, T, D)."""
         found: list[Tensor] = []
 
         def stop(module: nn.Module, arguments: Any, output: tuple[Any, ...]) -> None:

@@ -80,6 +80,7 @@ class _Worth:
         self.merge, self.forward, self.banks, self.batches = merge, forward, found, batches
         self.heads: Heads = forward.heads
         self.trace: list[Candidate] = []
+        self.best, self.least = torch.empty(0), float("inf")
         self.judged: list[str] = []  # the tasks whose bias is recorded, as cmaes does even where it does not count
         for task, head in self.heads.items():
             if "entropy" in merge.objectives and not head.has_entropy:

@@ -73,8 +73,7 @@ class Posts:
     def of(hidden: Tensor, mask: Tensor | None) -> "Posts":
         """Finds those of a batch's hidden states (B, T, D).
 
-        mask: (B, 1, 1, T), 0 for a token, or another that attention adds. With another the batch stays as it is, as it does
-        on a GPU, which would be waited for to count tokens.
+        mask: (B, 1, 1, T), 0 for a token. With another, or on a GPU, which would be waited for, the batch stays as it is.
         """
         posts, length, _ = hidden.shape
         mask = hidden.new_zeros(1, 1, 1, length, dtype=torch.float32) if mask is None else mask.float()

@@ -68,8 +68,7 @@ def is_fast(model: nn.Module) -> bool:
 def verify(model: nn.Module) -> str | None:
     """Compares hidden states and gradients with the library's, once a process for each kind of model and number format.
 
-    Where they differ, the library computes from now on; gives what a user should know of that. The model's weights stay the
-    same to the last bit, and no random number is drawn.
+    Where they differ, the library computes from now on; gives what a user should know of that. No weight changes, no draw.
     """
     forwards = [module.forward for module in model.modules()]
     loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
