@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
 from hatemtl.command import request
-from hatemtl.encoders.fast import comparison
+from hatemtl.encoders.fast import door
 from hatemtl.saved_runs.claiming import TRAINED, held
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished, write_record
 from hatemtl.training.callbacks import BestWeights, Throughput
@@ -431,9 +431,9 @@ def test_that_layers_are_compared_first_changes_no_bit_of_a_run(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     options, compared = [*ONE, "optimization.epochs=2", f"trainer.precision={precision}"], []
-    difference = comparison._difference
-    monkeypatch.setattr(comparison, "_difference", lambda *of: compared.append(of) or difference(*of))
-    monkeypatch.setattr(comparison, "_verified", {})
+    difference = door._difference
+    monkeypatch.setattr(door, "_difference", lambda *of: compared.append(of) or difference(*of))
+    monkeypatch.setattr(door, "_verified", {})
     assert cli(*options, "action=[train,test]", f"save_path={tmp_path / 'with' / 'run'}").code == 0
     assert len(compared) == (2 if precision == "bf16" else 1)  # bf16 in float32 too, before the weights are cast
     monkeypatch.setattr(request, "verify", lambda model: None)
@@ -448,13 +448,13 @@ def test_where_layers_differ_a_run_is_the_librarys_and_says_so(
 ) -> None:
     options, note = [*ONE, "optimization.epochs=2", f"trainer.precision={precision}"], "note: hatemtl's own layers differ"
     ours, library, fallen_back = (tmp_path / name / "run" for name in ("ours", "library", "fallen_back"))
-    monkeypatch.setattr(comparison, "_verified", {})
+    monkeypatch.setattr(door, "_verified", {})
     fast = cli(*options, "action=[train,test]", f"save_path={ours}")
     assert fast.code == 0 and note not in fast.out
     asked = cli(*options, "action=[train,test]", "trainer.fast=false", f"save_path={library}")
     assert asked.code == 0 and note not in asked.out
-    monkeypatch.setattr(comparison, "_verified", {})
-    monkeypatch.setattr(comparison, "TOLERANCES", {torch.float32: 0.0, torch.bfloat16: 0.0})
+    monkeypatch.setattr(door, "_verified", {})
+    monkeypatch.setattr(door, "TOLERANCES", {torch.float32: 0.0, torch.bfloat16: 0.0})
     told = cli(*options, "action=[train,test]", f"save_path={fallen_back}")
     assert told.code == 0 and told.out.count(note) == 1
     assert trained_bytes(fallen_back) == trained_bytes(library)

@@ -44,10 +44,7 @@ def _items(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_weights(folder: Path, source: str) -> None:
-    """Raises UserError where the weights are not in model.safetensors, nor in the safetensors files beside an index of them.
-
-    An index is judged by the names in it, for in a hub's cache every file is a link to a file elsewhere.
-    """
+    """Raises UserError where the weights are neither in model.safetensors nor in safetensors files that an index names."""
     if (folder / WEIGHTS).is_file():
         return
     if not (index := folder / INDEX).is_file():
@@ -63,7 +60,7 @@ def check_weights(folder: Path, source: str) -> None:
     files = json_object.read(index, AGAIN).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise UserError(f"{index}: has no weight_map, expected one from each weight to its file; {AGAIN}")
-    for file in files.values():
+    for file in files.values():  # judged by name, for in a hub's cache every file is a link to one elsewhere
         if not isinstance(file, str) or Path(file).name != file or Path(file).suffix != ".safetensors":
             raise UserError(
                 f"{index}: names {file!r} as a file of weights, expected the name of a .safetensors file beside it; "

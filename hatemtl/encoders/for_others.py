@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from hatemtl.encoders.pretrained import Encoder, Tokenizer, Transformer
@@ -76,8 +77,9 @@ def _as_two(layers: Sequence[nn.Linear], between: str) -> list[tuple[Tensor, Ten
         return [(same * SMALL, none), (weight / SMALL, bias)]
     if 2 * labels > width:
         return None
-    lower, below = torch.zeros(width, width), torch.zeros(width)  # GELU(x) - GELU(-x) is x
-    lower[:labels], lower[labels : 2 * labels], below[:labels], below[labels : 2 * labels] = weight, -weight, bias, -bias
-    upper = torch.zeros(labels, width)
-    upper[:, :labels], upper[:, labels : 2 * labels] = torch.eye(labels), -torch.eye(labels)
-    return [(lower, below), (upper, torch.zeros(labels))]
+    rest, one = width - 2 * labels, torch.eye(labels)
+    lower, below = F.pad(torch.cat([weight, -weight]), (0, 0, 0, rest)), F.pad(torch.cat([bias, -bias]), (0, rest))
+    return [
+        (lower, below),
+        (F.pad(torch.cat([one, -one], dim=1), (0, rest)), torch.zeros(labels)),
+    ]  # GELU(x) - GELU(-x) is x

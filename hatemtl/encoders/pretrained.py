@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
@@ -26,14 +24,8 @@ from hatemtl.seeds import seeded
 
 Transformer = PreTrainedModel
 Tokenizer = PreTrainedTokenizerFast
-LayersOutput = BaseModelOutputWithPastAndCrossAttentions
 
 FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "spm.model"]
-# How transformers fails at files that are broken or tampered with.
-FAILURES = (
-    *(ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +75,14 @@ class Encoder:
     def tokenizer(self) -> Tokenizer:
         """Loads the fast tokenizer. A word in mid-text and a word at its start get the same ids."""
         folder = self.folder()
-        _check_tokenizer_class(folder)
+        for path in (folder / "tokenizer_config.json", folder / "config.json"):
+            given = json_object.read(path, AGAIN).get("tokenizer_class") if path.is_file() else None
+            if given is not None:  # a class that is none of a fast tokenizer, as that of a model, would read pickles
+                named = [given] if str(given).endswith("Fast") else [f"{given}Fast", str(given)]
+                found = next((cls for each in named if (cls := tokenizer_class_from_name(each)) is not None), None)
+                if not (isinstance(found, type) and issubclass(found, PreTrainedTokenizerFast)):
+                    raise UserError(f"{path}: tokenizer_class={given!r} is no fast tokenizer of transformers; {WAY_OUT}")
+                break
         with _readable(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
         if not tokenizer.is_fast:
@@ -186,23 +185,11 @@ class Encoder:
         return family
 
 
-def _check_tokenizer_class(folder: Path) -> None:
-    """Raises UserError where the files name a tokenizer's class that is none: that of a model would read pickles."""
-    for path in (folder / "tokenizer_config.json", folder / "config.json"):
-        given = json_object.read(path, AGAIN).get("tokenizer_class") if path.is_file() else None
-        if given is not None:
-            named = [given] if str(given).endswith("Fast") else [f"{given}Fast", str(given)]
-            found = next((cls for each in named if (cls := tokenizer_class_from_name(each)) is not None), None)
-            if not (isinstance(found, type) and issubclass(found, PreTrainedTokenizerFast)):
-                raise UserError(f"{path}: tokenizer_class={given!r} is no fast tokenizer of transformers; {WAY_OUT}")
-            return
-
-
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except FAILURES as error:
+    except Exception as error:  # files may be broken or tampered with in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the encoder in {folder} cannot be read ({reason}); download it again, or {WAY_OUT}") from error
 

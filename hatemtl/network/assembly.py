@@ -85,9 +85,7 @@ def assemble(
     """Builds the network; heads start from `heads_from`, from those of the method's sources, or fresh by their own draws.
 
     posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand.
-
-    Raises UserError where a head is of another kind than its labels or a saved one is not the one asked for, Refusal where
-    the method cannot stand on this encoder or start from its sources.
+    Raises UserError where a head does not fit its labels or what was saved, Refusal where the method does not fit the rest.
     """
     for task, space in spaces.items():
         if tasks[task].kind != space.kind:

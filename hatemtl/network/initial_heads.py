@@ -21,30 +21,25 @@ HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
 TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
 
 
-def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], seed: int) -> dict[str, Any]:
-    """Draws a head for every task, each by itself."""
-    heads = {}
-    for task, space in spaces.items():
-        embedding = {"embedding": model.get_input_embeddings()} if space.about == "masked tokens" else {}
-        with seeded(seed, "head", task):
-            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
-        _draw_labels(heads[task], seed, task)
-    return heads
-
-
 @torch.no_grad()
-def _draw_labels(head: Any, seed: int, task: str) -> None:
-    """Draws what a head reads each label with by the label's name, where it has a row of its last layer for each.
+def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], seed: int) -> dict[str, Any]:
+    """Draws a head for every task, each by itself, and a label's row of its last layer by the label's name.
 
     So a label starts alike in a part and in the whole, and those of two parts apart: drawn by place, the parts' adapters
     would learn to move posts along the same few directions, which a merge mixes up.
     """
-    last = next((layer for layer in reversed([*head.modules()]) if isinstance(layer, nn.Linear)), None)
-    if last is not None and len(last.weight) == len(head.space):
-        for weights, bias, label in zip(last.weight, last.bias, head.space.names, strict=True):
-            draw, bound = generator(seed, "head", task, label), last.in_features**-0.5  # as nn.Linear draws
-            weights.uniform_(-bound, bound, generator=draw)
-            bias.uniform_(-bound, bound, generator=draw)
+    heads: dict[str, Any] = {}
+    for task, space in spaces.items():
+        embedding = {"embedding": model.get_input_embeddings()} if space.about == "masked tokens" else {}
+        with seeded(seed, "head", task):
+            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
+        last = next((layer for layer in reversed([*heads[task].modules()]) if isinstance(layer, nn.Linear)), None)
+        if last is not None and len(last.weight) == len(space):
+            for weights, bias, label in zip(last.weight, last.bias, space.names, strict=True):
+                draw, bound = generator(seed, "head", task, label), last.in_features**-0.5  # as nn.Linear draws
+                weights.uniform_(-bound, bound, generator=draw)
+                bias.uniform_(-bound, bound, generator=draw)
+    return heads
 
 
 def load(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -> None:

@@ -38,11 +38,10 @@ def search(
 ) -> tuple[list[dict[str, Tensor]], list[Candidate]]:
     """Finds for each source the coefficient of every layer, and what each candidate on the way was worth by every objective.
 
-    model: the pretrained encoder, as it is again at the end. heads: of the merged network; they stay as they are.
+    The pretrained encoder and the merged network's heads are as they were at the end.
     """
     if any(run.record["library"] not in lora_formats.FILES for run in runs):
         raise UserError("merge=learned weighs LoRAs; for fully trained encoders type merge=mean, or merge=task_arithmetic")
-    biased = _check_objectives(merge, heads)
     sources = {str(i): lora_formats.read(run, model) for i, run in enumerate(runs)}
     fill(model, sources, gating=Gating(input=False, softmax=False), name="search", seed=merge.seed)
     found = banks(model)
@@ -50,7 +49,7 @@ def search(
         bank.gate = _Given()
     net = nn.ModuleDict(heads).eval().requires_grad_(False)
     try:
-        worth = _Worth(merge, Forward(model.eval(), heads), list(found.values()), batches, biased)
+        worth = _Worth(merge, Forward(model.eval(), heads), list(found.values()), batches)
         rows = len(found) if merge.by == "layer" else 1
         start = torch.full((rows, len(runs)), 1 / len(runs) if merge.start is None else merge.start)
         (_by_gradient if merge.search == "gradient" else _by_cmaes)(merge, start, worth)
@@ -59,25 +58,6 @@ def search(
         empty(model)
     by_layer = worth.best.expand(len(found), -1)
     return [{path: by_layer[i, n] for i, path in enumerate(found)} for n in range(len(runs))], worth.trace
-
-
-def _check_objectives(merge: Learned, heads: Heads) -> bool:
-    """Tells whether the bias can be recorded, as cmaes does even where that does not count.
-
-    Raises UserError where a head's predictions have no entropy, or the tasks no bias, and that counts.
-    """
-    for task, head in heads.items():
-        if "entropy" in merge.objectives and not head.has_entropy:
-            raise UserError(
-                f"merge.entropy: the {head.kind} head of task {task!r} has none; type merge.entropy=0 merge.loss=1"
-            )
-    try:
-        merge.bias_of.check({task: head.space for task, head in heads.items()})
-    except UserError as error:
-        if "bias" in merge.objectives:
-            raise UserError(f"merge.bias={merge.bias}: {error}; or type merge.bias=0 merge.error=1") from error
-        return False
-    return merge.search == "cmaes"
 
 
 class _Given(nn.Module):
@@ -93,19 +73,27 @@ class _Worth:
     """Measures coefficients (layers or 1, sources): by the weighted objectives, and by each of them alone.
 
     trace: of the candidates judged so far. best: the one among them that is worth the least.
+    Raises UserError where a head's predictions have no entropy, or the tasks no bias, and that counts.
     """
 
-    best: Tensor
-    least: float
-
-    def __init__(
-        self, merge: Learned, forward: Forward, found: Sequence[Any], batches: Sequence[Batch], biased: bool
-    ) -> None:
+    def __init__(self, merge: Learned, forward: Forward, found: Sequence[Any], batches: Sequence[Batch]) -> None:
         self.merge, self.forward, self.banks, self.batches = merge, forward, found, batches
         self.heads: Heads = forward.heads
-        judged = {task: head for task, head in self.heads.items() if biased}
-        self.judged = [task for task, head in judged.items() if head.space.about in ("posts", "second texts")]
         self.trace: list[Candidate] = []
+        self.best, self.least = torch.empty(0), float("inf")
+        self.judged: list[str] = []  # the tasks whose bias is recorded, as cmaes does even where it does not count
+        for task, head in self.heads.items():
+            if "entropy" in merge.objectives and not head.has_entropy:
+                raise UserError(
+                    f"merge.entropy: the {head.kind} head of task {task!r} has none; type merge.entropy=0 merge.loss=1"
+                )
+        try:
+            merge.bias_of.check({task: head.space for task, head in self.heads.items()})
+            if merge.search == "cmaes":
+                self.judged = [task for task, head in self.heads.items() if head.space.about in ("posts", "second texts")]
+        except UserError as error:
+            if "bias" in merge.objectives:
+                raise UserError(f"merge.bias={merge.bias}: {error}; or type merge.bias=0 merge.error=1") from error
 
     @torch.no_grad()
     def judge(self, candidate: Tensor) -> float:

@@ -28,12 +28,7 @@ TOKENS = 256  # with padding, that are computed at once where a backward follows
 
 
 def informed(
-    method: Method,
-    model: Transformer,
-    heads: Heads,
-    trained: HeadsOf,
-    posts: Callable[[str, int], list[Batch]],
-    seed: int,
+    method: Method, model: Transformer, heads: Heads, trained: HeadsOf, posts: Callable[[str, int], list[Batch]], seed: int
 ) -> tuple[Method, Search]:
     """Gives the method with a merge that knows what it must, and what a search for weights found and tried.
 
@@ -60,9 +55,8 @@ def statistics(
     """Gathers for each source, by layer: `gram`, second moments of the layer's inputs, `packed`, or `fisher`, of W's shape.
 
     In single precision, and one Gram matrix for layers that read the same: those of four sources are all kept at once.
-
-    model: the pretrained encoder, which computes as one source after the other and is as it was at the end.
-    Raises UserError where a source is neither a LoRA nor a full encoder.
+    The pretrained encoder computes as one source after the other and is as it was at the end. Raises UserError where a
+    source is neither a LoRA nor a full encoder.
     """
     found = []
     model.requires_grad_(False)
@@ -104,16 +98,11 @@ def of_adapters(
 @contextmanager
 def as_source(model: Transformer, run: SavedRun) -> Iterator[None]:
     """Lets the pretrained encoder compute as the source does, inside: its weights are the source's, exactly."""
-    whole = run.record["library"] == "full"
-    updates = {} if whole else lora_formats.read(run, model)
-    changed = [f"{path}.weight" for path in updates]
-    before = {key: weight.clone() for key, weight in model.state_dict().items() if whole or key in changed}
-    with torch.no_grad():
-        if whole:
-            model.load_state_dict(run.tensors(full.WEIGHTS))
-        for path, update in updates.items():
-            weight: Any = model.get_submodule(path).weight
-            weight.add_(update.dense().to(weight))
+    whole, state = run.record["library"] == "full", model.state_dict()
+    updates = {} if whole else {f"{path}.weight": update.dense() for path, update in lora_formats.read(run, model).items()}
+    after = run.tensors(full.WEIGHTS) if whole else {key: state[key] + more.to(state[key]) for key, more in updates.items()}
+    before = {key: weight.clone() for key, weight in state.items() if key in after}
+    model.load_state_dict(after, strict=whole)
     try:
         yield
     finally:
@@ -192,9 +181,9 @@ def _fishers(
         hooks.enter_context(embeddings.register_forward_hook(lambda module, arguments, output: output.requires_grad_()))
         for path in layers:
             hooks.enter_context(model.get_submodule(path).register_forward_hook(partial(watch, path=path)))
-        forward = _through(model, heads)
+        forward = Forward(model.eval(), nn.ModuleDict(heads).eval())
         for batch in _pieces(batches, 1 if any(batch.owner is not None for batch in batches) else TOKENS):
-            _surprises(forward, batch, draw).backward()
+            _surprise(forward, batch, draw).backward()
     posts = sum(map(len, batches))
     return {path: total.div_(posts) for path, total in sums.items()}
 
@@ -205,35 +194,26 @@ def _entry_fishers(
     """As `_fishers`, of parameters of any shape that are used in any way: so posts are read one by one."""
     trained = {key: parameter for key, parameter in own.items() if parameter.requires_grad}
     sums = {key: torch.zeros_like(parameter, dtype=torch.float32) for key, parameter in trained.items()}
-    forward = _through(model, heads)
+    forward = Forward(model.eval(), nn.ModuleDict(heads).eval())
     for post in _pieces(batches, 1):
-        surprise = _surprises(forward, post, draw)
-        gradients = torch.autograd.grad(surprise, [*trained.values()], allow_unused=True, materialize_grads=True)
+        surprise = _surprise(forward, post, draw)
+        gradients = torch.autograd.grad(surprise, [*trained.values()], materialize_grads=True)
         for total, gradient in zip(sums.values(), gradients, strict=True):
             total += gradient.square()
     posts = sum(map(len, batches))
     return {key: total.div_(posts) for key, total in sums.items()}
 
 
-def _through(model: nn.Module, heads: Heads) -> Forward:
-    return Forward(model.eval(), {task: head.eval() for task, head in heads.items()})
-
-
-def _surprises(forward: Forward, batch: Batch, draw: torch.Generator) -> Tensor:
-    """-log p(y | post), summed over posts and the tasks that they have."""
+def _surprise(forward: Forward, batch: Batch, draw: torch.Generator) -> Tensor:
+    """-log p(y | post), summed over posts and the tasks that they have, for labels y drawn from the predictions."""
     logits = forward(batch)
-    return torch.stack([_surprise(head, logits[task][batch.has[task]], draw) for task, head in forward.heads.items()]).sum()
-
-
-def _surprise(head: Any, logits: Tensor, draw: torch.Generator) -> Tensor:
-    """-log p(y | post), summed over posts, for labels y drawn from the prediction."""
-    surprise = head.surprise(logits, draw)
-    if surprise is None:
+    found = [head.surprise(logits[task][batch.has[task]], draw) for task, head in forward.heads.items()]
+    if other := [head.kind for head, surprise in zip(forward.heads.values(), found, strict=True) if surprise is None]:
         raise UserError(
-            f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {head.kind} ones; type "
+            f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {other[0]} ones; type "
             f"merge=mean"
         )
-    return surprise
+    return torch.stack(found).sum()
 
 
 def _pieces(batches: Sequence[Batch], tokens: int) -> Iterator[Batch]:

@@ -56,11 +56,7 @@ class Predictions:
 
 
 class MultitaskModule(L.LightningModule):
-    """The encoder, run once a batch, and every task's head on its hidden states.
-
-    A head computes all B rows and its loss averages those that have the annotation: without any it takes part with a zero,
-    so every parameter gets a gradient and no row count leaves the device.
-    """
+    """The encoder, run once a batch, and every task's head on its hidden states of all B posts, annotated or not."""
 
     def __init__(
         self,
@@ -136,9 +132,6 @@ class MultitaskModule(L.LightningModule):
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
         self.through.learns = self.current_epoch >= self.optimization.heads_first
         self.losses_so_far.clear()
-
-    def on_train_epoch_end(self) -> None:
-        self.through.learns = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast

@@ -11,7 +11,6 @@ from torch import nn
 
 from hatemtl.errors import UserError
 
-Schedule = Literal["linear", "cosine", "constant"]
 Parameters = Iterable[nn.Parameter]
 
 
@@ -32,7 +31,7 @@ class Optimization:
     heads_first: int
     warmup: float
     epochs: int
-    schedule: Schedule
+    schedule: Literal["linear", "cosine", "constant"]
     clip: float | None
     accumulate: int
     patience: int | None

@@ -1,7 +1,4 @@
-"""Adds terms to the losses of tasks: what a network should do on posts whatever their labels say.
-
-A regulariser has a name and a weight of its own; no weighting of tasks sees its terms.
-"""
+"""Adds terms to the losses of tasks, which no weighting of theirs sees: what a network should do whatever labels say."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
+from hatemtl.heads.base import masked_mean
 
 
 class Passes(Protocol):
@@ -20,11 +18,8 @@ class Passes(Protocol):
     heads: Any
 
     def __call__(self, batch: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]: ...
-
     def encode(self, batch: Any, embeddings: Tensor | None = None) -> Tensor: ...
-
     def embed(self, batch: Any) -> Tensor: ...
-
     def read(self, hidden: Tensor, batch: Any, tasks: Iterable[str]) -> dict[str, Tensor]: ...
 
 
@@ -35,19 +30,15 @@ class Regulariser(Protocol):
 
     def check(self, forward: Passes) -> None:
         """Raises UserError where on this network the terms would say nothing."""
-        ...
 
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gives scalars by name. hidden: (S, T, D), None where each task has its own. logits: by task, as in training."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RDrop:
     """Draws two passes under dropout together (Liang et al. 2021, arXiv:2106.14448): the mean of both Kullback-Leibler
-    divergences between their predictions, over a task's annotated posts, summed over tasks.
-
-    The tasks' losses stay those of the first pass: of either they are the same in the mean.
+    divergences between their predictions, over a task's annotated posts, summed over tasks; losses are the first pass's.
     """
 
     weight: float
@@ -69,13 +60,6 @@ class RDrop:
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         again = forward(batch, [*logits])
         mask = batch.first(batch.attention_mask)
-        terms = [divergence(forward.heads[task], logits[task], again[task], batch.has[task], mask) for task in logits]
+        of_posts = {task: forward.heads[task].divergence(logits[task], again[task], mask) for task in logits}  # (B,)
+        terms = [masked_mean(found, batch.has[task].float()) for task, found in of_posts.items()]
         return {"divergence": torch.stack(terms).sum()}
-
-
-def divergence(head: Any, first: Tensor, second: Tensor, has: Tensor, mask: Tensor) -> Tensor:
-    """Averages what a head says of the divergence of two passes' logits over annotated posts.
-
-    has: (B,); mask: (B, T), where tokens are.
-    """
-    return (head.divergence(first, second, mask) * has).sum() / has.sum().clamp(min=1)

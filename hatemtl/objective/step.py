@@ -3,14 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
-
-Of = Literal["parameters", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +34,15 @@ class Step:
         """Gives a number a task, 1 where a post carries its annotation, else 0; no row count leaves the device."""
         return {task: has.any().float() for task, has in self.has.items()}
 
-    def gradients(self, losses: Mapping[str, Tensor], of: Of = "parameters") -> Tensor:
-        """Computes each task's gradient, (K, P) float32: of the shared parameters, K backward passes, or of the states.
+    def gradients(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Computes each task's gradient of the shared parameters, (K, P) float32, in K backward passes.
 
         Raises UserError where there is nothing shared to take gradients of.
         """
-        if of == "hidden" and self.hidden is None:
-            raise UserError("gradients of hidden states: this method computes some for each task; take those of parameters")
-        shared: list[Tensor] = [*self.parameters] if of == "parameters" or self.hidden is None else [self.hidden]
-        if not any(tensor.requires_grad for tensor in shared):
+        if not self.parameters:
             raise UserError("this weighting needs gradients of what tasks share, and nothing shared is trained")
         rows = []
         for loss in losses.values():
-            found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-            parts = [torch.zeros_like(t) if g is None else g for t, g in zip(shared, found, strict=True)]
-            rows.append(torch.cat([part.detach().float().flatten() for part in parts]))
+            found = torch.autograd.grad(loss, self.parameters, retain_graph=True, materialize_grads=True)
+            rows.append(torch.cat([part.detach().float().flatten() for part in found]))
         return torch.stack(rows)

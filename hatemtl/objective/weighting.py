@@ -1,8 +1,4 @@
-"""Weighs the losses of several tasks against one another.
-
-A weighting sees all losses before any sum exists, and may ask the step for gradients. Parameters of its own are an optimizer
-group, and with its buffers they are in the checkpoint. Training alone calls it: nothing else may move its state.
-"""
+"""Weighs the losses of several tasks against one another; called by training alone, for nothing else may move its state."""
 
 from collections.abc import Mapping
 
@@ -31,10 +27,7 @@ class Sum(Weighting):
 
 
 class Uncertainty(Weighting):
-    """Σ exp(-s)·weight·loss + s/2 over tasks, s = log σ² learned (Kendall et al. 2018, arXiv:1705.07115, eq. 10).
-
-    A task without a post in the batch leaves its s where it is.
-    """
+    """Σ exp(-s)·weight·loss + s/2 over tasks, s = log σ² learned (Kendall et al. 2018, arXiv:1705.07115, eq. 10)."""
 
     def __init__(self, *, tasks: Mapping[str, float]) -> None:
         super().__init__(tasks=tasks)
@@ -43,6 +36,6 @@ class Uncertainty(Weighting):
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
         terms = []
         for task, loss in losses.items():
-            s = self.log_variance[task]
+            s = self.log_variance[task]  # which stays where it is if no post of the batch has the task
             terms.append(torch.exp(-s) * self.tasks[task] * loss + step.present[task] * s / 2)
         return torch.stack(terms).sum()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -130,8 +131,9 @@ class Throughput(Callback):
     @staticmethod
     def _step(module: MultitaskModule, batch: Batch) -> None:
         batch = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))  # some leave padding out of products
-        with module.through.eager():  # and no weighting, whose state only training may move
-            torch.stack([*module.losses(batch, module(batch)).values()]).sum().backward()
+        through = copy(module.through)
+        through.compiled = None  # no compiled code, and no weighting, whose state only training may move
+        torch.stack([*module.losses(batch, through(batch)).values()]).sum().backward()
 
     def record(self, peak: float) -> dict[str, float]:
         """Gives the figures for run.json. peak: the measured matmul FLOP/s of the machine. Padding is no achievement."""

@@ -8,7 +8,7 @@ import pytest
 from composed import composed
 
 from hatemtl.command.configuration import build, requested
-from hatemtl.encoders.fast import comparison, is_fast
+from hatemtl.encoders.fast import door, is_fast
 from hatemtl.errors import UserError
 
 
@@ -98,9 +98,9 @@ def test_a_merge_inside_another_is_told_by_its_own_keys(inner: str, said: str) -
 def test_trainer_fast_says_who_computes(
     fast: str, precision: str, comparisons: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "_verified", {})
+    monkeypatch.setattr(door, "_verified", {})
     typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.precision={precision}"]
     request = requested(composed(*typed, f"trainer.fast={fast}"))
     network = request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
     assert is_fast(network.module.encoder) is (fast == "auto")
-    assert [*comparison._verified.values()] == [""] * comparisons
+    assert [*door._verified.values()] == [""] * comparisons

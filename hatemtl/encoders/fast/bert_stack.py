@@ -1,8 +1,4 @@
-"""Computes the layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed.
-
-transformers computes every post as long as the longest of its batch. Here the posts of a batch stand one behind the other,
-as long as the longest of a group of like length, so that only attention has to know where a group begins.
-"""
+"""Computes the layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed."""
 
 import math
 from dataclasses import dataclass
@@ -12,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from hatemtl.encoders.fast.attention import Group, waits
-from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer
-from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
-from hatemtl.encoders.pretrained import LayersOutput
+from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, waits
+from hatemtl.encoders.fast.lora_linear import gradients, prepare
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -50,7 +45,6 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        check_once()
         flat, below = iter(ctx.saved_tensors), ctx.needs_input_grad[0]
         kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
         with _BelowAutograd():
@@ -67,8 +61,8 @@ class _Stack(torch.autograd.Function):
 class Posts:
     """The places of a padded batch's posts (B, T) when they stand one behind the other, in M rows, a multiple of `ROWS`.
 
-    groups: of like length. packing: which place each row holds (M,), the rows that hold no token, which row holds each place
-    (B·T,), any at padding, and where that is; None where the batch stays as it is.
+    groups: of like length, each as long as its longest. packing: which place each row holds (M,), the rows that hold no
+    token, which row holds each place (B·T,), any at padding, and where that is; None where the batch stays as it is.
     """
 
     shape: tuple[int, int]
@@ -79,8 +73,7 @@ class Posts:
     def of(hidden: Tensor, mask: Tensor | None) -> "Posts":
         """Finds those of a batch's hidden states (B, T, D).
 
-        mask: (B, 1, 1, T), 0 for a token, or another that attention adds. With another the batch stays as it is, as it does
-        on a GPU, which would be waited for to count tokens.
+        mask: (B, 1, 1, T), 0 for a token. With another, or on a GPU, which would be waited for, the batch stays as it is.
         """
         posts, length, _ = hidden.shape
         mask = hidden.new_zeros(1, 1, 1, length, dtype=torch.float32) if mask is None else mask.float()
@@ -144,17 +137,13 @@ class BertStack:
 
     Dropout in the body, compiled code and whoever asks for more than the last hidden states go the library's own way, and
     so does every layer that somebody watches or has replaced.
-    before: an own `forward` that the encoder had, if any.
     """
 
-    before: Any = None
+    before: Any = None  # an own `forward` that the encoder had
 
     def __init__(self, encoder: Any) -> None:
-        self.owner, self.own, self.layers = (
-            encoder,
-            encoder.forward,
-            [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer],
-        )
+        self.owner, self.own = encoder, encoder.forward
+        self.layers = [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer]
         self.dropouts = [m for m in encoder.modules() if isinstance(m, nn.Dropout)]
 
     def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
@@ -169,7 +158,7 @@ class BertStack:
                     hidden = layer(hidden, attention_mask)[0]
             else:
                 hidden = _through([ours for _, ours, _ in group], hidden, attention_mask)
-        return LayersOutput(last_hidden_state=hidden)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
 
 
 def _hooks(layer: nn.Module) -> int:

@@ -1,19 +1,25 @@
 """Opens the door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
-They compute plain LoRAs (of AdapterHub or PEFT, without dropout, on float weights) of any encoder on any device, and whole
-layers of BERT, ELECTRA, RoBERTa, XLM-RoBERTa and CamemBERT where nothing but such LoRAs is trained, attention is eager (as
-it is on a CPU) and the body's dropout is off; see docs/fast.org. The libraries keep the parameters and save them.
+They compute plain LoRAs of any encoder, and whole layers of BERT and its kin where nothing else is trained: docs/fast.org
+says when. The libraries keep the parameters and save them.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hatemtl.encoders.fast.bert_layer import BertLayer
 from hatemtl.encoders.fast.bert_stack import BertStack, stacks
 from hatemtl.encoders.fast.lora_linear import LoRALinear
+
+# How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
+# seen, in bf16, where the library's own rounding is as large, 0.025, which grows with depth.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
+_verified: dict[tuple[Any, ...], str] = {}  # what was found in this process, by the kind of model; "" where all was well
 
 
 def accelerate(model: nn.Module, loras: Sequence[LoRALinear]) -> None:
@@ -40,8 +46,7 @@ def restore(model: nn.Module) -> None:
 def merged(model: nn.Module) -> Iterator[bool]:
     """Merges each LoRA computed here into the weight under it, inside, while nothing is trained; says if there is any.
 
-    Afterwards all is as before, to the last bit. What a library computes is left as it is, and says the same but for
-    rounding: to merge and unmerge as the libraries do would change the frozen weights.
+    Afterwards all is as before, to the last bit: to merge and unmerge as the libraries do would change the frozen weights.
     """
     forwards = [module.forward for module in model.modules()]
     steps: list[LoRALinear | BertLayer] = [f for f in forwards if isinstance(f, LoRALinear)]
@@ -58,3 +63,81 @@ def merged(model: nn.Module) -> Iterator[bool]:
 def is_fast(model: nn.Module) -> bool:
     """Tells whether whole layers of the model are computed here: those are as fast as compiled code."""
     return any(isinstance(module.forward, BertStack) for module in model.modules())
+
+
+def verify(model: nn.Module) -> str | None:
+    """Compares hidden states and gradients with the library's, once a process for each kind of model and number format.
+
+    Where they differ, the library computes from now on; gives what a user should know of that. No weight changes, no draw.
+    """
+    forwards = [module.forward for module in model.modules()]
+    loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
+    if not loras:
+        return None
+    config: Any = model.config
+    weight = loras[0].layer.weight
+    key = config.to_json_string(), type(loras[0].owner), len(loras), len(forwards), weight.dtype, weight.device
+    if key not in _verified:
+        _verified[key] = _difference(model, loras)
+    if _verified[key]:
+        restore(model)
+    return _verified[key] or None
+
+
+def _difference(model: nn.Module, loras: Sequence[LoRALinear]) -> str:
+    """Says how our layers differ from the library's, "" where they do not."""
+    factors = [factor for lora in loras for factor in (lora.A, lora.B)]
+    before, modes = [factor.detach().clone() for factor in factors], [(m, m.training) for m in model.modules()]
+    dtype, instead = loras[0].layer.weight.dtype, "so the library's compute, more slowly, as by trainer.fast=false"
+    sizes = [factor.numel() for factor in factors]
+    scales = [scale for lora in loras for scale in (lora.A.shape[1] ** -0.5, 0.1 / (lora.scale or 1))]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # to wait for others takes longer than these small products, many times so on a busy machine
+    try:  # every B may be zero, so all factors hold made-up numbers meanwhile
+        for factor, numbers, scale in zip(factors, _made_up(sum(sizes)).split(sizes), scales, strict=True):
+            factor.data.copy_(scale * numbers.view(factor.shape))
+        try:
+            ours = _said(model.eval(), factors, dtype)
+        except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            return f"hatemtl's own layers fail on this encoder ({type(error).__name__}: {reason}), {instead}"
+        restore(model)
+        theirs = _said(model, factors, dtype)
+    finally:
+        torch.set_num_threads(threads)
+        accelerate(model, loras)
+        for module, mode in modes:
+            module.training = mode
+        for factor, numbers in zip(factors, before, strict=True):
+            factor.data.copy_(numbers)
+    off = [float((mine - exact).norm() / exact.norm()) for mine, exact in zip(ours, theirs, strict=True)]
+    if all(share <= TOLERANCES.get(dtype, 1e-4) for share in off):
+        return ""
+    return f"hatemtl's own layers differ from the library's on this encoder (by {max(off):.1g} of what it says), {instead}"
+
+
+def _said(model: nn.Module, factors: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of two posts of eight and six tokens, the same with LoRAs merged, and the gradients of the factors."""
+    config: Any = model.config
+    device, long = factors[0].device, min(8, getattr(config, "max_position_embeddings", 10) - 2)  # RoBERTa counts from 2
+    short = long - long // 4
+    ids = 3 + torch.arange(2 * long, device=device).view(2, long) % (config.vocab_size - 3)
+    mask = torch.arange(long, device=device) < torch.tensor([[long], [short]], device=device)
+
+    def hidden() -> Tensor:
+        both = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+        return torch.cat([both[0], both[1, :short]])
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+        with torch.enable_grad():
+            apart = hidden()
+        with torch.no_grad(), merged(model) as other:
+            together = hidden() if other else apart.detach()
+    loss = (apart.flatten() * _made_up(apart.numel()).to(apart)).sum()
+    gradients = torch.autograd.grad(loss, factors, allow_unused=True, materialize_grads=True)
+    return apart.detach(), together, torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def _made_up(count: int) -> Tensor:
+    """So many numbers in ±1 without a pattern, and without a draw: n²·φ modulo 1 is spread evenly (Weyl 1916)."""
+    return torch.arange(count, dtype=torch.float64).square() * ((5**0.5 - 1) / 2) % 1 * 2 - 1

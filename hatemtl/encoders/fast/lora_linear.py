@@ -1,8 +1,4 @@
-"""Computes a frozen linear layer with a LoRA on it, in as few passes over memory as its formula allows.
-
-The libraries compute x·Aᵀ·Bᵀ, scale it and add it, a new tensor each time, and autocast casts the frozen weight at every
-step. Here the frozen weight already has the type of the computation, and the update is accumulated into the layer's output.
-"""
+"""Computes a frozen linear layer with a LoRA on it, in as few passes over memory as its formula allows."""
 
 import math
 from collections.abc import Sequence
@@ -52,9 +48,6 @@ class Joint:
     pairs: each layer with its LoRA, if it has one. Their weights become views of a joint one.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-    product: FrozenLinear
     transposed: FrozenLinear | None
     A: Tensor | None = None
     B: Tensor | None = None
@@ -71,7 +64,6 @@ class Joint:
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        """Gives the trained parameters: A and B by turns, then those of the next layer."""
         return [factor for *_, lora in self.loras for factor in (lora.A, lora.B)]
 
     def join(self) -> None:
@@ -94,12 +86,6 @@ class Joint:
         """Tells where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
 
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Gives those of A and B."""
-        out, rank = self.weight.shape[0], sum(lora.A.shape[0] for *_, lora in self.loras)
-        alike = len({lora.B.shape for *_, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
-        return [(rank, self.weight.shape[1]), (len(self.layers), *self.loras[0][2].B.shape) if alike else (out, rank)]
-
     def merged(self, *, gelu: bool) -> FrozenLinear:
         """Gives the layers with their LoRAs in them, which were merged before."""
         self.join()
@@ -119,7 +105,13 @@ class Joint:
         return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
+        """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave.
+
+        Raises UserError where it is to be differentiated itself.
+        """
+        # torch's `once_differentiable` tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part
+        if torch.is_grad_enabled():
+            raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
         gradient = None
         if dx:  # dy·W
             self.transposed = self.transposed or FrozenLinear(self.weight.mT, None)
@@ -149,18 +141,19 @@ class Joint:
 
 @torch.no_grad()
 def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
-    """Makes weights and factors of these layers ready for `Joint.forward`; needed whenever they may have changed.
-
-    All factors stand in one tensor and are cast in one go: one by one their calls take three times as long.
-    """
+    """Makes weights and factors of these layers ready for `Joint.forward`; needed whenever they may have changed."""
     for joint in joints:
         joint.join()
     if not (trained := [joint for joint in joints if joint.loras]):
         return
     loras = [lora for joint in trained for *_, lora in joint.loras]
     factors = [factor for x in loras for factor in (x.A, x.B if x.scale == 1 else x.scale * x.B)]
-    # a tensor for each would take as long to make as to fill
-    shapes = [shape for joint in trained for shape in joint.shapes()]
+    # in one tensor and cast in one go: one by one takes three times as long
+    shapes: list[tuple[int, ...]] = []  # of each joint's A and B
+    for joint in trained:
+        (out, width), rank, several = joint.weight.shape, sum(lora.A.shape[0] for *_, lora in joint.loras), len(joint.loras)
+        alike = len({lora.B.shape for *_, lora in joint.loras}) == 1 < several == len(joint.layers)
+        shapes += [(rank, width), (several, *joint.loras[0][2].B.shape) if alike else (out, rank)]
     sizes = [math.prod(shape) for shape in shapes]
     room = trained[0].weight.new_zeros(sum(sizes), dtype=dtype)
     found = [part.view(shape) for part, shape in zip(room.split(sizes), shapes, strict=True)]
@@ -185,15 +178,6 @@ def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Te
     return into
 
 
-def check_once() -> None:
-    """Refuses, in a `backward`, to be differentiated itself: UserError where that is asked for.
-
-    torch's own `once_differentiable` tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part.
-    """
-    if torch.is_grad_enabled():
-        raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
-
-
 class _Linear(torch.autograd.Function):
     """Computes a `Joint` with gradients for x and its factors, which are named so that they get theirs."""
 
@@ -207,7 +191,6 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        check_once()
         x, *kept = ctx.saved_tensors
         dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
         return dx, None, *gradients([ctx.joint], [found])
@@ -220,12 +203,10 @@ def _outputs(y: Tensor, B: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class LoRALinear:
-    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ.
+    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
 
-    owner: the library's module whose `forward` it takes the place of; the library keeps the parameters, and saves them.
-    layer: holds W (out, in) and b. A: (r, in), B: (out, r), trained in float32.
+    owner: the library's module whose `forward` it takes the place of. before: an own `forward` that the owner had, if any.
     merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
-    before: an own `forward` that the owner had, if any.
     """
 
     owner: nn.Module

@@ -1,14 +1,112 @@
-"""One layer of BERT alone, which goes down no further than somebody learns."""
+"""Attention over posts that stand one behind the other, and a layer of BERT, against the formula by autograd."""
 
+import math
 from itertools import chain
 
 import pytest
 import torch
 from encoders.fast.test_bert_stack import fused, padded_to
 from encoders.fast.test_lora_linear import adapted
+from torch import Tensor
 
-from hatemtl.encoders.fast.attention import Group
+from hatemtl.encoders.fast import bert_layer
+from hatemtl.encoders.fast.bert_layer import LEAST_KEYS, Group, attend, attend_backward, attend_only
 from hatemtl.encoders.fast.lora_linear import prepare
+
+HEADS, WIDTH = 2, 4
+
+
+def formula(qkv: Tensor, mask: Tensor) -> Tensor:
+    length = mask.shape[-1]
+    q, k, v = qkv.view(-1, length, 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4)
+    return ((q @ k.mT / WIDTH**0.5 + mask).softmax(dim=-1) @ v).transpose(1, 2).reshape(-1, HEADS * WIDTH)
+
+
+@pytest.fixture
+def softmaxes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Each call of what `attend_only` does without, unless it must."""
+    found, softmax = list[object](), bert_layer._softmax
+    monkeypatch.setattr(bert_layer, "_softmax", lambda *given: found.append(given) or softmax(*given))
+    return found
+
+
+@pytest.mark.parametrize(
+    "lengths", [[[3, 2]], [[LEAST_KEYS + 1, 9]], [[20, 20, 20]], [[1], [5, 3, 3], [20, 11], [LEAST_KEYS]]], ids=str
+)
+@pytest.mark.parametrize("rest", [0, 5])
+def test_values_and_gradient_are_those_of_the_formula(lengths: list[list[int]], rest: int) -> None:
+    draw, groups, end = torch.Generator().manual_seed(0), [], 0
+    for group in lengths:
+        begin, end = end, end + len(group) * max(group)
+        groups.append(Group(begin, end, padded_to(group, max(group))))
+    qkv = torch.randn(end + rest, 3 * HEADS * WIDTH, generator=draw, requires_grad=True)
+    expected = torch.cat([formula(qkv[group.begin : group.end], group.mask) for group in groups])
+    context, kept = attend(qkv.detach(), groups, HEADS)
+    torch.testing.assert_close(context[:end], expected, atol=1e-6, rtol=1e-5)
+    assert not context[end:].any()
+    before = qkv.detach().clone()
+    alone = attend_only(qkv.detach(), groups, HEADS)
+    assert torch.equal(qkv, before)  # which one post of one token tempts it to write over
+    torch.testing.assert_close(alone[:end], expected, atol=1e-6, rtol=1e-5)
+    assert not alone[end:].any()
+    towards = torch.randn(context.shape, generator=draw)
+    (of_qkv,) = torch.autograd.grad(expected, qkv, towards[:end])
+    gradient = attend_backward(towards, groups, kept)
+    torch.testing.assert_close(gradient, of_qkv, atol=1e-5, rtol=1e-4)
+    assert not gradient[end:].any()  # rows of no post must not reach the factors' gradients
+
+
+def test_one_mask_may_serve_all_posts(softmaxes: list[object]) -> None:
+    qkv = torch.randn(2 * 7, 3 * HEADS * WIDTH, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 1, 7, 7).masked_fill(~torch.ones(7, 7).tril().bool(), torch.finfo(torch.float32).min)
+    torch.testing.assert_close(attend_only(qkv, [Group(0, 14, mask)], HEADS), formula(qkv, mask))
+    assert not softmaxes
+    torch.testing.assert_close(attend(qkv, [Group(0, 14, mask)], HEADS)[0], formula(qkv, mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("score", [0.0, 40.0, 60.0, -40.0, -60.0, 80.0, -80.0, 200.0, -200.0, 1e4, math.nan])
+def test_sums_beyond_what_numbers_hold_are_left_to_softmax(
+    score: float, dtype: torch.dtype, softmaxes: list[object]
+) -> None:
+    qkv = torch.randn(2, 5, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+    qkv[1, :, 0], qkv[1, :, 1, :, 0] = 0, WIDTH**0.5  # of the second post every query says the same of every key
+    qkv[1, :, 0, :, 0] = score
+    qkv = qkv.view(10, -1).to(dtype)
+    groups, mask = [Group(0, 5, padded_to([5], 5)), Group(5, 10, padded_to([3], 5))], padded_to([5, 3], 5)
+    context = attend_only(qkv, groups, HEADS)
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.02, "rtol": 0.01}
+    torch.testing.assert_close(context.float(), formula(qkv.float(), mask), equal_nan=True, **tolerance)
+    assert len(softmaxes) == (not abs(score) <= 60)  # of one group, for one post's sake
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=str)
+def test_what_memory_held_before_does_not_matter(dtype: torch.dtype, tolerance: float, softmaxes: list[object]) -> None:
+    lengths = 10 * [25, 30]  # enough for oneDNN
+    qkv = torch.randn(20 * 30, 3 * HEADS * WIDTH, generator=torch.Generator().manual_seed(0))
+    groups, mask = [Group(0, 20 * 30, padded_to(lengths, 30))], padded_to(lengths, 30)
+    torch.use_deterministic_algorithms(True)  # which fills empty tensors with what is no number
+    try:
+        assert torch.empty(1).isnan()
+        context = attend_only(qkv.to(dtype), groups, HEADS)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not softmaxes  # which would hide it
+    torch.testing.assert_close(context.float(), formula(qkv, mask), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("lengths", [10 * [25, 30], [250, 300], [1000]], ids=["short", "long", "longest"])
+@pytest.mark.parametrize("seed", range(3))
+def test_alone_a_context_is_rounded_hardly_more_than_with_its_gradient(
+    seed: int, lengths: list[int], softmaxes: list[object]
+) -> None:
+    length, draw = max(lengths), torch.Generator().manual_seed(seed)
+    qkv = torch.randn(len(lengths) * length, 3 * HEADS * WIDTH, generator=draw).mul(2).bfloat16()
+    groups = [Group(0, len(qkv), padded_to(lengths, length))]
+    exact = formula(qkv.double(), groups[0].mask.double())
+    alone = (attend_only(qkv, groups, HEADS).double() - exact).norm()
+    assert not softmaxes
+    assert alone < 1.3 * (attend(qkv, groups, HEADS)[0].double() - exact).norm()
 
 
 @pytest.mark.parametrize("without", [[], [0], [0, 1], [0, 1, 2, 3]], ids=str)

@@ -14,8 +14,7 @@ from methods.test_base import trained
 from torch import Tensor, nn
 
 from hatemtl.encoders.fast import merged, restore
-from hatemtl.encoders.fast.attention import LEAST_KEYS
-from hatemtl.encoders.fast.bert_layer import BertLayer
+from hatemtl.encoders.fast.bert_layer import LEAST_KEYS, BertLayer
 from hatemtl.encoders.fast.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, _cuts
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import library as ah_library
