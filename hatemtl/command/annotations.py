@@ -15,9 +15,8 @@ from hydra._internal.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from hatemtl.command.nearest import CONF, files, walk
-from hatemtl.command.quoting import assigned, in_quotes
 from hatemtl.command.suggestions import LISTS
+from hatemtl.command.words import CONF, assigned, files, in_quotes, walk
 from hatemtl.errors import UserError, did_you_mean
 
 WORDS = {

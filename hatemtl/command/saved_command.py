@@ -18,9 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.configuration import chosen
-from hatemtl.command.nearest import CONF, walk
-from hatemtl.command.quoting import quoted
 from hatemtl.command.suggestions import explain, is_mistyped
+from hatemtl.command.words import CONF, quoted, walk
 from hatemtl.errors import UserError
 from hatemtl.methods.base import LOADERS
 from hatemtl.saved_runs.saved_run import SavedRun

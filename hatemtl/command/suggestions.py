@@ -11,8 +11,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from hatemtl.command.nearest import CONF, Names, files, walk
-from hatemtl.command.quoting import advice, assigned, in_quotes, parsed, readable
+from hatemtl.command.words import CONF, Names, advice, assigned, files, in_quotes, parsed, readable, walk
 from hatemtl.errors import UserError, did_you_mean
 
 NO_EXPERIMENT = ("experiment=null", "experiment=none")  # Hydra itself lets no group be null

@@ -1,21 +1,73 @@
-"""Lists the names that a command line may use, and those nearest to one that it may not."""
+"""Reads and quotes the words of a command line, and finds the names nearest to one that is mistyped."""
 
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hatemtl.command.quoting import readable
-
 CONF = Path(__file__).parents[2] / "conf"
+
+
+def parsed(override: str) -> Override | None:
+    """Reads the override as Hydra does; None where it cannot."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def readable(override: str) -> bool:
+    """Tells whether Hydra can read an override."""
+    return parsed(override) is not None
+
+
+def quoted(text: str) -> str:
+    """Writes the value that Hydra reads as this very text."""
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def in_quotes(key: str, value: str) -> str:
+    """Writes the override that gives a key this very text, as it is typed in a shell.
+
+    >>> print(in_quotes("save_path", "/home/läuf"))
+    'save_path="/home/läuf"'
+    """
+    return shlex.quote(f"{key}={quoted(value)}")
+
+
+def assigned(key: str, value: str) -> str:
+    """Writes the override as it is typed in a shell, in quotes where Hydra would not read it without."""
+    value = os.path.expanduser(value.strip())  # a shell leaves ~ within quotes alone
+    plain = f"{key}={value}"
+    return shlex.quote(plain) if readable(plain) else in_quotes(key, value)
+
+
+def advice(key: str, value: str) -> str:
+    """Says how to type a value that Hydra cannot read."""
+    given, text = f"{key}={value}", in_quotes(key, os.path.expanduser(value))
+    if value[:1] in ("[", "{"):
+        ends = ("".join(brackets) for number in (1, 2, 3) for brackets in product("]})", repeat=number))
+        if closed := next((given + end for end in ends if readable(given + end)), None):
+            return f"{given}: a bracket is not closed; type {shlex.quote(closed)}, or as a text {text}"
+    if value[:1] == "[":
+        items = [item.strip() for item in value[1:-1].split(",")]
+        listed = f"{key}=[{','.join(item if readable(f'{key}=[{item}]') else quoted(item) for item in items)}]"
+        if readable(listed):
+            return f"{given}: some of its items need quotes; type {shlex.quote(listed)}"
+    return f"{given}: Hydra cannot read this value as it stands; put it in quotes: type {text}"
 
 
 @cache
