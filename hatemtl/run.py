@@ -43,7 +43,8 @@ def _do(cfg: Any, turn: Turn) -> None:
     if actions in (["train"], ["train", "test"]):
         request = _requested(cfg)
         result: Result = _told(request, lambda: train(request, then_test="test" in actions), trains=True)
-        if "test" in actions and not result.trained and (request.evaluations or not result.tested):
+        tested = any(row.stage == "test" for row in result.rows)
+        if "test" in actions and not result.trained and (request.evaluations or not tested):
             # finished before, by a command that did not test, or not by all of these
             turn.finished(_use("test", using(result.folder)))
         else:

@@ -18,7 +18,6 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
-from hatemtl.machine.startup import started
 from hatemtl.methods.base import Method
 from hatemtl.network.assembly import Network, assemble, check_method
 from hatemtl.network.initial_heads import HeadsMerge
@@ -85,10 +84,12 @@ class Request:
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Inside, what a method refuses is told with the names that the user typed."""
+        """Inside, what a method refuses is told with the names that the user typed, where a request is made of some."""
         try:
             yield
         except Refusal as error:
+            if "method" not in self.choices:
+                raise
             raise error.named(self.choices["method"], self.choices["encoder"]) from error
 
     def heads_from(self) -> SavedRun | None:
@@ -155,11 +156,6 @@ class Request:
         network.store(self.trainer.dtype)
         return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
 
-    def evaluator(self, root: Path, *, bar: bool = False) -> L.Trainer:
-        """A trainer that evaluates alone."""
-        started()
-        return self.trainer.trainer(self.optimization, root=root, logger=False, callbacks=[], bar=bar)
-
 
 @dataclass(frozen=True)
 class Result:
@@ -173,11 +169,6 @@ class Result:
     best: int
     seconds: float
     trained: bool = True
-
-    @property
-    def tested(self) -> bool:
-        """Tells whether there are rows of a test."""
-        return any(row.stage == "test" for row in self.rows)
 
 
 def _plain(value: Any) -> Any:

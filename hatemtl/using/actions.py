@@ -13,6 +13,7 @@ from rich.progress import Progress
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
+from hatemtl.command.faults import kept_elsewhere
 from hatemtl.command.request import Request, Result
 from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
@@ -25,9 +26,7 @@ from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export
-from hatemtl.using.elsewhere import kept_elsewhere
-from hatemtl.using.judging import check_evaluations, judged
+from hatemtl.using import export, judging
 from hatemtl.using.predictor import Predictor, check_predictable, trained
 
 
@@ -50,7 +49,7 @@ def test(request: Request) -> Result:
             )
     data = request.datamodule(tasks)
     data.check_split("test")
-    check_evaluations(request.evaluations, data)
+    judging.check_evaluations(request.evaluations, data)
     network = request.network(tasks, data.spaces, name=saved.folder.name)
     network.module.requires_grad_(False)
     report.notes(console, network.notes)
@@ -76,7 +75,6 @@ def predict(
     request: Request, *, input: str | None, output: str | None, text: str | None, delimiter: str | None, encoding: str
 ) -> Path:
     """Scores the posts of the user's own file with a saved run; gives the scored file."""
-    from hatemtl.using import predictions as outcome  # and pandas, which training does without
     from hatemtl.using import scored_file
 
     if input is None:
@@ -90,7 +88,7 @@ def predict(
     texts, saved = rows.posts(text), request.used_run("predict")
     spaces = trained(saved, request.tasks)
     check_predictable(spaces)
-    scored_file.check_writable(rows, [*outcome.score_columns(spaces, [])], target, **cells)
+    scored_file.check_writable(rows, [*scored_file.score_columns(spaces, [])], target, **cells)
     predictor = Predictor(request, saved)
     report.notes(console, predictor.network.notes)
     report.network(console, predictor.network.parts())
@@ -98,7 +96,7 @@ def predict(
     with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
         bar = progress.add_task("scoring", total=len(texts))
         said = predictor(texts, partial(progress.advance, bar))
-    write: Any = partial(scored_file.write_scored, rows, outcome.score_columns(spaces, said), **cells)
+    write: Any = partial(scored_file.write_scored, rows, scored_file.score_columns(spaces, said), **cells)
     with kept_elsewhere(target, write, saved.folder, given="predict.output="):
         write(target)
     console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
@@ -132,19 +130,19 @@ def evaluate(request: Request, network: Network, data: DataModule, folder: Path)
 
 def measured(request: Request, network: Network, data: DataModule, root: Path) -> tuple[list[Row], Callable[[Path], None]]:
     """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder."""
-    import pandas as pd
-
-    from hatemtl.using import predictions as outcome
+    import pandas as pd  # which training does without
 
     with watched(network.module) as answers:
-        request.evaluator(root, bar=Console().is_terminal).test(network.module, data, verbose=False)
-    new = outcome.predictions(network.module, data.pool)
+        started()
+        way: dict[str, Any] = {"root": root, "logger": False, "callbacks": [], "bar": Console().is_terminal}
+        request.trainer.trainer(request.optimization, **way).test(network.module, data, verbose=False)
+    new = judging.predictions(network.module, data.pool)
     if wrong := [f"{row.metric} is {row.value}" for row in network.module.rows if not math.isfinite(row.value)]:
         raise UserError(
             f"{wrong[0]}, so nothing of this test is written, and the trained run stays as it is; test it with "
             f"trainer.precision=32, or train it again with a smaller optimization.encoder_lr and overwrite=true"
         )
-    rows = [*network.module.rows, *judged(request.evaluations, network.module, data)]
+    rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data)]
 
     def leave(folder: Path) -> None:
         path, frame = folder / "predictions.parquet", new

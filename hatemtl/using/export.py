@@ -15,12 +15,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from hatemtl.command.faults import kept_elsewhere
 from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun, share
-from hatemtl.using.elsewhere import kept_elsewhere
 
 MARKER = "hatemtl_export.json"
 FORMATS = ("peft", "adapterhub", "merged", "onnx")

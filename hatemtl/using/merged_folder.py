@@ -13,11 +13,10 @@ from torch import nn
 
 from hatemtl.encoders import for_others
 from hatemtl.encoders.pretrained import Encoder, Transformer
-from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export, load, made_up
-from hatemtl.using.merged_encoder import merged
+from hatemtl.using import export, load
+from hatemtl.using.merged_encoder import TEXTS, Case, cases, merged
 from hatemtl.using.predictor import Predictor
 
 TOLERANCE = 1e-4  # by which a score that others read may differ, beside the largest where that is above 1
@@ -32,8 +31,8 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     run, encoder = predictor.saved, predictor.network.encoder
     heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.space.about != "masked tokens"}
     model = merged(run, encoder, seed=predictor.request.seed)
-    cases = [*made_up.cases(predictor, model, heads)] if heads else []
-    written, why = _classifier(model, heads, cases)
+    asked = [*cases(predictor, model, heads)] if heads else []
+    written, why = _classifier(model, heads, asked)
 
     def content(target: Path) -> None:
         written.save_pretrained(target, safe_serialization=True)
@@ -44,7 +43,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
             labels = {task: _said(head) for task, head in heads.items()}
             (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             shutil.copy(str(load.__file__), target / "load.py")
-            _check(encoder, heads, cases, target)
+            _check(encoder, heads, asked, target)
         (target / "README.md").write_text(_readme(run, encoder, heads, why), encoding="utf-8")
 
     export.write(folder, run, encoder, "merged", content, overwrite=overwrite)
@@ -59,7 +58,7 @@ def _said(head: Any) -> dict[str, Any]:
     return said | ({"threshold": head.threshold} if head.threshold is not None else {})
 
 
-def _classifier(model: Transformer, heads: Mapping[str, Any], cases: Sequence[made_up.Case]) -> tuple[Any, str | None]:
+def _classifier(model: Transformer, heads: Mapping[str, Any], asked: Sequence[Case]) -> tuple[Any, str | None]:
     """The model to be written, and why it is the bare encoder where it is."""
     if len(heads) != 1:
         return model, f"there are {len(heads)} tasks"
@@ -75,12 +74,12 @@ def _classifier(model: Transformer, heads: Mapping[str, Any], cases: Sequence[ma
     said = for_others.classifier(model, layers, head.space.names, head.problem)
     if said is None:
         return model, f"{name} has no place for such a head"
-    for case in cases:
+    for case in asked:
         batch = case.pool[np.arange(len(case.pool))]
         with torch.no_grad():
             logits = batch.first(said(**batch.inputs).logits)
             scores = logits if head.problem == "regression" else head.scores(logits)
-        if made_up.apart(scores.tolist(), case.said[task]) > TOLERANCE:
+        if case.off(task, scores.tolist()) > TOLERANCE:
             return model, f"{name} would compute its head too coarsely"
     return said, None
 
@@ -92,21 +91,17 @@ def _scaled(layer: nn.Linear, mean: float, deviation: float) -> nn.Linear:
     return scaled
 
 
-def _check(encoder: Encoder, heads: Mapping[str, Any], cases: Sequence[made_up.Case], folder: Path) -> None:
+def _check(encoder: Encoder, heads: Mapping[str, Any], asked: Sequence[Case], folder: Path) -> None:
     """Raises UserError where load.py would say something else than the network."""
     reader = load.Reader(folder)
-    for case in cases:
-        read = [reader(made_up.TEXTS, seconds) for seconds in case.seconds]
-        for task, said in case.said.items():
+    for case in asked:
+        read, found = [reader(TEXTS, seconds) for seconds in case.seconds], {}
+        for task, head in heads.items():
             scores = read[0][task]
-            if heads[task].space.about == "second texts":
+            if head.space.about == "second texts":
                 scores = torch.cat([of_second[task] for of_second in read], dim=1).softmax(dim=1)
-            off = made_up.apart(scores if isinstance(scores, list) else scores.tolist(), said)
-            if off > TOLERANCE:
-                raise UserError(
-                    f"export.format=merged: of task {task!r} what is written of {encoder.source} says something else than "
-                    f"the network (off by {off:.2g} on a made-up post); type export.format=onnx"
-                )
+            found[task] = scores if isinstance(scores, list) else scores.tolist()
+        case.check(found, TOLERANCE, f"what is written of {encoder.source}", "onnx")
 
 
 def _how(folder: Path, heads: Mapping[str, Head], why: str | None) -> str:

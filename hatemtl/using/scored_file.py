@@ -14,7 +14,9 @@ from hatemtl.corpora.files import SUFFIXES, delimiter_of, read_table
 from hatemtl.corpora.rows import Rows, sound
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.harmless import guarded
+from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import write
+from hatemtl.using.predictor import Scored
 
 Columns = Mapping[str, Sequence[Any]]
 WIDE = "0.12345678901234567"  # as wide as a score gets
@@ -56,6 +58,22 @@ def output_for(path: Path, output: str | None, *, delimiter: str | None = None, 
     if target.exists() and (not overwrite or target.resolve() == path.resolve()):
         raise UserError(f"predict.output={target} is there already; give another, or overwrite=true (never of the input)")
     return target
+
+
+def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, Scored]]) -> dict[str, list[Any]]:
+    """Columns over texts: pred_TASK with the predicted labels, words or number, pred_TASK_LABEL with each score.
+
+    said: what the tasks of these labels say of each text, as `Predictor` gives it.
+    """
+    columns: dict[str, list[Any]] = {}
+    for task, space in spaces.items():
+        of_task = [of_text[task] for of_text in said]
+        columns[f"pred_{task}"] = [" ".join(one.labels) for one in of_task]
+        if space.about == "words":
+            columns[f"pred_{task}_scores"] = [" ".join(f"{score:.4f}" for _, score in one.words) for one in of_task]
+        else:
+            columns |= {f"pred_{task}_{label}": [one.scores[label] for one in of_task] for label in space.names}
+    return columns
 
 
 def check_writable(rows: Rows, names: Sequence[str], path: Path, **cells: Any) -> None:
