@@ -30,21 +30,13 @@ NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
-    "seed": int,
-    "overwrite": bool,
-    "tasks": Mapping[str, Task] | None,
-    "regulariser": Mapping[str, Regulariser] | None,
-    "evaluations": Mapping[str, Evaluation] | None,
-    **dict.fromkeys(("save_path", "load_path", "data.cache"), str | None),
-    "heads.load": bool,
-    "heads.merge": HeadsMerge,
-    "data.dir": str,
-    "data.cache_prefix": bool,
-    "data.leaks": Policy,
-    "data.workers": int,
+    **dict.fromkeys(("seed", "data.workers"), int),
+    **dict.fromkeys(("overwrite", "heads.load", "data.cache_prefix"), bool),
+    **{"tasks": Mapping[str, Task] | None, "regulariser": Mapping[str, Regulariser] | None},
+    **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
+    **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
-    "predict.encoding": str,
-    **dict.fromkeys(("export.format", "export.path"), str | None),
+    **dict.fromkeys(("data.dir", "predict.encoding"), str),
 }
 
 

@@ -20,7 +20,7 @@ from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import Method
 from hatemtl.network.assembly import Network, assemble, check_method
-from hatemtl.network.initial_heads import HeadsMerge
+from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers import Regulariser
 from hatemtl.objective.weighting import Weighting
@@ -110,6 +110,7 @@ class Request:
             )
         saved = SavedRun(self.load_path)
         check_method(saved, self.method, self.encoder)
+        check_heads(saved, self.tasks)
         return saved
 
     def tasks_knowing(self, saved: SavedRun | None) -> dict[str, Task]:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF, HYDRA = Path(__file__).parents[2] / "conf", ("hydra.", "hydra/")
 
 
 def parsed(override: str) -> Override | None:
@@ -143,7 +143,7 @@ def _near(key: str, name: str) -> float:
     """Tells how near a name is to a mistyped key, above 1 for sure: in path, end, or last words."""
     if name.startswith(f"{key}@"):  # the group stands elsewhere: head is head@tasks.target.head
         return 1.1
-    if ("@" in key, _of_hydra(key)) != ("@" in name, _of_hydra(name)):
+    if ("@" in key, key.startswith(HYDRA)) != ("@" in name, name.startswith(HYDRA)):
         return 0.0
     (above, _, last), (above_name, _, last_name) = key.rpartition("."), name.rpartition(".")
     whole, words = _alike(key, name) if above else 0.0, re.split(r"[._]", last)
@@ -157,7 +157,3 @@ def _near(key: str, name: str) -> float:
 
 def _alike(a: str, b: str) -> float:
     return SequenceMatcher(None, a.lower(), b.lower()).ratio()
-
-
-def _of_hydra(name: str) -> bool:
-    return re.match(r"hydra[./]", name) is not None

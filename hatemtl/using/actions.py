@@ -22,12 +22,11 @@ from hatemtl.evaluations.base import Row
 from hatemtl.machine.startup import started
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
-from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, judging
-from hatemtl.using.predictor import Predictor, check_predictable, trained
+from hatemtl.using.predictor import Predictor, check_predictable
 
 
 def test(request: Request) -> Result:
@@ -36,7 +35,6 @@ def test(request: Request) -> Result:
     folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
-    check_heads(saved, request.tasks)
     with held(folder, TESTED):  # what is refused is refused before anything is computed
         before = _trained(saved)
     tasks = request.tasks_knowing(saved)
@@ -82,11 +80,10 @@ def predict(
     console, source = Console(), Path(input)
     cells: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
     named = next((str(t.corpus.text) for t in request.tasks.values() if isinstance(t.corpus, Table)), "text")
-    rows = scored_file.read(source, text, **cells)
-    text = text or scored_file.text_of(rows, named)
+    rows, text = scored_file.read(source, text, named, **cells)
     target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
     texts, saved = rows.posts(text), request.used_run("predict")
-    spaces = trained(saved, request.tasks)
+    spaces = {task: saved.labels[task] for task in request.tasks}
     check_predictable(spaces)
     scored_file.check_writable(rows, [*scored_file.score_columns(spaces, [])], target, **cells)
     predictor = Predictor(request, saved)
@@ -105,7 +102,7 @@ def predict(
 
 def export_run(request: Request, *, format: str | None, path: str | None) -> Path:
     """Writes a saved run in the format of another program; gives the folder."""
-    from hatemtl.using import merged_folder, onnx_graph  # and both libraries of adapters
+    from hatemtl.using import merged_folder  # and both libraries of adapters
 
     if request.load_path is None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
@@ -114,7 +111,8 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     if form in ("merged", "onnx"):
         exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
         predictor = Predictor(exact, request.used_run("export"))
-        how = (merged_folder if form == "merged" else onnx_graph).write(predictor, folder, overwrite=overwrite)
+        write = merged_folder.write if form == "merged" else merged_folder.write_graph
+        how = write(predictor, folder, overwrite=overwrite)
     else:
         how = export.adapter(saved, encoder, form, folder, seed=request.seed, overwrite=overwrite)
     Console().print(f"{saved.folder} exported as {form}: {folder}; {how}", soft_wrap=True, markup=False)

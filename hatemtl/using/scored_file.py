@@ -23,25 +23,20 @@ WIDE = "0.12345678901234567"  # as wide as a score gets
 JSONL = "type predict.output=NAME.jsonl, which holds whatever there is"
 
 
-def read(path: Path, text: str | None, *, delimiter: str | None = None, encoding: str = "utf-8-sig") -> Rows:
-    """Reads the rows of a user's file; of plain text, its lines as the column `text`.
+def read(
+    path: Path, text: str | None, usual: str = "text", *, delimiter: str | None = None, encoding: str = "utf-8-sig"
+) -> tuple[Rows, str]:
+    """Reads the rows of a user's file, of plain text its lines as the column `text`; gives the column of texts too.
 
-    text: the column of texts; None leaves it to `text_of`. Raises UserError where the file, its format or that is wrong.
+    text: that column; None for the usual one, or the only one. Raises UserError where the file, its format or that is wrong.
     """
     if not path.is_file():
         raise UserError(f"predict.input={path}: no such file")
     rows = read_table(path, delimiter=delimiter, encoding=encoding, keys="predict.", lines=text or "text")
-    if text is not None:
-        replace(rows, again="type predict.text=COLUMN")[text]
-    return replace(rows, again="mend the cell, or leave the row out")
-
-
-def text_of(rows: Rows, usual: str) -> str:
-    """Finds the column of texts: the usual one, or the only one. Raises UserError where there are others alone."""
-    if usual not in rows.columns and len(rows.columns) == 1:
-        return next(iter(rows.columns))
-    replace(rows, again="type predict.text=COLUMN")[usual]
-    return usual
+    if text is None:
+        text = usual if usual in rows.columns or len(rows.columns) != 1 else next(iter(rows.columns))
+    replace(rows, again="type predict.text=COLUMN")[text]
+    return replace(rows, again="mend the cell, or leave the row out"), text
 
 
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
