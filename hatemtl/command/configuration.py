@@ -1,7 +1,4 @@
-"""Builds objects of the configuration's nodes, and refuses what may not stand in it together.
-
-No lower room knows Hydra: what trains and uses runs gets a `Request`.
-"""
+"""Builds objects of the configuration's nodes, and a `Request` of them all; refuses what may not stand in it together."""
 
 import re
 from collections.abc import Mapping
@@ -41,10 +38,7 @@ KEYS: dict[str, Any] = {
 
 
 def build(node: Any, **runtime: Any) -> Any:
-    """Builds the object that a configuration node names, with what only the run knows.
-
-    Raises UserError as the constructor does, or where the node does not fit the constructor.
-    """
+    """Builds the object that a node names, with what only the run knows. Raises UserError where it or the node says no."""
     check_node(node)
     try:
         return instantiate(node, **runtime, _convert_="all")
@@ -70,10 +64,7 @@ def _at(error: UserError, by_hydra: InstantiationException, node: DictConfig) ->
 
 
 def requested(cfg: DictConfig) -> Request:
-    """Makes the request that a configuration asks for.
-
-    Raises UserError where a value is of the wrong type or range, or contradicts another.
-    """
+    """Makes the request that a configuration asks for. Raises UserError where a value is wrong or contradicts another."""
     check_types(cfg)
     if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")

@@ -81,7 +81,8 @@ def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path
 
     config_dir: a folder with further options of groups. Raises UserError as main.py tells what was mistyped.
     """
-    also = [] if config_dir is None else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"]
+    where = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    also = [f"hydra.searchpath=[{quoted(f'file://{Path(mine).resolve()}')}]" for mine in where[1:]]
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -89,9 +90,7 @@ def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_mistyped(error):
             raise
-        raise UserError(
-            explain(error, [*([] if config_dir is None else ["--config-dir", str(config_dir)]), *typed])
-        ) from None
+        raise UserError(explain(error, [*where, *typed])) from None
     finally:
         GlobalHydra.instance().hydra = before
 

@@ -1,7 +1,4 @@
-"""Carries a sweep (`-m`) on past runs that fail, and ends it with a table of how each run ended.
-
-Hydra's launcher runs the jobs in one process, one after another, each through `main.py`; its callback knows their end.
-"""
+"""Carries a sweep (`-m`), each run of which goes through `main.py`, past those that fail; ends it with a table of all."""
 
 import sys
 import traceback
@@ -33,7 +30,7 @@ class Turn:
         self.state, self.told = "was finished before" if before else "finished", str(folder)
 
 
-_turns: list[Turn] = []  # of the sweep of this process; Hydra gives no job an object of ours
+_turns: list[Turn] = []  # of the sweep, whose runs Hydra starts one after another in this process
 
 
 @contextmanager

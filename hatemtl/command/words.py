@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from functools import cache, cached_property
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -89,54 +89,41 @@ def walk(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 class Names:
     """The keys and groups of the configuration that these words compose, leaving out what is wrong with them.
 
-    error: what Hydra says of them, so that what it names is left out at once.
-    A key is written with its path, optimization.epochs; a group as it is typed, head@tasks.target.head.
+    error: what Hydra says of them, so that what it names is left out at once. config: unresolved, with Hydra's own in it.
+    keys: with their path, as optimization.epochs, and what they hold. groups: as they are typed, as head@tasks.target.head.
+    choices: the groups that have one option, with it.
     """
 
     def __init__(self, words: Sequence[str], error: str = "") -> None:
         given = get_args_parser().parse_known_intermixed_args(words)[0]
-        self.overrides, self._error = list(given.overrides), error
+        self.overrides: list[str] = list(given.overrides)
         searched = [f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]"] if given.config_dir else []
-        self._readable = [*filter(readable, [*searched, *self.overrides])]
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """Composes the configuration, unresolved, with Hydra's own at `hydra`."""
-        words, error = self._readable, self._error
-        while True:
-            named = re.findall(r"'([^'\s]+)'", error)
-            words = [word for word in words if not {word, word.lstrip("+~").partition("=")[0]}.intersection(named)]
-            try:
-                with initialize_config_dir(str(CONF), version_base="1.3"):
-                    whole = compose("config", overrides=words, return_hydra_config=True)
-                return OmegaConf.to_container(whole)  # type: ignore[return-value]
-            except (HydraException, OmegaConfBaseException, ValueError) as wrong:
-                if not words:
-                    raise
-                if str(wrong) == error:  # it names none of the words
-                    words.pop()
-                error = str(wrong)
-
-    @cached_property
-    def keys(self) -> dict[str, Any]:
-        """Lists every key with its path, and what it holds."""
-        return dict(walk(self.config))
-
-    @cached_property
-    def choices(self) -> dict[str, str]:
-        """Lists every group that has one option, as it is typed, and the option."""
-        return {key: choice for key, choice in self.config["hydra"]["runtime"]["choices"].items() if isinstance(choice, str)}
-
-    @property
-    def groups(self) -> list[str]:
-        """Every group as it is typed."""
-        return sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
+        self.config = _composed([*filter(readable, [*searched, *self.overrides])], error)
+        self.keys = dict(walk(self.config))
+        options: dict[str, Any] = self.config["hydra"]["runtime"]["choices"]
+        self.choices = {group: option for group, option in options.items() if isinstance(option, str)}
+        self.groups = sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
 
     def near(self, key: str) -> list[str]:
         """Finds at most three names, the nearest to a mistyped one first; none where no name is near."""
         scores = {name: _near(key, name) for name in {**self.keys, **dict.fromkeys(self.groups)}}
         least = max(0.75, max(scores.values()) - 0.05)
         return sorted((name for name in scores if scores[name] >= least), key=lambda name: -scores[name])[:3]
+
+
+def _composed(words: list[str], error: str) -> dict[str, Any]:
+    while True:
+        named = re.findall(r"'([^'\s]+)'", error)
+        words = [word for word in words if not {word, word.lstrip("+~").partition("=")[0]}.intersection(named)]
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                return OmegaConf.to_container(compose("config", overrides=words, return_hydra_config=True))  # type: ignore[return-value]
+        except (HydraException, OmegaConfBaseException, ValueError) as wrong:
+            if not words:  # what is wrong is not in them
+                return {"hydra": {"runtime": {"choices": {}}}}
+            if str(wrong) == error:  # it names none of the words
+                words.pop()
+            error = str(wrong)
 
 
 def _near(key: str, name: str) -> float:

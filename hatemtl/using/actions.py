@@ -36,7 +36,7 @@ def test(request: Request) -> Result:
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     with held(folder, TESTED):  # what is refused is refused before anything is computed
-        before = _trained(saved)
+        before = {**saved.record, "tested_data": None}  # no two trainings leave the same
     tasks = request.tasks_knowing(saved)
     for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
         trained, given = (choices.get(group) for choices in (saved.config.get("choices", {}), request.choices))
@@ -58,15 +58,10 @@ def test(request: Request) -> Result:
     rows, leave = measured(request, network, data, folder)
     report.results(console, rows, f"{folder}: test split")
     with kept_elsewhere(folder, leave), held(folder, TESTED):
-        if _trained(saved) != before:
+        if {**saved.record, "tested_data": None} != before:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
         leave(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
-
-
-def _trained(saved: SavedRun) -> dict[str, Any]:
-    """run.json as training left it: no two trainings leave the same."""
-    return {key: value for key, value in saved.record.items() if key != "tested_data"}
 
 
 def predict(

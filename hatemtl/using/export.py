@@ -1,7 +1,4 @@
-"""Writes a saved run for another program: an adapter as PEFT or AdapterHub loads it, and the guarded folder of any export.
-
-It is marked as one, so that the next may take its place and that of nothing else.
-"""
+"""Writes a saved run for another program: an adapter as PEFT or AdapterHub loads it, and the guarded folder of an export."""
 
 import importlib.util
 import json
@@ -58,7 +55,7 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
     if own == library:
         content: Callable[[Path], object] = partial(shutil.copytree, run.folder / "adapter", dirs_exist_ok=True)
     else:
-        content = _converted(run, encoder, library, model)
+        content = partial(_convert, run, encoder, library, model)
     write(folder, run, encoder, library, content, overwrite=overwrite)
     if library == "peft":
         return f'PeftModel.from_pretrained(model, "{folder}") loads it'
@@ -66,8 +63,8 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
     return f'model.load_adapter("{folder}", set_active=True, use_safetensors=True) loads it'
 
 
-def _converted(run: SavedRun, encoder: Encoder, library: str, model: Transformer) -> Callable[[Path], object]:
-    """Gives what writes a LoRA of the other library for this one."""
+def _convert(run: SavedRun, encoder: Encoder, library: str, model: Transformer, target: Path) -> None:
+    """Writes a LoRA of the other library for this one."""
     from hatemtl.methods import lora_formats
 
     try:
@@ -84,12 +81,8 @@ def _converted(run: SavedRun, encoder: Encoder, library: str, model: Transformer
         name = module_name(run.folder.resolve().name)
         tensors, inner = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
         config, weights = lora_formats.settings(inner, name=name, encoder=model.config), "adapter.safetensors"
-
-    def convert(target: Path) -> None:
-        save_file(tensors, target / weights, metadata={"format": "pt"})
-        (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-    return convert
+    save_file(tensors, target / weights, metadata={"format": "pt"})
+    (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: Path, run: Path, encoder: Encoder, *, overwrite: bool) -> None:
@@ -174,7 +167,6 @@ def _check_left(folder: Path, given: str) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """The names of all that lies in the folder and those in it, but for folders."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 

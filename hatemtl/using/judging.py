@@ -46,7 +46,6 @@ def judged(evaluations: Mapping[str, Evaluation], module: MultitaskModule, data:
 
 
 def _columns(evaluation: Evaluation, data: DataModule) -> dict[str, dict[str, Column]]:
-    """Gives what an evaluation needs of each task's corpus, over all its posts."""
     needs = evaluation.needs.columns.items()
     return {task: {name: _column(data, task, name, kind) for name, kind in columns.items()} for task, columns in needs}
 

@@ -56,9 +56,8 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
 def _said(head: Any) -> dict[str, Any]:
     """Gives what a reader must know of a head beside its weights."""
     said = {"kind": head.kind, "names": list(head.space.names)}
-    if head.pool is not None:
-        said["pooling"] = head.pool.kind
-    return said | ({"threshold": head.threshold} if head.threshold is not None else {})
+    more = {"pooling": head.pool and head.pool.kind, "threshold": head.threshold}
+    return said | {key: value for key, value in more.items() if value is not None}
 
 
 def _classifier(model: Transformer, heads: Mapping[str, Any], asked: Sequence[Case]) -> tuple[Any, str | None]:
@@ -73,7 +72,9 @@ def _classifier(model: Transformer, heads: Mapping[str, Any], asked: Sequence[Ca
         return model, f"{name} has no head of pooling={head.pool.kind}"
     layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
     if head.problem == "regression":
-        layers = [*layers[:-1], _scaled(layers[-1], *head.scale.tolist())]
+        last, (mean, deviation) = layers[-1], head.scale.tolist()
+        layers[-1] = nn.Linear(last.in_features, last.out_features)  # whose output is a score in the scale's units
+        layers[-1].load_state_dict({"weight": last.weight * deviation, "bias": last.bias * deviation + mean})
     said = for_others.classifier(model, layers, head.space.names, head.problem)
     if said is None:
         return model, f"{name} has no place for such a head"
@@ -85,13 +86,6 @@ def _classifier(model: Transformer, heads: Mapping[str, Any], asked: Sequence[Ca
         if case.off(task, scores.tolist()) > TOLERANCE:
             return model, f"{name} would compute its head too coarsely"
     return said, None
-
-
-def _scaled(layer: nn.Linear, mean: float, deviation: float) -> nn.Linear:
-    """The layer whose output is a score in the scale's units."""
-    scaled = nn.Linear(layer.in_features, layer.out_features)
-    scaled.load_state_dict({"weight": layer.weight * deviation, "bias": layer.bias * deviation + mean})
-    return scaled
 
 
 def _check(encoder: Encoder, heads: Mapping[str, Any], asked: Sequence[Case], folder: Path) -> None:
@@ -108,7 +102,6 @@ def _check(encoder: Encoder, heads: Mapping[str, Any], asked: Sequence[Case], fo
 
 
 def _how(folder: Path, heads: Mapping[str, Head], why: str | None) -> str:
-    """Tells how labels are read off the folder."""
     if not heads:
         return "AutoModel loads it; it has no head that says anything of a post"
     script = f'python {folder / "load.py"} "a text"'

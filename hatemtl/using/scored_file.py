@@ -99,10 +99,7 @@ def write_scored(
 
 
 def _write_delimited(columns: Columns, path: Path, *, delimiter: str, encoding: str) -> None:
-    """Writes cells as a spreadsheet may open them: what it would compute, posts that begin with @name too, is `guarded`.
-
-    `read_table` takes that off again. JSONL and Parquet, which no spreadsheet computes, keep every text as it is.
-    """
+    """Writes cells as a spreadsheet may open them: what it would compute is `guarded`; `read_table` takes that off again."""
     # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
     returns = any(isinstance(value, str) and "\r" in value for column in columns.values() for value in column)
     rows = zip(*([name, *column] for name, column in columns.items()), strict=True)
@@ -117,9 +114,7 @@ def _write_delimited(columns: Columns, path: Path, *, delimiter: str, encoding: 
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, list | dict):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    return guarded(sound(value)) if isinstance(value, str) else value
+    return guarded(sound(json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value))
 
 
 def _write_jsonl(columns: Columns, path: Path) -> None:
