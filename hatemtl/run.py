@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from hatemtl.command.configuration import requested
+from hatemtl.command.configuration import requested, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
-from hatemtl.command.saved_command import using
 from hatemtl.command.several_runs import Turn, in_turn
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.interruption import Interrupted

@@ -27,7 +27,7 @@ LONG = 60  # letters: a longer value is no example
 
 def check_node(node: DictConfig) -> None:
     """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes."""
-    called, hints = _called(node), {}
+    called, hints = _called(node) if "_target_" in node else None, {}
     with suppress(NameError, TypeError, AttributeError, SyntaxError):  # what cannot be read annotates nothing
         hints = get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
     for name in node:
@@ -56,9 +56,7 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
 
 
 def _called(node: DictConfig) -> Any:
-    """Finds what the `_target_` of a node names; a node without one calls nothing."""
-    if "_target_" not in node:
-        return None
+    """Finds what the `_target_` of a node names."""
     target = str(node._target_)
     try:
         called = _locate(target)

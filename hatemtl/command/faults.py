@@ -20,8 +20,7 @@ HELPS = {
     errno.EDQUOT: "make room in your quota, or ",
     errno.EFBIG: "allow larger files (ulimit -f), or ",
     errno.EROFS: "make it writable, or ",
-    errno.EACCES: "give yourself the right to it, or ",
-    errno.EPERM: "give yourself the right to it, or ",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the right to it, or "),
     errno.EMFILE: "allow more open files (ulimit -n), or ",
     errno.EIO: "check that disk, or ",
 }
@@ -52,13 +51,9 @@ def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | Non
 
 
 def _target(config: Mapping[str, Any]) -> Path:
-    """Finds where a command writes."""
     predict, own = config["predict"], config["save_path"]
-    places = {
-        "predict": predict["output"] or predict["input"],
-        "export": config["export"]["path"],
-        "test": own or config["load_path"],
-    }
+    places = {"predict": predict["output"] or predict["input"], "export": config["export"]["path"]}
+    places["test"] = own or config["load_path"]
     return Path(places.get(str(config["action"])) or own or "adapters")
 
 

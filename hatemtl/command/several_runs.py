@@ -26,7 +26,7 @@ class Turn:
     told: str = "the rest was not begun"
 
     def finished(self, folder: object, *, before: bool = False) -> None:
-        """Records where the run lies. before: whether it was finished by an earlier command."""
+        """Records where the run lies. before: whether an earlier command finished it."""
         self.state, self.told = "was finished before" if before else "finished", str(folder)
 
 

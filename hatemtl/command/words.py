@@ -103,10 +103,11 @@ class Names:
         options: dict[str, Any] = self.config["hydra"]["runtime"]["choices"]
         self.choices = {group: option for group, option in options.items() if isinstance(option, str)}
         self.groups = sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
+        self.all = [*dict.fromkeys([*self.keys, *self.groups])]
 
     def near(self, key: str) -> list[str]:
         """Finds at most three names, the nearest to a mistyped one first; none where no name is near."""
-        scores = {name: _near(key, name) for name in {**self.keys, **dict.fromkeys(self.groups)}}
+        scores = {name: _near(key, name) for name in self.all}
         least = max(0.75, max(scores.values()) - 0.05)
         return sorted((name for name in scores if scores[name] >= least), key=lambda name: -scores[name])[:3]
 

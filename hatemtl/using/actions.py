@@ -25,7 +25,7 @@ from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export, judging
+from hatemtl.using import export, judging, scored_file
 from hatemtl.using.predictor import Predictor, check_predictable
 
 
@@ -68,8 +68,6 @@ def predict(
     request: Request, *, input: str | None, output: str | None, text: str | None, delimiter: str | None, encoding: str
 ) -> Path:
     """Scores the posts of the user's own file with a saved run; gives the scored file."""
-    from hatemtl.using import scored_file
-
     if input is None:
         raise UserError("action=predict needs a file of posts; type predict.input=posts.csv")
     console, source = Console(), Path(input)

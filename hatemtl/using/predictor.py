@@ -58,8 +58,7 @@ class Predictor:
         config_dir: as --config-dir there, where options of your own lie; Python must find their classes.
         Random generators and Hydra are left as they were found. Raises UserError where the run cannot be loaded so.
         """
-        from hatemtl.command.configuration import requested  # and Hydra, which a request made in Python does without
-        from hatemtl.command.saved_command import using_alone
+        from hatemtl.command.configuration import requested, using_alone  # and Hydra, which others do without
 
         quiet()
         request = requested(using_alone(folder, typed, config_dir))
@@ -81,10 +80,7 @@ class Predictor:
         ]
 
     def pool(self, texts: Iterable[str], pairs: list[tuple[str, ...]] | None = None) -> TokenizedPosts:
-        """The texts as token ids. pairs: the second texts that each is read with.
-
-        Raises UserError where something is no text, or an empty one.
-        """
+        """The texts as token ids. pairs: the second texts that each is read with. Raises UserError as a call does."""
         if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
             raise UserError(f"{shown(texts)}: expected several texts; give a list of them, [text] for one")
         posts = []

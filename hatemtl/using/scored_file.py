@@ -56,10 +56,7 @@ def output_for(path: Path, output: str | None, *, delimiter: str | None = None, 
 
 
 def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, Scored]]) -> dict[str, list[Any]]:
-    """Columns over texts: pred_TASK with the predicted labels, words or number, pred_TASK_LABEL with each score.
-
-    said: what the tasks of these labels say of each text, as `Predictor` gives it.
-    """
+    """Columns of what a Predictor said of texts: pred_TASK with labels, words or number, pred_TASK_LABEL with each score."""
     columns: dict[str, list[Any]] = {}
     for task, space in spaces.items():
         of_task = [of_text[task] for of_text in said]
