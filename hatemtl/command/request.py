@@ -88,7 +88,7 @@ class Request:
         try:
             yield
         except Refusal as error:
-            if "method" not in self.choices:
+            if not {"method", "encoder"} <= self.choices.keys():
                 raise
             raise error.named(self.choices["method"], self.choices["encoder"]) from error
 

@@ -55,7 +55,7 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
     if own == library:
         content: Callable[[Path], object] = partial(shutil.copytree, run.folder / "adapter", dirs_exist_ok=True)
     else:
-        content = partial(_convert, run, encoder, library, model)
+        content = _converted(run, encoder, library, model)
     write(folder, run, encoder, library, content, overwrite=overwrite)
     if library == "peft":
         return f'PeftModel.from_pretrained(model, "{folder}") loads it'
@@ -63,8 +63,8 @@ def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed
     return f'model.load_adapter("{folder}", set_active=True, use_safetensors=True) loads it'
 
 
-def _convert(run: SavedRun, encoder: Encoder, library: str, model: Transformer, target: Path) -> None:
-    """Writes a LoRA of the other library for this one."""
+def _converted(run: SavedRun, encoder: Encoder, library: str, model: Transformer) -> Callable[[Path], object]:
+    """Gives what writes a LoRA of the other library for this one."""
     from hatemtl.methods import lora_formats
 
     try:
@@ -81,8 +81,12 @@ def _convert(run: SavedRun, encoder: Encoder, library: str, model: Transformer, 
         name = module_name(run.folder.resolve().name)
         tensors, inner = lora_formats.to_adapterhub(updates, name=name, depth=model.config.num_hidden_layers)
         config, weights = lora_formats.settings(inner, name=name, encoder=model.config), "adapter.safetensors"
-    save_file(tensors, target / weights, metadata={"format": "pt"})
-    (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def convert(target: Path) -> None:
+        save_file(tensors, target / weights, metadata={"format": "pt"})
+        (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    return convert
 
 
 def check_folder(folder: Path, run: Path, encoder: Encoder, *, overwrite: bool) -> None:

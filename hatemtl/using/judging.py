@@ -83,6 +83,5 @@ def predictions(module: MultitaskModule, pool: TokenizedPosts) -> Any:
                 if of_words:
                     width = len(score)
                     score, target = pool.at_words(post, score), pool.at_words(post, target[:width], target[width:])
-                gold = target if isinstance(target, list) else [float(target)]
-                rows.append((pool.ids[post], task, gold, score))
+                rows.append((pool.ids[post], task, target if isinstance(target, list) else [float(target)], score))
     return pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])

@@ -114,7 +114,6 @@ def _how(folder: Path, heads: Mapping[str, Head], why: str | None) -> str:
 
 
 def _readme(run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], why: str | None) -> str:
-    """Gives what the folder is and how labels are read off it, for whoever finds it."""
     tasks = [f"- {task} ({head.kind}): {', '.join(head.space.names)}\n" for task, head in heads.items()]
     return (
         f"# {run.folder.resolve().name}\n\n"

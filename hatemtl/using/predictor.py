@@ -90,8 +90,7 @@ class Predictor:
             posts.append(as_post(text))
             if len(posts[i]) > LONGEST:
                 raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
-        splits = np.full(len(posts), "test")
-        whole = Posts([*map(str, range(len(posts)))], posts, splits, {}, pairs)
+        whole = Posts([*map(str, range(len(posts)))], posts, np.full(len(posts), "test"), {}, pairs)
         return TokenizedPosts(self.tokenizer, self.network.encoder.max_length, [whole])
 
     def scores(
