@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from hatemtl.command.configuration import requested
+from hatemtl.command.configuration import requested, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
-from hatemtl.command.saved_command import using
 from hatemtl.command.several_runs import Turn, in_turn
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.interruption import Interrupted
@@ -43,7 +42,8 @@ def _do(cfg: Any, turn: Turn) -> None:
     if actions in (["train"], ["train", "test"]):
         request = _requested(cfg)
         result: Result = _told(request, lambda: train(request, then_test="test" in actions), trains=True)
-        if "test" in actions and not result.trained and (request.evaluations or not result.tested):
+        tested = any(row.stage == "test" for row in result.rows)
+        if "test" in actions and not result.trained and (request.evaluations or not tested):
             # finished before, by a command that did not test, or not by all of these
             turn.finished(_use("test", using(result.folder)))
         else:

@@ -41,7 +41,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 from hatemtl.training.train import prepare
 from hatemtl.training.trainer_settings import TrainerSettings
-from hatemtl.using import predictions
+from hatemtl.using.judging import predictions
 from hatemtl.using.predictor import check_predictable
 
 Cli = Callable[..., Outcome]
@@ -255,7 +255,7 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
     for name in HEADS:
         assert f"test_{name}_{module.head(name).primary}" in by_metric(module.rows)
     assert all(np.isfinite(row.value) for row in module.rows)
-    frame = predictions.predictions(module, data.pool)
+    frame = predictions(module, data.pool)
     assert set(frame["task"]) == set(HEADS) - {"masked"}
     sizes = {name: {len(scores) for scores in frame[frame["task"] == name]["scores"]} for name in HEADS}
     assert {name: sizes[name] for name in ("label", "target", "hate", "level", "right")} == {

@@ -22,7 +22,7 @@ from hatemtl.encoders.fast import door
 from hatemtl.saved_runs.claiming import TRAINED, held
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished, write_record
 from hatemtl.training.callbacks import BestWeights, Throughput
-from hatemtl.using import predictions as outcome
+from hatemtl.using import judging
 
 Cli = Callable[..., Outcome]
 THREE = [
@@ -201,14 +201,14 @@ def test_the_results_of_a_test_go_to_the_run_that_was_tested(
         told = cli(*test)
     assert told.code == 2
     assert "run is being trained by process" in told.err
-    predictions = outcome.predictions
+    predictions = judging.predictions
 
     def meanwhile(*given: object) -> object:
         write_record(run, {**SavedRun(run).record, "seconds": 0.0})
         return predictions(*given)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(outcome, "predictions", meanwhile)
+        patch.setattr(judging, "predictions", meanwhile)
         told = cli(*test)
     assert told.code == 2
     assert "trained anew" in told.err

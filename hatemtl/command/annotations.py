@@ -1,11 +1,8 @@
-"""Checks the values of a configuration against the annotations of the constructors that take them.
-
-What a constructor says of itself, `rank: int`, is all that is known of a key: neither it nor anything else checks the type
-again. Ranges, and what else may not stand together, are the constructor's own affair.
-"""
+"""Checks a configuration's types against the annotations of the constructors that take them; ranges are their own affair."""
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
@@ -15,9 +12,8 @@ from hydra._internal.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from hatemtl.command.nearest import CONF, files, walk
-from hatemtl.command.quoting import assigned, in_quotes
 from hatemtl.command.suggestions import LISTS
+from hatemtl.command.words import CONF, assigned, files, in_quotes, walk
 from hatemtl.errors import UserError, did_you_mean
 
 WORDS = {
@@ -30,11 +26,10 @@ LONG = 60  # letters: a longer value is no example
 
 
 def check_node(node: DictConfig) -> None:
-    """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes.
-
-    A module of the user's that cannot be imported raises what it raises.
-    """
-    hints = _hints(_called(node))
+    """Raises UserError where a value in a node, or in one within it, is none that the node's `_target_` takes."""
+    called, hints = _called(node) if "_target_" in node else None, {}
+    with suppress(NameError, TypeError, AttributeError, SyntaxError):  # what cannot be read annotates nothing
+        hints = get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
     for name in node:
         if not str(name).startswith("_"):
             check_value(_key(node, name), node[name], hints.get(str(name), Any), node._target_)
@@ -43,10 +38,7 @@ def check_node(node: DictConfig) -> None:
 
 
 def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> None:
-    """Raises UserError where a value of the configuration is none of what is annotated; a node is checked itself.
-
-    target: of the node that has the key.
-    """
+    """Raises UserError where a value is none of what is annotated; a node is checked itself. target: of the node above."""
     if OmegaConf.is_dict(value) and "_target_" in value:
         return check_node(value)
     given: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -64,9 +56,7 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
 
 
 def _called(node: DictConfig) -> Any:
-    """Finds what the `_target_` of a node names; a node without one calls nothing."""
-    if "_target_" not in node:
-        return None
+    """Finds what the `_target_` of a node names."""
     target = str(node._target_)
     try:
         called = _locate(target)
@@ -82,22 +72,12 @@ def _called(node: DictConfig) -> Any:
     raise UserError(f"{key}={target}: no class or function has this name; {known}")
 
 
-def _hints(called: Any) -> dict[str, Any]:
-    """The annotations of a class or function; none where they cannot be read."""
-    try:
-        return get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
-    except (NameError, TypeError, AttributeError, SyntaxError):
-        return {}
-
-
 @cache
 def _nodes() -> list[tuple[str, dict[str, Any]]]:
-    """Gives all keys and values of all files of conf/, each with the last name of its key, or with its group."""
-    trees: list[Any] = [{"": OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))}]
-    for group in sorted(path.name for path in CONF.iterdir()):
-        trees += [{group: file} for file in files(group).values()]
-    found = [entry for tree in trees for entry in walk(tree)]
-    return [(name.rpartition(".")[2], node) for name, node in found if isinstance(node, dict)]
+    """Gives all nodes of all files of conf/, each with the last name of its key, or with its group."""
+    paths = {CONF / "config.yaml": "", **{path: path.parent.name for path in sorted(CONF.glob("*/*.yaml"))}}
+    trees = [{group: OmegaConf.to_container(OmegaConf.load(path))} for path, group in paths.items()]
+    return [(name.rpartition(".")[2], node) for tree in trees for name, node in walk(tree) if isinstance(node, dict)]
 
 
 def _targets(key: str) -> list[str]:
@@ -143,7 +123,6 @@ def _fits(annotation: Any, value: Any) -> bool:
 
 
 def _wrong(key: str, value: Any, annotation: Any, target: Any) -> str:
-    """Gives what was given for a key, what is expected, and what to type."""
     words = _words(annotation)
     expected = f"{key}={_typed(value)}: expected {_or(words)}"
     if not (near := did_you_mean(value, words)).startswith("known"):

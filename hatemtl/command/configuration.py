@@ -1,27 +1,33 @@
-"""Builds objects of the configuration's nodes, and refuses what may not stand in it together.
-
-No lower room knows Hydra: what trains and uses runs gets a `Request`.
-"""
+"""Composes the command that uses a saved run, builds a `Request` of a configuration, and refuses what contradicts in it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
+from hatemtl.command.suggestions import explain, is_mistyped
+from hatemtl.command.words import CONF, quoted, walk
 from hatemtl.corpora.leaks import Policy
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
+from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.objective.regularisers import Regulariser
+from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
@@ -30,29 +36,24 @@ NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
-    "seed": int,
-    "overwrite": bool,
-    "tasks": Mapping[str, Task] | None,
-    "regulariser": Mapping[str, Regulariser] | None,
-    "evaluations": Mapping[str, Evaluation] | None,
-    **dict.fromkeys(("save_path", "load_path", "data.cache"), str | None),
-    "heads.load": bool,
-    "heads.merge": HeadsMerge,
-    "data.dir": str,
-    "data.cache_prefix": bool,
-    "data.leaks": Policy,
-    "data.workers": int,
+    **dict.fromkeys(("seed", "data.workers"), int),
+    **dict.fromkeys(("overwrite", "heads.load", "data.cache_prefix"), bool),
+    **{"tasks": Mapping[str, Task] | None, "regulariser": Mapping[str, Regulariser] | None},
+    **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
+    **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
-    "predict.encoding": str,
-    **dict.fromkeys(("export.format", "export.path"), str | None),
+    **dict.fromkeys(("data.dir", "predict.encoding"), str),
 }
+# Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
+SAID_ANEW = (
+    *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
+    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "trainer.progress"),
+)
+GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
 
 def build(node: Any, **runtime: Any) -> Any:
-    """Builds the object that a configuration node names, with what only the run knows.
-
-    Raises UserError as the constructor does, or where the node does not fit the constructor.
-    """
+    """Builds the object that a node names, with what only the run knows. Raises UserError where it or the node says no."""
     check_node(node)
     try:
         return instantiate(node, **runtime, _convert_="all")
@@ -61,27 +62,20 @@ def build(node: Any, **runtime: Any) -> Any:
         while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
         if isinstance(cause, UserError):
-            raise _at(cause, error, node) from None
+            # of what the group merge says the key is method.merge here
+            found = re.search(r"full_key: (?:method\.(?=merge))?(\S+)", str(error))
+            key = found[1] if found else ""
+            if key.startswith("merge.inner"):
+                raise at(cause, key) from None
+            own = str(cause).partition("=")[0] in (OmegaConf.select(node._get_root(), key) or ())
+            raise (UserError(f"{key}.{cause}") if own else cause) from None
         if isinstance(cause, TypeError) and "argument" in str(cause):
             raise UserError(f"{node.get('_target_')}: {cause}; `uv run main.py --cfg job` shows its keys") from error
         raise cause from error  # a bug, to be seen with its stack
 
 
-def _at(error: UserError, by_hydra: InstantiationException, node: DictConfig) -> UserError:
-    """The error of a constructor, told by the whole key that the user types."""
-    found = re.search(r"full_key: (?:method\.(?=merge))?(\S+)", str(by_hydra))  # method.merge is what the group merge says
-    key = found[1] if found else ""
-    if key.startswith("merge.inner"):
-        return at(error, key)
-    given = OmegaConf.select(node._get_root(), key)
-    return UserError(f"{key}.{error}") if str(error).partition("=")[0] in (given or ()) else error
-
-
 def requested(cfg: DictConfig) -> Request:
-    """Makes the request that a configuration asks for.
-
-    Raises UserError where a value is of the wrong type or range, or contradicts another.
-    """
+    """Makes the request that a configuration asks for. Raises UserError where a value is wrong or contradicts another."""
     check_types(cfg)
     if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
@@ -93,6 +87,10 @@ def requested(cfg: DictConfig) -> Request:
             "optimization.epochs=0 would leave fresh heads untrained; type optimization.epochs=1, or for a merge "
             "heads.merge=concat or heads.merge=refit"
         )
+    cache = None
+    if cfg.data.cache is not None:
+        with suppress(RuntimeError):  # a user without a home, as in some containers
+            cache = Path(cfg.data.cache).expanduser()
     return Request(
         tasks={str(name): build(node) for name, node in cfg.tasks.items()},
         regularisers={str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
@@ -100,11 +98,10 @@ def requested(cfg: DictConfig) -> Request:
         optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
         logger=partial(build, cfg.logger),
-        heads_load=cfg.heads.load,
-        heads_merge=cfg.heads.merge,
+        **{f"heads_{key}": cfg.heads[key] for key in ("load", "merge")},
         save_path=None if cfg.save_path is None else Path(cfg.save_path),
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
-        cache=cache_of(cfg),
+        cache=cache,
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
@@ -149,18 +146,95 @@ def check_types(cfg: DictConfig) -> None:
             raise UserError(f"{group}={cfg[group]}: expected one of its keys; type {group}.{example}")
     for key, annotation in KEYS.items():
         check_value(key, OmegaConf.select(cfg, key), annotation)
-    for node in cfg.values():
-        if OmegaConf.is_dict(node) and "_target_" in node:
-            check_node(node)
+    for node in [node for node in cfg.values() if OmegaConf.is_dict(node) and "_target_" in node]:
+        check_node(node)
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
-
-
-def cache_of(cfg: DictConfig) -> Path | None:
-    """The folder that keeps tokens and compiled code, if any."""
     if cfg.data.cache == "":
-        raise UserError(f"data.cache={cfg.data.cache}: expected a folder, or null for none; type data.cache=FOLDER")
+        raise UserError("data.cache=: expected a folder, or null for none; type data.cache=FOLDER")
+
+
+def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
+    """Composes the configuration that loads a saved run's encoder side and heads, with its tasks, corpora and encoder.
+
+    Nothing that is found in its folder is ever instantiated: of its config.yaml the options of groups choose among our own
+    YAMLs, and plain values are laid over what these say, where they have such a key.
+    typed: the user's own overrides, which are laid over the run's; None takes those of the command line.
+    Raises UserError where the run says what no run of ours does.
+    """
+    saved = SavedRun(folder)
+    typed = list(HydraConfig.get().overrides.task) if typed is None else typed
+    overrides = OverridesParser.create().parse_overrides(overrides=typed)
+    theirs = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+    config = saved.config
+    if (choices := config.get("choices")) is None:
+        raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
+    asked: Any = theirs.get("tasks", config["tasks"])
+    tasks = [asked] if isinstance(asked, str) else [str(name) for name in asked]
+    own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": quoted(str(folder))}
+    own["tasks"] = f"[{','.join(tasks)}]"
+    ours = GlobalHydra.instance().config_loader().get_group_options("evaluations")
+    own["evaluations"] = f"[{','.join(name for name in config.get('evaluations') or {} if name in ours)}]"
+    for group, option in choices.items():
+        if not (GROUP.fullmatch(str(group)) and OPTION.fullmatch(str(option))) or str(group).startswith("hydra"):
+            raise UserError(f"{folder}/config.yaml: {group}={option} is no choice of a group; do not use this run")
+        of = re.search(r"@tasks\.(\w+)\.", str(group))
+        if not str(group).startswith(SAID_ANEW) and (of is None or of[1] in tasks):
+            own[str(group)] = str(option)
+    known: list[str] = [f"{key}={value}" for key, value in own.items() if key not in theirs]
     try:
-        return None if cfg.data.cache is None else Path(cfg.data.cache).expanduser()
-    except RuntimeError:  # a user without a home, as in some containers
-        return None
+        whole = compose("config", overrides=[*known, *typed], return_hydra_config=True)
+    except MissingConfigException as error:
+        for group, option in own.items():
+            if group not in theirs and f"{group.partition('@')[0]}/{option}" == error.missing_cfg_file:
+                raise UserError(
+                    f"{folder} has {group}={option}, and there is no such option here; where a folder of yours holds it, "
+                    f"type --config-dir FOLDER, in Python Predictor.load(..., config_dir=FOLDER)"
+                ) from None
+        raise
+    cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    _lay_over(cfg, config, theirs)
+    OmegaConf.set_struct(cfg, False)
+    cfg.choices = chosen(whole.hydra)
+    return cfg
+
+
+def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """`using` in a process that main.py did not start, with its own Hydra or none, which is left as it is.
+
+    config_dir: a folder with further options of groups. Raises UserError as main.py tells what was mistyped.
+    """
+    where = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    also = [f"hydra.searchpath=[{quoted(f'file://{Path(mine).resolve()}')}]" for mine in where[1:]]
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return using(folder, typed=[*also, *typed])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_mistyped(error):
+            raise
+        raise UserError(explain(error, [*where, *typed])) from None
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _lay_over(cfg: DictConfig, saved: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
+    """Gives every key that both have the saved run's value, but where the user typed it, its group, or what it reads."""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    own = [key.partition("@")[2] or key for key in typed if key != "tasks"]
+    kept = dict(walk(saved))
+    for key, before in walk(raw):
+        if key not in kept or not _plain(kept[key]) or (isinstance(before, Mapping) and before):
+            continue
+        anew = any(key == said or key.startswith(f"{said}.") for said in (*SAID_ANEW, *own))
+        if not anew and not (isinstance(before, str) and "${" in before and any(said in before for said in own)):
+            OmegaConf.update(cfg, key, kept[key], merge=False, force_add=True)
+
+
+def _plain(value: Any) -> bool:
+    """Tells whether a saved value is nothing but numbers, texts and lists or maps of them, and calls nothing."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and not key.startswith("_") and _plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and "${" not in value)

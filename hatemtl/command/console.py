@@ -11,7 +11,6 @@ from rich.text import Text
 
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import SPLITS
-from hatemtl.corpora.base import Column as Annotations
 from hatemtl.evaluations.base import Row
 from hatemtl.harmless import shown
 from hatemtl.heads.base import COUNTS
@@ -65,53 +64,36 @@ def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) 
     posts = np.concatenate([corpus.splits for corpus in data.corpora.values()])
     table.add_row("posts", *(f"{(posts == split).sum():,}" for split in SPLITS))
     table.add_row("tokens", *(f"{pool.lengths[pool.splits == split].sum():,}" for split in SPLITS))
-    missing = []
+    absent: list[str] = []
     for name, column in data.columns.items():
         splits = data.corpora[data.tasks[name].corpus].splits
         values = [column.values[(splits == split) & column.has] for split in SPLITS]
         table.add_section()
         table.add_row(escape(f"{name} ({column.space.kind})"), *(f"{len(of_split):,}" for of_split in values))
-        for label, cells in _told(column, values):
-            table.add_row(escape(f"  {label}"), *cells)
-        if _counted(column):
-            for split, of_split in zip(SPLITS, values, strict=True):
-                counts = zip(column.space.names, _counts(column, of_split), strict=True)
-                absent = [label for label, count in counts if not count]
-                if len(of_split) and absent:
-                    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-                    missing.append(f"{name}: no post of the {split} split carries {', '.join(absent[:SHOWN])}{more}")
+        if column.space.carries is not None or column.space.about == "second texts":
+            absent += _add_counts(table, name, column.space.names, values)
+        elif column.space.about == "words":
+            table.add_row("  marked words", *(f"{sum(int((words >= 0.5).sum()) for words in each):,}" for each in values))
+        elif column.space.about == "posts":
+            table.add_row("  mean ± deviation", *(f"{v.mean():.2f} ± {v.std():.2f}" if len(v) else "" for v in values))
     _print(console, "annotated posts", table)
-    for line in [*missing, *leaked]:
+    for line in [*absent, *leaked]:
         console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
-def _told(column: Annotations, values: Sequence[np.ndarray]) -> Iterator[tuple[str, list[str]]]:
-    """Gives the lines of the table below a task: names, and a cell a split."""
-    if _counted(column):
-        counts = np.array([_counts(column, of_split) for of_split in values])  # (splits, C)
-        order = np.argsort(-counts.sum(axis=0), kind="stable")
-        shown = range(len(column.space)) if len(column.space) <= SHOWN else [order[0], order[-1]]
-        for label in shown:
-            yield column.space.names[label], [f"{count:,}" for count in counts[:, label]]
-        if len(column.space) > SHOWN:
-            yield f"(most and least frequent of {len(column.space)})", ["" for _ in values]
-    elif column.space.about == "words":
-        marked = [sum(int((words >= 0.5).sum()) for words in of_split) for of_split in values]
-        yield "marked words", [f"{count:,}" for count in marked]
-    elif column.space.about == "posts":
-        yield "mean ± deviation", [f"{v.mean():.2f} ± {v.std():.2f}" if len(v) else "" for v in values]
-
-
-def _counted(column: Annotations) -> bool:
-    """Tells whether posts carry labels, or the places of second texts."""
-    return column.space.carries is not None or column.space.about == "second texts"
-
-
-def _counts(column: Annotations, values: np.ndarray) -> np.ndarray:
-    """(C,) how many of the posts with these values carry each label; a soft label counts from a half."""
-    if values.ndim == 1:
-        return np.bincount(values, minlength=len(column.space))
-    return (values >= 0.5).sum(axis=0)
+def _add_counts(table: Table, task: str, names: Sequence[str], values: Sequence[np.ndarray]) -> Iterator[str]:
+    """Adds rows of how many posts of each split carry a label, a soft one from a half; says which labels none carries."""
+    counts = [np.bincount(v, minlength=len(names)) if v.ndim == 1 else (v >= 0.5).sum(axis=0) for v in values]
+    order = np.argsort(-sum(counts), kind="stable")
+    for label in range(len(names)) if len(names) <= SHOWN else (order[0], order[-1]):
+        table.add_row(escape(f"  {names[label]}"), *(f"{of_split[label]:,}" for of_split in counts))
+    if len(names) > SHOWN:
+        table.add_row(f"  (most and least frequent of {len(names)})")
+    for split, posts, of_split in zip(SPLITS, values, counts, strict=True):
+        absent = [name for name, count in zip(names, of_split, strict=True) if not count]
+        if len(posts) and absent:
+            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+            yield f"{task}: no post of the {split} split carries {', '.join(absent[:SHOWN])}{more}"
 
 
 def results(console: Console, rows: Sequence[Row], title: str) -> None:

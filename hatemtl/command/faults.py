@@ -1,11 +1,15 @@
-"""Gives what the system refuses, a disk or memory, as an error that the user can mend."""
+"""Gives what the system refuses, a disk or memory, as an error that the user can mend, and keeps what was computed."""
 
 import errno
 import os
 import re
+import shutil
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
+from tempfile import mkdtemp
 from typing import Any
 
 from hatemtl.errors import UserError
@@ -16,8 +20,7 @@ HELPS = {
     errno.EDQUOT: "make room in your quota, or ",
     errno.EFBIG: "allow larger files (ulimit -f), or ",
     errno.EROFS: "make it writable, or ",
-    errno.EACCES: "give yourself the right to it, or ",
-    errno.EPERM: "give yourself the right to it, or ",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the right to it, or "),
     errno.EMFILE: "allow more open files (ulimit -n), or ",
     errno.EIO: "check that disk, or ",
 }
@@ -48,13 +51,9 @@ def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | Non
 
 
 def _target(config: Mapping[str, Any]) -> Path:
-    """Finds where a command writes."""
     predict, own = config["predict"], config["save_path"]
-    places = {
-        "predict": predict["output"] or predict["input"],
-        "export": config["export"]["path"],
-        "test": own or config["load_path"],
-    }
+    places = {"predict": predict["output"] or predict["input"], "export": config["export"]["path"]}
+    places["test"] = own or config["load_path"]
     return Path(places.get(str(config["action"])) or own or "adapters")
 
 
@@ -96,3 +95,32 @@ def _memory(error: BaseException, config: Mapping[str, Any]) -> UserError:
     used = ", ".join(f"{key}={size}" for key, size in {**sizes, "encoder.max_length": length}.items())
     said = str(error).split("\n")[0].split(". GPU")[0][:200] or "the system has no more"
     return UserError(f"out of memory ({said}) with {used}; type {', or '.join(ways)}; docs/memory.org tells what runs take")
+
+
+@contextmanager
+def kept_elsewhere(target: Path, write: Callable[[Path], object], *places: Path, given: str = "") -> Iterator[None]:
+    """Lets `write` write into a new folder of another place what the system refuses of what is written inside.
+
+    places: tried in turn, and the system's temporary folder behind them. given: what the user typed before the target.
+    Raises UserError that tells where it lies, or what was raised inside where no place takes it.
+    """
+    try:
+        yield
+    except (OSError, UserError) as error:
+        if isinstance(error, UserError) and not isinstance(error.__cause__, OSError):
+            raise
+        for place in (*places, None):
+            folder = None
+            try:
+                folder = Path(mkdtemp(prefix="hatemtl_", dir=place))
+                write(kept := folder / target.name)
+                break
+            except OSError:
+                if folder:
+                    shutil.rmtree(folder, ignore_errors=True)
+        else:
+            raise
+        way = "move it to where it shall stand" if target.is_dir() else f"type mv {quote(str(kept))} {quote(str(target))}"
+        raise UserError(
+            f"{given}{target} cannot be written ({error}); what it was to hold is kept as {kept}: make room, and {way}"
+        ) from error

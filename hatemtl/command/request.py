@@ -18,10 +18,9 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
-from hatemtl.machine.startup import started
 from hatemtl.methods.base import Method
 from hatemtl.network.assembly import Network, assemble, check_method
-from hatemtl.network.initial_heads import HeadsMerge
+from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers import Regulariser
 from hatemtl.objective.weighting import Weighting
@@ -85,10 +84,12 @@ class Request:
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Inside, what a method refuses is told with the names that the user typed."""
+        """Inside, what a method refuses is told with the names that the user typed, where a request is made of some."""
         try:
             yield
         except Refusal as error:
+            if not {"method", "encoder"} <= self.choices.keys():
+                raise
             raise error.named(self.choices["method"], self.choices["encoder"]) from error
 
     def heads_from(self) -> SavedRun | None:
@@ -109,6 +110,7 @@ class Request:
             )
         saved = SavedRun(self.load_path)
         check_method(saved, self.method, self.encoder)
+        check_heads(saved, self.tasks)
         return saved
 
     def tasks_knowing(self, saved: SavedRun | None) -> dict[str, Task]:
@@ -155,11 +157,6 @@ class Request:
         network.store(self.trainer.dtype)
         return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
 
-    def evaluator(self, root: Path, *, bar: bool = False) -> L.Trainer:
-        """A trainer that evaluates alone."""
-        started()
-        return self.trainer.trainer(self.optimization, root=root, logger=False, callbacks=[], bar=bar)
-
 
 @dataclass(frozen=True)
 class Result:
@@ -173,11 +170,6 @@ class Result:
     best: int
     seconds: float
     trained: bool = True
-
-    @property
-    def tested(self) -> bool:
-        """Tells whether there are rows of a test."""
-        return any(row.stage == "test" for row in self.rows)
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,4 @@
-"""Carries a sweep (`-m`) on past runs that fail, and ends it with a table of how each run ended.
-
-Hydra's launcher runs the jobs in one process, one after another, each through `main.py`; its callback knows their end.
-"""
+"""Carries a sweep (`-m`), each run of which goes through `main.py`, past those that fail; ends it with a table of all."""
 
 import sys
 import traceback
@@ -29,11 +26,11 @@ class Turn:
     told: str = "the rest was not begun"
 
     def finished(self, folder: object, *, before: bool = False) -> None:
-        """Records where the run lies. before: whether it was finished by an earlier command."""
+        """Records where the run lies. before: whether an earlier command finished it."""
         self.state, self.told = "was finished before" if before else "finished", str(folder)
 
 
-_turns: list[Turn] = []  # of the sweep of this process; Hydra gives no job an object of ours
+_turns: list[Turn] = []  # of the sweep, whose runs Hydra starts one after another in this process
 
 
 @contextmanager

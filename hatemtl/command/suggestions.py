@@ -11,8 +11,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from hatemtl.command.nearest import CONF, Names, files, walk
-from hatemtl.command.quoting import advice, assigned, in_quotes, parsed, readable
+from hatemtl.command.words import CONF, Names, advice, assigned, files, in_quotes, parsed, readable, walk
 from hatemtl.errors import UserError, did_you_mean
 
 NO_EXPERIMENT = ("experiment=null", "experiment=none")  # Hydra itself lets no group be null
@@ -44,7 +43,7 @@ def _refuse(message: str) -> NoReturn:
 def _no_option(word: str, words: Sequence[str], options: Sequence[str]) -> str:
     key, equals, value = word.lstrip("-").partition("=")
     names = Names([])
-    if not equals and key in {*names.keys, *names.groups}:
+    if not equals and key in names.all:
         value = "".join(words[words.index(word) + 1 :][:1]) or "VALUE"
     elif not equals:
         return f"{word}: no such option; {did_you_mean(word, options)}"
@@ -98,7 +97,7 @@ def explain(error: Exception, words: Sequence[str]) -> str:
 
 def _unreadable(names: Names, at: int) -> str:
     """Suggests what to type instead of an override that Hydra cannot read, the `at`-th."""
-    word, known = names.overrides[at], {*names.keys, *names.groups}
+    word, known = names.overrides[at], names.all
     if word.startswith("-"):
         return _no_option(word, names.overrides, [])
     before = names.overrides[at - 1] if at else ""
@@ -126,7 +125,7 @@ def _unreadable(names: Names, at: int) -> str:
 def _no_key(names: Names, key: str, text: str) -> str:
     """Suggests what to type instead of a key or group that is none. text: Hydra's error."""
     path = key.rpartition("@")[2].strip(". ")
-    if text and key.partition("=")[0] in {*names.keys, *names.groups}:
+    if text and key.partition("=")[0] in names.all:
         return _one_line(text)
     task, tasks = re.match(r"tasks\.(\w+)\.", path), names.config.get("tasks", {})
     if task and task[1] not in tasks and task[1] in files("tasks"):
@@ -147,7 +146,7 @@ def _no_key(names: Names, key: str, text: str) -> str:
         return f"{said}; {parent} is {null if holds is None else 'a value, no group of keys'}"
     if near := names.near(key.strip(". ")):
         return f"{said}; did you mean {' or '.join(map(repr, near))}?"
-    beside = [name for name in {**names.keys, **dict.fromkeys(names.groups)} if name.rpartition(".")[0] == parent]
+    beside = [name for name in names.all if name.rpartition(".")[0] == parent]
     return f"{said}; {did_you_mean('', sorted(name for name in beside or names.groups if not name.startswith('hydra/')))}"
 
 

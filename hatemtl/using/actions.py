@@ -13,6 +13,7 @@ from rich.progress import Progress
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
+from hatemtl.command.faults import kept_elsewhere
 from hatemtl.command.request import Request, Result
 from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
@@ -21,14 +22,11 @@ from hatemtl.evaluations.base import Row
 from hatemtl.machine.startup import started
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
-from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export
-from hatemtl.using.elsewhere import kept_elsewhere
-from hatemtl.using.judging import check_evaluations, judged
-from hatemtl.using.predictor import Predictor, check_predictable, trained
+from hatemtl.using import export, judging, scored_file
+from hatemtl.using.predictor import Predictor, check_predictable
 
 
 def test(request: Request) -> Result:
@@ -37,9 +35,8 @@ def test(request: Request) -> Result:
     folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
-    check_heads(saved, request.tasks)
     with held(folder, TESTED):  # what is refused is refused before anything is computed
-        before = _trained(saved)
+        before = {**saved.record, "tested_data": None}  # no two trainings leave the same
     tasks = request.tasks_knowing(saved)
     for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
         trained, given = (choices.get(group) for choices in (saved.config.get("choices", {}), request.choices))
@@ -50,7 +47,7 @@ def test(request: Request) -> Result:
             )
     data = request.datamodule(tasks)
     data.check_split("test")
-    check_evaluations(request.evaluations, data)
+    judging.check_evaluations(request.evaluations, data)
     network = request.network(tasks, data.spaces, name=saved.folder.name)
     network.module.requires_grad_(False)
     report.notes(console, network.notes)
@@ -61,36 +58,27 @@ def test(request: Request) -> Result:
     rows, leave = measured(request, network, data, folder)
     report.results(console, rows, f"{folder}: test split")
     with kept_elsewhere(folder, leave), held(folder, TESTED):
-        if _trained(saved) != before:
+        if {**saved.record, "tested_data": None} != before:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
         leave(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
-
-
-def _trained(saved: SavedRun) -> dict[str, Any]:
-    """run.json as training left it: no two trainings leave the same."""
-    return {key: value for key, value in saved.record.items() if key != "tested_data"}
 
 
 def predict(
     request: Request, *, input: str | None, output: str | None, text: str | None, delimiter: str | None, encoding: str
 ) -> Path:
     """Scores the posts of the user's own file with a saved run; gives the scored file."""
-    from hatemtl.using import predictions as outcome  # and pandas, which training does without
-    from hatemtl.using import scored_file
-
     if input is None:
         raise UserError("action=predict needs a file of posts; type predict.input=posts.csv")
     console, source = Console(), Path(input)
     cells: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
     named = next((str(t.corpus.text) for t in request.tasks.values() if isinstance(t.corpus, Table)), "text")
-    rows = scored_file.read(source, text, **cells)
-    text = text or scored_file.text_of(rows, named)
+    rows, text = scored_file.read(source, text, named, **cells)
     target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
     texts, saved = rows.posts(text), request.used_run("predict")
-    spaces = trained(saved, request.tasks)
+    spaces = {task: saved.labels[task] for task in request.tasks}
     check_predictable(spaces)
-    scored_file.check_writable(rows, [*outcome.score_columns(spaces, [])], target, **cells)
+    scored_file.check_writable(rows, [*scored_file.score_columns(spaces, [])], target, **cells)
     predictor = Predictor(request, saved)
     report.notes(console, predictor.network.notes)
     report.network(console, predictor.network.parts())
@@ -98,7 +86,7 @@ def predict(
     with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
         bar = progress.add_task("scoring", total=len(texts))
         said = predictor(texts, partial(progress.advance, bar))
-    write: Any = partial(scored_file.write_scored, rows, outcome.score_columns(spaces, said), **cells)
+    write: Any = partial(scored_file.write_scored, rows, scored_file.score_columns(spaces, said), **cells)
     with kept_elsewhere(target, write, saved.folder, given="predict.output="):
         write(target)
     console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
@@ -107,7 +95,7 @@ def predict(
 
 def export_run(request: Request, *, format: str | None, path: str | None) -> Path:
     """Writes a saved run in the format of another program; gives the folder."""
-    from hatemtl.using import merged_folder, onnx_graph  # and both libraries of adapters
+    from hatemtl.using import merged_folder  # and both libraries of adapters
 
     if request.load_path is None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
@@ -116,7 +104,8 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     if form in ("merged", "onnx"):
         exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
         predictor = Predictor(exact, request.used_run("export"))
-        how = (merged_folder if form == "merged" else onnx_graph).write(predictor, folder, overwrite=overwrite)
+        write = merged_folder.write if form == "merged" else merged_folder.write_graph
+        how = write(predictor, folder, overwrite=overwrite)
     else:
         how = export.adapter(saved, encoder, form, folder, seed=request.seed, overwrite=overwrite)
     Console().print(f"{saved.folder} exported as {form}: {folder}; {how}", soft_wrap=True, markup=False)
@@ -132,19 +121,19 @@ def evaluate(request: Request, network: Network, data: DataModule, folder: Path)
 
 def measured(request: Request, network: Network, data: DataModule, root: Path) -> tuple[list[Row], Callable[[Path], None]]:
     """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder."""
-    import pandas as pd
-
-    from hatemtl.using import predictions as outcome
+    import pandas as pd  # which training does without
 
     with watched(network.module) as answers:
-        request.evaluator(root, bar=Console().is_terminal).test(network.module, data, verbose=False)
-    new = outcome.predictions(network.module, data.pool)
+        started()
+        way: dict[str, Any] = {"root": root, "logger": False, "callbacks": [], "bar": Console().is_terminal}
+        request.trainer.trainer(request.optimization, **way).test(network.module, data, verbose=False)
+    new = judging.predictions(network.module, data.pool)
     if wrong := [f"{row.metric} is {row.value}" for row in network.module.rows if not math.isfinite(row.value)]:
         raise UserError(
             f"{wrong[0]}, so nothing of this test is written, and the trained run stays as it is; test it with "
             f"trainer.precision=32, or train it again with a smaller optimization.encoder_lr and overwrite=true"
         )
-    rows = [*network.module.rows, *judged(request.evaluations, network.module, data)]
+    rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data)]
 
     def leave(folder: Path) -> None:
         path, frame = folder / "predictions.parquet", new

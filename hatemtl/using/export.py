@@ -1,7 +1,4 @@
-"""Writes a saved run for another program: an adapter as PEFT or AdapterHub loads it, and the guarded folder of any export.
-
-It is marked as one, so that the next may take its place and that of nothing else.
-"""
+"""Writes a saved run for another program: an adapter as PEFT or AdapterHub loads it, and the guarded folder of an export."""
 
 import importlib.util
 import json
@@ -15,12 +12,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from hatemtl.command.faults import kept_elsewhere
 from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun, share
-from hatemtl.using.elsewhere import kept_elsewhere
 
 MARKER = "hatemtl_export.json"
 FORMATS = ("peft", "adapterhub", "merged", "onnx")
@@ -174,7 +171,6 @@ def _check_left(folder: Path, given: str) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """The names of all that lies in the folder and those in it, but for folders."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 

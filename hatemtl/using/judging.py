@@ -1,11 +1,11 @@
-"""Judges a test by evaluations: hands each the predictions and the columns of posts that it needs."""
+"""Judges a test by evaluations, each handed the predictions and columns that it needs, and puts predictions in a table."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-
-import numpy as np
+from typing import Any
 
 from hatemtl.batches.datamodule import DataModule
+from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.corpora.base import Column
 from hatemtl.corpora.cells import as_column
 from hatemtl.errors import UserError, did_you_mean
@@ -30,23 +30,22 @@ def judged(evaluations: Mapping[str, Evaluation], module: MultitaskModule, data:
     """The rows of all evaluations, of what the module kept of a test."""
     if not evaluations:
         return []
-    predictions = {
-        task: kept.whole("test", module.head(task), data.pool.at_words) for task, kept in module.predictions.items()
-    }
-    rows: dict[str, Row] = {}
+    kept = module.predictions.items()
+    said = {task: of_task.whole("test", module.head(task), data.pool.at_words) for task, of_task in kept}
+    found: dict[str, Row] = {}
     for name, evaluation in evaluations.items():
-        posts = {
-            task: {of: _at(column, predictions[task].posts - data.first(task)) for of, column in columns.items()}
-            for task, columns in _columns(evaluation, data).items()
-        }
-        for row in evaluation.rows(predictions, posts):
-            if rows.setdefault(row.metric, row) is not row:
+        posts = _columns(evaluation, data)
+        for task, columns in posts.items():
+            rows = said[task].posts - data.first(task)
+            for of, column in columns.items():
+                columns[of] = replace(column, values=column.values[rows], has=column.has[rows])
+        for row in evaluation.rows(said, posts):
+            if found.setdefault(row.metric, row) is not row:
                 raise UserError(f"evaluations=[{name}] gives a row {row.metric}, as another does; leave one of them out")
-    return [*rows.values()]
+    return [*found.values()]
 
 
 def _columns(evaluation: Evaluation, data: DataModule) -> dict[str, dict[str, Column]]:
-    """Gives what an evaluation needs of each task's corpus, over all its posts."""
     needs = evaluation.needs.columns.items()
     return {task: {name: _column(data, task, name, kind) for name, kind in columns.items()} for task, columns in needs}
 
@@ -65,5 +64,24 @@ def _column(data: DataModule, task: str, name: str, kind: Kind) -> Column:
     return column
 
 
-def _at(column: Column, rows: np.ndarray) -> Column:
-    return replace(column, values=column.values[rows], has=column.has[rows])
+def predictions(module: MultitaskModule, pool: TokenizedPosts) -> Any:
+    """Makes a DataFrame of one row a post and task: post_id, task, gold and scores.
+
+    gold: [label's position] for multiclass and ordinal, [the right choice's] for choice, [number] for score; 0 or 1 (or a
+    share) a label for multilabel, a word for tokens. scores: probabilities, a label, level, choice or word, 0 for a choice
+    that the post does not have; [number] for score, in the scale's units. Words are those of the post's `text.split(" ")`;
+    one beyond max_length, which no one read, scores 0, and one that makes no token has NaN in both. Masked tokens are no
+    predictions of a post, and are left out.
+    """
+    import pandas as pd  # which training does without
+
+    rows = []
+    for task, kept in module.predictions.items():
+        of_words = pool.spaces[task].about == "words"
+        for posts, scores, targets in zip(kept.posts, kept.scores, kept.targets, strict=True):
+            for post, score, target in zip(posts.tolist(), scores.tolist(), targets.tolist(), strict=True):
+                if of_words:
+                    width = len(score)
+                    score, target = pool.at_words(post, score), pool.at_words(post, target[:width], target[width:])
+                rows.append((pool.ids[post], task, target if isinstance(target, list) else [float(target)], score))
+    return pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])

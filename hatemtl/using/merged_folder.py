@@ -1,5 +1,7 @@
-"""Writes the merged encoder and the heads as transformers loads them, and what reads the labels where it cannot."""
+"""Writes the merged encoder and the heads as transformers loads them or as an ONNX graph, once these say the same."""
 
+import importlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from hatemtl.encoders import for_others
 from hatemtl.encoders.pretrained import Encoder, Transformer
-from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export, load, made_up
-from hatemtl.using.merged_encoder import merged
-from hatemtl.using.predictor import Predictor
+from hatemtl.using import export, load
+from hatemtl.using.merged_encoder import TEXTS, Case, cases, merged
+from hatemtl.using.predictor import Predictor, check_predictable
 
-TOLERANCE = 1e-4  # by which a score that others read may differ, beside the largest where that is above 1
+# By which a score that transformers or load.py, or a graph, reads may differ, beside the largest where that is above 1.
+TOLERANCE, GRAPH_TOLERANCE = 1e-4, 1e-3
 
 
 def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str:
@@ -32,8 +34,8 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     run, encoder = predictor.saved, predictor.network.encoder
     heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.space.about != "masked tokens"}
     model = merged(run, encoder, seed=predictor.request.seed)
-    cases = [*made_up.cases(predictor, model, heads)] if heads else []
-    written, why = _classifier(model, heads, cases)
+    asked = [*cases(predictor, model, heads)] if heads else []
+    written, why = _classifier(model, heads, asked)
 
     def content(target: Path) -> None:
         written.save_pretrained(target, safe_serialization=True)
@@ -44,7 +46,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
             labels = {task: _said(head) for task, head in heads.items()}
             (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             shutil.copy(str(load.__file__), target / "load.py")
-            _check(encoder, heads, cases, target)
+            _check(encoder, heads, asked, target)
         (target / "README.md").write_text(_readme(run, encoder, heads, why), encoding="utf-8")
 
     export.write(folder, run, encoder, "merged", content, overwrite=overwrite)
@@ -54,12 +56,11 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
 def _said(head: Any) -> dict[str, Any]:
     """Gives what a reader must know of a head beside its weights."""
     said = {"kind": head.kind, "names": list(head.space.names)}
-    if head.pool is not None:
-        said["pooling"] = head.pool.kind
-    return said | ({"threshold": head.threshold} if head.threshold is not None else {})
+    more = {"pooling": head.pool and head.pool.kind, "threshold": head.threshold}
+    return said | {key: value for key, value in more.items() if value is not None}
 
 
-def _classifier(model: Transformer, heads: Mapping[str, Any], cases: Sequence[made_up.Case]) -> tuple[Any, str | None]:
+def _classifier(model: Transformer, heads: Mapping[str, Any], asked: Sequence[Case]) -> tuple[Any, str | None]:
     """The model to be written, and why it is the bare encoder where it is."""
     if len(heads) != 1:
         return model, f"there are {len(heads)} tasks"
@@ -71,46 +72,36 @@ def _classifier(model: Transformer, heads: Mapping[str, Any], cases: Sequence[ma
         return model, f"{name} has no head of pooling={head.pool.kind}"
     layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
     if head.problem == "regression":
-        layers = [*layers[:-1], _scaled(layers[-1], *head.scale.tolist())]
+        last, (mean, deviation) = layers[-1], head.scale.tolist()
+        layers[-1] = nn.Linear(last.in_features, last.out_features)  # whose output is a score in the scale's units
+        layers[-1].load_state_dict({"weight": last.weight * deviation, "bias": last.bias * deviation + mean})
     said = for_others.classifier(model, layers, head.space.names, head.problem)
     if said is None:
         return model, f"{name} has no place for such a head"
-    for case in cases:
+    for case in asked:
         batch = case.pool[np.arange(len(case.pool))]
         with torch.no_grad():
             logits = batch.first(said(**batch.inputs).logits)
             scores = logits if head.problem == "regression" else head.scores(logits)
-        if made_up.apart(scores.tolist(), case.said[task]) > TOLERANCE:
+        if case.off(task, scores.tolist()) > TOLERANCE:
             return model, f"{name} would compute its head too coarsely"
     return said, None
 
 
-def _scaled(layer: nn.Linear, mean: float, deviation: float) -> nn.Linear:
-    """The layer whose output is a score in the scale's units."""
-    scaled = nn.Linear(layer.in_features, layer.out_features)
-    scaled.load_state_dict({"weight": layer.weight * deviation, "bias": layer.bias * deviation + mean})
-    return scaled
-
-
-def _check(encoder: Encoder, heads: Mapping[str, Any], cases: Sequence[made_up.Case], folder: Path) -> None:
+def _check(encoder: Encoder, heads: Mapping[str, Any], asked: Sequence[Case], folder: Path) -> None:
     """Raises UserError where load.py would say something else than the network."""
     reader = load.Reader(folder)
-    for case in cases:
-        read = [reader(made_up.TEXTS, seconds) for seconds in case.seconds]
-        for task, said in case.said.items():
+    for case in asked:
+        read, found = [reader(TEXTS, seconds) for seconds in case.seconds], {}
+        for task, head in heads.items():
             scores = read[0][task]
-            if heads[task].space.about == "second texts":
+            if head.space.about == "second texts":
                 scores = torch.cat([of_second[task] for of_second in read], dim=1).softmax(dim=1)
-            off = made_up.apart(scores if isinstance(scores, list) else scores.tolist(), said)
-            if off > TOLERANCE:
-                raise UserError(
-                    f"export.format=merged: of task {task!r} what is written of {encoder.source} says something else than "
-                    f"the network (off by {off:.2g} on a made-up post); type export.format=onnx"
-                )
+            found[task] = scores if isinstance(scores, list) else scores.tolist()
+        case.check(found, TOLERANCE, f"what is written of {encoder.source}", "onnx")
 
 
 def _how(folder: Path, heads: Mapping[str, Head], why: str | None) -> str:
-    """Tells how labels are read off the folder."""
     if not heads:
         return "AutoModel loads it; it has no head that says anything of a post"
     script = f'python {folder / "load.py"} "a text"'
@@ -123,7 +114,6 @@ def _how(folder: Path, heads: Mapping[str, Head], why: str | None) -> str:
 
 
 def _readme(run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], why: str | None) -> str:
-    """Gives what the folder is and how labels are read off it, for whoever finds it."""
     tasks = [f"- {task} ({head.kind}): {', '.join(head.space.names)}\n" for task, head in heads.items()]
     return (
         f"# {run.folder.resolve().name}\n\n"
@@ -132,3 +122,75 @@ def _readme(run: SavedRun, encoder: Encoder, heads: Mapping[str, Head], why: str
         f"{''.join(tasks)}\n"
         f"Trained on texts of {encoder.max_length} tokens at most; the tokenizer cuts there with truncation=True.\n"
     )
+
+
+class _Scorer(nn.Module):
+    """Token ids in, a task's scores out, task after task."""
+
+    def __init__(self, encoder: nn.Module, heads: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.encoder, self.heads = encoder, nn.ModuleDict(heads)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        return tuple(head.scores(head(hidden, attention_mask)) for head in self.heads.values())  # type: ignore[operator]
+
+
+def write_graph(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str:
+    """Writes model.onnx, from (B, T) token ids to each task's scores, tokenizer and labels beside; says who computed it.
+
+    Its inputs are those that the tokenizer gives: input_ids, attention_mask and, where the encoder has some, token_type_ids.
+    Raises UserError where a task says nothing of one text, or the graph something else than the Predictor.
+    """
+    check_predictable(predictor.spaces)
+    run, encoder, heads = predictor.saved, predictor.network.encoder, predictor.heads
+    model = merged(run, encoder, seed=predictor.request.seed)
+    asked = [*cases(predictor, model, heads)]
+    scorer, tokenizer = _Scorer(model, heads).eval(), for_others.tokenizer(encoder, model)
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
+    tokens = torch.arange(24).view(3, 8) % model.config.vocab_size
+    traced = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "token_type_ids": torch.zeros_like(tokens)}
+    axes = {0: torch.export.Dim("posts", min=1), 1: torch.export.Dim("tokens", min=2)}
+    means = set()
+
+    def content(target: Path) -> None:
+        program = torch.onnx.export(
+            scorer,
+            tuple(traced[name] for name in names),
+            target / "model.onnx",
+            input_names=names,
+            output_names=list(heads),
+            dynamic_shapes=(axes,) * len(names),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        for case in asked:
+            given = tokenizer(TEXTS, case.seconds[0], padding=True, truncation=True, return_tensors="np")
+            computed, by = _computed(target / "model.onnx", program, {name: given[name] for name in names})
+            means.add(by)
+            found = {task: scores.tolist() for task, scores in zip(heads, computed, strict=True)}
+            for task, rows in found.items():
+                if heads[task].space.about == "words":
+                    found[task] = [case.pool.at_words(post, row) for post, row in enumerate(rows)]
+            case.check(found, GRAPH_TOLERANCE, f"the graph of {encoder.source}", "merged")
+        tokenizer.save_pretrained(target)
+        shutil.copy(run.folder / "labels.json", target / "labels.json")
+
+    export.write(folder, run, encoder, "onnx", content, overwrite=overwrite)
+    return f"its scores of made-up posts, as {' and '.join(sorted(means))} computes them, are the network's"
+
+
+def _computed(path: Path, program: Any, inputs: dict[str, np.ndarray]) -> tuple[list[Any], str]:
+    """Gives what the graph makes of the inputs, and who computed it: ONNX Runtime where it is installed."""
+    if importlib.util.find_spec("onnxruntime") is not None:
+        session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+        return session.run(None, inputs), "ONNX Runtime"
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        return ReferenceEvaluator(str(path)).run(None, inputs), "ONNX's reference"
+    except (LookupError, RuntimeError, TypeError, ValueError):  # it lacks some operators and fails at others
+        traced = program.exported_program.module()(*(torch.from_numpy(values) for values in inputs.values()))
+        return [*traced], "torch (not ONNX, whose reference cannot)"

@@ -16,10 +16,8 @@ from hatemtl.heads.base import Head
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import quiet
 from hatemtl.network.assembly import check_tokenizer
-from hatemtl.network.initial_heads import check_heads
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import kept
-from hatemtl.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class Predictor:
     """
 
     def __init__(self, request: Request, saved: SavedRun) -> None:
-        """request: how `saved` is loaded. Raises UserError where a task has no trained head."""
-        self.request, self.saved, self.spaces = request, saved, trained(saved, request.tasks)
+        """request: how `saved`, its `used_run`, is loaded."""
+        self.request, self.saved, self.spaces = request, saved, {task: saved.labels[task] for task in request.tasks}
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
         self.network.module.requires_grad_(False).to(request.trainer.device)
         self.heads = {task: self.network.module.head(task) for task in self.spaces}
@@ -60,8 +58,7 @@ class Predictor:
         config_dir: as --config-dir there, where options of your own lie; Python must find their classes.
         Random generators and Hydra are left as they were found. Raises UserError where the run cannot be loaded so.
         """
-        from hatemtl.command.configuration import requested  # and Hydra, which a request made in Python does without
-        from hatemtl.command.saved_command import using_alone
+        from hatemtl.command.configuration import requested, using_alone  # and Hydra, which others do without
 
         quiet()
         request = requested(using_alone(folder, typed, config_dir))
@@ -83,10 +80,17 @@ class Predictor:
         ]
 
     def pool(self, texts: Iterable[str], pairs: list[tuple[str, ...]] | None = None) -> TokenizedPosts:
-        """The texts as token ids. pairs: the second texts that each is read with."""
-        posts = as_posts(texts)
-        splits = np.full(len(posts), "test")
-        whole = Posts([*map(str, range(len(posts)))], posts, splits, {}, pairs)
+        """The texts as token ids. pairs: the second texts that each is read with. Raises UserError as a call does."""
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            raise UserError(f"{shown(texts)}: expected several texts; give a list of them, [text] for one")
+        posts = []
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"text {i}: {shown(text)}, expected a text with a word in it; leave it out")
+            posts.append(as_post(text))
+            if len(posts[i]) > LONGEST:
+                raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
+        whole = Posts([*map(str, range(len(posts)))], posts, np.full(len(posts), "test"), {}, pairs)
         return TokenizedPosts(self.tokenizer, self.network.encoder.max_length, [whole])
 
     def scores(
@@ -107,12 +111,6 @@ class Predictor:
         return found
 
 
-def trained(saved: SavedRun, tasks: Mapping[str, Task]) -> dict[str, LabelSpace]:
-    """The labels of these tasks' trained heads. Raises UserError where one has none."""
-    check_heads(saved, tasks)
-    return {task: saved.labels[task] for task in tasks}
-
-
 def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
     """Raises UserError where a task says nothing of a single text."""
     for task, space in spaces.items():
@@ -120,20 +118,6 @@ def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
             raise UserError(
                 f"task {task!r} is about {space.about} and says nothing of a single text; leave it out of tasks=[...]"
             )
-
-
-def as_posts(texts: Iterable[str]) -> list[str]:
-    """Texts as posts, as a file's are read. Raises UserError where something is no text, or an empty one."""
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise UserError(f"{shown(texts)}: expected several texts; give a list of them, [text] for one")
-    posts = []
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"text {i}: {shown(text)}, expected a text with a word in it; leave it out")
-        posts.append(as_post(text))
-        if len(posts[i]) > LONGEST:
-            raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
-    return posts
 
 
 def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:

@@ -14,32 +14,29 @@ from hatemtl.corpora.files import SUFFIXES, delimiter_of, read_table
 from hatemtl.corpora.rows import Rows, sound
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.harmless import guarded
+from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import write
+from hatemtl.using.predictor import Scored
 
 Columns = Mapping[str, Sequence[Any]]
 WIDE = "0.12345678901234567"  # as wide as a score gets
 JSONL = "type predict.output=NAME.jsonl, which holds whatever there is"
 
 
-def read(path: Path, text: str | None, *, delimiter: str | None = None, encoding: str = "utf-8-sig") -> Rows:
-    """Reads the rows of a user's file; of plain text, its lines as the column `text`.
+def read(
+    path: Path, text: str | None, usual: str = "text", *, delimiter: str | None = None, encoding: str = "utf-8-sig"
+) -> tuple[Rows, str]:
+    """Reads the rows of a user's file, of plain text its lines as the column `text`; gives the column of texts too.
 
-    text: the column of texts; None leaves it to `text_of`. Raises UserError where the file, its format or that is wrong.
+    text: that column; None for the usual one, or the only one. Raises UserError where the file, its format or that is wrong.
     """
     if not path.is_file():
         raise UserError(f"predict.input={path}: no such file")
     rows = read_table(path, delimiter=delimiter, encoding=encoding, keys="predict.", lines=text or "text")
-    if text is not None:
-        replace(rows, again="type predict.text=COLUMN")[text]
-    return replace(rows, again="mend the cell, or leave the row out")
-
-
-def text_of(rows: Rows, usual: str) -> str:
-    """Finds the column of texts: the usual one, or the only one. Raises UserError where there are others alone."""
-    if usual not in rows.columns and len(rows.columns) == 1:
-        return next(iter(rows.columns))
-    replace(rows, again="type predict.text=COLUMN")[usual]
-    return usual
+    if text is None:
+        text = usual if usual in rows.columns or len(rows.columns) != 1 else next(iter(rows.columns))
+    replace(rows, again="type predict.text=COLUMN")[text]
+    return replace(rows, again="mend the cell, or leave the row out"), text
 
 
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
@@ -56,6 +53,19 @@ def output_for(path: Path, output: str | None, *, delimiter: str | None = None, 
     if target.exists() and (not overwrite or target.resolve() == path.resolve()):
         raise UserError(f"predict.output={target} is there already; give another, or overwrite=true (never of the input)")
     return target
+
+
+def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, Scored]]) -> dict[str, list[Any]]:
+    """Columns of what a Predictor said of texts: pred_TASK with labels, words or number, pred_TASK_LABEL with each score."""
+    columns: dict[str, list[Any]] = {}
+    for task, space in spaces.items():
+        of_task = [of_text[task] for of_text in said]
+        columns[f"pred_{task}"] = [" ".join(one.labels) for one in of_task]
+        if space.about == "words":
+            columns[f"pred_{task}_scores"] = [" ".join(f"{score:.4f}" for _, score in one.words) for one in of_task]
+        else:
+            columns |= {f"pred_{task}_{label}": [one.scores[label] for one in of_task] for label in space.names}
+    return columns
 
 
 def check_writable(rows: Rows, names: Sequence[str], path: Path, **cells: Any) -> None:
@@ -86,10 +96,7 @@ def write_scored(
 
 
 def _write_delimited(columns: Columns, path: Path, *, delimiter: str, encoding: str) -> None:
-    """Writes cells as a spreadsheet may open them: what it would compute, posts that begin with @name too, is `guarded`.
-
-    `read_table` takes that off again. JSONL and Parquet, which no spreadsheet computes, keep every text as it is.
-    """
+    """Writes cells as a spreadsheet may open them: what it would compute is `guarded`; `read_table` takes that off again."""
     # the csv module leaves a lone carriage return unquoted, and reading it back would make a new row of it
     returns = any(isinstance(value, str) and "\r" in value for column in columns.values() for value in column)
     rows = zip(*([name, *column] for name, column in columns.items()), strict=True)
@@ -104,9 +111,7 @@ def _write_delimited(columns: Columns, path: Path, *, delimiter: str, encoding: 
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, list | dict):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    return guarded(sound(value)) if isinstance(value, str) else value
+    return guarded(sound(json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value))
 
 
 def _write_jsonl(columns: Columns, path: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_disk_that_is_full_in_the_test_keeps_the_trained_run(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run))
 
     with monkeypatch.context() as patch:
-        patch.setattr("hatemtl.using.predictions.predictions", full)
+        patch.setattr("hatemtl.using.judging.predictions", full)
         outcome = cli(*RUN, "action=[train,test]", f"save_path={run}")
     told(outcome, "No space left on device", f"; the trained run is kept: save_path={run}")
     again = cli(*RUN, "action=[train,test]", f"save_path={run}")

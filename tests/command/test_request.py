@@ -13,7 +13,7 @@ from hatemtl.batches.sampling import Sampling
 from hatemtl.command.request import Request
 from hatemtl.corpora.sample import Sample
 from hatemtl.encoders.pretrained import Encoder
-from hatemtl.errors import UserError
+from hatemtl.errors import Refusal, UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.merging.mean import Mean
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
@@ -98,6 +98,16 @@ def test_a_run_without_a_save_path_is_named_after_its_values(tmp_path: Path, mon
     folders = [train(request(None, seed=seed)).folder for seed in (1, 2)]
     assert len({*folders}) == 2
     assert all(folder.parent == Path("adapters") and folder.name.startswith("label-AdapterHubLoRA-") for folder in folders)
+
+
+def test_a_refusal_is_told_with_the_names_that_were_typed_if_any_were() -> None:
+    for config, said in (
+        ({"choices": {"method": "ah_lora16", "encoder": "tiny"}}, "method=ah_lora16 on encoder=tiny: no such layer"),
+        ({"seed": 0}, "no such layer"),  # of a configuration that Hydra did not compose
+        ({}, "no such layer"),
+    ):
+        with pytest.raises(UserError, match=f"^{said}$"), request(None, config=config).naming():
+            raise Refusal("no such layer")
 
 
 @pytest.mark.slow

@@ -16,12 +16,11 @@ import pytest
 from command.test_faults import RUN, fill, small, told
 from conftest import ROOT, Outcome
 
+from hatemtl.command.faults import kept_elsewhere
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using import export
-from hatemtl.using import predictions as outcome
-from hatemtl.using.elsewhere import kept_elsewhere
+from hatemtl.using import export, judging
 from hatemtl.using.predictor import Predictor
 
 Cli = Callable[..., Outcome]
@@ -129,8 +128,8 @@ def test_a_test_tells_its_results_and_keeps_them(
     cli: Cli, run: Path, disk: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(run, disk / "run")
-    predictions = outcome.predictions
-    monkeypatch.setattr(outcome, "predictions", lambda *given: (predictions(*given), fill(disk))[0])
+    predictions = judging.predictions
+    monkeypatch.setattr(judging, "predictions", lambda *given: (predictions(*given), fill(disk))[0])
     tested = cli("action=test", f"load_path={disk}/run")
     told(tested, "No space left on device", "kept as", "move it to where it shall stand")
     assert "macro_f1" in tested.out

@@ -22,9 +22,10 @@ from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
-from hatemtl.using import load, made_up, merged_folder
+from hatemtl.using import load, merged_folder
 from hatemtl.using.export import MARKER
-from hatemtl.using.merged_encoder import merged
+from hatemtl.using.merged_encoder import TEXTS as MADE_UP
+from hatemtl.using.merged_encoder import cases, merged
 
 TEXTS = ["this is fine", "that is not this is not that"]
 
@@ -140,17 +141,17 @@ def test_what_the_library_cannot_say_is_read_by_load_py(name: str, tmp_path: Pat
     assert "rude" not in str(written)  # whose answers would look like ours
     assert why in (tmp_path / "out" / "README.md").read_text()
     reader = load.Reader(tmp_path / "out")
-    for case in made_up.cases(predictor(run, encoder, {"label": some}), merged(run, encoder, seed=0), ["label"]):
-        read, expected = [reader(made_up.TEXTS, seconds)["label"] for seconds in case.seconds], case.said["label"]
+    for case in cases(predictor(run, encoder, {"label": some}), merged(run, encoder, seed=0), ["label"]):
+        read, expected = [reader(MADE_UP, seconds)["label"] for seconds in case.seconds], case.said["label"]
         rows = read[0] if kind == "tokens" else read[0].tolist()
         if kind == "choice":  # of two second texts
             rows = torch.cat(read, dim=1).softmax(dim=1).tolist()
             expected = [row[: len(read)] for row in expected]
         assert rows == [pytest.approx(row, abs=1e-4, rel=1e-4) for row in expected]
         if kind == "tokens":
-            assert [len(row) for row in rows] == [len(text.split(" ")) for text in made_up.TEXTS]
+            assert [len(row) for row in rows] == [len(text.split(" ")) for text in MADE_UP]
         if kind != "choice":
-            for text, row in zip(made_up.TEXTS, rows, strict=True):
+            for text, row in zip(MADE_UP, rows, strict=True):
                 said = reader.said("label", row, text)
                 decoded = some.decode(row, text.split(" "))
                 assert (said if isinstance(said, list) else [f"{said:.4f}" if kind == "score" else said]) == decoded

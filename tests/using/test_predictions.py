@@ -22,8 +22,9 @@ from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.network.module import Predictions
-from hatemtl.using import predictions as outcome
+from hatemtl.using.judging import predictions
 from hatemtl.using.predictor import Scored, scored
+from hatemtl.using.scored_file import score_columns
 
 LABEL = LabelSpace("multiclass", ("rude", "fine"))
 TARGET = LabelSpace("multilabel", ("women", "islam"))
@@ -114,7 +115,7 @@ def test_predictions_have_a_row_a_post_and_task() -> None:
             [narrow.targets["rationale"], wide.targets["rationale"]],
         ),
     }
-    frame = outcome.predictions(as_module(module), pool)
+    frame = predictions(as_module(module), pool)
     assert list(frame.columns) == ["post_id", "task", "gold", "scores"]
     assert [(row.post_id, row.task, row.gold) for row in frame.itertuples()] == [
         ("id1", "label", [0.0]),
@@ -142,7 +143,7 @@ def test_numbers_levels_and_choices_are_told_as_lists_of_numbers() -> None:
         "level": Predictions(posts, [torch.tensor([[0.5, 0.25, 0.25], [0, 0, 1]])], [torch.tensor([1, 2])]),
         "right": Predictions(posts, [torch.tensor([[0.25, 0.75], [1, 0]])], [torch.tensor([0, 0])]),
     }
-    frame = outcome.predictions(as_module(module), pool)
+    frame = predictions(as_module(module), pool)
     assert [(row.post_id, row.task, row.gold, row.scores) for row in frame.itertuples()] == [
         ("id2", "hate", [2.0], [1.25]),
         ("id0", "hate", [-1.5], [-7.0]),
@@ -163,7 +164,7 @@ def columns(**tasks: list[list[float]]) -> dict[str, list[Any]]:
     """The columns of tasks with these scores of the texts."""
     by_task = [said(task, *posts) for task, posts in tasks.items()]
     spaces: Any = {task: Module.everything[task].space for task in tasks}
-    return outcome.score_columns(spaces, [reduce(or_, of_text) for of_text in zip(*by_task, strict=True)])
+    return score_columns(spaces, [reduce(or_, of_text) for of_text in zip(*by_task, strict=True)])
 
 
 def test_score_columns_of_numbers_and_levels() -> None:
@@ -183,7 +184,7 @@ def test_predictions_survive_parquet(tmp_path: Any) -> None:
     pool, module = pool_of(TEXTS), Module()
     pool.annotate("label", Column(LABEL, np.array([1, 0, 1]), np.array([True, True, True])), 0)
     module.predictions = {"label": Predictions([torch.tensor([1])], [torch.tensor([[0.25, 0.75]])], [torch.tensor([0])])}
-    frame = outcome.predictions(as_module(module), pool)
+    frame = predictions(as_module(module), pool)
     frame.to_parquet(tmp_path / "p.parquet", index=False)
     back = pd.read_parquet(tmp_path / "p.parquet")
     assert back["post_id"].tolist() == ["id1"]
@@ -192,7 +193,7 @@ def test_predictions_survive_parquet(tmp_path: Any) -> None:
 
 
 def test_where_a_task_annotates_no_post_there_are_no_rows_but_the_columns() -> None:
-    frame = outcome.predictions(as_module(Module()), pool_of(TEXTS))
+    frame = predictions(as_module(Module()), pool_of(TEXTS))
     assert len(frame) == 0
     assert list(frame.columns) == ["post_id", "task", "gold", "scores"]
 
@@ -220,7 +221,7 @@ def test_score_columns_of_words_name_the_marked_words() -> None:
 def test_no_text_has_columns_without_a_row() -> None:
     spaces = {"label": LABEL, "rationale": RATIONALE}
     empty: list[Any] = []
-    assert outcome.score_columns(spaces, []) == dict.fromkeys(
+    assert score_columns(spaces, []) == dict.fromkeys(
         ("pred_label", "pred_label_rude", "pred_label_fine", "pred_rationale", "pred_rationale_scores"), empty
     )
 
@@ -234,7 +235,7 @@ def test_words_beyond_the_cut_are_there_and_score_nothing() -> None:
     batch = pool[np.arange(3)]
     scores = token_scores(pool, [0, 1, 2], dict(enumerate([[0.25, 0.5], [0.75], [0.5, 0.25, 0.5, 0.9, 0.9]])), 5)
     module.predictions = {"rationale": Predictions([torch.arange(3)], [scores], [batch.targets["rationale"]])}
-    frame = outcome.predictions(as_module(module), pool)
+    frame = predictions(as_module(module), pool)
     assert list(frame["gold"]) == given[:3]
     assert list(frame["scores"]) == [[0.25, 0.5], [0.75], [0.5, 0.25, 0.5, 0, 0]]
 
@@ -248,7 +249,7 @@ def test_scores_of_words_stand_in_the_words_places_where_spaces_double() -> None
     module.predictions = {
         "rationale": Predictions([torch.tensor([0])], [scores], [pool[np.array([0])].targets["rationale"]])
     }
-    row = outcome.predictions(as_module(module), pool).iloc[0]
+    row = predictions(as_module(module), pool).iloc[0]
     assert len(row.scores) == len(row.gold) == 3
     assert (row.scores[0], row.scores[2]) == pytest.approx((0.1, 0.9))
     assert (row.gold[0], row.gold[2]) == (0, 1)

@@ -37,8 +37,8 @@ def laid(path: Path, content: str | bytes) -> Path:
 
 def read(path: Path, text: str = "text", **cells: Any) -> Rows:
     """The rows of the file, whose column of texts it has."""
-    rows = scored_file.read(path, text, **cells)
-    assert text in rows.columns
+    rows, found = scored_file.read(path, text, **cells)
+    assert found == text and text in rows.columns
     return rows
 
 
@@ -405,18 +405,18 @@ def test_texts_that_a_spreadsheet_would_compute_are_guarded_and_read_back_as_the
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
 def test_formats_of_no_spreadsheet_keep_texts_as_they_are(tmp_path: Path, kind: str) -> None:
     posts = laid(tmp_path / "posts.jsonl", '{"=a": "=1+1", "text": "@x"}\n')
-    rows = scored_file.read(posts, "text")
+    rows = read(posts)
     scored_file.write_scored(rows, {"pred_x": ["-y"]}, tmp_path / f"out{kind}")
-    found = scored_file.read(tmp_path / f"out{kind}", "text").columns
+    found = columns(tmp_path / f"out{kind}")
     assert {name: [*cells] for name, cells in found.items()} == {"=a": ["=1+1"], "text": ["@x"], "pred_x": ["-y"]}
 
 
 def test_the_column_of_texts_is_the_usual_one_or_the_only_one(tmp_path: Path) -> None:
-    one = scored_file.read(laid(tmp_path / "one.csv", "said\nhello\n"), None)
-    two = scored_file.read(laid(tmp_path / "two.csv", "said,text\nhello,bye\n"), None)
-    assert scored_file.text_of(one, "comment") == "said"
-    assert scored_file.text_of(two, "text") == "text"
+    one = laid(tmp_path / "one.csv", "said\nhello\n")
+    two = laid(tmp_path / "two.csv", "said,text\nhello,bye\n")
+    assert scored_file.read(one, None, "comment")[1] == "said"
+    assert scored_file.read(two, None, "text")[1] == "text"
     with pytest.raises(UserError, match=r"no column 'comment'.*predict\.text=COLUMN"):
-        scored_file.text_of(two, "comment")
+        scored_file.read(two, None, "comment")
     with pytest.raises(UserError, match=r"no column 'comment'.*predict\.text=COLUMN"):
         scored_file.read(tmp_path / "one.csv", "comment")

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hatemtl.command.quoting import in_quotes, readable
+from hatemtl.command.words import in_quotes, readable
 
 
 def value(line: str) -> object:
