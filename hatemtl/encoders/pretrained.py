@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -26,6 +27,11 @@ Transformer = PreTrainedModel
 Tokenizer = PreTrainedTokenizerFast
 
 FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "spm.model"]
+# How transformers fails at files that are broken or tampered with.
+FAILURES = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +195,7 @@ class Encoder:
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # files may be broken or tampered with in any way
+    except FAILURES as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the encoder in {folder} cannot be read ({reason}); download it again, or {WAY_OUT}") from error
 
