@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,26 @@ from hatemtl.errors import UserError
 WASTE = 0.12  # of an evaluation batch's places; on a CPU next to none of it is computed
 SMALL = 512  # places: a smaller batch takes as long
 MOST = 8192  # places: a larger batch takes no shorter, and more memory
+
+
+class Batching(Protocol):
+    """A way to make batches of posts, given their lengths in tokens (N,). A batch is an array of positions in `lengths`.
+
+    Both raise UserError where no batch can hold the longest post.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Posts that a training batch has at most."""
+        ...
+
+    def epoch(self, lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Makes training batches of posts that come in this order, each once; the batches are shuffled."""
+        ...
+
+    def in_order(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Makes batches for evaluation: all posts once, from short to long."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +106,6 @@ class TokenBudget:
                     f"batching.{name}={getattr(self, name)}: expected room for the longest post; type "
                     f"batching.{name}={longest} or more, or a smaller encoder.max_length"
                 )
-
-
-Batching = LengthBuckets | TokenBudget
 
 
 def _shuffled(

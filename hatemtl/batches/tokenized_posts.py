@@ -28,7 +28,7 @@ class TokenizedPosts(Dataset[Batch]):
     """The N posts of all corpora as flat token ids, and each task's targets over them. Indexed by rows, it gives a Batch.
 
     A post is one sequence of tokens, or one for each of its choices; words are those of its first.
-    prefix: (all tokens, D), what frozen layers make of them, if `forward.Prefix` has filled it in.
+    prefix: (all tokens, D), what frozen layers make of them, if `frozen_prefix.Prefix` has filled it in.
     tokens, offsets, begins, second: as in `token_cache.Tokens`. cache: the folder that keeps them, if any.
     firsts: (N + 1,), which is each post's first sequence.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.

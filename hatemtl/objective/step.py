@@ -34,15 +34,18 @@ class Step:
         """Gives a number a task, 1 where a post carries its annotation, else 0; no row count leaves the device."""
         return {task: has.any().float() for task, has in self.has.items()}
 
-    def gradients(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Computes each task's gradient of the shared parameters, (K, P) float32, in K backward passes.
+    def gradients(self, losses: Mapping[str, Tensor], *, of_hidden: bool = False) -> Tensor:
+        """Computes each task's gradient, (K, P) float32: of the shared parameters, K backward passes, or of the states.
 
         Raises UserError where there is nothing shared to take gradients of.
         """
-        if not self.parameters:
+        if of_hidden and self.hidden is None:
+            raise UserError("gradients of hidden states: this method computes some for each task; take those of parameters")
+        shared = [self.hidden] if of_hidden and self.hidden is not None else [*self.parameters]
+        if not any(tensor.requires_grad for tensor in shared):
             raise UserError("this weighting needs gradients of what tasks share, and nothing shared is trained")
         rows = []
         for loss in losses.values():
-            found = torch.autograd.grad(loss, self.parameters, retain_graph=True, materialize_grads=True)
+            found = torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True)
             rows.append(torch.cat([part.detach().float().flatten() for part in found]))
         return torch.stack(rows)

@@ -21,7 +21,7 @@ from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
 from hatemtl.network.assembly import Network, check_tokenizer
-from hatemtl.network.forward import Prefix
+from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun

@@ -95,7 +95,7 @@ def predict(
 
 def export_run(request: Request, *, format: str | None, path: str | None) -> Path:
     """Writes a saved run in the format of another program; gives the folder."""
-    from hatemtl.using import merged_folder  # and both libraries of adapters
+    from hatemtl.using import merged_folder, onnx_graph  # and both libraries of adapters
 
     if request.load_path is None:
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
@@ -104,7 +104,7 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     if form in ("merged", "onnx"):
         exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
         predictor = Predictor(exact, request.used_run("export"))
-        write = merged_folder.write if form == "merged" else merged_folder.write_graph
+        write = merged_folder.write if form == "merged" else onnx_graph.write
         how = write(predictor, folder, overwrite=overwrite)
     else:
         how = export.adapter(saved, encoder, form, folder, seed=request.seed, overwrite=overwrite)

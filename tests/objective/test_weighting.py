@@ -61,11 +61,13 @@ def test_gradients_of_each_task_are_those_of_its_loss_alone() -> None:
     hidden = shared(x)
     losses = {"a": hidden[:, 0].square().sum(), "b": hidden[:, 1:].exp().mean()}
     given = Step(0, list(shared.parameters()), hidden, {})
-    of_parameters = given.gradients(losses)
+    of_parameters, of_hidden = given.gradients(losses), given.gradients(losses, of_hidden=True)
     assert of_parameters.shape == (2, 15)
     for i, loss in enumerate(losses.values()):
         own = torch.autograd.grad(loss, list(shared.parameters()), retain_graph=True)
         assert torch.equal(of_parameters[i], torch.cat([part.flatten() for part in own]))
+    expected = torch.stack([2 * hidden[:, 0], *[torch.zeros(5)] * 2], dim=1)
+    torch.testing.assert_close(of_hidden[0].view(5, 3), expected)
     assert all(parameter.grad is None for parameter in shared.parameters())
     losses["a"].backward()  # what is shared can still be gone through
 

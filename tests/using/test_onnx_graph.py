@@ -18,7 +18,7 @@ from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.using.export import MARKER
 from hatemtl.using.merged_encoder import merged
-from hatemtl.using.merged_folder import write_graph
+from hatemtl.using.onnx_graph import write
 from hatemtl.using.predictor import Predictor
 
 pytest.importorskip("onnx")
@@ -56,7 +56,7 @@ def computed(folder: Path, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
 def test_a_graph_says_what_the_network_says_of_texts_and_pairs(kind: str, tmp_path: Path) -> None:
     encoder, heads = source(tmp_path, kind), some_heads()
     run, _ = trained(METHODS["ah_lora"], encoder, tmp_path)
-    write_graph(predictor(run, encoder, heads), tmp_path / "out")
+    write(predictor(run, encoder, heads), tmp_path / "out")
     model = merged(run, encoder, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     for texts in ((TEXTS,), (TEXTS, SECONDS)):
@@ -83,7 +83,7 @@ def test_who_compared_the_scores_is_told(kind: str, by: str, tmp_path: Path, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no ONNX Runtime
     encoder = source(tmp_path, kind)
     run, _ = trained(METHODS["full"], encoder, tmp_path)
-    told = write_graph(predictor(run, encoder, some_heads()), tmp_path / "out")
+    told = write(predictor(run, encoder, some_heads()), tmp_path / "out")
     assert f"as {by}" in told and "are the network's" in told
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert ("token_type_ids" in tokenizer("this")) == (kind == "deberta")  # ModernBERT takes none
@@ -100,7 +100,7 @@ def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(MulticlassHead, "scores", off)
     with pytest.raises(UserError, match=r"task 'label' .* type export.format=merged"):
-        write_graph(predictor(run, encoder, heads), tmp_path / "out")
+        write(predictor(run, encoder, heads), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 

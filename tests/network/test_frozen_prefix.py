@@ -21,7 +21,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.encoders.fast.bert_layer import BertLayer
 from hatemtl.errors import UserError
-from hatemtl.network.forward import Prefix, frozen_layers
+from hatemtl.network.frozen_prefix import Prefix, frozen_layers
 from hatemtl.saved_runs.saved_run import SavedRun
 
 DEPTH = 3
