@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from hatemtl.errors import UserError
 from hatemtl.merging.mean import Mean
+from hatemtl.methods.adapterhub.library import active
 from hatemtl.methods.adapterhub.train_and_load import AdapterFusion, Averaged, LoadAdapterHub, Stacked
 from hatemtl.methods.base import components
 from hatemtl.methods.lora_formats import SEVERAL as SETUP
-from hatemtl.methods.lora_formats import active
 from hatemtl.methods.merged import MergedAdapters
 from hatemtl.saved_runs.saved_run import SavedRun
 
