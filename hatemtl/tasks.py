@@ -12,7 +12,7 @@ from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Head
-from hatemtl.labels import SORTS, Kind, LabelSpace, Part
+from hatemtl.labels import Kind, LabelSpace, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Task:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        guesses = SORTS[self.kind].about == "masked tokens"
+        guesses = LabelSpace(self.kind, ("",)).about == "masked tokens"
         if guesses and self.column is not None:
             raise UserError(f"column={self.column!r}: a masked head guesses tokens of the text; type tasks.TASK.column=null")
         if not guesses and not self.column:

@@ -162,6 +162,12 @@ def test_without_a_column_nothing_is_loaded() -> None:
 def test_the_kind_is_the_heads() -> None:
     assert task().kind == "multilabel"
 
+    class Pairs(MultilabelHead):
+        kind = "pairs"  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match="label kind 'pairs': expected one of multiclass"):
+        replace(task(), head=Pairs)
+
 
 def column_of(kind: Kind, values: list[Any], has: list[bool]) -> Column:
     names = ("x", "y") if kind != "score" else ("x",)

@@ -115,7 +115,7 @@ def kept_elsewhere(target: Path, write: Callable[[Path], object], *places: Path,
                 folder = Path(mkdtemp(prefix="hatemtl_", dir=place))
                 write(kept := folder / target.name)
                 break
-            except OSError:
+            except (OSError, UserError):
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)
         else:

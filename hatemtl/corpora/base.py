@@ -36,8 +36,12 @@ class Column:
     def of(cls, kind: Kind, names: Sequence[str], values: Any, has: np.ndarray | None = None) -> "Column":
         """Makes the column of these labels from values of any type. has: None for all posts."""
         dtype = {"multilabel": np.float32, "score": np.float32, "tokens": object}.get(kind, np.int64)
-        values = np.asarray(values, dtype)
-        return cls(LabelSpace(kind, tuple(names)), values, np.ones(len(values), bool) if has is None else has)
+        with np.errstate(over="ignore"):
+            values = np.asarray(values, dtype)
+        has = np.ones(len(values), bool) if has is None else has
+        if kind == "score" and (wrong := np.flatnonzero(has & ~np.isfinite(values))).size:
+            raise UserError(f"{names[0]}: post {wrong[0] + 1} carries a number that float32 does not hold; mend it")
+        return cls(LabelSpace(kind, tuple(names)), values, has)
 
 
 @dataclass(frozen=True)
@@ -166,10 +170,10 @@ class Corpus(ABC):
             value = getattr(self, field.name)
             if isinstance(value, list):  # as a YAML has it; could not be hashed, so equal corpora not be found
                 object.__setattr__(self, field.name, tuple(value))
-            shares = value if field.name == "fractions" else (1, 0, 0)
+            shares = value if field.name == "fractions" and value is not None else (1, 0, 0)
             if len(shares) != 3 or any(share < 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-6:
                 raise UserError(f"fractions={list(shares)}: expected the shares of train, val and test, summing to 1")
-            if field.name in ("validation", "val") and not 0 < value < 1:
+            if field.name in ("validation", "val") and isinstance(value, int | float) and not 0 < value < 1:
                 given = f"{field.name}={value}"
                 raise UserError(f"{given}: expected the share of the training posts that validates, between 0 and 1")
 

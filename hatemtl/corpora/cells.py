@@ -126,8 +126,10 @@ class _Cells:
     def sets(self) -> Column:
         found = {i: [name_of(item) for item in self._items(i, value)] for i, value in self.given.items()}
         names, places = self._placed(found)
-        flags = {i: [place in of_cell for place in range(len(names))] for i, of_cell in places.items()}
-        return self.filled("multilabel", names, flags, [False] * len(names))
+        values, has = np.zeros((len(self.posts), len(names)), np.float32), np.zeros(len(self.posts), bool)
+        for i, of_cell in places.items():
+            values[i, of_cell], has[i] = 1, True
+        return Column.of("multilabel", names, values, has)
 
     def numbers(self) -> Column:
         found = {i: _number(value) for i, value in self.given.items()}

@@ -114,7 +114,7 @@ class RegMean(Merge):
         _check(self.posts, "ridge", self.ridge)
 
     def __call__(self, updates: Sequence[Update], *, layer: str) -> Update:
-        if len(updates[0].shape) != 2:
+        if self.statistics is not None and len(updates[0].shape) != 2:
             return average(updates)
         width = updates[0].shape[-1]
         as_packed = all(layer in source and source[layer].ndim == 1 for source in self.statistics or ())

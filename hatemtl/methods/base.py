@@ -56,13 +56,14 @@ class Method(Protocol):
 
     What each key of a method does stands beside it in conf/method/.
     library: whose format it saves in. takes: the libraries of its sources. One that starts from saved runs has the keyword
-    for it, `sources: str = field()`: path, of the run that it loads, None where it is not given, empty in a method without
-    this key; sources, a glob; merge, how they are merged.
+    for it, `sources: str = field()`: path, of the run that it loads, without which one that `loads` does nothing; sources,
+    a glob; merge, how they are merged.
     """
 
     library: ClassVar[Library]
     takes: ClassVar[Sequence[str]] = ("adapterhub", "peft")
-    path: str | None = field(default="", init=False)
+    loads: ClassVar[bool] = False
+    path: str | None = field(default=None, init=False)
     sources: str | None = field(default=None, init=False)
     merge: Merge | None = field(default=None, init=False)
     learning_rate: float
@@ -77,9 +78,9 @@ class Method(Protocol):
             if not (found := [SavedRun(folder) for folder in sorted(glob(self.sources)) if Path(folder).is_dir()]):
                 raise UserError(f"{given} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER")
             return [saved_by(run, given, *self.takes) for run in found]
-        if self.path is None:
+        if self.path is None and self.loads:
             raise UserError(f"method={LOADERS[self.library.name]} needs the saved run to load; type load_path=FOLDER")
-        return [saved_by(SavedRun(self.path), f"load_path={self.path}", self.library.name)] if self.path else []
+        return [saved_by(SavedRun(self.path), f"load_path={self.path}", self.library.name)] if self.path is not None else []
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         """Makes the model, which the caller has checked, ready to train: adds or loads `name`, freezes the rest."""

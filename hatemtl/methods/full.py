@@ -37,8 +37,5 @@ class Full(Method):
     path: str | None = field()
     library = LIBRARY
 
-    def starts_from(self) -> list[SavedRun]:
-        return super().starts_from() if self.path else []
-
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        return super().attach(model, name=name, seed=seed) if self.path else Attached(model.requires_grad_(True))
+        return super().attach(model, name=name, seed=seed) if self.starts_from() else Attached(model.requires_grad_(True))

@@ -139,6 +139,7 @@ class LoadMTLLoRA(Method):
     """Starts from the MTL-LoRA of a saved run, which has to know each of the run's tasks."""
 
     path: str | None = field()
+    loads = True
     tasks: Sequence[str]
     library = LIBRARY
 

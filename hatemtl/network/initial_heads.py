@@ -15,6 +15,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator, seeded
 from hatemtl.tasks import Task
 
+WEIGHTS = "heads.safetensors"
 HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
 
 # Keys of a head that matter while it is trained alone.
@@ -45,13 +46,14 @@ def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, La
 def load(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -> None:
     """Gives every head the weights of the saved run's."""
     check_heads(saved, tasks)
+    weights = saved.tensors(WEIGHTS)
     for task, head in heads.items():
         if head.space != saved.labels[task]:
             raise UserError(
                 f"load_path={saved.folder}: its head for task {task!r} knows {', '.join(saved.labels[task].names)}, but the "
                 f"corpus has {', '.join(head.space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
             )
-        _load_head(head, _state(saved, task, tasks[task]), task, f"load_path={saved.folder}")
+        _load_head(head, _state(saved, task, tasks[task], weights), task, f"load_path={saved.folder}")
 
 
 def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Task], how: HeadsMerge) -> None:
@@ -61,6 +63,7 @@ def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Ta
             f"heads.merge={how} needs saved runs whose heads to merge, and this method starts from none; type "
             f"method=ah_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
         )
+    weights = {run.folder: run.tensors(WEIGHTS) for run in runs}
     for task, head in heads.items():
         with_task = [run for run in runs if task in run.labels]
         if not with_task:
@@ -68,16 +71,18 @@ def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Ta
                 f"heads.merge={how}: no source has a head for task {task!r}, they have {', '.join(runs[0].labels)}; type "
                 f"tasks=[{','.join(runs[0].labels)}], or {merged_heads.instead(how)}"
             )
-        sources = {str(run.folder): (run.labels[task], _state(run, task, tasks[task])) for run in with_task}
+        sources = {
+            str(run.folder): (run.labels[task], _state(run, task, tasks[task], weights[run.folder])) for run in with_task
+        }
         together = merged_heads.mean if how == "mean" else partial(merged_heads.concat, how=how)
         _load_head(head, together(task, sources, head.space), task, "the sources")
 
 
 def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dict[str, Any]:
     """Loads the heads of a saved run for those of the tasks that it was trained on, for what a merge must know of posts."""
-    found: dict[str, Any] = {}
+    found, weights = {}, run.tensors(WEIGHTS)
     for task in [task for task in tasks if task in run.labels]:
-        state = _state(run, task, tasks[task])
+        state = _state(run, task, tasks[task], weights)
         if run.labels[task].about == "masked tokens":  # it reads labels off an embedding, and draws none
             raise UserError(
                 f"merge=fisher reads labels off every source's heads, and that of task {task!r} guesses masked tokens; type "
@@ -90,10 +95,9 @@ def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dic
     return found
 
 
-def _state(run: SavedRun, name: str, task: Task) -> dict[str, Tensor]:
-    """The weights of a run's head. Raises UserError where it is for other labels or computes otherwise than the task's."""
+def _state(run: SavedRun, name: str, task: Task, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a run's head for a task. Raises UserError where that has other labels or computes otherwise."""
     _check_settings(run, name, task, f"method.sources: {run.folder}")
-    weights = run.tensors("heads.safetensors")
     return {key.removeprefix(f"{name}."): weight for key, weight in weights.items() if key.startswith(f"{name}.")}
 
 

@@ -37,11 +37,12 @@ def informed(
     given: Any = method  # whose class has the keyword `merge`
     merge: Any = method.merge
     runs, told = method.starts_from(), Search()
-    library = "full" if any(run.record["library"] == "full" for run in runs) else method.library.name
+    full_runs, adapter_hub = any(run.record["library"] == "full" for run in runs), method.library.name == "adapterhub"
+    library = "full" if full_runs else "adapterhub" if adapter_hub else "peft"  # by whose names the method merges
     if merge.needs == "search":
         found, tried = search(merge, model, runs, heads, posts("val", merge.posts))
         told = Search(tried, found, steps=merge.steps if merge.search == "gradient" else 0)
-    elif method.library.name == "adapterhub" and not all(map(lora_formats.is_lora, runs)):
+    elif adapter_hub and not all(map(lora_formats.is_lora, runs)):
         by_parameter = of_adapters(merge.needs, method, model, trained, posts("train", merge.posts), seed)
         return replace(given, merge=replace(merge, statistics=by_parameter)), told
     else:

@@ -128,12 +128,12 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
         way: dict[str, Any] = {"root": root, "logger": False, "callbacks": [], "bar": Console().is_terminal}
         request.trainer.trainer(request.optimization, **way).test(network.module, data, verbose=False)
     new = judging.predictions(network.module, data.pool)
-    if wrong := [f"{row.metric} is {row.value}" for row in network.module.rows if not math.isfinite(row.value)]:
+    rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data)]
+    if wrong := [f"{row.metric} is {row.value}" for row in rows if not math.isfinite(row.value)]:
         raise UserError(
             f"{wrong[0]}, so nothing of this test is written, and the trained run stays as it is; test it with "
             f"trainer.precision=32, or train it again with a smaller optimization.encoder_lr and overwrite=true"
         )
-    rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data)]
 
     def leave(folder: Path) -> None:
         path, frame = folder / "predictions.parquet", new
@@ -141,10 +141,10 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
             before = pd.read_parquet(path)
             frame = pd.concat([before[~before["task"].isin(list(network.module.heads))], new], ignore_index=True)
         answers.write(folder / "fusion.csv")
-        artifacts.write_results(folder, rows)
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         artifacts.write_record(folder, {**record, "tested_data": tested})
+        artifacts.write_results(folder, rows)  # last: by its rows a run counts as tested
 
     return rows, leave

@@ -1,4 +1,5 @@
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from hatemtl.command.configuration import build
-from hatemtl.corpora.base import SPLITS, Column, Posts
+from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
@@ -150,3 +151,24 @@ def test_shares_are_checked_before_anything_is_read(corpus: str, key: str, given
     node = OmegaConf.load(ROOT / "conf" / "corpus" / f"{corpus}.yaml")
     with pytest.raises(UserError, match=f"{key}=.*: expected"):
         build(OmegaConf.merge(node, {"dir": "nowhere", key: given}))
+
+
+def test_shares_that_a_corpus_leaves_open_are_not_judged() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Corpus):
+        fractions: Sequence[float] | None = None
+        validation: float | None = None
+        val: str = "dev.csv"
+
+        def read(self) -> Posts:
+            raise NotImplementedError
+
+    assert Mine().validation is None
+    with pytest.raises(UserError, match="validation=2"):
+        Mine(validation=2)
+
+
+def test_a_number_that_float32_does_not_hold_is_told() -> None:
+    with pytest.raises(UserError, match="score: post 2 carries a number"):
+        Column.of("score", ["score"], [1.0, 1e39])
+    assert not Column.of("score", ["score"], [1.0, 1e39], np.array([True, False])).has[1]

@@ -196,3 +196,8 @@ def test_numbers_out_of_range_are_refused(alpha: float, ridge: float, says: str)
 def test_a_ridge_below_rounding_is_named() -> None:
     with pytest.raises(UserError, match=r"merge\.ridge=1e-25 is too small.*type merge\.ridge=1e-09"):
         merged(RegMean(alpha=1.0, ridge=1e-25, posts=8), [update(2)], [inputs(0, 3)])
+
+
+def test_a_vector_too_is_refused_before_posts_were_read() -> None:
+    with pytest.raises(UserError, match="gathered from posts"):
+        MERGE([torch.ones(3), torch.zeros(3)], layer="x")

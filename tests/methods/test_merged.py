@@ -169,6 +169,22 @@ def test_merging_one_source_gives_it_back(merge: Any, configs: list[str], tmp_pa
 
 
 @pytest.mark.parametrize("merge", [FISHER, REGMEAN], ids=["fisher", "regmean"])
+def test_a_merge_into_the_weights_uses_what_posts_say_of_loras(merge: Any, tmp_path: Path) -> None:
+    """As a merge of the same LoRAs does that stays beside the weights."""
+    for i in (1, 2):
+        saved(adapter("lora[r=4,alpha=8,dropout=0.0]"), tmp_path / f"part_{i}", change=i)
+    given = {"sources": str(tmp_path / "part_*"), "merge": merge, **RATES}
+    told, _ = informed(MergedWeights(**given), encoder(), {}, own_heads, lambda split, number: batches(), 0)
+    found = told.attach(encoder(), name="whole", seed=0).model
+    plain = MergedWeights(**given | {"merge": Mean(weights=None)}).attach(encoder(), name="whole", seed=0).model
+    beside, _ = informed(MergedAdapters(rank=None, **given), encoder(), {}, own_heads, lambda split, number: batches(), 0)
+    torch.testing.assert_close(
+        hidden(found), hidden(beside.attach(encoder(), name="beside", seed=0).model), atol=1e-5, rtol=1e-4
+    )
+    assert not torch.allclose(hidden(found), hidden(plain), atol=1e-5)
+
+
+@pytest.mark.parametrize("merge", [FISHER, REGMEAN], ids=["fisher", "regmean"])
 def test_the_order_of_the_sources_does_not_matter(merge: Any, tmp_path: Path) -> None:
     parts("seq_bn", tmp_path / "a", 1, 2, 3)
     parts("seq_bn", tmp_path / "b", 3, 1, 2)

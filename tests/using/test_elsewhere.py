@@ -139,6 +139,20 @@ def test_a_test_tells_its_results_and_keeps_them(
     assert not SavedRun(disk / "run").results.keys() & pd.read_csv(kept / "results.csv")["metric"]
 
 
+def test_a_test_that_breaks_off_while_it_is_written_is_no_test(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = shutil.copytree(run, tmp_path / "mine")
+
+    def breaks(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_parquet", breaks)
+        cli("action=test", f"load_path={mine}")
+    assert not [name for name in SavedRun(mine).results if name.startswith("test_")]
+
+
 def test_an_export_that_its_place_cannot_hold_is_kept(run: Path, disk: Path, temporary: Path) -> None:
     def content(folder: Path) -> None:
         (folder / "weights").write_bytes(b"\0" * 3 * 2**20)
@@ -159,4 +173,10 @@ def test_what_no_place_takes_is_told_as_it_was(tmp_path: Path, temporary: Path) 
         full(tmp_path)
     with pytest.raises(UserError, match="^wrong$"), kept_elsewhere(tmp_path / "out", full):
         raise UserError("wrong")
+
+    def unread(_: Path) -> None:
+        raise UserError("unread") from OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(UserError, match="^unread$"), kept_elsewhere(tmp_path / "out", unread):
+        unread(tmp_path)
     assert list(tmp_path.iterdir()) == [temporary] and not list(temporary.iterdir())

@@ -77,6 +77,7 @@ class LoadAdapterHub(Method):
     """Starts from the adapter of a saved run, or from several at work together, to test, to predict or to train further."""
 
     path: str | None = field()
+    loads = True
     library = LIBRARY
 
 

@@ -206,4 +206,5 @@ class LoadBank(Method):
     """Starts from the sources and gates of a saved run, to test it, to predict with it or to train its gates further."""
 
     path: str | None = field()
+    loads = True
     library = LIBRARY

@@ -246,4 +246,5 @@ class LoadPEFT(Method):
     """Starts from the adapter of a saved run, to test it, to predict with it or to train it further."""
 
     path: str | None = field()
+    loads = True
     library = LIBRARY

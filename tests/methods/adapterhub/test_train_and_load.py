@@ -230,6 +230,8 @@ def test_a_broken_adapter_is_told(way: str, tmp_path: Path) -> None:
 def test_a_run_to_load_must_be_named_and_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="type load_path=FOLDER"):
         LoadAdapterHub(path=None, **RATES).starts_from()
+    with pytest.raises(UserError):
+        LoadAdapterHub(path="", **RATES).starts_from()
     with pytest.raises(UserError, match="load it with method=peft_load"):
         load(record(tmp_path / "run", "peft")).starts_from()
     save(lora(), tmp_path / "good")
