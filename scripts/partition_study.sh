@@ -17,7 +17,7 @@ EXTRA=${EXTRA:-}                   # further overrides for every run, separated 
 
 read -ra extra <<<"$EXTRA"
 hatemtl() { uv run main.py "tasks=[$TASK]" "seed=$SEED" "$@" ${extra[@]+"${extra[@]}"}; }
-tested() { [ -f "$1/predictions.parquet" ]; }
+tested() { grep -qs "^test_" "$1/results.csv"; }
 
 for ((i = 1; i <= PARTS; i++)); do
   hatemtl "tasks.$TASK.mask_pattern=$i $PARTS" "save_path=$OUT/${TASK}_part_$i"
