@@ -38,4 +38,4 @@ class Full(Method):
     library = LIBRARY
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        return super().attach(model, name=name, seed=seed) if self.starts_from() else Attached(model.requires_grad_(True))
+        return super().attach(model, name=name, seed=seed) if self.path is not None else Attached(model.requires_grad_(True))
