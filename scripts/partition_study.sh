@@ -1,41 +1,44 @@
 #!/usr/bin/env bash
-# Partition, merge or single: is one adapter trained on all target groups better, or adapters trained on parts of them,
-# merged afterwards? Trains the parts, their merge and the single adapter, tests all, and writes the tables.
+# Partition, merge, fuse or single: is one adapter trained on all target groups better, or adapters trained on parts of them,
+# put together afterwards? For every seed trains the parts, the single adapter and what the parts become, and tests all:
 #
-# Parameters come from the environment; finished runs are skipped, so it may be interrupted and started again:
+#   target_single  one adapter for all groups                target_merge  the parts' mean, trained on with a long warm-up
+#   target_refit   the parts' mean, heads fitted to it in one pass, then one epoch
+#   target_fusion  the parts side by side, attended to by group (lora_fusion), one epoch
 #
-#   PARTS=4 WARMUP=15 SEED=0 OUT=adapters/small/lora16 EXTRA="encoder=minilm data.dir=../shared/data" scripts/partition_study.sh
+# Parameters come from the environment; finished runs are skipped, so it may be interrupted and started again. JOBS seeds run
+# side by side; on two cores OMP_NUM_THREADS=1 JOBS=2 is the fastest way:
+#
+#   SEEDS="0 1 2 3 4" PARTS=4 WARMUP=15 OUT=adapters/small/lora16 EXTRA="encoder=minilm data.dir=../shared/data" scripts/partition_study.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+SEEDS=${SEEDS:-0 1 2 3 4}
 PARTS=${PARTS:-4}                  # how many parts the labels are cut into
 TASK=${TASK:-target}               # the multilabel task
-WARMUP=${WARMUP:-15}               # epochs of warm-up of the merged adapter
-SEED=${SEED:-0}
-OUT=${OUT:-adapters/small/lora16}  # where the saved runs go
+WARMUP=${WARMUP:-15}               # epochs of warm-up of target_merge
+OUT=${OUT:-adapters/small/lora16}  # where the saved runs go, a folder a seed
+JOBS=${JOBS:-1}                    # seeds at once
 EXTRA=${EXTRA:-}                   # further overrides for every run, separated by spaces
 
 read -ra extra <<<"$EXTRA"
-hatemtl() { uv run main.py "tasks=[$TASK]" "seed=$SEED" "$@" ${extra[@]+"${extra[@]}"}; }
-tested() { grep -qs "^test_" "$1/results.csv"; }
+read -ra seeds <<<"$SEEDS"
 
-for ((i = 1; i <= PARTS; i++)); do
-  hatemtl "tasks.$TASK.mask_pattern=$i $PARTS" "save_path=$OUT/${TASK}_part_$i"
-done
-hatemtl method=ah_merge16 "optimization.warmup=$WARMUP" "method.sources='$OUT/${TASK}_part_*'" "save_path=$OUT/${TASK}_merge"
-hatemtl "save_path=$OUT/${TASK}_single"
+study() {  # seed
+  local seed=$1 folder=$OUT/$1 i
+  hatemtl() { uv run main.py "tasks=[$TASK]" "seed=$seed" data.leaks=drop "action=[train,test]" "$@" ${extra[@]+"${extra[@]}"}; }
+  together() { hatemtl "method.sources='$folder/${TASK}_part_*'" "$@"; }
+  for ((i = 1; i <= PARTS; i++)); do
+    hatemtl "tasks.$TASK.mask_pattern=$i $PARTS" "save_path=$folder/${TASK}_part_$i"
+  done
+  hatemtl "save_path=$folder/${TASK}_single"
+  together method=ah_merge16 heads.merge=refit optimization.epochs=1 "save_path=$folder/${TASK}_refit"
+  together method=lora_fusion heads.merge=concat optimization.epochs=1 "save_path=$folder/${TASK}_fusion"
+  together method=ah_merge16 "optimization.warmup=$WARMUP" "save_path=$folder/${TASK}_merge"
+}
 
-load=(action=test method=ah_load heads.load=true)
-for ((i = 1; i <= PARTS; i++)); do
-  run=$OUT/${TASK}_part_$i
-  tested "$run" || hatemtl "${load[@]}" "tasks.$TASK.mask_pattern=$i $PARTS" "load_path=$run"
-done
-for run in "$OUT/${TASK}_merge" "$OUT/${TASK}_single"; do
-  tested "$run" || hatemtl "${load[@]}" "load_path=$run"
-done
-
-uv run analysis/partition_f1.py "$OUT/${TASK}_part_*/results.csv" --format csv --output "$OUT/partitioned.csv"
-runs=("$OUT/partitioned.csv" "$OUT/${TASK}_single" "$OUT/${TASK}_merge")
-names=(--name partitioned --name single --name merged)
-uv run analysis/table.py "${runs[@]}" "${names[@]}" --format org --output "$OUT/table.org"
-uv run analysis/table.py "${runs[@]}" "${names[@]}"
+if [[ ${1:-} == --seed ]]; then
+  study "$2"
+  exit
+fi
+printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed {}
