@@ -1,12 +1,13 @@
 """Gives what judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
-from hatemtl.corpora.base import Column
+from hatemtl.corpora.base import Column, Posts
 from hatemtl.labels import Kind, LabelSpace
 
 Stage = Literal["val", "test"]
@@ -54,11 +55,48 @@ class Predicted:
 class Needs:
     """Gives what an evaluation reads beside predictions: by task, columns of its corpus and the kind that each must be of.
 
-    gradients: whether of its scores by the embeddings of tokens.
+    reader: whether it asks the network itself as well, which a search for a merge's weights does not hand out.
     """
 
     columns: Mapping[str, Mapping[str, Kind]] = field(default_factory=dict)
-    gradients: bool = False
+    reader: bool = False
+
+
+class Tokens(NamedTuple):
+    """Holds the tokens of one post as the encoder reads them. words: (T,), the word that each is of, -1 of special ones."""
+
+    ids: np.ndarray
+    words: np.ndarray
+
+
+class Reader(Protocol):
+    """Asks the network that is judged, beside its predictions: of other posts, of some tokens of a post alone, or why.
+
+    through: `network.forward.Forward`, the way from a batch to hidden states and logits.
+    """
+
+    @property
+    def through(self) -> Any: ...
+
+    def predicted(self, stage: Stage) -> Mapping[str, Predicted]:
+        """Gives what each task's head says of the posts of a stage, as of the test; computed when it is first asked for."""
+        ...
+
+    def scores(self, task: str, posts: Posts) -> np.ndarray:
+        """Gives what a task's head says of other posts, (N, C)."""
+        ...
+
+    def tokens(self, post: int) -> Tokens:
+        """The tokens of a post of the run, by its place in `Predicted.posts`; of its first sequence if it has several."""
+        ...
+
+    def batches(self, ids: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
+        """Batches of like length of sequences of token ids, each (T,), with the places of theirs in `ids`, (B,)."""
+        ...
+
+    def inference(self) -> AbstractContextManager[None]:
+        """Inside, batches pass the network as in a test: LoRAs merged, no gradients, in the run's number format."""
+        ...
 
 
 class Evaluation(Protocol):
@@ -77,6 +115,11 @@ class Evaluation(Protocol):
         """Raises UserError where the tasks, whose labels are given, have nothing to be judged, or not the one it is for."""
         ...
 
-    def rows(self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]]) -> list[Row]:
-        """The rows of this stage. posts: by task and name the columns in `needs`, of the predicted posts, in their order."""
+    def rows(
+        self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
+    ) -> list[Row]:
+        """The rows of this stage. posts: by task and name the columns in `needs`, of the predicted posts, in their order.
+
+        reader: None where `needs` does not name it.
+        """
         ...

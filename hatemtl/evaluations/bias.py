@@ -8,7 +8,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Needs, Predicted, Row
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
 from hatemtl.labels import LabelSpace
 
 Background = Literal["hatexplain", "borkan"]
@@ -59,7 +59,9 @@ class Bias:
                 f"{did_you_mean(self.normal, space.names)}"
             )
 
-    def rows(self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]]) -> list[Row]:
+    def rows(
+        self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
+    ) -> list[Row]:
         said, named = predictions[self.task], posts[self.task][self.communities]
         normal = said.space.names.index(self.normal)
         score = 1 - said.scores[:, normal].astype(np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Needs, Predicted, Row
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
 from hatemtl.labels import LabelSpace
 
 
@@ -31,7 +31,9 @@ class FalsePositiveDifference:
                 f"expected a multilabel task, whose labels are the groups, and {kinds}; put one into tasks=[...]"
             )
 
-    def rows(self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]]) -> list[Row]:
+    def rows(
+        self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
+    ) -> list[Row]:
         rows = []
         for task, said in predictions.items():
             if said.space.carries == "any":

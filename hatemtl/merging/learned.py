@@ -51,7 +51,7 @@ class Learned(Merge):
                 given = f"merge.{name}={self.objectives[name]}"
                 raise UserError(f"{given}: {have} no gradient; type merge.search=cmaes, or merge.{name}=0")
         judge = self.bias_of
-        if getattr(judge, "scalar", None) is None or judge.needs.columns or judge.needs.gradients:
+        if getattr(judge, "scalar", None) is None or judge.needs.columns or judge.needs.reader:
             raise UserError(
                 f"merge.bias_of={judge}: expected an evaluation of predictions alone with a row of which less is "
                 f"better; name it as conf/merge/learned.yaml does"

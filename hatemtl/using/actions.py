@@ -27,6 +27,7 @@ from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, judging, scored_file
 from hatemtl.using.predictor import Predictor, check_predictable
+from hatemtl.using.reader import Reader
 
 
 def test(request: Request) -> Result:
@@ -128,7 +129,8 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
         way: dict[str, Any] = {"root": root, "logger": False, "callbacks": [], "bar": Console().is_terminal}
         request.trainer.trainer(request.optimization, **way).test(network.module, data, verbose=False)
     new = judging.predictions(network.module, data.pool)
-    rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data)]
+    asked = Reader(network.module, request.trainer, data, network.encoder.max_length)
+    rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data, asked)]
     if wrong := [f"{row.metric} is {row.value}" for row in rows if not math.isfinite(row.value)]:
         raise UserError(
             f"{wrong[0]}, so nothing of this test is written, and the trained run stays as it is; test it with "

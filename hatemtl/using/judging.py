@@ -9,7 +9,7 @@ from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.corpora.base import Column
 from hatemtl.corpora.cells import as_column
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Evaluation, Row
+from hatemtl.evaluations.base import Evaluation, Reader, Row
 from hatemtl.labels import Kind
 from hatemtl.network.module import MultitaskModule
 
@@ -22,12 +22,12 @@ def check_evaluations(evaluations: Mapping[str, Evaluation], data: DataModule) -
             _columns(evaluation, data)
         except UserError as error:
             raise UserError(f"evaluations=[{name}]: {error}") from error
-        if evaluation.needs.gradients:
-            raise UserError(f"evaluations=[{name}] needs gradients, and a test computes none; leave it out")
 
 
-def judged(evaluations: Mapping[str, Evaluation], module: MultitaskModule, data: DataModule) -> list[Row]:
-    """The rows of all evaluations, of what the module kept of a test."""
+def judged(
+    evaluations: Mapping[str, Evaluation], module: MultitaskModule, data: DataModule, reader: Reader | None = None
+) -> list[Row]:
+    """The rows of all evaluations, of what the module kept of a test. reader: of its network, for those that ask it."""
     if not evaluations:
         return []
     kept = module.predictions.items()
@@ -39,7 +39,7 @@ def judged(evaluations: Mapping[str, Evaluation], module: MultitaskModule, data:
             rows = said[task].posts - data.first(task)
             for of, column in columns.items():
                 columns[of] = replace(column, values=column.values[rows], has=column.has[rows])
-        for row in evaluation.rows(said, posts):
+        for row in evaluation.rows(said, posts, reader if evaluation.needs.reader else None):
             if found.setdefault(row.metric, row) is not row:
                 raise UserError(f"evaluations=[{name}] gives a row {row.metric}, as another does; leave one of them out")
     return [*found.values()]

@@ -18,6 +18,7 @@ from hatemtl.machine.startup import quiet
 from hatemtl.network.assembly import check_tokenizer
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import kept
+from hatemtl.using.reader import through
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,14 @@ class Predictor:
         """The tasks' scores (all tasks' if not given) of the pool's posts, in their order: one a label, or one a word."""
         tasks = [*(self.spaces if tasks is None else tasks)]
         found: dict[str, list[list[float]]] = {task: [[]] * len(pool) for task in tasks}
-        forward, settings = self.network.module.through, self.request.trainer
         batches = self.request.batching.in_order(pool.lengths) if len(pool) else []
-        with settings.arithmetic(), forward.inference():
-            for batch in loader(pool, batches, self.request.workers):
-                for task, logits in forward(batch.to(settings.device), tasks).items():
-                    for post, row in zip(batch.posts.tolist(), self.heads[task].scores(logits).tolist(), strict=True):
-                        found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
-                if told is not None:
-                    told(len(batch))
+        passed = through(self.network.module, self.request.trainer, loader(pool, batches, self.request.workers), tasks)
+        for batch, logits in passed:
+            for task, of_task in logits.items():
+                for post, row in zip(batch.posts.tolist(), self.heads[task].scores(of_task).tolist(), strict=True):
+                    found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
+            if told is not None:
+                told(len(batch))
         return found
 
 
