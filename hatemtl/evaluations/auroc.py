@@ -1,0 +1,53 @@
+"""Tells how well scores order posts, whatever the threshold: areas under ROC curves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import ClassVar
+
+import numpy as np
+
+from hatemtl.corpora.base import Column
+from hatemtl.errors import UserError
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
+from hatemtl.evaluations.bias import auc
+from hatemtl.labels import LabelSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class AUROC:
+    """For each task of labels the area under the ROC curve of each label against all others, and of the task.
+
+    The task's is the mean over pairs of labels, each way, of how well one is told from the other alone where a post has one
+    label (Hand & Till 2001, doi:10.1023/A:1010920819831; HateXplain computes this, scikit-learn's "ovo"), and the
+    mean over labels where it may have several. A label that every post carries, or none, has no area and is in no mean.
+    """
+
+    needs: ClassVar[Needs] = Needs()
+    scalar: ClassVar[None] = None
+
+    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+        if not any(space.carries in ("one", "any") for space in spaces.values()):
+            kinds = ", ".join(f"{task!r} is {space.kind}" for task, space in spaces.items())
+            raise UserError(f"expected a multiclass, ordinal or multilabel task, and {kinds}; put one into tasks=[...]")
+
+    def rows(
+        self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
+    ) -> list[Row]:
+        rows = []
+        for task, said in predictions.items():
+            if said.space.carries not in ("one", "any"):
+                continue
+            labels, one = range(len(said.space)), said.space.carries == "one"
+            carried = said.gold[:, None] == np.arange(len(said.space)) if one else said.gold >= 0.5
+            each = {i: auc(said.scores[:, i], carried[:, i], ~carried[:, i]) for i in labels}
+            each = {i: area for i, area in each.items() if not np.isnan(area)}
+            of_all = [*each.values()]
+            if one:
+                pairs = [(i, j) for pair in combinations(each, 2) for i, j in (pair, pair[::-1])]
+                of_all = [auc(said.scores[:, i], carried[:, i], carried[:, j]) for i, j in pairs]
+            rows += [Row(said.stage, task, "auroc", said.space.names[i], area) for i, area in each.items()]
+            if of_all:
+                rows.append(Row(said.stage, task, "auroc", None, fmean(of_all)))
+        return rows
