@@ -25,13 +25,13 @@ read -ra seeds <<<"$SEEDS"
 study() {  # seed
   local seed=$1 folder=$OUT/$1
   hatemtl() { uv run main.py "seed=$seed" data.leaks=drop "action=[train,test]" "$@" ${extra[@]+"${extra[@]}"}; }
-  together() { hatemtl "tasks=[$ALL]" "method.sources='$folder/one_*'" optimization.epochs=1 "$@"; }
+  together() { hatemtl "tasks=[$ALL]" "method.sources='$folder/one_*'" heads.merge=concat optimization.epochs=1 "$@"; }
   hatemtl "tasks=[label]" "save_path=$folder/one_label"  # lora
   hatemtl "tasks=[$ALL]" "save_path=$folder/multi"
   hatemtl "tasks=[rationale]" "save_path=$folder/one_rationale"
   hatemtl "tasks=[target]" "save_path=$folder/one_target"
-  together method=ah_merge16 heads.merge=refit "save_path=$folder/merged"
-  together method=lora_fusion heads.merge=concat "save_path=$folder/fused"
+  together method=ah_merge16 "save_path=$folder/merged"
+  together method=lora_fusion "save_path=$folder/fused"
   hatemtl "tasks=[label]" method=full "save_path=$folder/full"
 }
 
