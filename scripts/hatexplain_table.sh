@@ -18,13 +18,14 @@ OUT=${OUT:-adapters/hatexplain}  # where the saved runs go, a folder a seed
 JOBS=${JOBS:-1}                  # seeds at once
 EXTRA=${EXTRA:-}                 # further overrides for every run, separated by spaces
 ALL=label,target,rationale
+JUDGES=auroc,bias,plausibility,faithfulness,functional,calibration
 
 read -ra extra <<<"$EXTRA"
 read -ra seeds <<<"$SEEDS"
 
 study() {  # seed
   local seed=$1 folder=$OUT/$1
-  hatemtl() { uv run main.py "seed=$seed" data.leaks=drop "action=[train,test]" "$@" ${extra[@]+"${extra[@]}"}; }
+  hatemtl() { uv run main.py "seed=$seed" data.leaks=drop "$@" ${extra[@]+"${extra[@]}"}; }
   together() { hatemtl "tasks=[$ALL]" "method.sources='$folder/one_*'" heads.merge=concat optimization.epochs=1 "$@"; }
   hatemtl "tasks=[label]" "save_path=$folder/one_label"  # lora
   hatemtl "tasks=[$ALL]" "save_path=$folder/multi"
@@ -33,7 +34,13 @@ study() {  # seed
   together method=ah_merge16 "save_path=$folder/merged"
   together method=lora_fusion "save_path=$folder/fused"
   hatemtl "tasks=[label]" method=full "save_path=$folder/full"
+  for run in one_label full multi merged fused; do
+    judged "$folder/$run" || hatemtl action=test "load_path=$folder/$run" "evaluations=[$JUDGES]" \
+      "evaluations.plausibility.explainers=[$(explainers "$run")]" "evaluations.faithfulness.explainers=[$(explainers "$run")]"
+  done
 }
+judged() { grep -qs "^test_label_hatecheck" "$1/results.csv"; }
+explainers() { [[ $1 == one_label || $1 == full ]] && echo attention || echo attention,rationale; }
 
 if [[ ${1:-} == --seed ]]; then
   study "$2"

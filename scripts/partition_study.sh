@@ -42,3 +42,14 @@ if [[ ${1:-} == --seed ]]; then
   exit
 fi
 printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed {}
+
+verdicts() {
+  uv run analysis/compare.py "$OUT/*/${TASK}_single" "$OUT/*/${TASK}_part_*" "$OUT/*/${TASK}_refit" "$OUT/*/${TASK}_fusion" \
+    "$OUT/*/${TASK}_merge" --name single partitioned refitted fused merged \
+    --metric "test_${TASK}_macro_f1" "test_${TASK}_micro_f1" "$@"
+}
+costs() { uv run analysis/retention_table.py "$OUT" --part "${TASK}_part_*" --single "${TASK}_single" --run "${TASK}_*" "$@"; }
+verdicts --output "$OUT/verdicts.org"
+costs --output "$OUT/costs.org"
+verdicts
+costs
