@@ -271,9 +271,9 @@ def test_a_head_that_pools_or_cuts_otherwise_is_refused_and_one_that_only_traine
     source: Path, tmp_path: Path
 ) -> None:
     saved = save(network(source, "target"), tmp_path / "run")
-    check_heads(saved, tasks("target", dropout=0.5, balance=1.0))
-    with pytest.raises(UserError, match="type tasks.target.head.threshold="):
-        check_heads(saved, tasks("target", threshold=0.9))
+    check_heads(saved, tasks("target", dropout=0.5, balance=1.0, threshold=0.9))
+    with pytest.raises(UserError, match="type tasks.target.head.pooling=attention"):
+        check_heads(saved, tasks("target", pooling="mean"))
 
 
 @pytest.fixture
