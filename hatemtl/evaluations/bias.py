@@ -146,7 +146,7 @@ class Bias:
 
 
 def aucs(scores: np.ndarray, positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The areas under the ROC curve of scores (N,) between two sets of posts, each (N,) bool, by R weightings (N, R); (R,).
+    """Computes areas under the ROC curve of scores (N,) between two sets of posts, (N,) bool, by R weightings (N, R); (R,).
 
     How often a positive post scores above a negative one, a tie counting half, each pair as much as the product of their
     weights. Raises ValueError where one set is empty.
@@ -165,7 +165,7 @@ def aucs(scores: np.ndarray, positive: np.ndarray, negative: np.ndarray, weights
 
 
 def macro_f1(gold: np.ndarray, given: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The mean F1 of the labels that posts (N,) carry or get, by R weightings (N, R); (R,)."""
+    """Averages F1 over the labels that posts (N,) carry or get, by R weightings (N, R); (R,)."""
     f1s = []
     for label in np.union1d(gold, given):
         true, said = gold == label, given == label
@@ -174,7 +174,7 @@ def macro_f1(gold: np.ndarray, given: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def generalised_mean(values: np.ndarray) -> np.ndarray:
-    """(1/N Σ vᵖ)^(1/p) over the first axis, which for p = -5 lies near the least of them, and is 0 where one is.
+    """Computes (1/N Σ vᵖ)^(1/p) over the first axis, which for p = -5 lies near the least of them, and is 0 where one is.
 
     Of bias: Mathew et al. 2021, HateXplain, arXiv:2012.10289, after the competition of Jigsaw's of 2019.
     """

@@ -76,29 +76,29 @@ class Calibration:
 
 
 def truth(said: Predicted) -> np.ndarray:
-    """What the posts carry, (N, C) in [0, 1]: of one label a post 1 in its place."""
+    """Gives what the posts carry, (N, C) in [0, 1]: of one label a post 1 in its place."""
     return said.gold.astype(np.float64) if said.space.carries == "any" else np.eye(len(said.space))[said.gold]
 
 
 def log_odds(said: Predicted) -> np.ndarray:
-    """log p of one label a post, logit p of any number, (N, C); of p of 0 or 1 that of the nearest float32."""
+    """Computes log p of one label a post, logit p of any number, (N, C); of p of 0 or 1 that of the nearest float32."""
     p = said.scores.astype(np.float64).clip(SMALLEST, LARGEST)
     return np.log(p) - np.log1p(-p) if said.space.carries == "any" else np.log(p)
 
 
 def probabilities(z: np.ndarray, *, several: bool) -> np.ndarray:
-    """Softmax over the labels (N, C), or the sigmoid of each."""
+    """Computes the softmax over the labels (N, C), or the sigmoid of each."""
     return expit(z) if several else softmax(z, axis=1)
 
 
 def nll(z: np.ndarray, y: np.ndarray, *, several: bool) -> float:
-    """The mean of -log p of what is true, over posts, or over posts and labels, in nats."""
+    """Averages -log p of what is true, over posts, or over posts and labels, in nats."""
     losses = np.logaddexp(0, z) - y * z if several else logsumexp(z, axis=1) - (y * z).sum(axis=1)
     return float(losses.mean())
 
 
 def temperature(z: np.ndarray, y: np.ndarray, *, several: bool) -> float:
-    """T of the least NLL of z / T: one minimum, since the NLL is convex in 1 / T."""
+    """Finds T of the least NLL of z / T: one minimum, since the NLL is convex in 1 / T."""
     found = minimize_scalar(
         lambda log_t: nll(z / np.exp(log_t), y, several=several),
         bounds=np.log(TEMPERATURES),
@@ -109,7 +109,7 @@ def temperature(z: np.ndarray, y: np.ndarray, *, several: bool) -> float:
 
 
 def ece(p: np.ndarray, y: np.ndarray, bins: int, *, several: bool) -> float:
-    """The expected calibration error of the likeliest label's p; of several, the mean over labels of that of p of each."""
+    """Computes the expected calibration error of the likeliest label's p; of several, the mean over labels of theirs."""
     if several:
         return float(np.mean([gap(of, true, bins) for of, true in zip(p.T, y.T, strict=True)]))
     top = p.argmax(axis=1)[:, None]
@@ -117,6 +117,6 @@ def ece(p: np.ndarray, y: np.ndarray, bins: int, *, several: bool) -> float:
 
 
 def gap(p: np.ndarray, true: np.ndarray, bins: int) -> float:
-    """Σ over bins of |mean of true - mean of p| · share of the posts, for p (N,) in ((m - 1) / bins, m / bins]."""
+    """Computes Σ over bins of |mean of true - mean of p| · share of the posts, for p (N,) in ((m - 1) / bins, m / bins]."""
     place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)
     return float(abs(np.bincount(place, true - p)).sum() / len(p))

@@ -20,7 +20,7 @@ def tune(head: Head, said: Predicted) -> None:
 
 
 def best(scores: np.ndarray, true: np.ndarray) -> float:
-    """The threshold t of the best F1 of scores (N,) ≥ t; of several the nearest to 1/2, and 1/2 where none is true.
+    """Finds the threshold t of the best F1 of scores (N,) ≥ t; of several the nearest to 1/2, and 1/2 where none is true.
 
     scores: float32 in [0, 1]. true: (N,) bool. What is tried: 1/2, and the middle between each score and the next below it
     (Lipton, Elkan & Naryanaswamy 2014, arXiv:1402.1892, on why that is seldom 1/2).
