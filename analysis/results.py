@@ -21,6 +21,12 @@ from hatemtl.harmless import shown, unguarded
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
+# The rows behind a figure of evaluations=[bias]: the ends of its interval, and how many posts it is of.
+BEHIND = re.compile(
+    r"_(subgroup_(auc|macro_f1|false_(positive|negative)_rate)|b(psn|nsp)_auc_(hatexplain|borkan))"
+    r"_(?P<what>low|high|posts)(_|$)"
+)
+
 
 class ResultsError(Exception):
     """Something the user can mend: what was given, what was expected, what to type next."""
@@ -169,9 +175,23 @@ def note(text: str) -> None:
 
 
 def is_count(metric: str) -> bool:
-    """Whether a row counts true positives, false positives, false negatives, or words that were cut off.
+    """Whether a row counts true positives, false positives, false negatives, words that were cut off, or a figure's posts.
 
     >>> is_count("test_target_tp_arab"), is_count("test_rationale_words_cut"), is_count("test_target_f1_arab")
     (True, True, False)
+    >>> is_count("test_label_subgroup_macro_f1_posts_arab"), is_count("test_label_subgroup_macro_f1_low_arab")
+    (True, False)
     """
-    return "_f1_" not in metric and re.search(r"_(tp|fp|fn)(_|$)|_words_cut$", metric) is not None
+    if of := BEHIND.search(metric):
+        return of["what"] == "posts"
+    return "_f1_" not in metric and re.search(r"_(tp|fp|fn)(_|$)|_words_cut$|_auc(_\w+)?_communities$", metric) is not None
+
+
+def is_bound(metric: str) -> bool:
+    """Whether a row is an end of a figure's interval.
+
+    >>> is_bound("test_label_subgroup_auc_low_arab"), is_bound("test_level_f1_low"), is_bound("test_level_mae")
+    (True, False, False)
+    """
+    of = BEHIND.search(metric)
+    return of is not None and of["what"] != "posts"

@@ -13,7 +13,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from results import ResultsError, column_names, find_results, is_count, note, read_results, testing_line, write_whole
+from results import (
+    ResultsError,
+    column_names,
+    find_results,
+    is_bound,
+    is_count,
+    note,
+    read_results,
+    testing_line,
+    write_whole,
+)
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -21,7 +31,10 @@ from rich.table import Table as RichTable
 from hatemtl.harmless import guarded, shown
 
 SUFFIXES = {".org": "org", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
-LOWER_IS_BETTER = re.compile(r"_(loss|error|ece|brier|sufficiency|false_positive_(rate|difference))(_|$)")
+LOWER_IS_BETTER = re.compile(
+    r"_(loss|error|mae|rmse|ece|brier|nll|sufficiency|false_(positive|negative)_(rate|difference))(_|$)"
+)
+NEITHER_IS_BETTER = re.compile(r"_temperature$")
 EXAMPLES = """examples:
   uv run analysis/table.py adapters/small/lora16/target_single adapters/small/lora16/target_merge --best
   uv run analysis/table.py "adapters/small/lora16/target_part_*" --metric "*_f1_*" --counts
@@ -59,7 +72,7 @@ class Table:
         means = [_rounded(value, of) for value, of in zip(self.rows[metric], places, strict=True)]
         spread = self.spread.get(metric, [None] * len(means))
         shown = [cell if sd is None else f"{cell} ± {sd:.{of}f}" for cell, sd, of in zip(means, spread, places, strict=True)]
-        if not self.best or is_count(metric) or len(known) < 2:
+        if not self.best or is_count(metric) or is_bound(metric) or NEITHER_IS_BETTER.search(metric) or len(known) < 2:
             return shown
         best = min(known) if LOWER_IS_BETTER.search(metric) else max(known)
         # Compared as shown: of two values that read the same, neither is printed as the better one.
@@ -186,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, CSV of results, or a quoted glob of them")
     parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, in the order of the runs")
     parser.add_argument("--metric", nargs="+", action="extend", metavar="GLOB", help="only these rows")
-    parser.add_argument("--counts", action="store_true", help="with the rows of true and false positives and negatives")
+    parser.add_argument("--counts", action="store_true", help="with the rows of counts, and the ends of intervals")
     parser.add_argument("--mean", action="store_true", help="one column for runs of one name: mean ± standard deviation")
     parser.add_argument("--best", action="store_true", help="mark the best value of each row")
     add_output_options(parser)
@@ -199,7 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in runs:
             if not any(metric.startswith(stage) for metric in run.rows):
                 note(f"{run.path} has no {args.stage} rows: its column stays blank")
-        metrics = {m for run in runs for m in run.rows if m.startswith(stage) and (args.counts or not is_count(m))}
+        metrics = {
+            m for run in runs for m in run.rows if m.startswith(stage) and (args.counts or not (is_count(m) or is_bound(m)))
+        }
         for pattern in args.metric or ():
             if not any(fnmatchcase(metric, pattern) for metric in metrics):
                 known = f"the rows are {', '.join(sorted(metrics))}" if metrics else f"there are no {args.stage} rows"

@@ -12,6 +12,7 @@ from rich.text import Text
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import SPLITS
 from hatemtl.evaluations.base import Row
+from hatemtl.evaluations.bias import BEHIND
 from hatemtl.harmless import shown
 from hatemtl.heads.base import COUNTS
 from hatemtl.methods.base import Component
@@ -97,10 +98,10 @@ def _add_counts(table: Table, task: str, names: Sequence[str], values: Sequence[
 
 
 def results(console: Console, rows: Sequence[Row], title: str) -> None:
-    """The closing table: every row but the counts."""
+    """The closing table: every row but the counts, and what stands behind a figure of bias."""
     table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
     for row in rows:
-        if row.name not in COUNTS:
+        if row.name not in COUNTS and not BEHIND.search(row.metric):
             table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
 

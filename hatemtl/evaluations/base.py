@@ -40,7 +40,8 @@ class Predicted:
 
     posts: (N,) int64, where each stands among all posts of the run; tasks of one corpus share them.
     scores: (N, C) float32 as `Head.scores` gives them; for tokens (N,) of objects, each with one value a word.
-    gold: as `Column.values`. threshold: the score from which a label or word is predicted, of the heads that have one.
+    gold: as `Column.values`. threshold: the score from which a label or word is predicted, of the heads that have one; one
+        for all, or (C,) float32, of words (1,).
     """
 
     stage: Stage
@@ -48,7 +49,7 @@ class Predicted:
     posts: np.ndarray
     scores: np.ndarray
     gold: np.ndarray
-    threshold: float = 0.5
+    threshold: float | np.ndarray = 0.5
 
 
 @dataclass(frozen=True)

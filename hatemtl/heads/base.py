@@ -13,6 +13,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind, LabelSpace
 
 Pooling = Literal["cls", "mean", "attention"]
+Threshold = float | Literal["tuned"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 COUNTS = ("tp", "fp", "fn")  # true positives, false positives, false negatives: figures that are numbers of posts or words
 
@@ -110,7 +111,8 @@ class Head(nn.Module):
     Where a class does not say otherwise, its logits are those of C labels, one of them a post's.
     problem: as what transformers' classifiers know such a head, if they do. has_entropy: whether `entropy` is one of it.
     primary: the figure that tells which of two epochs is better; higher is better. primaries: those that it may be, none
-    where there is no choice. threshold: the score from which a label or word is predicted, None where nothing is.
+    where there is no choice. threshold: (C,), the score from which each label or a word is predicted, None where nothing is.
+    tunes: whether it is found on the validation posts when training ends; until then it is 1/2.
     Raises UserError where a setting is out of its range.
     """
 
@@ -118,7 +120,7 @@ class Head(nn.Module):
     problem: ClassVar[Problem | None] = None
     has_entropy: ClassVar[bool] = False
     pool: Pool | None
-    threshold: float | None
+    threshold: Tensor | None
     layers: nn.Sequential
     weights: Tensor  # (C,) of labels, or of their positives, in the loss
 
@@ -130,7 +132,7 @@ class Head(nn.Module):
         *,
         balance: float = 0.0,
         label_smoothing: float = 0.0,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= balance <= 1:
@@ -142,16 +144,18 @@ class Head(nn.Module):
                 f"head label_smoothing={label_smoothing}: expected a share from 0 to below 1; type "
                 f"tasks.TASK.head.label_smoothing=0.1"
             )
-        if threshold is not None and not 0 < threshold < 1:
-            raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1")
+        if isinstance(threshold, float | int) and not 0 < threshold < 1:
+            raise UserError(f"head threshold={threshold}: expected a probability between 0 and 1, or tuned")
         if primaries and primary not in primaries:
             raise UserError(
                 f"head primary={primary!r}: expected one of this head's rows of which higher is better; "
                 f"{did_you_mean(primary, primaries)}"
             )
-        self.space, self.primary, self.pool, self.threshold = space, primary, None, threshold
+        self.space, self.primary, self.pool, self.tunes = space, primary, None, threshold == "tuned"
         self.balance, self.label_smoothing = balance, label_smoothing
         self.register_buffer("weights", torch.ones(len(space)), persistent=False)
+        cut = None if threshold is None else torch.full((len(space),), 0.5 if threshold == "tuned" else threshold)
+        self.register_buffer("threshold", cut, persistent=False)  # not a weight: labels.json holds it
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes logits from hidden states (B, T, D).
@@ -183,6 +187,10 @@ class Head(nn.Module):
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         """Names the labels that one post's scores say, or the words that they mark."""
         return [self.space.names[max(range(len(scores)), key=scores.__getitem__)]]
+
+    def written_thresholds(self) -> list[float] | None:
+        """Gives the thresholds, if there are some, as the shortest decimals that float32 reads back as they are."""
+        return None if self.threshold is None else [float(str(cut)) for cut in self.threshold.cpu().numpy()]
 
     def surprise(self, logits: Tensor, draw: Generator) -> Tensor | None:
         """Computes -log p(y | post), summed over posts, for labels y drawn from the prediction; None: none are."""

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, f1, feed_forward, label_rows, masked_mean
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, Threshold, f1, feed_forward, label_rows, masked_mean
 from hatemtl.labels import LabelSpace
 
 
@@ -20,7 +20,7 @@ class MultilabelHead(Head):
     kind = "multilabel"
     problem = "multi_label_classification"
     has_entropy = True
-    threshold: float
+    threshold: Tensor
 
     def __init__(
         self,
@@ -30,14 +30,14 @@ class MultilabelHead(Head):
         pooling: Pooling,
         layers: int,
         dropout: float,
-        threshold: float,
+        threshold: Threshold,
         balance: float,
         primary: str = "macro_f1",
         label_smoothing: float = 0.0,
     ) -> None:
         primaries = ["macro_f1", "micro_f1", *(f"f1_{name}" for name in space.names)]
-        yes = {"label_smoothing": label_smoothing, "balance": balance, "threshold": threshold}
-        super().__init__(space, primary, primaries, **yes)
+        shared = {"label_smoothing": label_smoothing, "balance": balance}
+        super().__init__(space, primary, primaries, **shared, threshold=threshold)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
 
@@ -62,7 +62,7 @@ class MultilabelHead(Head):
         return label_rows(computed, self.space.names, Figure("micro_f1", None, f1(*computed.sum(dim=0).tolist())))
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        chosen = reach(scores, self.threshold).tolist()
+        chosen = reach(scores, self.threshold.cpu()).tolist()
         return [name for name, yes in zip(self.space.names, chosen, strict=True) if yes]
 
     def surprise(self, logits: Tensor, draw: Generator) -> Tensor:
@@ -111,6 +111,9 @@ def agreements(given: Tensor, true: Tensor, counted: Tensor, *, dim: int) -> lis
     return [(kind & counted).sum(dim=dim) for kind in (given & true, given & ~true, ~given & true)]
 
 
-def reach(scores: Tensor | Sequence[float], threshold: float) -> Tensor:
-    """Tells whether each score is a yes, compared in float32: as a double, a score of .7 lies below a threshold of .7."""
+def reach(scores: Tensor | Sequence[float], threshold: Tensor) -> Tensor:
+    """Tells whether each score is a yes, compared in float32: as a double, a score of .7 lies below a threshold of .7.
+
+    threshold: (C,) or (1,), on the scores' device.
+    """
     return torch.as_tensor(scores, dtype=torch.float32) >= threshold

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Tally, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.base import Figure, Head, Tally, Threshold, count_rows, f1, feed_forward, masked_mean
 from hatemtl.heads.multilabel import agreements, binary_losses, divergence, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
@@ -26,7 +26,7 @@ class TokensHead(Head):
     """
 
     kind = "tokens"
-    threshold: float
+    threshold: Tensor
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class TokensHead(Head):
         space: LabelSpace,
         layers: int,
         dropout: float,
-        threshold: float,
+        threshold: Threshold,
         balance: float,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -80,7 +80,7 @@ class TokensHead(Head):
         ]
 
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
-        return [word for word, yes in zip(words, reach(scores, self.threshold).tolist(), strict=True) if yes]
+        return [word for word, yes in zip(words, reach(scores, self.threshold.cpu()).tolist(), strict=True) if yes]
 
     def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
         return divergence(first, second, attention_mask.to(first))

@@ -112,8 +112,12 @@ def assemble(
         )
     needs = method.merge.needs if method.merge and posts else None
     heads = initial_heads.fresh(model, tasks, spaces, seed)
+    known = method.starts_from() if heads_merge in ("concat", "mean") else []
     if heads_from is not None:
+        known = [heads_from]
         initial_heads.load(heads, heads_from, tasks)
+        if posts is None:  # it is used; what is trained finds its own
+            initial_heads.load_thresholds(heads, heads_from)
     elif heads_merge in ("concat", "mean") or (heads_merge == "refit" and needs == "search"):  # a search needs some already
         initial_heads.merge(heads, method.starts_from(), tasks, heads_merge)
     elif needs == "search":
@@ -139,7 +143,9 @@ def assemble(
         seed=seed,
         regularisers=regularisers,
     )
-    return Network(module, encoder, method, mark, name, (*notes.values(), *attached.notes), attached.lost, told, seconds)
+    cuts = [note for saved in known for note in initial_heads.other_thresholds(saved, tasks)]
+    said = (*notes.values(), *cuts, *attached.notes)
+    return Network(module, encoder, method, mark, name, said, attached.lost, told, seconds)
 
 
 def check_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:

@@ -11,6 +11,7 @@ from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.merging import heads as merged_heads
+from hatemtl.methods.base import LOADERS
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator, seeded
 from hatemtl.tasks import Task
@@ -18,8 +19,8 @@ from hatemtl.tasks import Task
 WEIGHTS = "heads.safetensors"
 HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
 
-# Keys of a head that matter while it is trained alone.
-TRAINING_ONLY = ("dropout", "label_smoothing", "balance", "loss", "primary")
+# Keys of a head that its weights do not tell of: those of training alone, and the threshold, which each run says anew.
+SAID_ANEW = ("dropout", "label_smoothing", "balance", "loss", "primary", "threshold")
 
 
 @torch.no_grad()
@@ -54,6 +55,32 @@ def load(heads: Mapping[str, Any], saved: SavedRun, tasks: Mapping[str, Task]) -
                 f"corpus has {', '.join(head.space.names)}; type the corpus@tasks.{task}.corpus=NAME that it was trained on"
             )
         _load_head(head, _state(saved, task, tasks[task], weights), task, f"load_path={saved.folder}")
+
+
+def load_thresholds(heads: Mapping[str, Any], saved: SavedRun) -> None:
+    """Gives the heads that are said to be tuned the saved run's thresholds. Raises UserError where it tuned none."""
+    for task, head in heads.items():
+        if head.tunes:
+            if saved.config["tasks"][task]["head"].get("threshold") != "tuned":
+                raise UserError(
+                    f"tasks.{task}.head.threshold=tuned: {saved.folder} has no tuned thresholds; tune them by action=train "
+                    f"load_path={saved.folder} heads.load=true optimization.epochs=0 tasks.{task}.head.threshold=tuned "
+                    f"save_path=ANOTHER method={LOADERS[saved.record['library']]}, or type a number"
+                )
+            head.threshold.copy_(torch.tensor(saved.thresholds[task]))
+
+
+def other_thresholds(saved: SavedRun, tasks: Mapping[str, Task]) -> list[str]:
+    """Says of the saved run's heads that had other thresholds than these tasks' that they have them no more."""
+    notes = []
+    for task in [task for task in tasks if task in saved.labels]:
+        asked, trained = (of.get("threshold") for of in (tasks[task].head_settings, saved.config["tasks"][task]["head"]))
+        if asked not in (trained, "tuned"):
+            notes.append(
+                f"{saved.folder} has tasks.{task}.head.threshold={trained}, and this run predicts from {asked}; "
+                f"tasks.{task}.head.threshold={trained} would keep to it"
+            )
+    return notes
 
 
 def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Task], how: HeadsMerge) -> None:
@@ -140,7 +167,7 @@ def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
         )
     trained = saved.config["tasks"][name]["head"]
     for key, value in task.head_settings.items():
-        if key not in TRAINING_ONLY and trained.get(key) != value:
+        if key not in SAID_ANEW and trained.get(key) != value:
             raise UserError(
                 f"{given}: its head for task {name!r} has {key}={trained.get(key)}, this run asks for {value}; "
                 f"type tasks.{name}.head.{key}={trained.get(key)}"

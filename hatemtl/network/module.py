@@ -52,7 +52,8 @@ class Predictions:
             return np.fromiter((np.array(at_words(post, row), np.float32) for post, row in each), object, len(posts))
 
         scores, gold = joined(self.scores), joined(self.targets)
-        return Predicted(stage, head.space, posts, scores, gold, threshold=head.threshold or 0.5)
+        threshold = 0.5 if head.threshold is None else head.threshold.cpu().numpy()
+        return Predicted(stage, head.space, posts, scores, gold, threshold)
 
 
 class MultitaskModule(L.LightningModule):

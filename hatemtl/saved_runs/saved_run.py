@@ -4,7 +4,7 @@
     run.json             status, seed, git commit, versions, data fingerprints, seconds, memory, parameters
     adapter/ or encoder/ what the method trained, in its library's own format (safetensors)
     heads.safetensors    every head's weights, named task.parameter
-    labels.json          every task's label space
+    labels.json          every task's label space, and the thresholds of a head that has some
     results.csv          metric,value at full precision
     predictions.parquet  post id, task, gold, scores (after action=test)
     merge.csv            the share of a merge's energy that its cut to a rank lost, by layer
@@ -127,6 +127,20 @@ class SavedRun:
         return {task: _space(path, task, content) for task, content in json_object.read(path, AGAIN).items()}
 
     @property
+    def thresholds(self) -> dict[str, list[float]]:
+        """Reads the scores from which each label is predicted, of the tasks that have some; none of a run from before."""
+        path, labels = self.folder / "labels.json", self.labels
+        found = {task: of["thresholds"] for task, of in json_object.read(path, AGAIN).items() if "thresholds" in of}
+        for task, given in found.items():
+            each = isinstance(given, list) and len(given) == len(labels[task])
+            if not each or not all(isinstance(one, float) and 0 < one <= 1 for one in given):
+                raise UserError(
+                    f"{path}: the thresholds of task {task!r} are {given}, expected one above 0, up to 1, for each of "
+                    f"{', '.join(labels[task].names)}; {AGAIN}"
+                )
+        return found
+
+    @property
     def results(self) -> dict[str, float]:
         """The lines of results.csv, in their order; empty before any."""
         return _read_results(self.folder)
@@ -220,9 +234,13 @@ def _stage_and_task(metric: str, tasks: Iterable[str]) -> tuple[Stage, str] | No
     return max(found, key=lambda of: len(of[1]), default=None)
 
 
-def write_labels(folder: Path, spaces: Mapping[str, LabelSpace]) -> None:
-    """Writes labels.json."""
-    content = {task: {"kind": space.kind, "names": list(space.names)} for task, space in spaces.items()}
+def write_labels(
+    folder: Path, spaces: Mapping[str, LabelSpace], thresholds: Mapping[str, Sequence[float] | None] | None = None
+) -> None:
+    """Writes labels.json. thresholds: the scores from which each label is predicted, of the tasks that have some."""
+    content: dict[str, Any] = {task: {"kind": space.kind, "names": list(space.names)} for task, space in spaces.items()}
+    for task, of_labels in (thresholds or {}).items():
+        content[task] |= {} if of_labels is None else {"thresholds": [*of_labels]}
     write_text(folder / "labels.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -25,12 +25,13 @@ from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.training import loggers
+from hatemtl.training import loggers, thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput, check_finite
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.actions import evaluate
 from hatemtl.using.judging import check_evaluations
+from hatemtl.using.reader import Reader
 
 
 def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bool = False) -> Result:
@@ -104,6 +105,12 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
             best.restore(module)
         trainer.validate(module, data, verbose=False)
+        tuned = [task for task in tasks if module.head(task).tunes]
+        said = Reader(module, settings, data, network.encoder.max_length).predicted("val") if tuned else {}
+        for task in tuned:
+            thresholds.tune(module.head(task), said[task])
+            cuts = zip(data.spaces[task].names, module.head(task).written_thresholds() or (), strict=True)
+            report.notes(console, [f"thresholds of {task}: {', '.join(f'{name} {cut:.3f}' for name, cut in cuts)}"])
         failed = False
     except SIGTERMException:
         sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
@@ -118,7 +125,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     heads = {name: value.contiguous().cpu() for name, value in module.heads.state_dict().items()}
     saved_run.write(work / "heads.safetensors", lambda path: save_file(heads, path))
     saved_run.share(work)
-    saved_run.write_labels(work, data.spaces)
+    saved_run.write_labels(work, data.spaces, {task: module.head(task).written_thresholds() for task in tasks})
     saved_run.write_results(work, rows)
     saved_run.write_record(
         work,

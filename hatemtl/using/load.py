@@ -47,7 +47,7 @@ class Reader:
 
     def said(self, task: str, scores: Any, text: str) -> Any:
         """Gives what the scores of one text say: a label, labels, a number, or the words that are marked."""
-        kind, names, threshold = (self.heads[task].get(key) for key in ("kind", "names", "threshold"))
+        kind, names, thresholds = (self.heads[task].get(key) for key in ("kind", "names", "thresholds"))
         scores = torch.as_tensor(scores)
         if kind == "multiclass":
             return names[int(scores.argmax())]
@@ -55,7 +55,8 @@ class Reader:
             return names[int((scores.cumsum(0)[:-1] < 0.5).sum())]
         if kind in ("multilabel", "tokens"):
             all_of_them = names if kind == "multilabel" else text.split(" ")
-            return [name for name, yes in zip(all_of_them, (scores >= threshold).tolist(), strict=False) if yes]
+            chosen = (scores >= torch.tensor(thresholds)).tolist()  # in float32, as they were trained
+            return [name for name, yes in zip(all_of_them, chosen, strict=False) if yes]
         return float(scores)
 
     def _scores(self, task: str, hidden: Tensor, mask: Tensor) -> Tensor:

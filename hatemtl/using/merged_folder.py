@@ -53,7 +53,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
 def _said(head: Any) -> dict[str, Any]:
     """Gives what a reader must know of a head beside its weights."""
     said = {"kind": head.kind, "names": list(head.space.names)}
-    more = {"pooling": head.pool and head.pool.kind, "threshold": head.threshold}
+    more = {"pooling": head.pool and head.pool.kind, "thresholds": head.written_thresholds()}
     return said | {key: value for key, value in more.items() if value is not None}
 
 

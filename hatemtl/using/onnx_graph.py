@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.encoders import for_others
+from hatemtl.saved_runs.saved_run import write_labels
 from hatemtl.using import export
 from hatemtl.using.merged_encoder import TEXTS, cases, merged
 from hatemtl.using.predictor import Predictor, check_predictable
@@ -71,7 +71,7 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
                     found[task] = [case.pool.at_words(post, row) for post, row in enumerate(rows)]
             case.check(found, TOLERANCE, f"the graph of {encoder.source}", "merged")
         tokenizer.save_pretrained(target)
-        shutil.copy(run.folder / "labels.json", target / "labels.json")
+        write_labels(target, predictor.spaces, {task: head.written_thresholds() for task, head in heads.items()})
 
     export.write(folder, run, encoder, "onnx", content, overwrite=overwrite)
     return f"its scores of made-up posts, as {' and '.join(sorted(means))} computes them, are the network's"

@@ -130,6 +130,26 @@ def test_counts_are_hidden_until_asked_for(run: Run, runs: None) -> None:
     assert "*12*" not in run("single", "merge", "--counts", "--best")[1]
 
 
+def test_what_stands_behind_a_figure_of_bias_is_hidden_as_counts_are(run: Run, tmp_path: Path) -> None:
+    for name, rate in (("a", 0.25), ("b", 0.5)):
+        row, rest = "test_label_subgroup_false_negative_rate", f"test_label_temperature,{rate}\ntest_label_f1_low,{rate}\n"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.csv").write_text(
+            f"metric,value\n{row}_arab,{rate}\n{row}_low_arab,0.2\n{row}_high_arab,{rate}\n{row}_posts_arab,12\n{rest}"
+        )
+    assert run("a", "b", "--best")[1].splitlines()[2:] == [
+        "| test_label_f1_low                            |   0.250 | *0.500* |",  # of a label of that name
+        "| test_label_subgroup_false_negative_rate_arab | *0.250* |   0.500 |",
+        "| test_label_temperature                       |   0.250 |   0.500 |",
+    ]
+    every = run("a", "b", "--best", "--counts", "--metric", "*rate_*")[1].splitlines()
+    assert every[3:] == [
+        "| test_label_subgroup_false_negative_rate_high_arab  |   0.250 | 0.500 |",
+        "| test_label_subgroup_false_negative_rate_low_arab   |   0.200 | 0.200 |",
+        "| test_label_subgroup_false_negative_rate_posts_arab |      12 |    12 |",
+    ]
+
+
 def test_the_validation_stage(run: Run, runs: None) -> None:
     code, out, err = run("single", "partitioned.csv", "--stage", "val", "--format", "csv")
     assert (code, out) == (0, "metric,single,partitioned\nval_target_macro_f1,0.7,\n")

@@ -271,9 +271,29 @@ def test_a_head_that_pools_or_cuts_otherwise_is_refused_and_one_that_only_traine
     source: Path, tmp_path: Path
 ) -> None:
     saved = save(network(source, "target"), tmp_path / "run")
-    check_heads(saved, tasks("target", dropout=0.5, balance=1.0))
-    with pytest.raises(UserError, match="type tasks.target.head.threshold="):
-        check_heads(saved, tasks("target", threshold=0.9))
+    check_heads(saved, tasks("target", dropout=0.5, balance=1.0, threshold=0.9))
+    with pytest.raises(UserError, match="type tasks.target.head.pooling=attention"):
+        check_heads(saved, tasks("target", pooling="mean"))
+
+
+def test_tuned_thresholds_come_with_the_heads_that_are_used_and_a_number_takes_their_place(
+    source: Path, tmp_path: Path
+) -> None:
+    saved = save(network(source, "target"), tmp_path / "run")
+    tuned, cuts = tasks("target", threshold="tuned"), [0.25, 0.5, 0.75, 0.1]
+    with pytest.raises(UserError, match=r"has no tuned thresholds; tune them by .* method=ah_load, or type a number"):
+        network(source, "target", tasks=tuned, heads_from=saved)
+    head = {**HEADS["target"].keywords, "threshold": "tuned"}
+    write_config(saved.folder, {"tasks": {"target": {"head": head}}, "encoder": {"max_length": 16}})
+    write_labels(saved.folder, {"target": SPACES["target"]}, {"target": cuts})
+    found = network(source, "target", tasks=tuned, heads_from=saved)
+    assert found.module.head("target").written_thresholds() == cuts and not found.notes
+    to_train = network(source, "target", tasks=tuned, heads_from=saved, posts=lambda split, number: [])
+    assert to_train.module.head("target").written_thresholds() == [0.5] * 4, "it finds its own"
+    typed = network(source, tasks=tasks("target", threshold=0.3), spaces={"target": SPACES["target"]}, heads_from=saved)
+    assert typed.module.head("target").written_thresholds() == [0.3] * 4
+    (note,) = typed.notes
+    assert note.endswith("=tuned, and this run predicts from 0.3; tasks.target.head.threshold=tuned would keep to it")
 
 
 @pytest.fixture

@@ -136,7 +136,8 @@ class Judge:
 @pytest.mark.parametrize("threshold", [0.5, 0.45])
 def test_cmaes_records_bias_that_does_not_count(threshold: float, tmp_path: Path) -> None:
     model, posts, [only], some = encoder(), batches(40), sources(tmp_path, 1), head()
-    some.threshold = threshold
+    assert some.threshold is not None
+    some.threshold.fill_(threshold)
     posts[1].has["target"][:2] = False
     merge = learned(CMAES, by="layer")  # one weight a layer, so that a single source can be searched for
     _, trace = search(merge, model, [only], {"target": some}, posts)

@@ -37,9 +37,8 @@ HEADS = {"label": ONE_LABEL, "kind": ONE_LABEL, "target": HEAD, "rationale": WOR
 
 
 def bias(**given: Any) -> Bias:
-    return Bias(
-        **{"task": "label", "normal": "normal", "communities": "target", "leave_out": [], "backgrounds": [], **given}
-    )
+    usual = {"task": "label", "normal": "normal", "communities": "target", "leave_out": [], "backgrounds": []}
+    return Bias(**{**usual, "resamples": 0, "confidence": 0.95, "seed": 0, **given})
 
 
 def data_of(**tasks: tuple[Any, str]) -> DataModule:
@@ -213,6 +212,7 @@ def test_a_run_is_judged_when_it_is_tested(cli: Cli, tmp_path: Path) -> None:
     assert {name: rows[name] for name in wanted} == pytest.approx(wanted)
     assert rows.keys() >= {f"test_label_gmb_{name}" for name in ("subgroup_auc", "bpsn_auc_borkan", "bnsp_auc_hatexplain")}
     assert rows["test_label_gmb_subgroup_auc_communities"] == sum("subgroup_auc_" in name for name in wanted)
+    assert "_low" not in told.out and rows["test_label_gmb_subgroup_auc_low"] <= rows["test_label_gmb_subgroup_auc"]
     # tested again, it is judged as it was; unless something else is typed
     again = cli("action=test", f"load_path={run}")
     assert again.code == 0, again.err
