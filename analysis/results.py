@@ -169,9 +169,9 @@ def note(text: str) -> None:
 
 
 def is_count(metric: str) -> bool:
-    """Whether a row counts true positives, false positives, false negatives, or words that were cut off.
+    """Whether a row counts true positives, false positives, false negatives, words that were cut off, or posts judged.
 
     >>> is_count("test_target_tp_arab"), is_count("test_rationale_words_cut"), is_count("test_target_f1_arab")
     (True, True, False)
     """
-    return "_f1_" not in metric and re.search(r"_(tp|fp|fn)(_|$)|_words_cut$", metric) is not None
+    return "_f1_" not in metric and re.search(r"_(tp|fp|fn|posts)(_|$)|_words_cut$", metric) is not None

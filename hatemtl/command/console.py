@@ -97,10 +97,10 @@ def _add_counts(table: Table, task: str, names: Sequence[str], values: Sequence[
 
 
 def results(console: Console, rows: Sequence[Row], title: str) -> None:
-    """The closing table: every row but the counts."""
+    """The closing table: every row but the counts, of errors or of posts."""
     table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
     for row in rows:
-        if row.name not in COUNTS:
+        if row.name not in COUNTS and not row.name.endswith("_posts"):
             table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
 
