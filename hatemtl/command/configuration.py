@@ -133,7 +133,8 @@ def chosen(hydra: Any) -> dict[str, str]:
     options = {
         str(group): str(option)
         for group, option in hydra.runtime.choices.items()
-        if option is not None and not str(group).startswith("hydra/")
+        if option is not None
+        and not str(group).startswith("hydra/")
         and not {str(group), *re.findall(r"@(\w+)\.", str(group))} & {*NO_PART}
     }
     typed = dict(word.lstrip("+").partition("=")[::2] for word in hydra.overrides.task)
