@@ -1,6 +1,7 @@
 """Prints a run's network, data and results."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,20 @@ def results(console: Console, rows: Sequence[Row], title: str) -> None:
         if row.name not in COUNTS and not row.name.endswith("_posts"):
             table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
+
+
+def folds(console: Console, runs: Sequence[Sequence[Row]], folder: str) -> None:
+    """Prints the rows of the runs of a cross-validation, but for counts: mean and standard deviation (n - 1) over folds."""
+    table = Table(
+        Column("metric", overflow="fold"), Column("mean", justify="right"), Column("± sd", justify="right"), "folds"
+    )
+    found: dict[str, list[float]] = {}
+    for row in [row for rows in runs for row in rows if row.name not in COUNTS and not row.name.endswith("_posts")]:
+        found.setdefault(row.metric, []).append(row.value)
+    for metric, values in found.items():
+        spread = f"{stdev(values):.3f}" if len(values) > 1 else ""
+        table.add_row(escape(metric), f"{fmean(values):.3f}", spread, str(len(values)))
+    _print(console, f"{folder}/fold_*: {len(runs)} folds", table)
 
 
 def sweep(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:

@@ -19,11 +19,13 @@ LISTS = ("tasks", "action", "regulariser", "evaluations", "method.sources")  # t
 
 
 def arguments(words: Sequence[str]) -> list[str]:
-    """Orders the words of a command line as Hydra takes them, its options first; no experiment: an empty list.
+    """Orders the words of a command line as Hydra takes them, its options first; folds=5 is short for folds.number=5.
+
+    No experiment is to Hydra an empty list.
 
     Raises UserError where a word that begins with a dash is none of its options.
     """
-    words = ["experiment=[]" if word in NO_EXPERIMENT else word for word in words]
+    words = ["experiment=[]" if word in NO_EXPERIMENT else re.sub(r"^folds=(?!\{)", "folds.number=", word) for word in words]
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print all options and exit
     given, unknown = parser.parse_known_intermixed_args(words)
