@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
-from hatemtl.command.suggestions import explain, is_mistyped
+from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
 from hatemtl.command.words import CONF, quoted, walk
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
@@ -227,7 +227,7 @@ def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return using(folder, typed=[*also, *typed])
+            return using(folder, typed=[*also, *map(spelled_out, typed)])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_mistyped(error):
             raise
