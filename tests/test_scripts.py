@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-SMALL = "encoder=tiny corpus@tasks.label.corpus=sample tasks.label.corpus.size=300 tasks.label.corpus.label_noise=0"
+SMALL = "encoder=tiny corpus@tasks.label.corpus=sample tasks.label.corpus.size=600 tasks.label.corpus.label_noise=0"
 CASES = [("snorfs", "hateful"), ("soup", "non-hateful"), ("dronks", "hateful"), ("mud", "non-hateful")]
-LEARNS = "optimization.epochs=3 method.learning_rate=5e-3 optimization.head_lr=2e-2"
+LEARNS = "optimization.epochs=6 method.learning_rate=5e-3 optimization.head_lr=2e-2"
 
 
 def script(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
