@@ -175,7 +175,7 @@ def note(text: str) -> None:
 
 
 def is_count(metric: str) -> bool:
-    """Whether a row counts true positives, false positives, false negatives, words that were cut off, or a figure's posts.
+    """Whether a row counts true positives, false positives, false negatives, words that were cut off, or posts judged.
 
     >>> is_count("test_target_tp_arab"), is_count("test_rationale_words_cut"), is_count("test_target_f1_arab")
     (True, True, False)
@@ -184,7 +184,7 @@ def is_count(metric: str) -> bool:
     """
     if of := BEHIND.search(metric):
         return of["what"] == "posts"
-    return "_f1_" not in metric and re.search(r"_(tp|fp|fn)(_|$)|_words_cut$|_auc(_\w+)?_communities$", metric) is not None
+    return "_f1_" not in metric and re.search(r"_(tp|fp|fn|posts)(_|$)|_words_cut$|_auc(_\w+)?_communities$", metric) is not None
 
 
 def is_bound(metric: str) -> bool:

@@ -1,5 +1,6 @@
 """Dispatches the action: train, test, predict or export."""
 
+import copy
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hatemtl.command import console as report
 from hatemtl.command.configuration import requested, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
@@ -41,17 +43,43 @@ def _do(cfg: Any, turn: Turn) -> None:
     actions = [cfg.action] if isinstance(cfg.action, str | int | float | None) else list(cfg.action)
     if actions in (["train"], ["train", "test"]):
         request = _requested(cfg)
-        result: Result = _told(request, lambda: train(request, then_test="test" in actions), trains=True)
-        tested = any(row.stage == "test" for row in result.rows)
-        if "test" in actions and not result.trained and (request.evaluations or not tested):
-            # finished before, by a command that did not test, or not by all of these
-            turn.finished(_use("test", using(result.folder)))
+        if request.folds is not None and request.folds.of == "train" and request.folds.fold is None:
+            _cross_validate(cfg, request, turn, then_test="test" in actions)
         else:
-            turn.finished(result.folder, before=not result.trained)
+            folder, before = _train(cfg, request, then_test="test" in actions)
+            turn.finished(folder, before=before)
     elif len(actions) == 1 and actions[0] in USES:
         turn.finished(_use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)))
     else:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
+
+
+def _train(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:
+    """Trains, and tests; gives the folder, and whether all of it was done before."""
+    result: Result = _told(request, lambda: train(request, then_test=then_test), trains=True)
+    tested = any(row.stage == "test" for row in result.rows)
+    judged_anew = request.evaluations or (request.folds is not None and request.folds.of == "test")
+    if then_test and not result.trained and (judged_anew or not tested):
+        # finished before, by a command that did not test, or not by all of these
+        again = using(result.folder)
+        again.save_path, again.folds = str(result.folder), cfg.folds
+        return _use("test", again), False
+    return result.folder, not result.trained
+
+
+def _cross_validate(cfg: Any, request: Request, turn: Turn, *, then_test: bool) -> None:
+    """Trains each fold as a run of its own, FOLDER/fold_1 and so on, and prints means and deviations over them."""
+    assert request.folds is not None
+    folder, runs, before = request.save_path or Path(named_after(request.identity)), {}, True
+    if (folder / "config.yaml").exists():
+        raise UserError(f"save_path={folder} holds a saved run; give another, in which folds have folders of their own")
+    for fold in range(1, request.folds.number + 1):
+        mine = copy.deepcopy(cfg)
+        mine.folds.fold, mine.save_path = fold, str(folder / f"fold_{fold}")
+        path, done = _train(mine, _requested(mine), then_test=then_test)
+        runs[fold], before = SavedRun(path).rows, before and done
+    report.folds(report.Console(), [*runs.values()], str(folder))
+    turn.finished(folder, before=before)
 
 
 def _requested(cfg: Any) -> Request:

@@ -1,5 +1,6 @@
 """Binds a column of a corpus to the head that predicts it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +23,9 @@ class Task:
     column: its name; of a user's table also several names, each a label of a multilabel task; None for a masked head.
     head: makes the head, given hidden_size and space. weight: the task's weight in the loss.
     names: the labels of a table's column, in their order; None finds them in the table.
-    labels: rewrites a multilabel column as {new name: [old names]}: a new label holds the largest of its old ones, of which
-        the column may lack some. Labels that nobody names are left out. None leaves all as they are.
+    labels: rewrites a multilabel or multiclass column as {new name: [old names]}, of which the column may lack some. Of
+        several labels a post, a new one holds the largest of its old ones, and those that nobody names are left out; of
+        one label a post, a post whose label nobody names is not annotated. None leaves all as they are.
     mask_pattern: "i n" keeps part i of n of a multilabel column, after it was rewritten.
     """
 
@@ -90,18 +92,27 @@ class Task:
 
 
 def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
-    if column.space.carries != "any":
+    one, space = column.space.kind == "multiclass", LabelSpace(column.space.kind, tuple(labels))
+    if not one and column.space.carries != "any":
         given = f"labels={dict(labels)}"
-        raise UserError(f"{given} rewrites a multilabel column, but this one is {column.space.kind}; leave it null")
+        raise UserError(f"{given} rewrites a multilabel or multiclass column, and this is {space.kind}; leave it null")
     position = {name: place for place, name in enumerate(column.space.names)}
-    values = []
+    places = {new: [position[name] for name in old if name in position] for new, old in labels.items()}
     for new, old in labels.items():
-        places = [position[name] for name in old if name in position]
-        if not places:
+        if not places[new]:
             near = did_you_mean(str(old[0]), position)
             raise UserError(f"labels.{new}: the column has none of {', '.join(map(str, old))}: {near}")
-        values.append(column.values[:, places].max(axis=1))
-    return replace(column, space=LabelSpace(column.space.kind, tuple(labels)), values=np.stack(values, axis=1))
+    if not one:
+        return replace(
+            column, space=space, values=np.stack([column.values[:, p].max(axis=1) for p in places.values()], axis=1)
+        )
+    if twice := [column.space.names[p] for p, n in Counter(p for of in places.values() for p in of).items() if n > 1]:
+        raise UserError(f"labels: {twice[0]!r} would become several; a post of this column carries one label")
+    renamed = np.full(len(position), -1)
+    for place, of in enumerate(places.values()):
+        renamed[of] = place
+    values = renamed[column.values]
+    return replace(column, space=space, values=np.maximum(values, 0), has=column.has & (values >= 0))
 
 
 def check_annotated(name: str, task: Task, column: Column, splits: np.ndarray, split: Split) -> None:

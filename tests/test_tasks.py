@@ -122,8 +122,25 @@ def test_a_part_is_one_of_the_new_labels() -> None:
 def test_a_new_label_without_any_old_one_is_refused() -> None:
     with pytest.raises(UserError, match="labels.new: the column has none of f, aa: known: a, b, c, d, e"):
         mapped({"new": ["f", "aa"]})
-    with pytest.raises(UserError, match="multiclass; leave it null"):
-        replace(task("label"), labels={"new": ["x"]}).annotations(Five().load())
+    with pytest.raises(UserError, match="labels.new: the column has none of z"):
+        replace(task("label"), labels={"new": ["z"]}).annotations(Five().load())
+    with pytest.raises(UserError, match="labels: 'x' would become several"):
+        replace(task("label"), labels={"a": ["x"], "b": ["y", "x"]}).annotations(Five().load())
+
+
+def test_labels_of_which_a_post_carries_one_are_renamed_and_joined() -> None:
+    before = Five().load().columns["label"]
+    turned = replace(task("label"), labels={"other": ["y"], "mine": ["x", "nowhere"]}).annotations(Five().load())
+    assert turned.space == LabelSpace("multiclass", ("other", "mine"))
+    np.testing.assert_array_equal(turned.values[before.has], 1 - before.values[before.has])
+    joined = replace(task("label"), labels={"both": ["y", "x"]}).annotations(Five().load())
+    assert not joined.values.any() and (joined.has == before.has).all()
+
+
+def test_a_post_whose_label_nobody_names_is_not_annotated() -> None:
+    column = replace(task("label"), labels={"new": ["y"]}).annotations(Five().load())
+    assert column.has.tolist() == [False, True, False, True]
+    assert column.values.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("labels", [{}, {"new": []}])

@@ -16,6 +16,7 @@ from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Epochs, Sampling, Use, apart, in_parts, rarity
 from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
 from hatemtl.corpora.base import Corpus, Split
+from hatemtl.corpora.folds import Folds
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -29,7 +30,8 @@ class DataModule(L.LightningDataModule):
     """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
 
     batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
-    workers: processes that make batches beside the training.
+    workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
+    None for the corpus' own splits.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class DataModule(L.LightningDataModule):
         sampling: Sampling = PROPORTIONAL,
         seed: int,
         workers: int = 0,
+        folds: Folds | None = None,
     ) -> None:
         super().__init__()
         check_workers(workers)
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
-        self.corpora = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
+        loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
+        self.corpora = {corpus: posts if folds is None else folds.of_run(posts) for corpus, posts in loaded.items()}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
         self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
-from hatemtl.command.suggestions import explain, is_mistyped
+from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
 from hatemtl.command.words import CONF, quoted, walk
+from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Evaluation
@@ -33,7 +34,7 @@ from hatemtl.tasks import Task
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 # What to type for what is no group of files but has keys.
-EXAMPLES = {"heads": "load=true", "predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES = {"heads": "load=true", "folds": "number=5", "predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
@@ -43,6 +44,8 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
     **dict.fromkeys(("data.dir", "predict.encoding"), str),
+    **{"folds.number": int | None, "folds.fold": int | None, "folds.group_by": str | None, "folds.seed": int},
+    "folds.of": Literal["train", "test"],
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
@@ -102,10 +105,21 @@ def requested(cfg: DictConfig) -> Request:
         save_path=None if cfg.save_path is None else Path(cfg.save_path),
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
         cache=cache,
+        folds=_folds(cfg),
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
     )
+
+
+def _folds(cfg: DictConfig) -> Folds | None:
+    """Gives the folds that are asked for. Raises UserError where a key says how, but not how many."""
+    if cfg.folds.number is not None:
+        return Folds(**cfg.folds)
+    for key in ("group_by", "fold"):
+        if cfg.folds[key] is not None:
+            raise UserError(f"folds.{key}={cfg.folds[key]}: expected a number of folds as well; type folds=5")
+    return None
 
 
 def known_by(cfg: DictConfig) -> dict[str, Any]:
@@ -117,6 +131,8 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
     if "choices" not in config and hydra is not None:
         config = {"choices": chosen(hydra), **config}
+    if config["folds"]["number"] is None or config["folds"]["of"] == "test":
+        config.pop("folds")  # it trains what it would without
     if "${merge" in str(OmegaConf.to_container(cfg.method, resolve=False)):
         return config
     for word in hydra.overrides.task if hydra is not None else ():
@@ -133,7 +149,9 @@ def chosen(hydra: Any) -> dict[str, str]:
     options = {
         str(group): str(option)
         for group, option in hydra.runtime.choices.items()
-        if option is not None and not str(group).startswith("hydra/") and group not in NO_PART
+        if option is not None
+        and not str(group).startswith("hydra/")
+        and not {str(group), *re.findall(r"@(\w+)\.", str(group))} & {*NO_PART}
     }
     typed = dict(word.lstrip("+").partition("=")[::2] for word in hydra.overrides.task)
     return options | {key: value for key, value in typed.items() if key.endswith("._target_")}
@@ -209,7 +227,7 @@ def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return using(folder, typed=[*also, *typed])
+            return using(folder, typed=[*also, *map(spelled_out, typed)])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_mistyped(error):
             raise

@@ -1,6 +1,7 @@
 """Prints a run's network, data and results."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -98,12 +99,26 @@ def _add_counts(table: Table, task: str, names: Sequence[str], values: Sequence[
 
 
 def results(console: Console, rows: Sequence[Row], title: str) -> None:
-    """The closing table: every row but the counts, and what stands behind a figure of bias."""
+    """The closing table: every row but the counts, of errors or of posts."""
     table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
     for row in rows:
-        if row.name not in COUNTS and not BEHIND.search(row.metric):
+        if row.name not in COUNTS and not row.name.endswith("_posts") and not BEHIND.search(row.metric):
             table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
+
+
+def folds(console: Console, runs: Sequence[Sequence[Row]], folder: str) -> None:
+    """Prints the rows of the runs of a cross-validation, but for counts: mean and standard deviation (n - 1) over folds."""
+    table = Table(
+        Column("metric", overflow="fold"), Column("mean", justify="right"), Column("± sd", justify="right"), "folds"
+    )
+    found: dict[str, list[float]] = {}
+    for row in [row for rows in runs for row in rows if row.name not in COUNTS and not row.name.endswith("_posts")]:
+        found.setdefault(row.metric, []).append(row.value)
+    for metric, values in found.items():
+        spread = f"{stdev(values):.3f}" if len(values) > 1 else ""
+        table.add_row(escape(metric), f"{fmean(values):.3f}", spread, str(len(values)))
+    _print(console, f"{folder}/fold_*: {len(runs)} folds", table)
 
 
 def sweep(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:

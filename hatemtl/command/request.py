@@ -12,6 +12,7 @@ import lightning as L
 from hatemtl.batches.batching import Batching
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
+from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.encoders.fast import restore, verify
 from hatemtl.encoders.pretrained import Encoder
@@ -37,7 +38,7 @@ class Request:
     evaluations: what else judges a test. logger: makes the logger, given folder and run. save_path: None for a place beside
     the saved run that is used. heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
-    workers: processes that make batches.
+    folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
     """
 
     tasks: Mapping[str, Task]
@@ -60,6 +61,7 @@ class Request:
     cache: Path | None = None
     cache_prefix: bool = False
     leaks: Policy = "warn"
+    folds: Folds | None = None
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,6 +77,7 @@ class Request:
             "load_path": _plain(self.load_path),
             "heads": {"load": self.heads_load, "merge": self.heads_merge},
             "data": {"cache_prefix": self.cache_prefix, "leaks": self.leaks},
+            **({} if self.folds is None or self.folds.of == "test" else {"folds": _plain(self.folds)}),
         }
 
     @property
@@ -120,7 +123,8 @@ class Request:
 
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
         """Loads the posts of these tasks, batched and sampled as asked for."""
-        return DataModule(tasks, batching=self.batching, sampling=self.sampling, seed=self.seed, workers=self.workers)
+        how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
+        return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
     def network(
         self, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], *, name: str, data: DataModule | None = None

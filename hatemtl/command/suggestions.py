@@ -19,11 +19,11 @@ LISTS = ("tasks", "action", "regulariser", "evaluations", "method.sources")  # t
 
 
 def arguments(words: Sequence[str]) -> list[str]:
-    """Orders the words of a command line as Hydra takes them, its options first; no experiment: an empty list.
+    """Orders the words of a command line as Hydra takes them, its options first, with what `spelled_out` makes of each.
 
     Raises UserError where a word that begins with a dash is none of its options.
     """
-    words = ["experiment=[]" if word in NO_EXPERIMENT else word for word in words]
+    words = [*map(spelled_out, words)]
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print all options and exit
     given, unknown = parser.parse_known_intermixed_args(words)
@@ -32,6 +32,15 @@ def arguments(words: Sequence[str]) -> list[str]:
     for word in given.overrides:
         words.remove(word)
     return [*words, *given.overrides]
+
+
+def spelled_out(word: str) -> str:
+    """Writes a word as Hydra takes it: a number of folds by its key, no experiment as an empty list.
+
+    >>> spelled_out("folds=5"), spelled_out("experiment=null"), spelled_out("seed=1")
+    ('folds.number=5', 'experiment=[]', 'seed=1')
+    """
+    return "experiment=[]" if word in NO_EXPERIMENT else re.sub(r"^folds=(?!\{)", "folds.number=", word)
 
 
 def _refuse(message: str) -> NoReturn:

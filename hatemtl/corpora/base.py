@@ -119,10 +119,11 @@ class Posts:
         if fraction == 1:
             return self
         train = np.flatnonzero(self.splits == "train")
-        kept = train[nested([self.ids[i] for i in train], self._strata()[train], fraction, seed)]
+        kept = train[nested([self.ids[i] for i in train], self.strata()[train], fraction, seed)]
         return self.at(np.sort(np.concatenate([kept, np.flatnonzero(self.splits != "train")])))
 
-    def _strata(self) -> np.ndarray:
+    def strata(self) -> np.ndarray:
+        """Numbers posts, (N,), alike where they count as alike for `thinned`."""
         if self.raw is not None:
             return self.raw.strata
         for column in self.columns.values():

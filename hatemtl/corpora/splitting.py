@@ -34,10 +34,15 @@ def reduced(texts: Sequence[str], *, names: bool = False) -> list[str]:
 
 
 def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: np.ndarray | None = None) -> np.ndarray:
-    """Deals posts, (N,), to "train", "val", "test" in these shares. Equal keys stand in one split: no text is in two.
+    """Deals posts, (N,), to "train", "val", "test" in these shares, as `deal` does."""
+    return np.array(["train", "val", "test"])[deal(keys, fractions, seed, strata)]
+
+
+def deal(keys: Sequence[str], shares: Sequence[float], seed: int, strata: np.ndarray | None = None) -> np.ndarray:
+    """Deals posts, (N,), to piles of these shares, counted from 0. Equal keys are in one pile: no text is in two.
 
     The order of a key is a function of key and seed alone. strata: (N,) integers whose values are spread alike over the
-    splits, a key's being that of its first post.
+    piles, a key's being that of its first post.
     """
     places: dict[str, int] = {}  # not np.unique, whose array of strings is as wide as the longest text
     inverse = np.array([places.setdefault(str(key), len(places)) for key in keys], np.int64)
@@ -46,8 +51,7 @@ def divide(keys: Sequence[str], fractions: Sequence[float], seed: int, strata: n
     sizes, place = np.bincount(inverse, minlength=len(unique)), np.empty(len(unique))
     for members in _shuffled(unique, groups, seed):
         place[members] = (sizes[members].cumsum() - sizes[members] / 2) / sizes[members].sum()
-    split = np.searchsorted(np.cumsum(fractions)[:2], place, side="right")
-    return np.array(["train", "val", "test"])[split[inverse]]
+    return np.searchsorted(np.cumsum(shares)[:-1], place, side="right")[inverse]
 
 
 def keys(texts: Sequence[str], pairs: Sequence[Sequence[str]] | None = None) -> list[str]:
@@ -80,10 +84,15 @@ def nested(keys: Sequence[str], strata: np.ndarray, fraction: float, seed: int) 
     return np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))
 
 
-def _shuffled(keys: Sequence[str], strata: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Positions of each stratum, ordered at random, a key's draw being a function of key and seed alone."""
+def draws(keys: Sequence[str], seed: int) -> np.ndarray:
+    """A random number for each key, (N,) uint64, a function of key and seed alone."""
     named = (f"{seed}\x1f{key}".encode(errors="surrogatepass") for key in keys)
-    draws = np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") for name in named], np.uint64)
+    return np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") for name in named], np.uint64)
+
+
+def _shuffled(keys: Sequence[str], strata: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Positions of each stratum, ordered at random, a key's place being a function of key and seed alone."""
+    drawn = draws(keys, seed)
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
-        yield members[np.argsort(draws[members], kind="stable")]
+        yield members[np.argsort(drawn[members], kind="stable")]

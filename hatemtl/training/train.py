@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback
@@ -57,7 +57,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         raise UserError(f"load_path={request.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
     if request.evaluations and not then_test:
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
+    if request.folds is not None and request.folds.of == "test" and not then_test:
+        raise UserError("folds.of=test deals the posts of a test; type action=[train,test], or folds.of=train")
     heads_from = request.heads_from()
+    _check_folds(request, [*starts, *([heads_from] if heads_from else [])])
     tasks = request.tasks_knowing(heads_from)
     data = request.datamodule(tasks)
     sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
@@ -161,6 +164,22 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
+
+
+def _check_folds(request: Request, sources: Sequence[SavedRun]) -> None:
+    """Raises UserError where a run to start from saw posts that this run's fold is tested on."""
+
+    def corpora(choices: Mapping[str, str]) -> set[str]:
+        return {option for group, option in choices.items() if group.startswith("corpus@")}
+
+    folds = request.identity.get("folds")
+    for source in sources:
+        config = source.config
+        if folds and config.get("folds") != folds and corpora(request.choices) & corpora(config.get("choices", {})):
+            raise UserError(
+                f"{source.folder} was trained on posts that fold {folds['fold']} of {folds['number']} is tested on; start "
+                f"from a run of the same folds, trained with the same folds.number, group_by, fold and seed"
+            )
 
 
 def prepare(

@@ -46,6 +46,7 @@ def test(request: Request) -> Result:
                 f"{saved.folder} was trained on {trained} and would be tested on {given}; type the {group}=NAME that it "
                 f"was trained on, or save_path=FOLDER to keep the results apart"
             )
+    _check_folds(request, saved)
     data = request.datamodule(tasks)
     data.check_split("test")
     judging.check_evaluations(request.evaluations, data)
@@ -63,6 +64,22 @@ def test(request: Request) -> Result:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
         leave(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
+
+
+def _check_folds(request: Request, saved: SavedRun) -> None:
+    """Raises UserError where the test's posts would not be those that a run of cross-validation left to be tested."""
+    trained, given = saved.config.get("folds"), request.identity.get("folds")
+    if given not in (None, trained):
+        knows = f"all but fold {trained['fold']} of {trained['number']}" if trained else "all folds"
+        raise UserError(
+            f"{saved.folder} was trained on {knows}, so these folds would test it on posts that it knows; leave out "
+            f"folds=..., or type folds.of=test for a mean over folds of its test posts"
+        )
+    if trained and given is None and request.save_path is None:
+        raise UserError(
+            f"{saved.folder} is of a cross-validation, whose test posts are fold {trained['fold']}; leave out folds=..., or "
+            f"type save_path=FOLDER to keep a test on the corpus' own test posts apart"
+        )
 
 
 def predict(
@@ -131,6 +148,8 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
     new = judging.predictions(network.module, data.pool)
     asked = Reader(network.module, request.trainer, data, network.encoder.max_length)
     rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data, asked)]
+    if request.folds is not None and request.folds.of == "test":
+        rows += judging.over_folds(request.folds, network.module, data)
     if wrong := [f"{row.metric} is {row.value}" for row in rows if not math.isfinite(row.value)]:
         raise UserError(
             f"{wrong[0]}, so nothing of this test is written, and the trained run stays as it is; test it with "

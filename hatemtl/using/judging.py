@@ -1,15 +1,21 @@
 """Judges a test by evaluations, each handed the predictions and columns that it needs, and puts predictions in a table."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Any
+
+import torch
 
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.corpora.base import Column
 from hatemtl.corpora.cells import as_column
+from hatemtl.corpora.folds import Folds
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Evaluation, Reader, Row
+from hatemtl.heads.base import COUNTS
 from hatemtl.labels import Kind
 from hatemtl.network.module import MultitaskModule
 
@@ -43,6 +49,34 @@ def judged(
             if found.setdefault(row.metric, row) is not row:
                 raise UserError(f"evaluations=[{name}] gives a row {row.metric}, as another does; leave one of them out")
     return [*found.values()]
+
+
+def over_folds(folds: Folds, module: MultitaskModule, data: DataModule) -> list[Row]:
+    """Mean and standard deviation (n - 1) over folds of the test posts of each head's rows, but for counts, of a test.
+
+    Raises UserError where a fold has no post with a task's annotation.
+    """
+    rows: list[Row] = []
+    dealt = {corpus: folds.dealt(posts, "test") for corpus, posts in data.corpora.items()}
+    for task, kept in module.predictions.items():
+        head, found = module.head(task), defaultdict[tuple[str, str | None], list[float]](list)
+        for fold in range(1, folds.number + 1):
+            metric, seen = head.metric(), 0
+            for posts, scores, targets in zip(kept.posts, kept.scores, kept.targets, strict=True):
+                has = torch.from_numpy(dealt[data.tasks[task].corpus][posts.numpy() - data.first(task)] == fold)
+                metric.update(scores, targets, has)
+                seen += int(has.sum())
+            if not seen:
+                raise UserError(
+                    f"folds={folds.number}: fold {fold} has no test post of task {task!r}; type a smaller number"
+                )
+            for figure in head.rows(metric.compute()):
+                found[figure.name, figure.label].append(figure.value)
+        for (name, label), values in found.items():
+            if name not in COUNTS and not name.endswith("_cut"):
+                rows.append(Row("test", task, f"{name}_fold_mean", label, fmean(values)))
+                rows.append(Row("test", task, f"{name}_fold_sd", label, stdev(values)))
+    return rows
 
 
 def _columns(evaluation: Evaluation, data: DataModule) -> dict[str, dict[str, Column]]:

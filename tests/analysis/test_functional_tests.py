@@ -1,6 +1,7 @@
 """Scores per group of posts: what is counted, how groups and posts are joined, and what is refused."""
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,4 +186,79 @@ def test_what_is_refused(run: Run, tmp_path: Path, arguments: list[str], told: s
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("functional_tests.py: ")
+    assert told in err
+
+
+# Runs of any corpus that were asked HateCheck's cases
+
+
+def judge(folder: Path, *, right: float = 0.5, cases: int = 3728, tasks: Sequence[str] = ("toxic",)) -> None:
+    """The rows that evaluations=[functional] leaves, some of them, of so many cases."""
+    folder.mkdir()
+    sizes = {"": cases, "_label": 2563, "_functionality": 140, "_target": 7}
+    labels = {"": "", "_label": "_hateful", "_functionality": "_derog_h", "_target": "_women"}
+    lines = ["metric,value"]
+    for task in tasks:
+        start = f"test_{task}_functional"
+        lines += [f"{start}_macro_f1,{right / 2}", f"{start}_macro_f1_posts,{cases}.0", f"test_{task}_macro_f1,0.9"]
+        lines += [f"{start}_label_accuracy_non_hateful,0.25", f"{start}_label_accuracy_posts_non_hateful,1165.0"]
+        for kind, label in labels.items():
+            name = f"{start}{kind}_accuracy"
+            lines += [f"{name}{label},{right}", f"{name}_posts{label},{sizes[kind]}.0"]
+    (folder / "results.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_runs_that_were_asked_its_cases_are_shown_beside_what_is_published(run: Run, tmp_path: Path) -> None:
+    judge(tmp_path / "mine")
+    code, out, err = run("mine", "--published", "--format", "csv")
+    assert code == 0 and "doi:10.18653/v1/2021.acl-long.4" in err
+    assert out.splitlines() == [
+        "group,mine,BERT on Davidson,BERT on Founta,Perspective",
+        "macro-F1 (3728),0.25,0.559,0.563,0.702",
+        "label=non_hateful (1165),0.25,0.36,0.485,0.482",
+        "every post (3728),0.5,0.632,0.602,0.766",
+        "label=hateful (2563),0.5,0.755,0.655,0.895",
+        "functionality=derog_h (140),0.5,,,",
+        "target=women (7),0.5,,,",
+    ]
+
+
+def test_the_mean_of_seeds_stands_beside_what_is_published_too(run: Run, tmp_path: Path) -> None:
+    judge(tmp_path / "seed_0", right=0.4)
+    judge(tmp_path / "seed_1", right=0.6)
+    _, out, _ = run("seed_?", "--name", "mine", "mine", "--mean", "--published", "--digits", "2")
+    assert re.search(r"\| every post \(3728\) +\| 0.50 ± 0.14 \| +0.63 \| +0.60 \| +0.77 \|", out)
+
+
+def test_intervals_are_those_of_a_share(run: Run, tmp_path: Path) -> None:
+    """Of 50 of 100, as Wilson's formula gives them by hand: (.5 + .0192) / 1.0384 -+ 1.96 / 1.0384 · .0510."""
+    judge(tmp_path / "mine", cases=100)
+    _, out, _ = run("mine", "--interval")
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in out.splitlines()}
+    assert rows["group"] == ["mine", "from", "to"]
+    assert rows["every post (100)"] == ["0.500", "0.404", "0.596"]
+    assert rows["macro-F1 (100)"] == ["0.250", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["hatecheck"], "was not asked HateCheck's cases; type uv run main.py action=test load_path=hatecheck eval"),
+        (["mine", "few"], "mine/results.csv and few/results.csv were asked other cases"),
+        (
+            ["few", "--published"],
+            "--published: these rows are of all 3728 cases, of every label; expected them, not every post 10",
+        ),
+        (["hatecheck", "--posts", "cases.csv", "--published"], "not every post 5, label=hateful 3, label=non_hateful 2"),
+        (["mine", "--interval", "--mean"], "--interval is of one run's posts"),
+        (["two"], "--task: one of several is needed; known: label, toxic"),
+        (["two", "--task", "hate"], "--task: 'hate' is none of them"),
+    ],
+)
+def test_what_cannot_be_shown_beside_it_is_refused(run: Run, tmp_path: Path, arguments: list[str], told: str) -> None:
+    judge(tmp_path / "mine")
+    judge(tmp_path / "few", cases=10)
+    judge(tmp_path / "two", tasks=("label", "toxic"))
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
     assert told in err
