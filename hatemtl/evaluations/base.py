@@ -1,6 +1,6 @@
 """Gives what judges a network beside its heads' own metrics: predictions and columns of posts in, rows of results out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -64,20 +64,27 @@ class Needs:
 
 
 class Tokens(NamedTuple):
-    """Holds the tokens of one post as the encoder reads them. words: (T,), the word that each is of, -1 of special ones."""
+    """Holds the tokens of one post as the encoder reads them. words: (T,), the word that each is of, -1 of special ones.
+
+    cut: the word of each token that max_length cuts off, in their order.
+    """
 
     ids: np.ndarray
     words: np.ndarray
+    cut: np.ndarray
 
 
 class Reader(Protocol):
     """Asks the network that is judged, beside its predictions: of other posts, of some tokens of a post alone, or why.
 
-    through: `network.forward.Forward`, the way from a batch to hidden states and logits.
+    through: `network.forward.Forward`, the way from a batch to hidden states and logits. pad: the id of the padding token.
     """
 
     @property
     def through(self) -> Any: ...
+
+    @property
+    def pad(self) -> int: ...
 
     def predicted(self, stage: Stage) -> Mapping[str, Predicted]:
         """Gives what each task's head says of the posts of a stage, as of the test; computed when it is first asked for."""
@@ -88,7 +95,11 @@ class Reader(Protocol):
         ...
 
     def tokens(self, post: int) -> Tokens:
-        """The tokens of a post of the run, by its place in `Predicted.posts`; of its first sequence if it has several."""
+        """The tokens of a post of the run, by its place in `Predicted.posts`. Raises UserError of one with second texts."""
+        ...
+
+    def named(self, post: int) -> tuple[str, int]:
+        """The id of a post of the run, and how many words it has."""
         ...
 
     def batches(self, ids: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
@@ -97,6 +108,14 @@ class Reader(Protocol):
 
     def inference(self) -> AbstractContextManager[None]:
         """Inside, batches pass the network as in a test: LoRAs merged, no gradients, in the run's number format."""
+        ...
+
+    def gradients(self) -> AbstractContextManager[None]:
+        """Inside, `through.logits` of embeddings gives gradients of these, and of nothing else: `Forward.gradients`."""
+        ...
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What was computed under this key, or is now: what several evaluations share."""
         ...
 
 

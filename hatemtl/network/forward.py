@@ -1,13 +1,14 @@
 """Runs posts through the shared encoder and reads task heads off its hidden states: written once, used by all."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hatemtl.batches.batch import Batch
+from hatemtl.encoders.attention import of_first_token
 from hatemtl.encoders.fast import merged
 from hatemtl.heads.base import Head
 from hatemtl.methods.mtl_lora import reading, reads_by_task
@@ -38,11 +39,20 @@ class Forward:
         if not self.by_task:
             hidden = self.encode(batch)
             return hidden, self.read(hidden, batch, tasks)
-        logits: dict[str, Tensor] = {}
-        for task in tasks:
-            with reading(self.encoder, task):
-                logits |= self.read(self.encode(batch), batch, [task])
-        return None, logits
+        return None, {task: self.logits(batch, task) for task in tasks}
+
+    def logits(self, batch: Batch, task: str, embeddings: Tensor | None = None) -> Tensor:
+        """Computes one task's logits; of embeddings (S, T, E), where given, in place of the tokens' own."""
+        with self._reading(task):
+            return self.read(self.encode(batch, embeddings), batch, [task])[task]
+
+    def attention(self, batch: Batch, task: str, *, layer: int, head: int | None) -> Tensor:
+        """Gives what the first token attends to when this task reads, (S, T): `encoders.attention.of_first_token`."""
+        with self._reading(task):
+            return of_first_token(self.encoder, batch.inputs, layer=layer, head=head)
+
+    def _reading(self, task: str) -> AbstractContextManager[None]:
+        return reading(self.encoder, task) if self.by_task else nullcontext()
 
     def encode(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
         """Computes hidden states (S, T, D); of embeddings (S, T, E), where given, in place of the tokens' own."""
@@ -74,14 +84,35 @@ class Forward:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Stops learning inside: LoRAs are merged, no gradient is recorded, the encoder computes in its number format."""
+        with self._evaluating(), merged(self.encoder), torch.inference_mode(), self._arithmetic():
+            yield
+
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Stops learning inside, but for gradients of embeddings that are passed to `logits`; no weight gets any."""
+        trained = [p for module in (self.encoder, *self.heads.values()) for p in module.parameters() if p.requires_grad]
+        learns, compiled, self.learns, self.compiled = self.learns, self.compiled, True, None
+        try:
+            for parameter in trained:
+                parameter.requires_grad = False
+            with self._evaluating(), torch.enable_grad(), self._arithmetic():
+                yield
+        finally:
+            self.learns, self.compiled = learns, compiled
+            for parameter in trained:
+                parameter.requires_grad = True
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         before = [(module, module.training) for module in (self.encoder, *self.heads.values())]
-        device = next(self.encoder.parameters()).device.type
-        bf16 = self.dtype is torch.bfloat16
         for module, _ in before:
             module.eval()
         try:
-            with merged(self.encoder), torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-                yield
+            yield
         finally:
             for module, training in before:
                 module.train(training)
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        device = next(self.encoder.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.dtype is torch.bfloat16)

@@ -25,7 +25,7 @@ class _EnoughError(Exception): ...
 class Prefix:
     """The layers of an encoder below its first trained one, whose hidden states of a post are the same in every epoch.
 
-    Once installed, these layers compute nothing: the last of them gives, once, the states set as `current`, (B, T, D).
+    Once installed, these layers compute nothing where `current` holds their states, (B, T, D): the last gives them, once.
     Raises UserError where no layer is free of training, or where dropout makes every pass another.
     """
 
@@ -105,12 +105,14 @@ class Prefix:
         return found[0]
 
     def install(self) -> None:
-        """Lets the layers pass on what is `current`, from now on."""
+        """Lets the layers pass on what is `current`, from now on; without it they compute, as of posts that are no run's."""
         for layer in self.layers:
-            layer.forward = partial(self._recalled, last=layer is self.layers[-1])
+            layer.forward = partial(self._recalled, layer.forward, last=layer is self.layers[-1])
 
-    def _recalled(self, *arguments: Any, last: bool, **keywords: Any) -> tuple[Tensor | None, ...]:
+    def _recalled(self, own: Any, *arguments: Any, last: bool, **keywords: Any) -> tuple[Tensor | None, ...]:
         states = self.current
+        if states is None:
+            return own(*arguments, **keywords)
         if last:
             self.current = None
         return (states, *[None] * (self.outputs - 1))  # nothing of what else a layer could give

@@ -1,8 +1,8 @@
 """Lets evaluations ask a network: of the validation posts, of other posts, of some tokens of a post alone, or why."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.datamodule import DataModule
-from hatemtl.batches.tokenized_posts import TokenizedPosts, loader
+from hatemtl.batches.token_cache import tokenize
+from hatemtl.batches.tokenized_posts import WHOLE, TokenizedPosts, loader
 from hatemtl.corpora.base import Posts
+from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Predicted, Stage, Tokens
 from hatemtl.network.forward import Forward
 from hatemtl.network.module import MultitaskModule, Predictions
@@ -38,10 +40,15 @@ class Reader:
     def __init__(self, module: MultitaskModule, settings: Any, data: DataModule, max_length: int) -> None:
         self.module, self.settings, self.data, self.max_length = module, settings, data, max_length
         self.predicted = cache(self._predicted)
+        self.kept: dict[Hashable, Any] = {}
 
     @property
     def through(self) -> Forward:
         return self.module.through
+
+    @property
+    def pad(self) -> int:
+        return self.data.pool.pad
 
     def _predicted(self, stage: Stage) -> dict[str, Predicted]:
         pool, spaces = self.data.pool, self.data.spaces
@@ -65,10 +72,38 @@ class Reader:
 
     def tokens(self, post: int) -> Tokens:
         pool, first = self.data.pool, self.data.pool.firsts[post]
-        here = slice(pool.offsets[first], pool.offsets[first + 1])
-        ids, begins = pool.tokens[here], pool.begins[here]
-        special = np.isin(ids, pool.tokenizer.convert_tokens_to_ids(_ends(pool.tokenizer))) & (begins < 0)
-        return Tokens(ids, np.where(special, -1, np.maximum.accumulate(begins)))
+        ids, words = self._words(pool.tokens, pool.begins, *pool.offsets[first : first + 2])
+        if self._paired[post]:
+            raise UserError(f"post {pool.ids[post]!r} is read with a second text, of whose tokens no word is known")
+        if len(ids) < self.max_length:
+            return Tokens(ids, words, words[:0])
+        whole = tokenize(pool.tokenizer, WHOLE, [pool.texts[post]])
+        every, pieces = np.unique(self._words(whole.ids, whole.begins, 0, len(whole.ids))[1], return_counts=True)
+        cut = np.repeat(every, pieces - (words[:, None] == every).sum(axis=0))
+        return Tokens(ids, words, cut[cut >= 0])
+
+    def _words(self, ids: np.ndarray, begins: np.ndarray, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The token ids of one sequence, and the word that each is of."""
+        ids, begins = ids[first:end], begins[first:end]
+        special = np.isin(ids, self._ends) & (begins < 0)
+        return ids, np.where(special, -1, np.maximum.accumulate(begins))
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The ids of the tokens that the tokenizer puts around a text."""
+        known = self.data.pool.tokenizer
+        some = (known.cls_token_id, known.sep_token_id, known.bos_token_id, known.eos_token_id)
+        return [token for token in some if token is not None]
+
+    @cached_property
+    def _paired(self) -> np.ndarray:
+        """(N,) bool, whether each post of the pool has second texts."""
+        each = [self.data.corpora[corpus] for corpus, _ in self.data.parts]
+        return np.concatenate([[bool(pair) for pair in posts.pairs or [()] * len(posts)] for posts in each])
+
+    def named(self, post: int) -> tuple[str, int]:
+        pool = self.data.pool
+        return pool.ids[post], pool.texts[post].count(" ") + 1
 
     def batches(self, ids: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
         lengths, pad = np.fromiter(map(len, ids), np.int64, len(ids)), self.data.pool.pad
@@ -85,8 +120,13 @@ class Reader:
         with self.settings.arithmetic(), self.through.inference():
             yield
 
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        self.module.to(self.settings.device)
+        with self.settings.arithmetic(), self.through.gradients():
+            yield
 
-def _ends(tokenizer: Any) -> list[str]:
-    """The tokens that a tokenizer puts around a text."""
-    some = (tokenizer.cls_token, tokenizer.sep_token, tokenizer.bos_token, tokenizer.eos_token)
-    return [token for token in some if token is not None]
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return self.kept[key]
