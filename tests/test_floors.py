@@ -34,6 +34,7 @@ OWNERS = {
     "torchmetrics": {"heads", "network.module"},
     "wandb": {"training.loggers"},
     "bitsandbytes": {"encoders"},
+    "captum": {"evaluations.explainers"},
     "huggingface_hub": {"machine.hub"},
     "rich": {"command", "training", "using"},
     "scipy": {"evaluations"},  # and analysis/, which is no part of the package
@@ -124,7 +125,9 @@ def test_analysis_never_imports_torch() -> None:
         ("errors", {"torch", "lightning", "transformers", "numpy", "pydantic"}),  # what main.py needs to answer --help
         ("machine.startup", {"torch", "lightning", "transformers", "numpy"}),
         ("command.suggestions", {"torch", "lightning", "transformers", "numpy", "pydantic"}),
-        ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes"}),
+        ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes", "captum"}),
+        ("evaluations.explainers", {"captum"}),
+        ("evaluations.eraser", {"torch"}),
         ("training.train", {"hydra", "omegaconf"}),
         ("methods.full", {"adapters", "peft"}),
         ("methods.adapterhub.train_and_load", {"peft"}),

@@ -115,7 +115,7 @@ class Reader(Protocol):
         ...
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """What was computed under this key, or is now: what several evaluations share."""
+        """Gives what was computed under this key, or is now: several evaluations share it."""
         ...
 
 

@@ -72,7 +72,7 @@ def integrated_gradients(
 
 
 def _of_batches(reader: Reader, posts: Sequence[Tokens], scores: Callable[[Any], Tensor]) -> list[np.ndarray]:
-    """What is computed of batches (B, T), of each post (T,)."""
+    """Computes scores of batches (B, T), and gives each post's, (T,)."""
     with reader.inference():
         return _apart(posts, ((places, scores(batch)) for places, batch in reader.batches([of.ids for of in posts])))
 
@@ -80,9 +80,9 @@ def _of_batches(reader: Reader, posts: Sequence[Tokens], scores: Callable[[Any],
 def _of_gradients(
     reader: Reader, task: str, posts: Sequence[Tokens], labels: np.ndarray, scores: Callable[..., Tensor]
 ) -> list[np.ndarray]:
-    """What `scores` makes of a batch's embeddings (B, T, E), summed over E, of each post (T,).
+    """Computes scores of batches' embeddings (B, T, E), and gives each post's summed over E, (T,).
 
-    It gets them in float32, a function of them and what that needs beside them: the probability (B,) of the labels.
+    scores: it gets them in float32, a function of them and what that needs beside them: the probability (B,) of the labels.
     """
 
     def of_batches() -> Iterator[tuple[np.ndarray, Tensor]]:

@@ -66,7 +66,7 @@ class Asked:
     def both(
         self, posts: Sequence[Post], scores: Sequence[np.ndarray], protocol: Protocol, share: float | None, top: int
     ) -> list[tuple[int, int]]:
-        """Of each post the places of it without its highest tokens, and of them alone. share: of tokens; None for `top`."""
+        """Places each post without its highest tokens, and them alone. share: of its tokens; None for `top`."""
         places = []
         for (_, tokens, _), of_tokens in zip(posts, scores, strict=True):
             special = tokens.words < 0
@@ -82,7 +82,7 @@ class Asked:
         return found
 
     def answered(self, reader: Reader, task: str) -> np.ndarray:
-        """What the task's head says of each, (n, C)."""
+        """Gives what the task's head says of each, (n, C)."""
         head, found = reader.through.heads[task], np.zeros((len(self.ids), len(reader.through.heads[task].space)))
         with reader.inference():
             for places, batch in reader.batches(self.ids):

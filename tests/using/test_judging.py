@@ -226,6 +226,31 @@ def test_a_run_is_judged_when_it_is_tested(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_explanations_are_judged_and_change_no_other_row(cli: Cli, tmp_path: Path) -> None:
+    plain, run = tmp_path / "plain", tmp_path / "run"
+    tasks = [*POSTS, "tasks=[label,rationale]", "corpus@tasks.rationale.corpus=sample", "action=[train,test]"]
+    assert cli(*tasks, f"tasks.rationale.corpus.label_noise={NOISE}", f"save_path={plain}").code == 0
+    asked = ["evaluations=[plausibility,faithfulness]", f"tasks.rationale.corpus.label_noise={NOISE}"]
+    for name in ("plausibility", "faithfulness"):
+        asked.append(f"evaluations.{name}.explainers=[attention,rationale,gradient_input]")
+    told = cli(*tasks, *asked, f"save_path={run}")
+    assert told.code == 0, told.err
+    assert lines(run)[: len(lines(plain))] == lines(plain)
+    rows = SavedRun(run).results
+    for explainer in ("attention", "rationale", "gradient_input"):
+        assert rows[f"test_label_explaining_posts_{explainer}"] > 5
+        for name in ("iou_f1", "token_f1", "auprc"):
+            assert 0 <= rows[f"test_label_{name}_{explainer}_official"] <= 1
+        assert abs(rows[f"test_label_sufficiency_{explainer}_joined"]) <= 1
+    # in a process of its own, of the saved weights, the same explanations
+    again = cli("action=test", f"load_path={run}")
+    assert again.code == 0, again.err
+    for name, value in SavedRun(run).results.items():
+        if "seconds" not in name:
+            assert value == pytest.approx(rows[name], abs=0.02), name
+
+
+@pytest.mark.slow
 def test_how_a_run_is_judged_makes_no_other_run_of_it(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = [*POSTS, "action=[train,test]", f"save_path={run}"]
@@ -254,6 +279,12 @@ def test_how_a_run_is_judged_makes_no_other_run_of_it(cli: Cli, tmp_path: Path) 
         (["evaluations=[bias]", "action=[train,test]", "evaluations.bias.communities=x"], "no column 'x'"),
         (["evaluations=[bias]", "action=[train,test]", "+evaluations.bias.power=3"], "power"),
         (["evaluations=[false_positive_difference]", "action=[train,test]"], "'label' is multiclass"),
+        (
+            ["evaluations=[plausibility]", "action=[train,test]", "evaluations.plausibility.explainers=[rationale]"],
+            "expected a tokens task that explainers=[rationale] asks among tasks=[label], and there is no 'rationale'",
+        ),
+        (["evaluations=[faithfulness]", "action=[train,test]", "evaluations.faithfulness.truth=marks"], "no column 'marks'"),
+        (["evaluations=[plausibility]", "action=[train,test]", "evaluations.plausibility.explainers=[lime]"], "lime"),
         (["evaluations=bias,bias", "action=[train,test]"], "type 'evaluations=[bias,bias]' for a list"),
     ],
     ids=lambda value: "",

@@ -71,9 +71,9 @@ def reader(method: str = "lora", max_length: int = 128, *, pairs: bool = False) 
             if parameter.requires_grad:
                 parameter += 0.3 * torch.randn(parameter.shape)
     heads = {name: task.head(hidden_size=16, space=data.spaces[name]) for name, task in data.tasks.items()}
-    module = MultitaskModule(
-        model, heads, weights=dict.fromkeys(heads, 1.0), weighting=Sum, optimization=SimpleNamespace(), seed=0
-    )  # type: ignore[arg-type]
+    never: Any = SimpleNamespace()
+    weights = dict.fromkeys(heads, 1.0)
+    module = MultitaskModule(model, heads, weights=weights, weighting=Sum, optimization=never, seed=0)
     return Reader(module, SimpleNamespace(device="cpu", arithmetic=nullcontext), data, max_length)
 
 
@@ -82,14 +82,7 @@ def judged(asked: Reader, kind: Any, **given: Any) -> dict[str, float]:
     column = Mine().load().columns["rationale"]
     rows = said["label"].posts
     posts = {"label": {"rationale": dataclasses.replace(column, values=column.values[rows], has=column.has[rows])}}
-    settings = {
-        **WAYS,
-        "task": "label",
-        "truth": "rationale",
-        "explainers": ALL,
-        "protocols": ["official", "joined"],
-        **given,
-    }
+    settings = {**WAYS, "explainers": ALL, **given}
     return {row.metric: row.value for row in kind(**settings).rows(said, posts, asked)}
 
 
