@@ -60,8 +60,10 @@ def again(run: Results) -> str:
     return testing_line(run) if sidecar(run, "config.yaml") else "the command with action=test that made it, once more"
 
 
-def read_groups(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[str]]:
+def read_groups(path: Path, key: str, columns: Sequence[str], option: str = "--by") -> dict[str, list[str]]:
     """The ids of the posts in each group, by COLUMN=VALUE, in the order of the columns and of the file.
+
+    option: the one that columns are asked for by.
 
     Raises ResultsError, with file and line, where the file is not a CSV with these columns and one row a post.
     """
@@ -76,7 +78,7 @@ def read_groups(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[
         reader = csv.DictReader(file, strict=True)
         try:
             known = reader.fieldnames or []
-            for option, name in (("--id", key), *(("--by", column) for column in columns)):
+            for option, name in (("--id", key), *((option, column) for column in columns)):
                 if name not in known:
                     raise ResultsError(
                         f"{path} has no column {name!r}; type {option} with one of {', '.join(filter(None, known))}"

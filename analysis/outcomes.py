@@ -97,7 +97,9 @@ def read_outcome(run: Results, task: str) -> Outcome:
     head = (((sidecar(run, "config.yaml") or {}).get("tasks") or {}).get(task) or {}).get("head") or {}
     thresholds = labels.get("thresholds") or [head.get("threshold") or 0.5] * len(names)
     if len(thresholds) != len(names):
-        raise ResultsError(f"{folder}/labels.json: {len(thresholds)} thresholds of {task!r} for {len(names)} labels; {again}")
+        raise ResultsError(
+            f"{folder}/labels.json: {len(thresholds)} thresholds of {task!r} for {len(names)} labels; {again}"
+        )
     limits = np.array(thresholds, np.float32)  # as heads compare: as a double, a score of .7 lies below .7
     return Outcome(run, task, kind, names, tuple(posts[i] for i in order), gold[order], scores[order], limits)
 

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import json
 import math
 import re
 import sys
@@ -20,8 +21,9 @@ from rich.table import Table as RichTable
 
 from hatemtl.harmless import guarded, shown
 
-SUFFIXES = {".org": "org", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
-LOWER_IS_BETTER = re.compile(r"_(loss|error|ece|brier|sufficiency|false_positive_(rate|difference))(_|$)")
+SUFFIXES = {".org": "org", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
+LOWER_IS_BETTER = re.compile(r"_(loss|error|mae|rmse|ece|brier|sufficiency|false_positive_(rate|difference))(_|$)")
+Cell = float | str | None
 EXAMPLES = """examples:
   uv run analysis/table.py adapters/small/lora16/target_single adapters/small/lora16/target_merge --best
   uv run analysis/table.py "adapters/small/lora16/target_part_*" --metric "*_f1_*" --counts
@@ -32,30 +34,31 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Table:
-    """Metrics as rows, runs as columns; None where a run lacks the metric.
+    """Metrics as rows, runs as columns; None where a run lacks the metric. A cell that is a text is shown as it is.
 
     digits: after the point; None for 3, and for all of them in CSV.
     best: mark the best value of each row.
     spread: beside a value that is a mean, the standard deviation of what it is the mean of.
     corner: the header of the rows' names. counts: whether rows named as counts are whole numbers.
-    decimals: after the point, of columns that have their own.
+    decimals: after the point, of columns that have their own. below: sentences under the table, but not in CSV and JSON.
     """
 
     columns: Sequence[str]
-    rows: Mapping[str, Sequence[float | None]]
+    rows: Mapping[str, Sequence[Cell]]
     digits: int | None = None
     best: bool = False
     spread: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     corner: str = "metric"
     counts: bool = True
     decimals: Mapping[str, int] = field(default_factory=dict)
+    below: Sequence[str] = ()
 
     def cells(self, metric: str, bold: Callable[[str], str] = str) -> list[str]:
         """One row as it is shown, the best values in `bold`."""
         counted = self.counts and is_count(metric) and not self.spread
         digits = 0 if counted else 3 if self.digits is None else self.digits
         places = [self.decimals.get(column, digits) for column in self.columns]
-        known = [value for value in self.rows[metric] if value is not None and not math.isnan(value)]
+        known = [value for value in self.rows[metric] if isinstance(value, float | int) and not math.isnan(value)]
         means = [_rounded(value, of) for value, of in zip(self.rows[metric], places, strict=True)]
         spread = self.spread.get(metric, [None] * len(means))
         shown = [cell if sd is None else f"{cell} ± {sd:.{of}f}" for cell, sd, of in zip(means, spread, places, strict=True)]
@@ -73,7 +76,12 @@ class Table:
             return text(shown(" ".join(name.split())))
 
         head = [named(name) for name in (self.corner, *self.columns)]
-        return [head, *([named(metric), *self.cells(metric, bold)] for metric in self.rows)]
+
+        def cells(metric: str) -> list[str]:
+            pairs = zip(self.cells(metric, bold), self.rows[metric], strict=True)
+            return [named(cell) if isinstance(value, str) else cell for cell, value in pairs]
+
+        return [head, *([named(metric), *cells(metric)] for metric in self.rows)]
 
     def terminal(self) -> RichTable:
         head, *body = self.grid(escape, "[bold green]{}[/]".format)
@@ -86,13 +94,18 @@ class Table:
 
     def org(self) -> str:
         widths, (head, *body) = _aligned(self.grid(lambda name: name.replace("|", r"\vert{}"), "*{}*".format))
-        return "\n".join([head, f"|{'+'.join('-' * (width + 2) for width in widths)}|", *body])
+        under = ["", *(f"- {shown(sentence)}" for sentence in self.below)] if self.below else []
+        return "\n".join([head, f"|{'+'.join('-' * (width + 2) for width in widths)}|", *body, *under])
 
     def markdown(self) -> str:
-        grid = self.grid(lambda name: re.sub(r"([\\|*`<\[\]])", r"\\\1", name), "**{}**".format)
+        def text(name: str) -> str:
+            return re.sub(r"([\\|*`<\[\]])", r"\\\1", name)
+
+        grid = self.grid(text, "**{}**".format)
         widths, (head, *body) = _aligned(grid)
         rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-        return "\n".join([head, f"|{rule}|", *body])
+        under = ["", *(f"- {text(shown(sentence))}" for sentence in self.below)] if self.below else []
+        return "\n".join([head, f"|{rule}|", *body, *under])
 
     def latex(self) -> str:
         named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -102,7 +115,8 @@ class Table:
 
         head, *body = (" & ".join(row) + r" \\" for row in self.grid(text, r"\textbf{{{}}}".format))
         start = rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}"
-        return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+        under = [line for sentence in self.below for line in ("", text(shown(sentence)))]
+        return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *under])
 
     def csv(self) -> str:
         file = io.StringIO()
@@ -112,8 +126,17 @@ class Table:
         for metric, values in self.rows.items():
             given = [*values, *self.spread.get(metric, [])]
             digits = 0 if is_count(metric) and not self.spread else self.digits
-            writer.writerow([guarded(metric), *(given if self.digits is None else (_rounded(v, digits) for v in given))])
+            cells = given if self.digits is None else (_rounded(value, digits) for value in given)
+            writer.writerow(map(guarded, [metric, *cells]))
         return file.getvalue().removesuffix("\n")
+
+    def json(self) -> str:
+        """A list with an object a row; values in full, null where there is none."""
+        rows = [
+            {self.corner: metric, **dict(zip(self.columns, map(_finite, values), strict=True))}
+            for metric, values in self.rows.items()
+        ]
+        return json.dumps(rows, indent=2, ensure_ascii=False)
 
     def show(self, format: str | None, output: Path | None, inputs: Iterable[Path]) -> None:
         """Prints the table, or writes it to `output`, whole or not at all; without `format`, as fits the place."""
@@ -121,7 +144,10 @@ class Table:
         if format == "csv" and self.best:
             raise ResultsError("--best: CSV has no bold; leave --best out, or type --format org, markdown or latex")
         if output is None:
-            return Console().print(self.terminal()) if format is None else print(getattr(self, format)())
+            if format:
+                return print(getattr(self, format)())
+            Console().print(self.terminal(), *map(escape, map(shown, self.below)), sep="\n")
+            return None
         if format is None:
             raise ResultsError(f"--output {output}: expected one of {', '.join(SUFFIXES)}, or type --format as well")
         if output.resolve() in {path.resolve() for path in inputs}:
@@ -129,8 +155,12 @@ class Table:
         return write_whole(output, (getattr(self, format)() + "\n").encode())
 
 
-def _rounded(value: float | None, digits: int | None) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _rounded(value: Cell, digits: int | None) -> str:
+    return value if isinstance(value, str) else "" if value is None else f"{value:.{digits}f}"
+
+
+def _finite(value: Cell) -> Cell:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def averaged(columns: Sequence[str], rows: Mapping[str, Sequence[float | None]], **options: Any) -> Table:

@@ -1,0 +1,132 @@
+"""Intervals of means over seeds, over posts and over both; the differences that so many runs can find, and how many would.
+
+Posts are drawn (see resampling.py); seeds, of which there are few, enter by their variance and Student's t.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from outcomes import Array, Measure
+from scipy import stats
+
+POWER = 0.8
+MOST_RUNS = 10_000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One system by one metric. values: its runs', (n,), in the order of seeds. lower: whether less of the metric is better.
+
+    draws: each run's in each draw of units (posts or groups of them), (R, n), all systems' from the same; None where the
+    metric cannot be recomputed. measures: a run's, over units.
+    """
+
+    values: Array
+    seeds: tuple[int, ...]
+    draws: Array | None = None
+    measures: tuple[Measure, ...] = ()
+    lower: bool = False
+
+    @property
+    def units(self) -> int:
+        return len(self.measures[0].indicators)
+
+
+class Spread(NamedTuple):
+    """The variance of a mean over runs, in parts. of_runs: of each side's runs, with their number. shared: what remains."""
+
+    of_runs: Sequence[tuple[float, int]]
+    shared: float
+    units: float
+
+    def at(self, runs: Array | None = None) -> tuple[Array, Array]:
+        """Variance and Satterthwaite's degrees of freedom, as it is or with other numbers of runs a side."""
+        each = [
+            (variance / (n if runs is None else runs), (n if runs is None else runs) - 1) for variance, n in self.of_runs
+        ]
+        total = np.maximum(np.sum([part for part, _ in each], axis=0) + self.shared, 0)
+        least = np.min([df for _, df in each], axis=0)
+        below = np.sum([part**2 / df for part, df in each], axis=0) + max(self.shared, 0) ** 2 / max(self.units - 1, 1)
+        return total, np.maximum(np.divide(total**2, below, out=np.full(np.shape(total), np.inf), where=below > 0), least)
+
+
+def crossed(sides: Sequence[tuple[Array, Array]], units: int) -> Spread:
+    """The variance of a sum of means over runs, where runs and posts are drawn and each run saw each post.
+
+    sides: values (n,) and draws (R, n) of each. The posts' part is the bootstrap's variance of the sum. The runs' part is
+    their sample variance, but the bootstrap already holds what one run's posts add to it, and is relieved of that:
+    σ²(runs)/n + σ²(posts) + σ²(runs×posts)/n, the two-way layout of Obuchowski and Rockette (1995, Commun. Stat. Simul.
+    24:285), with Satterthwaite's degrees of freedom after Hillis (2007, Stat. Med. 26:596).
+
+    Not a percentile of draws of seeds and posts: n seeds drawn with replacement vary by (n - 1)/n of what seeds do, and
+    percentiles know no Student's t, so at three seeds it rejects a true null two or three times too often; and where runs
+    and posts are crossed, drawing both counts their interaction thrice (Owen 2007, doi:10.1214/07-AOAS122). Nor may runs
+    vary less than their posts alone make them: where the sample says so, it is luck, and the posts' share is taken.
+    """
+    inflated = units / (units - 1)
+    posts = np.sum([draws.mean(axis=1) for _, draws in sides], axis=0).var(ddof=1) * inflated
+    within = [float((draws - draws.mean(axis=0)).var(axis=1, ddof=1).mean()) * inflated for _, draws in sides]
+    of_runs = [(max(float(values.var(ddof=1)), w), len(values)) for (values, _), w in zip(sides, within, strict=True)]
+    shared = posts - sum(w / n for w, (_, n) in zip(within, of_runs, strict=True))
+    return Spread(of_runs, float(shared), units)
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean over seeds; NaN for one seed, which says nothing of others.
+
+    >>> [round(end, 3) for end in interval([0.70, 0.72, 0.74])]
+    [0.67, 0.77]
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    reach = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - reach), float(np.mean(values) + reach)
+
+
+def mean_interval(system: Scored, alpha: float) -> tuple[float, float]:
+    """The interval of one system's mean, over what there is: seeds and posts, either alone, or neither, NaN."""
+    if system.draws is None:
+        return interval(system.values.tolist(), 1 - alpha)
+    if system.units < 2:
+        return math.nan, math.nan
+    if len(system.values) == 1:
+        return percentiles(system.draws[:, 0], system.units, alpha)
+    variance, df = crossed([(system.values, system.draws)], system.units).at()
+    reach = float(stats.t.ppf(1 - alpha / 2, df) * np.sqrt(variance))
+    return float(system.values.mean()) - reach, float(system.values.mean()) + reach
+
+
+def percentiles(draws: Array, units: int, alpha: float) -> tuple[float, float]:
+    """The bootstrap's percentile interval, widened for few units: t for the normal, n - 1 for n.
+
+    Hesterberg's expanded percentiles (2015, doi:10.1080/00031305.2015.1089789, section 4.2).
+    """
+    tail = stats.norm.cdf(math.sqrt(units / (units - 1)) * stats.t.ppf(alpha / 2, units - 1))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def expanded(tail: float, units: int) -> float:
+    """The two-sided p whose expanded percentile interval just reaches the value that this share of draws lies beyond."""
+    return min(1.0, 2 * float(stats.t.cdf(stats.norm.ppf(tail) / math.sqrt(units / (units - 1)), units - 1)))
+
+
+def detectable(error: float, df: float, level: float) -> float:
+    """The difference that a two-sided t-test at this level finds with a power of 80 %."""
+    return float(stats.t.ppf(1 - level / 2, df) + stats.t.ppf(POWER, df)) * error
+
+
+def runs_needed(difference: float, spread: Spread, level: float, floor: Callable[[Array], Array] | None = None) -> float:
+    """Runs a side from which a difference as great as the one seen is found with a power of 80 %; inf for none.
+
+    floor: the smallest p of so many runs, where it must come down to the level too.
+    """
+    runs = np.arange(2, MOST_RUNS + 1)
+    variance, df = spread.at(runs)
+    found = (stats.t.ppf(1 - level / 2, df) + stats.t.ppf(POWER, df)) * np.sqrt(variance) <= abs(difference)
+    if floor is not None:
+        found &= floor(runs) <= level
+    return float(runs[found.argmax()]) if found.any() else math.inf
