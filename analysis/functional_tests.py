@@ -15,7 +15,8 @@ from statistics import fmean
 
 from pyarrow import parquet
 from results import Results, ResultsError, chosen, find_results, note, read_results, sidecar, testing_line
-from table import Table, add_output_options, averaged, run_names
+from summaries import averaged
+from table import Table, add_output_options, run_names
 
 EXAMPLES = """examples:
   uv run analysis/functional_tests.py adapters/hatecheck --posts data/hatecheck/test_suite_cases.csv
@@ -139,13 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     hatecheck = ["functionality", "target_ident", "label_gold"]
     parser.add_argument("--by", nargs="+", default=hatecheck, metavar="COLUMN", help=f"default: {' '.join(hatecheck)}")
     parser.add_argument("--task", help="needed where a run has several")
-    parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, in the order of the runs")
+    parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, one a run or one a glob")
     parser.add_argument("--mean", action="store_true", help="one column for runs of one name: mean ± standard deviation")
     add_output_options(parser, stage=False)
     args = parser.parse_args(argv)
     try:
         paths = find_results(args.runs)
-        names = run_names(args.name, paths)
+        names = run_names(args.name, args.runs, paths)
         groups = read_groups(args.posts, args.id, args.by)
         rights = [read_right(read_results(path), args.task) for path in paths]
         for path, right in zip(paths, rights, strict=True):
