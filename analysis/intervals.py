@@ -44,13 +44,13 @@ class Spread(NamedTuple):
 
     def at(self, runs: Array | None = None) -> tuple[Array, Array]:
         """Variance and Satterthwaite's degrees of freedom, as it is or with other numbers of runs a side."""
-        each = [
-            (variance / (n if runs is None else runs), (n if runs is None else runs) - 1) for variance, n in self.of_runs
-        ]
-        total = np.maximum(np.sum([part for part, _ in each], axis=0) + self.shared, 0)
-        least = np.min([df for _, df in each], axis=0)
-        below = np.sum([part**2 / df for part, df in each], axis=0) + max(self.shared, 0) ** 2 / max(self.units - 1, 1)
-        return total, np.maximum(np.divide(total**2, below, out=np.full(np.shape(total), np.inf), where=below > 0), least)
+        counts = [np.asarray(n if runs is None else runs, float) for _, n in self.of_runs]
+        parts = [variance / n for (variance, _), n in zip(self.of_runs, counts, strict=True)]
+        total = np.maximum(sum(parts) + self.shared, 0)
+        below = sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+        below = below + max(self.shared, 0) ** 2 / max(self.units - 1, 1)
+        df = np.divide(total**2, below, out=np.full(total.shape, np.inf), where=below > 0)
+        return total, np.maximum(df, np.min(counts, axis=0) - 1)
 
 
 def crossed(sides: Sequence[tuple[Array, Array]], units: int) -> Spread:

@@ -57,8 +57,8 @@ class Outcome:
     def ordered(self, names: Sequence[str]) -> "Outcome":
         """The same, multilabel, with its labels in this order."""
         places = [self.names.index(name) for name in names]
-        columns = {"gold": self.gold[:, places], "scores": self.scores[:, places], "thresholds": self.thresholds[places]}
-        return replace(self, names=tuple(names), **columns)
+        gold, scores, thresholds = self.gold[:, places], self.scores[:, places], self.thresholds[places]
+        return replace(self, names=tuple(names), gold=gold, scores=scores, thresholds=thresholds)
 
     def check(self) -> None:
         """Raises ResultsError where a recomputed metric is not the one in results.csv: the two are of different tests."""
@@ -228,7 +228,7 @@ def _pearson(sums: Array) -> Array:
 
 
 def _of_words(outcome: Outcome) -> dict[str, Measure]:
-    """As heads/tokens.py: f1 pools the words of all posts; the mean over posts is of those with a word marked or predicted."""
+    """As heads/tokens.py: f1 pools the words of all posts; its mean is over posts with a word marked or predicted."""
     counts = np.zeros((len(outcome.posts), 3))
     for i, (scores, gold) in enumerate(zip(outcome.scores, outcome.gold, strict=True)):
         given, true = (scores >= outcome.thresholds[0]) & (gold >= 0), gold > 0  # NaN, of a word without a token, is neither
