@@ -3,7 +3,7 @@
 The first system is the baseline. A system is a run, or a quoted glob of its seeds; parts that each learned some labels count
 as one run a seed. A metric that can be recomputed from predictions.parquet is tested over posts, over seeds, or over both
 (the default where there are several seeds); any other row of results.csv over seeds alone. p is after Holm, over all
-comparisons of the table; letters are after Holm over all pairs: systems that share one were not shown to differ.
+comparisons made: each system with the baseline by each metric, or with --letters all pairs.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, zip_longest
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from intervals import Scored
 from outcomes import Array, Outcome
 from resampling import bootstrap
 from results import ResultsError, is_count, note, sidecar
-from significance import TESTS, Cannot, How, holm, letters
+from significance import TESTS, Cannot, How, letters
 from systems import System, comparable, find_systems, siblings
 from table import LOWER_IS_BETTER, SUFFIXES, Cell, Table, add_output_options
 from verdicts import Comparison, Saying, compared_row, judged, row_of, sentence, short, shown_cells
@@ -163,41 +163,36 @@ def picked(system: System, metric: str, *, lower: bool) -> str | None:
     )
 
 
-def lettered(metric: str, scored: Mapping[str, Scored], how: How, args: argparse.Namespace) -> list[str]:
-    """A letter display of three systems or more, after Holm over all pairs of them."""
-    names = [*scored]
-    pairs = [*combinations(range(len(names)), 2)]
-    ps = holm([compared(names[i], names[j], metric, scored, how, args).finding.p for i, j in pairs])
-    differ = {pair for pair, p in zip(pairs, ps, strict=True) if p <= args.alpha}
-    sign = -1 if scored[names[0]].lower else 1
-    means = [sign * float(system.values.mean()) for system in scored.values()]
-    return letters(means, lambda i, j: (min(i, j), max(i, j)) in differ)
-
-
-def rows_of(systems: Sequence[System], say: Saying, args: argparse.Namespace) -> dict[str, dict[str, Cell]]:
+def rows_of(systems: Sequence[System], args: argparse.Namespace) -> tuple[Saying, dict[str, dict[str, Cell]]]:
     """A row for each metric and system, with every number and the verdict."""
     names = [system.name for system in systems]
+    pairs = [*combinations(names, 2)] if args.letters else [(names[0], name) for name in names[1:]]
+    say = Saying(args.alpha, len(args.metric) * len(pairs), 3 if args.digits is None else args.digits, args.rope)
     how = How(args.alpha, args.alpha / say.family, args.resamples, args.seed, paired=True)
     said_of: dict[str, dict[str, list[Outcome]]] = {}
     scored = {metric: measured(systems, metric, said_of, args) for metric in args.metric}
-    found = [compared(names[0], name, metric, scored[metric], how, args) for metric in args.metric for name in names[1:]]
-    judgements = dict(
-        zip([(of.metric, of.b) for of in found], zip(found, judged(found, args.alpha), strict=True), strict=True)
-    )
+    found = [compared(a, b, metric, of_metric, how, args) for metric, of_metric in scored.items() for a, b in pairs]
+    judged_of = {(of.metric, of.a, of.b): (of, told) for of, told in zip(found, judged(found, args.alpha), strict=True)}
     rows: dict[str, dict[str, Cell]] = {}
     for metric, of_metric in scored.items():
         picks = {system.name: picked(system, metric, lower=of_metric[system.name].lower) for system in systems}
-        for told in filter(None, picks.values()):
-            note(told)
-        marks = lettered(metric, of_metric, how, args) if len(systems) > 2 else []
-        for name, letter in zip_longest(names, marks):
-            row = {"system": name, **row_of(of_metric[name], metric, say), **({"letters": letter} if letter else {})}
-            if (metric, name) in judgements:
-                of, judgement = judgements[metric, name]
-                words = sentence(of, judgement, [text for which in (of.a, of.b) if (text := picks[which])], say)
-                row |= compared_row(of, judgement, words, say)
+        for text in filter(None, picks.values()):
+            note(text)
+        for name in names:
+            row: dict[str, Cell] = {"system": name, **row_of(of_metric[name], metric, say)}
+            if (metric, names[0], name) in judged_of:
+                of, told = judged_of[metric, names[0], name]
+                words = sentence(of, told, [pick for which in (of.a, of.b) if (pick := picks[which])], say)
+                row |= compared_row(of, told, words, say)
             rows[name if len(scored) == 1 else f"{name}, {metric}"] = row
-    return rows
+        if args.letters:
+            sign = -1 if of_metric[names[0]].lower else 1
+            means = [sign * float(of_metric[name].values.mean()) for name in names]
+            differ = {frozenset((a, b)) for a, b in pairs if judged_of[metric, a, b][1].p <= args.alpha}
+            marks = letters(means, lambda i, j, differ=differ: frozenset((names[i], names[j])) in differ)  # type: ignore[misc]
+            for row, letter in zip([*rows.values()][-len(names) :], marks, strict=True):
+                row["letters"] = letter
+    return say, rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--test", choices=[*TESTS], help="default: hierarchical; bootstrap for one run, welch where only seeds tell"
+    )
+    parser.add_argument(
+        "--letters", action="store_true", help="compare all pairs: systems that share a letter do not differ"
     )
     parser.add_argument("--unpaired", action="store_true", help="take runs of one seed as unrelated")
     parser.add_argument(
@@ -240,9 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ResultsError(f"--rope {args.rope:g}: expected a difference above 0, as 0.01")
         systems = find_systems(args.systems, args.name)
         args.metric = [*dict.fromkeys(args.metric)]
-        family = len(args.metric) * (len(systems) - 1)
-        say = Saying(args.alpha, family, 3 if args.digits is None else args.digits, args.rope)
-        rows = rows_of(systems, say, args)
+        say, rows = rows_of(systems, args)
         full = (args.format or (SUFFIXES.get(args.output.suffix) if args.output else None)) in ("csv", "json")
         cells = rows if full else {key: shown_cells(row, say) for key, row in rows.items()}
         columns = [*dict.fromkeys(key for row in cells.values() for key in row)]

@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from intervals import Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed
+from intervals import POWER, Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed
 from outcomes import Array
 from resampling import swapped
 from scipy import stats
@@ -34,7 +34,7 @@ class How(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A comparison. floor: the smallest p that can come out. error: of the difference, with its degrees of freedom.
+    """A comparison. floor: the smallest p that can come out. error: of the difference; df: what runs (or posts) leave free.
 
     detectable: the difference that is found with a power of 80 %. needed: runs a side to find the one seen with that power;
     inf where no number would do, None where one run cannot say. effect: the name of the effect size, then its size.
@@ -80,17 +80,23 @@ def _several(a: Scored, b: Scored) -> None:
         raise Cannot("is over seeds, and one system has one run: one seed says nothing of others")
 
 
-def _by_t(a: Scored, b: Scored, how: How, spread: Spread, **given: object) -> Finding:
-    """A finding whose interval and, where none is given, p are Student's."""
-    difference, (variance, df) = _difference(a, b), spread.at()
-    error = math.sqrt(variance)
-    reach = float(stats.t.ppf(1 - how.alpha / 2, df)) * error
+def _by_t(a: Scored, b: Scored, how: How, spread: Spread, **given: Any) -> Finding:
+    """A finding whose interval is Student's, and p and the rest, where they are not given."""
+    difference, (error, quantile) = _difference(a, b), spread.reach(how.alpha / 2)
     if not error and difference:
         raise Cannot("has no error to measure the difference by: the runs of each system gave one and the same value")
-    p = float(2 * stats.t.sf(abs(difference) / error, df)) if error else 1.0
-    least = {"p": p, "floor": 0.0, "effect": _hedges(a, b), "needed": runs_needed(difference, spread, how.level)}
-    ends = {"low": difference - reach, "high": difference + reach, "error": error, "df": float(df)}
-    return Finding(difference, detectable=detectable(error, float(df), how.level), **{**ends, **least, **given})  # type: ignore[arg-type]
+    found = {
+        "p": spread.p(difference),
+        "floor": 0.0,
+        "effect": _hedges(a, b),
+        "needed": runs_needed(difference, spread, how.level),
+        "low": difference - float(error * quantile),
+        "high": difference + float(error * quantile),
+        "error": float(error),
+        "df": sum(n - 1 for _, n in spread.of_runs),
+        "detectable": float(detectable(spread, how.level)),
+    }
+    return Finding(difference, **{**found, **given})
 
 
 def _of_seeds(a: Scored, b: Scored, *, paired: bool) -> Spread:
@@ -108,6 +114,11 @@ def hierarchical(a: Scored, b: Scored, how: How) -> Finding:
     draws_a, draws_b = _draws(a, b)
     pairs = [(_pairs(a, b), draws_b - draws_a)] if how.paired else [(b.values, draws_b), (-a.values, -draws_a)]
     return _by_t(a, b, how, crossed(pairs, a.units))
+
+
+def _detectable(error: float, units: int, level: float) -> float:
+    """The same over posts alone."""
+    return float(stats.t.isf(level / 2, units - 1) + stats.t.isf(1 - POWER, units - 1)) * error
 
 
 def _draws(a: Scored, b: Scored) -> tuple[Array, Array]:
@@ -137,7 +148,7 @@ def paired_bootstrap(a: Scored, b: Scored, how: How) -> Finding:
         floor=expanded(1 / (n + 1), units),
         error=error,
         df=units - 1,
-        detectable=detectable(error, units - 1, how.level),
+        detectable=_detectable(error, units, how.level),
         effect=("d", difference / (error * math.sqrt(units)) if error else math.nan),
     )
 
@@ -183,7 +194,7 @@ def mcnemar(a: Scored, b: Scored, how: How) -> Finding:
         floor=min(1.0, 2 * 0.5 ** (gained + lost)),
         error=error,
         df=posts - 1,
-        detectable=detectable(error, posts - 1, how.level),
+        detectable=_detectable(error, posts, how.level),
         effect=("odds", gained / lost if lost else math.inf if gained else math.nan),
         notes=[f"{gained} posts right in {{b}} alone, {lost} in {{a}} alone"],
     )
