@@ -45,38 +45,46 @@ class Spread(NamedTuple):
     shared: float
     units: float
 
-    def reach(self, tail: float, runs: Array | None = None) -> tuple[Array, Array]:
-        """Standard error, and how many of them lie on one side of the mean but for this tail; with `runs` a side, if given.
+    def mixed(self, runs: Array | None = None) -> tuple[Array, Array, Array]:
+        """Standard error, and the weight of one Student's t against that of the posts, with its degrees of freedom.
 
-        Two sides: Satterthwaite's t, as Welch's. One side (seeds paired): t of the runs and of the posts, weighed by their
-        variances (Cochran and Cox 1950; Mickey and Brown 1966, doi:10.1214/aoms/1177699517), since Satterthwaite's rejects
-        .078 of true nulls at three runs where the posts add a tenth to the variance (Hillis's (2007) degrees of freedom are
-        the same), and this at most .050. Two runs a side, where both reject more: t of one degree of freedom.
+        runs: a side, in place of those that there are. Two sides: Satterthwaite's t, as Welch's. One side (seeds paired): t
+        of the runs and of the posts, weighed by their variances (Cochran and Cox 1950; Mickey and Brown 1966,
+        doi:10.1214/aoms/1177699517), since Satterthwaite's (with one side, Hillis's of 2007) rejects .078 of true nulls at
+        three runs where the posts add a tenth to the variance, and this at most .050. Two runs a side, where both reject
+        more: t of one degree of freedom.
         """
         counts = [np.asarray(n if runs is None else runs, float) for _, n in self.of_runs]
         parts = [variance / n for (variance, _), n in zip(self.of_runs, counts, strict=True)]
         total, least = np.maximum(sum(parts) + self.shared, 0), np.min(counts, axis=0)
+        few = (least == 2) & (self.shared > 0)
         if len(parts) == 1:
             weight = np.minimum(1, np.divide(parts[0], total, out=np.ones(total.shape), where=total > 0))
-            quantile = weight * stats.t.isf(tail, least - 1) + (1 - weight) * stats.t.isf(tail, self.units - 1)
-        else:
-            below = sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
-            below = below + max(self.shared, 0) ** 2 / (self.units - 1)
-            df = np.divide(total**2, below, out=np.full(total.shape, np.inf), where=below > 0)
-            quantile = stats.t.isf(tail, np.maximum(df, least - 1))
-        few = (least == 2) & (self.shared > 0)
-        return np.sqrt(total), np.where(few, stats.t.isf(tail, 1), quantile)
+            return np.sqrt(total), np.where(few, 1.0, weight), least - 1
+        below = sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+        below = below + max(self.shared, 0) ** 2 / (self.units - 1)
+        df = np.maximum(np.divide(total**2, below, out=np.full(total.shape, np.inf), where=below > 0), least - 1)
+        return np.sqrt(total), np.ones(total.shape), np.where(few, 1.0, df)
+
+    def reach(self, tail: float, runs: Array | None = None) -> tuple[Array, Array]:
+        """Standard error, and how many of them lie on one side of the mean but for this tail."""
+        error, weight, df = self.mixed(runs)
+        return error, weight * stats.t.isf(tail, df) + (1 - weight) * stats.t.isf(tail, self.units - 1)
 
     def p(self, difference: float) -> float:
         """The two-sided p at which the interval would just reach 0."""
-        error, _ = self.reach(0.25)
+        error, weight, df = map(float, self.mixed())
         if not error:
             return float(difference == 0)
+        high, low = (float(stats.t.sf(abs(difference) / error, of)) for of in (df, self.units - 1))
+        if weight == 1 or high == low or not low:
+            return min(1.0, 2 * high)
 
-        def left(power: float) -> float:
-            return float(self.reach(0.5 * 10**power)[1]) - abs(difference) / float(error)
+        def beyond(power: float) -> float:
+            return float(self.reach(10**power)[1]) - abs(difference) / error
 
-        return float(10 ** optimize.brentq(left, -300, 0)) if left(-300) > 0 else 1e-300
+        ends = sorted([math.log10(low) - 1e-9, math.log10(high) + 1e-9])
+        return float(2 * 10 ** optimize.brentq(beyond, *ends))
 
 
 def crossed(sides: Sequence[tuple[Array, Array]], units: int) -> Spread:

@@ -249,7 +249,7 @@ def _splits(n: int, m: int, how: How) -> float:
 
 
 def _least(runs: Array) -> Array:
-    return np.array([2 / math.comb(2 * n, n) if n < 20 else 0.0 for n in runs.tolist()])
+    return np.array([2 / math.comb(2 * int(n), int(n)) if n < 20 else 0.0 for n in runs.tolist()])
 
 
 def welch(a: Scored, b: Scored, how: How) -> Finding:
