@@ -108,8 +108,7 @@ def _system(name: str, paths: Sequence[Path]) -> System:
 
 
 def _settings(run: Results) -> dict[str, Any]:
-    """The run's configuration, flat, but for what makes no other system; in paths the seed's number is a blank."""
-    seed = str((sidecar(run, "run.json") or {}).get("seed"))
+    """The run's configuration, flat, but for what makes no other system."""
 
     def flat(node: Any, at: str) -> Iterator[tuple[str, Any]]:
         if at in ASIDE or at.endswith(".mask_pattern"):
@@ -117,15 +116,22 @@ def _settings(run: Results) -> dict[str, Any]:
         for key, value in node.items() if isinstance(node, dict) else ():
             yield from flat(value, f"{at}.{key}".lstrip("."))
         if not isinstance(node, dict):
-            paths = "/" in str(node) or at.endswith("sources")
-            yield at, re.sub(rf"(?<!\d){seed}(?!\d)", "", str(node)) if paths else node
+            yield at, node
 
     return dict(flat(sidecar(run, "config.yaml") or {}, ""))
 
 
 def _differing(one: Results, other: Results) -> str:
+    """The settings in which two runs differ, but for the seed's number in a path, as of the sources of a merge."""
     a, b = _settings(one), _settings(other)
-    return ", ".join(sorted(key for key in {**a, **b} if a.get(key, ...) != b.get(key, ...))[:4])
+    seeds = [str((sidecar(run, "run.json") or {}).get("seed")) for run in (one, other)]
+
+    def same(key: str) -> bool:
+        x, y = a.get(key, ...), b.get(key, ...)
+        blank = [re.sub(rf"(?<!\d){seed}(?!\d)", "", str(value)) for seed, value in zip(seeds, (x, y), strict=True)]
+        return x == y or ("/" in f"{x}{y}" and blank[0] == blank[1])
+
+    return ", ".join(sorted(key for key in {**a, **b} if not same(key))[:4])
 
 
 def siblings(system: System) -> list[Results]:
