@@ -13,7 +13,7 @@ from outcomes import Array, Measure
 from scipy import optimize, stats
 
 POWER = 0.8
-MOST_RUNS = 10_000
+RUNS = np.unique(np.geomspace(2, 10_000, 400).round())  # that are looked at: each up to 40, then one in so many
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ def runs_needed(difference: float, spread: Spread, level: float, floor: Callable
 
     floor: the smallest p of so many runs, where it must come down to the level too.
     """
-    runs = np.arange(2.0, MOST_RUNS + 1)
-    found = detectable(spread, level, runs) <= abs(difference)
+    found = detectable(spread, level, RUNS) <= abs(difference)
     if floor is not None:
-        found &= floor(runs) <= level
-    return float(runs[found.argmax()]) if found.any() else math.inf
+        found &= floor(RUNS) <= level
+    return float(RUNS[found.argmax()]) if found.any() else math.inf

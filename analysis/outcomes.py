@@ -131,7 +131,7 @@ def _macro_f1(sums: Array) -> Array:
     return 2 * _ratio(right, size).mean(axis=-1)
 
 
-def _f1s(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
+def label_f1s(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
     """F1 of each label, their mean, and of all labels pooled, from (N, C) booleans."""
     right, size = (given & true).astype(float), given.astype(float) + true
     each = {f"f1_{name}": Measure(np.stack([right[:, i], size[:, i]], axis=1), _f1) for i, name in enumerate(names)}
@@ -140,7 +140,7 @@ def _f1s(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
 
 
 def _of_labels(outcome: Outcome) -> dict[str, Measure]:
-    return _f1s(outcome.scores >= outcome.thresholds, outcome.gold >= 0.5, outcome.names)
+    return label_f1s(outcome.scores >= outcome.thresholds, outcome.gold >= 0.5, outcome.names)
 
 
 def _right(given: Array, true: Array) -> Measure:
@@ -149,7 +149,7 @@ def _right(given: Array, true: Array) -> Measure:
 
 def _classes(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
     levels = np.arange(len(names))
-    return {"accuracy": _right(given, true), **_f1s(given[:, None] == levels, true[:, None] == levels, names)}
+    return {"accuracy": _right(given, true), **label_f1s(given[:, None] == levels, true[:, None] == levels, names)}
 
 
 def _of_classes(outcome: Outcome) -> dict[str, Measure]:
