@@ -57,8 +57,8 @@ class Outcome:
     def ordered(self, names: Sequence[str]) -> "Outcome":
         """The same, multilabel, with its labels in this order."""
         places = [self.names.index(name) for name in names]
-        columns = {"gold": self.gold[:, places], "scores": self.scores[:, places], "thresholds": self.thresholds[places]}
-        return replace(self, names=tuple(names), **columns)
+        gold, scores, thresholds = self.gold[:, places], self.scores[:, places], self.thresholds[places]
+        return replace(self, names=tuple(names), gold=gold, scores=scores, thresholds=thresholds)
 
     def check(self) -> None:
         """Raises ResultsError where a recomputed metric is not the one in results.csv: the two are of different tests."""
@@ -131,7 +131,7 @@ def _macro_f1(sums: Array) -> Array:
     return 2 * _ratio(right, size).mean(axis=-1)
 
 
-def _f1s(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
+def label_f1s(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
     """F1 of each label, their mean, and of all labels pooled, from (N, C) booleans."""
     right, size = (given & true).astype(float), given.astype(float) + true
     each = {f"f1_{name}": Measure(np.stack([right[:, i], size[:, i]], axis=1), _f1) for i, name in enumerate(names)}
@@ -140,7 +140,7 @@ def _f1s(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
 
 
 def _of_labels(outcome: Outcome) -> dict[str, Measure]:
-    return _f1s(outcome.scores >= outcome.thresholds, outcome.gold >= 0.5, outcome.names)
+    return label_f1s(outcome.scores >= outcome.thresholds, outcome.gold >= 0.5, outcome.names)
 
 
 def _right(given: Array, true: Array) -> Measure:
@@ -149,7 +149,7 @@ def _right(given: Array, true: Array) -> Measure:
 
 def _classes(given: Array, true: Array, names: Sequence[str]) -> dict[str, Measure]:
     levels = np.arange(len(names))
-    return {"accuracy": _right(given, true), **_f1s(given[:, None] == levels, true[:, None] == levels, names)}
+    return {"accuracy": _right(given, true), **label_f1s(given[:, None] == levels, true[:, None] == levels, names)}
 
 
 def _of_classes(outcome: Outcome) -> dict[str, Measure]:
@@ -228,7 +228,7 @@ def _pearson(sums: Array) -> Array:
 
 
 def _of_words(outcome: Outcome) -> dict[str, Measure]:
-    """As heads/tokens.py: f1 pools the words of all posts; the mean over posts is of those with a word marked or predicted."""
+    """As heads/tokens.py: f1 pools the words of all posts; its mean is over posts with a word marked or predicted."""
     counts = np.zeros((len(outcome.posts), 3))
     for i, (scores, gold) in enumerate(zip(outcome.scores, outcome.gold, strict=True)):
         given, true = (scores >= outcome.thresholds[0]) & (gold >= 0), gold > 0  # NaN, of a word without a token, is neither

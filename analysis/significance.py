@@ -7,13 +7,15 @@ can give, and what it would take to see more. scipy does the mathematics.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
-from intervals import Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed
+from intervals import POWER, Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed
 from outcomes import Array
 from resampling import swapped
 from scipy import stats
+from stochastic_order import net_distance_p, upper_bound
 
 
 class Cannot(Exception):
@@ -32,7 +34,7 @@ class How(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A comparison. floor: the smallest p that can come out. error: of the difference, with its degrees of freedom.
+    """A comparison. floor: the smallest p that can come out. error: of the difference; df: what runs (or posts) leave free.
 
     detectable: the difference that is found with a power of 80 %. needed: runs a side to find the one seen with that power;
     inf where no number would do, None where one run cannot say. effect: the name of the effect size, then its size.
@@ -78,17 +80,23 @@ def _several(a: Scored, b: Scored) -> None:
         raise Cannot("is over seeds, and one system has one run: one seed says nothing of others")
 
 
-def _by_t(a: Scored, b: Scored, how: How, spread: Spread, **given: object) -> Finding:
-    """A finding whose interval and, where none is given, p are Student's."""
-    difference, (variance, df) = _difference(a, b), spread.at()
-    error = math.sqrt(variance)
-    reach = float(stats.t.ppf(1 - how.alpha / 2, df)) * error
+def _by_t(a: Scored, b: Scored, how: How, spread: Spread, **given: Any) -> Finding:
+    """A finding whose interval is Student's, and p and the rest, where they are not given."""
+    difference, (error, quantile) = _difference(a, b), spread.reach(how.alpha / 2)
     if not error and difference:
         raise Cannot("has no error to measure the difference by: the runs of each system gave one and the same value")
-    p = float(2 * stats.t.sf(abs(difference) / error, df)) if error else 1.0
-    least = {"p": p, "floor": 0.0, "effect": _hedges(a, b), "needed": runs_needed(difference, spread, how.level)}
-    ends = {"low": difference - reach, "high": difference + reach, "error": error, "df": float(df)}
-    return Finding(difference, detectable=detectable(error, float(df), how.level), **{**ends, **least, **given})  # type: ignore[arg-type]
+    found = {
+        "p": spread.p(difference),
+        "floor": 0.0,
+        "effect": _hedges(a, b),
+        "needed": runs_needed(difference, spread, how.level),
+        "low": difference - float(error * quantile),
+        "high": difference + float(error * quantile),
+        "error": float(error),
+        "df": sum(n - 1 for _, n in spread.of_runs),
+        "detectable": float(detectable(spread, how.level)),
+    }
+    return Finding(difference, **{**found, **given})
 
 
 def _of_seeds(a: Scored, b: Scored, *, paired: bool) -> Spread:
@@ -104,11 +112,13 @@ def hierarchical(a: Scored, b: Scored, how: How) -> Finding:
     """
     _several(a, b)
     draws_a, draws_b = _draws(a, b)
-    if how.paired:
-        sides = [(_pairs(a, b), draws_b - draws_a)]
-    else:
-        sides = [(b.values, draws_b), (-a.values, -draws_a)]
-    return _by_t(a, b, how, crossed(sides, a.units))
+    pairs = [(_pairs(a, b), draws_b - draws_a)] if how.paired else [(b.values, draws_b), (-a.values, -draws_a)]
+    return _by_t(a, b, how, crossed(pairs, a.units))
+
+
+def _detectable(error: float, units: int, level: float) -> float:
+    """The same over posts alone."""
+    return float(stats.t.isf(level / 2, units - 1) + stats.t.isf(1 - POWER, units - 1)) * error
 
 
 def _draws(a: Scored, b: Scored) -> tuple[Array, Array]:
@@ -138,7 +148,7 @@ def paired_bootstrap(a: Scored, b: Scored, how: How) -> Finding:
         floor=expanded(1 / (n + 1), units),
         error=error,
         df=units - 1,
-        detectable=detectable(error, units - 1, how.level),
+        detectable=_detectable(error, units, how.level),
         effect=("d", difference / (error * math.sqrt(units)) if error else math.nan),
     )
 
@@ -184,7 +194,7 @@ def mcnemar(a: Scored, b: Scored, how: How) -> Finding:
         floor=min(1.0, 2 * 0.5 ** (gained + lost)),
         error=error,
         df=posts - 1,
-        detectable=detectable(error, posts - 1, how.level),
+        detectable=_detectable(error, posts, how.level),
         effect=("odds", gained / lost if lost else math.inf if gained else math.nan),
         notes=[f"{gained} posts right in {{b}} alone, {lost} in {{a}} alone"],
     )
@@ -239,11 +249,11 @@ def _splits(n: int, m: int, how: How) -> float:
 
 
 def _least(runs: Array) -> Array:
-    return np.array([2 / math.comb(2 * n, n) if n < 20 else 0.0 for n in runs.tolist()])
+    return np.array([2 / math.comb(2 * int(n), int(n)) if n < 20 else 0.0 for n in runs.tolist()])
 
 
 def welch(a: Scored, b: Scored, how: How) -> Finding:
-    """Seeds alone, unrelated: Welch's t-test (1947), with a check of normality (Shapiro and Wilk 1965) from three runs on."""
+    """Seeds alone, unrelated: Welch's t-test (1947), and from three runs on a check of normality (Shapiro and Wilk 1965)."""
     _several(a, b)
     doubts = []
     for side, name in ((a, "{a}"), (b, "{b}")):
@@ -253,53 +263,28 @@ def welch(a: Scored, b: Scored, how: How) -> Finding:
 
 
 def aso(a: Scored, b: Scored, how: How) -> Finding:
-    """Seeds alone, unrelated: almost stochastic order (del Barrio et al. 2018, arXiv:1705.01788; Dror et al. 2019, P19-1266).
+    """Seeds alone, unrelated: almost stochastic order (del Barrio et al. 2018, arXiv:1705.01788; Dror et al. 2019).
 
-    Effect: ε_min, the upper bound at 1 - α of the share ε of the squared distance of quantile functions in which the better
-    one is the lower: below .5 it is almost stochastically greater. p: of the signed squared distance, ε's parts subtracted,
-    when runs are dealt out anew. ε_min below .5 alone is no test at few seeds: the smaller of n ordered runs are in order by
-    chance, ε = 0, in 2/(n + 1) of all deals.
+    Effect: ε_min, below .5 where the better is almost stochastically the greater. That alone is no test at few seeds: n
+    runs a side are in order at every quantile, ε = 0, in 2/(n + 1) of all deals of the same runs. So p is of the signed
+    squared distance that ε divides, when the runs are dealt out anew.
     """
     _several(a, b)
-    good = [(-1 if a.lower else 1) * side.values for side in (a, b)]
-    x, y = sorted(good, key=lambda values: -float(values.mean()))  # the better one first
-    n, m, draw = len(x), len(y), np.random.default_rng(how.seed)
-
-    def net(one: Array, other: Array, axis: int = -1) -> Array:
-        above, below = _distances(np.moveaxis(one, axis, -1), np.moveaxis(other, axis, -1))
-        return above - below
-
-    found = stats.permutation_test((x, y), net, n_resamples=how.resamples, vectorized=True, rng=draw)
-    again = [draw.choice(side, (1000, len(side))) for side in (x, y)]
-    scale = math.sqrt(n * m / (n + m))
-    deviation = float((scale * (_violation(*again) - _violation(x, y))).std())
-    bound = float(_violation(x, y)) - deviation / scale * float(stats.norm.ppf(how.alpha))
+    sides = [(-1 if a.lower else 1) * side.values for side in (a, b)]
+    better, worse = sorted(sides, key=lambda values: -float(values.mean()))
+    draw = np.random.default_rng(how.seed)
+    bound = upper_bound(better, worse, how.alpha, draw)
     return _by_t(
         a,
         b,
         how,
         _of_seeds(a, b, paired=False),
-        p=float(found.pvalue),
-        floor=_splits(n, m, how),
-        effect=("ε", min(1.0, max(0.0, bound))),
+        p=net_distance_p(better, worse, how.resamples, draw),
+        floor=_splits(len(better), len(worse), how),
+        effect=("ε", bound),
         needed=runs_needed(_difference(a, b), _of_seeds(a, b, paired=False), how.level, _least),
+        notes=[] if bound < 0.5 else [f"the order is not even almost stochastic, ε_min = {bound:.2f}"],
     )
-
-
-def _distances(x: Array, y: Array) -> tuple[Array, Array]:
-    """∫ (F⁻¹ - G⁻¹)² over where F⁻¹ is the greater, and over where it is the lower; runs are on the last axis."""
-    n, m = x.shape[-1], y.shape[-1]
-    ends = np.unique(np.concatenate([np.arange(n + 1) / n, np.arange(m + 1) / m]).round(12))
-    middles = (ends[1:] + ends[:-1]) / 2
-    above = np.sort(x, axis=-1)[..., (middles * n).astype(int)] - np.sort(y, axis=-1)[..., (middles * m).astype(int)]
-    squares = above**2 * np.diff(ends)
-    return (squares * (above > 0)).sum(axis=-1), (squares * (above < 0)).sum(axis=-1)
-
-
-def _violation(x: Array, y: Array) -> Array:
-    """ε: the share of the squared distance in which x is the lower; a half where there is none."""
-    above, below = _distances(x, y)
-    return np.divide(below, above + below, out=np.full(np.shape(above), 0.5), where=above + below > 0)
 
 
 TESTS: Mapping[str, Callable[[Scored, Scored, How], Finding]] = {
@@ -335,15 +320,13 @@ def letters(means: Sequence[float], differs: Callable[[int, int], bool]) -> list
     >>> letters([0.7, 0.6, 0.5], lambda i, j: {i, j} == {0, 2})
     ['a', 'ab', 'b']
     """
-    columns = [set(range(len(means)))]
-    for i in range(len(means)):
-        for j in range(i):
-            if differs(i, j):
-                split = [column - {of} for column in columns if {i, j} <= column for of in (i, j)]
-                columns = [column for column in columns if not {i, j} <= column] + split
-                columns = [
-                    c for k, c in enumerate(columns) if not any(c < d or (c == d and k > at) for at, d in enumerate(columns))
-                ]
-    rank = sorted(range(len(means)), key=lambda i: -means[i])
-    columns.sort(key=lambda column: [rank.index(i) for i in sorted(column, key=rank.index)])
-    return ["".join(chr(ord("a") + k) for k, column in enumerate(columns) if i in column) for i in range(len(means))]
+    order = sorted(range(len(means)), key=lambda i: -means[i])
+    columns = {frozenset(order)}
+    for i, j in combinations(order, 2):
+        if differs(i, j):
+            split = {column - {of} for column in columns for of in (i, j)}  # of one that lacks either, the rest is absorbed
+            whole = {column for column in columns | split if not {i, j} <= column}
+            columns = {column for column in whole if not any(column < other for other in whole)}
+    ordered = sorted(columns, key=lambda column: sorted(map(order.index, column)))
+    names = [chr(ord("a") + k) if k < 26 else f"({k})" for k in range(len(ordered))]
+    return ["".join(name for name, column in zip(names, ordered, strict=True) if i in column) for i in range(len(means))]

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,17 @@ from partition_f1 import check_complete, check_same_posts
 from results import Results, ResultsError, find_results, mask_pattern, note, read_results, sidecar, testing_line
 
 # Of a configuration, what makes no other system: where it lies, and with what it was computed.
-ASIDE = ("seed", "save_path", "load_path", "action", "overwrite", "predict", "export", "logger", "launcher", "trainer", "data.dir",
-         "data.cache", "data.workers", "choices.logger", "choices.launcher", "choices.experiment")  # fmt: skip
+WHERE = {"seed", "save_path", "load_path", "action", "overwrite", "predict", "export", "logger", "launcher"}
+ASIDE = {
+    *WHERE,
+    "data.dir",
+    "data.cache",
+    "data.workers",
+    "trainer.progress",
+    "choices.logger",
+    "choices.launcher",
+    "choices.experiment",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class System:
 def find_systems(patterns: Sequence[str], names: Sequence[str] | None) -> list[System]:
     """The systems in the order given, by name. Raises ResultsError where they are no two, or a run is in two of them."""
     if len(patterns) < 2:
-        raise ResultsError(f"{len(patterns)} system given; expected two or more, the first the baseline: compare.py A B ...")
+        raise ResultsError("one system given; expected two or more, the first the baseline: compare.py A B --metric ...")
     names = names or distinguishing(patterns)
     if len(names) != len(patterns):
         raise ResultsError(
@@ -67,14 +77,16 @@ def distinguishing(patterns: Sequence[str]) -> list[str]:
     (['lora', 'full'], ['lora', 'lora_r8'])
     """
     words = [re.findall(r"[^/_*?.-]+|[/_*?.-]+", pattern.rstrip("/")) for pattern in patterns]
-    first = len(os.path.commonprefix(words))
-    last = len(os.path.commonprefix([word[: first - 1 if first else None : -1] for word in words]))
-    while first and any(len(word) - last <= first for word in words):
-        first -= 1
-    return [
-        "".join(word[first : len(word) - last]).strip("/_*?.-") or pattern
-        for word, pattern in zip(words, patterns, strict=True)
-    ]
+    first = min(_alike(words), min(map(len, words)) - 1)
+    rest = [word[first:] for word in words]
+    last = min(_alike([word[::-1] for word in rest]), min(map(len, rest)) - 1)
+    kept = ("".join(word[: len(word) - last]).strip("/_*?.-") for word in rest)
+    return [name or pattern for name, pattern in zip(kept, patterns, strict=True)]
+
+
+def _alike(words: Sequence[Sequence[str]]) -> int:
+    """How many words all begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
 
 
 def _system(name: str, paths: Sequence[Path]) -> System:
@@ -89,15 +101,14 @@ def _system(name: str, paths: Sequence[Path]) -> System:
     for other in others:
         if differing := _differing(first, other):
             raise ResultsError(
-                f"{first.path.parent} and {other.path.parent} are of one system, {name}, but differ in {differing}; runs of a "
-                "system differ by seed alone: give each system its own glob"
+                f"{first.path.parent} and {other.path.parent} are of one system, {name}, but differ in {differing}; runs of "
+                "one system differ by seed alone: give each system its own glob"
             )
     return system
 
 
 def _settings(run: Results) -> dict[str, Any]:
-    """The run's configuration, flat, but for what makes no other system; in paths the seed's number is a blank."""
-    seed = str((sidecar(run, "run.json") or {}).get("seed"))
+    """The run's configuration, flat, but for what makes no other system."""
 
     def flat(node: Any, at: str) -> Iterator[tuple[str, Any]]:
         if at in ASIDE or at.endswith(".mask_pattern"):
@@ -105,15 +116,22 @@ def _settings(run: Results) -> dict[str, Any]:
         for key, value in node.items() if isinstance(node, dict) else ():
             yield from flat(value, f"{at}.{key}".lstrip("."))
         if not isinstance(node, dict):
-            paths = "/" in str(node) or at.endswith("sources")
-            yield at, re.sub(rf"(?<!\d){seed}(?!\d)", "", str(node)) if paths else node
+            yield at, node
 
     return dict(flat(sidecar(run, "config.yaml") or {}, ""))
 
 
 def _differing(one: Results, other: Results) -> str:
+    """The settings in which two runs differ, but for the seed's number in a path, as of the sources of a merge."""
     a, b = _settings(one), _settings(other)
-    return ", ".join(sorted(key for key in {**a, **b} if a.get(key, ...) != b.get(key, ...))[:4])
+    seeds = [str((sidecar(run, "run.json") or {}).get("seed")) for run in (one, other)]
+
+    def same(key: str) -> bool:
+        x, y = a.get(key, ...), b.get(key, ...)
+        blank = [re.sub(rf"(?<!\d){seed}(?!\d)", "", str(value)) for seed, value in zip(seeds, (x, y), strict=True)]
+        return x == y or ("/" in f"{x}{y}" and blank[0] == blank[1])
+
+    return ", ".join(sorted(key for key in {**a, **b} if not same(key))[:4])
 
 
 def siblings(system: System) -> list[Results]:
@@ -145,7 +163,7 @@ def siblings(system: System) -> list[Results]:
 
 
 def outcomes(system: System, task: str) -> list[Outcome]:
-    """What the system said of the posts, a seed each. Raises ResultsError where a seed's runs are no one cut of the labels."""
+    """What the system said of the posts, a seed each. Raises ResultsError where runs of a seed are no cut of the labels."""
     return [_joined(system, seed, [read_outcome(run, task) for run in runs]) for seed, runs in system.runs.items()]
 
 
@@ -161,16 +179,15 @@ def _joined(system: System, seed: int, parts: Sequence[Outcome]) -> Outcome:
     labels = [name for part in parts for name in part.names]
     if any(mask_pattern(run, task) in (None, "1 1") for run in runs) or len(set(labels)) < len(labels):
         raise ResultsError(
-            f"{system.name}: {where} are all of seed {seed}; expected one run of each seed, or parts whose labels are disjoint"
+            f"{system.name}: {where} are all of seed {seed}; expected a run a seed, or parts whose labels are disjoint"
         )
     check_complete(task, runs)
     check_same_posts(task, runs)
     for part in parts[1:]:
         same_posts(first, part, gold=False)
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in ("gold", "scores", "thresholds")
-    }
-    return replace(first, names=tuple(labels), **columns).ordered(sorted(labels))
+    gold, scores = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("gold", "scores"))
+    thresholds = np.concatenate([part.thresholds for part in parts])
+    return replace(first, names=tuple(labels), gold=gold, scores=scores, thresholds=thresholds).ordered(sorted(labels))
 
 
 def same_posts(one: Outcome, other: Outcome, *, gold: bool = True) -> None:
@@ -179,12 +196,12 @@ def same_posts(one: Outcome, other: Outcome, *, gold: bool = True) -> None:
     if one.posts != other.posts:
         alone = sorted({*one.posts} ^ {*other.posts})
         raise ResultsError(
-            f"{where} were tested on different posts: {len(one.posts)} and {len(other.posts)}, {len(alone)} in one alone, as "
-            f"{alone[0]}; test both on the same, as {testing_line(other.run)}"
+            f"{where} were tested on different posts: {len(one.posts)} and {len(other.posts)}, {len(alone)} in one alone, "
+            f"as {alone[0]}; test both on the same, as {testing_line(other.run)}"
         )
     if gold and (one.kind, one.names) != (other.kind, other.names):
         raise ResultsError(
-            f"{where} know different labels of {one.task!r}: {', '.join(one.names)}; {', '.join(other.names)}"
+            f"{where} know different labels of {one.task!r}: {', '.join(one.names)} and {', '.join(other.names)}"
         )
     same = (np.array_equal(x, y, equal_nan=True) for x, y in zip(one.gold, other.gold, strict=True))
     if gold and not all(same):
@@ -194,7 +211,10 @@ def same_posts(one: Outcome, other: Outcome, *, gold: bool = True) -> None:
 
 
 def comparable(systems: Sequence[System], task: str, *, leaked: bool) -> dict[str, list[Outcome]]:
-    """What each system said, a seed each, labels in one order. Raises ResultsError where runs saw other data, leaks, or are copies."""
+    """What each system said, a seed each, labels in one order.
+
+    Raises ResultsError where runs saw other posts, annotations or splits, learned from test posts, or are copies.
+    """
     said = {system.name: outcomes(system, task) for system in systems}
     base, marks = said[systems[0].name][0], {}
     aligned: dict[str, list[Outcome]] = {}
@@ -218,11 +238,9 @@ def comparable(systems: Sequence[System], task: str, *, leaked: bool) -> dict[st
                     "compared with itself or its copy"
                 )
     if len(set(marks.values())) > 1:
-        first = next(iter(marks))
-        other = next(folder for folder, mark in marks.items() if mark != marks[first])
-        raise ResultsError(
-            f"{first} and {other} saw other splits: the fingerprints of {task!r} in run.json differ; test both on one"
-        )
+        one = next(iter(marks))
+        another = next(folder for folder, mark in marks.items() if mark != marks[one])
+        raise ResultsError(f"{one} and {another} saw other splits: the fingerprints of {task!r} in run.json differ")
     for system in systems:
         for run in system.each():
             _check_leaks(run, system.name, leaked=leaked)

@@ -1,4 +1,4 @@
-"""Invented runs as a test leaves them: predictions.parquet, labels.json, run.json, config.yaml, and the rows of results.csv."""
+"""Invented runs as a test leaves them: predictions.parquet, labels.json, run.json, config.yaml and results.csv."""
 
 import json
 from collections.abc import Sequence
@@ -63,5 +63,5 @@ def system(folder: Path, name: str, accuracies: Sequence[float], *, posts: int =
         draw = np.random.default_rng([sum(map(ord, name)), seed])
         gold, scores = classes(posts, accuracy, draw)
         right = float((scores.argmax(axis=1) == gold[:, 0]).mean())
-        save(folder / f"{name}_{seed}", gold, scores, seed=seed, rows={"test_label_accuracy": right, "test_label_ece": 1 - right},
-             config={"method": {"name": name}})  # fmt: skip
+        rows = {"test_label_accuracy": right, "test_label_ece": 1 - right}
+        save(folder / f"{name}_{seed}", gold, scores, seed=seed, rows=rows, config={"method": {"name": name}})
