@@ -18,7 +18,8 @@ from statistics import fmean
 
 from pyarrow import parquet
 from results import Results, ResultsError, chosen, find_results, note, read_results, sidecar, testing_line
-from table import Table, add_output_options, averaged, run_names
+from summaries import averaged
+from table import Table, add_output_options, run_names
 
 EXAMPLES = """examples:
   uv run analysis/functional_tests.py adapters/hatecheck --posts data/hatecheck/test_suite_cases.csv
@@ -77,8 +78,10 @@ def again(run: Results) -> str:
     return testing_line(run) if sidecar(run, "config.yaml") else "the command with action=test that made it, once more"
 
 
-def read_groups(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[str]]:
+def read_groups(path: Path, key: str, columns: Sequence[str], option: str = "--by") -> dict[str, list[str]]:
     """The ids of the posts in each group, by COLUMN=VALUE, in the order of the columns and of the file.
+
+    option: the one that columns are asked for by.
 
     Raises ResultsError, with file and line, where the file is not a CSV with these columns and one row a post.
     """
@@ -93,7 +96,7 @@ def read_groups(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[
         reader = csv.DictReader(file, strict=True)
         try:
             known = reader.fieldnames or []
-            for option, name in (("--id", key), *(("--by", column) for column in columns)):
+            for option, name in (("--id", key), *((option, column) for column in columns)):
                 if name not in known:
                     raise ResultsError(
                         f"{path} has no column {name!r}; type {option} with one of {', '.join(filter(None, known))}"
@@ -200,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hatecheck = ["functionality", "target_ident", "label_gold"]
     parser.add_argument("--by", nargs="+", default=hatecheck, metavar="COLUMN", help=f"default: {' '.join(hatecheck)}")
     parser.add_argument("--task", help="needed where a run has several")
-    parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, in the order of the runs")
+    parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, one a run or one a glob")
     parser.add_argument("--mean", action="store_true", help="one column for runs of one name: mean ± standard deviation")
     parser.add_argument("--published", action="store_true", help="beside the rows that HateCheck's paper has of all cases")
     parser.add_argument("--interval", action="store_true", help="behind each column its 95 %% interval, of one run a column")
@@ -208,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         paths = find_results(args.runs)
-        names = run_names(args.name, paths)
+        names = run_names(args.name, args.runs, paths)
         runs = [read_results(path) for path in paths]
         inputs = [*paths]
         if args.posts is None:

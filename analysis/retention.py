@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from partition_f1 import Counts, check_same_posts, multilabel_tasks, pool, read_counts, read_parts
 from results import Results, ResultsError, find_results, note, read_results, sidecar, testing_line
-from table import Table, add_output_options, averaged
+from summaries import averaged
+from table import Table, add_output_options
 
 EXAMPLES = """examples:
   uv run analysis/retention.py --merged adapters/small/lora16/target_merge --parts "adapters/small/lora16/target_part_*" \\

@@ -1,6 +1,7 @@
 """Runs side by side: which rows and columns there are, and the four formats."""
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from results import read_results
+from scipy import stats
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -246,3 +248,54 @@ def test_output_takes_its_format_from_the_name(run: Run, runs: None, tmp_path: P
     assert (code, out) == (0, "")
     assert (tmp_path / "new" / name).read_text().startswith(first)
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+
+
+# Means over seeds
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> None:
+    """Three systems of five seeds: two that one cannot tell apart, and one that is far below, with their settings."""
+    for name, centre, method in (("a", 0.70, "ah_lora16"), ("b", 0.71, "full"), ("c", 0.50, "full")):
+        for seed, off in enumerate((-0.02, -0.01, 0.0, 0.01, 0.02)):
+            save(tmp_path / f"{name}_{seed}" / "results.csv", {"test_x_f1": centre + off, "test_x_loss": 1 - centre + off})
+            config = {"choices": {"method": method}, "seed": seed, "save_path": f"{name}_{seed}", "weighting": {"k": 1}}
+            config |= {"method": {"rank": 16 if method != "full" else None}, "optimization": {"epochs": 4 + (name == "c")}}
+            (tmp_path / f"{name}_{seed}" / "config.yaml").write_text(json.dumps(config))
+
+
+THREE = ("a_?", "b_?", "c_?", "--name", "a", "b", "c")
+
+
+def test_a_mean_stands_with_its_interval_and_what_is_within_noise_of_the_best(run: Run, seeds: None) -> None:
+    code, out, _ = run(*THREE, "--interval", "--letters", "--best")
+    half = stats.t.ppf(0.975, 4) * stats.sem([-0.02, -0.01, 0.0, 0.01, 0.02])
+    assert code == 0 and f"{half:.3f}" == "0.020"
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
+    assert cells[2] == ["test_x_f1", "*0.700 ± 0.020 a*", "*0.710 ± 0.020 a*", "0.500 ± 0.020 b"]
+    assert [cell[0] == "*" for cell in cells[3][1:]] == [True, True, False]  # less of a loss is better
+
+
+def test_one_seed_differs_from_nothing(run: Run, seeds: None) -> None:
+    _, out, _ = run("a_0", "c_0", "--letters", "--metric", "test_x_f1")
+    assert out.splitlines()[2] == "| test_x_f1 | 0.680 a | 0.480 a |"
+
+
+def test_settings_that_differ_are_columns(run: Run, seeds: None) -> None:
+    _, out, _ = run(*THREE, "--mean", "--settings", "--transpose", "--metric", "test_x_f1")
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if "-+-" not in line] == [
+        ["metric", "method", "optimization.epochs", "test_x_f1"],
+        ["a", "ah_lora16", "4", "0.700 ± 0.016"],
+        ["b", "full", "4", "0.710 ± 0.016"],
+        ["c", "full", "5", "0.500 ± 0.016"],
+    ]
+    _, out, _ = run("a_0", "c_0", "--settings", "--transpose", "--metric", "test_x_f1", "--format", "csv")
+    assert out.splitlines()[:2] == ["metric,method,optimization.epochs,test_x_f1", "a_0,ah_lora16,4,0.6799999999999999"]
+
+
+def test_what_stands_in_a_cell_is_apart_in_json_and_csv(run: Run, seeds: None) -> None:
+    (row,) = json.loads(run(*THREE, "--interval", "--letters", "--metric", "test_x_f1", "--format", "json")[1])
+    assert row["a"] == pytest.approx(0.7) and row["a ± 95 %"] == pytest.approx(0.0196, abs=1e-4)
+    assert [row[f"{name} letters"] for name in "abc"] == ["a", "a", "b"]
+    head = run(*THREE, "--interval", "--letters", "--format", "csv")[1].splitlines()[0]
+    assert head == "metric,a,b,c,a ± 95 %,b ± 95 %,c ± 95 %,a letters,b letters,c letters"

@@ -1,0 +1,332 @@
+"""Tests whether one system is better than another: over posts, over seeds, over both; intervals, power, many comparisons.
+
+Every test gives a Finding: the difference of means (b less a), its interval, p, the smallest p that this many runs or posts
+can give, and what it would take to see more. scipy does the mathematics.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from intervals import POWER, Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed
+from outcomes import Array
+from resampling import swapped
+from scipy import stats
+from stochastic_order import net_distance_p, upper_bound
+
+
+class Cannot(Exception):
+    """A test that these runs cannot be put to, and why."""
+
+
+class How(NamedTuple):
+    """How to test. level: α of one comparison of several at Holm's first step, which power is computed for."""
+
+    alpha: float
+    level: float
+    resamples: int
+    seed: int
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A comparison. floor: the smallest p that can come out. error: of the difference; df: what runs (or posts) leave free.
+
+    detectable: the difference that is found with a power of 80 %. needed: runs a side to find the one seen with that power;
+    inf where no number would do, None where one run cannot say. effect: the name of the effect size, then its size.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    floor: float
+    error: float
+    df: float
+    detectable: float
+    effect: tuple[str, float]
+    needed: float | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def _hedges(a: Scored, b: Scored) -> tuple[str, float]:
+    """Hedges' g: the difference in standard deviations over seeds, less its bias at few."""
+    n = len(a.values) + len(b.values) - 2
+    pooled = (a.values.var(ddof=1) * (len(a.values) - 1) + b.values.var(ddof=1) * (len(b.values) - 1)) / n
+    return "g", (1 - 3 / (4 * n - 1)) * _difference(a, b) / math.sqrt(pooled) if pooled else math.nan
+
+
+def _difference(a: Scored, b: Scored) -> float:
+    return float(b.values.mean() - a.values.mean())
+
+
+def _pairs(a: Scored, b: Scored) -> Array:
+    """Differences of runs of one seed, (n,)."""
+    if sorted(a.seeds) != sorted(b.seeds):
+        raise Cannot(f"pairs runs of one seed, but one system has seeds {_list(a.seeds)}, the other {_list(b.seeds)}")
+    return b.values - a.values
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _several(a: Scored, b: Scored) -> None:
+    if min(len(a.values), len(b.values)) < 2:
+        raise Cannot("is over seeds, and one system has one run: one seed says nothing of others")
+
+
+def _by_t(a: Scored, b: Scored, how: How, spread: Spread, **given: Any) -> Finding:
+    """A finding whose interval is Student's, and p and the rest, where they are not given."""
+    difference, (error, quantile) = _difference(a, b), spread.reach(how.alpha / 2)
+    if not error and difference:
+        raise Cannot("has no error to measure the difference by: the runs of each system gave one and the same value")
+    found = {
+        "p": spread.p(difference),
+        "floor": 0.0,
+        "effect": _hedges(a, b),
+        "needed": runs_needed(difference, spread, how.level),
+        "low": difference - float(error * quantile),
+        "high": difference + float(error * quantile),
+        "error": float(error),
+        "df": sum(n - 1 for _, n in spread.of_runs),
+        "detectable": float(detectable(spread, how.level)),
+    }
+    return Finding(difference, **{**found, **given})
+
+
+def _of_seeds(a: Scored, b: Scored, *, paired: bool) -> Spread:
+    if paired:
+        return Spread([(float(_pairs(a, b).var(ddof=1)), len(a.values))], 0.0, math.inf)
+    return Spread([(float(side.values.var(ddof=1)), len(side.values)) for side in (a, b)], 0.0, math.inf)
+
+
+def hierarchical(a: Scored, b: Scored, how: How) -> Finding:
+    """Seeds × posts: posts are drawn (bootstrap), seeds enter by their variance and Student's t; see `crossed`.
+
+    paired: runs of one seed are subtracted first, right whatever they share; else seeds are taken as unrelated.
+    """
+    _several(a, b)
+    draws_a, draws_b = _draws(a, b)
+    pairs = [(_pairs(a, b), draws_b - draws_a)] if how.paired else [(b.values, draws_b), (-a.values, -draws_a)]
+    return _by_t(a, b, how, crossed(pairs, a.units))
+
+
+def _detectable(error: float, units: int, level: float) -> float:
+    """The same over posts alone."""
+    return float(stats.t.isf(level / 2, units - 1) + stats.t.isf(1 - POWER, units - 1)) * error
+
+
+def _draws(a: Scored, b: Scored) -> tuple[Array, Array]:
+    if a.draws is None or b.draws is None:
+        raise Cannot("is over posts, and this metric cannot be recomputed from predictions.parquet")
+    if a.units < 2:
+        raise Cannot("needs two groups of posts or more")
+    return a.draws, b.draws
+
+
+def paired_bootstrap(a: Scored, b: Scored, how: How) -> Finding:
+    """Posts alone, these runs as they are: share of draws in which the sign turns (Efron, Tibshirani 1993; Koehn 2004).
+
+    Expanded percentiles (see `percentiles`), p by inverting them. Where groups of posts are drawn: the cluster bootstrap.
+    """
+    draws_a, draws_b = _draws(a, b)
+    draws, units, n = draws_b.mean(axis=1) - draws_a.mean(axis=1), a.units, len(draws_a)
+    error = float(draws.std(ddof=1)) * math.sqrt(units / (units - 1))
+    low, high = percentiles(draws, units, how.alpha)
+    beyond = min((draws <= 0).sum(), (draws >= 0).sum())
+    difference = _difference(a, b)
+    return Finding(
+        difference,
+        low,
+        high,
+        p=expanded((1 + beyond) / (n + 1), units),
+        floor=expanded(1 / (n + 1), units),
+        error=error,
+        df=units - 1,
+        detectable=_detectable(error, units, how.level),
+        effect=("d", difference / (error * math.sqrt(units)) if error else math.nan),
+    )
+
+
+def permutation(a: Scored, b: Scored, how: How) -> Finding:
+    """Posts alone: how often the difference is as great when the systems change sides at random posts (Noreen 1989).
+
+    Its interval, which permutations do not give, is the bootstrap's.
+    """
+    boot = paired_bootstrap(a, b, how)
+    if len(a.values) != len(b.values):
+        raise Cannot(f"changes the sides of runs, and needs as many in each, given {len(a.values)} and {len(b.values)}")
+    moved = swapped(a.measures, b.measures, how.resamples, how.seed)
+    as_great = int((np.abs(moved) >= abs(boot.difference) - 1e-12).sum())
+    every = a.units < 60 and 2**a.units <= how.resamples
+    p = as_great / len(moved) if every else (1 + as_great) / (len(moved) + 1)
+    floor = 2 / 2**a.units if every else max(1 / (len(moved) + 1), 2.0 ** (1 - a.units))
+    return Finding(**{**vars(boot), "p": p, "floor": floor})
+
+
+def mcnemar(a: Scored, b: Scored, how: How) -> Finding:
+    """Posts that one run alone gets right: McNemar's exact test (1947), for accuracy of one run a side.
+
+    Interval: Bonett and Price (2012, doi:10.1177/0962280209354554), adjusted Wald. Effect: odds of the discordant posts.
+    """
+    _draws(a, b)
+    if len(a.values) > 1 or len(b.values) > 1:
+        raise Cannot("compares one run with one run; give one each, or leave --test out")
+    right = [side.measures[0].indicators for side in (a, b)]
+    if right[0].shape[1] != 2 or not all(np.isin(each[:, 0], (0, 1)).all() and (each[:, 1] == 1).all() for each in right):
+        raise Cannot("is for accuracy over posts that no group joins")
+    first, second, posts = right[0][:, 0] > 0, right[1][:, 0] > 0, len(right[0])
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    p = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    up, down = (gained + 1) / (posts + 2), (lost + 1) / (posts + 2)
+    error = math.sqrt((up + down - (up - down) ** 2) / (posts + 2))
+    reach = float(stats.norm.ppf(1 - how.alpha / 2)) * error
+    return Finding(
+        _difference(a, b),
+        up - down - reach,
+        up - down + reach,
+        p,
+        floor=min(1.0, 2 * 0.5 ** (gained + lost)),
+        error=error,
+        df=posts - 1,
+        detectable=_detectable(error, posts, how.level),
+        effect=("odds", gained / lost if lost else math.inf if gained else math.nan),
+        notes=[f"{gained} posts right in {{b}} alone, {lost} in {{a}} alone"],
+    )
+
+
+def wilcoxon(a: Scored, b: Scored, how: How) -> Finding:
+    """Seeds alone, pairs of one seed: Wilcoxon's signed ranks (1945), exact, with ties, where 2^n ≤ resamples.
+
+    Interval, detectable difference and runs needed are those of the paired t-test. Effect: matched-pairs rank-biserial.
+    """
+    _several(a, b)
+    changed = _pairs(a, b)[_pairs(a, b) != 0]
+    ranks = stats.rankdata(np.abs(changed))
+    exact = stats.PermutationMethod(n_resamples=how.resamples, rng=np.random.default_rng(how.seed))
+    return _by_t(
+        a,
+        b,
+        how,
+        _of_seeds(a, b, paired=True),
+        p=float(stats.wilcoxon(changed, method=exact).pvalue) if len(changed) else 1.0,
+        floor=min(1.0, max(2.0 ** (1 - len(changed)), 0 if 2 ** len(changed) <= how.resamples else 2 / (how.resamples + 1))),
+        effect=("r", float((ranks * np.sign(changed)).sum() / ranks.sum()) if len(changed) else 0.0),
+        needed=runs_needed(
+            _difference(a, b), _of_seeds(a, b, paired=True), how.level, lambda n: 2.0 ** (1 - np.asarray(n, float))
+        ),
+    )
+
+
+def mann_whitney(a: Scored, b: Scored, how: How) -> Finding:
+    """Seeds alone, unrelated: Mann and Whitney's U (1947), exact, with ties, where resamples allow. Effect: Cliff's δ.
+
+    Interval, detectable difference and runs needed are those of Welch's t-test.
+    """
+    _several(a, b)
+    exact = stats.PermutationMethod(n_resamples=how.resamples, rng=np.random.default_rng(how.seed))
+    found, n, m = stats.mannwhitneyu(b.values, a.values, method=exact), len(b.values), len(a.values)
+    return _by_t(
+        a,
+        b,
+        how,
+        _of_seeds(a, b, paired=False),
+        p=float(found.pvalue),
+        floor=_splits(n, m, how),
+        effect=("δ", float(2 * found.statistic / (n * m) - 1)),
+        needed=runs_needed(_difference(a, b), _of_seeds(a, b, paired=False), how.level, _least),
+    )
+
+
+def _splits(n: int, m: int, how: How) -> float:
+    ways = math.comb(n + m, n)
+    return 2 / ways if ways <= how.resamples else 2 / (how.resamples + 1)
+
+
+def _least(runs: Array) -> Array:
+    return np.array([2 / math.comb(2 * int(n), int(n)) if n < 20 else 0.0 for n in runs.tolist()])
+
+
+def welch(a: Scored, b: Scored, how: How) -> Finding:
+    """Seeds alone, unrelated: Welch's t-test (1947), and from three runs on a check of normality (Shapiro and Wilk 1965)."""
+    _several(a, b)
+    doubts = []
+    for side, name in ((a, "{a}"), (b, "{b}")):
+        if len(side.values) >= 3 and np.ptp(side.values) > 0 and (odd := float(stats.shapiro(side.values).pvalue)) < 0.05:
+            doubts.append(f"{name}'s seeds are not normal (Shapiro p = {odd:.3f}): prefer --test mann_whitney")
+    return _by_t(a, b, how, _of_seeds(a, b, paired=False), notes=doubts)
+
+
+def aso(a: Scored, b: Scored, how: How) -> Finding:
+    """Seeds alone, unrelated: almost stochastic order (del Barrio et al. 2018, arXiv:1705.01788; Dror et al. 2019).
+
+    Effect: ε_min, below .5 where the better is almost stochastically the greater. That alone is no test at few seeds: n
+    runs a side are in order at every quantile, ε = 0, in 2/(n + 1) of all deals of the same runs. So p is of the signed
+    squared distance that ε divides, when the runs are dealt out anew.
+    """
+    _several(a, b)
+    sides = [(-1 if a.lower else 1) * side.values for side in (a, b)]
+    better, worse = sorted(sides, key=lambda values: -float(values.mean()))
+    draw = np.random.default_rng(how.seed)
+    bound = upper_bound(better, worse, how.alpha, draw)
+    return _by_t(
+        a,
+        b,
+        how,
+        _of_seeds(a, b, paired=False),
+        p=net_distance_p(better, worse, how.resamples, draw),
+        floor=_splits(len(better), len(worse), how),
+        effect=("ε", bound),
+        needed=runs_needed(_difference(a, b), _of_seeds(a, b, paired=False), how.level, _least),
+        notes=[] if bound < 0.5 else [f"the order is not even almost stochastic, ε_min = {bound:.2f}"],
+    )
+
+
+TESTS: Mapping[str, Callable[[Scored, Scored, How], Finding]] = {
+    "hierarchical": hierarchical,
+    "bootstrap": paired_bootstrap,
+    "permutation": permutation,
+    "mcnemar": mcnemar,
+    "wilcoxon": wilcoxon,
+    "mann_whitney": mann_whitney,
+    "welch": welch,
+    "aso": aso,
+}
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p after Holm (1979), in the order given.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = least
+    return adjusted
+
+
+def letters(means: Sequence[float], differs: Callable[[int, int], bool]) -> list[str]:
+    """A compact letter display (Piepho 2004, doi:10.1198/1061860043515): systems that share no letter differ.
+
+    By insertion and absorption; the first letter holds the greatest mean. differs: whether systems i and j do.
+
+    >>> letters([0.7, 0.6, 0.5], lambda i, j: {i, j} == {0, 2})
+    ['a', 'ab', 'b']
+    """
+    order = sorted(range(len(means)), key=lambda i: -means[i])
+    columns = {frozenset(order)}
+    for i, j in combinations(order, 2):
+        if differs(i, j):
+            split = {column - {of} for column in columns for of in (i, j)}  # of one that lacks either, the rest is absorbed
+            whole = {column for column in columns | split if not {i, j} <= column}
+            columns = {column for column in whole if not any(column < other for other in whole)}
+    ordered = sorted(columns, key=lambda column: sorted(map(order.index, column)))
+    names = [chr(ord("a") + k) if k < 26 else f"({k})" for k in range(len(ordered))]
+    return ["".join(name for name, column in zip(names, ordered, strict=True) if i in column) for i in range(len(means))]

@@ -1,0 +1,100 @@
+"""Makes one column of the runs of a name: means over seeds, how far they may be off, and which of them differ."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from results import Results, note, sidecar
+from table import Cell, Table
+
+ALPHA = 0.05
+# Keys whose values do not make what a run is: what was done with it, where it lies and what it was made on.
+NOT_A_SETTING = ("seed", "action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "data", "trainer")
+
+
+def averaged(
+    columns: Sequence[str],
+    rows: Mapping[str, Sequence[float | None]],
+    *,
+    interval: bool = False,
+    letters: bool = False,
+    settings: Mapping[str, Sequence[Cell]] | None = None,
+    **options: Any,
+) -> Table:
+    """The table with one column for the runs of a name: the mean of those that have the metric, and its spread.
+
+    That is the standard deviation (n - 1) of two or more; with `interval` half of Student's 95 % interval of the mean.
+    Columns whose means are of unlike numbers of runs are noted. letters: whether each row gets them, see `lettered`.
+    settings: rows that come first, a value a run; where the runs of a name have several, all of them.
+    """
+    from intervals import interval as students  # and scipy
+
+    names = list(dict.fromkeys(columns))
+
+    def by_name(values: Sequence[Any]) -> list[list[Any]]:
+        return [[v for n, v in zip(columns, values, strict=True) if n == name and v is not None] for name in names]
+
+    means: dict[str, Sequence[Cell]] = {}
+    for key, values in (settings or {}).items():
+        means[key] = [", ".join(dict.fromkeys(map(str, of))) for of in by_name(values)]
+    spread: dict[str, list[float | None]] = {}
+    shown: dict[str, list[str]] = {}
+    for metric, values in rows.items():
+        known = by_name(values)
+        means[metric] = [fmean(of) if of else None for of in known]
+        half = [students(of)[1] - fmean(of) if interval and len(of) > 1 else None for of in known]
+        spread[metric] = half if interval else [stdev(of) if len(of) > 1 else None for of in known]
+        if letters:
+            shown[metric] = lettered(known)
+        if len({len(of) for of in known if of}) > 1:
+            runs = ", ".join(f"{len(of)} of {name}" for name, of in zip(names, known, strict=True) if of)
+            note(f"{metric}: means of unlike numbers of runs, {runs}")
+    measured = "± 95 %" if interval else "sd"
+    return Table(names, means, spread=spread, measured=measured, letters=shown, **options)
+
+
+def lettered(values: Sequence[Sequence[float]]) -> list[str]:
+    """Letters of a row's means: those that share one were not shown to differ at 5 %, which is not that they are equal.
+
+    By Welch's t-test over seeds, Holm's correction over all pairs, and Piepho's display. One seed differs from nothing.
+    """
+    from scipy import stats
+    from significance import holm, letters
+
+    known = [place for place, of in enumerate(values) if of]
+    pairs = [(i, j) for i in known for j in known if j < i]
+    ps = []
+    for i, j in pairs:
+        enough = min(len(values[i]), len(values[j])) > 1
+        p = float(stats.ttest_ind(values[i], values[j], equal_var=False).pvalue) if enough else 1.0
+        ps.append(1.0 if p != p else p)  # no number where neither varies
+    differ = {frozenset(pair) for pair, p in zip(pairs, holm(ps), strict=True) if p <= ALPHA}
+    found = letters([fmean(values[i]) for i in known], lambda a, b: frozenset((known[a], known[b])) in differ)
+    return ["" if place not in known else found[known.index(place)] for place in range(len(values))]
+
+
+def settings(runs: Sequence[Results]) -> dict[str, list[Cell]]:
+    """The keys of config.yaml in which the runs differ, but for the seed, with each run's value.
+
+    Where another option of a group was chosen, that stands for all keys of it. None for a run without config.yaml, and for a
+    key that it does not have.
+    """
+    each: list[dict[str, Any]] = []
+    for run in runs:
+        config = sidecar(run, "config.yaml") or {}
+        choices = config.pop("choices", None) or {}
+        plain = {key: value for key, value in config.items() if key not in NOT_A_SETTING}
+        each.append({**{str(group): option for group, option in choices.items()}, **dict(_leaves(plain))})
+    keys = [*dict.fromkeys(key for of in each for key in of)]
+    differing = [key for key in keys if len({str(of.get(key)) for of in each}) > 1]
+    groups = {key.partition("@")[2] or key for key in differing}
+    own = [key for key in differing if not any(key.startswith(f"{group}.") for group in groups)]
+    return {key: [None if key not in of else str(of[key]) for of in each] for key in own}
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif not str(name).startswith("_"):
+            yield f"{prefix}{name}", value

@@ -1,0 +1,283 @@
+"""Tests of systems: hand-worked and named references, floors, power, and (slow) whether each holds its level."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from intervals import Scored, Spread, crossed, interval, mean_interval, runs_needed
+from outcomes import Measure, _share
+from resampling import bootstrap, counts, flips
+from scipy import stats
+from significance import TESTS, Finding, How, holm, letters
+from stochastic_order import distances, upper_bound, violation
+
+HOW = How(alpha=0.05, level=0.05, resamples=2000, seed=0, paired=True)
+
+
+def measure(right: np.ndarray) -> Measure:
+    """Accuracy, or a mean of any numbers a post."""
+    return Measure(np.stack([right, np.ones(len(right))], axis=1).astype(float), _share)
+
+
+def scored(*right: np.ndarray, draws: int = 2000, seeds: tuple[int, ...] = ()) -> Scored:
+    """A system by the accuracy of its runs."""
+    measures = tuple(map(measure, right))
+    values = np.array([of.value() for of in measures])
+    return Scored(values, seeds or tuple(range(len(right))), bootstrap(measures, draws, 0), measures)
+
+
+def of_seeds(*values: float, lower: bool = False) -> Scored:
+    return Scored(np.array(values), tuple(range(len(values))), lower=lower)
+
+
+def test_draws_have_as_many_posts_and_sides_are_all_tried_where_few() -> None:
+    drawn = np.concatenate([*counts(50, 30, np.random.default_rng(0))])
+    assert drawn.shape == (30, 50) and (drawn.sum(axis=1) == 50).all()
+    every = np.concatenate([*flips(4, 100, np.random.default_rng(0))])
+    assert len({tuple(row) for row in every.tolist()}) == len(every) == 16
+    assert np.concatenate([*flips(50, 100, np.random.default_rng(0))]).shape == (100, 50)
+
+
+def test_mcnemar_by_hand() -> None:
+    """Two alone in one, eight alone in the other: 2·(1 + 10 + 45) / 1024."""
+    a, b = np.zeros(30), np.zeros(30)
+    a[:12], b[:10], b[20:28] = 1, 1, 1
+    found = TESTS["mcnemar"](scored(a), scored(b), HOW)
+    assert found.p == pytest.approx(112 / 1024)
+    assert found.floor == 2 / 1024
+    assert found.effect == ("odds", 4)
+    assert found.difference == pytest.approx(6 / 30)
+
+
+def test_permutations_of_few_posts_are_all_of_them() -> None:
+    """Five posts, all gained: 2 of 32 ways are as great."""
+    found = TESTS["permutation"](scored(np.zeros(5)), scored(np.ones(5)), HOW)
+    assert found.p == found.floor == 2 / 32
+
+
+def test_permutations_agree_with_the_sign_test_that_accuracy_makes_of_them() -> None:
+    draw = np.random.default_rng(1)
+    a, b = draw.random(300) < 0.6, draw.random(300) < 0.68
+    exact = TESTS["mcnemar"](scored(a), scored(b), HOW).p
+    assert TESTS["permutation"](scored(a), scored(b), HOW).p == pytest.approx(exact, abs=0.03)
+    assert TESTS["bootstrap"](scored(a), scored(b), HOW).p == pytest.approx(exact, abs=0.03)
+
+
+def test_the_bootstraps_error_is_the_formula_of_a_mean() -> None:
+    draw = np.random.default_rng(2)
+    a, b = draw.random(400), draw.random(400)
+    found = TESTS["bootstrap"](scored(a), scored(b), HOW)
+    assert found.error == pytest.approx(stats.sem(b - a), rel=0.06)
+    assert (found.low, found.high) == pytest.approx(stats.ttest_rel(b, a).confidence_interval(), abs=0.006)
+    assert found.p == pytest.approx(stats.ttest_rel(b, a).pvalue, abs=0.03)
+
+
+def test_seed_tests_are_scipys() -> None:
+    a, b = [0.61, 0.63, 0.60, 0.64, 0.62, 0.66], [0.64, 0.62, 0.65, 0.69, 0.66, 0.68]
+    welch = stats.ttest_ind(b, a, equal_var=False)
+    found = TESTS["welch"](of_seeds(*a), of_seeds(*b), HOW)
+    assert (found.p, found.low, found.high) == pytest.approx((welch.pvalue, *welch.confidence_interval()))
+    signed = TESTS["wilcoxon"](of_seeds(*a), of_seeds(*b), HOW)
+    assert signed.p == pytest.approx(stats.wilcoxon(np.subtract(b, a).round(6), method=stats.PermutationMethod()).pvalue)
+    paired = stats.ttest_rel(b, a).confidence_interval()
+    assert (signed.low, signed.high) == pytest.approx(tuple(paired))
+    c = [value + 0.001 for value in b]  # no ties
+    assert TESTS["mann_whitney"](of_seeds(*a), of_seeds(*c), HOW).p == pytest.approx(
+        stats.mannwhitneyu(c, a, method="exact").pvalue
+    )
+
+
+@pytest.mark.parametrize(("n", "wilcoxon", "mann_whitney"), [(3, 0.25, 0.1), (5, 0.0625, 2 / 252), (7, 2 / 128, 2 / 3432)])
+def test_floors_are_reached_where_all_of_one_are_above(n: int, wilcoxon: float, mann_whitney: float) -> None:
+    a, b = of_seeds(*(0.1 + 0.01 * i for i in range(n))), of_seeds(*(0.5 + 0.013 * i for i in range(n)))
+    for test, floor in (("wilcoxon", wilcoxon), ("mann_whitney", mann_whitney), ("aso", mann_whitney)):
+        found = TESTS[test](a, b, How(0.05, 0.05, 10_000, 0, True))
+        assert found.p == pytest.approx(found.floor) == pytest.approx(floor), test
+    assert found.effect == ("ε", 0.0)
+
+
+def test_stochastic_order_by_hand() -> None:
+    """Quantiles 0 and 3 against 1 and 1: above by 2, below by 1, each on half of the line."""
+    x, y = np.array([3.0, 0.0]), np.array([1.0, 1.0])
+    assert distances(x, y) == (2.0, 0.5)
+    assert violation(x, y) == 0.2 and violation(y, x) == 0.8
+    assert distances(np.array([1.0]), np.array([0.0, 2.0])) == (0.5, 0.5)  # unlike numbers of runs
+    assert violation(x, y) < upper_bound(x, y, 0.05, np.random.default_rng(0)) <= 1
+    lower = TESTS["aso"](of_seeds(3, 0, lower=True), of_seeds(1, 1, lower=True), HOW)
+    assert lower.p == TESTS["aso"](of_seeds(1, 1), of_seeds(3, 0), HOW).p
+
+
+def test_the_variance_of_seeds_and_posts_is_that_of_the_two_way_layout() -> None:
+    draw = np.random.default_rng(3)
+    posts, runs = 4000, 40
+    made = draw.normal(size=(posts, 1)) + 0.05 * draw.normal(size=runs) + 0.5 * draw.normal(size=(posts, runs))
+    weights = np.concatenate([*counts(posts, 1500, draw)]) / posts
+    spread = crossed([(made.mean(axis=0), weights @ made)], posts)
+    assert spread.shared == pytest.approx(1 / posts, rel=0.15)
+    assert spread.of_runs[0][0] == pytest.approx(0.05**2 + 0.25 / posts, rel=0.5)
+    error, _ = spread.reach(0.025)
+    assert error**2 == pytest.approx(spread.shared + spread.of_runs[0][0] / runs)
+
+
+def test_intervals_over_seeds() -> None:
+    assert all(map(math.isnan, interval([0.7])))
+    low, high = interval([0.7, 0.72, 0.77], 0.9)
+    assert (low, high) == pytest.approx(stats.ttest_1samp([0.7, 0.72, 0.77], 0).confidence_interval(0.9))
+    a = scored(*(np.random.default_rng(i).random(100) < 0.7 for i in range(3)))
+    low, high = mean_interval(a, 0.05)
+    assert low < a.values.mean() < high and high - low < 0.5
+
+
+def test_without_spread_of_posts_it_is_the_t_test_and_without_that_of_runs_the_normal() -> None:
+    assert Spread([(1.0, 4)], 0.0, 1e9).reach(0.025)[1] == pytest.approx(stats.t.isf(0.025, 3))
+    assert Spread([(0.0, 4)], 1.0, 1e9).reach(0.025)[1] == pytest.approx(stats.norm.isf(0.025), abs=1e-6)
+    between = Spread([(4.0, 4)], 1.0, 1e9)
+    assert between.reach(0.025)[1] == pytest.approx((stats.t.isf(0.025, 3) + stats.norm.isf(0.025)) / 2, abs=1e-6)
+    error, quantile = between.reach(0.01)
+    assert between.p(float(error * quantile)) == pytest.approx(0.02)
+
+
+def test_runs_needed_have_the_power_that_they_promise() -> None:
+    spread = Spread([(1.0, 5), (1.0, 5)], 0.0, math.inf)
+    n = runs_needed(1.0, spread, 0.05)
+    assert n == 17  # as tables of the two-sample t-test have it (Cohen 1988, d = 1)
+    assert runs_needed(0.0, spread, 0.05) == math.inf
+    assert runs_needed(1.0, spread._replace(shared=1.0), 0.05) == math.inf  # the posts alone hide it
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.02, 0.03, 0.005]) == pytest.approx([0.03, 0.04, 0.04, 0.02])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("means", "differ", "expected"),
+    [
+        ([3, 2, 1], [(0, 1), (0, 2), (1, 2)], ["a", "b", "c"]),
+        ([1, 2, 3], [], ["a", "a", "a"]),
+        ([4, 3, 2, 1], [(0, 2), (0, 3), (1, 3)], ["a", "ab", "bc", "c"]),
+        ([3, 2, 1], [(0, 1)], ["a", "b", "ab"]),
+    ],
+)
+def test_letters(means: list[float], differ: list[tuple[int, int]], expected: list[str]) -> None:
+    assert letters(means, lambda i, j: (min(i, j), max(i, j)) in differ) == expected
+
+
+def test_letters_say_what_differs_and_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(30):
+        n = int(draw.integers(2, 8))
+        differ = {(i, j) for j in range(n) for i in range(j) if draw.random() < 0.5}
+        found = letters(draw.random(n).tolist(), lambda i, j, differ=differ: (min(i, j), max(i, j)) in differ)  # type: ignore[misc]
+        for j in range(n):
+            for i in range(j):
+                assert bool(set(found[i]) & set(found[j])) == ((i, j) not in differ)
+
+
+# Whether each test holds its level: true nulls are rejected no more often than α, within three Monte-Carlo errors.
+
+
+def rejected(test: str, pairs: Iterator[tuple[Scored, Scored]], how: How) -> float:
+    return float(np.mean([TESTS[test](a, b, how).p <= how.alpha for a, b in pairs]))
+
+
+def most(sims: int, alpha: float = 0.05) -> float:
+    return alpha + 3 * math.sqrt(alpha * (1 - alpha) / sims)
+
+
+def layouts(
+    n: int, sims: int, of_seed: float, of_post: float, of_both: float, gain: float = 0.0, posts: int = 150, draws: int = 200
+) -> Iterator[tuple[Scored, Scored]]:
+    """Two systems of n seeds each that score each post by a normal number: of the post, of the seed, of both."""
+    draw = np.random.default_rng(n)
+    weights = np.concatenate([*counts(posts, draws, draw)]) / posts
+    units = (measure(np.zeros(posts)),)
+    for _ in range(sims):
+        made = (
+            of_post * draw.normal(size=(2, posts, 1))
+            + of_seed * draw.normal(size=(2, 1, n))
+            + of_both * draw.normal(size=(2, posts, n))
+        )
+        a, b = (Scored(each.mean(axis=0), tuple(range(n)), weights @ each, units) for each in made)
+        yield a, Scored(b.values + gain, b.seeds, b.draws + gain, units)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("of_seed", [0.0, 0.02, 0.1, 0.5])
+def test_hierarchical_holds_its_level(n: int, of_seed: float, paired: bool) -> None:
+    """Posts' part of the error is .3/√150·√2 = .035: seeds vary by nothing, by less, by more and by far more than that."""
+    pairs = layouts(n, 600, of_seed, 0.3, 0.3)
+    assert rejected("hierarchical", pairs, HOW._replace(paired=paired)) <= most(600)
+
+
+@pytest.mark.slow
+def test_a_percentile_of_draws_of_seeds_and_posts_would_not() -> None:
+    """What `crossed` says of it: at three seeds it rejects true nulls more than twice too often."""
+    draw, found = np.random.default_rng(0), []
+    for a, b in layouts(3, 600, 0.1, 0.3, 0.3):
+        assert a.draws is not None and b.draws is not None
+        seeds = draw.integers(0, 3, (2, len(a.draws), 3))
+        ends = [np.take_along_axis(side.draws, of, axis=1).mean(axis=1) for side, of in zip((a, b), seeds, strict=True)]
+        low, high = np.quantile(ends[1] - ends[0], [0.025, 0.975])
+        found.append(not low <= 0 <= high)
+    assert np.mean(found) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", ["wilcoxon", "mann_whitney", "welch", "aso"])
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_seed_tests_hold_their_level(test: str, n: int) -> None:
+    draw = np.random.default_rng(n)
+    pairs = ((of_seeds(*draw.normal(size=n)), of_seeds(*draw.normal(size=n))) for _ in range(400))
+    assert rejected(test, pairs, HOW._replace(resamples=300)) <= most(400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", ["bootstrap", "permutation", "mcnemar"])
+@pytest.mark.parametrize("posts", [40, 400])
+def test_post_tests_hold_their_level(test: str, posts: int) -> None:
+    draw = np.random.default_rng(posts)
+    pairs = (tuple(scored(draw.random(posts) < 0.7, draws=400) for _ in range(2)) for _ in range(400))
+    assert rejected(test, pairs, HOW._replace(resamples=400)) <= most(400)  # type: ignore[arg-type]
+
+
+def clustered(sims: int, groups: int, each: int, grouped: bool) -> Iterator[tuple[Scored, Scored]]:
+    """Posts of one group are right or wrong together more often than not."""
+    draw = np.random.default_rng(groups)
+    of = np.repeat(np.arange(groups), each)
+    for _ in range(sims):
+        right = draw.random((2, groups * each)) < (draw.random((2, groups)) < 0.5)[:, of] * 0.6 + 0.2
+        measures = [measure(side) for side in right]
+        if grouped:
+            measures = [side.grouped(of) for side in measures]
+        yield tuple(Scored(np.array([m.value()]), (0,), bootstrap([m], 400, 0), (m,)) for m in measures)  # type: ignore[misc]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [8, 30])
+@pytest.mark.parametrize("test", ["bootstrap", "permutation"])
+def test_posts_that_share_groups_need_the_cluster_bootstrap(test: str, groups: int) -> None:
+    how = HOW._replace(resamples=400)
+    assert rejected(test, clustered(400, groups, 10, True), how) <= most(400)
+    assert rejected(test, clustered(400, groups, 10, False), how) > 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("test", "pairs"),
+    [
+        ("hierarchical", lambda gain: layouts(5, 500, 0.05, 0.3, 0.3, gain)),
+        ("welch", lambda gain: layouts(5, 500, 0.05, 0.0, 0.0, gain)),
+        ("bootstrap", lambda gain: layouts(1, 500, 0.0, 0.3, 0.0, gain)),
+    ],
+)
+def test_a_detectable_difference_is_found_four_times_in_five(test: str, pairs: Callable[[float], Iterator[tuple]]) -> None:
+    """The median of what the runs themselves say is detectable, planted."""
+    how = HOW._replace(paired=False)
+    found: list[Finding] = [TESTS[test](a, b, how) for a, b in pairs(0.0)]
+    gain = math.sqrt(np.mean([of.error**2 for of in found])) * np.median([of.detectable / of.error for of in found])
+    power = rejected(test, pairs(gain), how)
+    assert 0.72 < power < 0.9
