@@ -38,10 +38,6 @@ class System:
     name: str
     runs: Mapping[int, Sequence[Results]]
 
-    @property
-    def single(self) -> bool:
-        return len(self.runs) == 1
-
     def each(self) -> Iterator[Results]:
         for runs in self.runs.values():
             yield from runs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from intervals import Scored, Spread, crossed, interval, mean_interval, runs_needed
-from outcomes import Measure, _share
+from outcomes import Measure, _share, label_f1s
 from resampling import bootstrap, counts, flips
 from scipy import stats
 from significance import TESTS, Finding, How, holm, letters
@@ -206,11 +206,11 @@ def layouts(
 @pytest.mark.slow
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("n", [3, 5, 10])
-@pytest.mark.parametrize("of_seed", [0.0, 0.02, 0.1, 0.5])
+@pytest.mark.parametrize("of_seed", [0.0, 0.02, 0.1])
 def test_hierarchical_holds_its_level(n: int, of_seed: float, paired: bool) -> None:
-    """Posts' part of the error is .3/√150·√2 = .035: seeds vary by nothing, by less, by more and by far more than that."""
-    pairs = layouts(n, 600, of_seed, 0.3, 0.3)
-    assert rejected("hierarchical", pairs, HOW._replace(paired=paired)) <= most(600)
+    """Posts' part of the error is .3/√150·√2 = .035: seeds vary by nothing, by less, and by more than that."""
+    pairs = layouts(n, 2000, of_seed, 0.3, 0.3)
+    assert rejected("hierarchical", pairs, HOW._replace(paired=paired)) <= most(2000)
 
 
 @pytest.mark.slow
@@ -242,6 +242,20 @@ def test_post_tests_hold_their_level(test: str, posts: int) -> None:
     draw = np.random.default_rng(posts)
     pairs = (tuple(scored(draw.random(posts) < 0.7, draws=400) for _ in range(2)) for _ in range(400))
     assert rejected(test, pairs, HOW._replace(resamples=400)) <= most(400)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", ["bootstrap", "permutation"])
+def test_post_tests_of_macro_f1_with_rare_labels_hold_their_level(test: str) -> None:
+    """Of 300 posts some labels have three: a formula of few counts, and no mean."""
+    draw, found, sims = np.random.default_rng(5), [], 300
+    for _ in range(sims):
+        gold = draw.random((300, 6)) < [0.3, 0.2, 0.1, 0.05, 0.02, 0.01]
+        measures = [label_f1s(gold ^ (draw.random(gold.shape) < 0.05), gold, "abcdef")["macro_f1"] for _ in range(2)]
+        draws = bootstrap(measures, 400, 0)
+        a, b = (Scored(np.array([m.value()]), (0,), draws[:, [i]], (m,)) for i, m in enumerate(measures))
+        found.append(TESTS[test](a, b, HOW._replace(resamples=400)).p <= 0.05)
+    assert np.mean(found) <= most(sims)
 
 
 def clustered(sims: int, groups: int, each: int, grouped: bool) -> Iterator[tuple[Scored, Scored]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from results import read_results
 from scipy import stats
+from table import Table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -248,6 +249,16 @@ def test_output_takes_its_format_from_the_name(run: Run, runs: None, tmp_path: P
     assert (code, out) == (0, "")
     assert (tmp_path / "new" / name).read_text().startswith(first)
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+
+
+def test_cells_of_text_and_sentences_below() -> None:
+    table = Table(["p|q", "verdict"], {"a": [0.5, "50 % [b]"]}, below=["a is b_c."])
+    assert table.org().splitlines()[-3:] == ["| a      |     0.500 | 50 % [b] |", "", "- a is b_c."]
+    assert table.markdown().splitlines()[-1] == "- a is b_c." and r"50 % \[b\]" in table.markdown()
+    assert table.latex().splitlines()[-1] == r"a is b\_c." and r"50 \% [b]" in table.latex()
+    assert table.csv() == "metric,p|q,verdict\na,0.5,50 % [b]"
+    assert json.loads(table.json()) == [{"metric": "a", "p|q": 0.5, "verdict": "50 % [b]"}]
+    assert json.loads(Table(["x"], {"a": [float("nan")]}).json()) == [{"metric": "a", "x": None}]
 
 
 # Means over seeds
