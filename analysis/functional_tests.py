@@ -37,7 +37,9 @@ PUBLISHED = {
     "BERT on Founta": {EVERY: 0.602, "label=hateful": 0.655, "label=non_hateful": 0.485, MACRO_F1: 0.563},
     "Perspective": {EVERY: 0.766, "label=hateful": 0.895, "label=non_hateful": 0.482, MACRO_F1: 0.702},
 }
-ROW = re.compile(r"test_(.+?)_functional_(?:(macro_f1)|(?:(label|functionality|target)_)?accuracy)(_posts)?(?:_(.+))?")
+ROW = re.compile(
+    r"test_(.+?)_functional_(?:(macro_f1)|(?:(label|functionality|target)_)?accuracy)(?:_(?!_posts)(.+?))?(__posts)?"
+)
 Z = 1.959964  # of 95 %
 # By group, how many posts are in it, and a value a run.
 Groups = dict[str, tuple[int, list[float]]]
@@ -157,8 +159,10 @@ def judged(runs: Sequence[Results], task: str | None) -> Groups:
                 f"{run.path}: was not asked HateCheck's cases; type uv run main.py action=test load_path={run.path.parent} "
                 f"evaluations=[functional], or --posts FILE for a run whose test split they are"
             )
-        mine, values, numbers = chosen("task", task, list(dict.fromkeys(row[1] for row in rows.values()))), {}, {}
-        for metric, (of, macro_f1, column, counts, label) in ((metric, match.groups()) for metric, match in rows.items()):
+        mine = chosen("task", task, list(dict.fromkeys(row[1] for row in rows.values())))
+        values: dict[str, float] = {}
+        numbers: dict[str, float] = {}
+        for metric, (of, macro_f1, column, label, counts) in ((metric, match.groups()) for metric, match in rows.items()):
             if of == mine:
                 group = MACRO_F1 if macro_f1 else EVERY if column is None else f"{column}={label}"
                 (numbers if counts else values)[group] = run.rows[metric]
@@ -228,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             inputs += [args.posts, *(path.parent / "predictions.parquet" for path in paths)]
         if args.interval and args.mean:
             raise ResultsError("--interval is of one run's posts, and --mean of several runs; type one of them")
-        rows = {group: [*values] for group, (_, values) in groups.items()}
+        rows: dict[str, list[float | None]] = {group: [*values] for group, (_, values) in groups.items()}
         if args.interval:
             names = [column for name in names for column in (name, "from", "to")]
             for group, (posts, values) in groups.items():

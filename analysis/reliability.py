@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 1 <= args.bins <= 1000:
             raise ResultsError(f"--bins {args.bins}: expected a number from 1 to 1000")
         paths = find_results(args.runs)
-        names, found = run_names(args.name, paths), {}
+        names, found = run_names(args.name, args.runs, paths), {}
         if len({*names}) < len(names):
             raise ResultsError(f"--name: {', '.join(names)}; expected another name for each run")
         for name, path in zip(names, paths, strict=True):

@@ -22,10 +22,6 @@ from hatemtl.harmless import shown, unguarded
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
 # The rows behind a figure of evaluations=[bias]: the ends of its interval, and how many posts it is of.
-BEHIND = re.compile(
-    r"_(subgroup_(auc|macro_f1|false_(positive|negative)_rate)|b(psn|nsp)_auc_(hatexplain|borkan))"
-    r"_(?P<what>low|high|posts)(_|$)"
-)
 
 
 class ResultsError(Exception):
@@ -175,23 +171,21 @@ def note(text: str) -> None:
 
 
 def is_count(metric: str) -> bool:
-    """Whether a row counts true positives, false positives, false negatives, words that were cut off, or posts judged.
+    """Whether a row counts true positives, false positives, false negatives, words that were cut off, or what a figure is of.
 
     >>> is_count("test_target_tp_arab"), is_count("test_rationale_words_cut"), is_count("test_target_f1_arab")
     (True, True, False)
-    >>> is_count("test_label_subgroup_macro_f1_posts_arab"), is_count("test_label_subgroup_macro_f1_low_arab")
+    >>> is_count("test_label_subgroup_auc_arab__posts"), is_count("test_label_subgroup_auc_arab__low")
     (True, False)
     """
-    if of := BEHIND.search(metric):
-        return of["what"] == "posts"
-    return "_f1_" not in metric and re.search(r"_(tp|fp|fn|posts)(_|$)|_words_cut$|_auc(_\w+)?_communities$", metric) is not None
+    counted = re.search(r"_(tp|fp|fn)(_|$)|_words_cut$", metric) is not None and "_f1_" not in metric
+    return counted or metric.endswith(("__posts", "__communities"))
 
 
 def is_bound(metric: str) -> bool:
     """Whether a row is an end of a figure's interval.
 
-    >>> is_bound("test_label_subgroup_auc_low_arab"), is_bound("test_level_f1_low"), is_bound("test_level_mae")
-    (True, False, False)
+    >>> is_bound("test_label_subgroup_auc_arab__low"), is_bound("test_level_f1_low")
+    (True, False)
     """
-    of = BEHIND.search(metric)
-    return of is not None and of["what"] != "posts"
+    return metric.endswith(("__low", "__high"))

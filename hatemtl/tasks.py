@@ -92,10 +92,10 @@ class Task:
 
 
 def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
-    one, space = column.space.kind == "multiclass", LabelSpace(column.space.kind, tuple(labels))
-    if not one and column.space.carries != "any":
+    one, space = column.space.carries == "one", LabelSpace(column.space.kind, tuple(labels))
+    if column.space.carries is None:
         given = f"labels={dict(labels)}"
-        raise UserError(f"{given} rewrites a multilabel or multiclass column, and this is {space.kind}; leave it null")
+        raise UserError(f"{given} rewrites a column of labels, and this is a {space.kind} one; leave it null")
     position = {name: place for place, name in enumerate(column.space.names)}
     places = {new: [position[name] for name in old if name in position] for new, old in labels.items()}
     for new, old in labels.items():

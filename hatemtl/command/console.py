@@ -13,7 +13,6 @@ from rich.text import Text
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import SPLITS
 from hatemtl.evaluations.base import Row
-from hatemtl.evaluations.bias import BEHIND
 from hatemtl.harmless import shown
 from hatemtl.heads.base import COUNTS
 from hatemtl.methods.base import Component
@@ -102,7 +101,7 @@ def results(console: Console, rows: Sequence[Row], title: str) -> None:
     """The closing table: every row but the counts, of errors or of posts."""
     table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
     for row in rows:
-        if row.name not in COUNTS and not row.name.endswith("_posts") and not BEHIND.search(row.metric):
+        if row.name not in COUNTS and row.behind is None:
             table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
 
@@ -113,7 +112,7 @@ def folds(console: Console, runs: Sequence[Sequence[Row]], folder: str) -> None:
         Column("metric", overflow="fold"), Column("mean", justify="right"), Column("± sd", justify="right"), "folds"
     )
     found: dict[str, list[float]] = {}
-    for row in [row for rows in runs for row in rows if row.name not in COUNTS and not row.name.endswith("_posts")]:
+    for row in [row for rows in runs for row in rows if row.name not in COUNTS and row.behind is None]:
         found.setdefault(row.metric, []).append(row.value)
     for metric, values in found.items():
         spread = f"{stdev(values):.3f}" if len(values) > 1 else ""

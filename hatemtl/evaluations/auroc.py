@@ -11,7 +11,7 @@ import numpy as np
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
-from hatemtl.evaluations.bias import auc
+from hatemtl.evaluations.bias import aucs
 from hatemtl.labels import LabelSpace
 
 
@@ -39,15 +39,18 @@ class AUROC:
         for task, said in predictions.items():
             if said.space.carries not in ("one", "any"):
                 continue
-            labels, one = range(len(said.space)), said.space.carries == "one"
+            one = said.space.carries == "one"
             carried = said.gold[:, None] == np.arange(len(said.space)) if one else said.gold >= 0.5
-            each = {i: auc(said.scores[:, i], carried[:, i], ~carried[:, i]) for i in labels}
-            each = {i: area for i, area in each.items() if not np.isnan(area)}
-            of_all = [*each.values()]
-            if one:
-                pairs = [(i, j) for pair in combinations(each, 2) for i, j in (pair, pair[::-1])]
-                of_all = [auc(said.scores[:, i], carried[:, i], carried[:, j]) for i, j in pairs]
-            rows += [Row(said.stage, task, "auroc", said.space.names[i], area) for i, area in each.items()]
+            some = np.flatnonzero(carried.any(axis=0) & ~carried.all(axis=0)).tolist()
+            each = {i: _area(said, i, carried[:, i], ~carried[:, i]) for i in some}
+            pairs = [(i, j) for pair in combinations(some, 2) for i, j in (pair, pair[::-1])]
+            of_all = [_area(said, i, carried[:, i], carried[:, j]) for i, j in pairs] if one else [*each.values()]
+            rows += [Row(said.stage, task, "auroc", said.space.names[i], value) for i, value in each.items()]
             if of_all:
                 rows.append(Row(said.stage, task, "auroc", None, fmean(of_all)))
         return rows
+
+
+def _area(said: Predicted, label: int, mine: np.ndarray, others: np.ndarray) -> float:
+    """Of this label's scores, between two sets of posts, (N,) bool."""
+    return float(aucs(said.scores[:, label], mine, others, np.ones((len(mine), 1)))[0])

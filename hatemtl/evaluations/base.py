@@ -12,26 +12,33 @@ from hatemtl.labels import Kind, LabelSpace
 
 Stage = Literal["val", "test"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+Behind = Literal["low", "high", "posts", "communities"]
+BEHIND: tuple[Behind, ...] = get_args(Behind)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One value of results.csv. label: the one label, or group, that it is of; None where it is of all."""
+    """One value of results.csv. label: the one label, or group, that it is of; None where it is of all.
+
+    behind: of what stands behind the figure of this name, its interval's end or how many it is of; None of a figure.
+    """
 
     stage: Stage
     task: str
     name: str
     label: str | None
     value: float
+    behind: Behind | None = None
 
     @property
     def metric(self) -> str:
         """Its name in results.csv.
 
-        >>> Row("test", "target", "f1", "women", 0.5).metric, Row("val", "label", "accuracy", None, 0.5).metric
-        ('test_target_f1_women', 'val_label_accuracy')
+        >>> Row("test", "target", "f1", "women", 0.5).metric, Row("val", "label", "accuracy", None, 0.5, "low").metric
+        ('test_target_f1_women', 'val_label_accuracy__low')
         """
-        return "_".join((self.stage, self.task, self.name, *(() if self.label is None else (self.label,))))
+        figure = "_".join((self.stage, self.task, self.name, *(() if self.label is None else (self.label,))))
+        return figure if self.behind is None else f"{figure}__{self.behind}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Tells whether posts about a community are judged less well than others: AUCs (Borkan et al. 2019), error rates, F1."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,10 +13,6 @@ from hatemtl.labels import LabelSpace
 
 Background = Literal["hatexplain", "borkan"]
 POWER = -5.0
-# The rows behind a figure, by their names in results.csv: its interval, and how many posts it is of.
-BEHIND = re.compile(
-    r"_(subgroup_(auc|macro_f1|false_(positive|negative)_rate)|b(psn|nsp)_auc_(hatexplain|borkan))_(low|high|posts)(_|$)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +23,7 @@ class Bias:
     arXiv:1903.04561; each an area under the ROC curve of 1 - p(normal), 1/2 where nothing is told apart. subgroup_auc: toxic
     posts that name the community against its others. bpsn_auc: toxic posts of the background against the community's others;
     low where these are taken for toxic. bnsp_auc: its toxic posts against the background's others; low where they are
-    overlooked. Of each the generalised mean over communities, gmb_AUC, and over how many, gmb_AUC_communities: a community
+    overlooked. Of each the generalised mean over communities, gmb_AUC, and over how many, gmb_AUC__communities: a community
     with no toxic or no other post, or whose background has none, gets no row and is not in the mean. A post whose
     communities nobody annotated counts nowhere.
 
@@ -36,9 +31,9 @@ class Bias:
     subgroup_false_negative_rate, of its toxic posts how many get normal; subgroup_macro_f1 over the labels that its posts
     carry or get.
 
-    Every figure has the percentiles of its Bayesian bootstrap over posts behind it (Rubin 1981, doi:10.1214/aos/1176345338),
-    _low and _high, and the number of its posts, _posts: a resample weighs each post by an exponential draw. Counts of a draw
-    with replacement, as of the usual bootstrap, would lose both of a community's two normal posts in every eighth resample;
+    Behind every figure stand percentiles of its Bayesian bootstrap over posts (Rubin 1981, doi:10.1214/aos/1176345338),
+    __low and __high, and the number of its posts: a resample weighs each post by an exponential draw. Counts of a draw with
+    replacement, as of the usual bootstrap, would lose both of a community's two normal posts in every eighth resample;
     with weights no class vanishes, so no strata are needed, and all rows share a resample, means over communities as well.
 
     backgrounds: one set of rows each; hatexplain: posts that name another community but not this one, as in HateXplain's
@@ -118,7 +113,7 @@ class Bias:
                     np.logical_or.reduce([*known.values()]).any(axis=0),
                 )
                 rows += self._figure(said, f"gmb_{name}", None, mean, used)
-            rows.append(Row(said.stage, self.task, f"gmb_{name}_communities", None, float(len(known))))
+            rows.append(Row(said.stage, self.task, f"gmb_{name}", None, float(len(known)), "communities"))
 
         given = said.scores.argmax(axis=1)
         for name, chosen, wrong in (
@@ -140,9 +135,10 @@ class Bias:
         yield Row(said.stage, self.task, name, label, float(values[0]))
         if self.resamples:
             outside = (1 - self.confidence) / 2
-            for end, value in zip(("low", "high"), np.quantile(values[1:], [outside, 1 - outside]), strict=True):
-                yield Row(said.stage, self.task, f"{name}_{end}", label, float(value))
-        yield Row(said.stage, self.task, f"{name}_posts", label, float(posts.sum()))
+            low, high = np.quantile(values[1:], [outside, 1 - outside])
+            yield Row(said.stage, self.task, name, label, float(low), "low")
+            yield Row(said.stage, self.task, name, label, float(high), "high")
+        yield Row(said.stage, self.task, name, label, float(posts.sum()), "posts")
 
 
 def aucs(scores: np.ndarray, positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:

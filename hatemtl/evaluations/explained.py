@@ -95,8 +95,8 @@ class Explained:
             start = time.perf_counter()
             found = self._explained(explainer, said, posts, reader)
             seconds = time.perf_counter() - start
-            for name, value in (("seconds", seconds), ("posts", float(len(posts)))):
-                rows.append(Row(said.stage, self.task, f"explaining_{name}_{explainer}", None, value))
+            rows.append(Row(said.stage, self.task, f"explaining_seconds_{explainer}", None, seconds))
+            rows.append(Row(said.stage, self.task, f"explaining_seconds_{explainer}", None, float(len(posts)), "posts"))
             return found
 
         settings = self.rationale_task, self.layer, self.head, self.steps, self.outside

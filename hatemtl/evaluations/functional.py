@@ -20,7 +20,7 @@ class Functional:
 
     Röttger et al. 2021, HateCheck, doi:10.18653/v1/2021.acl-long.4: accuracy of all cases, of the hateful and of the others,
     of each functionality and each target group, and the macro-F1 of hateful against not. As there, the labels of a task are
-    joined to these two before anything is counted. Every row has one with its number of cases, NAME_posts.
+    joined to these two before anything is counted. Every row has one with its number of cases, __posts, behind it.
 
     hateful: the labels of the task that say that a case is hateful; any other says that it is not.
     corpus: the cases, with the columns label (not hateful, hateful), functionality and target, all of them asked.
@@ -88,7 +88,7 @@ class Functional:
         rows = []
         for name, label, value, number in _measured(called, hateful, cases.columns):
             rows.append(Row(said.stage, self.task, f"functional_{name}", label, value))
-            rows.append(Row(said.stage, self.task, f"functional_{name}_posts", label, float(number)))
+            rows.append(Row(said.stage, self.task, f"functional_{name}", label, float(number), "posts"))
         return rows
 
 

@@ -30,7 +30,7 @@ import yaml
 from safetensors import SafetensorError
 
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import STAGES, Row, Stage
+from hatemtl.evaluations.base import BEHIND, STAGES, Row, Stage
 from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
@@ -151,10 +151,12 @@ class SavedRun:
         labels, rows = self.labels, []
         for metric, value in self.results.items():
             if of := _stage_and_task(metric, labels):
-                name = metric.removeprefix(f"{of[0]}_{of[1]}_")
+                figure, _, end = metric.rpartition("__")
+                behind = next((known for known in BEHIND if known == end), None)
+                name = (metric if behind is None else figure).removeprefix(f"{of[0]}_{of[1]}_")
                 ends = [label for label in labels[of[1]].names if name.endswith(f"_{label}")]
                 label = max(ends, key=len, default=None)
-                rows.append(Row(*of, name if label is None else name.removesuffix(f"_{label}"), label, value))
+                rows.append(Row(*of, name if label is None else name.removesuffix(f"_{label}"), label, value, behind))
         return rows
 
     def tensors(self, name: str) -> dict[str, "Tensor"]:

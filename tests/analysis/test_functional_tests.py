@@ -200,11 +200,11 @@ def judge(folder: Path, *, right: float = 0.5, cases: int = 3728, tasks: Sequenc
     lines = ["metric,value"]
     for task in tasks:
         start = f"test_{task}_functional"
-        lines += [f"{start}_macro_f1,{right / 2}", f"{start}_macro_f1_posts,{cases}.0", f"test_{task}_macro_f1,0.9"]
-        lines += [f"{start}_label_accuracy_non_hateful,0.25", f"{start}_label_accuracy_posts_non_hateful,1165.0"]
+        lines += [f"{start}_macro_f1,{right / 2}", f"{start}_macro_f1__posts,{cases}.0", f"test_{task}_macro_f1,0.9"]
+        lines += [f"{start}_label_accuracy_non_hateful,0.25", f"{start}_label_accuracy_non_hateful__posts,1165.0"]
         for kind, label in labels.items():
             name = f"{start}{kind}_accuracy"
-            lines += [f"{name}{label},{right}", f"{name}_posts{label},{sizes[kind]}.0"]
+            lines += [f"{name}{label},{right}", f"{name}{label}__posts,{sizes[kind]}.0"]
     (folder / "results.csv").write_text("\n".join(lines) + "\n")
 
 

@@ -138,7 +138,7 @@ def test_what_stands_behind_a_figure_of_bias_is_hidden_as_counts_are(run: Run, t
         row, rest = "test_label_subgroup_false_negative_rate", f"test_label_temperature,{rate}\ntest_label_f1_low,{rate}\n"
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.csv").write_text(
-            f"metric,value\n{row}_arab,{rate}\n{row}_low_arab,0.2\n{row}_high_arab,{rate}\n{row}_posts_arab,12\n{rest}"
+            f"metric,value\n{row}_arab,{rate}\n{row}_arab__low,0.2\n{row}_arab__high,{rate}\n{row}_arab__posts,12\n{rest}"
         )
     assert run("a", "b", "--best")[1].splitlines()[2:] == [
         "| test_label_f1_low                            |   0.250 | *0.500* |",  # of a label of that name
@@ -147,9 +147,9 @@ def test_what_stands_behind_a_figure_of_bias_is_hidden_as_counts_are(run: Run, t
     ]
     every = run("a", "b", "--best", "--counts", "--metric", "*rate_*")[1].splitlines()
     assert every[3:] == [
-        "| test_label_subgroup_false_negative_rate_high_arab  |   0.250 | 0.500 |",
-        "| test_label_subgroup_false_negative_rate_low_arab   |   0.200 | 0.200 |",
-        "| test_label_subgroup_false_negative_rate_posts_arab |      12 |    12 |",
+        "| test_label_subgroup_false_negative_rate_arab__high  |   0.250 | 0.500 |",
+        "| test_label_subgroup_false_negative_rate_arab__low   |   0.200 | 0.200 |",
+        "| test_label_subgroup_false_negative_rate_arab__posts |      12 |    12 |",
     ]
 
 

@@ -13,7 +13,7 @@ from hatemtl.command.configuration import build
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Needs, Predicted
-from hatemtl.evaluations.bias import BEHIND, Bias, aucs, generalised_mean
+from hatemtl.evaluations.bias import Bias, aucs, generalised_mean
 from hatemtl.labels import LabelSpace
 
 CONF = Path(__file__).parents[2] / "conf/evaluations/bias.yaml"
@@ -42,7 +42,7 @@ def measured(posts: list[Post], has: list[bool] | None = None, *, behind: bool =
     columns = {"target": Column(TARGET, named, np.array(has or [True] * len(posts)))}
     rows = by_metric(bias(**given).rows({"label": said}, {"label": columns}))
     assert all(name.startswith("test_label_") for name in rows)
-    rows = {name: value for name, value in rows.items() if behind or not BEHIND.search(name)}
+    rows = {name: value for name, value in rows.items() if behind or not name.endswith(("__low", "__high", "__posts"))}
     return {name.removeprefix("test_label_"): value for name, value in rows.items()}
 
 
@@ -125,27 +125,27 @@ def test_rows_by_hand() -> None:
     ]
     rows = measured(posts)
     assert list(rows) == [
-        *("subgroup_auc_a", "subgroup_auc_b", "gmb_subgroup_auc", "gmb_subgroup_auc_communities"),
+        *("subgroup_auc_a", "subgroup_auc_b", "gmb_subgroup_auc", "gmb_subgroup_auc__communities"),
         *(
             "bpsn_auc_hatexplain_a",
             "bpsn_auc_hatexplain_b",
             "gmb_bpsn_auc_hatexplain",
-            "gmb_bpsn_auc_hatexplain_communities",
+            "gmb_bpsn_auc_hatexplain__communities",
         ),
         *(
             "bnsp_auc_hatexplain_a",
             "bnsp_auc_hatexplain_b",
             "gmb_bnsp_auc_hatexplain",
-            "gmb_bnsp_auc_hatexplain_communities",
+            "gmb_bnsp_auc_hatexplain__communities",
         ),
-        *("bpsn_auc_borkan_a", "bpsn_auc_borkan_b", "gmb_bpsn_auc_borkan", "gmb_bpsn_auc_borkan_communities"),
-        *("bnsp_auc_borkan_a", "bnsp_auc_borkan_b", "gmb_bnsp_auc_borkan", "gmb_bnsp_auc_borkan_communities"),
+        *("bpsn_auc_borkan_a", "bpsn_auc_borkan_b", "gmb_bpsn_auc_borkan", "gmb_bpsn_auc_borkan__communities"),
+        *("bnsp_auc_borkan_a", "bnsp_auc_borkan_b", "gmb_bnsp_auc_borkan", "gmb_bnsp_auc_borkan__communities"),
         *("subgroup_false_positive_rate_a", "subgroup_false_positive_rate_b"),
         *("subgroup_false_negative_rate_a", "subgroup_false_negative_rate_b"),
         *("subgroup_macro_f1_a", "subgroup_macro_f1_b"),
     ]
     assert (rows["subgroup_auc_a"], rows["subgroup_auc_b"]) == (0.5, 0)
-    assert (rows["gmb_subgroup_auc"], rows["gmb_subgroup_auc_communities"]) == (0, 2)  # c is named by no post
+    assert (rows["gmb_subgroup_auc"], rows["gmb_subgroup_auc__communities"]) == (0, 2)  # c is named by no post
     assert rows["bpsn_auc_hatexplain_a"] == 0  # .2 of b against .3 and .6
     assert rows["bpsn_auc_borkan_a"] == 0.5  # .2 and the .9 that names no community
     assert rows["bnsp_auc_hatexplain_a"] == 1  # .5 against .4 of b
@@ -158,9 +158,9 @@ def test_rows_by_hand() -> None:
     assert (rows["subgroup_false_positive_rate_b"], rows["subgroup_false_negative_rate_b"]) == (0, 1)
     assert rows["subgroup_macro_f1_b"] == pytest.approx((0 + 2 / 3) / 2)
     whole = measured(posts, behind=True)
-    assert [whole[f"{name}_posts_a"] for name in ("subgroup_auc", "bpsn_auc_hatexplain", "bnsp_auc_borkan")] == [3, 3, 3]
-    assert [whole[f"gmb_{name}_posts"] for name in ("subgroup_auc", "bpsn_auc_borkan")] == [5, 6]
-    assert [whole[f"subgroup_{name}_posts_a"] for name in ("false_positive_rate", "false_negative_rate", "macro_f1")] == [
+    assert [whole[f"{name}_a__posts"] for name in ("subgroup_auc", "bpsn_auc_hatexplain", "bnsp_auc_borkan")] == [3, 3, 3]
+    assert [whole[f"gmb_{name}__posts"] for name in ("subgroup_auc", "bpsn_auc_borkan")] == [5, 6]
+    assert [whole[f"subgroup_{name}_a__posts"] for name in ("false_positive_rate", "false_negative_rate", "macro_f1")] == [
         *(2, 1, 3)
     ]
 
@@ -185,7 +185,7 @@ def test_rows_are_what_a_loop_over_posts_and_scikit_learn_say(seed: int) -> None
                 found.setdefault(name, []).append(float(expected))
         for name, values in found.items():
             assert rows[f"gmb_{name}"] == pytest.approx(np.mean(np.power(values, -5.0)) ** -0.2)
-            assert rows[f"gmb_{name}_communities"] == 3
+            assert rows[f"gmb_{name}__communities"] == 3
 
 
 def test_three_classes_are_judged_as_two() -> None:
@@ -206,15 +206,15 @@ def test_three_classes_are_judged_as_two() -> None:
 def test_a_community_with_one_kind_of_posts_has_no_row_and_is_in_no_mean() -> None:
     posts: list[Post] = [(0.9, True, {"a"}), (0.2, False, {"a"}), (0.8, True, {"b"}), (0.7, True, {"b"})]
     rows = measured(posts, backgrounds=["hatexplain"])
-    assert (rows["subgroup_auc_a"], rows["gmb_subgroup_auc"], rows["gmb_subgroup_auc_communities"]) == (1, 1, 1)
+    assert (rows["subgroup_auc_a"], rows["gmb_subgroup_auc"], rows["gmb_subgroup_auc__communities"]) == (1, 1, 1)
     assert "subgroup_auc_b" not in rows
     assert "bpsn_auc_hatexplain_b" not in rows  # no other post of b
     assert rows["bnsp_auc_hatexplain_b"] == 1
     assert "bnsp_auc_hatexplain_a" not in rows  # no other post in its background
-    assert rows["gmb_bnsp_auc_hatexplain_communities"] == 1
+    assert rows["gmb_bnsp_auc_hatexplain__communities"] == 1
     alone = aucs_of(measured([post for post in posts if post[1]], backgrounds=["borkan"]))
     assert not any(value for value in alone.values()), "the numbers of communities, all 0"
-    assert [*alone] == [f"gmb_{name}_communities" for name in ("subgroup_auc", "bpsn_auc_borkan", "bnsp_auc_borkan")]
+    assert [*alone] == [f"gmb_{name}__communities" for name in ("subgroup_auc", "bpsn_auc_borkan", "bnsp_auc_borkan")]
 
 
 def test_posts_whose_communities_nobody_annotated_count_nowhere() -> None:
@@ -270,13 +270,13 @@ def test_intervals_are_those_of_a_loop_over_resamples() -> None:
             mine = (named.values[:, place] > 0) & named.has
             each.append(roc_auc_score(~normal[mine], score[mine], sample_weight=weights[mine]))
             wrong = [w for w, m, n, g in zip(weights, mine, normal, given, strict=True) if m and n and g != 1]
-            found.setdefault(f"subgroup_false_positive_rate_END_{'abc'[place]}", []).append(
+            found.setdefault(f"subgroup_false_positive_rate_{'abc'[place]}__END", []).append(
                 sum(wrong) / weights[mine & normal].sum()
             )
             f1 = f1_score(said.gold[mine], given[mine], average="macro", sample_weight=weights[mine])
-            found.setdefault(f"subgroup_macro_f1_END_{'abc'[place]}", []).append(f1)
-            found.setdefault(f"subgroup_auc_END_{'abc'[place]}", []).append(each[-1])
-        found.setdefault("gmb_subgroup_auc_END", []).append(float(np.mean(np.power(each, -5.0)) ** -0.2))
+            found.setdefault(f"subgroup_macro_f1_{'abc'[place]}__END", []).append(f1)
+            found.setdefault(f"subgroup_auc_{'abc'[place]}__END", []).append(each[-1])
+        found.setdefault("gmb_subgroup_auc__END", []).append(float(np.mean(np.power(each, -5.0)) ** -0.2))
     rows = by_metric(bias(resamples=50, confidence=0.8, seed=7).rows({"label": said}, columns))
     for name, values in found.items():
         low, high = sorted(values)[4:6], sorted(values)[44:46]  # percentiles 10 and 90 lie between them
@@ -293,7 +293,7 @@ def test_intervals_are_near_those_of_draws_with_replacement() -> None:
     counts = draw.multinomial(len(mine), np.ones(len(mine)) / len(mine), 2000).T.astype(float)
     score, toxic = np.array([post[0] for post in mine]), np.array([post[1] for post in mine])
     expected = np.quantile(aucs(score, toxic, ~toxic, counts), [0.05, 0.95])
-    found = [rows["subgroup_auc_low_a"], rows["subgroup_auc_high_a"]]
+    found = [rows["subgroup_auc_a__low"], rows["subgroup_auc_a__high"]]
     assert found == pytest.approx(expected.tolist(), abs=0.01)
     assert found[0] < rows["subgroup_auc_a"] < found[1]
 
@@ -301,10 +301,10 @@ def test_intervals_are_near_those_of_draws_with_replacement() -> None:
 def test_a_single_post_of_a_class_still_has_an_interval_and_a_seed_its_own() -> None:
     posts: list[Post] = [(score / 10, score == 5, {"a"}) for score in range(10)]
     rows = measured(posts, behind=True, resamples=100)
-    assert 0 < rows["subgroup_auc_low_a"] < rows["subgroup_auc_a"] == 5 / 9 < rows["subgroup_auc_high_a"] < 1
+    assert 0 < rows["subgroup_auc_a__low"] < rows["subgroup_auc_a"] == 5 / 9 < rows["subgroup_auc_a__high"] < 1
     assert measured(posts, behind=True, resamples=100) == rows
     assert measured(posts, behind=True, resamples=100, seed=1) != rows
-    assert not [name for name in measured(posts, behind=True) if "_low" in name or "_high" in name]
+    assert not [name for name in measured(posts, behind=True) if "__low" in name or "__high" in name]
 
 
 # What it needs

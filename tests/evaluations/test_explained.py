@@ -189,7 +189,7 @@ def test_comprehensiveness_and_sufficiency_by_hand() -> None:
     assert rows["test_label_comprehensiveness_attention_joined"] == pytest.approx(lost)
     kept = (full[0] - sigmoid(11, 14) + full[1] - sigmoid(15, 14)) / 2
     assert rows["test_label_sufficiency_attention_joined"] == pytest.approx(kept)
-    assert rows["test_label_explaining_posts_attention"] == 2
+    assert rows["test_label_explaining_seconds_attention__posts"] == 2
     assert reader.computed == 2
 
 

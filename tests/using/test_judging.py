@@ -211,8 +211,8 @@ def test_a_run_is_judged_when_it_is_tested(cli: Cli, tmp_path: Path) -> None:
     assert len(wanted) > 10
     assert {name: rows[name] for name in wanted} == pytest.approx(wanted)
     assert rows.keys() >= {f"test_label_gmb_{name}" for name in ("subgroup_auc", "bpsn_auc_borkan", "bnsp_auc_hatexplain")}
-    assert rows["test_label_gmb_subgroup_auc_communities"] == sum("subgroup_auc_" in name for name in wanted)
-    assert "_low" not in told.out and rows["test_label_gmb_subgroup_auc_low"] <= rows["test_label_gmb_subgroup_auc"]
+    assert rows["test_label_gmb_subgroup_auc__communities"] == sum("subgroup_auc_" in name for name in wanted)
+    assert "__low" not in told.out and rows["test_label_gmb_subgroup_auc__low"] <= rows["test_label_gmb_subgroup_auc"]
     # tested again, it is judged as it was; unless something else is typed
     again = cli("action=test", f"load_path={run}")
     assert again.code == 0, again.err
@@ -238,7 +238,7 @@ def test_explanations_are_judged_and_change_no_other_row(cli: Cli, tmp_path: Pat
     assert lines(run)[: len(lines(plain))] == lines(plain)
     rows = SavedRun(run).results
     for explainer in ("attention", "rationale", "gradient_input"):
-        assert rows[f"test_label_explaining_posts_{explainer}"] > 5
+        assert rows[f"test_label_explaining_seconds_{explainer}__posts"] > 5
         for name in ("iou_f1", "token_f1", "auprc"):
             assert 0 <= rows[f"test_label_{name}_{explainer}_official"] <= 1
         assert abs(rows[f"test_label_sufficiency_{explainer}_joined"]) <= 1
