@@ -59,7 +59,7 @@ def trained(arm: str, *, posts: str, train_posts: int, epochs: int, seed: int, d
 
 def difference(mine: Sequence[float], other: Sequence[float], *, paired: bool) -> tuple[float, float, float]:
     """The difference of the means, mine less other, with its 95 % interval: paired t, or Welch's."""
-    from scipy import stats  # type: ignore[import-untyped]  # comes with scikit-learn
+    from scipy import stats
 
     test = stats.ttest_rel(mine, other) if paired else stats.ttest_ind(mine, other, equal_var=False)
     low, high = test.confidence_interval(0.95)
