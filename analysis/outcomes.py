@@ -7,6 +7,7 @@ predicted, was it there). A resample of posts weighs the posts, and its metric i
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,9 +83,12 @@ def read_outcome(run: Results, task: str) -> Outcome:
     if not path.is_file():
         raise ResultsError(f"{folder}: no predictions.parquet in it; {again}")
     try:
-        table = parquet.read_table(path, columns=["post_id", "task", "gold", "scores"], filters=[("task", "=", task)])
-        posts, kind, names = [str(post) for post in table["post_id"].to_pylist()], labels["kind"], tuple(labels["names"])
-        gold, scores = (_cells(table[column].to_pylist(), kind) for column in ("gold", "scores"))
+        with parquet.ParquetFile(path) as file:  # read_table, and filters of Arrow's own, would import pandas
+            table = file.read(columns=["post_id", "task", "gold", "scores"])
+        mine = [of == task for of in table["task"].to_pylist()]
+        ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in ("post_id", "gold", "scores"))
+        posts, kind, names = [*map(str, ids)], labels["kind"], tuple(labels["names"])
+        gold, scores = (_cells(values, kind) for values in cells)
     except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
         raise ResultsError(f"{path}: cannot be read ({error}); expected what a test left; {again}") from None
     width = {"multiclass": len(names), "multilabel": len(names), "ordinal": len(names), "score": 1}.get(kind)

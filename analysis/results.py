@@ -171,7 +171,7 @@ def note(text: str) -> None:
 
 
 def is_count(metric: str) -> bool:
-    """Whether a row counts true positives, false positives, false negatives, words that were cut off, or what a figure is of.
+    """Whether a row counts true positives, false positives, false negatives, words cut off, or what a figure is of.
 
     >>> is_count("test_target_tp_arab"), is_count("test_rationale_words_cut"), is_count("test_target_f1_arab")
     (True, True, False)
