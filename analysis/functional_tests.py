@@ -154,7 +154,9 @@ def judged(runs: Sequence[Results], task: str | None) -> Groups:
                 f"{run.path}: was not asked HateCheck's cases; type uv run main.py action=test load_path={run.path.parent} "
                 f"evaluations=[functional], or --posts FILE for a run whose test split they are"
             )
-        mine, values, numbers = chosen("task", task, list(dict.fromkeys(row[1] for row in rows.values()))), {}, {}
+        mine = chosen("task", task, list(dict.fromkeys(row[1] for row in rows.values())))
+        values: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for metric, (of, macro_f1, column, counts, label) in ((metric, match.groups()) for metric, match in rows.items()):
             if of == mine:
                 group = MACRO_F1 if macro_f1 else EVERY if column is None else f"{column}={label}"
@@ -225,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             inputs += [args.posts, *(path.parent / "predictions.parquet" for path in paths)]
         if args.interval and args.mean:
             raise ResultsError("--interval is of one run's posts, and --mean of several runs; type one of them")
-        rows = {group: [*values] for group, (_, values) in groups.items()}
+        rows: dict[str, Sequence[float | None]] = {group: values for group, (_, values) in groups.items()}
         if args.interval:
             names = [column for name in names for column in (name, "from", "to")]
             for group, (posts, values) in groups.items():
