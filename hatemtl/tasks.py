@@ -23,7 +23,7 @@ class Task:
     column: its name; of a user's table also several names, each a label of a multilabel task; None for a masked head.
     head: makes the head, given hidden_size and space. weight: the task's weight in the loss.
     names: the labels of a table's column, in their order; None finds them in the table.
-    labels: rewrites a multilabel or multiclass column as {new name: [old names]}, of which the column may lack some. Of
+    labels: rewrites a column of labels as {new name: [old names]}, of which the column may lack some, in this order. Of
         several labels a post, a new one holds the largest of its old ones, and those that nobody names are left out; of
         one label a post, a post whose label nobody names is not annotated. None leaves all as they are.
     mask_pattern: "i n" keeps part i of n of a multilabel column, after it was rewritten.
@@ -95,7 +95,7 @@ def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
     one, space = column.space.carries == "one", LabelSpace(column.space.kind, tuple(labels))
     if column.space.carries is None:
         given = f"labels={dict(labels)}"
-        raise UserError(f"{given} rewrites a column of labels, and this is a {space.kind} one; leave it null")
+        raise UserError(f"{given} rewrites a column of labels, and this one is {space.kind}; leave it null")
     position = {name: place for place, name in enumerate(column.space.names)}
     places = {new: [position[name] for name in old if name in position] for new, old in labels.items()}
     for new, old in labels.items():

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Which of several models is better, and is the difference real? Fine-tunes each with every seed, prints mean ± standard deviation of
-# accuracy and macro-F1, what the tests of analysis/compare.py say of each model against the first, and the run to keep: of the model
-# with the higher mean on the test split, the one that is best by validation, so that no test post chooses among seeds.
+# Which of several models is better, and is the difference real? Fine-tunes each with every seed, prints mean ± standard
+# deviation of accuracy and macro-F1, what the tests of analysis/compare.py say of each model against the first, and the run to
+# keep: of the model with the higher mean on the test split, the one that is best by validation, so that no test post chooses
+# among seeds.
 #
 # A model is NAME: OVERRIDES, models stand between semicolons; seeds and posts are the same for all. Parameters come from the
 # environment; finished runs are skipped, so it may be interrupted and started again:
@@ -47,5 +48,6 @@ table
 for name in "${names[@]:1}"; do
   uv run analysis/compare.py "$OUT/${names[0]}/*" "$OUT/$name/*" --name "${names[0]}" "$name" --metric "${metrics[@]}"
 done
-best=$(for seed in "${seeds[@]}"; do echo "$(value "val_${TASK}_macro_f1" "$OUT/$better/$seed") $seed"; done | sort -grk1,1 | head -1)
+best=$(for seed in "${seeds[@]}"; do echo "$(value "val_${TASK}_macro_f1" "$OUT/$better/$seed") $seed"; done |
+  sort -grk1,1 | head -1)
 echo "higher mean ${metrics[0]}: $better ($highest); its best run by val_${TASK}_macro_f1: $OUT/$better/${best#* }"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What does a model know of hate speech beyond its own corpus? Trains on each of several corpora with every seed, tests each run on
-# the test split of all, and writes one table: accuracy and macro-F1, a row a corpus that is tested, a column one that is trained on,
-# mean ± standard deviation over seeds.
+# What does a model know of hate speech beyond its own corpus? Trains on each of several corpora with every seed, tests each run
+# on the test split of all, and writes one table: accuracy and macro-F1, a row a corpus that is tested, a column one that is
+# trained on, mean ± standard deviation over seeds.
 #
 # One task, hateful or not, whatever a corpus calls it: below stand each corpus' column and which of its labels count as which
-# (hate speech against all else, as HateCheck's authors join them). COLUMN_name and LABELS_name in the environment say otherwise, or
-# add a corpus of conf/corpus/. Posts of one corpus may stand in another: data.leaks sees those of one run alone.
+# (hate speech against all else, as HateCheck's authors join them). COLUMN_name and LABELS_name in the environment say
+# otherwise, or add a corpus of conf/corpus/. Posts of one corpus may stand in another: data.leaks sees those of one run alone.
 #
 # Parameters come from the environment; finished runs are skipped, so it may be interrupted and started again:
 #
@@ -41,6 +41,7 @@ on() {  # corpus: what makes the task read it, in the array `words`
   words=("corpus@tasks.label.corpus=$1" "tasks.label.column=${!column:-label}" "tasks.label.labels=${!labels}")
 }
 
+for corpus in "${trained[@]}" "${tested[@]}"; do on "$corpus"; done  # what is missing is told before anything is trained
 runs=() names=()
 for from in "${trained[@]}"; do
   for seed in "${seeds[@]}"; do
@@ -54,8 +55,8 @@ for from in "${trained[@]}"; do
       if [ "$to" != "$from" ]; then
         folder=$OUT/${from}_${seed}_on_$to
         on "$to"
-        [ -f "$folder/results.csv" ] || uv run main.py action=test "load_path=$run" "save_path=$folder" "${words[@]}" \
-          ${extra_test[@]+"${extra_test[@]}"}
+        [ -f "$folder/results.csv" ] || uv run main.py "tasks=[label]" action=test "load_path=$run" "save_path=$folder" \
+          "${words[@]}" ${extra_test[@]+"${extra_test[@]}"}
       fi
       sed -n "s/^test_label_\(accuracy\|macro_f1\),/test_${to}_\1,/p" "$folder/results.csv" >>"$run.csv"
     done
@@ -63,7 +64,7 @@ for from in "${trained[@]}"; do
   done
 done
 
-table() { uv run analysis/table.py "${runs[@]}" --name "${names[@]}" --mean --best "$@"; }
+table() { uv run analysis/table.py "${runs[@]}" --name "${names[@]}" --mean "$@"; }
 table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
 table

@@ -209,18 +209,18 @@ def leaf(path: Path) -> tuple[dict[str, Any], str]:
     group, name = path.parent.name, path.stem
     node = load(f"{group}/{name}")
     root = copy.deepcopy(ROOT) | {"tasks": {"label": {}}}
+    whole = OmegaConf.create({name: {}})
+    for default in node.pop("defaults", ()) if group in ("tasks", "evaluations") else ():
+        for what, option in default.items() if default != "_self_" else ():
+            of, _, place = what[1:].partition("@")
+            OmegaConf.update(whole, place, load(f"{of}/{option}") | TYPED.get(option, {}), force_add=True)
     if group == "tasks":
-        whole = OmegaConf.create({name: {}})
-        for default in node.pop("defaults"):
-            for what, option in default.items() if default != "_self_" else ():
-                of, _, place = what[1:].partition("@")
-                OmegaConf.update(whole, place, load(f"{of}/{option}") | TYPED.get(option, {}), force_add=True)
         whole = OmegaConf.merge(whole, node, {name: {"column": node[name]["column"] or "label"}})
         if "masked" in whole[name].head._target_:
             whole[name].column = None
         return root | {"tasks": _plain(whole)}, f"tasks.{name}"
     if group in ("regulariser", "evaluations"):
-        return root | {group: node}, f"{group}.{name}"
+        return root | {group: _plain(OmegaConf.merge(whole, node))}, f"{group}.{name}"
     if group in ("corpus", "head"):
         root["tasks"]["label"][group] = node | TYPED.get(name, {})
         return root, f"tasks.label.{group}"
