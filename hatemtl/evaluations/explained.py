@@ -99,9 +99,12 @@ class Explained:
             rows.append(Row(said.stage, self.task, f"explaining_seconds_{explainer}", None, float(len(posts)), "posts"))
             return found
 
-        settings = self.rationale_task, self.layer, self.head, self.steps, self.outside
+        settings = {
+            **{"rationale": (self.rationale_task,), "attention": (self.layer, self.head)},
+            **{"integrated_gradients": (self.steps,), "outside": (self.outside,)},
+        }
         asked = said.stage, self.task, tuple(said.posts[post.place] for post in posts)
-        return reader.once((explainer, settings, asked), compute), rows
+        return reader.once((explainer, settings.get(explainer), asked), compute), rows
 
     def _explained(self, explainer: Explainer, said: Predicted, posts: Sequence["Post"], reader: Reader) -> list[np.ndarray]:
         tokens = [post.tokens for post in posts]

@@ -1,6 +1,5 @@
 """Tells how far a prediction hangs on the tokens that explain it: without them, and with them alone."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +11,7 @@ from hatemtl.evaluations.base import Predicted, Reader, Row, Tokens
 from hatemtl.evaluations.eraser import highest
 from hatemtl.evaluations.explained import Explained, Post, Protocol
 
-BINS = (0.01, 0.05, 0.1, 0.2, 0.5)  # shares of a post's tokens
+BINS = (1, 5, 10, 20, 50)  # percent of a post's tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +63,14 @@ class Asked:
         self.ids: list[np.ndarray] = []
 
     def both(
-        self, posts: Sequence[Post], scores: Sequence[np.ndarray], protocol: Protocol, share: float | None, top: int
+        self, posts: Sequence[Post], scores: Sequence[np.ndarray], protocol: Protocol, share: int | None, top: int
     ) -> list[tuple[int, int]]:
-        """Places each post without its highest tokens, and them alone. share: of its tokens; None for `top`."""
+        """Places each post without its highest tokens, and them alone. share: percent of its tokens; None for `top`."""
         places = []
         for (_, tokens, _), of_tokens in zip(posts, scores, strict=True):
             special = tokens.words < 0
             may = np.ones(len(special), bool) if protocol == "official" else ~special
-            chosen = highest(of_tokens, may, top if share is None else max(1, math.ceil(share * may.sum())))
+            chosen = highest(of_tokens, may, top if share is None else max(1, -(-share * int(may.sum()) // 100)))
             places.append((self.place(without(tokens, chosen)), self.place(alone(tokens, chosen))))
         return places
 
