@@ -153,7 +153,7 @@ def gradients(module: MultitaskModule, batch: Batch) -> dict[str, dict[str, torc
 
 NAMES = set(get_args(Kind))
 BY_NAME = {  # who may ask for a kind by its name, beside heads, labels.py and corpora, which read each from its files
-    "evaluations/bias.py": "its areas are of the one label that is not toxic among labels without order",
+    "evaluations/base.py": "bias and functional tests are of the likeliest label among labels without order",
     "evaluations/functional.py": "the likeliest label decides, as of labels without order alone",
     "using/load.py": "is copied beside an export, where hatemtl is not",
 }

@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from hatemtl.corpora.base import Column
-from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_some
 from hatemtl.evaluations.bias import aucs
 from hatemtl.labels import LabelSpace
 
@@ -28,9 +27,7 @@ class AUROC:
     scalar: ClassVar[None] = None
 
     def check(self, spaces: Mapping[str, LabelSpace]) -> None:
-        if not any(space.carries in ("one", "any") for space in spaces.values()):
-            kinds = ", ".join(f"{task!r} is {space.kind}" for task, space in spaces.items())
-            raise UserError(f"expected a multiclass, ordinal or multilabel task, and {kinds}; put one into tasks=[...]")
+        check_some(spaces, ("one", "any"), "a multiclass, ordinal or multilabel task")
 
     def rows(
         self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None

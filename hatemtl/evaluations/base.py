@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.errors import UserError
 from hatemtl.labels import Kind, LabelSpace
 
 Stage = Literal["val", "test"]
@@ -124,6 +125,25 @@ class Reader(Protocol):
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Gives what was computed under this key, or is now: several evaluations share it."""
         ...
+
+
+def check_one_label(spaces: Mapping[str, LabelSpace], task: str, evaluation: str) -> None:
+    """Raises UserError where the task that an evaluation's key `task` names is not there, or has not one label a post."""
+    key = f"evaluations.{evaluation}.task=NAME"
+    if task not in spaces:
+        raise UserError(f"no task {task!r} among tasks=[{','.join(spaces)}]; type {key}, or evaluations=[]")
+    if (kind := spaces[task].kind) != "multiclass":
+        raise UserError(
+            f"expected a task with one label a post (multiclass), and {task!r} is {kind}; type {key} of another, or "
+            f"evaluations=[]"
+        )
+
+
+def check_some(spaces: Mapping[str, LabelSpace], carries: Sequence[str], expected: str) -> None:
+    """Raises UserError, which says what is expected, where no task's posts carry so many labels: "one", "any"."""
+    if not any(space.carries in carries for space in spaces.values()):
+        kinds = ", ".join(f"{task!r} is {space.kind}" for task, space in spaces.items())
+        raise UserError(f"expected {expected}, and {kinds}; put one into tasks=[...]")
 
 
 class Evaluation(Protocol):

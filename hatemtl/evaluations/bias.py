@@ -8,7 +8,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_one_label
 from hatemtl.labels import LabelSpace
 
 Background = Literal["hatexplain", "borkan"]
@@ -63,16 +63,8 @@ class Bias:
         return Needs(columns={self.task: {self.communities: "multilabel"}})
 
     def check(self, spaces: Mapping[str, LabelSpace]) -> None:
-        if self.task not in spaces:
-            raise UserError(
-                f"no task {self.task!r} among tasks=[{','.join(spaces)}]; type evaluations.bias.task=NAME, or evaluations=[]"
-            )
+        check_one_label(spaces, self.task, "bias")
         space = spaces[self.task]
-        if space.kind != "multiclass":
-            raise UserError(
-                f"expected a task with one label a post (multiclass), and {self.task!r} is {space.kind}; type "
-                f"evaluations.bias.task=NAME of another, or evaluations=[]"
-            )
         if self.normal not in space.names:
             raise UserError(
                 f"task {self.task!r} has no label {self.normal!r} for evaluations.bias.normal; "

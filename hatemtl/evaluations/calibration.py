@@ -10,7 +10,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_some
 from hatemtl.labels import LabelSpace
 
 TEMPERATURES = (0.01, 100.0)  # what is searched: beyond, every probability is 0 or 1, or all are alike
@@ -42,12 +42,7 @@ class Calibration:
             raise UserError(f"bins={self.bins}: expected at least one; type 15")
 
     def check(self, spaces: Mapping[str, LabelSpace]) -> None:
-        if not any(space.carries for space in spaces.values()):
-            kinds = ", ".join(f"{task!r} is {space.kind}" for task, space in spaces.items())
-            raise UserError(
-                f"expected a task whose labels have probabilities (multiclass, ordinal or multilabel), and {kinds}; put one "
-                f"into tasks=[...]"
-            )
+        check_some(spaces, ("one", "any"), "a task whose labels have probabilities (multiclass, ordinal or multilabel)")
 
     def rows(
         self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None

@@ -7,8 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from hatemtl.corpora.base import Column
-from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_some
 from hatemtl.labels import LabelSpace
 
 
@@ -25,11 +24,7 @@ class FalsePositiveDifference:
     scalar: ClassVar[str] = "false_positive_difference"
 
     def check(self, spaces: Mapping[str, LabelSpace]) -> None:
-        if not any(space.carries == "any" for space in spaces.values()):
-            kinds = ", ".join(f"{task!r} is {space.kind}" for task, space in spaces.items())
-            raise UserError(
-                f"expected a multilabel task, whose labels are the groups, and {kinds}; put one into tasks=[...]"
-            )
+        check_some(spaces, ("any",), "a multilabel task, whose labels are the groups")
 
     def rows(
         self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None

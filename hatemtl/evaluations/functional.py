@@ -8,7 +8,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row
+from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_one_label
 from hatemtl.labels import LabelSpace
 
 COLUMNS = ("label", "functionality", "target")
@@ -33,17 +33,8 @@ class Functional:
     scalar: ClassVar[None] = None  # of all of these more is better
 
     def check(self, spaces: Mapping[str, LabelSpace]) -> None:
-        if self.task not in spaces:
-            raise UserError(
-                f"no task {self.task!r} among tasks=[{','.join(spaces)}]; type evaluations.functional.task=NAME, or "
-                f"evaluations=[]"
-            )
+        check_one_label(spaces, self.task, "functional")
         space = spaces[self.task]
-        if space.kind != "multiclass":
-            raise UserError(
-                f"expected a task with one label a post (multiclass), and {self.task!r} is {space.kind}; type "
-                f"evaluations.functional.task=NAME of another, or evaluations=[]"
-            )
         for name in self.hateful:
             if name not in space.names:
                 raise UserError(
