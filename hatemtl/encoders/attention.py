@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatemtl.encoders.partway import EnoughError, run_until
 from hatemtl.errors import UserError
-
-
-class _EnoughError(Exception): ...
 
 
 def of_first_token(model: nn.Module, inputs: Mapping[str, Tensor], *, layer: int, head: int | None) -> Tensor:
@@ -59,15 +57,9 @@ def _computed(model: nn.Module, inputs: Mapping[str, Tensor], layer: Any) -> Ten
         with torch.autocast(hidden.device.type, enabled=False):
             scores = torch.einsum("shd,sthd->sht", q[:, 0], k) * q.shape[-1] ** -0.5
             found.append(scores.masked_fill(inputs["attention_mask"][:, None] == 0, -torch.inf).softmax(dim=-1))
-        raise _EnoughError
+        raise EnoughError
 
-    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model(**inputs)
-    except _EnoughError:
-        pass
-    finally:
-        handle.remove()
+    run_until(model, inputs, layer.register_forward_pre_hook(stop, with_kwargs=True))
     return found[0]
 
 

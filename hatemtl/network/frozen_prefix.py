@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts
+from hatemtl.encoders.partway import EnoughError, run_until
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import write
-
-
-class _EnoughError(Exception): ...
 
 
 class Prefix:
@@ -90,17 +88,14 @@ class Prefix:
         def stop(module: nn.Module, arguments: Any, output: tuple[Any, ...]) -> None:
             found.append(output[0])
             self.outputs = len(output)
-            raise _EnoughError
+            raise EnoughError
 
         handle, training = self.layers[-1].register_forward_hook(stop), self.encoder.training
         try:
             kind, dtype = batch.input_ids.device.type, next(self.layers[0].parameters()).dtype
             with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype is torch.bfloat16):
-                self.encoder.eval()(**batch.inputs)
-        except _EnoughError:
-            pass
+                run_until(self.encoder.eval(), batch.inputs, handle)
         finally:
-            handle.remove()
             self.encoder.train(training)
         return found[0]
 
