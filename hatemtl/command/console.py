@@ -1,6 +1,6 @@
 """Prints a run's network, data and results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -100,10 +100,14 @@ def _add_counts(table: Table, task: str, names: Sequence[str], values: Sequence[
 def results(console: Console, rows: Sequence[Row], title: str) -> None:
     """The closing table: every row but the counts, of errors or of posts."""
     table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
-    for row in rows:
-        if row.name not in COUNTS and row.behind is None:
-            table.add_row(escape(row.metric), f"{row.value:.3f}")
+    for row in _figures(rows):
+        table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
+
+
+def _figures(rows: Iterable[Row]) -> Iterator[Row]:
+    """Leaves out counts, and what stands behind a figure."""
+    return (row for row in rows if row.name not in COUNTS and row.behind is None)
 
 
 def folds(console: Console, runs: Sequence[Sequence[Row]], folder: str) -> None:
@@ -112,7 +116,7 @@ def folds(console: Console, runs: Sequence[Sequence[Row]], folder: str) -> None:
         Column("metric", overflow="fold"), Column("mean", justify="right"), Column("± sd", justify="right"), "folds"
     )
     found: dict[str, list[float]] = {}
-    for row in [row for rows in runs for row in rows if row.name not in COUNTS and row.behind is None]:
+    for row in _figures(row for rows in runs for row in rows):
         found.setdefault(row.metric, []).append(row.value)
     for metric, values in found.items():
         spread = f"{stdev(values):.3f}" if len(values) > 1 else ""

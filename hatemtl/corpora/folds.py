@@ -1,7 +1,7 @@
 """Deals posts to folds, by groups that stay together or by texts: for cross-validation, and for how a test score spreads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ class Folds:
         of = self.dealt(posts, "train")
         splits = np.where(of == self.fold, "test", posts.splits)
         kept = np.flatnonzero((of > 0) | (posts.splits == "val"))
-        return Posts(posts.ids, posts.texts, splits, posts.columns, posts.pairs, posts.raw).at(kept)
+        return replace(posts, splits=splits).at(kept)
 
     def dealt(self, posts: Posts, split: Split) -> np.ndarray:
         """The fold of each of N posts, (N,), counted from 1; 0 for those of other splits.
