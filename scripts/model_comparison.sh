@@ -24,7 +24,7 @@ IFS=';' read -ra models <<<"${MODELS//$'\n'/ }"
 value() { sed -n "s/^$1,//p" "$2/results.csv"; }
 metrics=("test_${TASK}_macro_f1" "test_${TASK}_accuracy")
 
-runs=() columns=() names=() better='' highest=''
+runs=() columns=() names=() globs=() better='' highest=''
 for model in "${models[@]}"; do
   read -r name <<<"${model%%:*}"
   read -ra own <<<"${model#*:}"
@@ -36,7 +36,7 @@ for model in "${models[@]}"; do
       ${extra[@]+"${extra[@]}"} ${own[@]+"${own[@]}"}
     runs+=("$run") columns+=("$name")
   done
-  names+=("$name")
+  names+=("$name") globs+=("$OUT/$name/*")
   mean=$(for seed in "${seeds[@]}"; do value "${metrics[0]}" "$OUT/$name/$seed"; done | awk '{sum += $1} END {print sum / NR}')
   if [ -z "$better" ] || awk "BEGIN {exit !($mean > $highest)}"; then better=$name highest=$mean; fi
 done
@@ -45,9 +45,7 @@ table() { uv run analysis/table.py "${runs[@]}" --name "${columns[@]}" --mean --
 table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
 table
-for name in "${names[@]:1}"; do
-  uv run analysis/compare.py "$OUT/${names[0]}/*" "$OUT/$name/*" --name "${names[0]}" "$name" --metric "${metrics[@]}"
-done
+uv run analysis/compare.py "${globs[@]}" --name "${names[@]}" --metric "${metrics[@]}"  # at once: p corrected for all
 best=$(for seed in "${seeds[@]}"; do echo "$(value "val_${TASK}_macro_f1" "$OUT/$better/$seed") $seed"; done |
   sort -grk1,1 | head -1)
 echo "higher mean ${metrics[0]}: $better ($highest); its best run by val_${TASK}_macro_f1: $OUT/$better/${best#* }"
