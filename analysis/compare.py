@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from functional_tests import read_groups
 from intervals import Scored
+from many_comparisons import letters
 from outcomes import Array, Outcome
 from resampling import bootstrap
 from results import ResultsError, is_count, note, sidecar
-from significance import TESTS, Cannot, How, letters
+from significance import TESTS, Cannot, How
 from systems import System, comparable, find_systems, siblings
 from table import LOWER_IS_BETTER, SUFFIXES, Cell, Table, add_output_options
 from verdicts import Comparison, Saying, compared_row, judged, row_of, sentence, short, shown_cells

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from intervals import Scored, mean_interval
+from many_comparisons import holm
 from scipy import stats
-from significance import Finding, holm
+from significance import Finding
 from table import Cell
 
 UNDECIDED = "cannot be decided"

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from intervals import Scored, Spread, crossed, interval, mean_interval, runs_needed
+from many_comparisons import holm, letters
 from outcomes import Measure, _share, label_f1s
 from resampling import bootstrap, counts, flips
 from scipy import stats
-from significance import TESTS, Finding, How, holm, letters
+from significance import TESTS, Finding, How
 from stochastic_order import distances, upper_bound, violation
 
 HOW = How(alpha=0.05, level=0.05, resamples=2000, seed=0, paired=True)
