@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from pyarrow import parquet
-from results import Results, ResultsError, chosen, find_results, note, read_results, sidecar, testing_line
+from results import PREDICTIONS, Results, ResultsError, again, chosen, find_results, note, read_predictions, read_results
 from summaries import averaged
 from table import Table, add_output_options, run_names
 
@@ -50,34 +49,21 @@ def read_right(run: Results, task: str | None) -> dict[str, bool]:
 
     Raises ResultsError where the run was not tested, has no likeliest labels, or another accuracy than these give.
     """
-    path = run.path.parent / "predictions.parquet"
-    if not path.is_file():
-        raise ResultsError(f"{run.path.parent}: no predictions.parquet in it; test it: {again(run)}")
-    try:
-        rows = parquet.read_table(path, columns=["post_id", "task", "gold", "scores"]).to_pylist()
-    except ValueError as error:
-        raise ResultsError(f"{path}: cannot be read ({error}); test it again: {again(run)}") from None
-    task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))
+    task, mine = read_predictions(run, task)
     metric = f"test_{task}_accuracy"
     if metric not in run.rows or f"test_{task}_quadratic_kappa" in run.rows:  # of levels, whose median is predicted
         raise ResultsError(
             f"{run.path}: task {task!r} has no likeliest label a post; expected one with head=multiclass (or choice), whose "
             f"row {metric} is the share of posts where that is right"
         )
-    mine = [row for row in rows if row["task"] == task]
     right = {row["post_id"]: row["scores"].index(max(row["scores"])) == row["gold"][0] for row in mine}
     share = fmean(right.values())
     if not math.isclose(share, run.rows[metric], abs_tol=1e-9):
         raise ResultsError(
-            f"{path}: the likeliest label is right for {share:.4f} of the posts, but {metric} in {run.path} is "
-            f"{run.rows[metric]:.4f}; expected both of one test; test it again: {again(run)}"
+            f"{run.path.parent / PREDICTIONS}: the likeliest label is right for {share:.4f} of the posts, but {metric} in "
+            f"{run.path} is {run.rows[metric]:.4f}; expected both of one test; test it again: {again(run)}"
         )
     return right
-
-
-def again(run: Results) -> str:
-    """What to type to test the run; one that was sent to a folder of its own leaves nothing there that would say so."""
-    return testing_line(run) if sidecar(run, "config.yaml") else "the command with action=test that made it, once more"
 
 
 def read_groups(path: Path, key: str, columns: Sequence[str], option: str = "--by") -> dict[str, list[str]]:

@@ -1,8 +1,9 @@
 """Heat maps of numbers by row and column, as a picture."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from pictures import content, pyplot
 
 NUMBERED = 30  # columns; of more, cells are narrow and without their number
 
@@ -25,11 +26,7 @@ def drawn(
     digits: int = 2,
 ) -> bytes:
     """The panels, one below the other, from `low` to `high` in Matplotlib's `colours`; grey where there is no value."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # a picture and no window
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     rows = [len(panel.rows) for panel in panels]
     across = max(0.6 if len(panel.columns) <= NUMBERED else 0.15 for panel in panels) * max(len(p.columns) for p in panels)
     figure, axes = plt.subplots(
@@ -52,8 +49,4 @@ def drawn(
                     axis.text(
                         j, i, f"{value:.{digits}f}", ha="center", va="center", color="white" if dark else "black", size=7
                     )
-    figure.tight_layout()
-    file = io.BytesIO()
-    figure.savefig(file, format=format, dpi=120)
-    plt.close(figure)
-    return file.getvalue()
+    return content(figure, format)

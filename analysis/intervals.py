@@ -120,6 +120,11 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return float(np.mean(values) - reach), float(np.mean(values) + reach)
 
 
+def half(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of their mean; None of one value."""
+    return interval(values)[1] - float(np.mean(values)) if len(values) > 1 else None
+
+
 def mean_interval(system: Scored, alpha: float) -> tuple[float, float]:
     """The interval of one system's mean, over what there is: seeds and posts, either alone, or neither, NaN."""
     if system.draws is None:

@@ -8,13 +8,14 @@ the search started. With an --output that is a picture (.svg, .png) all candidat
 
 import argparse
 import csv
-import io
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from results import ResultsError, note, write_whole
+from pictures import content, draws, pyplot
+from results import ResultsError, note
 from table import Table, add_output_options
 
 EXAMPLES = """examples:
@@ -97,13 +98,8 @@ def front(points: Mapping[int, tuple[float, float]]) -> list[int]:
 
 def drawn(points: Mapping[int, tuple[float, float]], x: str, y: str, *, format: str) -> bytes:
     """All candidates, the stairs of the front between what can be had and what cannot, and the start."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # a picture and no window
-    import matplotlib.pyplot as plt
-
     best = front(points)
-    figure, axis = plt.subplots(figsize=(6, 4.5))
+    figure, axis = pyplot().subplots(figsize=(6, 4.5))
     everywhere, stairs = (tuple(zip(*of, strict=True)) for of in (points.values(), [points[n] for n in best]))
     axis.scatter(everywhere[0], everywhere[1], s=12, color="#b0b0b0", label="candidates", gid="candidates")
     axis.plot(stairs[0], stairs[1], drawstyle="steps-post", color="C0", linewidth=1)
@@ -117,11 +113,7 @@ def drawn(points: Mapping[int, tuple[float, float]], x: str, y: str, *, format: 
     axis.set_xlabel(f"{x} (less is better)")
     axis.set_ylabel(f"{y} (less is better)")
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    file = io.BytesIO()
-    figure.savefig(file, format=format, dpi=120)
-    plt.close(figure)
-    return file.getvalue()
+    return content(figure, format)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,11 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         points = points_of(candidates, args.x, args.y)
         columns = [args.x, args.y, *(name for name in candidates if name not in (args.x, args.y))]
         rows = {str(n): [candidates[name][n - 1] for name in columns] for n in front(points)}
-        table, picture = Table(columns, rows, args.digits, corner="candidate"), None
-        if args.output is not None and args.output.suffix in PICTURES:
-            picture = args.output
-            write_whole(picture, drawn(points, args.x, args.y, format=picture.suffix.removeprefix(".")))
-        table.show(args.format, args.output if picture is None else None, [path])
+        if draws(args.output, PICTURES, partial(drawn, points, args.x, args.y)):
+            args.output = None
+        Table(columns, rows, args.digits, corner="candidate").show(args.format, args.output, [path])
     except (ResultsError, OSError) as error:
         print(f"pareto.py: {error}", file=sys.stderr)
         return 2

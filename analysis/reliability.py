@@ -8,16 +8,15 @@ calibration error: the bins' gaps, each by its share of the posts. Reads predict
 """
 
 import argparse
-import io
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from functional_tests import again
-from pyarrow import parquet
-from results import Results, ResultsError, chosen, find_results, read_results, sidecar, write_whole
+from pictures import content, draws, pyplot
+from results import Results, ResultsError, chosen, find_results, read_predictions, read_results, sidecar
 from table import Table, add_output_options, run_names
 
 EXAMPLES = """examples:
@@ -46,15 +45,7 @@ def read_answers(run: Results, task: str | None, label: str | None) -> tuple[Vec
 
     task: needed where the run has several. Raises ResultsError where the run was not tested, or the task has no labels.
     """
-    path = run.path.parent / "predictions.parquet"
-    if not path.is_file():
-        raise ResultsError(f"{run.path.parent}: no predictions.parquet in it; test it: {again(run)}")
-    try:
-        rows = parquet.read_table(path, columns=["post_id", "task", "gold", "scores"]).to_pylist()
-    except ValueError as error:
-        raise ResultsError(f"{path}: cannot be read ({error}); test it again: {again(run)}") from None
-    task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))
-    mine = [row for row in rows if row["task"] == task]
+    task, mine = read_predictions(run, task)
     if f"test_{task}_accuracy" in run.rows:
         if label is not None:
             raise ResultsError(f"--label {label}: task {task!r} has one right label a post; leave it out")
@@ -110,12 +101,7 @@ def table_of(found: Mapping[str, Bins], digits: int | None) -> Table:
 
 def drawn(found: Mapping[str, Bins], *, format: str) -> bytes:
     """A diagram a run, side by side: what is right in each bin against how sure it is, above the bins' share of posts."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # a picture and no window
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         2, len(found), figsize=(0.8 + 3.2 * len(found), 4.2), height_ratios=[4, 1], sharex=True, squeeze=False
     )
     for (name, of), (above, below) in zip(found.items(), axes.T, strict=True):
@@ -129,11 +115,7 @@ def drawn(found: Mapping[str, Bins], *, format: str) -> bytes:
         below.set(xlabel="p")
     axes[0, 0].set_ylabel("share that is right")
     axes[1, 0].set_ylabel("posts")
-    figure.tight_layout()
-    file = io.BytesIO()
-    figure.savefig(file, format=format, dpi=120)
-    plt.close(figure)
-    return file.getvalue()
+    return content(figure, format)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,11 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not all(map(math.isfinite, p)) or p.min() < 0 or p.max() > 1 + 1e-6:
                 raise ResultsError(f"{path.parent}: a score is no probability; expected all from 0 to 1; train it again")
             found[name] = binned(p, true, args.bins)
-        table, picture = table_of(found, args.digits), None
-        if args.output is not None and args.output.suffix in PICTURES:
-            picture = args.output
-            write_whole(picture, drawn(found, format=picture.suffix.removeprefix(".")))
-        table.show(args.format, args.output if picture is None else None, paths)
+        if draws(args.output, PICTURES, partial(drawn, found)):
+            args.output = None
+        table_of(found, args.digits).show(args.format, args.output, paths)
     except (ResultsError, OSError) as error:
         print(f"reliability.py: {error}", file=sys.stderr)
         return 2

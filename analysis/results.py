@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 
 from hatemtl.harmless import shown, unguarded
 
+PREDICTIONS = "predictions.parquet"
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
@@ -111,6 +112,19 @@ def sidecar(run: Results, name: str) -> dict[str, Any] | None:
     return content
 
 
+def leaves(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration by their keys with dots; a mapping with nothing in it is one of them.
+
+    >>> [*leaves({"seed": 1, "tasks": {"label": {"weight": 2}}, "regulariser": {}})]
+    [('seed', 1), ('tasks.label.weight', 2), ('regulariser', {})]
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
 def mask_pattern(run: Results, task: str) -> str | None:
     """The part that the run's configuration gives the task, "1 1" for the whole of it; None where it does not say."""
     tasks = (sidecar(run, "config.yaml") or {}).get("tasks") or {}
@@ -127,6 +141,29 @@ def testing_line(run: Results) -> str:
     method = LOADERS.get((sidecar(run, "run.json") or {}).get("library", ""), "ah_load")
     words = [f"tasks=[{','.join(tasks)}]", "action=test", *parts, f"method={method}", "heads.load=true"]
     return f"uv run main.py {' '.join(words)} load_path={run.path.parent} (with its encoder=... and data.dir=...)"
+
+
+def again(run: Results) -> str:
+    """What to type to test the run; one that was sent to a folder of its own leaves nothing there that would say so."""
+    return testing_line(run) if sidecar(run, "config.yaml") else "the command with action=test that made it, once more"
+
+
+def read_predictions(run: Results, task: str | None) -> tuple[str, list[dict[str, Any]]]:
+    """The name of a task, and post_id, gold and scores of each post that the run was tested on; `task` where it has several.
+
+    Raises ResultsError where the run was not tested.
+    """
+    from pyarrow import parquet  # which other tables do without
+
+    path = run.path.parent / PREDICTIONS
+    if not path.is_file():
+        raise ResultsError(f"{run.path.parent}: no {PREDICTIONS} in it; test it: {again(run)}")
+    try:
+        rows = parquet.read_table(path, columns=["post_id", "task", "gold", "scores"]).to_pylist()
+    except ValueError as error:
+        raise ResultsError(f"{path}: cannot be read ({error}); test it again: {again(run)}") from None
+    task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))
+    return task, [row for row in rows if row["task"] == task]
 
 
 def column_names(paths: Iterable[Path]) -> list[str]:

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean, stdev
 
+from intervals import half
 from partition_f1 import multilabel_tasks, pool, read_parts
 from results import Results, ResultsError, mask_pattern, read_results, sidecar, write_whole
 from retention import read_whole
@@ -27,8 +28,6 @@ EXAMPLES = """examples:
 COLUMNS = ["seeds", "macro-F1 %", "retention %", "from", "to", "of single %", "trained, thousands", "steps", "seconds"]
 WHOLE_NUMBERS = {"seeds": 0, "steps": 0, "seconds": 0}
 WHOLE = "1 1"  # the part that is all labels
-# Student's t, 97.5 %, by degrees of freedom from 1 on; of more, that of the last is a little too wide
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def read_study(study: Path, part: str, single: str, names: Sequence[str], stage: str) -> dict[str, list[list[float | None]]]:
@@ -79,13 +78,6 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """The 95 % interval of a mean of a few values; none of one value."""
     around = half(values)
     return (None, None) if around is None else (fmean(values) - around, fmean(values) + around)
-
-
-def half(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of their mean; none of one value."""
-    if len(values) < 2:
-        return None
-    return STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * stdev(values) / len(values) ** 0.5
 
 
 def row(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:

@@ -1,10 +1,11 @@
 """Makes one column of the runs of a name: means over seeds, how far they may be off, and which of them differ."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from results import Results, note, sidecar
+from many_comparisons import holm, letters
+from results import Results, leaves, note, sidecar
 from table import Cell, Table
 
 ALPHA = 0.05
@@ -27,7 +28,7 @@ def averaged(
     Columns whose means are of unlike numbers of runs are noted. letters: whether each row gets them, see `lettered`.
     settings: rows that come first, a value a run; where the runs of a name have several, all of them.
     """
-    from intervals import interval as students  # and scipy
+    from intervals import half  # and scipy
 
     names = list(dict.fromkeys(columns))
 
@@ -42,8 +43,7 @@ def averaged(
     for metric, values in rows.items():
         known = by_name(values)
         means[metric] = [fmean(of) if of else None for of in known]
-        half = [students(of)[1] - fmean(of) if interval and len(of) > 1 else None for of in known]
-        spread[metric] = half if interval else [stdev(of) if len(of) > 1 else None for of in known]
+        spread[metric] = [half(of) if interval else stdev(of) if len(of) > 1 else None for of in known]
         if letters:
             shown[metric] = lettered(known)
         if len({len(of) for of in known if of}) > 1:
@@ -58,8 +58,7 @@ def lettered(values: Sequence[Sequence[float]]) -> list[str]:
 
     By Welch's t-test over seeds, Holm's correction over all pairs, and Piepho's display. One seed differs from nothing.
     """
-    from scipy import stats
-    from significance import holm, letters
+    from scipy import stats  # which other tables do without
 
     known = [place for place, of in enumerate(values) if of]
     pairs = [(i, j) for i in known for j in known if j < i]
@@ -84,17 +83,10 @@ def settings(runs: Sequence[Results]) -> dict[str, list[Cell]]:
         config = sidecar(run, "config.yaml") or {}
         choices = config.pop("choices", None) or {}
         plain = {key: value for key, value in config.items() if key not in NOT_A_SETTING}
-        each.append({**{str(group): option for group, option in choices.items()}, **dict(_leaves(plain))})
+        named = {key: value for key, value in leaves(plain) if "._" not in f".{key}"}  # but for classes
+        each.append({**{str(group): option for group, option in choices.items()}, **named})
     keys = [*dict.fromkeys(key for of in each for key in of)]
     differing = [key for key in keys if len({str(of.get(key)) for of in each}) > 1]
     groups = {key.partition("@")[2] or key for key in differing}
     own = [key for key in differing if not any(key.startswith(f"{group}.") for group in groups)]
     return {key: [None if key not in of else str(of[key]) for of in each] for key in own}
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif not str(name).startswith("_"):
-            yield f"{prefix}{name}", value

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from outcomes import Outcome, read_outcome
 from partition_f1 import check_complete, check_same_posts
-from results import Results, ResultsError, find_results, mask_pattern, note, read_results, sidecar, testing_line
+from results import Results, ResultsError, find_results, leaves, mask_pattern, note, read_results, sidecar, testing_line
 
 # Of a configuration, what makes no other system: where it lies, and with what it was computed.
 WHERE = {"seed", "save_path", "load_path", "action", "overwrite", "predict", "export", "logger", "launcher"}
@@ -106,15 +106,10 @@ def _system(name: str, paths: Sequence[Path]) -> System:
 def _settings(run: Results) -> dict[str, Any]:
     """The run's configuration, flat, but for what makes no other system."""
 
-    def flat(node: Any, at: str) -> Iterator[tuple[str, Any]]:
-        if at in ASIDE or at.endswith(".mask_pattern"):
-            return
-        for key, value in node.items() if isinstance(node, dict) else ():
-            yield from flat(value, f"{at}.{key}".lstrip("."))
-        if not isinstance(node, dict):
-            yield at, node
+    def aside(key: str) -> bool:
+        return key.endswith(".mask_pattern") or any(f"{key}.".startswith(f"{of}.") for of in ASIDE)
 
-    return dict(flat(sidecar(run, "config.yaml") or {}, ""))
+    return {key: value for key, value in leaves(sidecar(run, "config.yaml") or {}) if value != {} and not aside(key)}
 
 
 def _differing(one: Results, other: Results) -> str:
