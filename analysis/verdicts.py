@@ -117,8 +117,8 @@ def sentence(of: Comparison, judgement: Judgement, picks: Sequence[str], say: Sa
     if told not in ("better", "worse"):
         words += f" One of {short(found.detectable, digits)} would be found with a power of 80 %"
         posts = " × " in of.over  # which hide what seeds alone would show
-        more = "no number of runs would do: it takes more posts" if posts else f"more than {RUNS[-1]:,.0f} runs a side"
-        runs = more if found.needed == math.inf else f"{_runs(found.needed)} runs a side"
+        many = "no number of runs would do: it takes more posts" if posts else f"more than {RUNS[-1]:,.0f} runs a side"
+        runs = many if found.needed == math.inf else f"{_runs(found.needed)} runs a side"
         words += "." if found.needed is None else f"; for the one seen, {runs}."
     if say.rope is not None:
         worse, same, more = bayes(found, say.rope, lower=of.lower)
