@@ -38,7 +38,8 @@ def of_posts(path: str, words: Mapping[str, int], asked: Sequence[str]) -> list[
     for post, (line, scores) in found.items():
         if post not in words:
             some = did_you_mean(post, [*words][:3])  # of thousands
-            raise UserError(f"{path}, line {line}: there is no test post {post!r}; {some}{', ...' if len(words) > 3 else ''}")
+            more = ", ..." if len(words) > 3 else ""
+            raise UserError(f"{path}, line {line}: there is no test post {post!r}; {some}{more}")
         if len(scores) != words[post]:
             raise UserError(f"{path}, line {line}: {len(scores)} scores for the {words[post]} words of post {post!r}")
     if missing := [post for post in asked if post not in found]:
