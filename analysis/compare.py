@@ -8,6 +8,7 @@ comparisons made: each system with the baseline by each metric, or with --letter
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +21,9 @@ from intervals import Scored
 from many_comparisons import letters
 from outcomes import Array, Outcome
 from resampling import bootstrap
-from results import ResultsError, is_count, note, sidecar
+from results import ResultsError, is_count, note, sidecar, testing_line
 from significance import TESTS, Cannot, How
-from systems import System, comparable, find_systems, siblings
+from systems import System, comparable, find_systems, judged_otherwise, siblings
 from table import LOWER_IS_BETTER, SUFFIXES, Cell, Table, add_output_options
 from verdicts import Comparison, Saying, compared_row, judged, row_of, sentence, short, shown_cells
 
@@ -84,6 +85,8 @@ def measured(
                 for system, mine in zip(systems, parts, strict=True)
             }
         known += [f"test_{task}_{name}" for name in measures[systems[0].name][0]]
+    if differing := judged_otherwise(systems):
+        note(f"{differing}; a row of that evaluation is of two kinds, and no other is touched")
     return {system.name: _of_rows(system, metric, known, lower=lower) for system in systems}
 
 
@@ -96,6 +99,11 @@ def _of_rows(system: System, metric: str, known: Sequence[str], *, lower: bool) 
             hint = f"did you mean {close[0]}? " if close else ""
             raise ResultsError(
                 f"--metric {metric}: no row of {run.path}, nor can it be recomputed; {hint}known: {', '.join(sorted(names))}"
+            )
+        if not math.isfinite(run.rows[metric]):
+            raise ResultsError(
+                f"--metric {metric}: {run.rows[metric]} in {run.path}, expected a number; leave that run or metric out, or "
+                f"test it: {testing_line(run)}"
             )
     if len({*system.runs}) < len([*system.each()]):
         raise ResultsError(f"--metric {metric}: {system.name} is made of parts, and a row of theirs is not one of the whole")
@@ -235,7 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ResultsError(f"--alpha {args.alpha:g}: expected a probability between 0 and 1, as 0.05")
         if args.resamples < 100:
             raise ResultsError(f"--resamples {args.resamples}: expected 100 or more, as 10000")
-        if args.rope is not None and args.rope <= 0:
+        if args.seed < 0:
+            raise ResultsError(f"--seed {args.seed}: expected 0 or more, as 0")
+        if args.rope is not None and not 0 < args.rope < math.inf:
             raise ResultsError(f"--rope {args.rope:g}: expected a difference above 0, as 0.01")
         systems = find_systems(args.systems, args.name)
         args.metric = [*dict.fromkeys(args.metric)]

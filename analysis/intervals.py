@@ -141,7 +141,7 @@ def mean_interval(system: Scored, alpha: float) -> tuple[float, float]:
 def percentiles(draws: Array, units: int, alpha: float) -> tuple[float, float]:
     """The bootstrap's percentile interval, widened for few units: t for the normal, n - 1 for n.
 
-    Hesterberg's expanded percentiles (2015, doi:10.1080/00031305.2015.1089789, section 4.2).
+    Hesterberg's expanded percentiles (2015, doi:10.1080/00031305.2015.1089789).
     """
     tail = stats.norm.cdf(math.sqrt(units / (units - 1)) * stats.t.ppf(alpha / 2, units - 1))
     low, high = np.quantile(draws, [tail, 1 - tail])
@@ -164,7 +164,7 @@ def runs_needed(difference: float, spread: Spread, level: float, floor: Callable
 
     floor: the smallest p of so many runs, where it must come down to the level too.
     """
-    found = detectable(spread, level, RUNS) <= abs(difference)
+    found = (detectable(spread, level, RUNS) <= abs(difference)) & (difference != 0)
     if floor is not None:
         found &= floor(RUNS) <= level
     return float(RUNS[found.argmax()]) if found.any() else math.inf

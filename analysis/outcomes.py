@@ -100,9 +100,11 @@ def read_outcome(run: Results, task: str) -> Outcome:
     order = sorted(range(len(posts)), key=posts.__getitem__)
     head = (((sidecar(run, "config.yaml") or {}).get("tasks") or {}).get(task) or {}).get("head") or {}
     thresholds = labels.get("thresholds") or [head.get("threshold") or 0.5] * len(names)
-    if len(thresholds) != len(names):
+    if len(thresholds) != len(names) or not all(isinstance(cut, int | float) for cut in thresholds):
+        given = ", ".join(map(str, thresholds))
         raise ResultsError(
-            f"{folder}/labels.json: {len(thresholds)} thresholds of {task!r} for {len(names)} labels; {again}"
+            f"{folder}/labels.json: thresholds {given} of {task!r}, expected a number for each of {len(names)} labels; "
+            f"{again}"
         )
     limits = np.array(thresholds, np.float32)  # as heads compare: as a double, a score of .7 lies below .7
     return Outcome(run, task, kind, names, tuple(posts[i] for i in order), gold[order], scores[order], limits)
@@ -164,7 +166,7 @@ def _of_classes(outcome: Outcome) -> dict[str, Measure]:
 
 
 def _matthews(sums: Array) -> Array:
-    """Matthews' correlation of any number of labels (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006, eq. 8)."""
+    """Matthews' correlation of any number of labels (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)."""
     right, posts = sums[..., 0], sums[..., 1]
     given, true = np.split(sums[..., 2:], 2, axis=-1)
     spread = [posts**2 - (side**2).sum(axis=-1) for side in (given, true)]

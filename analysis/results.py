@@ -22,8 +22,6 @@ PREDICTIONS = "predictions.parquet"
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
-# The rows behind a figure of evaluations=[bias]: the ends of its interval, and how many posts it is of.
-
 
 class ResultsError(Exception):
     """Something the user can mend: what was given, what was expected, what to type next."""

@@ -33,7 +33,7 @@ class How(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A comparison. floor: the smallest p that can come out. error: of the difference; df: what runs (or posts) leave free.
+    """A comparison. floor: the smallest p that can come out. error: of the difference; df: of its t, Welch's where unpaired.
 
     detectable: the difference that is found with a power of 80 %. needed: runs a side to find the one seen with that power;
     inf where no number would do, None where one run cannot say. effect: the name of the effect size, then its size.
@@ -92,7 +92,7 @@ def _by_t(a: Scored, b: Scored, how: How, spread: Spread, **given: Any) -> Findi
         "low": difference - float(error * quantile),
         "high": difference + float(error * quantile),
         "error": float(error),
-        "df": sum(n - 1 for _, n in spread.of_runs),
+        "df": float(spread.mixed()[2]),
         "detectable": float(detectable(spread, how.level)),
     }
     return Finding(difference, **{**found, **given})
@@ -171,7 +171,7 @@ def permutation(a: Scored, b: Scored, how: How) -> Finding:
 def mcnemar(a: Scored, b: Scored, how: How) -> Finding:
     """Posts that one run alone gets right: McNemar's exact test (1947), for accuracy of one run a side.
 
-    Interval: Bonett and Price (2012, doi:10.1177/0962280209354554), adjusted Wald. Effect: odds of the discordant posts.
+    Interval: Bonett and Price (2012, J. Educ. Behav. Stat. 37:479), adjusted Wald. Effect: odds of the discordant posts.
     """
     _draws(a, b)
     if len(a.values) > 1 or len(b.values) > 1:
@@ -205,7 +205,8 @@ def wilcoxon(a: Scored, b: Scored, how: How) -> Finding:
     Interval, detectable difference and runs needed are those of the paired t-test. Effect: matched-pairs rank-biserial.
     """
     _several(a, b)
-    changed = _pairs(a, b)[_pairs(a, b) != 0]
+    pairs = _pairs(a, b).round(12)  # so that equal differences of doubles are ties
+    changed = pairs[pairs != 0]
     ranks = stats.rankdata(np.abs(changed))
     exact = stats.PermutationMethod(n_resamples=how.resamples, rng=np.random.default_rng(how.seed))
     return _by_t(

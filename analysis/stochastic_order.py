@@ -29,7 +29,7 @@ def violation(x: Array, y: Array) -> Array:
 
 
 def upper_bound(x: Array, y: Array, alpha: float, draw: np.random.Generator, resamples: int = 1000) -> float:
-    """ε_min: ε - z(α)·σ·√((n + m)/nm), σ by a bootstrap of the runs (Dror et al. 2019, section 4). In [0, 1]."""
+    """ε_min: ε - z(α)·σ·√((n + m)/nm), σ by a bootstrap of the runs (Dror et al. 2019). In [0, 1]."""
     scale = np.sqrt(x.size * y.size / (x.size + y.size))
     again = violation(*(draw.choice(side, (resamples, len(side))) for side in (x, y)))
     deviation = (scale * (again - violation(x, y))).std()

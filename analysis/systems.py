@@ -18,7 +18,7 @@ from partition_f1 import check_complete, check_same_posts
 from results import Results, ResultsError, find_results, leaves, mask_pattern, note, read_results, sidecar, testing_line
 
 # Of a configuration, what makes no other system: where it lies, and with what it was computed.
-WHERE = {"seed", "save_path", "load_path", "action", "overwrite", "predict", "export", "logger", "launcher"}
+WHERE = {"seed", "save_path", "load_path", "action", "overwrite", "predict", "export", "logger", "launcher", "evaluations"}
 ASIDE = {
     *WHERE,
     "data.dir",
@@ -123,6 +123,17 @@ def _differing(one: Results, other: Results) -> str:
         return x == y or ("/" in f"{x}{y}" and blank[0] == blank[1])
 
     return ", ".join(sorted(key for key in {**a, **b} if not same(key))[:4])
+
+
+def judged_otherwise(systems: Sequence[System]) -> str | None:
+    """Says which keys of an evaluation differ between two runs that are both judged by it, by their configurations."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for run in (run for system in systems for run in system.each()):
+        for key, value in leaves((sidecar(run, "config.yaml") or {}).get("evaluations") or {}):
+            was, where = seen.setdefault(key, (str(value), run.path.parent))
+            if was != str(value):
+                return f"evaluations.{key} is {was} in {where} and {value} in {run.path.parent}"
+    return None
 
 
 def siblings(system: System) -> list[Results]:

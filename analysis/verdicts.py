@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from intervals import Scored, mean_interval
+from intervals import RUNS, Scored, mean_interval
 from many_comparisons import holm
 from scipy import stats
 from significance import Finding
@@ -65,12 +65,13 @@ def bayes(finding: Finding, rope: float, *, lower: bool) -> tuple[float, float, 
     """Probabilities that the second is worse, practically equal (within the region ± rope), better.
 
     The posterior of the difference is Student's t with its standard error and degrees of freedom: the Bayesian correlated
-    t-test (Benavoli et al. 2017, JMLR 18:77, section 3.1), the correlation of runs that saw the same posts being that which
-    the bootstrap found rather than a rule of thumb for cross-validation.
+    t-test (Benavoli et al. 2017, JMLR 18:77), the correlation of runs that saw the same posts being that which
+    the bootstrap found rather than a rule of thumb for cross-validation. Without an error it is all at the difference.
     """
-    if not finding.error:
-        return (0.0, 1.0, 0.0) if abs(finding.difference) <= rope else (0.0, 0.0, 1.0)
-    below, above = (float(stats.t.cdf((end - finding.difference) / finding.error, finding.df)) for end in (-rope, rope))
+    if finding.error:
+        below, above = (float(stats.t.cdf((end - finding.difference) / finding.error, finding.df)) for end in (-rope, rope))
+    else:
+        below, above = float(finding.difference < -rope), float(finding.difference <= rope)
     return (1 - above, above - below, below) if lower else (below, above - below, 1 - above)
 
 
@@ -115,11 +116,9 @@ def sentence(of: Comparison, judgement: Judgement, picks: Sequence[str], say: Sa
         words = f"{of.b} against {of.a}: no difference was shown, {seen} ({on})."
     if told not in ("better", "worse"):
         words += f" One of {short(found.detectable, digits)} would be found with a power of 80 %"
-        runs = (
-            "no number of runs would do: it takes more posts"
-            if found.needed == math.inf
-            else f"{_runs(found.needed)} runs a side"
-        )
+        posts = " × " in of.over  # which hide what seeds alone would show
+        many = "no number of runs would do: it takes more posts" if posts else f"more than {RUNS[-1]:,.0f} runs a side"
+        runs = many if found.needed == math.inf else f"{_runs(found.needed)} runs a side"
         words += "." if found.needed is None else f"; for the one seen, {runs}."
     if say.rope is not None:
         worse, same, more = bayes(found, say.rope, lower=of.lower)

@@ -21,8 +21,11 @@ LISTS = ("tasks", "action", "regulariser", "evaluations", "method.sources")  # t
 def arguments(words: Sequence[str]) -> list[str]:
     """Orders the words of a command line as Hydra takes them, its options first, with what `spelled_out` makes of each.
 
-    Raises UserError where a word that begins with a dash is none of its options.
+    Raises UserError where a word that begins with a dash is none of its options, and for two numbers of folds.
     """
+    if {"folds", "folds.number"} <= {word.partition("=")[0] for word in words}:
+        both = [word for word in words if re.match(r"folds(\.number)?=", word)]
+        raise UserError(f"{' '.join(both)}: both say how many folds; type one of them, as {both[-1]}")
     words = [*map(spelled_out, words)]
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print all options and exit

@@ -37,7 +37,9 @@ def of_posts(path: str, words: Mapping[str, int], asked: Sequence[str]) -> list[
     found = read(path)
     for post, (line, scores) in found.items():
         if post not in words:
-            raise UserError(f"{path}, line {line}: there is no test post {post!r}; {did_you_mean(post, words)}")
+            some = did_you_mean(post, [*words][:3])  # of thousands
+            more = ", ..." if len(words) > 3 else ""
+            raise UserError(f"{path}, line {line}: there is no test post {post!r}; {some}{more}")
         if len(scores) != words[post]:
             raise UserError(f"{path}, line {line}: {len(scores)} scores for the {words[post]} words of post {post!r}")
     if missing := [post for post in asked if post not in found]:

@@ -61,7 +61,7 @@ def load_thresholds(heads: Mapping[str, Any], saved: SavedRun) -> None:
     """Gives the heads that are said to be tuned the saved run's thresholds. Raises UserError where it tuned none."""
     for task, head in heads.items():
         if head.tunes:
-            if saved.config["tasks"][task]["head"].get("threshold") != "tuned":
+            if saved.config["tasks"][task]["head"].get("threshold") != "tuned" or task not in saved.thresholds:
                 raise UserError(
                     f"tasks.{task}.head.threshold=tuned: {saved.folder} has no tuned thresholds; tune them by action=train "
                     f"load_path={saved.folder} heads.load=true optimization.epochs=0 tasks.{task}.head.threshold=tuned "

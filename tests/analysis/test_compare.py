@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tested_runs import classes, save, system
 
 Run = Callable[..., tuple[int, str, str]]
@@ -174,6 +175,8 @@ def test_other_posts_and_copies_are_refused(run: Run, tmp_path: Path) -> None:
         (["full_?", "lora_?", *ACCURACY, "--alpha", "5"], "between 0 and 1"),
         (["full_?", "lora_?", *ACCURACY, "--resamples", "5"], "100 or more"),
         (["full_?", "lora_?", *ACCURACY, "--rope", "0"], "above 0"),
+        (["full_?", "lora_?", *ACCURACY, "--rope", "nan"], "above 0"),
+        (["full_?", "lora_?", *ACCURACY, "--seed", "-1"], "expected 0 or more"),
         (["full_?", "lora_?", "--metric", "test_label_makro_f1"], "did you mean test_label_macro_f1?"),
         (["full_?", "lora_?", "--metric", "test_target_f1"], "nor can it be recomputed"),
         (["full_0", "lora_?", *ACCURACY, "--test", "wilcoxon"], "one seed says nothing of others"),
@@ -189,6 +192,27 @@ def test_wrong_input_is_told(run: Run, arguments: list[str], message: str) -> No
     code, out, err = run(*arguments)
     assert (code, out) == (2, "") and err.startswith("compare.py: ")
     assert message in err
+
+
+def test_a_row_that_is_no_number_is_refused(run: Run, tmp_path: Path) -> None:
+    with (tmp_path / "lora_1" / "results.csv").open("a") as file:
+        file.write("test_label_odd,nan\n")
+    for name in ("full_0", "full_1", "full_2", "lora_0", "lora_2"):
+        with (tmp_path / name / "results.csv").open("a") as file:
+            file.write("test_label_odd,0.5\n")
+    code, out, err = run("full_?", "lora_?", "--metric", "test_label_odd")
+    assert (code, out) == (2, "") and "test_label_odd: nan in lora_1/results.csv, expected a number" in err
+
+
+def test_evaluations_make_no_other_system_but_are_told_where_their_keys_differ(run: Run, tmp_path: Path) -> None:
+    for name, bins in (("full_0", 15), ("lora_0", 15), ("lora_1", 5)):
+        path = tmp_path / name / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(config | {"evaluations": {"calibration": {"bins": bins}}}))
+    code, _, err = run("full_?", "lora_?", *ACCURACY)
+    assert (code, err) == (0, "")
+    code, _, err = run("full_?", "lora_?", "--metric", "test_label_ece")
+    assert code == 0 and "note: evaluations.calibration.bins is 15 in full_0 and 5 in lora_1" in err
 
 
 def test_formats(run: Run, tmp_path: Path) -> None:

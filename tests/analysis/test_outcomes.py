@@ -148,6 +148,11 @@ def test_posts_are_read_by_id_and_thresholds_a_label(tmp_path: Path) -> None:
     read = read_outcome(run, "label")
     assert read.measures()["f1_x"].value() == 1
     assert read.measures()["f1_y"].value() == pytest.approx(2 / 3)
+    for wrong in ([0.4], [0.4, "tuned"]):
+        content = {"label": {"kind": "multilabel", "names": ["x", "y"], "thresholds": wrong}}
+        (tmp_path / "a" / "labels.json").write_text(json.dumps(content))
+        with pytest.raises(ResultsError, match="expected a number for each of 2 labels"):
+            read_outcome(run, "label")
 
 
 def test_a_test_that_is_not_the_one_in_results_is_refused(tmp_path: Path) -> None:

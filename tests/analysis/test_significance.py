@@ -12,6 +12,7 @@ from resampling import bootstrap, counts, flips
 from scipy import stats
 from significance import TESTS, Finding, How
 from stochastic_order import distances, upper_bound, violation
+from verdicts import bayes
 
 HOW = How(alpha=0.05, level=0.05, resamples=2000, seed=0, paired=True)
 
@@ -79,6 +80,7 @@ def test_seed_tests_are_scipys() -> None:
     welch = stats.ttest_ind(b, a, equal_var=False)
     found = TESTS["welch"](of_seeds(*a), of_seeds(*b), HOW)
     assert (found.p, found.low, found.high) == pytest.approx((welch.pvalue, *welch.confidence_interval()))
+    assert found.df == pytest.approx(welch.df)
     signed = TESTS["wilcoxon"](of_seeds(*a), of_seeds(*b), HOW)
     assert signed.p == pytest.approx(stats.wilcoxon(np.subtract(b, a).round(6), method=stats.PermutationMethod()).pvalue)
     paired = stats.ttest_rel(b, a).confidence_interval()
@@ -96,6 +98,20 @@ def test_floors_are_reached_where_all_of_one_are_above(n: int, wilcoxon: float, 
         found = TESTS[test](a, b, How(0.05, 0.05, 10_000, 0, True))
         assert found.p == pytest.approx(found.floor) == pytest.approx(floor), test
     assert found.effect == ("ε", 0.0)
+
+
+def test_equal_differences_are_ties_whatever_doubles_make_of_them() -> None:
+    """.3 - .2, .4 - .3, .2 - .3 differ in their last bits: ranks 2, 2, 2, so δ = 2 - 1 of 3."""
+    found = TESTS["wilcoxon"](of_seeds(0.2, 0.3, 0.3), of_seeds(0.3, 0.4, 0.2), HOW)
+    assert found.effect == ("r", pytest.approx(1 / 3)) and found.p == 1
+
+
+@pytest.mark.parametrize(("a", "b", "told"), [(0.0, 1.0, (0, 0, 1)), (1.0, 0.0, (1, 0, 0)), (1.0, 1.0, (0, 1, 0))])
+def test_without_an_error_all_probability_is_at_the_difference(a: float, b: float, told: tuple[float, ...]) -> None:
+    found = TESTS["bootstrap"](scored(np.full(20, a)), scored(np.full(20, b)), HOW)
+    assert found.error == 0
+    assert bayes(found, 0.01, lower=False) == told
+    assert bayes(found, 0.01, lower=True) == told[::-1]
 
 
 def test_stochastic_order_by_hand() -> None:
@@ -144,6 +160,7 @@ def test_runs_needed_have_the_power_that_they_promise() -> None:
     n = runs_needed(1.0, spread, 0.05)
     assert n == 17  # as tables of the two-sample t-test have it (Cohen 1988, d = 1)
     assert runs_needed(0.0, spread, 0.05) == math.inf
+    assert runs_needed(0.0, spread._replace(of_runs=[(0.0, 3)]), 0.05) == math.inf  # nothing was seen to be found
     assert runs_needed(1.0, spread._replace(shared=1.0), 0.05) == math.inf  # the posts alone hide it
 
 

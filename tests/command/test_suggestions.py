@@ -235,6 +235,7 @@ def test_options_may_stand_anywhere_and_no_experiment_is_one(typed: list[str], g
         (["-mseed=1,2"], "type a space between -m and seed=1,2"),
         (["--cfg"], "argument --cfg/-c: expected one argument"),
         (["--config=x"], "ambiguous option: --config"),
+        (["folds.number=9", "folds=5"], "folds.number=9 folds=5: both say how many folds; type one of them, as folds=5"),
     ],
     ids=str,
 )

@@ -285,6 +285,9 @@ def test_tuned_thresholds_come_with_the_heads_that_are_used_and_a_number_takes_t
         network(source, "target", tasks=tuned, heads_from=saved)
     head = {**HEADS["target"].keywords, "threshold": "tuned"}
     write_config(saved.folder, {"tasks": {"target": {"head": head}}, "encoder": {"max_length": 16}})
+    write_labels(saved.folder, {"target": SPACES["target"]})
+    with pytest.raises(UserError, match="has no tuned thresholds"):
+        network(source, "target", tasks=tuned, heads_from=saved)
     write_labels(saved.folder, {"target": SPACES["target"]}, {"target": cuts})
     found = network(source, "target", tasks=tuned, heads_from=saved)
     assert found.module.head("target").written_thresholds() == cuts and not found.notes
