@@ -1,14 +1,15 @@
 """Shows who fights whom, and when: the cosines of tasks' gradients, and the weights of tasks, over the steps of training.
 
-A row of the table is a pair of tasks or a task, a column a part of training (quarters by default). Of a pair stand there the mean cosine of
-their gradients and, in brackets, the share of steps in which they were in conflict, the cosine below 0; of a task its mean weight. Reads objective.csv,
-which every run of several tasks leaves; cosines are in those of a weighting that takes gradients (weighting=pcgrad and the like).
+Columns are parts of training, quarters by default. Of each pair of tasks there is the mean cosine of their gradients and the
+share of steps in which they were in conflict, the cosine below 0; of each task its mean weight. Reads objective.csv, which
+every run of several tasks leaves; cosines are in that of a weighting that takes gradients (weighting=pcgrad and the like).
 With an --output that is a picture (.svg, .pdf, .png) both are drawn over the steps, a running mean of --smooth of them.
 """
 
 import argparse
 import csv
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,16 @@ EXAMPLES = """examples:
   uv run analysis/conflicts.py adapters/joint --smooth 50 --output conflicts.svg
 """
 PICTURES = (".svg", ".pdf", ".png")
+STEPS = "objective.csv"
 Series = np.ndarray[Any, Any]
 
 
 def read_steps(folder: Path) -> tuple[Series, dict[str, Series]]:
     """The optimizer steps, (N,), and each column of figures, (N,), NaN where a step has none."""
-    path = folder / "objective.csv"
+    path = folder / STEPS
     if not path.is_file():
         raise ResultsError(
-            f"{folder}: no objective.csv, which a run of several tasks leaves; give the folder of one, trained with "
+            f"{folder}: no {STEPS}, which a run of several tasks leaves; give the folder of one, trained with "
             f"tasks=[label,target] and, for cosines, weighting=pcgrad"
         )
     with path.open(encoding="utf-8", newline="") as file:
@@ -47,25 +49,22 @@ def read_steps(folder: Path) -> tuple[Series, dict[str, Series]]:
         raise ResultsError(f"{path}: expected numbers in every column ({error}); train the run again") from error
 
 
-def table(figures: dict[str, Series], parts: int) -> Table:
+def table_of(figures: Mapping[str, Series], parts: int, digits: int | None) -> Table:
     """A row a pair or task, a column a part of training, and one of all of it."""
     count = len(next(iter(figures.values())))
-    pieces = [slice(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
-    columns = [f"steps {100 * i // parts}-{100 * (i + 1) // parts} %" for i in range(parts)]
-
-    def cell(name: str, values: Series) -> str:
-        values = values[~np.isnan(values)]
-        if not len(values):
-            return ""
-        mean = f"{values.mean():.3f}"
-        return f"{mean} ({(values < 0).mean():.0%})" if name.startswith("cosine_") else mean
-
-    ordered = sorted(figures, key=lambda name: name.startswith("weight_"))
-    rows = [
-        [name.replace("_", " ", 1), *(cell(name, figures[name][piece]) for piece in pieces), cell(name, figures[name])]
-        for name in ordered
-    ]
-    return Table(["of", *columns, "all"], rows)
+    pieces = {
+        f"{100 * i // parts}-{100 * (i + 1) // parts} %": slice(i * count // parts, (i + 1) * count // parts)
+        for i in range(parts)
+    }
+    pieces["all"] = slice(None)
+    rows: dict[str, list[float | None]] = {}
+    for name in sorted(figures):
+        there = [values[~np.isnan(values)] for values in (figures[name][piece] for piece in pieces.values())]
+        rows[name.replace("_", " ", 1)] = [float(values.mean()) if len(values) else None for values in there]
+        if name.startswith("cosine_"):
+            shares = [float((values < 0).mean()) if len(values) else None for values in there]
+            rows[f"conflict {name.removeprefix('cosine_')}"] = shares
+    return Table([*pieces], rows, digits=digits, corner="of", counts=False)
 
 
 def running(values: Series, width: int) -> Series:
@@ -77,7 +76,7 @@ def running(values: Series, width: int) -> Series:
         return sums / counts
 
 
-def picture(steps: Series, figures: dict[str, Series], smooth: int, format: str) -> bytes:
+def drawn(steps: Series, figures: Mapping[str, Series], smooth: int, format: str) -> bytes:
     """Weights above, cosines below where there are any."""
     kinds = [kind for kind in ("weight_", "cosine_") if any(name.startswith(kind) for name in figures)]
     figure, axes = pyplot().subplots(len(kinds), 1, sharex=True, squeeze=False, figsize=(7, 2.6 * len(kinds)))
@@ -92,26 +91,30 @@ def picture(steps: Series, figures: dict[str, Series], smooth: int, format: str)
     return content(figure, format)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line; 2 where the user has something to mend."""
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a saved run of several tasks")
+    parser.add_argument("--parts", type=int, default=4, metavar="N", help="columns of the table (default: %(default)s)")
+    parser.add_argument(
+        "--smooth", type=int, default=20, metavar="STEPS", help="in a point of a picture (default: %(default)s)"
     )
-    parser.add_argument("run", type=Path, help="the folder of a saved run of several tasks")
-    parser.add_argument("--parts", type=int, default=4, help="parts of training that the table has columns of (4)")
-    parser.add_argument("--smooth", type=int, default=20, help="steps that a point of the picture is the mean of (20)")
-    add_output_options(parser)
-    options = parser.parse_args(arguments)
-    for name in ("parts", "smooth"):
-        if getattr(options, name) < 1:
-            raise ResultsError(f"--{name} {getattr(options, name)}: expected 1 or more")
-    steps, figures = read_steps(options.run)
-    if not draws(options.output, PICTURES, partial(picture, steps, figures, options.smooth)):
-        table(figures, options.parts).write(options)
+    add_output_options(parser, stage=False)
+    args = parser.parse_args(argv)
+    try:
+        for name in ("parts", "smooth"):
+            if not 1 <= getattr(args, name) <= 1000:
+                raise ResultsError(f"--{name} {getattr(args, name)}: expected a number from 1 to 1000")
+        steps, figures = read_steps(args.run)
+        if draws(args.output, PICTURES, partial(drawn, steps, figures, args.smooth)):
+            args.output = None
+        table_of(figures, args.parts, args.digits).show(args.format, args.output, [args.run / STEPS])
+    except (ResultsError, OSError) as error:
+        print(f"conflicts.py: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ResultsError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())
