@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from test_floors import FLOORS, PACKAGE
 
 from hatemtl.errors import UserError
-from hatemtl.objective.step import Step
+from hatemtl.objective.weighting import Step
 from hatemtl.saved_runs.saved_run import SavedRun
 
 TEXT = (ROOT / "docs" / "architecture.org").read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ def test_the_formulas_are_those_that_they_say(mine: Path) -> None:
     weighting = importlib.import_module("my_weighting").Noise(tasks={"label": 2.0, "target": 1.0}, start=2.0)
     losses = {"label": torch.tensor(3.0), "target": torch.tensor(0.0)}
     present = {"label": torch.tensor(1.0), "target": torch.tensor(0.0)}
-    total = weighting(losses, Step(0, [], None, present))
+    total = weighting(losses, Step(0, present))
     torch.testing.assert_close(total, torch.tensor(2 * 3 / 8) + torch.tensor(5.0).log())
     total.backward()
     assert weighting.noise["label"].grad != 0 and weighting.noise["target"].grad == 0

@@ -37,6 +37,7 @@ OWNERS = {
     "captum": {"evaluations.explainers"},
     "huggingface_hub": {"machine.hub"},
     "rich": {"command", "training", "using"},
+    "torchjd": {"objective.surgery"},
     "scipy": {"evaluations"},  # and analysis/, which is no part of the package
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -14,13 +14,14 @@ from torchmetrics import Metric
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import merged
+from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Predicted, Row, Stage
 from hatemtl.heads.base import COUNTS, Head, primary
 from hatemtl.network.forward import Forward
+from hatemtl.objective.gradients import Gathered, GradientWeighting
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers import Regulariser
-from hatemtl.objective.step import Step
-from hatemtl.objective.weighting import Weighting
+from hatemtl.objective.weighting import Step, Weighting
 from hatemtl.seeds import derive
 
 
@@ -56,6 +57,15 @@ class Predictions:
         return Predicted(stage, head.space, posts, scores, gold, threshold)
 
 
+class Weighed(NamedTuple):
+    """A batch whose losses are known, and whose gradients are to be taken a task at a time. terms: of regularisers."""
+
+    batch: Batch
+    losses: dict[str, Tensor]
+    terms: Tensor
+    hidden: Tensor | None
+
+
 class MultitaskModule(L.LightningModule):
     """The encoder, run once a batch, and every task's head on its hidden states of all B posts, annotated or not."""
 
@@ -76,6 +86,12 @@ class MultitaskModule(L.LightningModule):
         self.through = Forward(encoder, self.heads)
         self.weights, self.optimization, self.seed = dict(weights), optimization, seed
         self.weighting = weighting(tasks={task: self.weights[task] for task in heads})
+        self.of_hidden = isinstance(self.weighting, GradientWeighting) and self.weighting.of == "hidden"
+        if self.of_hidden and self.through.by_task:
+            raise UserError(
+                "weighting.of=hidden weighs gradients of the hidden states that all tasks read, and with this method each "
+                "task has its own; type weighting.of=parameters"
+            )
         self.regularisers = dict(regularisers or {})
         for regulariser in self.regularisers.values():
             regulariser.check(self.through)
@@ -84,6 +100,11 @@ class MultitaskModule(L.LightningModule):
         self.predictions = defaultdict[str, Predictions](Predictions)
         self.metrics: dict[str, Metric] = {}
         self.losses_so_far: dict[str, tuple[Tensor, Tensor | int]] = {}  # of this epoch's posts: their sum, and how many
+        self.weighed: Weighed | None = None
+        self.gathered = Gathered()  # of the batches since the last optimizer step, where tasks' gradients are taken apart
+        self.moved: list[Batch] = []  # the batches since then, where the weighting looks back at them
+        self.stepped = False  # whether the last batch ended an optimizer step
+        self.told: list[dict[str, Any]] = []  # of every optimizer step: each task's weight, the cosines of their gradients
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     def head(self, task: str) -> Head:
@@ -99,26 +120,101 @@ class MultitaskModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         hidden, logits = self.through.states_and_logits(batch)
         losses = self.losses(batch, logits)
-        weighed = losses
-        if batch.parts is not None:  # those of a step's batches are to add up to the mean over all their posts
-            divisor = self.optimization.accumulate  # the trainer's
-            weighed = {task: divisor * batch.parts[task] * loss for task, loss in losses.items()}
-        shared = self.encoder.parameters() if self.through.learns else ()
-        loss = self.weighting(weighed, Step(self.current_epoch, shared, hidden, batch.has))
+        weighed = self._of_step(batch, losses)
+        needs, together = self.weighting.needs, batch.only is None
+        apart = needs == "gradients" or (needs == "all losses" and not together)
+        loss = (
+            Weighting.forward(self.weighting, weighed, self._step(batch))
+            if apart
+            else self.weighting(weighed, self._step(batch))
+        )
+        terms = loss.new_zeros(())
         for name, regulariser in self.regularisers.items():
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
-                loss = loss + regulariser.weight * value
+                terms = terms + regulariser.weight * value
                 self._add(f"train_{name}_{term}", value, len(batch))
         for task, value in losses.items():
             self._add(f"train_{task}_loss", value, batch.has[task].sum())
-        self._add("train_loss", loss, len(batch))
-        return loss
+        self._add("train_loss", loss + terms, len(batch))
+        if self.weighting.looks_back:
+            self.moved.append(batch)
+        self.weighed = Weighed(batch, weighed, terms, hidden) if apart else None
+        if not apart and len(self.weights) > 1:
+            self._tell_weights(loss, weighed)
+        return loss + terms
+
+    def _of_step(self, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scales losses so that those of a step's batches, as the trainer divides them, have the mean over their posts."""
+        if batch.parts is None:
+            return dict(losses)
+        return {task: self.optimization.accumulate * batch.parts[task] * loss for task, loss in losses.items()}
+
+    def _step(self, batch: Batch) -> Step:
+        return Step(self.current_epoch, batch.has)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.weighed is None:
+            loss.backward()
+            return
+        (batch, losses, terms, hidden), self.weighed = self.weighed, None
+        share = 1 / self.trainer.accumulate_grad_batches
+        if terms.requires_grad:
+            (share * terms).backward(retain_graph=True)
+        losses = {task: share * value for task, value in losses.items()}
+        trained = self._trained()
+        if not self.of_hidden or not self.through.learns:
+            self.gathered.add(losses, batch.has, trained, last=True)
+            return
+        assert hidden is not None  # or __init__ would have refused
+        heads = {name: parameter for name, parameter in trained.items() if not name.startswith("encoder.")}
+        gathered = Gathered()
+        gathered.add(losses, batch.has, {"hidden": hidden, **heads}, last=False)
+        found, told = gathered.combined(self.weighting, self.current_epoch)
+        hidden.backward(found.pop("hidden"))
+        self._leave(found, told)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Gives what the losses move now, by name; the weighting's own parameters are moved by itself."""
+        sides = ("encoder.", "heads.") if self.through.learns else ("heads.",)
+        return {name: p for name, p in self.named_parameters() if p.requires_grad and name.startswith(sides)}
+
+    def _leave(self, gradients: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+        """Adds gradients to those of parameters, by name, where regularisers may have left some, and tells of the step."""
+        parameters = dict(self.named_parameters())
+        for name, gradient in gradients.items():
+            already = parameters[name].grad
+            parameters[name].grad = gradient if already is None else already + gradient
+        self._tell(told)
+
+    def _tell(self, figures: Mapping[str, Any]) -> None:
+        if figures:
+            self.told.append({"step": self.global_step + 1, "epoch": self.current_epoch + 1, **figures})
+
+    def _tell_weights(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
+        """Tells each task's weight, which is the derivative of what is trained by its loss: no pass through the network."""
+        asked = {task: value for task, value in losses.items() if value.requires_grad}
+        found = torch.autograd.grad(loss, [*asked.values()], retain_graph=True)
+        self._tell({f"weight_{task}": weight.detach() for task, weight in zip(asked, found, strict=True)})
+
+    def _look_back(self) -> None:
+        losses: dict[str, Tensor] = {}
+        has: dict[str, Tensor] = {}
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in self.moved:
+                for task, value in self._of_step(batch, self.losses(batch, self(batch))).items():
+                    losses[task] = losses.get(task, 0) + value
+                    has[task] = has[task] | batch.has[task].any() if task in has else batch.has[task].any()
+        self.weighting.look_back(losses, Step(self.current_epoch, has))
+        self.moved = []
 
     def _add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
         total, count = self.losses_so_far.get(name, (0.0, 0))
         self.losses_so_far[name] = total + value.detach() * posts, count + posts  # waits for no GPU
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.stepped and self.moved:
+            self._look_back()
+        self.stepped = False
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
             means = {name: total / posts for name, (total, posts) in self.losses_so_far.items()}
             self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -129,14 +225,20 @@ class MultitaskModule(L.LightningModule):
         return super().train(mode)
 
     def on_train_epoch_start(self) -> None:
+        self.told, self.moved, self.gathered = [], [], Gathered()
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
         self.through.learns = self.current_epoch >= self.optimization.heads_first
         self.losses_so_far.clear()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.stepped = True
+        if self.gathered.rows:
+            self._leave(*self.gathered.combined(self.weighting, self.current_epoch))
+            self.gathered = Gathered()
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
-            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            groups = [group for group in optimizer.param_groups if group["name"] != "weighting"]
+            trained = [parameter for group in groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.optimization.clip)
 
     def on_validation_epoch_start(self) -> None:

@@ -1,41 +1,59 @@
 """Weighs the losses of several tasks against one another; called by training alone, for nothing else may move its state."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hatemtl.objective.step import Step
+
+@dataclass(frozen=True)
+class Step:
+    """Tells of what an optimizer step learns from beside its losses.
+
+    epoch: counted from 0. has: for each task of any shape, whether a post carries its annotation.
+    """
+
+    epoch: int
+    has: Mapping[str, Tensor]
+
+    @cached_property
+    def present(self) -> dict[str, Tensor]:
+        """Gives a number a task, 1 where a post carries its annotation, else 0; no row count leaves the device."""
+        return {task: has.any().float() for task, has in self.has.items()}
 
 
 class Weighting(nn.Module):
-    """Gives the scalar that is trained from a scalar loss a task. tasks: the weight that each declares."""
+    """Gives the scalar that is trained from a scalar loss a task: its derivative by a loss is the weight of that task.
+
+    tasks: the weight that each declares; of 0, none of its posts counts.
+    needs: "losses", each task's for itself; "all losses" of an optimizer step together, where its batches are of one task
+        each too; "gradients" of each task: see `objective.gradients.GradientWeighting`.
+    """
+
+    needs: ClassVar[Literal["losses", "all losses", "gradients"]] = "losses"
+    looks_back: ClassVar[bool] = False  # whether it wants the same batches' losses again, after the weights have moved
 
     def __init__(self, *, tasks: Mapping[str, float]) -> None:
         super().__init__()
         self.tasks = dict(tasks)
 
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
-        raise NotImplementedError
+        """Computes Σ weight·loss, with the weight that each task declares."""
+        return torch.stack([self.tasks[task] * loss for task, loss in losses.items()]).sum()
+
+    def look_back(self, losses: Mapping[str, Tensor], step: Step) -> None:
+        """Sees the losses of the batches that the weights have just been moved by, computed again."""
+
+    def laid_out(self, losses: Mapping[str, Tensor], step: Step) -> tuple[Tensor, Tensor]:
+        """Lays weight·loss out in the order of all tasks, (K,), and 1 where a task has a post here and a weight, else 0."""
+        zero = next(iter(losses.values())).new_zeros(())
+        values = [weight * losses.get(task, zero) for task, weight in self.tasks.items()]
+        there = [step.present[task] if task in losses and weight else zero for task, weight in self.tasks.items()]
+        return torch.stack(values), torch.stack(there)
 
 
 class Sum(Weighting):
     """Σ weight·loss over tasks, with the fixed weight that each task declares."""
-
-    def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
-        return torch.stack([self.tasks[task] * loss for task, loss in losses.items()]).sum()
-
-
-class Uncertainty(Weighting):
-    """Σ exp(-s)·weight·loss + s/2 over tasks, s = log σ² learned (Kendall et al. 2018, arXiv:1705.07115, eq. 10)."""
-
-    def __init__(self, *, tasks: Mapping[str, float]) -> None:
-        super().__init__(tasks=tasks)
-        self.log_variance = nn.ParameterDict({task: nn.Parameter(torch.zeros(())) for task in tasks})
-
-    def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
-        terms = []
-        for task, loss in losses.items():
-            s = self.log_variance[task]  # which stays where it is if no post of the batch has the task
-            terms.append(torch.exp(-s) * self.tasks[task] * loss + step.present[task] * s / 2)
-        return torch.stack(terms).sum()

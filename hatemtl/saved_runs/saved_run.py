@@ -8,6 +8,7 @@
     results.csv          metric,value at full precision
     predictions.parquet  post id, task, gold, scores (after action=test)
     merge.csv            the share of a merge's energy that its cut to a rank lost, by layer
+    objective.csv        a row an optimizer step: each task's weight, and the cosines of their gradients
     search.csv           what each candidate for a merge's coefficients was worth
     fusion.csv           which source answers for which label (after action=test, of lora_fusion and lora_gate)
 
@@ -83,6 +84,9 @@ def _as_new(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes text as `write` does."""
     write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+STEPS = "objective.csv"  # a row an optimizer step: each task's weight, and the cosines of their gradients
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

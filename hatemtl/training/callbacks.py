@@ -1,5 +1,6 @@
 """Watches a training run: the best weights, the way back after an interruption, the clock, the line, what diverges."""
 
+import csv
 import math
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_flops, wait
 from hatemtl.network.module import MultitaskModule
-from hatemtl.saved_runs.saved_run import write
+from hatemtl.saved_runs.saved_run import write, write_rows
 
 AGAIN = "overwrite=true, since the unfinished run is another"
 
@@ -87,6 +88,27 @@ class Checkpoint(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         trainer.save_checkpoint(self.path)
+
+
+class StepTable(Callback):
+    """Writes what weighed the tasks, a row an optimizer step: each task's weight, the cosines of their gradients."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not pl_module.told:
+            return
+        rows: list[dict[str, object]] = []
+        if self.path.exists():  # of earlier epochs; an epoch that was broken off comes again
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = [*filter(lambda row: int(row["epoch"]) <= trainer.current_epoch, csv.DictReader(file))]
+        rows += [
+            {name: value.item() if isinstance(value, Tensor) else value for name, value in row.items()}
+            for row in pl_module.told
+        ]
+        columns = dict.fromkeys(name for row in rows for name in row)
+        write_rows(self.path, [{name: row.get(name, "") for name in columns} for row in rows])
 
 
 class Throughput(Callback):

@@ -26,7 +26,7 @@ from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import loggers, thresholds
-from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, Throughput, check_finite
+from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.actions import evaluate
@@ -86,7 +86,8 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     throughput = Throughput()
     work = start(save_path, config, inputs)
-    callbacks = [best, throughput, EpochLine(console, best), Checkpoint(work / CHECKPOINT), *more]
+    table = StepTable(work / saved_run.STEPS)
+    callbacks = [best, throughput, EpochLine(console, best), table, Checkpoint(work / CHECKPOINT), *more]
     logger, failed = request.logger(folder=work, run=save_path.name), True
     try:
         trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)

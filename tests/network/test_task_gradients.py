@@ -1,0 +1,193 @@
+"""Gradients that a step leaves where tasks are weighed by them: over batches, in parts, beside regularisers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from network.test_module import SPACES, WEIGHTS, batch, module, part
+from torch import Tensor
+from torchjd import aggregation
+
+from hatemtl.batches.batch import Batch
+from hatemtl.network.module import MultitaskModule
+from hatemtl.objective import surgery
+from hatemtl.objective.from_losses import SmoothTchebycheff
+from hatemtl.objective.weighting import Sum, Weighting
+
+Make = Callable[..., Weighting]
+MGDA: Make = partial(surgery.mgda, of="parameters", epsilon=1e-3, max_iters=100)
+
+
+def still(**settings: Any) -> MultitaskModule:
+    """A network in training without dropout, so that two passes are one."""
+    found = module(**settings).train()
+    for each in found.modules():
+        if isinstance(each, torch.nn.Dropout):
+            each.p = 0.0
+    return found
+
+
+def weighing(make: Make, **settings: Any) -> MultitaskModule:
+    found = still(**settings)
+    found.weighting = make(tasks=WEIGHTS)
+    found.of_hidden = getattr(found.weighting, "of", "") == "hidden"
+    return found
+
+
+def gradients(made: MultitaskModule, batches: Sequence[Batch], accumulate: int = 1) -> dict[str, Tensor]:
+    """What one optimizer step of these batches leaves on the parameters."""
+    stub: Any = SimpleNamespace(
+        accumulate_grad_batches=accumulate, current_epoch=0, global_step=0, is_last_batch=False, precision_plugin=None
+    )
+    made._trainer = stub
+    made.optimization = replace(made.optimization, accumulate=accumulate)
+    made.on_train_epoch_start()
+    made.zero_grad()
+    for each in batches:
+        made.backward(made.training_step(each, 0) / accumulate)
+    made.on_before_optimizer_step(SimpleNamespace(param_groups=[]))  # type: ignore[arg-type]
+    return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+
+
+def rows(posts: Batch, **settings: Any) -> dict[str, dict[str, Tensor]]:
+    """Each task's own gradients of weight·loss, a network and a backward pass a task."""
+    found = {}
+    for task in SPACES:
+        alone = still(**settings)
+        (WEIGHTS[task] * alone.losses(posts, alone(posts))[task]).backward()
+        found[task] = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
+    return found
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}"
+        )
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("absent", [None, "target"])
+def test_shared_parameters_learn_by_the_aggregate_and_heads_by_their_own_loss(lora: bool, absent: str | None) -> None:
+    posts = batch(9, without=absent)
+    own, found = rows(posts, lora=lora), gradients(weighing(MGDA, lora=lora), [posts])
+    present = [task for task in SPACES if task != absent]
+    shared = [name for name in own["label"] if name.startswith("encoder.")]
+    jacobian = torch.stack([torch.cat([own[task][name].flatten() for name in shared]) for task in present])
+    whole = len(present) * aggregation.MGDA()(jacobian)
+    expected = dict(zip(shared, whole.split([own["label"][name].numel() for name in shared]), strict=True))
+    close({n: g.flatten() for n, g in found.items() if n in shared}, expected)
+    for task in SPACES:
+        for name in own[task].keys() - set(shared):
+            torch.testing.assert_close(found[name], own[task][name])
+
+
+def test_a_weighting_of_ones_is_the_sum() -> None:
+    ones = partial(surgery.Solved, of="parameters", solve=lambda gramian: torch.ones(len(gramian)))
+    posts = batch(9)
+    close(gradients(weighing(ones), [posts]), gradients(weighing(Sum), [posts]))
+    of_hidden = partial(surgery.Solved, of="hidden", solve=lambda gramian: torch.ones(len(gramian)))
+    close(gradients(weighing(of_hidden), [posts]), gradients(weighing(Sum), [posts]))
+
+
+def parts(posts: Batch, pieces: Sequence[slice]) -> list[Batch]:
+    """The posts in pieces, each with the share that it has of what a task's loss is the mean of: posts, or words."""
+
+    def count(some: Batch, task: str) -> Tensor:
+        return (some.targets[task] >= 0).sum() if task == "rationale" else some.has[task].sum()
+
+    cut = [part(posts, piece) for piece in pieces]
+    return [replace(p, parts={t: float(count(p, t) / count(posts, t)) for t in SPACES}) for p in cut]
+
+
+STCH: Make = partial(SmoothTchebycheff, mu=0.5)
+
+
+@pytest.mark.parametrize("make", [Sum, MGDA, partial(surgery.nash_mtl, of="parameters")])
+def test_batches_of_one_step_are_one_batch(make: Make) -> None:
+    posts = batch(12)
+    close(gradients(weighing(make), parts(posts, [slice(0, 5), slice(5, 12)]), 2), gradients(weighing(make), [posts]))
+
+
+@pytest.mark.parametrize("make", [MGDA, STCH])
+def test_batches_of_a_task_each_are_one_batch(make: Make) -> None:
+    posts = batch(9)
+    apart = [replace(posts, only=task, parts={task: 1.0}) for task in SPACES]
+    close(gradients(weighing(make), apart, 3), gradients(weighing(make), [posts]))
+
+
+def test_hidden_states_are_weighed_in_place_of_parameters() -> None:
+    posts, made = batch(9), still()
+    hidden, logits = made.through.states_and_logits(posts)
+    assert hidden is not None
+    losses = made.losses(posts, logits)
+    each = [WEIGHTS[t] * torch.autograd.grad(losses[t], hidden, retain_graph=True)[0].flatten() for t in SPACES]
+    weights = 3 * aggregation.MGDAWeighting()(torch.stack(each) @ torch.stack(each).T)
+    own, found = rows(posts), gradients(weighing(partial(MGDA, of="hidden")), [posts])
+    shared = [name for name in own["label"] if name.startswith("encoder.")]
+    expected = {n: sum(w * own[t][n] for w, t in zip(weights, SPACES, strict=True)) for n in shared}
+    close({n: found[n] for n in shared}, expected)  # type: ignore[arg-type]
+    for task in SPACES:
+        for name in own[task].keys() - set(shared):
+            torch.testing.assert_close(found[name], own[task][name])
+
+
+class Pull:
+    weight = 0.5
+
+    def check(self, forward: Any) -> None: ...
+
+    def terms(self, forward: Any, batch: Any, hidden: Any, logits: Any) -> dict[str, Tensor]:
+        return {"states": hidden.square().mean()}
+
+
+@pytest.mark.parametrize("of", ["parameters", "hidden"])
+def test_terms_of_regularisers_come_on_top(of: str) -> None:
+    posts = batch(9)
+    made, plain, bare = weighing(partial(MGDA, of=of)), weighing(partial(MGDA, of=of)), still()
+    made.regularisers = {"pull": Pull()}
+    (0.5 * bare.through.encode(posts).square().mean()).backward()
+    term = {name: p.grad for name, p in bare.named_parameters() if p.grad is not None}
+    expected = {n: g + term.get(n, 0) for n, g in gradients(plain, [posts]).items()}
+    close(gradients(made, [posts]), expected)
+
+
+def test_heads_that_learn_alone_leave_the_encoder_alone() -> None:
+    made = weighing(MGDA, heads_first=1)
+    found = gradients(made, [batch(9)])
+    assert {name.split(".")[0] for name in found} == {"heads"}
+    assert made.told == []
+
+
+def test_a_step_tells_weights_and_cosines() -> None:
+    posts, made = batch(9), weighing(partial(surgery.pcgrad, of="parameters"))
+    gradients(made, [posts])
+    own = rows(posts)
+    shared = [name for name in own["label"] if name.startswith("encoder.")]
+    flat = {task: torch.cat([own[task][name].flatten() for name in shared]) for task in SPACES}
+    (told,) = made.told
+    assert told["step"] == told["epoch"] == 1
+    assert {f"weight_{task}" for task in SPACES} < told.keys()
+    cosine = torch.cosine_similarity(flat["label"], flat["target"], dim=0)
+    assert told["cosine_label_target"] == pytest.approx(float(cosine), rel=1e-3, abs=1e-5)
+    gradients(summed := weighing(Sum), [posts])
+    assert {k: float(v) for k, v in summed.told[0].items() if "weight" in k} == {
+        f"weight_{t}": w for t, w in WEIGHTS.items()
+    }
+
+
+def test_ortho_lora_projects_factors_apart() -> None:
+    posts, made = batch(9), weighing(surgery.OrthoLora)
+    torch.manual_seed(3)
+    found = gradients(made, [posts])
+    assert {"weight_label_lora_B", "weight_label_lora_A"} < made.told[0].keys()
+    own = rows(posts)
+    names = [name for name in found if "lora_B" in name]
+    flat = torch.stack([torch.cat([own[task][name].flatten() for name in names]) for task in SPACES])
+    weights = torch.tensor([made.told[0][f"weight_{task}_lora_B"] for task in SPACES])
+    torch.testing.assert_close(torch.cat([found[name].flatten() for name in names]), weights @ flat, rtol=1e-4, atol=1e-6)
