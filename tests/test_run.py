@@ -119,7 +119,10 @@ def test_a_finished_run_is_not_trained_again(cli: Cli, sample: list[str], tmp_pa
     assert SavedRun(run).record["seed"] == 1
 
 
-@pytest.mark.parametrize("weighting", ["sum", pytest.param("uncertainty", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "weighting",
+    ["sum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("uncertainty", "gradnorm", "famo", "dwa", "gradvac"))],
+)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weighting: str
 ) -> None:
@@ -155,6 +158,31 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         whole, again = (sorted(load_file(tmp_path / name / file).items()) for name in ("whole", "cut"))
         assert all((a == b).all() for (_, a), (_, b) in zip(whole, again, strict=True))
     assert (tmp_path / "cut" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["weighting=pcgrad"], "here is one, target; type weighting=sum, or more tasks"),
+        (["weighting=ortho_lora", "tasks=[target,label]", "method=full"], "none is trained; type weighting=pcgrad"),
+        (["weighting=mgda", "tasks=[target,label]", "sampling.step=per_task"], "type optimization.accumulate=2 as well"),
+        (
+            ["weighting=mgda", "weighting.of=hidden", "tasks=[target,label]", "sampling.step=per_task"],
+            "type weighting.of=par",
+        ),
+        (["weighting=mgda", "weighting.of=hidden", "tasks=[target,label]", "method=mtl_lora"], "type weighting.of=param"),
+        (["weighting=stch", "weighting.mu=0"], "weighting.mu=0: expected a number above 0"),
+    ],
+)
+def test_a_weighting_that_cannot_be_is_refused(
+    cli: Cli, sample: list[str], tmp_path: Path, wrong: list[str], says: str
+) -> None:
+    label = ["corpus@tasks.label.corpus=sample"] if "tasks=[target,label]" in wrong else []
+    ended = cli(*wrong, *sample, *label, f"save_path={tmp_path / 'run'}")
+    assert ended.code == 2
+    assert says in " ".join(ended.err.split())
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_broken_checkpoint_is_told_and_overwritten(

@@ -24,7 +24,7 @@ from hatemtl.network.assembly import Network, assemble, check_method
 from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers import Regulariser
-from hatemtl.objective.weighting import Weighting
+from hatemtl.objective.weighting import Sum, Weighting
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
@@ -147,7 +147,7 @@ class Request:
             method=self.method,
             tasks=tasks,
             spaces=spaces,
-            weighting=self.weighting,
+            weighting=Sum if data is None else self.weighting,
             optimization=self.optimization,
             seed=self.seed,
             name=name,

@@ -87,6 +87,7 @@ class MultitaskModule(L.LightningModule):
         self.weights, self.optimization, self.seed = dict(weights), optimization, seed
         self.weighting = weighting(tasks={task: self.weights[task] for task in heads})
         self.of_hidden = isinstance(self.weighting, GradientWeighting) and self.weighting.of == "hidden"
+        self.weighting.check([name for name, parameter in encoder.named_parameters() if parameter.requires_grad])
         if self.of_hidden and self.through.by_task:
             raise UserError(
                 "weighting.of=hidden weighs gradients of the hidden states that all tasks read, and with this method each "

@@ -33,6 +33,12 @@ class GradientWeighting(Weighting):
             )
         self.of = of
 
+    def check(self, shared: Sequence[str]) -> None:
+        if not shared:
+            raise UserError(
+                "this weighting needs gradients of what tasks share, and nothing of the encoder is trained; type weighting=sum"
+            )
+
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Tensor) -> Tensor:
         """Gives the weight of each of the K tasks that have a post, (K,) float64.
 

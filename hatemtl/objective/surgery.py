@@ -119,6 +119,11 @@ class OrthoLora(Solved):
     def __init__(self, *, tasks: Mapping[str, float]) -> None:
         super().__init__(tasks=tasks, of="parameters", solve=aggregation.PCGradWeighting())
 
+    def check(self, shared: Sequence[str]) -> None:
+        super().check(shared)
+        if {self.group(name) for name in shared} == {"rest"}:
+            raise UserError("weighting=ortho_lora is for the factors of a LoRA, and none is trained; type weighting=pcgrad")
+
     def group(self, parameter: str) -> str:
         found = [factor for factor in ("lora_A", "lora_B") if factor in parameter]
         return found[0] if found else "rest"

@@ -1,6 +1,6 @@
 """Weighs the losses of several tasks against one another; called by training alone, for nothing else may move its state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -43,6 +43,9 @@ class Weighting(nn.Module):
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
         """Computes Σ weight·loss, with the weight that each task declares."""
         return torch.stack([self.tasks[task] * loss for task, loss in losses.items()]).sum()
+
+    def check(self, shared: Sequence[str]) -> None:
+        """Raises UserError where nothing can be weighed by these names of the encoder side's trained parameters."""
 
     def look_back(self, losses: Mapping[str, Tensor], step: Step) -> None:
         """Sees the losses of the batches that the weights have just been moved by, computed again."""

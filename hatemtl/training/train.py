@@ -22,6 +22,7 @@ from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.network.frozen_prefix import Prefix
+from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -80,6 +81,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
     module, origin = network.module, provenance()
+    _check_steps(request, module)
     if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
@@ -165,6 +167,21 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
+
+
+def _check_steps(request: Request, module: MultitaskModule) -> None:
+    """Raises UserError where gradients of tasks are to be weighed against one another, and no optimizer step has two."""
+    if module.weighting.needs != "gradients" or request.sampling.step != "per_task":
+        return
+    if module.of_hidden:
+        raise UserError(
+            "weighting.of=hidden with sampling.step=per_task: a batch has one task; type weighting.of=parameters"
+        )
+    if request.optimization.accumulate == 1:
+        raise UserError(
+            f"sampling.step=per_task makes a step of one task, where there is nothing to weigh; type "
+            f"optimization.accumulate={len(module.heads)} as well, sampling.step=joint, or weighting=sum"
+        )
 
 
 def _check_folds(request: Request, sources: Sequence[SavedRun]) -> None:
