@@ -36,7 +36,7 @@ class GradientWeighting(Weighting):
     def check(self, shared: Sequence[str]) -> None:
         if not shared:
             raise UserError(
-                "this weighting needs gradients of what tasks share, and nothing of the encoder is trained; type weighting=sum"
+                "this weighting needs gradients that tasks share, and nothing of the encoder is trained; type weighting=sum"
             )
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Tensor) -> Tensor:
