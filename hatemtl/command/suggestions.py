@@ -137,6 +137,10 @@ def _unreadable(names: Names, at: int) -> str:
 
 def _no_key(names: Names, key: str, text: str) -> str:
     """Suggests what to type instead of a key or group that is none. text: Hydra's error."""
+    if key.startswith("loss@"):  # `spelled_out` wrote it
+        key = key.removeprefix("loss@")
+        if key in names.keys:
+            return f"{key}: this head has no such loss; type {assigned(key, str(names.keys[key]))}, as it is now"
     path = key.rpartition("@")[2].strip(". ")
     if text and key.partition("=")[0] in names.all:
         return _one_line(text)
@@ -154,6 +158,10 @@ def _no_key(names: Names, key: str, text: str) -> str:
             return f"{said}, but {', '.join(have[:3])} {'has' if len(have) == 1 else 'have'} it"
     if "@" not in key and _takes(names.keys.get(parent), path.rpartition(".")[2]):
         return f"{said}; did you mean '+{key}' (a key that is not set by default)?"
+    known = files(parent.rpartition(".")[2])
+    options = [name for name, node in known.items() if path.rpartition(".")[2] in node]
+    if options and names.keys.get(parent, "") is None:
+        return f"{said}; type {parent}={' or '.join(options)} as well"
     if parent in names.keys and not isinstance(holds := names.keys[parent], dict):
         null = f"null; where it takes keys, type '{parent}={{{path.rpartition('.')[2]}: VALUE}}'"
         return f"{said}; {parent} is {null if holds is None else 'a value, no group of keys'}"
