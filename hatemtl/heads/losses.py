@@ -14,7 +14,7 @@ from hatemtl.labels import Kind
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What the labels of a post cost, by logits (B, C). kinds: the heads that it is for.
+    """Computes the costs of a post's labels from logits (B, C). kinds: the heads that it is for.
 
     A head of one label a post asks `costs`, one of yes and no `answers`; a class has those of its kinds. All compute in
     float32 or finer.
