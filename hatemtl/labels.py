@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from hatemtl.errors import UserError
 
@@ -28,6 +28,19 @@ SORTS: dict[Kind, Sort] = {
     "choice": Sort("second texts"),
     "masked": Sort("masked tokens"),
 }
+
+
+def name_of(value: Any) -> str:
+    """Reads a value as a name, the same whether a file holds text, numbers or (beside gaps) fractions of whole numbers.
+
+    >>> name_of(" rude "), name_of(2.0), name_of(True)
+    ('rude', '2', 'true')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
 
 
 @dataclass(frozen=True)

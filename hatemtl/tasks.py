@@ -13,7 +13,8 @@ from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Head
-from hatemtl.labels import Kind, LabelSpace, Part
+from hatemtl.heads.losses import Loss
+from hatemtl.labels import Kind, LabelSpace, Part, name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Task:
     names: the labels of a table's column, in their order; None finds them in the table.
     labels: rewrites a column of labels as {new name: [old names]}, of which the column may lack some, in this order. Of
         several labels a post, a new one holds the largest of its old ones, and those that nobody names are left out; of
-        one label a post, a post whose label nobody names is not annotated. None leaves all as they are.
+        one label a post, a post whose label nobody names is not annotated. None leaves all as they are. Shares of annotators
+        go the same way; of one label a post they are summed, and what is left makes 1 again.
     mask_pattern: "i n" keeps part i of n of a multilabel column, after it was rewritten.
     """
 
@@ -59,6 +61,12 @@ class Task:
         head: Any = self.head.func if isinstance(self.head, partial) else self.head
         return head.kind
 
+    @property
+    def reads_shares(self) -> bool:
+        """Tells whether the head learns from the shares of annotators who gave each label."""
+        loss = self.head_settings.get("loss")
+        return isinstance(loss, Loss) and loss.of_shares
+
     def knowing(self, space: LabelSpace) -> "Task":
         """Gives the task with the labels of a saved run instead of those that a table shows, which may lack some.
 
@@ -71,12 +79,26 @@ class Task:
     def annotations(self, posts: Posts) -> Column:
         """Gives this task's column of the corpus, its labels rewritten and cut to its part."""
         column = self._column(posts)
+        if not self.reads_shares:
+            column = replace(column, shares=None)
+        elif column.shares is None:
+            told = [name for name, of in posts.columns.items() if of.shares is not None and of.space.kind == self.kind]
+            raise UserError(
+                f"column={self.column!r}: soft targets need the share of annotators for each label, and this corpus "
+                f"tells {'those of ' + ', '.join(told) if told else 'none'}; type tasks.TASK.head.loss=null"
+            )
         column = column if self.labels is None else _rewritten(column, self.labels)
+        for name in map(name_of, self.head_settings.get("label_weights") or ()):
+            if name not in column.space.names:  # those of another part are there, so that one command serves all parts
+                raise UserError(
+                    f"head label_weights.{name}: no label has this name; {did_you_mean(name, column.space.names)}"
+                )
         if self.mask_pattern is None:
             return column
         part = Part.parse(self.mask_pattern)
-        space = column.space.part(part)
-        return replace(column, space=space, values=np.ascontiguousarray(column.values[:, part.indices(len(column.space))]))
+        space, kept = column.space.part(part), list(part.indices(len(column.space)))
+        shares = None if column.shares is None else np.ascontiguousarray(column.shares[:, kept])
+        return replace(column, space=space, values=np.ascontiguousarray(column.values[:, kept]), shares=shares)
 
     def _column(self, posts: Posts) -> Column:
         if self.column is None:
@@ -103,16 +125,23 @@ def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:
             near = did_you_mean(str(old[0]), position)
             raise UserError(f"labels.{new}: the column has none of {', '.join(map(str, old))}: {near}")
     if not one:
-        return replace(
-            column, space=space, values=np.stack([column.values[:, p].max(axis=1) for p in places.values()], axis=1)
-        )
+
+        def largest(of: np.ndarray) -> np.ndarray:
+            return np.stack([of[:, p].max(axis=1) for p in places.values()], axis=1)
+
+        shares = None if column.shares is None else largest(column.shares)
+        return replace(column, space=space, values=largest(column.values), shares=shares)
     if twice := [column.space.names[p] for p, n in Counter(p for of in places.values() for p in of).items() if n > 1]:
         raise UserError(f"labels: {twice[0]!r} would become several; a post of this column carries one label")
     renamed = np.full(len(position), -1)
     for place, of in enumerate(places.values()):
         renamed[of] = place
     values = renamed[column.values]
-    return replace(column, space=space, values=np.maximum(values, 0), has=column.has & (values >= 0))
+    shares = None
+    if column.shares is not None:
+        joined = np.stack([column.shares[:, of].sum(axis=1) for of in places.values()], axis=1)
+        shares = joined / np.maximum(joined.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)  # of those left
+    return replace(column, space=space, values=np.maximum(values, 0), has=column.has & (values >= 0), shares=shares)
 
 
 def check_annotated(name: str, task: Task, column: Column, splits: np.ndarray, split: Split) -> None:

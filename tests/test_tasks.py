@@ -15,6 +15,8 @@ from hatemtl.corpora.base import Column, Posts
 from hatemtl.corpora.hatexplain import COMMUNITIES
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError
+from hatemtl.heads.losses import CrossEntropy
+from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import Kind, LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -248,3 +250,54 @@ def test_shared_targets_are_trained_on_one_corpus_and_tested_on_another(cli: Cal
     gold = pd.read_parquet(other / "predictions.parquet").set_index("post_id")["gold"]
     assert [name for name, value in zip(names, gold["posts.csv:2"], strict=True) if value] == ["black", "women"]
     assert [name for name, value in zip(names, gold["posts.csv:3"], strict=True) if value] == ["gay_lesbian"]
+
+
+SHARES = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.0, 0.0, 1.0]], np.float32)
+SOFT = CrossEntropy(targets="shares")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Three posts, with the shares of annotators of two columns and without those of one."""
+
+    def load(self) -> Posts:
+        columns = {
+            "label": Column.of("multiclass", ["x", "y", "z"], [0, 1, 2], shares=SHARES),
+            "target": Column.of("multilabel", ["a", "b", "c"], SHARES >= 0.5, shares=SHARES),
+            "bare": Column.of("multilabel", ["a", "b", "c"], SHARES >= 0.5),
+        }
+        return Posts(list("123"), ["some words"] * 3, np.array(["train", "train", "val"]), columns)
+
+
+def soft(column: str, head: Any = MultilabelHead, **given: Any) -> Column:
+    task = Task(corpus=Shared(), column=column, head=partial(head, loss=SOFT), **given)  # type: ignore[arg-type]
+    return task.annotations(Shared().load())
+
+
+def test_shares_are_handed_to_the_head_that_learns_from_them_alone() -> None:
+    np.testing.assert_array_equal(soft("target").shares, SHARES)
+    assert Task(corpus=Shared(), column="target", head=HEAD).annotations(Shared().load()).shares is None  # type: ignore[arg-type]
+
+
+def test_shares_are_cut_and_joined_as_labels_are() -> None:
+    np.testing.assert_array_equal(soft("target", mask_pattern="1 2").shares, SHARES[:, [0, 2]])
+    np.testing.assert_allclose(soft("target", labels={"n": ["a", "c"]}).shares[:, 0], [0.6, 0.3, 1], rtol=1e-6)
+    joined = soft("label", MulticlassHead, labels={"n": ["z", "x"], "y": ["y"]})
+    np.testing.assert_allclose(joined.shares, [[0.7, 0.3], [0.5, 0.5], [1, 0]], rtol=1e-6)
+    left = soft("label", MulticlassHead, labels={"x": ["x"], "y": ["y"]})
+    np.testing.assert_allclose(left.shares, [[2 / 3, 1 / 3], [2 / 7, 5 / 7], [0, 0]], rtol=1e-6)
+    assert left.has.tolist() == [True, True, False]
+
+
+def test_soft_targets_without_shares_are_refused() -> None:
+    with pytest.raises(UserError, match="column='bare': soft targets need .* tells those of target; type"):
+        soft("bare")
+
+
+@pytest.mark.parametrize("pattern", [None, "1 2", "2 2"])
+def test_label_weights_may_name_labels_of_other_parts_and_no_others(pattern: str | None) -> None:
+    posts = Five().load()
+    weighed = replace(task(mask_pattern=pattern), head=partial(MultilabelHead, label_weights={"b": 2}))
+    assert len(weighed.annotations(posts).space) in (5, 3, 2)
+    with pytest.raises(UserError, match=r"label_weights\.bb: no label has this name; did you mean 'b'"):
+        replace(weighed, head=partial(MultilabelHead, label_weights={"bb": 2})).annotations(posts)

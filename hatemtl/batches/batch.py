@@ -1,7 +1,7 @@
 """Holds one step's posts as padded token ids, with each task's targets."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Batch:
     tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
     only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
     parts: where several batches make an optimizer step, the share of each task's annotated posts in it that are here.
+    shares[task]: (B, C) float32, of tasks that learn from them, the share of annotators who gave each label.
     """
 
     input_ids: Tensor
@@ -48,6 +49,7 @@ class Batch:
     tokens: int = -1  # counted from the mask if not given
     only: str | None = None
     parts: Mapping[str, float] | None = None
+    shares: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
@@ -61,6 +63,10 @@ class Batch:
         """Gives the tensors that the encoder reads, by keyword."""
         ids = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return ids if self.token_type_ids is None else {**ids, "token_type_ids": self.token_type_ids}
+
+    def learned(self, task: str) -> Tensor:
+        """Gives what training reads of a task: its targets, or the shares of annotators in their place."""
+        return self.shares.get(task, self.targets[task])
 
     def first(self, values: Tensor) -> Tensor:
         """Picks, of values a sequence, (S, ...), those of each post's first, (B, ...)."""
@@ -85,6 +91,7 @@ class Batch:
             **{name: value[mine] for name, value in vars(self).items() if name in SEQUENCES and value is not None},
             targets={task: values[rows] for task, values in self.targets.items()},
             has={task: there[rows] for task, there in self.has.items()},
+            shares={task: values[rows] for task, values in self.shares.items()},
             posts=self.posts[rows],
             owner=None if self.owner is None else self.owner[mine] - begin,
             tokens=-1,

@@ -1,7 +1,6 @@
 """Turns corpora into batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -60,9 +59,11 @@ class DataModule(L.LightningDataModule):
         return {task: column.space for task, column in self.columns.items()}
 
     def fingerprints(self) -> dict[str, str]:
-        """Gives the fingerprint of every task's corpus."""
+        """Gives the fingerprint of every task's corpus, with the shares of annotators where the task reads them."""
         marks = {corpus: posts.fingerprint() for corpus, posts in self.corpora.items()}
-        return {name: marks[task.corpus] for name, task in self.tasks.items()}
+        read = {name: str(self.tasks[name].column) for name, column in self.columns.items() if column.shares is not None}
+        of = {name: self.corpora[self.tasks[name].corpus] for name in read}
+        return {n: of[n].fingerprint(read[n]) if n in read else marks[task.corpus] for n, task in self.tasks.items()}
 
     def readers(self) -> dict[Corpus, str]:
         """Lists the tasks that read each corpus."""
@@ -75,7 +76,7 @@ class DataModule(L.LightningDataModule):
             self.corpora[corpus] = self.corpora[corpus].at(kept)
             for name, column in self.columns.items():
                 if self.tasks[name].corpus == corpus:
-                    self.columns[name] = replace(column, values=column.values[kept], has=column.has[kept])
+                    self.columns[name] = column.at(kept)
 
     def check_split(self, split: Split) -> None:
         """Raises UserError where this split says nothing of a task, or the training posts all the same."""

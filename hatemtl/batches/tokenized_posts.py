@@ -54,6 +54,7 @@ class TokenizedPosts(Dataset[Batch]):
         self.prefix: torch.Tensor | None = None
         self.spaces: dict[str, LabelSpace] = {}
         self.targets: dict[str, np.ndarray] = {}
+        self.shares: dict[str, np.ndarray] = {}
         self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
@@ -118,6 +119,9 @@ class TokenizedPosts(Dataset[Batch]):
         else:
             self.targets[task] = np.zeros((len(self), *column.values.shape[1:]), dtype=column.values.dtype)
             self.targets[task][rows][column.has] = column.values[column.has]  # a placeholder must not reach the loss
+            if column.shares is not None:
+                self.shares[task] = np.zeros((len(self), len(column.space)), np.float32)
+                self.shares[task][rows][column.has] = column.shares[column.has]
 
     def _at_tokens(self, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(all tokens,) float32: the values a word of these rows, where the word begins; `IGNORED` elsewhere.
@@ -199,6 +203,9 @@ class TokenizedPosts(Dataset[Batch]):
                 mine = values[rows]
                 mine[absent] = 0
             targets[task] = torch.from_numpy(mine)
+        shares = {task: values[rows] for task, values in self.shares.items()}
+        for mine in shares.values():
+            mine[absent] = 0
         return Batch(
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(inside.astype(np.int64)),
@@ -211,6 +218,7 @@ class TokenizedPosts(Dataset[Batch]):
             tokens=int(lengths.sum()),
             only=only,
             parts=parts,
+            shares={task: torch.from_numpy(mine) for task, mine in shares.items()},
         )
 
 

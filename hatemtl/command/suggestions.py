@@ -38,11 +38,15 @@ def arguments(words: Sequence[str]) -> list[str]:
 
 
 def spelled_out(word: str) -> str:
-    """Writes a word as Hydra takes it: a number of folds by its key, no experiment as an empty list.
+    """Writes a word as Hydra takes it: a number of folds by its key, no experiment as an empty list, a loss as its group's.
 
     >>> spelled_out("folds=5"), spelled_out("experiment=null"), spelled_out("seed=1")
     ('folds.number=5', 'experiment=[]', 'seed=1')
+    >>> spelled_out("tasks.label.head.loss=focal"), spelled_out("tasks.stars.head.loss=huber")
+    ('loss@tasks.label.head.loss=focal', 'tasks.stars.head.loss=huber')
     """
+    if (of := re.fullmatch(r"(tasks\.\w+\.head\.loss)=([\w,]+)", word)) and {*of[2].split(",")} <= files("loss").keys():
+        return f"loss@{word}"
     return "experiment=[]" if word in NO_EXPERIMENT else re.sub(r"^folds=(?!\{)", "folds.number=", word)
 
 
@@ -136,6 +140,10 @@ def _unreadable(names: Names, at: int) -> str:
 
 def _no_key(names: Names, key: str, text: str) -> str:
     """Suggests what to type instead of a key or group that is none. text: Hydra's error."""
+    if key.startswith("loss@"):  # `spelled_out` wrote it
+        key = key.removeprefix("loss@")
+        if key in names.keys:
+            return f"{key}: this head has no such loss; type {assigned(key, str(names.keys[key]))}, as it is now"
     path = key.rpartition("@")[2].strip(". ")
     if text and key.partition("=")[0] in names.all:
         return _one_line(text)
@@ -153,6 +161,10 @@ def _no_key(names: Names, key: str, text: str) -> str:
             return f"{said}, but {', '.join(have[:3])} {'has' if len(have) == 1 else 'have'} it"
     if "@" not in key and _takes(names.keys.get(parent), path.rpartition(".")[2]):
         return f"{said}; did you mean '+{key}' (a key that is not set by default)?"
+    known = files(parent.rpartition(".")[2])
+    options = [name for name, node in known.items() if path.rpartition(".")[2] in node]
+    if options and names.keys.get(parent, "") is None:
+        return f"{said}; type {parent}={' or '.join(options)} as well"
     if parent in names.keys and not isinstance(holds := names.keys[parent], dict):
         null = f"null; where it takes keys, type '{parent}={{{path.rpartition('.')[2]}: VALUE}}'"
         return f"{said}; {parent} is {null if holds is None else 'a value, no group of keys'}"

@@ -26,22 +26,32 @@ class Column:
         (N, C) float32 in [0, 1]; score (N,) float32; tokens (N,) of objects, each a float32 array in [0, 1] with one value
         a word of the post (`text.split(" ")`).
     has: (N,) bool, whether the post is annotated at all; where not, the value is a placeholder.
+    shares: (N, C) float32, of multiclass and multilabel the share of a post's annotators who gave each label, which the
+        values are the majority of; None where the corpus does not tell.
     """
 
     space: LabelSpace
     values: np.ndarray
     has: np.ndarray
+    shares: np.ndarray | None = None
 
     @classmethod
-    def of(cls, kind: Kind, names: Sequence[str], values: Any, has: np.ndarray | None = None) -> "Column":
-        """Makes the column of these labels from values of any type. has: None for all posts."""
+    def of(
+        cls, kind: Kind, names: Sequence[str], values: Any, has: np.ndarray | None = None, shares: Any = None
+    ) -> "Column":
+        """Makes the column of these labels from values and shares of any type. has: None for all posts."""
         dtype = {"multilabel": np.float32, "score": np.float32, "tokens": object}.get(kind, np.int64)
         with np.errstate(over="ignore"):
             values = np.asarray(values, dtype)
         has = np.ones(len(values), bool) if has is None else has
         if kind == "score" and (wrong := np.flatnonzero(has & ~np.isfinite(values))).size:
             raise UserError(f"{names[0]}: post {wrong[0] + 1} carries a number that float32 does not hold; mend it")
-        return cls(LabelSpace(kind, tuple(names)), values, has)
+        return cls(LabelSpace(kind, tuple(names)), values, has, None if shares is None else np.asarray(shares, np.float32))
+
+    def at(self, rows: np.ndarray) -> "Column":
+        """Takes the annotations of the posts at these positions, in that order."""
+        shares = None if self.shares is None else self.shares[rows]
+        return Column(self.space, self.values[rows], self.has[rows], shares)
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Posts:
 
     def __post_init__(self) -> None:
         parts: list[Sized | None] = [self.ids, self.texts, self.splits, self.pairs, self.raw.places if self.raw else None]
-        parts += [part for column in self.columns.values() for part in (column.values, column.has)]
+        parts += [part for column in self.columns.values() for part in (column.values, column.has, column.shares)]
         sizes = {len(part) for part in parts if part is not None}
         if len(sizes) != 1:
             raise ValueError(f"ids, texts, pairs, splits and columns differ in length: {sorted(sizes)}")
@@ -95,7 +105,7 @@ class Posts:
 
     def at(self, rows: np.ndarray) -> "Posts":
         """Takes the posts at these positions, in that order."""
-        columns = {k: replace(c, values=c.values[rows], has=c.has[rows]) for k, c in self.columns.items()}
+        columns = {name: column.at(rows) for name, column in self.columns.items()}
         pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
         raw = None if self.raw is None else self.raw.at(rows)
         return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns, pairs, raw)
@@ -136,8 +146,8 @@ class Posts:
                 return np.where(carried.any(axis=1), rarest, -1)
         return np.zeros(len(self), np.int64)
 
-    def fingerprint(self) -> str:
-        """Gives sixteen hex digits that change with any text, split or annotation."""
+    def fingerprint(self, shares: str | None = None) -> str:
+        """Gives sixteen hex digits that change with any text, split or annotation. shares: a column whose shares count."""
         digest = hashlib.sha256("\x1e".join([*self.ids, *self.texts, *self.splits.tolist()]).encode())
         if self.pairs is not None:
             digest.update("\x1e".join("\x1f".join(pair) for pair in self.pairs).encode())
@@ -147,6 +157,8 @@ class Posts:
             digest.update(values.tobytes() + column.has.tobytes())
         if self.raw is not None:
             digest.update(json.dumps([self.raw.separator, self.raw.cells], sort_keys=True, default=str).encode())
+        if shares is not None and (told := self.columns[shares].shares) is not None:
+            digest.update(told.tobytes())
         return digest.hexdigest()[:16]
 
 

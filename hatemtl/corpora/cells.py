@@ -10,7 +10,7 @@ import numpy as np
 from hatemtl.corpora.base import Column, Posts, Raw
 from hatemtl.corpora.rows import NO, NOTHING, YES, shown
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.labels import Kind
+from hatemtl.labels import Kind, name_of
 
 TRUE = {*map(str, YES), "yes"}
 FALSE = {*map(str, NO), "no"}
@@ -59,19 +59,6 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
 def is_given(value: Any) -> bool:
     """Tells whether a cell says anything."""
     return value is not None and str(value).strip() not in NOTHING
-
-
-def name_of(value: Any) -> str:
-    """Reads a cell as a name, the same whether a file holds text, numbers or (beside gaps) fractions of whole numbers.
-
-    >>> name_of(" rude "), name_of(2.0), name_of(True)
-    ('rude', '2', 'true')
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
 
 
 def _number(value: Any) -> float:

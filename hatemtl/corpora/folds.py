@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 
 from hatemtl.corpora.base import Posts, Split
-from hatemtl.corpora.cells import is_given, name_of
+from hatemtl.corpora.cells import is_given
 from hatemtl.corpora.splitting import deal, draws, keys
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.labels import name_of
 
 
 @dataclass(frozen=True, kw_only=True)

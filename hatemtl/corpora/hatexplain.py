@@ -12,6 +12,7 @@ Detection".
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class HateXplain(Corpus):
     toxic: that majority as two classes, as in the paper's study of bias: toxic is hatespeech or offensive, else normal.
     target: the communities that more than one annotator named; a post may have none.
     rationale: one value a word, for posts whose majority is hatespeech or offensive and which carry a mask.
+    The first three also tell the share of the three annotators for each label.
     """
 
     dir: str
@@ -57,13 +59,18 @@ class HateXplain(Corpus):
         voted = np.array([post.label is not None for post in posts], bool)
         abusive = np.array([post.label in ABUSIVE for post in posts], bool)
         communities = [name for name in COMMUNITIES if self.targets == 11 or name != "other"]
-        named = [[name in post.communities for name in communities] for post in posts]
+        by_each = [[[name in of for name in communities] for of in post.communities] for post in posts]
+        named = np.array(by_each, bool).reshape(len(posts), 3, len(communities))
+        votes = np.array([[post.labels.count(name) / 3 for name in LABELS] for post in posts]).reshape(
+            len(posts), len(LABELS)
+        )
+        toxic = votes[:, [LABELS.index(name) for name in ABUSIVE]].sum(axis=1)
         masks = np.fromiter((self._rationale(post) for post in posts), object, len(posts))
         marked = abusive & np.array([bool(post.masks) for post in posts], bool)
         columns = {
-            "label": Column.of("multiclass", LABELS, [LABELS.index(post.label or LABELS[0]) for post in posts], voted),
-            "toxic": Column.of("multiclass", TOXIC, abusive, voted),
-            "target": Column.of("multilabel", communities, named),
+            "label": Column.of("multiclass", LABELS, votes.argmax(axis=1), voted, votes),
+            "toxic": Column.of("multiclass", TOXIC, abusive, voted, np.stack([1 - toxic, toxic], axis=1)),
+            "target": Column.of("multilabel", communities, named.sum(axis=1) > 1, shares=named.mean(axis=1)),
             "rationale": Column.of("tokens", ["rationale"], masks, marked),
         }
         texts = [" ".join(post.words) for post in posts]
@@ -82,9 +89,15 @@ class _Post(NamedTuple):
     id: str
     split: Split
     words: list[str]
-    label: str | None  # of most annotators; None where they tie
-    communities: set[str]
+    labels: tuple[str, str, str]  # of the three annotators
+    communities: tuple[set[str], set[str], set[str]]
     masks: list[list[int]]
+
+    @property
+    def label(self) -> str | None:
+        """Gives the label of most annotators; None where they tie."""
+        (label, votes), *_ = Counter(self.labels).most_common(1)
+        return label if votes > 1 else None
 
 
 def _from_files(folder: Path) -> Iterator[_Post]:
@@ -146,4 +159,4 @@ def _parse(post_id: str, split: Split, entry: Any, where: str, way_out: str) -> 
             raise UserError(f"{where}: a rationale must have one 0 or 1 for each of the {len(words)} words; {way_out}")
     words = ["_".join(word.split()) or "_" for word in words]  # a space inside one, or one of nothing, would shift masks
     a, b, c = ({str(name).lower() for name in names} for names in (of_x, of_y, of_z))
-    return _Post(post_id, split, words, x if x in (y, z) else y if y == z else None, a & b | a & c | b & c, masks)
+    return _Post(post_id, split, words, (x, y, z), (a, b, c), masks)

@@ -43,12 +43,12 @@ class MeasuringHateSpeech(Corpus):
 
     score: the Rasch model's, from about -8 (supportive) to 6 (hateful). hate: hate above .5, supportive below -1, neutral
         between, as the authors read it. target, subgroup: the groups, and their parts, that at least half of a comment's
-        annotators named. Items: the mean answer, rounded to the nearest level, a half up. Higher is more hateful, in all.
+        annotators named, with the share who did. Items: the mean answer, rounded to the nearest level, a half up. Higher is
+        more hateful, in all.
     """
 
     dir: str
     fractions: Sequence[float]
-    soft_targets: bool = False
 
     def read(self) -> Posts:
         file = next((name for name in FILES if (Path(self.dir).expanduser() / name).is_file()), FILES[0])
@@ -61,12 +61,11 @@ class MeasuringHateSpeech(Corpus):
         hate = np.where(score > 0.5, 0, np.where(score < -1, 2, 1))
         splits = divide(keys(texts), self.fractions, self.seed, hate)
         columns = {"hate": Column.of("multiclass", HATE, hate, scored), "score": Column.of("score", [SCORE], score, scored)}
-        soft = (self.soft_targets & (splits == "train"))[:, None]
         for name, flags in zip(("target", "subgroup"), _targets(rows), strict=True):
             shares, asked = zip(*(_mean(rows.flags(flag, gaps=True), of, len(comments)) for flag in flags), strict=True)
             share = np.stack(shares, axis=1)
             groups = [flag.removeprefix(TARGET) for flag in flags]
-            columns[name] = Column.of("multilabel", groups, np.where(soft, share, share >= 0.5), np.all(asked, axis=0))
+            columns[name] = Column.of("multilabel", groups, share >= 0.5, np.all(asked, axis=0), share)
         for item, highest in ITEMS.items():
             mean, answered = _mean(rows.array(item, 0, highest, gaps=True), of, len(comments))
             columns[item] = Column.of("ordinal", [*map(str, range(highest + 1))], np.floor(mean + 0.5), answered)

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from hatemtl.corpora.base import CALLED, Corpus, Posts, Raw, Split
-from hatemtl.corpora.cells import is_given, name_of
+from hatemtl.corpora.cells import is_given
 from hatemtl.corpora.files import SUFFIXES, Hub, read_table
 from hatemtl.corpora.rows import Rows, sound
 from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.labels import name_of
 
 KEYS = "tasks.TASK.corpus."
 

@@ -1,6 +1,7 @@
 """Defines a head, and holds the pooling and the layers that heads share."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -10,10 +11,12 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.heads.losses import CrossEntropy, Loss
+from hatemtl.labels import Kind, LabelSpace, name_of
 
 Pooling = Literal["cls", "mean", "attention"]
 Threshold = float | Literal["tuned"]
+LabelWeights = Mapping[str | int | float | bool, float]  # by name, as a YAML reads it
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 COUNTS = ("tp", "fp", "fn")  # true positives, false positives, false negatives: figures that are numbers of posts or words
 
@@ -113,6 +116,8 @@ class Head(nn.Module):
     primary: the figure that tells which of two epochs is better; higher is better. primaries: those that it may be, none
     where there is no choice. threshold: (C,), the score from which each label or a word is predicted, None where nothing is.
     tunes: whether it is found on the validation posts when training ends; until then it is 1/2.
+    loss_of: what its labels cost; None is cross-entropy. label_weights: how much the labels that it names count in the
+    loss, others count 1; those that this head lacks, for it is of a part, are left out. Kept as (C,), of mean 1.
     Raises UserError where a setting is out of its range.
     """
 
@@ -122,7 +127,8 @@ class Head(nn.Module):
     pool: Pool | None
     threshold: Tensor | None
     layers: nn.Sequential
-    weights: Tensor  # (C,) of labels, or of their positives, in the loss
+    weights: Tensor  # (C,) of labels, or of their positives, by how often they come
+    label_weights: Tensor
 
     def __init__(
         self,
@@ -133,6 +139,8 @@ class Head(nn.Module):
         balance: float = 0.0,
         label_smoothing: float = 0.0,
         threshold: Threshold | None = None,
+        loss: Loss | None = None,
+        label_weights: LabelWeights | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= balance <= 1:
@@ -153,7 +161,12 @@ class Head(nn.Module):
             )
         self.space, self.primary, self.pool, self.tunes = space, primary, None, threshold == "tuned"
         self.balance, self.label_smoothing = balance, label_smoothing
+        self.loss_of = CrossEntropy() if loss is None else loss
+        if loss is not None:
+            loss.check(self.kind)
         self.register_buffer("weights", torch.ones(len(space)), persistent=False)
+        self.asked = _asked(label_weights or {}, space)
+        self.register_buffer("label_weights", self.asked / self.asked.mean(), persistent=False)
         cut = None if threshold is None else torch.full((len(space),), 0.5 if threshold == "tuned" else threshold)
         self.register_buffer("threshold", cut, persistent=False)  # not a weight: labels.json holds it
 
@@ -168,9 +181,22 @@ class Head(nn.Module):
     def observe(self, values: Tensor) -> None:
         """Takes in the training posts' annotations: (N,) or (N, C) as in `Column.values`, for tokens (words,) values."""
 
+    def weigh(self, counts: Tensor) -> None:
+        """Sets how much each label counts, by what was asked for and by how many training posts carry it, (C,)."""
+        weights = self.asked * self.loss_of.label_weights(counts.float())
+        self.label_weights.copy_(weights / weights.mean())
+
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         """Computes the mean loss over the annotated posts; zero, but connected to the graph, where there is none."""
         raise NotImplementedError
+
+    def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes each label's mean loss over the annotated posts, (C,), and its share of `loss`, (C,): Σ share·loss.
+
+        Of one label a post, its mean is over the posts that carry it. The shares sum to 1, or are all 0 where no post is
+        annotated; a head whose answers are all of one thing, as a number, has one loss. Connected to the graph as `loss` is.
+        """
+        return self.loss(logits, targets, has)[None], has.any().to(torch.float32)[None]
 
     def scores(self, logits: Tensor) -> Tensor:
         """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
@@ -215,6 +241,35 @@ def primary(head: Head, figures: Iterable[Figure]) -> float:
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Computes Σ values·weights / Σ weights; zero, but connected to the graph, where no weight is left."""
     return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def carried(targets: Tensor, labels: int) -> Tensor:
+    """Tells which label each post carries, (B,) → (B, C) bool; unlike torch's one_hot it never looks at values first."""
+    return targets[:, None] == torch.arange(labels, device=targets.device)
+
+
+def grouped(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes what `Head.losses_by_label` gives from losses (B, C) and weights (B, C), whose `masked_mean` is the loss."""
+    each = weights.sum(dim=0)
+    tiny = torch.finfo(each.dtype).tiny
+    return (losses * weights).sum(dim=0) / each.clamp(min=tiny), each / each.sum().clamp(min=tiny)
+
+
+def _asked(label_weights: LabelWeights, space: LabelSpace) -> Tensor:
+    """The weight of each label, (C,), 1 where none is given. Raises UserError where one is none, or all are 0."""
+    given = {name_of(name): weight for name, weight in label_weights.items()}
+    for name, weight in given.items():
+        if not 0 <= weight < math.inf:
+            raise UserError(
+                f"head label_weights.{name}={weight}: expected a number, 0 or more; type "
+                f"'tasks.TASK.head.label_weights={{{name}:2}}'"
+            )
+    weights = torch.tensor([float(given.get(name, 1)) for name in space.names])
+    if not weights.any():
+        raise UserError(
+            f"head label_weights={given}: no label of {', '.join(space.names)} would count; give one a weight above 0"
+        )
+    return weights
 
 
 def f1(tp: float, fp: float, fn: float) -> float:

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, drawn_loss, feed_forward, masked_mean
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, carried, drawn_loss, feed_forward, grouped, masked_mean
 from hatemtl.labels import LabelSpace
 
 
@@ -35,13 +35,22 @@ class ChoiceHead(Head):
         """Computes a score a sequence, (S,); `Batch.by_post` puts those of a post side by side for all that follows."""
         return super().forward(hidden, attention_mask).squeeze(1)
 
-    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Computes what each post costs, (B,), annotated or not."""
         losses = F.cross_entropy(logits, targets, reduction="none")
         if self.label_smoothing:
             there = logits != -torch.inf  # torch's own smoothing would ask for choices that are not, at an infinite loss
             each = -logits.log_softmax(dim=1).where(there, 0)
             losses = losses.lerp(each.sum(dim=1) / there.sum(dim=1), self.label_smoothing)
-        return masked_mean(losses, has.to(logits.dtype))
+        return losses
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        return masked_mean(self.losses(logits, targets), has.to(logits.dtype))
+
+    def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the losses of posts by the place of their right choice."""
+        places = carried(targets, len(self.space)) & has[:, None]
+        return grouped(self.losses(logits, targets)[:, None], places.to(logits.dtype))
 
     def rows(self, computed: Tensor) -> list[Figure]:
         return [Figure("accuracy", None, float(computed.trace() / torch.clamp(computed.sum(), min=1)))]

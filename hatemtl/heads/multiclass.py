@@ -1,17 +1,35 @@
 """Predicts one label a post."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, drawn_loss, feed_forward, label_rows, label_weights, masked_mean
+from hatemtl.errors import UserError
+from hatemtl.heads.base import (
+    Figure,
+    Head,
+    LabelWeights,
+    Pool,
+    Pooling,
+    carried,
+    drawn_loss,
+    feed_forward,
+    grouped,
+    label_rows,
+    label_weights,
+    masked_mean,
+)
+from hatemtl.heads.losses import ClassBalanced, Loss
 from hatemtl.labels import LabelSpace
 
 
 class MulticlassHead(Head):
-    """Softmax over C labels, trained by cross-entropy."""
+    """Softmax over C labels, trained by cross-entropy, or by another `loss`.
+
+    Targets are labels' places (B,), or the shares of annotators that gave each label, (B, C), which sum to 1.
+    """
 
     kind = "multiclass"
     problem = "single_label_classification"
@@ -28,18 +46,34 @@ class MulticlassHead(Head):
         label_smoothing: float,
         balance: float,
         primary: str = "macro_f1",
+        loss: Loss | None = None,
+        label_weights: LabelWeights | None = None,
     ) -> None:
         primaries = ["macro_f1", "accuracy", "matthews", *(f"f1_{name}" for name in space.names)]
-        super().__init__(space, primary, primaries, label_smoothing=label_smoothing, balance=balance)
+        if balance and isinstance(loss, ClassBalanced):
+            raise UserError(
+                f"head balance={balance}: its loss weighs labels by their frequency as well; type "
+                f"tasks.TASK.head.balance=0, or tasks.TASK.head.loss=focal"
+            )
+        shared: dict[str, Any] = {"label_smoothing": label_smoothing, "balance": balance}
+        super().__init__(space, primary, primaries, **shared, loss=loss, label_weights=label_weights)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
 
     def observe(self, values: Tensor) -> None:
         self.weights.copy_(label_weights(values, len(self.space), self.balance))
+        self.weigh(torch.bincount(values, minlength=len(self.space)))
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
-        return masked_mean(losses, self.weights[targets] * has)
+        weights = self.weights * self.label_weights
+        if targets.is_floating_point():
+            return masked_mean(self.loss_of.smoothed(logits, self.label_smoothing), targets * weights * has[:, None])
+        return masked_mean(self.loss_of.of_label(logits, targets, self.label_smoothing), weights[targets] * has)
+
+    def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        shares = targets if targets.is_floating_point() else carried(targets, len(self.space))
+        weights = self.weights * self.label_weights
+        return grouped(self.loss_of.smoothed(logits, self.label_smoothing), shares * weights * has[:, None])
 
     def rows(self, computed: Tensor) -> list[Figure]:
         return [*class_rows(computed, self.space.names), Figure("matthews", None, matthews(computed))]

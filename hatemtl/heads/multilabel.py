@@ -1,20 +1,34 @@
 """Predicts any number of labels a post; trains, counts and compares answers of yes or no, for other heads too."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, Threshold, f1, feed_forward, label_rows, masked_mean
+from hatemtl.heads.base import (
+    Figure,
+    Head,
+    LabelWeights,
+    Pool,
+    Pooling,
+    Tally,
+    Threshold,
+    f1,
+    feed_forward,
+    label_rows,
+    masked_mean,
+)
+from hatemtl.heads.losses import Loss
 from hatemtl.labels import LabelSpace
 
 
 class MultilabelHead(Head):
-    """A sigmoid for each of C labels, trained by binary cross-entropy; soft targets in [0, 1] are taken as they are.
+    """A sigmoid for each of C labels, trained by binary cross-entropy or another `loss`; soft targets are taken as they are.
 
-    balance: as in `positive_weights`. label_smoothing: as in `binary_losses`.
+    balance: as in `positive_weights`. label_smoothing: as in `losses.binary_losses`.
     """
 
     kind = "multilabel"
@@ -34,19 +48,31 @@ class MultilabelHead(Head):
         balance: float,
         primary: str = "macro_f1",
         label_smoothing: float = 0.0,
+        loss: Loss | None = None,
+        label_weights: LabelWeights | None = None,
     ) -> None:
         primaries = ["macro_f1", "micro_f1", *(f"f1_{name}" for name in space.names)]
-        shared = {"label_smoothing": label_smoothing, "balance": balance}
-        super().__init__(space, primary, primaries, **shared, threshold=threshold)
+        shared: dict[str, Any] = {"label_smoothing": label_smoothing, "balance": balance, "threshold": threshold}
+        super().__init__(space, primary, primaries, **shared, loss=loss, label_weights=label_weights)
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
 
     def observe(self, values: Tensor) -> None:
         self.weights.copy_(positive_weights(values, self.balance))
+        self.weigh(values.sum(dim=0))
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Computes what each answer costs, (B, C), of posts with the annotation and without."""
+        return self.loss_of.of_answers(logits, targets, self.weights, self.label_smoothing)
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        losses = binary_losses(logits, targets, self.weights, self.label_smoothing)
+        losses = self.losses(logits, targets) * self.label_weights
         return masked_mean(losses.mean(dim=1), has.to(losses.dtype))
+
+    def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        losses = self.losses(logits, targets)
+        each = (losses * has[:, None]).sum(dim=0) / has.sum().clamp(min=1)
+        return each, self.label_weights / len(self.space) * has.any()
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -90,20 +116,6 @@ def positive_weights(values: Tensor, balance: float) -> Tensor:
     """Weighs labels' positives in the loss, (C,), by `values` (N, C): (negatives / positives) ** balance."""
     positives = values.sum(dim=0).clamp(min=1)
     return ((len(values) - positives).clamp(min=1) / positives) ** balance
-
-
-def binary_losses(logits: Tensor, targets: Tensor, positive_weights: Tensor, label_smoothing: float) -> Tensor:
-    """Computes each answer's binary cross-entropy, targets y in [0, 1] smoothed to y·(1 - ε) + ε/2; shapes as the logits'.
-
-    That is label smoothing over two classes, yes and no (Szegedy et al. 2016, arXiv:1512.00567, section 7). Positives are
-    weighed by what they are, not by what is smoothed into them: of a weight of 99, ε/2 of every no would make a yes.
-    """
-    losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weights, reduction="none")
-    if not label_smoothing:
-        return losses
-    # -logits are the log odds of the opposite answer, so this is what the same targets cost if they said the opposite
-    opposite = F.binary_cross_entropy_with_logits(-logits, targets, pos_weight=positive_weights, reduction="none")
-    return losses.lerp(opposite, label_smoothing / 2)
 
 
 def agreements(given: Tensor, true: Tensor, counted: Tensor, *, dim: int) -> list[Tensor]:

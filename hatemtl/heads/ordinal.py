@@ -10,7 +10,18 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, confusion, feed_forward, label_weights, masked_mean
+from hatemtl.heads.base import (
+    Figure,
+    Head,
+    Pool,
+    Pooling,
+    carried,
+    confusion,
+    feed_forward,
+    grouped,
+    label_weights,
+    masked_mean,
+)
 from hatemtl.heads.multiclass import class_rows
 from hatemtl.heads.multilabel import divergence
 from hatemtl.heads.score import correlation, ranks
@@ -62,6 +73,10 @@ class OrdinalHead(Head):
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         losses = F.nll_loss(log_probabilities(logits), targets, reduction="none")
         return masked_mean(losses, self.weights[targets] * has)
+
+    def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        levels = carried(targets, len(self.space)) * self.weights * has[:, None]
+        return grouped(-log_probabilities(logits), levels)
 
     def scores(self, logits: Tensor) -> Tensor:
         return log_probabilities(logits).exp()

@@ -31,7 +31,7 @@ class ScoreHead(Head):
         primary: str = "pearson",
     ) -> None:
         super().__init__(space, primary, ["pearson", "spearman"])
-        self.loss_of = F.huber_loss if loss == "huber" else F.mse_loss
+        self.distance = F.huber_loss if loss == "huber" else F.mse_loss
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
         self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation; its weights mean nothing without
@@ -45,7 +45,7 @@ class ScoreHead(Head):
 
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         mean, deviation = self.scale
-        losses = self.loss_of(logits.squeeze(1), (targets - mean) / deviation, reduction="none")
+        losses = self.distance(logits.squeeze(1), (targets - mean) / deviation, reduction="none")
         return masked_mean(losses, has.to(losses.dtype))
 
     def scores(self, logits: Tensor) -> Tensor:

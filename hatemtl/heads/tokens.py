@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.heads.base import Figure, Head, Tally, Threshold, count_rows, f1, feed_forward, masked_mean
-from hatemtl.heads.multilabel import agreements, binary_losses, divergence, positive_weights, reach
+from hatemtl.heads.losses import Loss
+from hatemtl.heads.multilabel import agreements, divergence, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 
@@ -22,7 +24,7 @@ class TokensHead(Head):
     f1 pools the words of all posts. f1_mean_over_posts is the mean of each post's own F1, over posts in which a word is
     marked or predicted: the token F1 that ERASER (DeYoung et al. 2020, arXiv:1911.03429) and HateXplain (Mathew et al.
     2021, arXiv:2012.10289) report, there over pieces of words. The two differ, and are not to be compared.
-    balance and label_smoothing: as in MultilabelHead, over words that count.
+    balance, label_smoothing and loss: as in MultilabelHead, over words that count.
     """
 
     kind = "tokens"
@@ -38,8 +40,10 @@ class TokensHead(Head):
         threshold: Threshold,
         balance: float,
         label_smoothing: float = 0.0,
+        loss: Loss | None = None,
     ) -> None:
-        super().__init__(space, "f1", label_smoothing=label_smoothing, balance=balance, threshold=threshold)
+        shared: dict[str, Any] = {"label_smoothing": label_smoothing, "balance": balance, "threshold": threshold}
+        super().__init__(space, "f1", **shared, loss=loss)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ class TokensHead(Head):
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         targets = targets[:, : logits.shape[1]]
         counted = (targets >= 0) & has[:, None]
-        losses = binary_losses(logits, targets.clamp(min=0), self.weights, self.label_smoothing)
+        losses = self.loss_of.of_answers(logits, targets.clamp(min=0), self.weights, self.label_smoothing)
         return masked_mean(losses, counted.to(losses.dtype))
 
     def scores(self, logits: Tensor) -> Tensor:

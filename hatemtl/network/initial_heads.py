@@ -20,7 +20,7 @@ WEIGHTS = "heads.safetensors"
 HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
 
 # Keys of a head that its weights do not tell of: those of training alone, and the threshold, which each run says anew.
-SAID_ANEW = ("dropout", "label_smoothing", "balance", "loss", "primary", "threshold")
+SAID_ANEW = ("dropout", "label_smoothing", "balance", "loss", "label_weights", "primary", "threshold")
 
 
 @torch.no_grad()

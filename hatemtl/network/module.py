@@ -116,7 +116,7 @@ class MultitaskModule(L.LightningModule):
 
     def losses(self, batch: Batch, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Computes a scalar for each task that the batch is stepped for."""
-        return {task: self.head(task).loss(logits[task], batch.targets[task], batch.has[task]) for task in logits}
+        return {task: self.head(task).loss(logits[task], batch.learned(task), batch.has[task]) for task in logits}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         hidden, logits = self.through.states_and_logits(batch)

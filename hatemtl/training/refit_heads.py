@@ -50,7 +50,7 @@ def features(module: MultitaskModule, data: DataModule, device: torch.device) ->
                 with torch.autocast(device.type, enabled=False):
                     pooled = head.pool(hidden, batch.first(batch.attention_mask))
                 vectors.append(pooled[batch.has[task]].cpu())
-                targets.append(batch.targets[task][batch.has[task]].cpu())
+                targets.append(batch.learned(task)[batch.has[task]].cpu())
     # a copy made outside: a tensor of inference mode takes no part in a fit
     return {task: (torch.cat(vectors).clone(), torch.cat(targets)) for task, (vectors, targets) in found.items()}
 

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -44,7 +43,7 @@ def judged(
         for task, columns in posts.items():
             rows = said[task].posts - data.first(task)
             for of, column in columns.items():
-                columns[of] = replace(column, values=column.values[rows], has=column.has[rows])
+                columns[of] = column.at(rows)
         for row in evaluation.rows(said, posts, reader if evaluation.needs.reader else None):
             if found.setdefault(row.metric, row) is not row:
                 raise UserError(f"evaluations=[{name}] gives a row {row.metric}, as another does; leave one of them out")

@@ -357,3 +357,25 @@ def test_a_masked_post_that_fills_a_place_is_as_it_is() -> None:
 def test_without_masks_an_epochs_pool_is_the_pool() -> None:
     pool = TokenizedPosts(minilm(), 128, [as_posts(TEXTS)])
     assert pool.drawn(0, 3) is pool
+
+
+def test_shares_of_annotators_stand_beside_the_targets_and_are_what_is_learned() -> None:
+    shares = np.linspace(0, 1, 2 * len(TEXTS), dtype=np.float32).reshape(-1, 2)
+    has = np.arange(len(TEXTS)) % 3 != 1
+    soft = Column.of("multiclass", ["x", "y"], shares.argmax(axis=1), has, shares)
+    pool = TokenizedPosts(minilm(), 128, [as_posts(TEXTS[:2]), as_posts(TEXTS)])
+    pool.annotate("soft", soft, 2)
+    pool.annotate("hard", replace(soft, shares=None), 2)
+    batch = pool[np.array([0, 2, 3, ~4])]  # another corpus' post, one, one without, and one that another process has
+    assert batch.targets["soft"].tolist() == batch.targets["hard"].tolist() == batch.learned("hard").tolist()
+    assert batch.learned("soft").tolist() == [[0, 0], shares[0].tolist(), [0, 0], [0, 0]]
+    assert batch.some(1, 3).learned("soft").tolist() == [shares[0].tolist(), [0, 0]]
+
+
+def test_a_fingerprint_tells_shares_where_they_are_asked_for() -> None:
+    one, other = (
+        as_posts(TEXTS[:1], {"label": Column.of("multiclass", ["x", "y"], [0], shares=[shares])})
+        for shares in ([0.7, 0.3], [1, 0])
+    )
+    assert one.fingerprint() == other.fingerprint()
+    assert len({one.fingerprint(), one.fingerprint("label"), other.fingerprint("label")}) == 3

@@ -44,6 +44,11 @@ TWO = "tasks=[label,target]"
         ("tasks=label,target", "type 'tasks=[label,target]' for a list, or -m tasks=label,target for one run each"),
         ("encoder=tiny,minilm", "encoder=tiny,minilm: type -m encoder=tiny,minilm for one run each"),
         ("seed=1,2", "seed=1,2: type -m seed=1,2 for one run each"),
+        # a loss, as it is typed and as Hydra takes it
+        ("loss@tasks.target.head.loss=focla", "loss=focla: no such option; did you mean 'focal'?"),
+        ("tasks.target.head.loss.gamma=1", "type tasks.target.head.loss=class_balanced or focal as well"),
+        ("tasks=[mhs_insult] loss@tasks.mhs_insult.head.loss=focal", "head=ordinal has no such key, but head=multiclass,"),
+        ("tasks=[mhs_score] loss@tasks.mhs_score.head.loss=focal", "no such loss; type tasks.mhs_score.head.loss=mse"),
         # a group
         ("encodr=tiny", "encodr: no such key; did you mean 'encoder'?"),
         ("task=[label]", "task: no such key; did you mean 'tasks'"),

@@ -350,3 +350,16 @@ def test_all_abusive_test_posts_have_a_rationale(hatexplain: Posts) -> None:
 def test_every_word_of_the_real_posts_has_its_value(hatexplain: Posts) -> None:
     lengths = [len(text.split(" ")) for text in hatexplain.texts]
     assert lengths == [len(values) for values in hatexplain.columns["rationale"].values]
+
+
+def test_shares_are_those_of_the_three_annotators(tmp_path: Path) -> None:
+    posts = write(tmp_path).load()
+    label, toxic, target = (posts.columns[name] for name in ("label", "toxic", "target"))
+    assert label.space.names == LABELS == ("hatespeech", "normal", "offensive")
+    np.testing.assert_allclose(label.shares[[0, 2, 3]] * 3, [[2, 0, 1], [1, 0, 2], [0, 1, 2]], rtol=1e-6)
+    np.testing.assert_allclose(toxic.shares[[0, 1, 3]] * 3, [[0, 3], [3, 0], [1, 2]], rtol=1e-6, atol=1e-6)
+    at = [COMMUNITIES.index(name) for name in ("arab", "islam", "jewish", "women")]
+    np.testing.assert_allclose(target.shares[[0, 3]][:, at] * 3, [[2, 0, 0, 2], [0, 1, 1, 0]], rtol=1e-6)
+    for column in (label, toxic):
+        assert (column.shares.argmax(axis=1) == column.values)[column.has].all()
+    assert ((target.shares > 0.5) == target.values).all()

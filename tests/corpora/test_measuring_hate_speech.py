@@ -125,24 +125,21 @@ def test_ten_items_and_four_more_columns(tmp_path: Path) -> None:
 
 def test_means_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     rows = many(60)
-    posts = replace(write(tmp_path, rows), fractions=[1, 0, 0], soft_targets=True).load()
+    posts = replace(write(tmp_path, rows), fractions=[1, 0, 0]).load()
     for i, own in enumerate(posts.ids):
         mine = [r for r in rows if str(r["comment_id"]) == own]
-        for flag, share in zip(posts.columns["subgroup"].space.names, posts.columns["subgroup"].values[i], strict=True):
+        for flag, share in zip(posts.columns["subgroup"].space.names, posts.columns["subgroup"].shares[i], strict=True):
             assert share == pytest.approx(np.mean([r[f"target_{flag}"] for r in mine]))
         assert posts.columns["violence"].values[i] == int(np.mean([r["violence"] for r in mine]) + 0.5)
 
 
-def test_shares_are_kept_in_training_posts_alone(tmp_path: Path) -> None:
-    corpus = write(tmp_path, many(200))
-    hard, soft = corpus.load(), replace(corpus, soft_targets=True).load()
-    train = hard.splits == "train"
+def test_groups_are_those_of_half_of_the_shares(tmp_path: Path) -> None:
+    posts = write(tmp_path, many(200)).load()
     for name in ("target", "subgroup"):
-        flags, shares = hard.columns[name].values, soft.columns[name].values
+        flags, shares = posts.columns[name].values, posts.columns[name].shares
         assert set(np.unique(flags)) == {0, 1}
-        assert ((shares > 0) & (shares < 1))[train].any()
-        assert np.array_equal(flags[train], shares[train] >= 0.5)
-        assert np.array_equal(flags[~train], shares[~train])
+        assert ((shares > 0) & (shares < 1)).any()
+        assert np.array_equal(flags, shares >= 0.5)
 
 
 def test_no_comment_and_no_text_stands_in_two_splits(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Pool, count_rows, f1, feed_forward, masked_mean
 from hatemtl.heads.choice import ChoiceHead
+from hatemtl.heads.losses import binary_losses
 from hatemtl.heads.multiclass import MulticlassHead
-from hatemtl.heads.multilabel import MultilabelHead, binary_losses
+from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
