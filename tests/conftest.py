@@ -44,31 +44,45 @@ class Outcome:
     err: str
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
-    """Runs `main.py` with these arguments in this process, as a shell would."""
+def main(*arguments: str) -> int:
+    """Runs `main.py` with these arguments in this process, as a shell would; its exit code."""
+    from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
+    mode = Hydra.get_mode
+
+    def unless_typed(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
+        """Hydra composes all once more for hydra.mode, which no file of conf/ sets: None, as there."""
+        return mode(self, config_name, overrides) if any("hydra" in word for word in overrides) else None
+
+    GlobalHydra.instance().clear()
+    kept = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["main.py", *arguments])
+            patch.setattr(Hydra, "get_mode", unless_typed)
+            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+        return 0
+    except SystemExit as error:
+        return int(error.code or 0)
+    finally:  # they are pytest's again, and no test after it was typed
+        signal.signal(signal.SIGINT, kept[0])
+        sys.unraisablehook = kept[1]
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `main.py` as `main` does, with what it prints."""
+
     def call(*arguments: str) -> Outcome:
         capsys.readouterr()
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-        kept = signal.getsignal(signal.SIGINT), sys.unraisablehook
-        try:
-            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        finally:  # it is pytest's again
-            signal.signal(signal.SIGINT, kept[0])
-            sys.unraisablehook = kept[1]
-        out, err = capsys.readouterr()
-        return Outcome(code, out, err)
+        code = main(*arguments)
+        return Outcome(code, *capsys.readouterr())
 
-    yield call
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None  # no test after it was typed
+    return call
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Outcome
+from conftest import ROOT, Outcome, main
 from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
@@ -34,6 +35,20 @@ THREE = [
     "method.learning_rate=5e-3",
     "optimization.head_lr=2e-2",
 ]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three tasks, trained and tested."""
+    folder = tmp_path_factory.mktemp("three") / "run"
+    assert main(*THREE, "action=[train,test]", f"save_path={folder}") == 0
+    return folder
+
+
+@pytest.fixture
+def copied(three: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return Path(shutil.copytree(three, tmp_path / "run"))
 
 
 def rows(folder: Path, stage: str) -> dict[str, float]:
@@ -61,12 +76,11 @@ def test_testing_after_load_equals_testing_before_save(cli: Cli, tmp_path: Path,
         np.testing.assert_array_equal(a, b)  # to the last bit
 
 
-def test_a_saved_run_holds_what_the_design_says(cli: Cli, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert cli(*THREE, "action=[train,test]", f"save_path={run}").code == 0
+def test_a_saved_run_holds_what_the_design_says(three: Path) -> None:
+    run = three
     written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet"
     assert {path.name for path in run.iterdir()} == set(written.split())
-    assert not list(tmp_path.glob(".run*"))
+    assert not list(run.parent.glob(".run*"))
     record = json.loads((run / "run.json").read_text())
     assert {
         "status", "method", "library", "encoder", "data", "sources", "seed", "epochs", "best_epoch", "seconds",
@@ -332,10 +346,7 @@ def test_heads_that_do_not_fit_are_refused(cli: Cli, sample: list[str], tmp_path
 @pytest.mark.parametrize(
     "ending", [".csv", *(pytest.param(other, marks=pytest.mark.slow) for other in (".jsonl", ".parquet", ".txt"))]
 )
-def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, ending: str) -> None:
-    run = tmp_path / "run"
-    if not run.exists():
-        assert cli(*THREE, f"save_path={run}").code == 0
+def test_predict_gives_the_same_rows_with_scores(cli: Cli, copied: Path, tmp_path: Path, ending: str) -> None:
     posts = ["those people are fine", 'a, quoted "post"', "one", "one more post of several words in a row"]
     frame = pd.DataFrame({"id": range(4), "text": posts, "label": ["x"] * 4})
     file = tmp_path / f"posts{ending}"
@@ -348,7 +359,9 @@ def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, endin
     else:
         file.write_text("\n".join(posts))
     assert (
-        cli(*THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={run}", f"predict.input={file}").code
+        cli(
+            *THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={copied}", f"predict.input={file}"
+        ).code
         == 0
     )
     output = tmp_path / f"posts.scored{'.csv' if ending == '.txt' else ending}"
@@ -370,11 +383,9 @@ def test_predict_gives_the_same_rows_with_scores(cli: Cli, tmp_path: Path, endin
     assert len(str(scored["pred_rationale_scores"][0]).split(" ")) == 4
 
 
-def test_predict_reads_as_training_does(cli: Cli, tmp_path: Path) -> None:
+def test_predict_reads_as_training_does(cli: Cli, copied: Path, tmp_path: Path) -> None:
     """The same delimiters and encodings; a post without text is refused before anything is scored or written."""
-    run = tmp_path / "run"
-    assert cli(*THREE, f"save_path={run}").code == 0
-    predict = [*THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={run}"]
+    predict = [*THREE, "action=predict", "method=ah_load", "heads.load=true", f"load_path={copied}"]
     cells = ["predict.delimiter=';'", "predict.encoding=cp1252"]
     (tmp_path / "posts.csv").write_bytes("id;text;n\n01;a  café, a fair;1,50\n02;that town;\n".encode("cp1252"))
     outcome = cli(*predict, *cells, f"predict.input={tmp_path}/posts.csv")

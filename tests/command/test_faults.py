@@ -172,7 +172,7 @@ def test_a_write_that_fails_names_the_file_it_was_for(tmp_path: Path) -> None:
         assert not list(path.parent.iterdir())
 
 
-@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("mask", [0o022, 0o077, pytest.param(0o002, marks=pytest.mark.slow)])
 def test_files_have_the_mode_that_the_umask_gives(cli: Cli, tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:

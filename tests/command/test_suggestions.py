@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,22 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from hatemtl.command import words
 from hatemtl.command.suggestions import CONF, arguments, explain, is_mistyped
 from hatemtl.errors import UserError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _composed_once() -> Iterator[None]:
+    """Most of these words come down to none once what is wrong is left out: the same tree of names each time."""
+
+    @cache
+    def once(name: str, overrides: tuple[str, ...]) -> object:
+        return compose(name, overrides=[*overrides], return_hydra_config=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "compose", lambda name, overrides, return_hydra_config: once(name, tuple(overrides)))
+        yield
 
 
 def answer(*typed: str) -> str:

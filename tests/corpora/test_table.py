@@ -374,8 +374,17 @@ def test_one_command_and_a_test_on_another_table(cli: Cli, tmp_path: Path) -> No
     assert "did you mean 'rude'?" in refused.err
 
 
-@pytest.mark.parametrize("without", ["no column", "empty cells"])
-@pytest.mark.parametrize(("split", "action"), [("val", "train"), ("test", "[train,test]"), ("train", "train")])
+@pytest.mark.parametrize(
+    ("split", "action", "without"),
+    [
+        ("val", "train", "no column"),
+        ("test", "[train,test]", "empty cells"),
+        ("train", "train", "empty cells"),
+        pytest.param("val", "train", "empty cells", marks=pytest.mark.slow),
+        pytest.param("test", "[train,test]", "no column", marks=pytest.mark.slow),
+        pytest.param("train", "train", "no column", marks=pytest.mark.slow),
+    ],
+)
 def test_a_split_that_is_used_but_not_annotated_is_refused(
     cli: Cli, tmp_path: Path, split: str, action: str, without: str
 ) -> None:

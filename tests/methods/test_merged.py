@@ -32,6 +32,7 @@ FISHER = Fisher(normalize=True, floor=1e-6, posts=12)
 REGMEAN = RegMean(alpha=0.7, ridge=1e-3, posts=12)
 Weights = dict[str, Tensor]  # by parameter
 ANY = ["seq_bn", "double_seq_bn_inv", "par_bn[ln_after=True]", "ia3", "prefix_tuning", "loreft[r=4]", "dora", "vera"]
+QUICK = ("double_seq_bn_inv", "prefix_tuning", "dora", "vera")  # modules in and beside layers, magnitudes, shared matrices
 
 
 def wide(config: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def check(found: Weights, expected: Weights) -> None:
         torch.testing.assert_close(value, expected[key], atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("config", ANY)
+@pytest.mark.parametrize("config", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in ANY])
 def test_fisher_is_the_mean_weighted_by_each_entrys_information(config: str, tmp_path: Path) -> None:
     """The reference: the information by autograd, and Σ Fᵢ ⊙ Wᵢ / Σ Fᵢ, of the encoders as a user loads them."""
     runs, posts = parts(config, tmp_path, 1, 2, 3), batches()

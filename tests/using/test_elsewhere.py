@@ -1,11 +1,9 @@
 """What was computed is kept where it can be written, once its own place takes it no more."""
 
 import errno
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from command.test_faults import RUN, fill, small, told
-from conftest import ROOT, Outcome
+from conftest import Outcome, main
 
 from hatemtl.command.faults import kept_elsewhere
 from hatemtl.encoders.pretrained import Encoder
@@ -40,8 +38,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    command = [sys.executable, "main.py", *RUN, "optimization.epochs=1", f"save_path={folder}"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert main(*RUN, "optimization.epochs=1", f"save_path={folder}") == 0
     return folder
 
 

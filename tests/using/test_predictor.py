@@ -2,7 +2,6 @@
 
 import json
 import random
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, main
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -38,11 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "optimization.epochs=1",
             "method.learning_rate=1e-2",
         ]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["main.py", *command, *typed, f"save_path={folder / name}"])
-            GlobalHydra.instance().clear()
-            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
-        GlobalHydra.instance().clear()
+        assert main(*command, *typed, f"save_path={folder / name}") == 0
         return folder / name
 
     return {
