@@ -23,6 +23,7 @@ class Task:
 
     column: its name; of a user's table also several names, each a label of a multilabel task; None for a masked head.
     head: makes the head, given hidden_size and space. weight: the task's weight in the loss.
+    by_label: whether the weighting sees a loss a label, of a multilabel task, in place of their mean.
     names: the labels of a table's column, in their order; None finds them in the table.
     labels: rewrites a column of labels as {new name: [old names]}, of which the column may lack some, in this order. Of
         several labels a post, a new one holds the largest of its old ones, and those that nobody names are left out; of
@@ -38,6 +39,7 @@ class Task:
     labels: Mapping[str, Sequence[str]] | None = None
     mask_pattern: str | None = None
     weight: float = 1.0
+    by_label: bool = False
 
     def __post_init__(self) -> None:
         guesses = LabelSpace(self.kind, ("",)).about == "masked tokens"
@@ -49,6 +51,10 @@ class Task:
             Part.parse(self.mask_pattern)
         if not 0 <= self.weight < float("inf"):
             raise UserError(f"weight={self.weight}: expected a number, 0 or more; type tasks.TASK.weight=1")
+        if self.by_label and self.kind != "multilabel":
+            raise UserError(
+                f"by_label=true is for a multilabel head, and this is {self.kind}; type tasks.TASK.by_label=false"
+            )
         if self.labels is not None and not (self.labels and all(self.labels.values())):
             raise UserError(f"labels={dict(self.labels)}: expected {{new name: [old names]}}")
 

@@ -100,6 +100,8 @@ def test_a_negative_weight_is_refused_and_zero_is_not() -> None:
     assert task(weight=0).weight == 0
     with pytest.raises(UserError, match="weight=-1"):
         task(weight=-1)
+    with pytest.raises(UserError, match="by_label=true is for a multilabel head, and this is multiclass"):
+        replace(task(), by_label=True, head=MulticlassHead)
 
 
 def mapped(labels: dict[str, list[str]], mask_pattern: str | None = None) -> Column:

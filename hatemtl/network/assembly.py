@@ -138,6 +138,7 @@ def assemble(
         attached.model,
         heads,
         weights={task: tasks[task].weight for task in spaces},
+        by_label=[task for task in spaces if tasks[task].by_label],
         weighting=weighting,
         optimization=optimization,
         seed=seed,

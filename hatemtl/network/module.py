@@ -1,7 +1,7 @@
 """Steps over all tasks at once: a shared encoder read by a head a task, in three stages."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -78,6 +78,7 @@ class MultitaskModule(L.LightningModule):
         weighting: Callable[..., Weighting],
         optimization: Optimization,
         seed: int,
+        by_label: Collection[str] = (),
         regularisers: Mapping[str, Regulariser] | None = None,
     ) -> None:
         super().__init__()
@@ -85,7 +86,10 @@ class MultitaskModule(L.LightningModule):
         self.heads = nn.ModuleDict(heads)
         self.through = Forward(encoder, self.heads)
         self.weights, self.optimization, self.seed = dict(weights), optimization, seed
-        self.weighting = weighting(tasks={task: self.weights[task] for task in heads})
+        # what is weighed: the loss of a task, or those of its labels; by name the task
+        named = {task: [f"{task}_{label}" for label in self.head(task).space.names] for task in by_label}
+        self.losses_of = {name: task for task in heads for name in named.get(task, [task])}
+        self.weighting = weighting(tasks={name: self.weights[task] for name, task in self.losses_of.items()})
         self.of_hidden = isinstance(self.weighting, GradientWeighting) and self.weighting.of == "hidden"
         self.weighting.check([name for name, parameter in encoder.named_parameters() if parameter.requires_grad])
         if self.of_hidden and self.through.by_task:
@@ -115,13 +119,16 @@ class MultitaskModule(L.LightningModule):
         return self.through(batch)
 
     def losses(self, batch: Batch, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Computes a scalar for each task that the batch is stepped for."""
-        return {task: self.head(task).loss(logits[task], batch.learned(task), batch.has[task]) for task in logits}
+        """Computes a scalar for each task that the batch is stepped for; outside training by the targets that judge it."""
+        return {task: self.head(task).loss(logits[task], self._target(batch, task), batch.has[task]) for task in logits}
+
+    def _target(self, batch: Batch, task: str) -> Tensor:
+        return batch.learned(task) if self.training else batch.targets[task]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         hidden, logits = self.through.states_and_logits(batch)
         losses = self.losses(batch, logits)
-        weighed = self._of_step(batch, losses)
+        weighed = self._of_step(batch, self._by_name(batch, logits, losses))
         needs, together = self.weighting.needs, batch.only is None
         apart = needs == "gradients" or (needs == "all losses" and not together)
         loss = (
@@ -134,13 +141,12 @@ class MultitaskModule(L.LightningModule):
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
                 terms = terms + regulariser.weight * value
                 self._add(f"train_{name}_{term}", value, len(batch))
-        for task, value in losses.items():
-            self._add(f"train_{task}_loss", value, batch.has[task].sum())
+        self._add_losses("train", batch, logits, losses)
         self._add("train_loss", loss + terms, len(batch))
         if self.weighting.looks_back:
             self.moved.append(batch)
         self.weighed = Weighed(batch, weighed, terms, hidden) if apart else None
-        if not apart and len(self.weights) > 1:
+        if not apart and len(weighed) > 1:
             self._tell_weights(loss, weighed)
         return loss + terms
 
@@ -148,10 +154,26 @@ class MultitaskModule(L.LightningModule):
         """Scales losses so that those of a step's batches, as the trainer divides them, have the mean over their posts."""
         if batch.parts is None:
             return dict(losses)
-        return {task: self.optimization.accumulate * batch.parts[task] * loss for task, loss in losses.items()}
+        whole = self.optimization.accumulate
+        return {name: whole * batch.parts[self.losses_of[name]] * loss for name, loss in losses.items()}
+
+    def _by_name(self, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gives what is weighed: a loss a task, or, of those that are weighed by label, each label's part in it."""
+        named: dict[str, Tensor] = {}
+        for task, loss in losses.items():
+            names = [name for name, of in self.losses_of.items() if of == task]
+            if names == [task]:
+                named[task] = loss
+            else:
+                each, shares = self.head(task).losses_by_label(logits[task], batch.learned(task), batch.has[task])
+                named |= zip(names, each * shares, strict=True)
+        return named
 
     def _step(self, batch: Batch) -> Step:
-        return Step(self.current_epoch, batch.has)
+        return Step(self.current_epoch, self._has(batch))
+
+    def _has(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: batch.has[task] for name, task in self.losses_of.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.weighed is None:
@@ -164,12 +186,12 @@ class MultitaskModule(L.LightningModule):
         losses = {task: share * value for task, value in losses.items()}
         trained = self._trained()
         if not self.of_hidden or not self.through.learns:
-            self.gathered.add(losses, batch.has, trained, last=True)
+            self.gathered.add(losses, self._has(batch), trained, last=True)
             return
         assert hidden is not None  # or __init__ would have refused
         heads = {name: parameter for name, parameter in trained.items() if not name.startswith("encoder.")}
         gathered = Gathered()
-        gathered.add(losses, batch.has, {"hidden": hidden, **heads}, last=False)
+        gathered.add(losses, self._has(batch), {"hidden": hidden, **heads}, last=False)
         found, told = gathered.combined(self.weighting, self.current_epoch)
         hidden.backward(found.pop("hidden"))
         self._leave(found, told)
@@ -194,7 +216,7 @@ class MultitaskModule(L.LightningModule):
     def _tell_weights(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
         """Tells each task's weight, which is the derivative of what is trained by its loss: no pass through the network."""
         asked = {task: value for task, value in losses.items() if value.requires_grad}
-        found = torch.autograd.grad(loss, [*asked.values()], retain_graph=True)
+        found = torch.autograd.grad(loss, [*asked.values()], retain_graph=True) if asked else ()
         self._tell({f"weight_{task}": weight.detach() for task, weight in zip(asked, found, strict=True)})
 
     def _look_back(self) -> None:
@@ -202,11 +224,35 @@ class MultitaskModule(L.LightningModule):
         has: dict[str, Tensor] = {}
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in self.moved:
-                for task, value in self._of_step(batch, self.losses(batch, self(batch))).items():
-                    losses[task] = losses.get(task, 0) + value
-                    has[task] = has[task] | batch.has[task].any() if task in has else batch.has[task].any()
+                logits = self(batch)
+                found = self._of_step(batch, self._by_name(batch, logits, self.losses(batch, logits)))
+                for name, value in found.items():
+                    there = batch.has[self.losses_of[name]].any()
+                    losses[name], has[name] = losses.get(name, 0) + value, has.get(name, there) | there
         self.weighting.look_back(losses, Step(self.current_epoch, has))
         self.moved = []
+
+    @torch.no_grad()
+    def _add_losses(self, stage: str, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> None:
+        for task, value in losses.items():
+            head, has = self.head(task), batch.has[task]
+            self._add(f"{stage}_{task}_loss", value, has.sum())
+            if head.space.kind == "multilabel":
+                each, _ = head.losses_by_label(logits[task], self._target(batch, task), has)
+                self._add(f"{stage}_{task}_losses", each, has.sum())
+
+    def _means(self, stage: str) -> dict[str, Tensor]:
+        """Gives the mean losses of a stage so far, of each task and of the labels of multilabel ones, by name."""
+        means: dict[str, Tensor] = {}
+        for name, (total, posts) in self.losses_so_far.items():
+            if name.startswith(f"{stage}_"):
+                mean = total / posts if isinstance(posts, int) else total / posts.clamp(min=1)
+                if mean.ndim:
+                    labels = self.head(name.removeprefix(f"{stage}_").removesuffix("_losses")).space.names
+                    means |= {f"{name.removesuffix('es')}_{label}": value for label, value in zip(labels, mean, strict=True)}
+                else:
+                    means[name] = mean
+        return means
 
     def _add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
         total, count = self.losses_so_far.get(name, (0.0, 0))
@@ -217,8 +263,7 @@ class MultitaskModule(L.LightningModule):
             self._look_back()
         self.stepped = False
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
-            means = {name: total / posts for name, (total, posts) in self.losses_so_far.items()}
-            self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log_dict(self._means("train"), on_step=False, on_epoch=True, batch_size=len(batch))
 
     def train(self, mode: bool = True) -> "MultitaskModule":
         if mode:
@@ -238,17 +283,22 @@ class MultitaskModule(L.LightningModule):
             self._leave(*self.gathered.combined(self.weighting, self.current_epoch))
             self.gathered = Gathered()
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
-            groups = [group for group in optimizer.param_groups if group["name"] != "weighting"]
+            groups = [group for group in optimizer.param_groups if group.get("name") != "weighting"]
             trained = [parameter for group in groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.optimization.clip)
 
     def on_validation_epoch_start(self) -> None:
         self.merged.enter_context(merged(self.encoder))
         self.predictions.clear()
+        for name in [name for name in self.losses_so_far if name.startswith("val_")]:
+            del self.losses_so_far[name]
         self.metrics = {task: self.head(task).metric().to(self.device) for task in self.heads}
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        for task, logits in self(batch).items():
+        logits_of = self(batch)
+        if not self.trainer.testing:
+            self._add_losses("val", batch, logits_of, self.losses(batch, logits_of))
+        for task, logits in logits_of.items():
             scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
             self.metrics[task].update(scores, targets, has)
             if self.trainer.testing and self.head(task).space.about != "masked tokens":  # say nothing of a post
@@ -266,7 +316,10 @@ class MultitaskModule(L.LightningModule):
         # the epoch with the best mean of the tasks' primary metrics, by the tasks' weights, is the one that is kept
         weights = self.weights if any(self.weights[task] for task in primaries) else dict.fromkeys(primaries, 1.0)
         score = sum(weights[task] * value for task, value in primaries.items()) / sum(weights[task] for task in primaries)
-        self.log_dict(shown | {f"{stage}_score": score})
+        losses = self._means("val") if stage == "val" else {}
+        if losses:
+            losses["val_loss"] = torch.stack([self.weights[task] * losses[f"val_{task}_loss"] for task in self.heads]).sum()
+        self.log_dict(shown | losses | {f"{stage}_score": score})
 
     on_test_epoch_start, test_step, on_test_epoch_end = on_validation_epoch_start, validation_step, on_validation_epoch_end
 

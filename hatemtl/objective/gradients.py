@@ -85,7 +85,8 @@ class Gathered:
         there = torch.stack([*self.has.values()]).tolist()  # waits for a GPU, once a step
         present = [task for task, some in zip(self.has, there, strict=True) if some and weighting.tasks[task]]
         declared: dict[str, Tensor | float] = {task: weighting.tasks[task] for task in self.rows}
-        shared = [name for name in self._names() if sum(name in row for row in self.rows.values()) > 1]
+        several = [name for name in self._names() if sum(name in row for row in self.rows.values()) > 1]
+        shared = [name for name in several if not name.startswith("heads.")]  # which the labels of one task share
         groups: dict[str, list[str]] = {}
         for name in shared if len(present) > 1 else ():
             groups.setdefault(weighting.group(name), []).append(name)

@@ -181,6 +181,32 @@ def test_a_step_tells_weights_and_cosines() -> None:
     }
 
 
+def by_label(make: Make, **settings: Any) -> MultitaskModule:
+    """One task, whose labels are weighed."""
+    whole = still(**settings)
+    heads, weights = {"target": whole.head("target")}, {"target": 0.5}
+    found = MultitaskModule(
+        whole.encoder, heads, weights=weights, weighting=make, optimization=whole.optimization, seed=0, by_label=["target"]
+    )
+    return found.train()
+
+
+def test_labels_of_a_task_are_weighed_as_tasks() -> None:
+    posts, whole = batch(9), still()
+    (0.5 * whole.losses(posts, whole(posts))["target"]).backward()
+    expected = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None and not n.startswith("heads.")}
+    heads = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None and n.startswith("heads.target.")}
+    close(gradients(by_label(Sum), [posts]), expected | heads)
+    ones = partial(surgery.Solved, of="parameters", solve=lambda gramian: torch.ones(len(gramian)))
+    close(gradients(by_label(ones), [posts]), expected | heads)
+    made = by_label(MGDA)
+    found = gradients(made, [posts])
+    close({n: found[n] for n in heads}, heads)  # type: ignore[arg-type]
+    told = {name for name in made.told[0] if name.startswith("weight_")}
+    assert told == {f"weight_target_{label}" for label in SPACES["target"].names}
+    assert any(not torch.allclose(found[n], g, rtol=1e-2) for n, g in expected.items() if g.any())
+
+
 def test_ortho_lora_projects_factors_apart() -> None:
     posts, made = batch(9), weighing(surgery.OrthoLora)
     torch.manual_seed(3)
