@@ -241,8 +241,8 @@ def test_steps_apart_have_the_terms_of_the_sum_and_log_their_own_task() -> None:
         for task in SPACES:
             terms[task] = float(multitask.training_step(replace(posts, only=task), 0))
             multitask.on_train_batch_end(None, posts, 0)
-            logged = {name for name in multitask.losses_so_far if name != "train_target_losses"}  # of its labels
-            assert logged == {"train_loss", *(f"train_{name}_loss" for name in terms)}
+            summed = {name for name in multitask.losses_so_far if name != "train_target_losses"}  # of its labels
+            assert summed == {"train_loss", *(f"train_{name}_loss" for name in terms)}
         multitask._trainer.is_last_batch = True  # type: ignore[union-attr]
         assert not logged
         multitask.on_train_batch_end(None, posts, 0)
