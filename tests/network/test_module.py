@@ -251,6 +251,8 @@ def test_steps_apart_have_the_terms_of_the_sum_and_log_their_own_task() -> None:
     expected = {"train_loss": sum(terms.values()) / len(terms)} | {
         f"train_{task}_loss": terms[task] / multitask.weights[task] for task in terms
     }
+    labels = [float(logged[0].pop(f"train_target_loss_{label}")) for label in SPACES["target"].names]
+    assert np.mean(labels) == pytest.approx(float(logged[0]["train_target_loss"]), rel=1e-6)
     assert {name: float(value) for name, value in logged[0].items()} == pytest.approx(expected, rel=1e-6)
 
 
