@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# How should one model learn several tasks: is any weighting of their losses or gradients better than a plain sum of losses
+# whose fixed weights were tuned? For each set of tasks tunes the sum on validation with the first seed (each task's weight times
+# and by FACTOR, the best by the unweighted mean of the tasks' primary metrics), trains it and every weighting with every seed,
+# tests all, and ends with verdicts against the tuned sum, a table a task. What a weighting costs a step, benchmarks/objectives.py tells.
+#
+# Parameters come from the environment; finished runs are skipped, so it may be interrupted and started again. JOBS seeds run
+# side by side; on two cores OMP_NUM_THREADS=1 JOBS=2 is the fastest way:
+#
+#   SETS="label,target,rationale label,davidson,hateval" WEIGHTINGS="uncertainty famo pcgrad mgda" SEEDS="0 1 2" \
+#     EXTRA="encoder=minilm data.dir=../shared/data" OUT=adapters/weightings scripts/weighting_study.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ALL="sum uncertainty imtl_l dwa famo random stch gls gradnorm pcgrad gradvac cagrad mgda imtl_g nash_mtl fairgrad aligned_mtl upgrad ortho_lora"
+SETS=${SETS:-label,target,rationale label,davidson,hateval}
+WEIGHTINGS=${WEIGHTINGS:-$ALL}
+SEEDS=${SEEDS:-0 1 2}
+FACTOR=${FACTOR:-3}              # by which the sum's weights are tuned, up and down
+OUT=${OUT:-adapters/weightings}  # where the saved runs go: a folder a set, in it one a weighting, in it one a seed
+JOBS=${JOBS:-1}                  # seeds at once
+EXTRA=${EXTRA:-}                 # further overrides for every run, separated by spaces
+
+read -ra extra <<<"$EXTRA"
+read -ra sets <<<"$SETS"
+read -ra weightings <<<"$WEIGHTINGS"
+read -ra seeds <<<"$SEEDS"
+
+train() { uv run main.py data.leaks=drop "action=[train,test]" "$@" ${extra[@]+"${extra[@]}"}; }
+metric() { [[ $1 == rationale ]] && echo rationale_f1 || echo "$1_macro_f1"; }
+score() {  # run, its tasks: the sum of their primary metrics on validation
+  local of=()
+  for task in "${@:2}"; do of+=(-e "^val_$(metric "$task"),"); done
+  grep "${of[@]}" "$1/results.csv" | awk -F, '{ sum += $2 } END { print sum }'
+}
+
+if [[ ${1:-} == --seed ]]; then  # set, seed, the weights of the tuned sum
+  for weighting in sum "${weightings[@]}"; do
+    train "tasks=[$2]" "weighting=$weighting" "seed=$3" "save_path=$OUT/${2//,/+}/$weighting/$3"
+  done
+  [ -z "${4:-}" ] || train "tasks=[$2]" "seed=$3" "save_path=$OUT/${2//,/+}/tuned_sum/$3" "${@:4}"
+  exit
+fi
+
+for set in "${sets[@]}"; do
+  IFS=, read -ra tasks <<<"$set"
+  folder=$OUT/${set//,/+}
+  train "tasks=[$set]" "seed=${seeds[0]}" "save_path=$folder/sum/${seeds[0]}"
+  best=$(score "$folder/sum/${seeds[0]}" "${tasks[@]}") weights=()
+  for task in "${tasks[@]}"; do
+    for weight in "$FACTOR" "$(awk "BEGIN { printf \"%.4g\", 1 / $FACTOR }")"; do
+      run=$folder/tuning/${task}_$weight
+      train "tasks=[$set]" "tasks.$task.weight=$weight" "seed=${seeds[0]}" "save_path=$run"
+      found=$(score "$run" "${tasks[@]}")
+      if awk "BEGIN { exit !($found > $best) }"; then best=$found weights=("tasks.$task.weight=$weight"); fi
+    done
+  done
+  echo "$set: the tuned sum has ${weights[*]:-equal weights}"
+  printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed "$set" {} ${weights[@]+"${weights[@]}"}
+  names=(${weights[@]:+tuned_sum} sum)  # where no other weights were better, the sum is its own baseline
+  for weighting in "${weightings[@]}"; do [ "$weighting" = sum ] || names+=("$weighting"); done
+  globs=("${names[@]/#/$folder/}") globs=("${globs[@]/%//*}")
+  for task in "${tasks[@]}"; do
+    for output in "" "--output=$folder/$task.org"; do
+      uv run analysis/compare.py "${globs[@]}" --name "${names[@]}" \
+        --metric "test_$(metric "$task")" ${output:+"$output"}
+    done
+  done
+done
