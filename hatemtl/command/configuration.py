@@ -27,7 +27,7 @@ from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
-from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 

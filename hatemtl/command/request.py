@@ -23,7 +23,7 @@ from hatemtl.methods.base import Method
 from hatemtl.network.assembly import Network, assemble, check_method
 from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
-from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.objective.weighting import Weighting
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task

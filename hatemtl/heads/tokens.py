@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.heads.base import Figure, Head, Tally, Threshold, count_rows, f1, feed_forward, masked_mean
-from hatemtl.heads.multilabel import agreements, binary_losses, divergence, positive_weights, reach
+from hatemtl.heads.multilabel import agreements, binary_losses, kl, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 
@@ -82,5 +82,5 @@ class TokensHead(Head):
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [word for word, yes in zip(words, reach(scores, self.threshold.cpu()).tolist(), strict=True) if yes]
 
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return divergence(first, second, attention_mask.to(first))
+    def kl(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return kl(first, second, attention_mask.to(first))

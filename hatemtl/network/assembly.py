@@ -18,7 +18,7 @@ from hatemtl.network.merge_search import Search
 from hatemtl.network.merge_statistics import informed
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
-from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.regularisers.base import Regulariser, Run
 from hatemtl.objective.weighting import Weighting
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
@@ -141,8 +141,11 @@ def assemble(
         weighting=weighting,
         optimization=optimization,
         seed=seed,
-        regularisers=regularisers,
     )
+    if regularisers:
+        numbers = {corpus: number for number, corpus in enumerate(dict.fromkeys(task.corpus for task in tasks.values()))}
+        corpora = {task: numbers[tasks[task].corpus] for task in spaces}
+        module.regularise(regularisers, Run(seed=seed, corpora=corpora))
     cuts = [note for saved in known for note in initial_heads.other_thresholds(saved, tasks)]
     said = (*notes.values(), *cuts, *attached.notes)
     return Network(module, encoder, method, mark, name, said, attached.lost, told, seconds)
