@@ -27,7 +27,7 @@ class Linear:
         self.encoder.shift = nn.Parameter(torch.zeros(WIDTH))
         self.encoder.config = SimpleNamespace(hidden_size=WIDTH)  # type: ignore[assignment]
         self.heads = nn.ModuleDict({task: self._head(kind, labels) for task in tasks or ("label",)})
-        self.learns, self.progress = True, 0.0
+        self.learns, self.progress, self.by_task = True, 0.0, False
 
     @staticmethod
     def _head(kind: str, labels: int) -> nn.Module:

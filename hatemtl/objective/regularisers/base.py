@@ -17,6 +17,7 @@ class Passes(Protocol):
     heads: Any
     learns: bool
     progress: float
+    by_task: bool
 
     def __call__(
         self, batch: Any, tasks: Iterable[str] | None = None, embeddings: Tensor | None = None
