@@ -1,6 +1,6 @@
 """Defines a regulariser: terms beside the losses, or another say in training, of which no weighting of tasks knows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
+from hatemtl.saved_runs.saved_run import SavedRun
 
 
 class Passes(Protocol):
@@ -33,11 +34,13 @@ class Passes(Protocol):
 class Run:
     """What a regulariser may ask of the run whose training it has a say in.
 
-    corpora: the corpus of each task, by a number from 0 on.
+    corpora: the corpus of each task, by a number from 0 on. teacher: gives the network of one of the `saved_runs`, in which
+    nothing is trained; raises UserError where it reads other tokens than this run's.
     """
 
     seed: int
     corpora: Mapping[str, int]
+    teacher: Callable[[SavedRun], Passes]
 
 
 class Regulariser(Protocol):
@@ -47,6 +50,10 @@ class Regulariser(Protocol):
     """
 
     weight: float
+
+    def saved_runs(self) -> list[SavedRun]:
+        """Lists the saved runs that it asks. Raises UserError where there is none."""
+        return []
 
     def check(self, forward: Passes) -> None:
         """Raises UserError where on this network the terms would say nothing."""
