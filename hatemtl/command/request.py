@@ -36,8 +36,9 @@ class Request:
 
     config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
-    teachers: uses each saved run that a regulariser asks, by its folder. evaluations: what else judges a test. logger: makes the logger, given folder and run. save_path: None for a place beside
-    the saved run that is used. heads_load: whether heads start from load_path. heads_merge: where else they start.
+    teachers: uses each saved run that a regulariser asks, by its folder. evaluations: what else judges a test.
+    logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
+    heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
     """
@@ -163,7 +164,6 @@ class Request:
         notes = [*network.notes, verify(layers)]
         network.store(self.trainer.dtype)
         return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
-
 
     def _teacher(self, saved: SavedRun) -> Forward:
         """Gives the network of a saved run that reads this run's posts, as this run computes; nothing in it is trained."""

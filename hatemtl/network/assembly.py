@@ -86,8 +86,8 @@ def assemble(
 ) -> Network:
     """Builds the network; heads start from `heads_from`, from those of the method's sources, or fresh by their own draws.
 
-    posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand. teacher: gives
-    the network of a saved run that a regulariser asks.
+    posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand.
+    teacher: gives the network of a saved run that a regulariser asks.
     Raises UserError where a head does not fit its labels or what was saved, Refusal where the method does not fit the rest.
     """
     for task, space in spaces.items():

@@ -14,6 +14,8 @@ from hatemtl.labels import LabelSpace
 from hatemtl.objective.regularisers.base import Run
 
 WIDTH = 3
+
+
 def no_teacher(saved: Any) -> Any:
     raise AssertionError(saved)
 

@@ -90,7 +90,9 @@ def test_no_annotated_post_is_no_nan(regulariser: Regulariser) -> None:
 @every
 @pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
 @pytest.mark.parametrize("lora", [True, False])
-def test_on_a_network_every_weight_gets_its_gradient_by_the_backward_pass_alone(regulariser: Regulariser, lora: bool) -> None:
+def test_on_a_network_every_weight_gets_its_gradient_by_the_backward_pass_alone(
+    regulariser: Regulariser, lora: bool
+) -> None:
     multitask, posts = module(lora=lora).train(), posts_of(6)
     multitask.regularise({"mine": regulariser}, replace(RUN, corpora=dict.fromkeys(multitask.heads, 0)))
     with torch.autocast("cpu", torch.bfloat16, enabled=not lora):
@@ -134,7 +136,9 @@ def test_an_encoder_that_reads_more_than_embeddings_is_refused() -> None:
             return self.words
 
         def forward(self, *, attention_mask: Any, input_ids: Any = None, inputs_embeds: Any = None) -> Any:
-            return SimpleNamespace(last_hidden_state=self.words(input_ids) if inputs_embeds is None else inputs_embeds * self.share)
+            return SimpleNamespace(
+                last_hidden_state=self.words(input_ids) if inputs_embeds is None else inputs_embeds * self.share
+            )
 
     forward: Any = Linear()
     forward.encoder = Tokens(1.0)

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.objective.regularisers import distil
 from hatemtl.objective.regularisers.distil import Distil
 
 GIVEN: dict[str, Any] = {"weight": 1.0, "teachers": "adapters/teacher_*", "temperature": 2.0, "anneal": False}
@@ -30,7 +29,9 @@ def test_it_is_the_divergence_of_softened_predictions_annealed_to_the_loss(monke
     run = replace(RUN, teacher=lambda saved: teacher)  # type: ignore[arg-type, return-value]
     logits, target = student(posts, ["label"]), teacher(posts, ["label"])["label"].detach()
     term = Distil(**GIVEN).begin(student, run).terms(student, posts, None, logits)
-    expected = 4 * F.kl_div((logits["label"] / 2).log_softmax(1), (target / 2).softmax(1), reduction="none").sum(1)[:4].mean()
+    expected = (
+        4 * F.kl_div((logits["label"] / 2).log_softmax(1), (target / 2).softmax(1), reduction="none").sum(1)[:4].mean()
+    )
     assert set(term) == {"divergence"}
     torch.testing.assert_close(term["divergence"], expected)
     student.progress = 0.25
@@ -75,5 +76,7 @@ def test_values_out_of_range_are_refused(key: str, value: float) -> None:
 
 
 def test_no_saved_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs the saved runs that teach"):
+        Distil(**{**GIVEN, "teachers": None}).saved_runs()
     with pytest.raises(UserError, match="matches no saved run"):
-        distil.Distil(**{**GIVEN, "teachers": str(tmp_path / "none_*")}).saved_runs()
+        Distil(**{**GIVEN, "teachers": str(tmp_path / "none_*")}).saved_runs()

@@ -62,7 +62,8 @@ def test_the_ascent_leaves_no_gradients_and_the_clean_prediction_gets_none() -> 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weight", -1.0), ("weight", float("nan")), ("epsilon", 0.0), ("xi", float("inf")), ("iterations", -1)]
+    ("key", "value"),
+    [("weight", -1.0), ("weight", float("nan")), ("epsilon", 0.0), ("xi", float("inf")), ("iterations", -1)],
 )
 def test_values_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"regulariser\.vat\.{key}="):

@@ -41,13 +41,15 @@ class AdversarialTask(Regulariser):
     def check(self, forward: Passes) -> None:
         if forward.by_task:
             raise UserError(
-                "regulariser=[adversarial_task]: what this method makes of a post depends on the task that reads it, so there "
-                "are no hidden states of all to guess from; type method=ah_lora16, or leave it out"
+                "regulariser=[adversarial_task]: what this method makes of a post depends on the task that reads it, so "
+                "there are no hidden states of all to guess from; type method=ah_lora16, or leave it out"
             )
         if self.of == "corpus":
             return
         if self.of not in forward.heads:
-            raise UserError(f"regulariser.adversarial_task.of={self.of}: {did_you_mean(self.of, ['corpus', *forward.heads])}")
+            raise UserError(
+                f"regulariser.adversarial_task.of={self.of}: {did_you_mean(self.of, ['corpus', *forward.heads])}"
+            )
         if (kind := forward.heads[self.of].kind) != "multiclass":
             raise UserError(
                 f"regulariser.adversarial_task.of={self.of}: expected a task of one label a post (multiclass), not {kind}; "
@@ -55,11 +57,13 @@ class AdversarialTask(Regulariser):
             )
 
     def begin(self, forward: Passes, run: Run) -> "Adversary":
-        corpora = [[task for task in forward.heads if run.corpora[task] == number] for number in sorted({*run.corpora.values()})]
+        corpora = [
+            [task for task in forward.heads if run.corpora[task] == number] for number in sorted({*run.corpora.values()})
+        ]
         if self.of == "corpus" and len(corpora) < 2:
             raise UserError(
-                "regulariser.adversarial_task.of=corpus: all tasks read one corpus, so there is nothing to guess; give tasks of "
-                "two, or the name of a task whose labels are to be guessed"
+                "regulariser.adversarial_task.of=corpus: all tasks read one corpus, so there is nothing to guess; give "
+                "tasks of two, or the name of a task whose labels are to be guessed"
             )
         labels = len(corpora) if self.of == "corpus" else len(forward.heads[self.of].space)
         width = forward.encoder.config.hidden_size
@@ -94,7 +98,7 @@ class Adversary(nn.Module, Regulariser):
         return self.settings.coefficient * rise
 
     def truth(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Gives the right guess for each post, (B,) int64, and whether there is one; a post is of a corpus that annotates it."""
+        """Gives each post's right guess, (B,) int64, and whether there is one: a post is of a corpus that annotates it."""
         if self.settings.of != "corpus":
             return batch.targets[self.settings.of], batch.has[self.settings.of]
         of_corpus = torch.stack([torch.stack([batch.has[task] for task in tasks]).any(dim=0) for tasks in self.corpora])

@@ -57,6 +57,7 @@ class Regulariser(Protocol):
 
     def check(self, forward: Passes) -> None:
         """Raises UserError where on this network the terms would say nothing."""
+        return
 
     def begin(self, forward: Passes, run: Run) -> "Regulariser":
         """Gives who works in this run: itself, or, where something is learned or kept, a module with that as its `state`."""
@@ -64,7 +65,7 @@ class Regulariser(Protocol):
 
     @property
     def state(self) -> nn.Module:
-        """Gives what is learned, at the heads' rate, and what is kept: both stand in the checkpoint, not in the saved run."""
+        """Holds what is learned, at the heads' rate, or kept: it stands in the checkpoint, not in the saved run."""
         return nn.Module()
 
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,6 +74,7 @@ class Regulariser(Protocol):
 
     def after_update(self, forward: Passes) -> None:
         """Is told that an optimizer step has moved the weights."""
+        return
 
     def evaluating(self, forward: Passes) -> AbstractContextManager[None]:
         """Lets the network be, inside, as it is to be evaluated and kept while it is trained."""

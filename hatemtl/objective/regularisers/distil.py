@@ -18,16 +18,17 @@ from hatemtl.saved_runs.saved_run import SavedRun
 @dataclass(frozen=True, kw_only=True)
 class Distil(Regulariser):
     """T²·KL(teacher ‖ student) of predictions whose logits are divided by the temperature T, over a task's annotated posts,
-    summed over the tasks that a teacher knows (Hinton et al. 2015, arXiv:1503.02531). Of a number, half the squared difference.
+    summed over the tasks that a teacher knows (Hinton et al. 2015, arXiv:1503.02531); of a number, half the squared
+    difference.
 
-    teachers: a glob of saved runs, each of other tasks of this run, or one of all. anneal: the target goes from the teacher's
-    prediction to the annotation while p, how far training is, goes from 0 to 1, as in born-again multi-task networks (Clark
-    et al. 2019, arXiv:1907.04829): the term is (1 - p)·(T²·KL - loss), which beside the loss makes, of a weight of 1, of
-    tasks of weight 1 and of weighting=sum, p·loss + (1 - p)·T²·KL.
+    teachers: a glob of saved runs, each of other tasks of this run, or one of all. anneal: the target goes from the
+    teacher's prediction to the annotation while p, how far training is, goes from 0 to 1, as in born-again multi-task
+    networks (Clark et al. 2019, arXiv:1907.04829): the term is (1 - p)·(T²·KL - loss), which beside the loss makes, of a
+    weight of 1, of tasks of weight 1 and of weighting=sum, p·loss + (1 - p)·T²·KL.
     """
 
     weight: float
-    teachers: str
+    teachers: str | None
     temperature: float
     anneal: bool
 
@@ -36,11 +37,16 @@ class Distil(Regulariser):
         expect(0 < self.temperature < float("inf"), "distil.temperature", self.temperature, "a number above 0, such as 2")
 
     def saved_runs(self) -> list[SavedRun]:
+        if not self.teachers:
+            raise UserError(
+                "regulariser=[distil] needs the saved runs that teach; type "
+                "regulariser.distil.teachers=\"'adapters/teacher_*'\""
+            )
         found = [SavedRun(folder) for folder in sorted(glob(self.teachers)) if Path(folder).is_dir()]
         if not found:
             raise UserError(
-                f"regulariser.distil.teachers={self.teachers!r} matches no saved run (from {Path.cwd()}); train one, and type "
-                f"regulariser.distil.teachers=FOLDER"
+                f"regulariser.distil.teachers={self.teachers!r} matches no saved run (from {Path.cwd()}); train one, and "
+                f"type regulariser.distil.teachers=FOLDER"
             )
         return found
 
@@ -63,8 +69,8 @@ class Distil(Regulariser):
                     )
                 if task in known:
                     raise UserError(
-                        f"regulariser.distil.teachers: {known[task].folder} and {run.folder} both teach task {task!r}; leave "
-                        f"one out"
+                        f"regulariser.distil.teachers: {known[task].folder} and {run.folder} both teach task {task!r}; "
+                        f"leave one out"
                     )
                 known[task] = run
 

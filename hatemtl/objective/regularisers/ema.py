@@ -13,7 +13,7 @@ from hatemtl.objective.regularisers.base import Passes, Regulariser, Run, expect
 
 @dataclass(frozen=True, kw_only=True)
 class EMA(Regulariser):
-    """Exponential moving average of the trained weights (Polyak & Juditsky 1992; Tarvainen & Valpola 2017, arXiv:1703.01780).
+    """Averages the trained weights over the steps, exponentially (as Tarvainen & Valpola 2017, arXiv:1703.01780).
 
     After each of the optimizer's steps t = 1, 2, … the average is Σᵢ decay^(t-i)·wᵢ / Σᵢ decay^(t-i): corrected for its bias
     as Adam corrects its own (Kingma & Ba 2015, arXiv:1412.6980, section 3), so the weights from before the first step count

@@ -14,7 +14,7 @@ from hatemtl.objective.regularisers.embeddings import check_embeddings, moved, n
 @dataclass(frozen=True, kw_only=True)
 class VAT(Regulariser):
     """KL(p(y | x) ‖ p(y | x + r)), r the direction on the embeddings in which it grows fastest, over all posts of a batch,
-    annotated or not, summed over tasks (Miyato et al. 2019, arXiv:1704.03976; of text, Miyato et al. 2017, arXiv:1605.07725).
+    annotated or not, summed over tasks (Miyato et al. 2019, arXiv:1704.03976; of text, 2017, arXiv:1605.07725).
 
     r = epsilon·‖E‖·d, d of norm 1 for each sequence, ‖E‖ the norm of its embeddings; d ← ∇_r KL at r = xi·‖E‖·d, scaled to
     norm 1, so many times (the power method), from a direction that is drawn. The encoder reads the moved posts without
@@ -32,7 +32,12 @@ class VAT(Regulariser):
         for key in ("epsilon", "xi"):
             value = getattr(self, key)
             expect(0 < value < float("inf"), f"vat.{key}", value, "a share of the embeddings' norm above 0, such as 0.05")
-        expect(self.iterations >= 0, "vat.iterations", self.iterations, "0 (a random direction) or more steps of the power method")
+        expect(
+            self.iterations >= 0,
+            "vat.iterations",
+            self.iterations,
+            "0 (a random direction) or more steps of the power method",
+        )
 
     def check(self, forward: Passes) -> None:
         check_no_guessing(forward, "vat")
