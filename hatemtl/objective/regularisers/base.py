@@ -32,7 +32,7 @@ class Passes(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a regulariser may ask of the run whose training it has a say in.
+    """Tells a regulariser of the run whose training it has a say in.
 
     corpora: the corpus of each task, by a number from 0 on. teacher: gives the network of one of the `saved_runs`, in which
     nothing is trained; raises UserError where it reads other tokens than this run's.
