@@ -140,10 +140,11 @@ class Stopwatch(Callback):
 
     def __init__(self, device: str) -> None:
         self.device, self.seconds, self.started, self.padded = device, 0.0, 0.0, 0
+        self.busy = 0.0  # seconds of the processor, whoever else is at work on it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         synchronize(self.device)
-        self.started = time.perf_counter()
+        self.started, self.busy = time.perf_counter(), -time.process_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,6 +159,7 @@ class Stopwatch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         synchronize(self.device)
         self.seconds = time.perf_counter() - self.started
+        self.busy += time.process_time()
 
 
 class Run:
@@ -169,6 +171,7 @@ class Run:
         self.device, self.request = device, requested(cfg)
         self.settings, self.optimization = self.request.trainer, self.request.optimization
         self.notes: dict[str, str] = {}
+        self.busy = 0.0  # of the last training, in seconds of the processor
         self.data = self.request.datamodule(self.request.tasks)
         network = self.request.network(self.request.tasks, self.data.spaces, name="benchmark", data=self.data)
         self.module = network.module
@@ -188,6 +191,7 @@ class Run:
             trainer = self._trainer(Path(folder), [watch], self.request.logger(folder=Path(folder), run="benchmark"))
             trainer.limit_val_batches = 0
             trainer.fit(self.module.train(), self.data)
+        self.busy = watch.busy
         return self._reading("train", watch.seconds, watch.padded, epochs=trainer.current_epoch)
 
     def evaluate(self) -> Reading:

@@ -27,7 +27,7 @@ from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
-from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
@@ -94,9 +94,13 @@ def requested(cfg: DictConfig) -> Request:
     if cfg.data.cache is not None:
         with suppress(RuntimeError):  # a user without a home, as in some containers
             cache = Path(cfg.data.cache).expanduser()
+    regularisers = {str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()}
+    asked = [run.folder for regulariser in regularisers.values() for run in regulariser.saved_runs()]
+    used = using if GlobalHydra.instance().is_initialized() else using_alone
     return Request(
         tasks={str(name): build(node) for name, node in cfg.tasks.items()},
-        regularisers={str(name): build(node) for name, node in (cfg.get("regulariser") or {}).items()},
+        regularisers=regularisers,
+        teachers={folder: requested(used(folder, typed=[])) for folder in asked},
         evaluations={str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
         optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},

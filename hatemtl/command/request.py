@@ -15,15 +15,16 @@ from hatemtl.batches.sampling import Sampling
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.encoders.fast import restore, verify
-from hatemtl.encoders.pretrained import Encoder
+from hatemtl.encoders.pretrained import Encoder, vocabulary
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import Method
-from hatemtl.network.assembly import Network, assemble, check_method
+from hatemtl.network.assembly import Network, assemble, check_method, check_tokenizer
+from hatemtl.network.forward import Forward
 from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
-from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.objective.weighting import Sum, Weighting
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
@@ -35,8 +36,9 @@ class Request:
 
     config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
-    evaluations: what else judges a test. logger: makes the logger, given folder and run. save_path: None for a place beside
-    the saved run that is used. heads_load: whether heads start from load_path. heads_merge: where else they start.
+    teachers: uses each saved run that a regulariser asks, by its folder. evaluations: what else judges a test.
+    logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
+    heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
     """
@@ -51,6 +53,7 @@ class Request:
     trainer: Any
     logger: Callable[..., Any]
     regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
+    teachers: Mapping[Path, "Request"] = field(default_factory=dict)
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     seed: int = 0
     save_path: Path | None = None
@@ -142,6 +145,7 @@ class Request:
                 return data.some(split, number)
 
             training = {"regularisers": self.regularisers, "heads_merge": self.heads_merge, "posts": posts}
+            training["teacher"] = self._teacher
         network = assemble(
             encoder=self.encoder,
             method=self.method,
@@ -160,6 +164,18 @@ class Request:
         notes = [*network.notes, verify(layers)]
         network.store(self.trainer.dtype)
         return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
+
+    def _teacher(self, saved: SavedRun) -> Forward:
+        """Gives the network of a saved run that reads this run's posts, as this run computes; nothing in it is trained."""
+        if saved.folder not in self.teachers:
+            raise UserError(f"{saved.folder} is asked by a regulariser; give Request(teachers={{folder: Request}}) with it")
+        check_tokenizer(saved, vocabulary(self.encoder.tokenizer()))
+        own = self.teachers[saved.folder]
+        longest = replace(own.encoder, max_length=self.encoder.max_length)  # which it refuses where it has too few positions
+        like = replace(own, encoder=longest, trainer=self.trainer)
+        module = like.network(like.tasks_knowing(saved), saved.labels, name=saved.folder.name).module
+        module.requires_grad_(False).eval().to(self.trainer.device)
+        return module.through
 
 
 @dataclass(frozen=True)

@@ -226,11 +226,15 @@ class Head(nn.Module):
         """Computes the mean entropy of the predictions, in nats."""
         return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        """Computes ½·KL(p‖q) + ½·KL(q‖p), in nats, of two passes' logits, (B,); a choice at -inf says nothing."""
+    def kl(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        """Computes KL(p‖q), in nats, p of the first logits and q of the second, (B,); a choice at -inf says nothing."""
         p, q = first.log_softmax(dim=1), second.log_softmax(dim=1)
         there = torch.isfinite(p) & torch.isfinite(q)
-        return torch.where(there, (p.exp() - q.exp()) * (p - q).masked_fill(~there, 0.0), 0.0).sum(dim=1) / 2
+        return torch.where(there, p.exp() * (p - q).masked_fill(~there, 0.0), 0.0).sum(dim=1)
+
+    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        """Computes ½·KL(p‖q) + ½·KL(q‖p), (B,)."""
+        return (self.kl(first, second, attention_mask) + self.kl(second, first, attention_mask)) / 2
 
 
 def primary(head: Head, figures: Iterable[Figure]) -> float:

@@ -99,16 +99,16 @@ class MultilabelHead(Head):
         p = logits.sigmoid()
         return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
 
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return divergence(first, second, torch.ones_like(first))
+    def kl(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return kl(first, second, torch.ones_like(first))
 
 
-def divergence(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """Averages the divergences of answers over a post's, (B,), by their weights; all (B, answers).
+def kl(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """Averages KL(p‖q) of answers of yes or no over a post's, (B,), by their weights; all (B, answers), p, q as logits.
 
-    KL(p‖q) + KL(q‖p) = (p - q)·(logit p - logit q) for yes and no.
+    Of the logits x and y it is σ(x)·(x - y) - log(1 + eˣ) + log(1 + eʸ).
     """
-    answers = (first.sigmoid() - second.sigmoid()) * (first - second) / 2
+    answers = first.sigmoid() * (first - second) - F.softplus(first) + F.softplus(second)
     return (answers * weights).sum(dim=1) / weights.sum(dim=1)
 
 

@@ -23,7 +23,7 @@ from hatemtl.heads.base import (
     masked_mean,
 )
 from hatemtl.heads.multiclass import class_rows
-from hatemtl.heads.multilabel import divergence
+from hatemtl.heads.multilabel import kl
 from hatemtl.heads.score import correlation, ranks
 from hatemtl.labels import LabelSpace
 
@@ -97,8 +97,8 @@ class OrdinalHead(Head):
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [self.space.names[int(median(torch.tensor([scores])))]]
 
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return divergence(first, second, torch.ones_like(first))
+    def kl(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return kl(first, second, torch.ones_like(first))
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class ScoreHead(Head):
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [f"{scores[0]:.4f}"]
 
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+    def kl(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes half the square of the difference: the divergence of normal distributions of deviation 1."""
         return (first - second).square().sum(dim=1) / 2
 

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from hatemtl.heads.base import Figure, Head, Tally, Threshold, count_rows, f1, feed_forward, masked_mean
 from hatemtl.heads.losses import Loss
-from hatemtl.heads.multilabel import agreements, divergence, positive_weights, reach
+from hatemtl.heads.multilabel import agreements, kl, positive_weights, reach
 from hatemtl.labels import LabelSpace
 
 
@@ -86,5 +86,5 @@ class TokensHead(Head):
     def decode(self, scores: Sequence[float], words: Sequence[str]) -> list[str]:
         return [word for word, yes in zip(words, reach(scores, self.threshold.cpu()).tolist(), strict=True) if yes]
 
-    def divergence(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
-        return divergence(first, second, attention_mask.to(first))
+    def kl(self, first: Tensor, second: Tensor, attention_mask: Tensor) -> Tensor:
+        return kl(first, second, attention_mask.to(first))

@@ -13,12 +13,13 @@ from hatemtl.errors import Refusal, UserError, refusing
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import LOADERS, Component, Method, components, module_name
 from hatemtl.network import initial_heads
+from hatemtl.network.forward import Forward
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.network.merge_search import Search
 from hatemtl.network.merge_statistics import informed
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
-from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.regularisers.base import Regulariser, Run
 from hatemtl.objective.weighting import Weighting
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
@@ -81,10 +82,12 @@ def assemble(
     heads_merge: HeadsMerge = "fresh",
     posts: Callable[[str, int], list[Batch]] | None = None,
     regularisers: Mapping[str, Regulariser] | None = None,
+    teacher: Callable[[SavedRun], Forward] | None = None,
 ) -> Network:
     """Builds the network; heads start from `heads_from`, from those of the method's sources, or fresh by their own draws.
 
     posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand.
+    teacher: gives the network of a saved run that a regulariser asks.
     Raises UserError where a head does not fit its labels or what was saved, Refusal where the method does not fit the rest.
     """
     for task, space in spaces.items():
@@ -142,8 +145,11 @@ def assemble(
         weighting=weighting,
         optimization=optimization,
         seed=seed,
-        regularisers=regularisers,
     )
+    if regularisers and teacher:
+        numbers = {corpus: number for number, corpus in enumerate(dict.fromkeys(task.corpus for task in tasks.values()))}
+        corpora = {task: numbers[tasks[task].corpus] for task in spaces}
+        module.regularise(regularisers, Run(seed=seed, corpora=corpora, teacher=teacher))
     cuts = [note for saved in known for note in initial_heads.other_thresholds(saved, tasks)]
     said = (*notes.values(), *cuts, *attached.notes)
     return Network(module, encoder, method, mark, name, said, attached.lost, told, seconds)

@@ -19,27 +19,35 @@ class Forward:
     """Encodes a batch's S sequences of T tokens, (S, T, D), and reads every task's head off them.
 
     dtype: of the encoder's arithmetic. compiled: the encoder as training calls it, None for itself. prefix: the layers whose
-    hidden states come with a batch. learns: whether the encoder side gets gradients; heads do in any case.
+    hidden states come with a batch. learns: whether the encoder side gets gradients; heads do in any case. progress: how far
+    training is, from 0 to 1.
     """
 
     def __init__(self, encoder: Any, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
         self.encoder, self.heads, self.dtype = encoder, heads, dtype
         self.compiled: Callable[..., Any] | None = None
         self.prefix: Prefix | None = None
-        self.learns, self.by_task = True, reads_by_task(encoder)
+        self.learns, self.progress, self.by_task = True, 0.0, reads_by_task(encoder)
 
-    def __call__(self, batch: Batch, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Computes the logits of these tasks, or of all that the batch is stepped for, as losses take them: see `Head`."""
-        return self.states_and_logits(batch, tasks)[1]
+    def __call__(
+        self, batch: Batch, tasks: Iterable[str] | None = None, embeddings: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Computes the logits of these tasks, or of all that the batch is stepped for, as losses take them: see `Head`.
 
-    def states_and_logits(self, batch: Batch, tasks: Iterable[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        embeddings: (S, T, E), where given, in place of the tokens' own.
+        """
+        return self.states_and_logits(batch, tasks, embeddings)[1]
+
+    def states_and_logits(
+        self, batch: Batch, tasks: Iterable[str] | None = None, embeddings: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Computes the hidden states that all these tasks read, (S, T, D), None where each has its own, and their logits."""
         if tasks is None:
             tasks = [*self.heads] if batch.only is None else [batch.only]  # what is not computed gets no gradient at all
         if not self.by_task:
-            hidden = self.encode(batch)
+            hidden = self.encode(batch, embeddings)
             return hidden, self.read(hidden, batch, tasks)
-        return None, {task: self.logits(batch, task) for task in tasks}
+        return None, {task: self.logits(batch, task, embeddings) for task in tasks}
 
     def logits(self, batch: Batch, task: str, embeddings: Tensor | None = None) -> Tensor:
         """Computes one task's logits; of embeddings (S, T, E), where given, in place of the tokens' own."""
@@ -57,7 +65,7 @@ class Forward:
     def encode(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
         """Computes hidden states (S, T, D); of embeddings (S, T, E), where given, in place of the tokens' own."""
         if self.prefix is not None:
-            self.prefix.current = batch.prefix
+            self.prefix.current = None if embeddings is not None else batch.prefix  # which is of the tokens' own
         training = torch.is_grad_enabled()
         encoder = self.compiled if training and self.compiled is not None else self.encoder
         inputs = batch.inputs
@@ -84,7 +92,7 @@ class Forward:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Stops learning inside: LoRAs are merged, no gradient is recorded, the encoder computes in its number format."""
-        with self._evaluating(), merged(self.encoder), torch.inference_mode(), self._arithmetic():
+        with self.without_dropout(), merged(self.encoder), torch.inference_mode(), self._arithmetic():
             yield
 
     @contextmanager
@@ -95,7 +103,7 @@ class Forward:
         try:
             for parameter in trained:
                 parameter.requires_grad = False
-            with self._evaluating(), torch.enable_grad(), self._arithmetic():
+            with self.without_dropout(), torch.enable_grad(), self._arithmetic():
                 yield
         finally:
             self.learns, self.compiled = learns, compiled
@@ -103,7 +111,8 @@ class Forward:
                 parameter.requires_grad = True
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def without_dropout(self) -> Iterator[None]:
+        """Lets encoder and heads compute as in evaluation, inside; gradients are recorded as before."""
         before = [(module, module.training) for module in (self.encoder, *self.heads.values())]
         for module, _ in before:
             module.eval()

@@ -20,7 +20,7 @@ from hatemtl.heads.base import COUNTS, Head, primary
 from hatemtl.network.forward import Forward
 from hatemtl.objective.gradients import Gathered, GradientWeighting
 from hatemtl.objective.optimization import Optimization
-from hatemtl.objective.regularisers import Regulariser
+from hatemtl.objective.regularisers.base import Regulariser, Run
 from hatemtl.objective.weighting import Step, Weighting
 from hatemtl.seeds import derive
 
@@ -79,7 +79,6 @@ class MultitaskModule(L.LightningModule):
         optimization: Optimization,
         seed: int,
         by_label: Collection[str] = (),
-        regularisers: Mapping[str, Regulariser] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -97,9 +96,8 @@ class MultitaskModule(L.LightningModule):
                 "weighting.of=hidden weighs gradients of the hidden states that all tasks read, and with this method each "
                 "task has its own; type weighting.of=parameters"
             )
-        self.regularisers = dict(regularisers or {})
-        for regulariser in self.regularisers.values():
-            regulariser.check(self.through)
+        self.regularisers: dict[str, Regulariser] = {}
+        self.states = nn.ModuleDict()  # of the regularisers
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
         self.rows: list[Row] = []
         self.predictions = defaultdict[str, Predictions](Predictions)
@@ -111,6 +109,13 @@ class MultitaskModule(L.LightningModule):
         self.stepped = False  # whether the last batch ended an optimizer step
         self.told: list[dict[str, Any]] = []  # of every optimizer step: each task's weight, the cosines of their gradients
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
+
+    def regularise(self, regularisers: Mapping[str, Regulariser], run: Run) -> None:
+        """Gives these regularisers a say in training. Raises UserError where one would say nothing."""
+        for name, regulariser in regularisers.items():
+            regulariser.check(self.through)
+            self.regularisers[name] = regulariser.begin(self.through, run)
+            self.states[name] = self.regularisers[name].state
 
     def head(self, task: str) -> Head:
         return self.heads[task]  # type: ignore[return-value]
@@ -137,7 +142,7 @@ class MultitaskModule(L.LightningModule):
             else self.weighting(weighed, self._step(batch))
         )
         terms = loss.new_zeros(())
-        for name, regulariser in self.regularisers.items():
+        for name, regulariser in [(name, one) for name, one in self.regularisers.items() if one.weight]:
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
                 terms = terms + regulariser.weight * value
                 self._add(f"train_{name}_{term}", value, len(batch))
@@ -287,7 +292,12 @@ class MultitaskModule(L.LightningModule):
             trained = [parameter for group in groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.optimization.clip)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.through.progress = self.trainer.global_step / self.steps
+
     def on_validation_epoch_start(self) -> None:
+        for regulariser in self.regularisers.values() if self.trainer.state.fn == "fit" else ():
+            self.merged.enter_context(regulariser.evaluating(self.through))
         self.merged.enter_context(merged(self.encoder))
         self.predictions.clear()
         for name in [name for name in self.losses_so_far if name.startswith("val_")]:
@@ -305,7 +315,6 @@ class MultitaskModule(L.LightningModule):
                 self.predictions[task].add(batch.posts, scores, targets, has)
 
     def on_validation_epoch_end(self) -> None:
-        self.merged.close()
         stage: Stage = "test" if self.trainer.testing else "val"
         self.rows, primaries = [], {}
         for task, metric in self.metrics.items():
@@ -321,19 +330,32 @@ class MultitaskModule(L.LightningModule):
             losses["val_loss"] = torch.stack([self.weights[task] * losses[f"val_{task}_loss"] for task in self.heads]).sum()
         self.log_dict(shown | losses | {f"{stage}_score": score})
 
+    def on_validation_end(self) -> None:
+        self.merged.close()  # no sooner: the best weights, which a callback has kept by now, are those that were evaluated
+
     on_test_epoch_start, test_step, on_test_epoch_end = on_validation_epoch_start, validation_step, on_validation_epoch_end
+    on_test_end = on_validation_end
 
     def configure_optimizers(self) -> Any:
-        total = self.trainer.datamodule.steps(self.optimization.total_epochs, self.optimization.accumulate)  # type: ignore[attr-defined]
+        self.steps = self.trainer.datamodule.steps(self.optimization.total_epochs, self.optimization.accumulate)  # type: ignore[attr-defined]
         optimizer, schedule = self.optimization.optimizer(
-            self.encoder.parameters(), self.heads.parameters(), total, weighting=self.weighting.parameters()
+            self.encoder.parameters(),
+            self.heads.parameters(),
+            self.steps,
+            weighting=self.weighting.parameters(),
+            regularisers=self.states.parameters(),
         )
+        optimizer.register_step_post_hook(self._updated)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _updated(self, *_: Any) -> None:
+        for regulariser in self.regularisers.values():
+            regulariser.after_update(self.through)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Gives the weights that training changes, by name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        weighting = {f"weighting.{name}": value for name, value in self.weighting.state_dict().items()}
-        checkpoint["state_dict"] = self.trained_state() | weighting
+        beside = self.weighting.state_dict(prefix="weighting.") | self.states.state_dict(prefix="states.")
+        checkpoint["state_dict"] = self.trained_state() | beside

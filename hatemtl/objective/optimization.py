@@ -71,12 +71,19 @@ class Optimization:
         return (1 + math.cos(math.pi * min(done, 1.0))) / 2 if self.schedule == "cosine" else 1.0
 
     def optimizer(
-        self, encoder: Parameters, heads: Parameters, total: int, *, weighting: Parameters = ()
+        self,
+        encoder: Parameters,
+        heads: Parameters,
+        total: int,
+        *,
+        weighting: Parameters = (),
+        regularisers: Parameters = (),
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """Makes AdamW over both sides, its schedule, and the losses' weighting, at the heads' rate, for `total` steps."""
+        """Makes AdamW with its schedule for `total` steps over both sides, and what else learns, at the heads' rate."""
         groups: list[dict[str, Any]] = []
         rates: list[Callable[[int], float]] = []
-        sides = ("encoder", encoder, self.encoder_lr), ("heads", heads, self.head_lr), ("weighting", weighting, self.head_lr)
+        others = {"heads": heads, "weighting": weighting, "regularisers": regularisers}
+        sides = [("encoder", encoder, self.encoder_lr), *((side, some, self.head_lr) for side, some in others.items())]
         for side, parameters, lr in sides:
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             for matrices, decay in ((True, self.weight_decay), (False, 0.0)):

@@ -61,10 +61,11 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     if request.folds is not None and request.folds.of == "test" and not then_test:
         raise UserError("folds.of=test deals the posts of a test; type action=[train,test], or folds.of=train")
     heads_from = request.heads_from()
-    _check_folds(request, [*starts, *([heads_from] if heads_from else [])])
+    known = [*starts, *([heads_from] if heads_from else []), *map(SavedRun, request.teachers)]
+    _check_folds(request, known)
     tasks = request.tasks_knowing(heads_from)
     data = request.datamodule(tasks)
-    sources = {str(source.folder): source.digest() for source in [*starts, *([heads_from] if heads_from else [])]}
+    sources = {str(source.folder): source.digest() for source in known}
     inputs: Inputs = {"sources": sources, "data": data.fingerprints()}
     if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
@@ -185,7 +186,7 @@ def _check_steps(request: Request, module: MultitaskModule) -> None:
 
 
 def _check_folds(request: Request, sources: Sequence[SavedRun]) -> None:
-    """Raises UserError where a run to start from saw posts that this run's fold is tested on."""
+    """Raises UserError where a run to start from, or to learn from, saw posts that this run's fold is tested on."""
 
     def corpora(choices: Mapping[str, str]) -> set[str]:
         return {option for group, option in choices.items() if group.startswith("corpus@")}

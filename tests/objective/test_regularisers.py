@@ -16,7 +16,7 @@ from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
-from hatemtl.objective.regularisers import RDrop
+from hatemtl.objective.regularisers.r_drop import RDrop
 
 B, T = 5, 4
 POST: dict[str, Any] = {"hidden_size": 2, "layers": 1, "dropout": 0.0, "pooling": "cls"}
