@@ -51,7 +51,7 @@ class Task:
             Part.parse(self.mask_pattern)
         if not 0 <= self.weight < float("inf"):
             raise UserError(f"weight={self.weight}: expected a number, 0 or more; type tasks.TASK.weight=1")
-        if self.by_label and self.kind != "multilabel":
+        if self.by_label and LabelSpace(self.kind, ("",)).carries != "any":
             raise UserError(
                 f"by_label=true is for a multilabel head, and this is {self.kind}; type tasks.TASK.by_label=false"
             )

@@ -173,7 +173,9 @@ def asks_by_name(path: Path) -> bool:
                 return True
             case ast.Dict(keys=keys) if len(kinds(*keys)) > 1:
                 return True
-            case ast.ImportFrom(module=str(module)) if module.startswith("hatemtl.heads.") and not module.endswith(".base"):
+            case ast.ImportFrom(module=str(module)) if module.startswith("hatemtl.heads.") and not module.endswith(
+                (".base", ".losses")
+            ):
                 return True
     return False
 

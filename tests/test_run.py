@@ -78,7 +78,7 @@ def test_testing_after_load_equals_testing_before_save(cli: Cli, tmp_path: Path,
 
 def test_a_saved_run_holds_what_the_design_says(three: Path) -> None:
     run = three
-    written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet"
+    written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet objective.csv"
     assert {path.name for path in run.iterdir()} == set(written.split())
     assert not list(run.parent.glob(".run*"))
     record = json.loads((run / "run.json").read_text())

@@ -242,7 +242,7 @@ class MultitaskModule(L.LightningModule):
         for task, value in losses.items():
             head, has = self.head(task), batch.has[task]
             self._add(f"{stage}_{task}_loss", value, has.sum())
-            if head.space.kind == "multilabel":
+            if head.space.carries == "any":
                 each, _ = head.losses_by_label(logits[task], self._target(batch, task), has)
                 self._add(f"{stage}_{task}_losses", each, has.sum())
 

@@ -213,7 +213,9 @@ def leaf(path: Path) -> tuple[dict[str, Any], str]:
     for default in node.pop("defaults", ()) if group in ("tasks", "evaluations") else ():
         for what, option in default.items() if default != "_self_" else ():
             of, _, place = what[1:].partition("@")
-            OmegaConf.update(whole, place, load(f"{of}/{option}") | TYPED.get(option, {}), force_add=True)
+            inner = load(f"{of}/{option}") | TYPED.get(option, {})
+            inner.pop("defaults", None)  # of a head: no loss of its own
+            OmegaConf.update(whole, place, inner, force_add=True)
     if group == "tasks":
         whole = OmegaConf.merge(whole, node, {name: {"column": node[name]["column"] or "label"}})
         if "masked" in whole[name].head._target_:
@@ -221,6 +223,7 @@ def leaf(path: Path) -> tuple[dict[str, Any], str]:
         return root | {"tasks": _plain(whole)}, f"tasks.{name}"
     if group in ("regulariser", "evaluations"):
         return root | {group: _plain(OmegaConf.merge(whole, node))}, f"{group}.{name}"
+    node.pop("defaults", None)
     if group in ("corpus", "head"):
         root["tasks"]["label"][group] = node | TYPED.get(name, {})
         return root, f"tasks.label.{group}"
@@ -248,7 +251,7 @@ def made(cfg: DictConfig, at: str) -> None:
         more = {"embedding": torch.nn.Embedding(4, 8)} if kind == "masked" else {}
         built(hidden_size=8, space=LabelSpace(kind, names), **more)
     elif isinstance(built, partial):
-        built(tasks={"label": 1.0})
+        built(tasks={"label": 1.0, "target": 1.0})
     return None
 
 

@@ -50,9 +50,9 @@ class AdversarialTask(Regulariser):
             raise UserError(
                 f"regulariser.adversarial_task.of={self.of}: {did_you_mean(self.of, ['corpus', *forward.heads])}"
             )
-        if (kind := forward.heads[self.of].kind) != "multiclass":
+        if (space := forward.heads[self.of].space).carries != "one":
             raise UserError(
-                f"regulariser.adversarial_task.of={self.of}: expected a task of one label a post (multiclass), not {kind}; "
+                f"regulariser.adversarial_task.of={self.of}: expected a task of one label a post, not {space.kind}; "
                 f"type regulariser.adversarial_task.of=corpus"
             )
 

@@ -104,7 +104,7 @@ class Lesson(Regulariser):
 
 def _as(head: Any, teacher: Any, logits: Tensor) -> Tensor:
     """A teacher's logits as the student's: of a number, which each standardises by its own posts, of the student's scale."""
-    if head.kind != "score":
+    if head.space.about != "posts" or head.space.carries is not None:  # labels
         return logits
     mean, deviation = head.scale
     return (teacher.scores(logits) - mean) / deviation
