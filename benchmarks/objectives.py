@@ -19,6 +19,7 @@ class Arm(NamedTuple):
     base: str = "none"
 
 
+WEIGHTINGS = ("uncertainty", "dwa", "famo", "gls", "gradnorm", "pcgrad", "cagrad", "nash_mtl", "upgrad", "ortho_lora")
 ARMS: dict[str, Arm] = {
     "none": Arm([]),
     "vat": Arm(["regulariser=[vat]"]),
@@ -28,6 +29,9 @@ ARMS: dict[str, Arm] = {
     "smart": Arm(["regulariser=[smart]"]),
     "body dropout": Arm(["method.body_dropout=true"]),
     "r_drop": Arm(["method.body_dropout=true", "regulariser=[r_drop]"], base="body dropout"),
+    **{name: Arm([f"weighting={name}"]) for name in WEIGHTINGS},
+    "pcgrad of hidden": Arm(["weighting=pcgrad", "weighting.of=hidden"]),
+    "upgrad of hidden": Arm(["weighting=upgrad", "weighting.of=hidden"]),
 }
 
 
