@@ -21,9 +21,11 @@ def of_first_token(model: nn.Module, inputs: Mapping[str, Tensor], *, layer: int
     config: Any = model.config
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if not -layers <= layer < layers:
-        raise UserError(f"layer={layer}: this encoder has {layers} layers; expected 0 to {layers - 1}, or -1 for the last")
+        raise UserError(f"layer={layer}: expected 0 to {layers - 1}, or -1 for the last: this encoder has {layers} layers")
     if head is not None and not 0 <= head < heads:
-        raise UserError(f"head={head}: this encoder's layers have {heads} heads; expected 0 to {heads - 1}, or null for all")
+        raise UserError(
+            f"head={head}: expected 0 to {heads - 1}, or null for the mean of all: this encoder has {heads} a layer"
+        )
     found = _layers(model)
     weights = _asked(model, inputs, layer) if found is None else _computed(model, inputs, found[layer])
     if len(weights) != len(inputs["attention_mask"]):

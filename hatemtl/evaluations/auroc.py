@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from hatemtl.corpora.base import Column
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_some
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted, Reader, Row, check_some
 from hatemtl.evaluations.bias import aucs
 from hatemtl.labels import LabelSpace
 
@@ -26,7 +26,7 @@ class AUROC:
     needs: ClassVar[Needs] = Needs()
     scalar: ClassVar[None] = None
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         check_some(spaces, ("one", "any"), "a multiclass, ordinal or multilabel task")
 
     def rows(

@@ -106,6 +106,11 @@ class Reader(Protocol):
         """The tokens of a post of the run, by its place in `Predicted.posts`. Raises UserError of one with second texts."""
         ...
 
+    @property
+    def paired(self) -> np.ndarray:
+        """(posts of the run,) bool, whether each is read with second texts."""
+        ...
+
     def named(self, post: int) -> tuple[str, int]:
         """The id of a post of the run, and how many words it has."""
         ...
@@ -125,6 +130,19 @@ class Reader(Protocol):
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Gives what was computed under this key, or is now: several evaluations share it."""
         ...
+
+
+class Beforehand(NamedTuple):
+    """Holds what is known of a test before anything is trained, or else before anything is tested.
+
+    posts: by task, where each post that will be tested stands among all posts of the run, as `Predicted.posts`. columns: by
+    task and name those in `Needs`, of these posts, in their order. reader: of the network as it is now; None where `Needs`
+    does not name it.
+    """
+
+    posts: Mapping[str, np.ndarray]
+    columns: Mapping[str, Mapping[str, Column]]
+    reader: Reader | None = None
 
 
 def check_one_label(spaces: Mapping[str, LabelSpace], task: str, evaluation: str) -> None:
@@ -158,8 +176,12 @@ class Evaluation(Protocol):
     @property
     def scalar(self) -> str | None: ...
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
-        """Raises UserError where the tasks, whose labels are given, have nothing to be judged, or not the one it is for."""
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
+        """Raises UserError where the tasks, whose labels are given, have nothing to be judged, or not the one it is for.
+
+        test: None of a call before the network stands. With it, where `rows` would refuse what is tested, so that no
+        training is lost. A message that begins with one of its settings, as `layer=9: ...`, is told with the whole key.
+        """
         ...
 
     def rows(

@@ -8,7 +8,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_one_label
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted, Reader, Row, check_one_label
 from hatemtl.labels import LabelSpace
 
 Background = Literal["hatexplain", "borkan"]
@@ -36,6 +36,7 @@ class Bias:
     replacement, as of the usual bootstrap, would lose both of a community's two normal posts in every eighth resample;
     with weights no class vanishes, so no strata are needed, and all rows share a resample, means over communities as well.
 
+    leave_out: labels of the column that are no community; None for `other`, where there is one.
     backgrounds: one set of rows each; hatexplain: posts that name another community but not this one, as in HateXplain's
     code (Mathew et al. 2021, arXiv:2012.10289); borkan: all posts that do not name this one, as in Borkan et al.
     resamples: 0 for no intervals. confidence: the share of the resamples that lies within. seed: of the draws.
@@ -45,7 +46,7 @@ class Bias:
     task: str
     normal: str
     communities: str
-    leave_out: Sequence[str]
+    leave_out: Sequence[str] | None
     backgrounds: Sequence[Background]
     resamples: int
     confidence: float
@@ -62,7 +63,7 @@ class Bias:
     def needs(self) -> Needs:
         return Needs(columns={self.task: {self.communities: "multilabel"}})
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         check_one_label(spaces, self.task, "bias")
         space = spaces[self.task]
         if self.normal not in space.names:
@@ -70,6 +71,13 @@ class Bias:
                 f"task {self.task!r} has no label {self.normal!r} for evaluations.bias.normal; "
                 f"{did_you_mean(self.normal, space.names)}"
             )
+        if test is not None:
+            known = test.columns[self.task][self.communities].space.names
+            if wrong := [name for name in self.leave_out or () if name not in known]:
+                given = f"leave_out=[{','.join(self.leave_out or ())}]"
+                raise UserError(
+                    f"{given}: column {self.communities!r} has no label {wrong[0]!r}; {did_you_mean(wrong[0], known)}"
+                )
 
     def rows(
         self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
@@ -78,10 +86,11 @@ class Bias:
         normal = said.space.names.index(self.normal)
         score = 1 - said.scores[:, normal].astype(np.float64)
         toxic, harmless = (said.gold != normal) & named.has, (said.gold == normal) & named.has
+        left_out = ("other",) if self.leave_out is None else self.leave_out
         about = {
             community: (named.values[:, place] >= 0.5) & named.has
             for place, community in enumerate(named.space.names)
-            if community not in self.leave_out
+            if community not in left_out
         }
         anyone = np.logical_or.reduce([*about.values()]) if about else np.zeros(len(score), bool)
         # (posts, 1 + resamples): the first of all weights is that of the posts themselves

@@ -10,7 +10,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_some
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted, Reader, Row, check_some
 from hatemtl.labels import LabelSpace
 
 TEMPERATURES = (0.01, 100.0)  # what is searched: beyond, every probability is 0 or 1, or all are alike
@@ -30,7 +30,9 @@ class Calibration:
     labels; ece compares in bins of p with the share of posts that carry the label; brier is (p - y)², from 0 to 1; soft y
     are taken as they are.
     temperature: T of softmax(log p / T), or of σ(logit p / T), with the least NLL on the validation posts, one a task,
-    between 0.01 and 100. _scaled: with it. Labels do not change by it where they are the likeliest.
+    between 0.01 and 100. _scaled: with it. Labels do not change by it where they are the likeliest. A temperature of 0.01 or
+    100 is no least: the NLL goes on falling there, as where every validation post is right, or their scores say nothing of
+    their labels; then there are no rows with it.
     """
 
     bins: int
@@ -41,7 +43,7 @@ class Calibration:
         if self.bins < 1:
             raise UserError(f"bins={self.bins}: expected at least one; type 15")
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         check_some(spaces, ("one", "any"), "a task whose labels have probabilities (multiclass, ordinal or multilabel)")
 
     def rows(
@@ -60,7 +62,8 @@ class Calibration:
             several, y = said.space.carries == "any", truth(said)
             logits = log_odds(said)
             fitted = temperature(log_odds(validation[task]), truth(validation[task]), several=several)
-            for behind, z in (("", logits), ("_scaled", logits / fitted)):
+            scaled = () if fitted in TEMPERATURES else (("_scaled", logits / fitted),)
+            for behind, z in (("", logits), *scaled):
                 p = probabilities(z, several=several)
                 errors = ((p - y) ** 2).mean(axis=0)
                 values = {"ece": ece(p, y, self.bins, several=several), "brier": errors.mean() if several else errors.sum()}
@@ -93,14 +96,14 @@ def nll(z: np.ndarray, y: np.ndarray, *, several: bool) -> float:
 
 
 def temperature(z: np.ndarray, y: np.ndarray, *, several: bool) -> float:
-    """Finds T of the least NLL of z / T: one minimum, since the NLL is convex in 1 / T."""
-    found = minimize_scalar(
-        lambda log_t: nll(z / np.exp(log_t), y, several=several),
-        bounds=np.log(TEMPERATURES),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return float(np.exp(found.x))
+    """Finds T of the least NLL of z / T, which is convex in 1 / T; an end of `TEMPERATURES` where none between is better."""
+
+    def of(t: float) -> float:
+        return nll(z / t, y, several=several)
+
+    bounds = np.log(TEMPERATURES)
+    found = minimize_scalar(lambda log_t: of(np.exp(log_t)), bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return next((end for end in TEMPERATURES if of(end) <= found.fun), float(np.exp(found.x)))
 
 
 def ece(p: np.ndarray, y: np.ndarray, bins: int, *, several: bool) -> float:

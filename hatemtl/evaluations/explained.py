@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
 from hatemtl.evaluations import explainers, outside
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, Tokens
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted, Reader, Row, Tokens
 from hatemtl.labels import LabelSpace
 
 Explainer = Literal["rationale", "attention", "gradient_input", "integrated_gradients", "outside"]
@@ -61,7 +61,7 @@ class Explained:
     def needs(self) -> Needs:
         return Needs(columns={} if self.truth is None else {self.task: {self.truth: "tokens"}}, reader=True)
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         wanted = [(self.task, "multiclass", "task", "whose predictions are explained")]
         if "rationale" in self.explainers:
             wanted.append((self.rationale_task, "tokens", "rationale_task", "that explainers=[rationale] asks"))
@@ -72,55 +72,84 @@ class Explained:
                     f"expected a {kind} task {what} among tasks=[{','.join(spaces)}], and {found}; add it to tasks=[...], "
                     f"or type evaluations.{self.called}.{key}=NAME of another, or other evaluations.{self.called}.explainers"
                 )
-        if self.outside is not None:
+        if self.outside is not None and test is None:
             outside.read(self.outside)
+        if test is not None:
+            self._try_out(test.posts[self.task], test.columns.get(self.task, {}), test.reader)
 
-    def judged(self, said: Predicted, columns: Mapping[str, Column], reader: Reader) -> list["Post"]:
-        """The posts whose explanations are judged."""
+    def _try_out(self, posts: np.ndarray, columns: Mapping[str, Column], reader: Reader | None) -> None:
+        """Reads what explains these posts from outside, and has the network explain one of them, whatever its label."""
+        assert reader is not None  # it is in `needs`
+        places = self._places(len(posts), columns)
+        if reader.paired[posts[places]].any():
+            raise UserError(
+                f"task={self.task}: expected posts of one text each, and some are read with second texts, of whose tokens "
+                f"no word is known; type evaluations.{self.called}.task=NAME of another, or evaluations=[]"
+            )
+        if self.outside is not None:
+            self._outside(posts, places, reader)
+        one = [reader.tokens(int(posts[places[0]]))]
+        for explainer in self.explainers:
+            if explainer != "outside":
+                self._explained(explainer, one, np.zeros(1, np.int64), reader)
+
+    def _places(self, posts: int, columns: Mapping[str, Column]) -> list[int]:
+        """Which of so many posts are judged."""
         if self.truth is None:
-            return [Post(place, reader.tokens(post), None) for place, post in enumerate(said.posts.tolist())]
+            return [*range(posts)]
         marked = columns[self.truth]
         has = [place for place in np.flatnonzero(marked.has).tolist() if (marked.values[place] > 0).any()]
         if not has:
-            raise UserError(f"no {said.stage} post of task {self.task!r} has a marked word in the column {self.truth!r}")
-        return [Post(place, reader.tokens(said.posts[place]), marked.values[place] > 0) for place in has]
+            raise UserError(f"no test post of task {self.task!r} has a marked word in the column {self.truth!r}")
+        return has
+
+    def judged(self, said: Predicted, columns: Mapping[str, Column], reader: Reader) -> list["Post"]:
+        """The posts whose explanations are judged."""
+        places = self._places(len(said.posts), columns)
+        truth = {place: columns[self.truth].values[place] > 0 for place in places} if self.truth is not None else {}
+        return [Post(place, reader.tokens(int(said.posts[place])), truth.get(place)) for place in places]
 
     def scores(
         self, explainer: Explainer, said: Predicted, posts: Sequence["Post"], reader: Reader
     ) -> tuple[list[np.ndarray], list[Row]]:
-        """The scores (T,) of the tokens of each post; and rows of what they cost, for who is the first to ask for them."""
-        rows: list[Row] = []
+        """The scores (T,) of the tokens of each post, computed once for all who ask by the same keys, and their cost."""
 
-        def compute() -> list[np.ndarray]:
-            start = time.perf_counter()
-            found = self._explained(explainer, said, posts, reader)
-            seconds = time.perf_counter() - start
-            rows.append(Row(said.stage, self.task, f"explaining_seconds_{explainer}", None, seconds))
-            rows.append(Row(said.stage, self.task, f"explaining_seconds_{explainer}", None, float(len(posts)), "posts"))
-            return found
+        def compute() -> tuple[list[np.ndarray], float]:
+            start, places = time.perf_counter(), [post.place for post in posts]
+            if explainer == "outside":
+                words = self._outside(said.posts, places, reader)
+                found = [explainers.at_tokens(post.tokens, of) for post, of in zip(posts, words, strict=True)]
+            else:
+                labels = said.scores[places].argmax(axis=1)
+                found = self._explained(explainer, [post.tokens for post in posts], labels, reader)
+            return found, time.perf_counter() - start
 
         settings = {
             **{"rationale": (self.rationale_task,), "attention": (self.layer, self.head)},
             **{"integrated_gradients": (self.steps,), "outside": (self.outside,)},
         }
         asked = said.stage, self.task, tuple(said.posts[post.place] for post in posts)
-        return reader.once((explainer, settings.get(explainer), asked), compute), rows
+        found, seconds = reader.once((explainer, settings.get(explainer), asked), compute)
+        name = f"explaining_seconds_{explainer}_{self.called}"  # whatever the order of evaluations, each tells of its own
+        cost = Row(said.stage, self.task, name, None, seconds)
+        return found, [cost, replace(cost, value=float(len(posts)), behind="posts")]
 
-    def _explained(self, explainer: Explainer, said: Predicted, posts: Sequence["Post"], reader: Reader) -> list[np.ndarray]:
-        tokens = [post.tokens for post in posts]
+    def _outside(self, posts: np.ndarray, places: Sequence[int], reader: Reader) -> list[np.ndarray]:
+        """The scores of the words of the posts at these places. posts: where all that may be in the file stand."""
+        assert self.outside is not None
+        names = [reader.named(post) for post in posts.tolist()]
+        return outside.of_posts(self.outside, dict(names), [names[place][0] for place in places])
+
+    def _explained(
+        self, explainer: Explainer, tokens: Sequence[Tokens], labels: np.ndarray, reader: Reader
+    ) -> list[np.ndarray]:
         match explainer:
             case "rationale":
                 return explainers.rationale(reader, self.rationale_task, tokens)
             case "attention":
                 return explainers.attention(reader, self.task, tokens, layer=self.layer, head=self.head)
-            case "outside":
-                assert self.outside is not None
-                names = [reader.named(post) for post in said.posts.tolist()]
-                words = outside.of_posts(self.outside, dict(names), [names[post.place][0] for post in posts])
-                return [explainers.at_tokens(of, words) for of, words in zip(tokens, words, strict=True)]
-        labels = said.scores[[post.place for post in posts]].argmax(axis=1)
-        if explainer == "gradient_input":
-            return explainers.gradient_input(reader, self.task, tokens, labels)
+            case "gradient_input":
+                return explainers.gradient_input(reader, self.task, tokens, labels)
         return explainers.integrated_gradients(reader, self.task, tokens, labels, steps=self.steps)
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from hatemtl.corpora.base import Column
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_some
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted, Reader, Row, check_some
 from hatemtl.labels import LabelSpace
 
 
@@ -23,7 +23,7 @@ class FalsePositiveDifference:
     needs: ClassVar[Needs] = Needs()
     scalar: ClassVar[str] = "false_positive_difference"
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         check_some(spaces, ("any",), "a multilabel task, whose labels are the groups")
 
     def rows(

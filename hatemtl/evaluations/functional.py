@@ -8,7 +8,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Needs, Predicted, Reader, Row, check_one_label
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted, Reader, Row, check_one_label
 from hatemtl.labels import LabelSpace
 
 COLUMNS = ("label", "functionality", "target")
@@ -32,7 +32,7 @@ class Functional:
     needs: ClassVar[Needs] = Needs(reader=True)
     scalar: ClassVar[None] = None  # of all of these more is better
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None:
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         check_one_label(spaces, self.task, "functional")
         space = spaces[self.task]
         for name in self.hateful:

@@ -20,12 +20,14 @@ def read(path: str) -> dict[str, tuple[int, list[float]]]:
         with Path(path).expanduser().open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    post, scores = _parsed(line, f"{path}, line {number}")
+                    post, scores = _parsed(line, f"outside={path}, line {number}")
                     if post in found:
-                        raise UserError(f"{path}, line {number}: post {post!r} stands in line {found[post][0]} already")
+                        raise UserError(
+                            f"outside={path}, line {number}: post {post!r} stands in line {found[post][0]} already"
+                        )
                     found[post] = number, scores
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a file of scores, {FORM} in each line") from error
+        raise UserError(f"outside={path} cannot be read ({error}); give a file of scores, {FORM} in each line") from error
     return found
 
 
@@ -39,11 +41,15 @@ def of_posts(path: str, words: Mapping[str, int], asked: Sequence[str]) -> list[
         if post not in words:
             some = did_you_mean(post, [*words][:3])  # of thousands
             more = ", ..." if len(words) > 3 else ""
-            raise UserError(f"{path}, line {line}: there is no test post {post!r}; {some}{more}")
+            raise UserError(f"outside={path}, line {line}: there is no test post {post!r}; {some}{more}")
         if len(scores) != words[post]:
-            raise UserError(f"{path}, line {line}: {len(scores)} scores for the {words[post]} words of post {post!r}")
+            raise UserError(
+                f"outside={path}, line {line}: {len(scores)} scores for the {words[post]} words of post {post!r}"
+            )
     if missing := [post for post in asked if post not in found]:
-        raise UserError(f"{path}: has no line for post {missing[0]!r} ({len(missing)} of {len(asked)} posts are missing)")
+        raise UserError(
+            f"outside={path}: has no line for post {missing[0]!r} ({len(missing)} of {len(asked)} posts are missing)"
+        )
     return [np.array(found[post][1]) for post in asked]
 
 

@@ -30,9 +30,8 @@ from hatemtl.training import loggers, thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.trainer_settings import TrainerSettings
-from hatemtl.using.actions import evaluate
-from hatemtl.using.judging import check_evaluations
-from hatemtl.using.reader import Reader
+from hatemtl.using.actions import evaluate, reader
+from hatemtl.using.judging import check_evaluations, check_test
 
 
 def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bool = False) -> Result:
@@ -87,6 +86,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
+    check_test(request.evaluations, data, reader(request, network, data))
     throughput = Throughput()
     work = start(save_path, config, inputs)
     table = StepTable(work / saved_run.STEPS)
@@ -113,7 +113,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             best.restore(module)
         trainer.validate(module, data, verbose=False)
         tuned = [task for task in tasks if module.head(task).tunes]
-        said = Reader(module, settings, data, network.encoder.max_length).predicted("val") if tuned else {}
+        said = reader(request, network, data).predicted("val") if tuned else {}
         for task in tuned:
             thresholds.tune(module.head(task), said[task])
             cuts = zip(data.spaces[task].names, module.head(task).written_thresholds() or (), strict=True)

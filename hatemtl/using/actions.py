@@ -57,6 +57,7 @@ def test(request: Request) -> Result:
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
+    judging.check_test(request.evaluations, data, reader(request, network, data))
     rows, leave = measured(request, network, data, folder)
     report.results(console, rows, f"{folder}: test split")
     with kept_elsewhere(folder, leave), held(folder, TESTED):
@@ -130,6 +131,11 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     return folder
 
 
+def reader(request: Request, network: Network, data: DataModule) -> Reader:
+    """Lets evaluations ask the network."""
+    return Reader(network.module, request.trainer, data, network.encoder.max_length)
+
+
 def evaluate(request: Request, network: Network, data: DataModule, folder: Path) -> list[Row]:
     """Tests on the test split, and leaves rows and predictions in the folder; those of other tasks there stay."""
     rows, leave = measured(request, network, data, folder)
@@ -146,7 +152,7 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
         way: dict[str, Any] = {"root": root, "logger": False, "callbacks": [], "bar": Console().is_terminal}
         request.trainer.trainer(request.optimization, **way).test(network.module, data, verbose=False)
     new = judging.predictions(network.module, data.pool)
-    asked = Reader(network.module, request.trainer, data, network.encoder.max_length)
+    asked = reader(request, network, data)
     rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data, asked)]
     if request.folds is not None and request.folds.of == "test":
         rows += judging.over_folds(request.folds, network.module, data)

@@ -1,10 +1,12 @@
 """Judges a test by evaluations, each handed the predictions and columns that it needs, and puts predictions in a table."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 
 from hatemtl.batches.datamodule import DataModule
@@ -13,7 +15,7 @@ from hatemtl.corpora.base import Column
 from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.folds import Folds
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Evaluation, Reader, Row
+from hatemtl.evaluations.base import Beforehand, Evaluation, Reader, Row
 from hatemtl.heads.base import COUNTS
 from hatemtl.labels import Kind
 from hatemtl.network.module import MultitaskModule
@@ -22,11 +24,31 @@ from hatemtl.network.module import MultitaskModule
 def check_evaluations(evaluations: Mapping[str, Evaluation], data: DataModule) -> None:
     """Raises UserError where one is not for these tasks, or their corpora lack what it needs."""
     for name, evaluation in evaluations.items():
-        try:
+        with _naming(name, evaluation):
             evaluation.check(data.spaces)
             _columns(evaluation, data)
-        except UserError as error:
-            raise UserError(f"evaluations=[{name}]: {error}") from error
+
+
+def check_test(evaluations: Mapping[str, Evaluation], data: DataModule, reader: Reader) -> None:
+    """Raises UserError where one would refuse the test posts, which are tokenized, or the network that the reader asks."""
+    if not evaluations:
+        return
+    test = data.rows("test")
+    posts = {task: test[data.pool.has[task][test]] for task in data.tasks}
+    for name, evaluation in evaluations.items():
+        with _naming(name, evaluation):
+            columns = _columns(evaluation, data, posts)
+            evaluation.check(data.spaces, Beforehand(posts, columns, reader if evaluation.needs.reader else None))
+
+
+@contextmanager
+def _naming(name: str, evaluation: Evaluation) -> Iterator[None]:
+    """Inside, what an evaluation refuses is told with its name, or the whole key where it begins with one of its own."""
+    try:
+        yield
+    except UserError as error:
+        own = str(error).partition("=")[0] in vars(evaluation)
+        raise UserError(f"evaluations.{name}.{error}" if own else f"evaluations=[{name}]: {error}") from error
 
 
 def judged(
@@ -39,11 +61,7 @@ def judged(
     said = {task: of_task.whole("test", module.head(task), data.pool.at_words) for task, of_task in kept}
     found: dict[str, Row] = {}
     for name, evaluation in evaluations.items():
-        posts = _columns(evaluation, data)
-        for task, columns in posts.items():
-            rows = said[task].posts - data.first(task)
-            for of, column in columns.items():
-                columns[of] = column.at(rows)
+        posts = _columns(evaluation, data, {task: of_task.posts for task, of_task in said.items()})
         for row in evaluation.rows(said, posts, reader if evaluation.needs.reader else None):
             if found.setdefault(row.metric, row) is not row:
                 raise UserError(f"evaluations=[{name}] gives a row {row.metric}, as another does; leave one of them out")
@@ -78,9 +96,16 @@ def over_folds(folds: Folds, module: MultitaskModule, data: DataModule) -> list[
     return rows
 
 
-def _columns(evaluation: Evaluation, data: DataModule) -> dict[str, dict[str, Column]]:
+def _columns(
+    evaluation: Evaluation, data: DataModule, posts: Mapping[str, np.ndarray] | None = None
+) -> dict[str, dict[str, Column]]:
+    """The columns that it needs, by task and name: whole, or of the posts of each task that stand there in the pool."""
     needs = evaluation.needs.columns.items()
-    return {task: {name: _column(data, task, name, kind) for name, kind in columns.items()} for task, columns in needs}
+    found = {task: {name: _column(data, task, name, kind) for name, kind in columns.items()} for task, columns in needs}
+    if posts is None:
+        return found
+    rows = {task: posts[task] - data.first(task) for task in found}
+    return {task: {name: column.at(rows[task]) for name, column in columns.items()} for task, columns in found.items()}
 
 
 def _column(data: DataModule, task: str, name: str, kind: Kind) -> Column:

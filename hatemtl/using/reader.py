@@ -73,7 +73,7 @@ class Reader:
     def tokens(self, post: int) -> Tokens:
         pool, first = self.data.pool, self.data.pool.firsts[post]
         ids, words = self._words(pool.tokens, pool.begins, *pool.offsets[first : first + 2])
-        if self._paired[post]:
+        if self.paired[post]:
             raise UserError(f"post {pool.ids[post]!r} is read with a second text, of whose tokens no word is known")
         if len(ids) < self.max_length:
             return Tokens(ids, words, words[:0])
@@ -96,8 +96,7 @@ class Reader:
         return [token for token in some if token is not None]
 
     @cached_property
-    def _paired(self) -> np.ndarray:
-        """(N,) bool, whether each post of the pool has second texts."""
+    def paired(self) -> np.ndarray:
         each = [self.data.corpora[corpus] for corpus, _ in self.data.parts]
         return np.concatenate([[bool(pair) for pair in posts.pairs or [()] * len(posts)] for posts in each])
 

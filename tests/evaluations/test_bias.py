@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from hatemtl.command.configuration import build
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Needs, Predicted
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted
 from hatemtl.evaluations.bias import Bias, aucs, generalised_mean
 from hatemtl.labels import LabelSpace
 
@@ -329,6 +329,20 @@ def test_other_tasks_are_refused(given: dict[str, Any], spaces: dict[str, LabelS
         bias(**given).check(spaces)
 
 
+def test_a_label_that_is_left_out_must_be_one_but_other_need_not_be_there() -> None:
+    column = Column(LabelSpace("multilabel", ("a", "b")), np.zeros((2, 2), np.float32), np.ones(2, bool))
+    test = Beforehand({"label": np.arange(2)}, {"label": {"target": column}})
+    for given in (None, [], ["a"]):
+        bias(leave_out=given).check({"label": LABEL}, test)
+    for given in (["a", "other"], ["B"]):
+        with pytest.raises(
+            UserError, match=rf"^leave_out=\[{','.join(given)}\]: column 'target' has no label '{given[-1]}'"
+        ):
+            bias(leave_out=given).check({"label": LABEL}, test)
+    posts = drawn(60)
+    assert measured(posts, leave_out=None) == measured(posts, leave_out=["other"])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -337,7 +351,6 @@ def test_other_tasks_are_refused(given: dict[str, Any], spaces: dict[str, LabelS
         ({"leave_out": "other"}, r"leave_out=other: expected a list.*type 'evaluations.bias.leave_out=\[other\]"),
         ({"resamples": -1}, r"resamples=-1: expected a number, 0 for no intervals; type 1000"),
         ({"confidence": 95}, r"confidence=95: expected a share above 0 and below 1; type 0.95"),
-        ({"leave_out": None}, r"leave_out=null: expected a list.*type 'evaluations.bias.leave_out=\["),
     ],
 )
 def test_other_settings_are_refused(given: dict[str, Any], said: str) -> None:

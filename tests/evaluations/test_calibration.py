@@ -107,6 +107,14 @@ def test_the_temperature_is_the_best_of_a_grid_on_the_validation_posts() -> None
     assert other["temperature"] == rows["temperature"], "of the test posts it knows nothing"
 
 
+@pytest.mark.parametrize(("gold", "end"), [([0, 1, 2], 0.01), ([1, 2, 0], 100)], ids=["all right", "all wrong"])
+def test_a_temperature_at_an_end_scales_nothing(gold: list[int], end: float) -> None:
+    p = np.full((3, 3), 0.25) + 0.5 * np.eye(3)
+    rows = measured(said(LABEL, p, gold))
+    assert list(rows) == ["ece", "brier", "nll", "temperature"]
+    assert rows["temperature"] == end
+
+
 @pytest.mark.filterwarnings("error")
 def test_certainties_are_finite() -> None:
     sure = said(LABEL, np.eye(3), [0, 1, 1])

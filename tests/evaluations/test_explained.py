@@ -189,7 +189,7 @@ def test_comprehensiveness_and_sufficiency_by_hand() -> None:
     assert rows["test_label_comprehensiveness_attention_joined"] == pytest.approx(lost)
     kept = (full[0] - sigmoid(11, 14) + full[1] - sigmoid(15, 14)) / 2
     assert rows["test_label_sufficiency_attention_joined"] == pytest.approx(kept)
-    assert rows["test_label_explaining_seconds_attention__posts"] == 2
+    assert rows["test_label_explaining_seconds_attention_faithfulness__posts"] == 2
     assert reader.computed == 2
 
 
@@ -206,9 +206,10 @@ def test_an_explanation_is_computed_and_told_of_once() -> None:
     reader = Adding()
     first, second = judged(Plausibility, reader), judged(Faithfulness, reader)
     assert reader.computed == len(POSTS)
-    assert "test_label_explaining_seconds_attention" in first
+    name = "test_label_explaining_seconds_attention"
+    assert first[f"{name}_plausibility"] == second[f"{name}_faithfulness"] > 0
     assert not first.keys() & second.keys()
-    judged(Faithfulness, reader, layer=0)
+    assert not first.keys() & judged(Faithfulness, reader, layer=0).keys()  # each of its own layer
     assert reader.computed == 2 * len(POSTS)
 
 

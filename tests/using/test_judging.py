@@ -19,7 +19,7 @@ from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.sample import Sample
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Needs, Row
+from hatemtl.evaluations.base import Beforehand, Needs, Row
 from hatemtl.evaluations.bias import Bias
 from hatemtl.evaluations.false_positives import FalsePositiveDifference
 from hatemtl.heads.multiclass import MulticlassHead
@@ -57,7 +57,7 @@ class Witness:
     given: list[Any] = field(default_factory=list)
     scalar: ClassVar[None] = None
 
-    def check(self, spaces: Mapping[str, LabelSpace]) -> None: ...
+    def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None: ...
 
     def rows(self, predictions: Any, posts: Any, reader: Any) -> list[Row]:
         self.given.append((predictions, posts))
@@ -238,7 +238,7 @@ def test_explanations_are_judged_and_change_no_other_row(cli: Cli, tmp_path: Pat
     assert lines(run)[: len(lines(plain))] == lines(plain)
     rows = SavedRun(run).results
     for explainer in ("attention", "rationale", "gradient_input"):
-        assert rows[f"test_label_explaining_seconds_{explainer}__posts"] > 5
+        assert rows[f"test_label_explaining_seconds_{explainer}_plausibility__posts"] > 5
         for name in ("iou_f1", "token_f1", "auprc"):
             assert 0 <= rows[f"test_label_{name}_{explainer}_official"] <= 1
         assert abs(rows[f"test_label_sufficiency_{explainer}_joined"]) <= 1
@@ -285,6 +285,14 @@ def test_how_a_run_is_judged_makes_no_other_run_of_it(cli: Cli, tmp_path: Path) 
         ),
         (["evaluations=[faithfulness]", "action=[train,test]", "evaluations.faithfulness.truth=marks"], "no column 'marks'"),
         (["evaluations=[plausibility]", "action=[train,test]", "evaluations.plausibility.explainers=[lime]"], "lime"),
+        (
+            ["evaluations=[faithfulness]", "action=[train,test]", "evaluations.faithfulness.layer=9"],
+            "evaluations.faithfulness.layer=9: expected 0 to 1, or -1 for the last",
+        ),
+        (
+            ["evaluations=[bias]", "action=[train,test]", "evaluations.bias.leave_out=[otehr]"],
+            "evaluations.bias.leave_out=[otehr]: column 'target' has no label 'otehr'; did you mean 'other'?",
+        ),
         (["evaluations=bias,bias", "action=[train,test]"], "type 'evaluations=[bias,bias]' for a list"),
     ],
     ids=lambda value: "",

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -25,6 +27,7 @@ from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
 from hatemtl.methods.mtl_lora import MTLLoRA
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.weighting import Sum
+from hatemtl.using.judging import check_test
 from hatemtl.using.reader import Reader
 
 WAYS: dict[str, Any] = {
@@ -86,6 +89,32 @@ def judged(asked: Reader, kind: Any, **given: Any) -> dict[str, float]:
     return {row.metric: row.value for row in kind(**settings).rows(said, posts, asked)}
 
 
+def test_what_the_test_would_refuse_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    def check(asked: Reader, **given: Any) -> None:
+        ways = {**WAYS, "explainers": ["attention"], **given}
+        check_test({"mine": Faithfulness(**ways, aopc=False)}, asked.data, asked)
+
+    asked, path = reader(), tmp_path / "scores.jsonl"
+    before = {name: value.clone() for name, value in asked.module.state_dict().items()}
+    check(asked, explainers=ALL)
+    assert all(torch.equal(before[name], value) for name, value in asked.module.state_dict().items())
+    for layer in (2, -3):
+        with pytest.raises(UserError, match=rf"^evaluations\.mine\.layer={layer}: expected 0 to 1, or -1"):
+            check(asked, layer=layer)
+    with pytest.raises(UserError, match=r"^evaluations\.mine\.head=2: expected 0 to 1, or null"):
+        check(asked, head=2)
+    with pytest.raises(UserError, match=r"^evaluations\.mine\.task=label: expected posts of one text each"):
+        check(reader(pairs=True))
+    words = {post: len(text.split(" ")) for post, text in zip(Mine().load().ids, Mine.texts, strict=True)}
+    for some, said in (
+        ({"p0": words["p0"]}, "no line for post 'p3'"),
+        ({"p0": words["p0"], "p2": 40}, "line 2: 40 scores for the 3 words"),
+    ):
+        path.write_text("".join(json.dumps({"post_id": p, "scores": [0] * n}) + "\n" for p, n in some.items()))
+        with pytest.raises(UserError, match=rf"^evaluations\.mine\.outside=.*scores\.jsonl.*{said}"):
+            check(asked, explainers=["outside"], outside=str(path))
+
+
 def test_every_token_is_of_a_word_also_where_it_is_cut_off() -> None:
     whole, short = reader(), reader(max_length=5)
     for post in range(6):
@@ -113,7 +142,7 @@ def test_explaining_changes_nothing_of_the_network(method: str, max_length: int)
     flags = {name: (p.requires_grad, p.grad) for name, p in module.named_parameters()}
     said = asked.predicted("test")
     rows = judged(asked, Plausibility) | judged(asked, Faithfulness, aopc=True)
-    assert len(rows) == 4 * (2 * (3 + 4) + 2)
+    assert len(rows) == 4 * (2 * (3 + 4) + 2 * 2)
     assert all(np.isfinite(value) for value in rows.values())
     assert flags == {name: (p.requires_grad, p.grad) for name, p in module.named_parameters()}
     assert module.encoder.training
