@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, CSV of results, or a quoted glob of them")
     parser.add_argument("--name", nargs="+", action="extend", help="names of the columns, one a run or one a glob")
-    parser.add_argument("--metric", nargs="+", action="extend", metavar="GLOB", help="only these rows")
+    parser.add_argument("--metric", nargs="+", action="extend", metavar="GLOB", help="only these rows, in this order")
     parser.add_argument("--counts", action="store_true", help="with the rows of counts, and the ends of intervals")
     parser.add_argument("--mean", action="store_true", help="one column for runs of one name: mean ± standard deviation")
     parser.add_argument("--interval", action="store_true", help="the same, ± half the 95 %% interval over seeds (Student's)")
@@ -269,7 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ResultsError(f"--metric {pattern!r} matches no row; {known}")
         if not metrics:
             raise ResultsError(f"no {args.stage} rows in any run; test one first: {testing_line(runs[0])}")
-        wanted = sorted(m for m in metrics if not args.metric or any(fnmatchcase(m, glob) for glob in args.metric))
+        globs = args.metric or ["*"]  # whose order is that of the rows
+        wanted = [*dict.fromkeys(m for glob in globs for m in sorted(metrics) if fnmatchcase(m, glob))]
         rows = {metric: [run.rows.get(metric) for run in runs] for metric in wanted}
         chosen = settings(runs) if args.settings else {}
         options = {"digits": args.digits, "best": args.best, "transposed": args.transpose}

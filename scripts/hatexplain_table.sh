@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # HateXplain's table: quality, bias and explanations of five ways to learn its three tasks, beside the paper's rows. For every
-# seed trains and tests
+# seed trains and tests, and ends with the table in the paper's form and HateCheck's by functional test:
 #
 #   full    everything, on the label alone, as the paper does   lora      a LoRA of rank 16, likewise
 #   multi   one LoRA for label, target groups and rationale     merged    three LoRAs, a task each, then one epoch of their mean
@@ -47,3 +47,19 @@ if [[ ${1:-} == --seed ]]; then
   exit
 fi
 printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed {}
+
+paper() {  # the paper's columns, of explanations both protocols' and both explainers'; means over seeds and their intervals
+  local explained=() of
+  for of in iou_f1 token_f1 auprc comprehensiveness sufficiency; do explained+=("test_label_${of}_*"); done
+  uv run analysis/table.py "$OUT/*/full" "$OUT/*/one_label" "$OUT/*/multi" "$OUT/*/merged" "$OUT/*/fused" \
+    --name full lora multi merged fused --interval --metric test_label_accuracy test_label_macro_f1 test_label_auroc \
+    test_label_gmb_subgroup_auc "test_label_gmb_bpsn_auc_*" "test_label_gmb_bnsp_auc_*" "${explained[@]}" "$@"
+}
+hatecheck() {
+  uv run analysis/functional_tests.py "$OUT/*/full" "$OUT/*/one_label" "$OUT/*/multi" "$OUT/*/merged" "$OUT/*/fused" \
+    --name full lora multi merged fused --mean --published "$@"
+}
+paper --output "$OUT/table.org"
+hatecheck --output "$OUT/hatecheck.org"
+paper
+hatecheck

@@ -168,10 +168,10 @@ def test_best_is_the_lowest_of_losses_and_all_that_read_the_same(run: Run, tmp_p
     assert cells == [["*0.600*", "*0.600*", "0.500"], ["*0.200*", "0.300", "0.400"], ["nan", "0.100", "*0.200*"]]
 
 
-def test_metrics_are_chosen_by_globs(run: Run, runs: None) -> None:
+def test_metrics_are_chosen_by_globs_in_their_order(run: Run, runs: None) -> None:
     _, out, _ = run("single", "--metric", "*macro*", "*micro*", "--metric", "*arab", "--format", "csv")
     assert [line.split(",")[0] for line in out.splitlines()[1:]] == [
-        f"test_target_{name}" for name in ("f1_arab", "macro_f1", "micro_f1")
+        f"test_target_{name}" for name in ("macro_f1", "micro_f1", "f1_arab")
     ]
     _, out, _ = run("single", "--metric", "*macro*", "--format", "csv")
     assert out == "metric,single\ntest_target_macro_f1,0.585\n"
