@@ -56,6 +56,28 @@ def test_a_quantized_encoder_says_about_the_same(bits: str) -> None:
 @installed
 @every_width
 @pytest.mark.parametrize("name", METHODS)
+def test_gradients_of_embeddings_are_about_those_of_the_same_weights_in_floats(bits: str, name: str) -> None:
+    """Explanations by gradients stand on them: of a weight that is the quantized one's, written out."""
+    method, _ = METHODS[name]
+    narrow = small(bits)
+    wide = encoder()
+    for path, layer in [(path, m) for path, m in narrow.named_modules() if "Linear" in type(m).__name__]:
+        rows = torch.eye(layer.in_features)
+        with torch.no_grad():
+            bias = layer.bias if layer.bias is not None else 0
+            wide.get_submodule(path).weight.copy_((layer(rows) - bias).T)  # type: ignore[operator, union-attr]
+    gradients = []
+    for model in (wide, narrow):
+        attached = method.attach(model, name="run", seed=0).model.eval()
+        embeddings = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        said = attached(inputs_embeds=embeddings, attention_mask=torch.ones(2, 7)).last_hidden_state[:, 0, :4].sum()
+        gradients.append(torch.autograd.grad(said, embeddings)[0])
+    assert torch.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99
+
+
+@installed
+@every_width
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_a_lora_trains_is_evaluated_trains_on_and_comes_back(

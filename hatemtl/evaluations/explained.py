@@ -94,7 +94,7 @@ class Explained:
                 self._explained(explainer, one, np.zeros(1, np.int64), reader)
 
     def _places(self, posts: int, columns: Mapping[str, Column]) -> list[int]:
-        """Which of so many posts are judged."""
+        """The places of those that are judged, of so many posts."""
         if self.truth is None:
             return [*range(posts)]
         marked = columns[self.truth]

@@ -51,9 +51,9 @@ def test_without_an_adapter_it_is_the_librarys(kind: str) -> None:
 def test_what_an_encoder_does_not_have_is_refused() -> None:
     model, batch = encoder().eval(), tokens(5)
     for given, said in (
-        ({"layer": 2, "head": None}, "layer=2: this encoder has 2 layers; expected 0 to 1, or -1 for the last"),
+        ({"layer": 2, "head": None}, "layer=2: expected 0 to 1, or -1 for the last: this encoder has 2 layers"),
         ({"layer": -3, "head": None}, "layer=-3"),
-        ({"layer": 0, "head": 4}, "head=4: this encoder's layers have 4 heads; expected 0 to 3"),
+        ({"layer": 0, "head": 4}, "head=4: expected 0 to 3, or null"),
     ):
         with pytest.raises(UserError, match=said):
             of_first_token(model, batch, **given)  # type: ignore[arg-type]

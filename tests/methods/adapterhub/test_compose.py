@@ -17,6 +17,7 @@ from methods.test_base import RATES, encoder, hidden, record, save, trained
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hatemtl.encoders.attention import of_first_token
 from hatemtl.errors import UserError
 from hatemtl.merging.mean import Mean
 from hatemtl.methods.adapterhub.library import active
@@ -130,6 +131,14 @@ def test_another_kind_may_stand_on_top(below: str, tmp_path: Path) -> None:
 
 
 # Averaged
+
+
+def test_adapters_that_each_read_by_themselves_have_no_one_attention(tmp_path: Path) -> None:
+    parts(lora(), tmp_path)
+    inputs = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3)}
+    of_first_token(attached(averaged(tmp_path / "part_*")), inputs, layer=-1, head=None)
+    with pytest.raises(UserError, match=r"method=ah_parallel.*explainers=\[gradient_input\]"):
+        of_first_token(attached(averaged(tmp_path / "part_*", "end")), inputs, layer=-1, head=None)
 
 
 @every_kind
