@@ -175,6 +175,15 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 
 @pytest.mark.slow
+def test_gradients_of_tasks_go_back_through_compiled_code(cli: Cli, tmp_path: Path) -> None:
+    for compiled in ("true", "false"):
+        how = ["weighting=pcgrad", "trainer.fast=false", f"trainer.compile={compiled}", "optimization.epochs=1"]
+        assert cli(*THREE, *how, f"save_path={tmp_path / compiled}").code == 0
+    a, b = (pd.read_csv(tmp_path / name / "objective.csv").iloc[0] for name in ("true", "false"))
+    assert dict(a) == pytest.approx(dict(b), abs=2e-3)  # of the first step: from then on Adam lets rounding grow
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -106,6 +106,7 @@ class MultitaskModule(L.LightningModule):
         self.weighed: Weighed | None = None
         self.gathered = Gathered()  # of the batches since the last optimizer step, where tasks' gradients are taken apart
         self.moved: list[Batch] = []  # the batches since then, where the weighting looks back at them
+        self.rates: dict[str, float] = {}  # of the last optimizer step
         self.stepped = False  # whether the last batch ended an optimizer step
         self.told: list[dict[str, Any]] = []  # of every optimizer step: each task's weight, the cosines of their gradients
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
@@ -268,7 +269,7 @@ class MultitaskModule(L.LightningModule):
             self._look_back()
         self.stepped = False
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
-            self.log_dict(self._means("train"), on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log_dict(self._means("train") | self.rates, on_step=False, on_epoch=True, batch_size=len(batch))
 
     def train(self, mode: bool = True) -> "MultitaskModule":
         if mode:
@@ -284,6 +285,7 @@ class MultitaskModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.stepped = True
+        self.rates = {f"rate_{group['name']}": group["lr"] for group in optimizer.param_groups if "name" in group}
         if self.gathered.rows:
             self._leave(*self.gathered.combined(self.weighting, self.current_epoch))
             self.gathered = Gathered()

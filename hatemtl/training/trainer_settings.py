@@ -97,6 +97,7 @@ class TrainerSettings:
                 (cache / "compiled").mkdir(parents=True, exist_ok=True)
                 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
         torch._dynamo.config.suppress_errors = self.compile == "auto"  # what was not asked for must not end the run
+        torch._functorch.config.donated_buffer = False  # a weighting by gradients goes back through a batch once a task
         # it would else turn the attention into one fused call, whose gradient takes three times as long on a CPU
         options: Any = None if on_gpu else {"pattern_matcher": False}
         return torch.compile(encoder.forward, dynamic=True, options=options)
