@@ -269,7 +269,7 @@ class MultitaskModule(L.LightningModule):
             self._look_back()
         self.stepped = False
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
-            self.log_dict(self._means("train") | self.rates, on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log_dict({**self._means("train"), **self.rates}, on_step=False, on_epoch=True, batch_size=len(batch))
 
     def train(self, mode: bool = True) -> "MultitaskModule":
         if mode:
