@@ -133,9 +133,16 @@ def test_a_finished_run_is_not_trained_again(cli: Cli, sample: list[str], tmp_pa
     assert SavedRun(run).record["seed"] == 1
 
 
+SLOWER = (
+    *("uncertainty", "gradnorm", "dwa", "gradvac"),
+    "famo optimization.accumulate=3",
+    "mgda sampling.step=per_task optimization.accumulate=3",
+)
+
+
 @pytest.mark.parametrize(
     "weighting",
-    ["sum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("uncertainty", "gradnorm", "famo", "dwa", "gradvac"))],
+    ["sum", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)],
 )
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weighting: str
@@ -148,7 +155,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
     monkeypatch.setattr(BestWeights, "on_validation_end", always)
     options = [*THREE, "optimization.epochs=3", "tasks.label.head.dropout=0.3", "method.dropout=0.1"]
-    options.append(f"weighting={weighting}")  # whose own parameters are in the checkpoint
+    options += f"weighting={weighting}".split()  # whose own parameters are in the checkpoint
     assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
 
     def cut(self: Throughput, trainer: Trainer, module: LightningModule) -> None:
