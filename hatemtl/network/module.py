@@ -86,8 +86,8 @@ class MultitaskModule(L.LightningModule):
         self.through = Forward(encoder, self.heads)
         self.weights, self.optimization, self.seed = dict(weights), optimization, seed
         # what is weighed: the loss of a task, or those of its labels; by name the task
-        named = {task: [f"{task}_{label}" for label in self.head(task).space.names] for task in by_label}
-        self.losses_of = {name: task for task in heads for name in named.get(task, [task])}
+        self.by_label = {task: [f"{task}_{label}" for label in self.head(task).space.names] for task in by_label}
+        self.losses_of = {name: task for task in heads for name in self.by_label.get(task, [task])}
         self.weighting = weighting(tasks={name: self.weights[task] for name, task in self.losses_of.items()})
         self.of_hidden = isinstance(self.weighting, GradientWeighting) and self.weighting.of == "hidden"
         self.weighting.check([name for name, parameter in encoder.named_parameters() if parameter.requires_grad])
@@ -137,11 +137,7 @@ class MultitaskModule(L.LightningModule):
         weighed = self._of_step(batch, self._by_name(batch, logits, losses))
         needs, together = self.weighting.needs, batch.only is None
         apart = needs == "gradients" or (needs == "all losses" and not together)
-        loss = (
-            Weighting.forward(self.weighting, weighed, self._step(batch))
-            if apart
-            else self.weighting(weighed, self._step(batch))
-        )
+        loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(batch))
         terms = loss.new_zeros(())
         for name, regulariser in [(name, one) for name, one in self.regularisers.items() if one.weight]:
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
@@ -167,12 +163,11 @@ class MultitaskModule(L.LightningModule):
         """Gives what is weighed: a loss a task, or, of those that are weighed by label, each label's part in it."""
         named: dict[str, Tensor] = {}
         for task, loss in losses.items():
-            names = [name for name, of in self.losses_of.items() if of == task]
-            if names == [task]:
-                named[task] = loss
+            if task in self.by_label:
+                each, shares = self.head(task).losses_by_label(logits[task], self._target(batch, task), batch.has[task])
+                named |= zip(self.by_label[task], each * shares, strict=True)
             else:
-                each, shares = self.head(task).losses_by_label(logits[task], batch.learned(task), batch.has[task])
-                named |= zip(names, each * shares, strict=True)
+                named[task] = loss
         return named
 
     def _step(self, batch: Batch) -> Step:

@@ -46,6 +46,10 @@ class GradientWeighting(Weighting):
         """
         raise NotImplementedError
 
+    def places(self, tasks: Sequence[str]) -> list[int]:
+        """Finds where these tasks stand among all, for what is kept of each between steps."""
+        return [[*self.tasks].index(task) for task in tasks]
+
     def group(self, parameter: str) -> str:
         """Names the group that a parameter is of; each has a Gramian and weights of its own. One of all by default."""
         return ""

@@ -144,7 +144,7 @@ class GradientVaccine(GradientWeighting):
         self.register_buffer("cosines", torch.zeros(len(tasks), len(tasks), dtype=torch.float64))
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Tensor) -> Tensor:
-        places, length = [[*self.tasks].index(task) for task in tasks], gramian.diagonal().sqrt()
+        places, length = self.places(tasks), gramian.diagonal().sqrt()
         goals = self.cosines.cpu()
         total = torch.zeros(len(tasks), dtype=torch.float64)
         for i in range(len(tasks)):
@@ -180,7 +180,7 @@ class GradNorm(GradientWeighting):
         self.register_buffer("first", torch.full((len(tasks),), torch.nan, dtype=torch.float64))
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Tensor) -> Tensor:
-        places = [[*self.tasks].index(task) for task in tasks]
+        places = self.places(tasks)
         first = self.first.cpu()
         first[places] = torch.where(first[places].isnan(), losses, first[places])
         self.first = first.to(self.first.device)

@@ -41,6 +41,9 @@ class Weighting(nn.Module):
         self.tasks = dict(tasks)
 
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
+        return self.summed(losses)
+
+    def summed(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Computes Σ weight·loss, with the weight that each task declares."""
         return torch.stack([self.tasks[task] * loss for task, loss in losses.items()]).sum()
 
