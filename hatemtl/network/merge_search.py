@@ -16,7 +16,7 @@ from hatemtl.merging.learned import Learned
 from hatemtl.methods import lora_formats
 from hatemtl.methods.bank.lora_bank import Gating, banks, empty, fill
 from hatemtl.network.forward import Forward
-from hatemtl.network.module import Predictions
+from hatemtl.network.predictions import Predictions
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import derive, generator
 

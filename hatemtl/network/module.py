@@ -3,11 +3,9 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -15,46 +13,15 @@ from torchmetrics import Metric
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import merged
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Predicted, Row, Stage
+from hatemtl.evaluations.base import Row, Stage
 from hatemtl.heads.base import COUNTS, Head, primary
 from hatemtl.network.forward import Forward
+from hatemtl.network.predictions import Predictions
 from hatemtl.objective.gradients import Gathered, GradientWeighting
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers.base import Regulariser, Run
 from hatemtl.objective.weighting import Step, Weighting
 from hatemtl.seeds import derive
-
-
-@dataclass
-class Predictions:
-    """A head's answers to the posts that its task annotates: places in the pool, scores and targets, a tensor a batch."""
-
-    posts: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
-
-    def add(self, posts: Tensor, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        """Keeps what was said of a batch's posts that have the annotation, on the CPU."""
-        self.posts.append(posts[has].cpu())
-        self.scores.append(scores[has].float().cpu())
-        self.targets.append(targets[has].cpu())
-
-    def whole(
-        self, stage: Stage, head: Head, at_words: Callable[[int, list[float]], list[float]] | None = None
-    ) -> Predicted:
-        """The same as one array each, for evaluations. at_words: `TokenizedPosts.at_words`, for a head of tokens."""
-        posts = torch.cat(self.posts).numpy()
-
-        def joined(batches: list[Tensor]) -> np.ndarray:
-            if head.space.about != "words":
-                return torch.cat(batches).numpy()
-            assert at_words is not None
-            each = zip(posts.tolist(), (row.tolist() for batch in batches for row in batch), strict=True)
-            return np.fromiter((np.array(at_words(post, row), np.float32) for post, row in each), object, len(posts))
-
-        scores, gold = joined(self.scores), joined(self.targets)
-        threshold = 0.5 if head.threshold is None else head.threshold.cpu().numpy()
-        return Predicted(stage, head.space, posts, scores, gold, threshold)
 
 
 class Weighed(NamedTuple):

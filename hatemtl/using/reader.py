@@ -17,7 +17,8 @@ from hatemtl.corpora.base import Posts
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Predicted, Stage, Tokens
 from hatemtl.network.forward import Forward
-from hatemtl.network.module import MultitaskModule, Predictions
+from hatemtl.network.module import MultitaskModule
+from hatemtl.network.predictions import Predictions
 
 
 def through(

@@ -25,7 +25,7 @@ from hatemtl.evaluations.false_positives import FalsePositiveDifference
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
-from hatemtl.network.module import Predictions
+from hatemtl.network.predictions import Predictions
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 from hatemtl.using.judging import check_evaluations, judged

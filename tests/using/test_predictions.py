@@ -21,7 +21,7 @@ from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
-from hatemtl.network.module import Predictions
+from hatemtl.network.predictions import Predictions
 from hatemtl.using.judging import predictions
 from hatemtl.using.predictor import Scored, scored
 from hatemtl.using.scored_file import score_columns
