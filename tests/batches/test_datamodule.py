@@ -469,7 +469,7 @@ def test_tokens_from_the_cache_are_those_that_would_be_made(tmp_path: Path) -> N
 
 
 MEMORY = """
-import gc
+import ctypes, gc
 from invented import BATCHING, minilm, task
 from hatemtl.corpora.sample import Sample
 from hatemtl.batches.datamodule import DataModule
@@ -479,6 +479,7 @@ def build(size):
     module = DataModule(tasks, batching=BATCHING, seed=0)
     module.tokenize(minilm(), 128)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the posts hold, not what the allocator keeps of passing work
     resident = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     return module, 1024 * int(resident.split()[1])
 
@@ -489,7 +490,7 @@ print((after - before) / 64000)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_a_post_with_three_tasks_takes_less_than_one_and_a_half_kibibytes() -> None:
+def test_a_post_with_three_tasks_takes_less_than_five_quarters_of_a_kibibyte() -> None:
     paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])}
     ran = subprocess.run([sys.executable, "-c", MEMORY], env=os.environ | paths, capture_output=True, text=True, check=True)
-    assert float(ran.stdout.split()[-1]) < 1.5 * 1024
+    assert float(ran.stdout.split()[-1]) < 1.25 * 1024

@@ -258,9 +258,8 @@ import os, time
 from pathlib import Path
 from hatemtl.saved_runs.claiming import held, TRAINED
 with held(Path({str(tmp_path / "run")!r}), TRAINED):
-    if not os.fork():
-        time.sleep(60)  # as the workers that load posts
-    print("held", flush=True)
+    if not os.fork():  # as the workers that load posts: the child says it, for only then has it let go of the lock's file
+        print("held", flush=True)
     time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
