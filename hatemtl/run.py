@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hatemtl.command import console as report
-from hatemtl.command.configuration import requested, using
+from hatemtl.command.configuration import requested, same_run, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
 from hatemtl.command.several_runs import Turn, in_turn
@@ -54,9 +54,10 @@ def _do(cfg: Any, turn: Turn) -> None:
         raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
 
 
-def _train(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:
-    """Trains, and tests; gives the folder, and whether all of it was done before."""
-    result: Result = _told(request, lambda: train(request, then_test=then_test), trains=True)
+def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Path, bool]:
+    """Trains, and tests; gives the folder, and whether all of it was done before. also: overrides that were not typed."""
+    command = same_run(*also)
+    result: Result = _told(request, lambda: train(request, then_test=then_test, command=command), trains=True)
     tested = any(row.stage == "test" for row in result.rows)
     judged_anew = request.evaluations or (request.folds is not None and request.folds.of == "test")
     if then_test and not result.trained and (judged_anew or not tested):
@@ -76,7 +77,8 @@ def _cross_validate(cfg: Any, request: Request, turn: Turn, *, then_test: bool) 
     for fold in range(1, request.folds.number + 1):
         mine = copy.deepcopy(cfg)
         mine.folds.fold, mine.save_path = fold, str(folder / f"fold_{fold}")
-        path, done = _train(mine, _requested(mine), then_test=then_test)
+        own = f"folds.fold={fold}", f"save_path={mine.save_path}"
+        path, done = _train(mine, _requested(mine), *own, then_test=then_test)
         runs[fold], before = SavedRun(path).rows, before and done
     report.folds(report.Console(), [*runs.values()], str(folder))
     turn.finished(folder, before=before)

@@ -34,7 +34,7 @@ class Batch:
     prefix: (S, T, D), what the encoder's frozen lowest layers make of the posts, where that was computed beforehand.
     tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
     only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
-    parts: where several batches make an optimizer step, the share of each task's annotated posts in it that are here.
+    parts: where several batches make an optimizer step, the share that is here of what each task's loss is a mean of.
     shares[task]: (B, C) float32, of tasks that learn from them, the share of annotators who gave each label.
     """
 

@@ -149,8 +149,11 @@ class DataModule(L.LightningDataModule):
         epoch, epochs, accumulate = 0, 1, 1
         if (trainer := self.trainer) is not None:
             epoch, epochs, accumulate = trainer.current_epoch, trainer.max_epochs or 1, trainer.accumulate_grad_batches
-        uses = self._uses(epoch, epochs=epochs, accumulate=accumulate)
-        mine = [use._replace(rows=share(use.rows, *place())) for use in uses]
+        uses, (rank, world) = self._uses(epoch, epochs=epochs, accumulate=accumulate), place()
+        mine = [use._replace(rows=share(use.rows, rank, world)) for use in uses]
+        if accumulate * world > 1:
+            counted = {task: self.pool.counted(task) for task in self.tasks}
+            mine = [*in_parts(uses, mine, counted, accumulate)]
         return loader(self.pool.drawn(self.seed, epoch), mine, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -168,7 +171,7 @@ class DataModule(L.LightningDataModule):
         else:
             rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
             uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate, rng)]
-        return uses if accumulate == 1 else [*in_parts(uses, self.pool.has, accumulate)]
+        return uses
 
     def _epochs(self, epoch: int, epochs: int) -> Epochs:
         """Gives the batches of the epochs, of so many, that are sampled as this one; they remember where one ended."""

@@ -19,7 +19,7 @@ from hatemtl.seeds import derive
 class Use(NamedTuple):
     """A batch of training: its rows, and the one task that it is stepped for, None for all at once.
 
-    parts: of each task's annotated posts in the optimizer step, the share that this batch has; None where it is all of them.
+    parts: of what each task's loss is a mean of in the optimizer step, the share that this batch has; None for all of it.
     """
 
     rows: np.ndarray
@@ -184,17 +184,19 @@ def apart(
     return [use for step in (*(whole[i] for i in rng.permutation(len(whole))), *rest) for use in step]
 
 
-def in_parts(uses: Sequence[Use], has: Mapping[str, np.ndarray], accumulate: int) -> Iterator[Use]:
-    """Gives the same batches, each with its share of every task's annotated posts among those of its optimizer step.
+def in_parts(uses: Sequence[Use], mine: Sequence[Use], counted: Mapping[str, np.ndarray], accumulate: int) -> Iterator[Use]:
+    """Gives a process's own part of the batches, with its share of what every task's loss is a mean of in their step.
 
     So the mean of a step is that of one large batch, however many posts of it lack an annotation, and the last step of an
-    epoch is whole however few batches it has. has[task]: (N,) whether the post carries the task's annotation.
+    epoch is whole however few batches it has. uses: the batches of all processes. counted[task]: (N,) how many answers of
+    the post the task's loss is a mean of.
     """
+
+    def count(use: Use, task: str) -> int:
+        return int(counted[task][use.rows[use.rows >= 0]].sum()) if use.only in (None, task) else 0
+
     for i in range(0, len(uses), accumulate):
-        step = uses[i : i + accumulate]
-        counts = {
-            task: [int(some[use.rows].sum()) if use.only in (None, task) else 0 for use in step]
-            for task, some in has.items()
-        }
-        for place, use in enumerate(step):
-            yield use._replace(parts={task: of[place] / max(sum(of), 1) for task, of in counts.items()})
+        step = slice(i, i + accumulate)
+        whole = {task: max(sum(count(use, task) for use in uses[step]), 1) for task in counted}
+        for use in mine[step]:
+            yield use._replace(parts={task: count(use, task) / of for task, of in whole.items()})

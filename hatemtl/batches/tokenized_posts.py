@@ -160,6 +160,15 @@ class TokenizedPosts(Dataset[Batch]):
         words[cut] = beyond[: len(cut)] if len(beyond) else 0
         return words.tolist()
 
+    def counted(self, task: str) -> np.ndarray:
+        """Counts what a task's loss is a mean of, by post, (N,): its annotated words' tokens, or 1; 0 of one without."""
+        has = self.has[task].astype(np.int64)
+        if self.spaces[task].about != "words":
+            return has
+        before = np.concatenate([[0], np.cumsum(self.targets[task] >= 0)])
+        first = self.firsts[:-1]
+        return has * (before[self.offsets[first + 1]] - before[self.offsets[first]])
+
     def _sequences(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(S,) the sequences of these posts, and which of the posts each is of; None where each has one."""
         counts = self.firsts[rows + 1] - self.firsts[rows]

@@ -16,6 +16,7 @@ from hatemtl.encoders.fast import merged
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Row, Stage
 from hatemtl.heads.base import COUNTS, Head, primary
+from hatemtl.machine.crew import ALONE
 from hatemtl.network.forward import Forward
 from hatemtl.network.predictions import Predictions
 from hatemtl.objective.gradients import Gathered, of_hidden
@@ -86,6 +87,7 @@ class MultitaskModule(L.LightningModule):
         self.told: list[dict[str, Any]] = []  # of every optimizer step: each task's weight, the cosines of their gradients
         self.plan: Plan
         self.learning: tuple[bool, set[int]] | None = None  # heads or not, and layers of the encoder side
+        self.crew = ALONE  # the processes that train
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     @property
@@ -125,6 +127,8 @@ class MultitaskModule(L.LightningModule):
         weighed = self._of_step(batch, self._by_name(batch, logits, losses))
         needs, together = self.weighting.needs, batch.only is None
         apart = needs == "gradients" or (needs == "all losses" and not together)
+        if not apart:
+            weighed = self.crew.mean(weighed)  # each process learns by its own posts, weighed by what all have
         loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(batch))
         terms = loss.new_zeros(())
         for name, regulariser in [(name, one) for name, one in self.regularising.items() if one.weight]:
@@ -144,7 +148,7 @@ class MultitaskModule(L.LightningModule):
         """Scales losses so that those of a step's batches, as the trainer divides them, have the mean over their posts."""
         if batch.parts is None:
             return dict(losses)
-        whole = self.optimization.accumulate
+        whole = self.optimization.accumulate * self.crew.world
         return {name: whole * batch.parts[self.losses_of[name]] * loss for name, loss in losses.items()}
 
     def _by_name(self, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,7 +163,7 @@ class MultitaskModule(L.LightningModule):
         return named
 
     def _step(self, batch: Batch) -> Step:
-        return Step(self.current_epoch, self._has(batch))
+        return Step(self.current_epoch, self.crew.any(self._has(batch)))
 
     def _has(self, batch: Batch) -> dict[str, Tensor]:
         return {name: batch.has[task] for name, task in self.losses_of.items()}
@@ -218,7 +222,7 @@ class MultitaskModule(L.LightningModule):
                 for name, value in found.items():
                     there = batch.has[self.losses_of[name]].any()
                     losses[name], has[name] = losses.get(name, 0) + value, has.get(name, there) | there
-        self.weighting.look_back(losses, Step(self.current_epoch, has))
+        self.weighting.look_back(self.crew.mean(losses), Step(self.current_epoch, self.crew.any(has)))
         self.moved = []
 
     @torch.no_grad()
@@ -233,7 +237,7 @@ class MultitaskModule(L.LightningModule):
     def _means(self, stage: str) -> dict[str, Tensor]:
         """Gives the mean losses of a stage so far, of each task and of the labels of multilabel ones, by name."""
         means: dict[str, Tensor] = {}
-        for name, (total, posts) in self.losses_so_far.items():
+        for name, (total, posts) in self._of_all(stage).items():
             if name.startswith(f"{stage}_"):
                 mean = total / posts if isinstance(posts, int) else total / posts.clamp(min=1)
                 if mean.ndim:
@@ -242,6 +246,18 @@ class MultitaskModule(L.LightningModule):
                 else:
                     means[name] = mean
         return means
+
+    def _of_all(self, stage: str) -> dict[str, tuple[Tensor, Tensor | int]]:
+        """Gives the losses so far of all processes: their sum, and of how many posts."""
+        if self.crew.world == 1:
+            return self.losses_so_far
+        mine = [(name, *found) for name, found in self.losses_so_far.items() if name.startswith(f"{stage}_")]
+        whole: dict[str, tuple[Tensor, Tensor | int]] = {}
+        for said in self.crew.gather([(name, total.cpu(), int(posts)) for name, total, posts in mine]):
+            for name, total, posts in said:
+                before, count = whole.get(name, (0.0, 0))
+                whole[name] = before + total, count + posts
+        return whole
 
     def _add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
         total, count = self.losses_so_far.get(name, (0.0, 0))
@@ -267,18 +283,20 @@ class MultitaskModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.told, self.moved, self.gathered = [], [], Gathered()
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
-        torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
+        rank = (self.crew.rank,) if self.crew.rank else ()  # else all processes would drop the same places
+        torch.manual_seed(derive(self.seed, "epoch", self.current_epoch, *rank))
         self.losses_so_far.clear()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.stepped = True
         self.rates = {f"rate_{group['name']}": group["lr"] for group in optimizer.param_groups if "name" in group}
         if self.gathered.rows:
-            self._leave(*self.gathered.combined(self.weighting, self.current_epoch))
+            self._leave(*self.gathered.shared(self.crew).combined(self.weighting, self.current_epoch))
             self.gathered = Gathered()
+        groups = [group for group in optimizer.param_groups if group.get("name") != "weighting"]
+        trained = [parameter for group in groups for parameter in group["params"]]
+        self.crew.average_gradients(trained)
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
-            groups = [group for group in optimizer.param_groups if group.get("name") != "weighting"]
-            trained = [parameter for group in groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.optimization.clip)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hatemtl.errors import UserError
+from hatemtl.machine.crew import Crew
 from hatemtl.objective.weighting import Step, Weighting
 
 Of = Literal["parameters", "hidden"]
@@ -81,6 +82,13 @@ class Gathered:
                     row[name] = row[name] + gradient if name in row else gradient
             self.losses[task] = self.losses.get(task, 0) + loss.detach()
             self.has[task] = self.has[task] | has[task].any() if task in self.has else has[task].any()
+
+    def shared(self, crew: Crew) -> "Gathered":
+        """Gives what all processes of a run gathered together."""
+        if crew.world == 1:
+            return self
+        crew.average([row[name] for row in self.rows.values() for name in row])
+        return Gathered(self.rows, crew.mean(self.losses), crew.any(self.has))
 
     def combined(self, weighting: Weighting, epoch: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Gives the gradient of each tensor, and what is told of the step: weights of tasks, cosines of their gradients."""

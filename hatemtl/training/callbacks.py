@@ -122,18 +122,16 @@ class Throughput(Callback):
         self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0, "flops": 0.0}
         self.read: dict[str | None, tuple[Batch, int]] = {}  # the first batch for each task, or for all, and places of all
         self.flops_per_place: dict[int, float] = {}  # by the stage that an epoch ends in
-        self.started, self.tokens = 0.0, 0  # of the epoch
+        self.started, self.epoch = 0.0, {"posts": 0, "tokens": 0, "places": 0}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.read, self.tokens, self.started = {}, 0, time.perf_counter()
+        self.read, self.started, self.epoch = {}, time.perf_counter(), dict.fromkeys(self.epoch, 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         first, places = self.read.get(batch.only, (batch, 0))
         self.read[batch.only] = first, places + batch.input_ids.numel()
-        self.counts["posts"] += len(batch)
-        self.counts["tokens"] += batch.tokens
-        self.tokens += batch.tokens
-        self.counts["places"] += batch.input_ids.numel()
+        for name, count in (("posts", len(batch)), ("tokens", batch.tokens), ("places", batch.input_ids.numel())):
+            self.epoch[name] += count
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
@@ -145,6 +143,10 @@ class Throughput(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         stage = pl_module.stage
+        said = pl_module.crew.gather(self.epoch)
+        for name in self.epoch:
+            self.counts[name] += sum(mine[name] for mine in said)
+        tokens = sum(mine["tokens"] for mine in said)
         if self.read and stage not in self.flops_per_place:  # counted once, outside the time that is measured
             flops = 0.0
             with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
@@ -152,7 +154,7 @@ class Throughput(Callback):
                     flops += matmul_flops(partial(self._step, pl_module, batch)) * places / batch.input_ids.numel()
             pl_module.zero_grad()
             self.flops_per_place[stage] = flops / sum(places for _, places in self.read.values())
-        self.counts["flops"] += self.tokens * self.flops_per_place.get(stage, 0.0)
+        self.counts["flops"] += tokens * self.flops_per_place.get(stage, 0.0)
 
     @staticmethod
     def _step(module: MultitaskModule, batch: Batch) -> None:

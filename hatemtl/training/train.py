@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -17,6 +18,8 @@ from hatemtl.corpora import leaks
 from hatemtl.corpora.base import SPLITS
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError, refusing
+from hatemtl.machine.crew import ALONE, Crew, called, joined
+from hatemtl.machine.crew import check as check_crew
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.provenance import peak_memory, provenance
 from hatemtl.machine.startup import started
@@ -26,7 +29,7 @@ from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, unfinished
 from hatemtl.training import loggers, thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
 from hatemtl.training.refit_heads import check_refit, refit
@@ -35,21 +38,46 @@ from hatemtl.using.actions import evaluate, reader
 from hatemtl.using.judging import check_evaluations, check_test
 
 
-def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bool = False) -> Result:
+def train(
+    request: Request,
+    callbacks: Sequence[Callback] = (),
+    *,
+    then_test: bool = False,
+    command: Sequence[str] | None = None,
+) -> Result:
     """Trains, restores the best weights, evaluates them on the validation split and leaves a saved run.
 
-    callbacks: further ones of Lightning's. then_test: whether the test split is evaluated too.
+    callbacks: further ones of Lightning's. then_test: whether the test split is evaluated too. command: starts a process
+    that trains this very run, where several are asked for and none but this one was started.
     Raises UserError where the request cannot be met, before anything is written.
     """
     save_path = request.save_path or Path(named_after(request.identity))
     if not save_path.name:
         raise UserError(f"save_path={save_path}: expected the name of a folder; type save_path=adapters/NAME")
+    crew, settings = called(), request.trainer
+    check_crew(crew, settings.devices, settings.nodes)
+    if crew is None and settings.devices > 1 and command is None:
+        raise UserError(
+            f"trainer.devices={settings.devices}: type it behind main.py, or start the processes yourself, as torchrun does"
+        )
+    how: dict[str, Any] = {"then_test": then_test, "crew": crew, "command": command}
+    if crew is not None and not crew.lead:
+        return _train(request, save_path, callbacks, **how)
     with held(save_path, TRAINED) as place:
-        return _train(request, place, callbacks, then_test=then_test)
+        return _train(request, place, callbacks, **how)
 
 
-def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_test: bool) -> Result:
-    console, config, asked = Console(), request.identity, time.perf_counter()
+def _train(
+    request: Request,
+    save_path: Path,
+    more: Sequence[Callback],
+    *,
+    then_test: bool,
+    crew: Crew | None,
+    command: Sequence[str] | None,
+) -> Result:
+    lead = crew is None or crew.lead
+    console, config, asked = Console(quiet=not lead), request.identity, time.perf_counter()
     method, optimization, settings = request.method, request.optimization, request.trainer
     refits = request.heads_merge == "refit"
     with refusing():
@@ -91,18 +119,22 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         module.planned(data)  # what it refuses is refused before anything is written
     check_test(request.evaluations, data, reader(request, network, data))
     throughput = Throughput()
-    work = start(save_path, config, inputs)
+    work = start(save_path, config, inputs) if lead else unfinished(save_path)
     table = StepTable(work / saved_run.STEPS)
-    callbacks = [best, throughput, EpochLine(console, best), table, Checkpoint(work / CHECKPOINT), *more]
-    logger, failed = request.logger(folder=work, run=save_path.name), True
+    watching = [EpochLine(console, best), table, Checkpoint(work / CHECKPOINT), *more] if lead else []
+    callbacks = [best, throughput, *watching]
+    logger, failed = request.logger(folder=work, run=save_path.name) if lead else None, True
     try:
-        trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
+        trainer = settings.trainer(
+            optimization, root=work, logger=logger or False, callbacks=callbacks, bar=console.is_terminal
+        )
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
-        saved_run.write_rows(work / "merge.csv", network.merged())
-        saved_run.write_rows(work / "search.csv", network.search.tried)
-        logger.log_hyperparams(dict(config))
+        if logger is not None:
+            saved_run.write_rows(work / "merge.csv", network.merged())
+            saved_run.write_rows(work / "search.csv", network.search.tried)
+            logger.log_hyperparams(dict(config))
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
@@ -112,8 +144,13 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             refit(module, data, device=settings.device, seed=request.seed)
         preparing = network.seconds + time.perf_counter() - begun
         if optimization.total_epochs:
-            trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
+            with joined(crew, settings.devices * settings.nodes, command, settings.device.type) as module.crew:
+                before = module.crew.gather(before)[0]
+                trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
+            module.crew = ALONE
             best.restore(module)
+        if not lead:
+            sys.exit(0)  # what was trained, the lead judges and saves
         trainer.validate(module, data, verbose=False)
         tuned = [task for task in tasks if module.head(task).tunes]
         said = reader(request, network, data).predicted("val") if tuned else {}

@@ -18,6 +18,7 @@ from torch import nn
 
 from hatemtl.encoders.fast import is_fast
 from hatemtl.errors import UserError
+from hatemtl.machine.crew import ALONE, called
 from hatemtl.objective.optimization import Optimization
 
 # Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
@@ -56,7 +57,8 @@ class TrainerSettings:
     """Says where and in which number format a run computes.
 
     precision: the type of the frozen weights and of the encoder's arithmetic. What is trained, its optimizer state and the
-    heads stay float32. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
+    heads stay float32. devices: processes that train on a machine, each on a GPU of its own where there are any. nodes:
+    machines. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"]
@@ -64,10 +66,18 @@ class TrainerSettings:
     compile: bool | Literal["auto"]
     fast: Literal["auto", False]
     progress: bool | None
+    devices: int = 1
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         if self.compile is True and not _compiler():
             raise UserError("trainer.compile=true needs g++, or the C++ compiler that CXX names; type trainer.compile=false")
+        for name in ("devices", "nodes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: expected a whole number from 1")
+        if self.device.type == "cuda" and self.devices > torch.cuda.device_count():
+            there = torch.cuda.device_count()
+            raise UserError(f"trainer.devices={self.devices}: torch sees {there} here; type trainer.devices={there}")
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("trainer.accelerator=gpu: torch sees no GPU here; type trainer.accelerator=cpu")
 
@@ -125,11 +135,11 @@ class TrainerSettings:
             exact_onednn()  # on a GPU the same switch would round float32
             # lightning has every step of AdamW look for NVIDIA's driver on the disk; torch's own look takes no time
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-        shown = self.bar(bar)
+        shown, crew = self.bar(bar), called() or ALONE
         return L.Trainer(
             default_root_dir=root,
             accelerator=self.accelerator,
-            devices=1,
+            devices=[crew.local] if self.device.type == "cuda" else 1,
             precision="bf16-mixed" if self.dtype is torch.bfloat16 else "32-true",
             max_epochs=optimization.total_epochs,
             accumulate_grad_batches=optimization.accumulate,

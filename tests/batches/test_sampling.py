@@ -397,7 +397,7 @@ def test_one_command_compares_the_ways_to_step_and_to_mix(
 @pytest.mark.parametrize("accumulate", [2, 3, 7])
 def test_the_parts_of_a_step_are_shares_of_its_annotated_posts(accumulate: int) -> None:
     uses = [Use(rows) for rows in BATCHES]
-    parted = [*in_parts(uses, HAS, accumulate)]
+    parted = [*in_parts(uses, uses, HAS, accumulate)]
     assert [use.rows.tolist() for use in parted] == [use.rows.tolist() for use in uses]
     for i in range(0, len(parted), accumulate):
         step = parted[i : i + accumulate]  # the last may be short
@@ -409,6 +409,6 @@ def test_the_parts_of_a_step_are_shares_of_its_annotated_posts(accumulate: int) 
 
 def test_the_parts_of_steps_apart_are_of_the_one_task() -> None:
     uses = [Use(*use) for use in apart(BATCHES, HAS, 2, np.random.default_rng(0))]
-    for use in in_parts(uses, HAS, 2):
+    for use in in_parts(uses, uses, HAS, 2):
         assert use.parts is not None
         assert {task for task, part in use.parts.items() if part} <= {use.only}
