@@ -17,8 +17,8 @@ both() { echo "tasks.label.corpus.rationale=$1 tasks.rationale.corpus.rationale=
 ALL="cls: tasks.label.head.pooling=cls; attention: tasks.label.head.pooling=attention
   majority: $(both majority); soft: $(both soft)
   upper_layers: method.leave_out=[0,1,2]; lower_layers: method.leave_out=[3,4,5]"
-ARRANGEMENTS=${ARRANGEMENTS-${ALL//$'\n'/;}}
-LAMBDAS=${LAMBDAS-0.001 1 10 100}  # weights of rationale_attention; base has 0
+ARRANGEMENTS=${ARRANGEMENTS:-${ALL//$'\n'/;}}
+LAMBDAS=${LAMBDAS:-0.001 1 10 100}  # weights of rationale_attention; base has 0
 KIND=${KIND:-as_documented}        # of rationale_attention; as_shipped is what the published figures by λ were made with
 SEEDS=${SEEDS:-0 1 2}
 JUDGES=${JUDGES:-plausibility,faithfulness}  # evaluations, by attention and by the rationale head's scores
