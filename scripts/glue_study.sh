@@ -28,7 +28,7 @@ f1=(f1_acceptable f1_equivalent f1_positive)  # of the label in the second place
 
 study() {  # seed
   local seed=$1 i cut=() cuts=() both joint to
-  hatemtl() { uv run main.py "seed=$seed" "$@" ${extra[@]+"${extra[@]}"}; }
+  hatemtl() { uv run main.py "seed=$seed" data.leaks=drop "$@" ${extra[@]+"${extra[@]}"}; }
   for i in "${!tasks[@]}"; do
     cut+=("tasks.${tasks[$i]}.corpus.fraction=${fractions[$i]}")
     cuts+=("tasks.joint.corpus.corpora.${tasks[$i]}.fraction=${fractions[$i]}")
@@ -73,6 +73,6 @@ table
 for task in "${tasks[@]}"; do
   for output in "" "--output=$OUT/$task.org"; do
     uv run analysis/compare.py "$OUT/alone_*_$task" "$OUT/together_*" "$OUT/born_again_*" --name alone together born_again \
-      --metric "test_${task}_accuracy" "test_${task}_macro_f1" ${output:+"$output"}
+      --metric "test_${task}_accuracy" "test_${task}_macro_f1" "test_${task}_matthews" ${output:+"$output"}
   done
 done

@@ -21,7 +21,6 @@ ARRANGEMENTS=${ARRANGEMENTS:-${ALL//$'\n'/;}}
 LAMBDAS=${LAMBDAS:-0.001 1 10 100}  # weights of rationale_attention; base has 0
 KIND=${KIND:-as_documented}        # of rationale_attention; as_shipped is what the published figures by λ were made with
 SEEDS=${SEEDS:-0 1 2}
-JUDGES=${JUDGES:-plausibility,faithfulness}  # evaluations, by attention and by the rationale head's scores
 OUT=${OUT:-adapters/rationales}    # where the saved runs go: a folder an arrangement, in it one a seed
 JOBS=${JOBS:-1}                    # seeds at once
 EXTRA=${EXTRA:-}                   # further overrides for every run, separated by spaces
@@ -34,9 +33,8 @@ for lambda in "${lambdas[@]}"; do
   arrangements+=("${KIND}_$lambda: regulariser=[rationale_attention] regulariser.rationale_attention.weight=$lambda
     regulariser.rationale_attention.kind=$KIND")
 done
-judges=("evaluations=[$JUDGES]")
-IFS=, read -ra each <<<"$JUDGES"
-for judge in "${each[@]}"; do judges+=("evaluations.$judge.explainers=[attention,rationale]"); done
+judges=("evaluations=[plausibility,faithfulness]")
+for judge in plausibility faithfulness; do judges+=("evaluations.$judge.explainers=[attention,rationale]"); done
 
 names=()
 for of in "${arrangements[@]}"; do

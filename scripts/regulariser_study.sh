@@ -63,7 +63,7 @@ verdicts() {  # folder, task, names: the baseline first
   local folder=$1 metric=test_$2_macro_f1 globs=("${@:3}")
   [ "$2" != rationale ] || metric=test_rationale_f1
   globs=("${globs[@]/#/$folder/}")
-  for output in "" "--output=$folder/$2${3#none}.org"; do
+  for output in "" "--output=$folder/$2_against_$3.org"; do
     uv run analysis/compare.py "${globs[@]/%//*}" --name "${@:3}" --metric "$metric" ${output:+"$output"}
   done
 }
