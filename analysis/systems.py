@@ -119,10 +119,15 @@ def _differing(one: Results, other: Results) -> str:
 
     def same(key: str) -> bool:
         x, y = a.get(key, ...), b.get(key, ...)
-        blank = [re.sub(rf"(?<!\d){seed}(?!\d)", "", str(value)) for seed, value in zip(seeds, (x, y), strict=True)]
+        blank = [re.sub(_alone(seed), "", str(value)) for seed, value in zip(seeds, (x, y), strict=True)]
         return x == y or ("/" in f"{x}{y}" and blank[0] == blank[1])
 
     return ", ".join(sorted(key for key in {**a, **b} if not same(key))[:4])
+
+
+def _alone(number: object) -> str:
+    """Makes a pattern of a whole number that is part of no other, nor of a fraction, as 1 in 0.1."""
+    return rf"(?<!\d)(?<!\d\.){number}(?!\.?\d)"
 
 
 def judged_otherwise(systems: Sequence[System]) -> str | None:
@@ -142,7 +147,7 @@ def siblings(system: System) -> list[Results]:
     if any(len(runs) > 1 for runs in system.runs.values()) or sidecar(first, "config.yaml") is None:
         return []
     home, seed = os.path.abspath(first.path.parent), next(iter(system.runs))
-    spots = [found.span() for found in re.finditer(rf"(?<!\d){seed}(?!\d)", home)]
+    spots = [found.span() for found in re.finditer(_alone(seed), home)]
     patterns = [glob.escape(home[:i]) + "*" + glob.escape(home[j:]) for i, j in spots] + [
         glob.escape(os.path.dirname(home)) + "/*"
     ]

@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
+from corpora.test_glue import write
 
 SMALL = "encoder=tiny corpus@tasks.label.corpus=sample tasks.label.corpus.size=600 tasks.label.corpus.label_noise=0"
 CASES = [("snorfs", "hateful"), ("soup", "non-hateful"), ("dronks", "hateful"), ("mud", "non-hateful")]
@@ -73,3 +75,56 @@ def test_a_learning_curve_has_a_column_a_share(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "table.csv").read_text().startswith("metric,0.2,1.0,0.2 sd,1.0 sd\n")
     assert len(cells((tmp_path / "table.org").read_text(), "test_label_macro_f1")) == 2
+
+
+TWO = " ".join(
+    f"corpus@tasks.{task}.corpus=sample tasks.{task}.corpus.size=200 tasks.{task}.corpus.label_noise=0"
+    for task in ("label", "rationale")
+)
+
+
+@pytest.mark.slow
+def test_every_regulariser_stands_beside_none_on_each_share(tmp_path: Path) -> None:
+    """The one that needs dropout also beside dropout alone; keys of its own are read, and distil is taught by its twin."""
+    given = {"TASKS": "label,rationale", "REGULARISERS": "r_drop distil rationale_attention,kind=mse,weight=2"}
+    small = {"SHARES": "0.5", "SEEDS": "0", "OUT": str(tmp_path), "EXTRA": f"encoder=tiny {TWO} optimization.epochs=1"}
+    ended = script("regulariser_study.sh", **given, **small)
+    assert ended.returncode == 0, ended.stderr
+    folder = tmp_path / "0.5"
+    name = "rationale_attention_kind_mse_weight_2"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"none", "dropout", "r_drop", "distil", name}
+    kept = yaml.safe_load((folder / name / "0" / "config.yaml").read_text())
+    assert kept["tasks"]["label"]["corpus"]["fraction"] == 0.5
+    settings = kept["regulariser"]["rationale_attention"]
+    assert (settings["kind"], settings["weight"]) == ("mse", 2)
+    table = (folder / "label_against_none.org").read_text()
+    assert all(cells(table, system) for system in ("none", "distil", name))
+    assert cells((folder / "rationale_against_dropout.org").read_text(), "r_drop")
+
+
+@pytest.mark.slow
+def test_rationales_are_learned_in_each_arrangement_and_at_each_weight(tmp_path: Path) -> None:
+    given = {"ARRANGEMENTS": "cls: tasks.label.head.pooling=cls", "LAMBDAS": "10", "SEEDS": "0 1"}
+    small = {"OUT": str(tmp_path), "EXTRA": f"encoder=tiny {TWO} optimization.epochs=1"}
+    ended = script("rationale_study.sh", **given, **small)
+    assert ended.returncode == 0, ended.stderr
+    table = (tmp_path / "table.org").read_text()
+    rows = ("test_rationale_f1", "test_label_macro_f1", "test_label_comprehensiveness_attention_official")
+    assert all(len(cells(table, row)) == 3 for row in rows)
+    assert "as_documented_10, test_rationale_f1" in (tmp_path / "verdicts.org").read_text()
+    wrong = script("rationale_study.sh", **{**small, "ARRANGEMENTS": "tasks.label.head.pooling=cls"})
+    assert wrong.returncode == 2 and "expected NAME: OVERRIDES" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_glue_together_alone_joint_and_born_again(tmp_path: Path) -> None:
+    for task in ("cola", "mrpc", "sst2"):
+        write(tmp_path / "data/glue", task)
+    small = {"EXTRA": f"encoder=tiny data.dir={tmp_path}/data optimization.epochs=1", "SEEDS": "0"}
+    out = tmp_path / "runs"
+    ended = script("glue_study.sh", FRACTIONS="1.0 1.0 0.5", OUT=str(out), **small)
+    assert ended.returncode == 0, ended.stderr
+    assert (out / "table.csv").read_text().startswith("metric,together,alone,joint,born_again,")
+    assert cells((out / "cola.org").read_text(), "born_again, test_cola_accuracy")
+    shares = [yaml.safe_load((out / f"alone_0_{task}/config.yaml").read_text())["tasks"][task] for task in ("cola", "sst2")]
+    assert [of["corpus"]["fraction"] for of in shares] == [1.0, 0.5]

@@ -1,9 +1,10 @@
-"""Ends a pass through an encoder where a hook has what it is there for."""
+"""Looks into a pass through an encoder: ends it where a hook has what it is there for, or keeps what enters a layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -19,3 +20,13 @@ def run_until(model: nn.Module, inputs: Mapping[str, Any], handle: RemovableHand
         pass
     finally:
         handle.remove()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Tells what enters a layer, (S, T, D), as a hook before it; hatemtl's own layers know it, and compute on."""
+
+    tell: Callable[[Tensor], None]
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.tell(arguments[0] if arguments else keywords["hidden_states"])

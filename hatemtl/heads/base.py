@@ -88,12 +88,14 @@ class Pool(nn.Module):
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         if self.kind == "cls":
             return hidden[:, 0]
-        if self.query is None:
-            weights = attention_mask.to(hidden.dtype)
-            weights = weights / weights.sum(dim=1, keepdim=True)
-        else:
-            weights = self.query(hidden).squeeze(-1).masked_fill(attention_mask == 0, -torch.inf).softmax(dim=1)
-        return torch.einsum("bt,btd->bd", weights, hidden)
+        return torch.einsum("bt,btd->bd", self.weights(hidden, attention_mask), hidden)
+
+    def weights(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Gives how much each token counts, (B, T), but where only the first does."""
+        if self.query is not None:
+            return self.query(hidden).squeeze(-1).masked_fill(attention_mask == 0, -torch.inf).softmax(dim=1)
+        weights = attention_mask.to(hidden.dtype)
+        return weights / weights.sum(dim=1, keepdim=True)
 
 
 def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float) -> nn.Sequential:

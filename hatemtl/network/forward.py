@@ -1,6 +1,6 @@
 """Runs posts through the shared encoder and reads task heads off its hidden states: written once, used by all."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hatemtl.batches.batch import Batch
-from hatemtl.encoders.attention import of_first_token
+from hatemtl.encoders.attention import by_head, of_first_token, watching
 from hatemtl.encoders.fast import merged
 from hatemtl.heads.base import Head
 from hatemtl.methods.mtl_lora import reading, reads_by_task
@@ -20,7 +20,7 @@ class Forward:
 
     dtype: of the encoder's arithmetic. compiled: the encoder as training calls it, None for itself. prefix: the layers whose
     hidden states come with a batch. learns: whether the encoder side gets gradients; heads do in any case. progress: how far
-    training is, from 0 to 1.
+    training is, from 0 to 1. watched: layers; every pass that records gradients keeps what enters them, until the next one.
     """
 
     def __init__(self, encoder: Any, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
@@ -28,6 +28,8 @@ class Forward:
         self.compiled: Callable[..., Any] | None = None
         self.prefix: Prefix | None = None
         self.learns, self.progress, self.by_task = True, 0.0, reads_by_task(encoder)
+        self.watched: Collection[int] = ()
+        self.entered: tuple[Batch, dict[int, Tensor]] | None = None
 
     def __call__(
         self, batch: Batch, tasks: Iterable[str] | None = None, embeddings: Tensor | None = None
@@ -59,6 +61,14 @@ class Forward:
         with self._reading(task):
             return of_first_token(self.encoder, batch.inputs, layer=layer, head=head)
 
+    def attention_by_head(self, batch: Batch, *, layer: int) -> Tensor:
+        """Gives what the first token attends to, (S, H, T), with gradients: `encoders.attention.by_head`.
+
+        Of what entered the layer in the last pass over this batch, where that was kept; else by a pass up to there.
+        """
+        kept = self.entered[1] if self.entered is not None and self.entered[0] is batch else {}
+        return by_head(self.encoder, batch.inputs, layer=layer, entered=kept.get(layer))
+
     def _reading(self, task: str) -> AbstractContextManager[None]:
         return reading(self.encoder, task) if self.by_task else nullcontext()
 
@@ -71,8 +81,16 @@ class Forward:
         inputs = batch.inputs
         if embeddings is not None:
             inputs = {"inputs_embeds": embeddings, **{k: v for k, v in inputs.items() if k != "input_ids"}}
-        with torch.set_grad_enabled(training and self.learns):
-            return encoder(**inputs).last_hidden_state
+        # a hook would have code compiled anew, and moved embeddings are another post's
+        keeps = training and self.learns and encoder is self.encoder and embeddings is None
+        with (
+            torch.set_grad_enabled(training and self.learns),
+            watching(self.encoder, self.watched if keeps else ()) as entered,
+        ):
+            hidden: Tensor = encoder(**inputs).last_hidden_state
+        if entered:
+            self.entered = batch, entered
+        return hidden
 
     def embed(self, batch: Batch) -> Tensor:
         """Looks up the embeddings of the batch's tokens, (S, T, E)."""

@@ -231,3 +231,12 @@ def test_a_region_of_practical_equivalence(run: Run) -> None:
     assert lora["p_worse"] + lora["p_equal"] + lora["p_better"] == pytest.approx(1)
     assert lora["p_better"] > 0.95
     assert "equal within ±0.01" in lora["sentence"]
+
+
+def test_a_seed_in_a_path_is_no_other_setting_but_a_fraction_there_is_no_seed(run: Run, tmp_path: Path) -> None:
+    for seed in range(3):
+        path = tmp_path / f"lora_{seed}" / "config.yaml"
+        kept = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump({**kept, "teachers": f"runs/0.1/none/{seed}"}))
+    code, _, err = run("full_?", "lora_?", *MACRO)
+    assert (code, err) == (0, "")

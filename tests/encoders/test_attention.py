@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from encoders.fast.test_bert_stack import fused, tokens
-from encoders.fast.test_lora_linear import adapted, by_library, every_library
+from encoders.fast.test_lora_linear import HALF, adapted, by_library, every_library, stored
 from methods.test_base import encoder
 
-from hatemtl.encoders.attention import of_first_token
-from hatemtl.encoders.fast import merged
+from hatemtl.encoders.attention import by_head, of_first_token, watching
+from hatemtl.encoders.fast import bert_stack, merged
 from hatemtl.errors import UserError
 
 KINDS = ["bert", "electra", "roberta", "deberta", "modernbert"]
@@ -46,6 +46,62 @@ def test_without_an_adapter_it_is_the_librarys(kind: str) -> None:
     with torch.inference_mode():
         mine = of_first_token(model, batch, layer=-1, head=None)
     torch.testing.assert_close(mine, expected(model, batch)[-1].mean(dim=1), atol=1e-5, rtol=1e-4)
+
+
+def gradients(model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor, hidden: torch.Tensor) -> Any:
+    """Those of a step on both, by name."""
+    draw, here = torch.Generator().manual_seed(3), batch["attention_mask"].bool()
+    loss = (weights * torch.randn(weights.shape, generator=draw)).sum()
+    loss = loss + (hidden[here].float() * torch.randn(hidden[here].shape, generator=draw)).sum()
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
+@pytest.mark.parametrize("layer", [0, -1])
+def test_out_of_a_training_pass_of_our_layers_values_and_gradients_are_the_librarys(
+    library: str, kind: str, layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, ours = adapted(library, kind).train(), tokens(9), list[int]()
+    through = bert_stack._through
+    monkeypatch.setattr(bert_stack, "_through", lambda layers, *rest: ours.append(len(layers)) or through(layers, *rest))
+    with watching(model, [layer]) as entered:
+        hidden = model(**batch).last_hidden_state
+    assert ours == ([2] if layer == 0 else [1, 1]), "no layer went the library's way"
+    weights = by_head(model, batch, layer=layer, entered=entered[layer])
+    theirs = by_library(model)
+    said = theirs(**batch, output_attentions=True)
+    torch.testing.assert_close(weights, said.attentions[layer][:, :, 0], atol=1e-5, rtol=1e-4)
+    found = gradients(model, batch, weights, hidden)
+    expected = gradients(theirs, batch, said.attentions[layer][:, :, 0], said.last_hidden_state)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=5e-5, rtol=1e-4)
+    ours.clear()
+    model(**batch)
+    assert ours == [2], "nothing is left behind"
+
+
+def test_in_bf16_it_lies_near_the_exact_one() -> None:
+    model, batch = adapted(), tokens(9)
+    exact = by_library(model)(**batch, output_attentions=True).attentions[-1][:, :, 0]
+    with HALF(), watching(stored(model, torch.bfloat16).train(), [-1]) as entered:
+        model(**batch)
+        weights = by_head(model, batch, layer=-1, entered=entered[-1])
+    assert weights.dtype is torch.float32
+    torch.testing.assert_close(weights, exact, atol=0.02, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["deberta", "modernbert"])
+def test_of_another_form_it_is_asked_for_with_gradients(kind: str) -> None:
+    model, batch = encoder(kind), tokens(7)
+    with watching(model, [-1]) as entered:
+        model(**batch)
+    assert not entered
+    by_head(model, batch, layer=-1).square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 def test_what_an_encoder_does_not_have_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Computes the layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby, islice
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, waits
 from hatemtl.encoders.fast.lora_linear import gradients, prepare
+from hatemtl.encoders.partway import Watch
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -136,7 +138,7 @@ class BertStack:
     """Takes the place of `forward` in what transformers calls an encoder: the layers of BERT, ELECTRA or RoBERTa.
 
     Dropout in the body, compiled code and whoever asks for more than the last hidden states go the library's own way, and
-    so does every layer that somebody watches or has replaced.
+    so does every layer that somebody watches or has replaced, but for a `Watch`, which is told what it wants.
     """
 
     before: Any = None  # an own `forward` that the encoder had
@@ -152,17 +154,33 @@ class BertStack:
         asked = more.get("output_attentions") or more.get("output_hidden_states") or not more.get("return_dict", True)
         if dropout or asked or torch.compiler.is_compiling():
             return self.own(hidden, attention_mask, **more)
-        for own, group in groupby(self.layers, lambda item: "forward" in item[0].__dict__ or _hooks(item[0]) != item[2]):
+        for (own, _), items in groupby(self.layers, self._way()):
+            group = [*items]
             if own:
                 for layer, *_ in group:
                     hidden = layer(hidden, attention_mask)[0]
             else:
+                for watch in _watches(group[0][0]):
+                    watch(group[0][0], (hidden,), {})
                 hidden = _through([ours for _, ours, _ in group], hidden, attention_mask)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
 
+    def _way(self) -> Callable[[Any], tuple[bool, int]]:
+        """Tells of each layer, asked in their order, whether the library computes it, and which stack it is of.
+
+        One begins where a `Watch` is to be told what enters.
+        """
+        stacks = accumulate(bool(_watches(layer)) for layer, *_ in self.layers)
+        return lambda item: ("forward" in item[0].__dict__ or _hooks(item[0]) != item[2], next(stacks))
+
 
 def _hooks(layer: nn.Module) -> int:
-    return len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some of its own
+    found = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some of its own
+    return found - len(_watches(layer))
+
+
+def _watches(layer: nn.Module) -> list[Watch]:
+    return [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, Watch)]
 
 
 def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Defines a regulariser: terms beside the losses, or another say in training, of which no weighting of tasks knows."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,11 +19,13 @@ class Passes(Protocol):
     learns: bool
     progress: float
     by_task: bool
+    watched: Collection[int]
 
     def __call__(
         self, batch: Any, tasks: Iterable[str] | None = None, embeddings: Tensor | None = None
     ) -> dict[str, Tensor]: ...
     def encode(self, batch: Any, embeddings: Tensor | None = None) -> Tensor: ...
+    def attention_by_head(self, batch: Any, *, layer: int) -> Tensor: ...
     def embed(self, batch: Any) -> Tensor: ...
     def read(self, hidden: Tensor, batch: Any, tasks: Iterable[str]) -> dict[str, Tensor]: ...
     def without_dropout(self) -> AbstractContextManager[None]: ...
