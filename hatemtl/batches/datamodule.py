@@ -16,6 +16,7 @@ from hatemtl.batches.sampling import Epochs, Sampling, Use, apart, in_parts, rar
 from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
 from hatemtl.corpora.base import Corpus, Split
 from hatemtl.corpora.folds import Folds
+from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -30,7 +31,7 @@ class DataModule(L.LightningDataModule):
 
     batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
     workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
-    None for the corpus' own splits.
+    None for the corpus' own splits. preprocess: rewrites each text before it is tokenized.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class DataModule(L.LightningDataModule):
         seed: int,
         workers: int = 0,
         folds: Folds | None = None,
+        preprocess: Preprocess = AS_IS,
     ) -> None:
         super().__init__()
+        self.preprocess = preprocess
         check_workers(workers)
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
@@ -93,7 +96,7 @@ class DataModule(L.LightningDataModule):
         parts = [self.corpora[corpus] for corpus, _ in self.parts]
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[int, Epochs] = {}
-        self.pool = TokenizedPosts(tokenizer, max_length, parts, cache)
+        self.pool = TokenizedPosts(tokenizer, max_length, parts, cache, self.preprocess)
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
             self.pool.annotate(name, self.columns[name], self.first(name))

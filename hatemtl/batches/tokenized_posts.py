@@ -16,6 +16,7 @@ from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Use
 from hatemtl.batches.token_cache import Tokens, cached, tokenize
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import IGNORED, LabelSpace
@@ -31,18 +32,27 @@ class TokenizedPosts(Dataset[Batch]):
     prefix: (all tokens, D), what frozen layers make of them, if `frozen_prefix.Prefix` has filled it in.
     tokens, offsets, begins, second: as in `token_cache.Tokens`. cache: the folder that keeps them, if any.
     firsts: (N + 1,), which is each post's first sequence.
+    texts: as their authors wrote them; `preprocess` makes of each what is tokenized, word by word.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, parts: list[Posts], cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        parts: list[Posts],
+        cache: Path | None = None,
+        preprocess: Preprocess = AS_IS,
+    ) -> None:
         self.ids = [post for posts in parts for post in posts.ids]
         self.texts = [text for posts in parts for text in posts.texts]
         self.splits = np.concatenate([posts.splits for posts in parts])
         self.tokenizer, self.pad, self.max_length = tokenizer, tokenizer.pad_token_id, max_length
+        self.preprocess = preprocess
         made: dict[int, tuple[Tokens, np.ndarray]] = {}  # a corpus may be there twice, once to be masked
         for posts in parts:
             if id(posts) not in made:
-                texts, seconds, of_each = _sequences(posts)
+                texts, seconds, of_each = _sequences(posts, preprocess)
                 made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds), of_each
         tokens = Tokens.join([made[id(posts)][0] for posts in parts])
         self.tokens, self.offsets, self.begins, self.second = tokens.ids, tokens.offsets, tokens.begins, tokens.second
@@ -74,7 +84,7 @@ class TokenizedPosts(Dataset[Batch]):
         """
         starts, ends = self.offsets[self.firsts[:-1]], self.offsets[self.firsts[:-1] + 1]
         full = np.flatnonzero(ends - starts == self.max_length)
-        whole = tokenize(self.tokenizer, WHOLE, [self.texts[row] for row in full])
+        whole = tokenize(self.tokenizer, WHOLE, [self.preprocess(self.texts[row]) for row in full])
         words, counts = [np.zeros(0, np.int32)], np.zeros(len(self), np.int64)
         for row, start, end in zip(full, whole.offsets[:-1], whole.offsets[1:], strict=True):
             words.append(np.setdiff1d(whole.begins[start:end], [-1, *self.begins[starts[row] : ends[row]]]))
@@ -222,12 +232,13 @@ class TokenizedPosts(Dataset[Batch]):
         )
 
 
-def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None, np.ndarray]:
+def _sequences(posts: Posts, preprocess: Preprocess) -> tuple[list[str], list[str | None] | None, np.ndarray]:
     """The texts of a corpus as sequences, each as often as it has second texts; these; (N,) how many each post has."""
+    read = [*map(preprocess, posts.texts)]
     if posts.pairs is None or not any(posts.pairs):
-        return posts.texts, None, np.ones(len(posts), np.int64)
-    pairs = [pair or (None,) for pair in posts.pairs]
-    texts = [text for text, pair in zip(posts.texts, pairs, strict=True) for _ in pair]
+        return read, None, np.ones(len(posts), np.int64)
+    pairs = [tuple(map(preprocess, pair)) or (None,) for pair in posts.pairs]
+    texts = [text for text, pair in zip(read, pairs, strict=True) for _ in pair]
     return texts, [second for pair in pairs for second in pair], np.fromiter(map(len, pairs), np.int64, len(pairs))
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
 from hatemtl.command.words import CONF, quoted, walk
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
+from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
@@ -34,7 +36,8 @@ from hatemtl.tasks import Task
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 # What to type for what is no group of files but has keys.
-EXAMPLES = {"heads": "load=true", "folds": "number=5", "predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true"}
+EXAMPLES |= {"predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
@@ -45,6 +48,7 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
     **dict.fromkeys(("data.dir", "predict.encoding"), str),
     **{"folds.number": int | None, "folds.fold": int | None, "folds.group_by": str | None, "folds.seed": int},
+    **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
     "folds.of": Literal["train", "test"],
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
@@ -110,6 +114,7 @@ def requested(cfg: DictConfig) -> Request:
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
         cache=cache,
         folds=_folds(cfg),
+        preprocess=Preprocess(**cfg.preprocess),
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,

@@ -14,13 +14,21 @@ from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
+from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.fast import restore, verify
 from hatemtl.encoders.pretrained import Encoder, vocabulary
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import Method
-from hatemtl.network.assembly import Network, assemble, check_method, check_tokenizer
+from hatemtl.network.assembly import (
+    Network,
+    assemble,
+    check_method,
+    check_preprocess,
+    check_tokenizer,
+    preprocessed_otherwise,
+)
 from hatemtl.network.forward import Forward
 from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
@@ -41,6 +49,7 @@ class Request:
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
+    preprocess: rewrites the texts of all corpora, and of whatever the saved run is to read.
     """
 
     tasks: Mapping[str, Task]
@@ -65,6 +74,7 @@ class Request:
     cache_prefix: bool = False
     leaks: Policy = "warn"
     folds: Folds | None = None
+    preprocess: Preprocess = AS_IS
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,6 +90,7 @@ class Request:
             "load_path": _plain(self.load_path),
             "heads": {"load": self.heads_load, "merge": self.heads_merge},
             "data": {"cache_prefix": self.cache_prefix, "leaks": self.leaks},
+            **({"preprocess": dict.fromkeys(self.preprocess.asked, True)} if self.preprocess.asked else {}),
             **({} if self.folds is None or self.folds.of == "test" else {"folds": _plain(self.folds)}),
         }
 
@@ -116,6 +127,7 @@ class Request:
             )
         saved = SavedRun(self.load_path)
         check_method(saved, self.method, self.encoder)
+        check_preprocess(saved, self.preprocess)
         check_heads(saved, self.tasks)
         return saved
 
@@ -127,7 +139,7 @@ class Request:
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
-        return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
+        return DataModule(tasks, seed=self.seed, folds=self.folds, preprocess=self.preprocess, **how)
 
     def network(
         self, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], *, name: str, data: DataModule | None = None
@@ -161,7 +173,9 @@ class Request:
         layers = network.module.encoder
         if not self.trainer.fast:
             restore(layers)
-        notes = [*network.notes, verify(layers)]
+        known = [*self.method.starts_from(), *([heads] if (heads := self.heads_from()) else [])]
+        other = dict.fromkeys(filter(None, (preprocessed_otherwise(run, self.preprocess) for run in known)))
+        notes = [*network.notes, *other, verify(layers)]
         network.store(self.trainer.dtype)
         return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
 
@@ -170,6 +184,7 @@ class Request:
         if saved.folder not in self.teachers:
             raise UserError(f"{saved.folder} is asked by a regulariser; give Request(teachers={{folder: Request}}) with it")
         check_tokenizer(saved, vocabulary(self.encoder.tokenizer()))
+        check_preprocess(saved, self.preprocess)
         own = self.teachers[saved.folder]
         longest = replace(own.encoder, max_length=self.encoder.max_length)  # which it refuses where it has too few positions
         like = replace(own, encoder=longest, trainer=self.trainer)

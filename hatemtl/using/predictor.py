@@ -92,7 +92,7 @@ class Predictor:
             if len(posts[i]) > LONGEST:
                 raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
         whole = Posts([*map(str, range(len(posts)))], posts, np.full(len(posts), "test"), {}, pairs)
-        return TokenizedPosts(self.tokenizer, self.network.encoder.max_length, [whole])
+        return TokenizedPosts(self.tokenizer, self.network.encoder.max_length, [whole], preprocess=self.request.preprocess)
 
     def scores(
         self, pool: TokenizedPosts, told: Callable[[int], object] | None = None, tasks: Iterable[str] | None = None
