@@ -15,7 +15,7 @@ from hatemtl.merging.base import Needs
 from hatemtl.methods.base import LOADERS
 
 CONF = Path(__file__).parents[1] / "conf"
-LISTED = ("tasks", "experiment", "data", "regulariser", "evaluations")  # what is no one constructor call
+LISTED = ("tasks", "experiment", "data", "regulariser", "augmentation", "evaluations")  # what is no one constructor call
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in LISTED)
 # What only the run knows, by group.
 RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
@@ -59,7 +59,7 @@ def test_leaf_binds(path: Path) -> None:
     "path",
     [
         path
-        for group in ("tasks", "experiment", "regulariser", "evaluations")
+        for group in ("tasks", "experiment", "regulariser", "augmentation", "evaluations")
         for path in sorted(CONF.glob(f"{group}/*.yaml"))
     ],
     ids=lambda p: p.stem,
@@ -84,6 +84,7 @@ def test_every_file_is_seen() -> None:
         *CONF.glob("tasks/*.yaml"),
         *CONF.glob("experiment/*.yaml"),
         *CONF.glob("regulariser/*.yaml"),
+        *CONF.glob("augmentation/*.yaml"),
         *CONF.glob("evaluations/*.yaml"),
         CONF / "data/local.yaml",
         CONF / "config.yaml",

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from hatemtl.batches.augmentation import Augmentation, Augmenter
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, place, share
 from hatemtl.batches.masking import Masking
@@ -31,7 +33,8 @@ class DataModule(L.LightningDataModule):
 
     batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
     workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
-    None for the corpus' own splits. preprocess: rewrites each text before it is tokenized.
+    None for the corpus' own splits. preprocess: rewrites each text before it is tokenized. augmentations: change the
+    posts of each training epoch.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class DataModule(L.LightningDataModule):
         workers: int = 0,
         folds: Folds | None = None,
         preprocess: Preprocess = AS_IS,
+        augmentations: Mapping[str, Augmentation] = MappingProxyType({}),
     ) -> None:
         super().__init__()
-        self.preprocess = preprocess
+        self.preprocess, self.augmentations = preprocess, augmentations
         check_workers(workers)
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
@@ -89,7 +93,7 @@ class DataModule(L.LightningDataModule):
     def tokenize(self, tokenizer: Tokenizer, max_length: int, cache: Path | None = None) -> None:
         """Turns the posts into token ids, or takes them from the folder `cache`, before any loader; again, does nothing.
 
-        Raises UserError where no batch can hold the longest post.
+        Raises UserError where no batch can hold the longest post, or the posts or the tokenizer take no augmentation.
         """
         if self.starts:
             return
@@ -102,6 +106,13 @@ class DataModule(L.LightningDataModule):
             self.pool.annotate(name, self.columns[name], self.first(name))
             if task.column is None:  # it guesses masked tokens
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
+        if self.augmentations:
+            if task := next((name for name, space in self.spaces.items() if space.about == "second texts"), None):
+                raise UserError(
+                    f"augmentation=[{','.join(self.augmentations)}]: task {task!r} compares second texts, whose words stay "
+                    f"as they are, so what is right would be told apart by that; leave augmentation out, or the task"
+                )
+            self.pool.augmenter = Augmenter(self.augmentations, tokenizer, self.pool.ids)
 
     def first(self, task: str) -> int:
         """Finds where the posts of a task's corpus begin in the pool."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hatemtl.batches.augmentation import Augmenter
 from hatemtl.batches.batch import Batch, padded
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Use
@@ -34,6 +35,7 @@ class TokenizedPosts(Dataset[Batch]):
     firsts: (N + 1,), which is each post's first sequence.
     texts: as their authors wrote them; `preprocess` makes of each what is tokenized, word by word.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
+    augmenter: changes the posts of a training epoch, by the numbers `changes`; none for what is evaluated.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class TokenizedPosts(Dataset[Batch]):
         self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
+        self.augmenter: Augmenter | None = None
+        self.changes: dict[str, int] = {}
         self.on_gpu = torch.cuda.is_available()  # to ask at every batch takes half a millisecond
         self.draw = derive(0, "masks", -1)  # of evaluation, so that runs of all seeds are asked the same
 
@@ -103,11 +107,12 @@ class TokenizedPosts(Dataset[Batch]):
         return np.repeat(mine, np.diff(self.offsets[self.firsts]))
 
     def drawn(self, seed: int, epoch: int) -> "TokenizedPosts":
-        """Gives the same posts, with the masks of a training epoch."""
-        if not self.masks:
+        """Gives the same posts, with the masks and the augmentation of a training epoch."""
+        if not self.masks and self.augmenter is None:
             return self
         pool = copy(self)
         pool.draw = derive(seed, "masks", epoch)
+        pool.changes = self.augmenter.drawn(seed, epoch) if self.augmenter is not None else {}
         return pool
 
     def __len__(self) -> int:
@@ -178,6 +183,11 @@ class TokenizedPosts(Dataset[Batch]):
         owner = np.repeat(np.arange(len(rows)), counts)
         return self.firsts[rows][owner] + np.arange(len(owner)) - (counts.cumsum() - counts)[owner], owner
 
+    def _width(self, lengths: np.ndarray) -> int:
+        """Gives the tokens that a batch of sequences of these lengths has room for."""
+        # a CPU's kernels take any length: there, padding to 8 would cost a tenth of the speed
+        return min(int(padded(lengths.max()) if self.on_gpu else lengths.max()), self.max_length)
+
     def __getitem__(self, asked: np.ndarray | Use) -> Batch:
         """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
         rows, only, parts = asked if isinstance(asked, Use) else Use(asked)
@@ -186,12 +196,20 @@ class TokenizedPosts(Dataset[Batch]):
         sequences, owner = self._sequences(rows)
         starts = self.offsets[sequences]
         lengths = self.offsets[sequences + 1] - starts
-        # a CPU's kernels take any length: there, padding to 8 would cost a tenth of the speed
-        width = min(int(padded(lengths.max()) if self.on_gpu else lengths.max()), self.max_length)
+        width = self._width(lengths)
         inside = np.arange(width) < lengths[:, None]
         places = np.where(inside, starts[:, None] + np.arange(width), 0)
         ids = np.where(inside, self.tokens[places], self.pad).astype(np.int64)
         later = None if self.second is None else inside & (np.arange(width) >= self.second[sequences][:, None])
+        if self.augmenter is not None and self.changes:
+            begins = np.where(inside, self.begins[places], -1)
+            read = self.augmenter(rows if owner is None else rows[owner], ids, begins, inside, self.changes)
+            lengths = read.inside.sum(axis=1)
+            width = self._width(lengths)
+            order, inside = read.order[:, :width], read.inside[:, :width]
+            ids = np.where(inside, read.ids[:, :width], self.pad)
+            places = np.where(inside, np.take_along_axis(places, order, axis=1), 0)
+            later = None if later is None else inside & np.take_along_axis(later, order, axis=1)
         first = slice(None) if owner is None else np.flatnonzero(np.diff(owner, prepend=-1))
         has = {task: some[rows] & ~absent for task, some in self.has.items()}
         targets: dict[str, torch.Tensor] = {}

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hatemtl.batches.augmentation import Augmentation
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
 from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
@@ -43,6 +44,7 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
     **dict.fromkeys(("overwrite", "heads.load", "data.cache_prefix"), bool),
     **{"tasks": Mapping[str, Task] | None, "regulariser": Mapping[str, Regulariser] | None},
+    "augmentation": Mapping[str, Augmentation] | None,
     **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
     **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
@@ -54,7 +56,7 @@ KEYS: dict[str, Any] = {
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "trainer.progress"),
+    *("weighting", "regulariser", "augmentation", "optimization", "data.cache", "data.workers", "trainer.progress"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -105,6 +107,7 @@ def requested(cfg: DictConfig) -> Request:
         tasks={str(name): build(node) for name, node in cfg.tasks.items()},
         regularisers=regularisers,
         teachers={folder: requested(used(folder, typed=[])) for folder in asked},
+        augmentations={str(name): build(node) for name, node in (cfg.get("augmentation") or {}).items()},
         evaluations={str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
         optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},

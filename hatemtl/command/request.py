@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from hatemtl.batches.augmentation import Augmentation
 from hatemtl.batches.batching import Batching
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
@@ -49,6 +50,7 @@ class Request:
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
+    augmentations: what changes the posts of each training epoch, by name, in this order.
     preprocess: rewrites the texts of all corpora, and of whatever the saved run is to read.
     """
 
@@ -75,6 +77,7 @@ class Request:
     leaks: Policy = "warn"
     folds: Folds | None = None
     preprocess: Preprocess = AS_IS
+    augmentations: Mapping[str, Augmentation] = field(default_factory=dict)
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -90,6 +93,7 @@ class Request:
             "load_path": _plain(self.load_path),
             "heads": {"load": self.heads_load, "merge": self.heads_merge},
             "data": {"cache_prefix": self.cache_prefix, "leaks": self.leaks},
+            **({"augmentation": _plain(self.augmentations)} if self.augmentations else {}),
             **({"preprocess": dict.fromkeys(self.preprocess.asked, True)} if self.preprocess.asked else {}),
             **({} if self.folds is None or self.folds.of == "test" else {"folds": _plain(self.folds)}),
         }
@@ -139,7 +143,8 @@ class Request:
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
-        return DataModule(tasks, seed=self.seed, folds=self.folds, preprocess=self.preprocess, **how)
+        how |= {"preprocess": self.preprocess, "augmentations": self.augmentations}
+        return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
     def network(
         self, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace], *, name: str, data: DataModule | None = None

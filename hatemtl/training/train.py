@@ -219,8 +219,11 @@ def prepare(
     if cache_prefix:
         if cache is None:
             raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
-        if data.pool.masks:
-            raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
+        if data.pool.masks or data.augmentations:
+            what = "masked" if data.pool.masks else "augmented"
+            raise UserError(
+                f"data.cache_prefix=true: a post that is {what} is another each epoch; type data.cache_prefix=false"
+            )
         if network.encoder.quantize is not None:
             raise UserError(
                 "data.cache_prefix=true: what quantized layers make of a post is not kept; type data.cache_prefix=false, or "
