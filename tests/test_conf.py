@@ -19,7 +19,8 @@ LISTED = ("tasks", "experiment", "data", "regulariser", "augmentation", "evaluat
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in LISTED)
 # What only the run knows, by group.
 RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
-SOMETIMES = {"embedding", "statistics"}  # which a masked head alone takes, and a merge that must know something of posts
+# which a masked head alone takes, a merge that must know something of posts, and a head with a lexicon
+SOMETIMES = {"embedding", "statistics", "counts"}
 SLOW = "peft"  # what begins so imports peft
 
 

@@ -56,6 +56,7 @@ class DataModule(L.LightningDataModule):
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.corpora = {corpus: posts if folds is None else folds.of_run(posts) for corpus, posts in loaded.items()}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
+        self.lexicons = {name: lexicon for name, task in tasks.items() if (lexicon := task.lexicon) is not None}
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
         self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]
         self.starts: dict[tuple[Corpus, str | None], int] = {}  # of the parts, in the pool
@@ -106,10 +107,11 @@ class DataModule(L.LightningDataModule):
             self.pool.annotate(name, self.columns[name], self.first(name))
             if task.column is None:  # it guesses masked tokens
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
+        self.pool.count(self.lexicons)
         if self.augmentations:
-            if task := next((name for name, space in self.spaces.items() if space.about == "second texts"), None):
+            if other := next((name for name, space in self.spaces.items() if space.about == "second texts"), None):
                 raise UserError(
-                    f"augmentation=[{','.join(self.augmentations)}]: task {task!r} compares second texts, whose words stay "
+                    f"augmentation=[{','.join(self.augmentations)}]: task {other!r} compares second texts, whose words stay "
                     f"as they are, so what is right would be told apart by that; leave augmentation out, or the task"
                 )
             self.pool.augmenter = Augmenter(self.augmentations, tokenizer, self.pool.ids)
@@ -143,6 +145,11 @@ class DataModule(L.LightningDataModule):
             return torch.from_numpy(pool.targets[task][has])
         values = pool.targets[task]
         return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
+
+    def counted(self, task: str) -> torch.Tensor:
+        """Gives what the task's lexicon counts in its training posts, (N, C)."""
+        rows = self.rows("train")
+        return torch.from_numpy(self.pool.counts[task][rows[self.pool.has[task][rows]]])
 
     def training_tokens(self, epochs: int) -> int:
         """Counts the tokens that so many epochs read."""

@@ -1,7 +1,7 @@
 """Holds all posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Use
 from hatemtl.batches.token_cache import Tokens, cached, tokenize
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.corpora.lexicon import Lexicon
 from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
@@ -67,6 +68,7 @@ class TokenizedPosts(Dataset[Batch]):
         self.spaces: dict[str, LabelSpace] = {}
         self.targets: dict[str, np.ndarray] = {}
         self.shares: dict[str, np.ndarray] = {}
+        self.counts: dict[str, np.ndarray] = {}  # (N, C), of tasks with a lexicon
         self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
@@ -137,6 +139,12 @@ class TokenizedPosts(Dataset[Batch]):
             if column.shares is not None:
                 self.shares[task] = np.zeros((len(self), len(column.space)), np.float32)
                 self.shares[task][rows][column.has] = column.shares[column.has]
+
+    def count(self, lexicons: Mapping[str, Lexicon]) -> "TokenizedPosts":
+        """Counts the words of tasks' lexicons in the posts as they are read, of which only the first texts count."""
+        read = [*map(self.preprocess, self.texts)] if lexicons else []
+        self.counts |= {task: lexicon.counts(read) for task, lexicon in lexicons.items()}
+        return self
 
     def _at_tokens(self, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(all tokens,) float32: the values a word of these rows, where the word begins; `IGNORED` elsewhere.
@@ -247,6 +255,7 @@ class TokenizedPosts(Dataset[Batch]):
             only=only,
             parts=parts,
             shares={task: torch.from_numpy(mine) for task, mine in shares.items()},
+            counts={task: torch.from_numpy(values[rows]) for task, values in self.counts.items()},
         )
 
 

@@ -31,7 +31,7 @@ from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.objective.regularisers.base import Regulariser
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, lexicon_file
 from hatemtl.tasks import Task
 
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
@@ -224,6 +224,9 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
         raise
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     _lay_over(cfg, config, theirs)
+    for task in saved.record.get("lexicons", {}):  # the words that it was trained with lie in the run itself
+        if task in cfg.tasks and f"tasks.{task}.head.lexicon" not in theirs:
+            cfg.tasks[task].head.lexicon = str(saved.folder / lexicon_file(task))
     OmegaConf.set_struct(cfg, False)
     cfg.choices = chosen(whole.hydra)
     return cfg

@@ -35,7 +35,7 @@ from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.objective.weighting import Sum, Weighting
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, lexicon_file
 from hatemtl.tasks import Task
 
 
@@ -190,6 +190,12 @@ class Request:
             raise UserError(f"{saved.folder} is asked by a regulariser; give Request(teachers={{folder: Request}}) with it")
         check_tokenizer(saved, vocabulary(self.encoder.tokenizer()))
         check_preprocess(saved, self.preprocess)
+        for task, digest in saved.record.get("lexicons", {}).items():
+            if task in self.tasks and ((lexicon := self.tasks[task].lexicon) is None or lexicon.digest != digest):
+                raise UserError(
+                    f"{saved.folder} reads the counts of a word list for task {task!r}, which this run does not make; type "
+                    f"tasks.{task}.head.lexicon={saved.folder / lexicon_file(task)}"
+                )
         own = self.teachers[saved.folder]
         longest = replace(own.encoder, max_length=self.encoder.max_length)  # which it refuses where it has too few positions
         like = replace(own, encoder=longest, trainer=self.trainer)

@@ -65,7 +65,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     tasks = request.tasks_knowing(heads_from)
     data = request.datamodule(tasks)
     sources = {str(source.folder): source.digest() for source in known}
-    inputs: Inputs = {"sources": sources, "data": data.fingerprints()}
+    inputs: Inputs = {"sources": sources, "data": data.fingerprints(), **_lexicons(data)}
     if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
         console.print(
@@ -133,6 +133,8 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     saved_run.write(work / "heads.safetensors", lambda path: save_file(heads, path))
     saved_run.share(work)
     saved_run.write_labels(work, data.spaces, {task: module.head(task).written_thresholds() for task in tasks})
+    for task, lexicon in data.lexicons.items():
+        saved_run.write_text(work / saved_run.lexicon_file(task), lexicon.text)
     saved_run.write_results(work, rows)
     saved_run.write_record(
         work,
@@ -146,6 +148,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "data": inputs["data"],
             "leaks": leaked,
             "sources": sources,
+            **_lexicons(data),
             "seed": request.seed,
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
@@ -168,6 +171,12 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
+
+
+def _lexicons(data: DataModule) -> Inputs:
+    """Gives the digests of the word lists that heads read, where there are some."""
+    digests = {task: lexicon.digest for task, lexicon in data.lexicons.items()}
+    return {"lexicons": digests} if digests else {}
 
 
 def _check_steps(request: Request, module: MultitaskModule) -> None:
@@ -237,4 +246,6 @@ def prepare(
         module.through.prefix = prefix
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
+        if (counts := module.head(task).counts) is not None:
+            counts.observe(data.counted(task))
     return words

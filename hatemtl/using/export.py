@@ -51,6 +51,12 @@ def check_carried(form: str, run: SavedRun) -> None:
             f"export.format={form}: {run.folder} rewrites posts before it reads them ({', '.join(rewritten)}), and whoever "
             f"loads such a folder would not; type export.format=merged, whose load.py does"
         )
+    if form in ("merged", "onnx") and (counting := [*run.record.get("lexicons", {})]):
+        raise UserError(
+            f"export.format={form}: {run.folder} reads the counts of a word list beside each post (tasks "
+            f"{', '.join(counting)}), which no reader of such a folder makes; use action=predict, or train it with "
+            f"tasks.{counting[0]}.head.lexicon=null"
+        )
 
 
 def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int, overwrite: bool = False) -> str:

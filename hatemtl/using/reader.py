@@ -62,6 +62,7 @@ class Reader:
 
     def scores(self, task: str, posts: Posts) -> np.ndarray:
         pool = TokenizedPosts(self.data.pool.tokenizer, self.max_length, [posts], preprocess=self.data.preprocess)
+        pool.count(self.data.lexicons)
         found: np.ndarray | None = None
         batches = loader(pool, self.data.batching.in_order(pool.lengths))
         for batch, logits in through(self.module.to(self.settings.device), self.settings, batches, [task]):
