@@ -35,6 +35,7 @@ class Batch:
     tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
     only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
     parts: where several batches make an optimizer step, the share of each task's annotated posts in it that are here.
+    unlabelled: (B,) bool, whether a post is there for regularisers alone; None where none is.
     counts[task]: (B, C) float32, of tasks with a lexicon, what it counts in each post.
     shares[task]: (B, C) float32, of tasks that learn from them, the share of annotators who gave each label.
     """
@@ -52,6 +53,7 @@ class Batch:
     parts: Mapping[str, float] | None = None
     shares: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
@@ -95,6 +97,7 @@ class Batch:
             has={task: there[rows] for task, there in self.has.items()},
             shares={task: values[rows] for task, values in self.shares.items()},
             counts={task: values[rows] for task, values in self.counts.items()},
+            unlabelled=None if self.unlabelled is None else self.unlabelled[rows],
             posts=self.posts[rows],
             owner=None if self.owner is None else self.owner[mine] - begin,
             tokens=-1,

@@ -16,6 +16,7 @@ from hatemtl.batches.batching import Batching, place, share
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Epochs, Sampling, Use, apart, in_parts, rarity
 from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
+from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.corpora.base import Corpus, Split
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.preprocess import AS_IS, Preprocess
@@ -34,7 +35,7 @@ class DataModule(L.LightningDataModule):
     batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
     workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
     None for the corpus' own splits. preprocess: rewrites each text before it is tokenized. augmentations: change the
-    posts of each training epoch.
+    posts of each training epoch. unlabelled: posts that join each training batch, of no task.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class DataModule(L.LightningDataModule):
         folds: Folds | None = None,
         preprocess: Preprocess = AS_IS,
         augmentations: Mapping[str, Augmentation] = MappingProxyType({}),
+        unlabelled: Unlabelled | None = None,
     ) -> None:
         super().__init__()
-        self.preprocess, self.augmentations = preprocess, augmentations
+        self.preprocess, self.augmentations, self.unlabelled = preprocess, augmentations, unlabelled
         check_workers(workers)
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
@@ -59,6 +61,12 @@ class DataModule(L.LightningDataModule):
         self.lexicons = {name: lexicon for name, task in tasks.items() if (lexicon := task.lexicon) is not None}
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
         self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]
+        if unlabelled is not None:
+            if unlabelled.corpus in self.corpora:
+                reads = self.readers()[unlabelled.corpus]
+                raise UserError(f"unlabelled.corpus: all of its posts are there already, as those of {reads}; give another")
+            self.corpora[unlabelled.corpus] = unlabelled.load()
+            self.parts.append((unlabelled.corpus, ""))  # the last, and no task's
         self.starts: dict[tuple[Corpus, str | None], int] = {}  # of the parts, in the pool
 
     @property
@@ -75,7 +83,8 @@ class DataModule(L.LightningDataModule):
 
     def readers(self) -> dict[Corpus, str]:
         """Lists the tasks that read each corpus."""
-        return {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
+        reads = {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
+        return {corpus: names or "unlabelled" for corpus, names in reads.items()}
 
     def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
         """Takes the posts at these positions out of their corpora; to be called before `tokenize`."""
@@ -102,6 +111,8 @@ class DataModule(L.LightningDataModule):
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[int, Epochs] = {}
         self.pool = TokenizedPosts(tokenizer, max_length, parts, cache, self.preprocess)
+        if self.unlabelled is not None:
+            self.pool.labelled = [*self.starts.values()][-1]
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
             self.pool.annotate(name, self.columns[name], self.first(name))
@@ -125,8 +136,8 @@ class DataModule(L.LightningDataModule):
         return self.tasks[task].corpus, task if self.tasks[task].column is None else None
 
     def rows(self, split: Split) -> np.ndarray:
-        """Finds the posts of a split in the pool."""
-        rows = np.flatnonzero(self.pool.splits == split)
+        """Finds the posts of a split in the pool, but for unlabelled ones."""
+        rows = np.flatnonzero(self.pool.splits[: self.pool.labelled] == split)
         if not len(rows):
             raise UserError(f"no corpus of these tasks has posts in the {split} split")
         return rows
@@ -184,7 +195,11 @@ class DataModule(L.LightningDataModule):
         else:
             rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
             uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate, rng)]
-        return uses if accumulate == 1 else [*in_parts(uses, self.pool.has, accumulate)]
+        uses = uses if accumulate == 1 else [*in_parts(uses, self.pool.has, accumulate)]
+        if self.unlabelled is None:
+            return uses
+        rows = np.arange(self.pool.labelled, len(self.pool))
+        return self.unlabelled.joined(uses, rows, self.pool.lengths, self.seed, epoch)
 
     def _epochs(self, epochs: int) -> Epochs:
         """The batches of every epoch of so many, which remember where the one before ended."""

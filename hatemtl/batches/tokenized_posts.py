@@ -36,6 +36,7 @@ class TokenizedPosts(Dataset[Batch]):
     firsts: (N + 1,), which is each post's first sequence.
     texts: as their authors wrote them; `preprocess` makes of each what is tokenized, word by word.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
+    labelled: how many posts come before those that no task annotates.
     augmenter: changes the posts of a training epoch, by the numbers `changes`; none for what is evaluated.
     """
 
@@ -72,6 +73,7 @@ class TokenizedPosts(Dataset[Batch]):
         self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
+        self.labelled = len(self.ids)
         self.augmenter: Augmenter | None = None
         self.changes: dict[str, int] = {}
         self.on_gpu = torch.cuda.is_available()  # to ask at every batch takes half a millisecond
@@ -255,6 +257,7 @@ class TokenizedPosts(Dataset[Batch]):
             only=only,
             parts=parts,
             shares={task: torch.from_numpy(mine) for task, mine in shares.items()},
+            unlabelled=None if self.labelled == len(self) else torch.from_numpy(rows >= self.labelled),
             counts={task: torch.from_numpy(values[rows]) for task, values in self.counts.items()},
         )
 

@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.batches.augmentation import Augmentation
+from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
 from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
 from hatemtl.command.words import CONF, quoted, walk
+from hatemtl.corpora.base import Corpus
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.corpora.preprocess import Preprocess
@@ -37,7 +39,7 @@ from hatemtl.tasks import Task
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 # What to type for what is no group of files but has keys.
-EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true"}
+EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true", "unlabelled": "posts=32"}
 EXAMPLES |= {"predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
@@ -51,12 +53,23 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("data.dir", "predict.encoding"), str),
     **{"folds.number": int | None, "folds.fold": int | None, "folds.group_by": str | None, "folds.seed": int},
     **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
+    **{"unlabelled.corpus": Corpus | None, "unlabelled.posts": int},
     "folds.of": Literal["train", "test"],
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *("weighting", "regulariser", "augmentation", "optimization", "data.cache", "data.workers", "trainer.progress"),
+    *(
+        "weighting",
+        "regulariser",
+        "augmentation",
+        "unlabelled",
+        "corpus@unlabelled",
+        "optimization",
+        "data.cache",
+        "data.workers",
+        "trainer.progress",
+    ),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -117,6 +130,9 @@ def requested(cfg: DictConfig) -> Request:
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
         cache=cache,
         folds=_folds(cfg),
+        unlabelled=None
+        if cfg.unlabelled.corpus is None
+        else Unlabelled(**{**cfg.unlabelled, "corpus": build(cfg.unlabelled.corpus)}),
         preprocess=Preprocess(**cfg.preprocess),
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
@@ -134,6 +150,11 @@ def _folds(cfg: DictConfig) -> Folds | None:
     return None
 
 
+def _unlabelled(cfg: DictConfig) -> Unlabelled | None:
+    corpus = build(cfg.unlabelled.corpus) if cfg.unlabelled.corpus is not None else None
+    return None if corpus is None else Unlabelled(corpus=corpus, posts=cfg.unlabelled.posts)
+
+
 def known_by(cfg: DictConfig) -> dict[str, Any]:
     """Gives the resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`.
 
@@ -145,6 +166,8 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
         config = {"choices": chosen(hydra), **config}
     if config["folds"]["number"] is None or config["folds"]["of"] == "test":
         config.pop("folds")  # it trains what it would without
+    if config["unlabelled"]["corpus"] is None:
+        config.pop("unlabelled")
     if "${merge" in str(OmegaConf.to_container(cfg.method, resolve=False)):
         return config
     for word in hydra.overrides.task if hydra is not None else ():

@@ -13,6 +13,7 @@ from hatemtl.batches.augmentation import Augmentation
 from hatemtl.batches.batching import Batching
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
+from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.corpora.preprocess import AS_IS, Preprocess
@@ -51,6 +52,7 @@ class Request:
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
     augmentations: what changes the posts of each training epoch, by name, in this order.
+    unlabelled: posts that join each training batch, for the regularisers that have a say on any post.
     preprocess: rewrites the texts of all corpora, and of whatever the saved run is to read.
     """
 
@@ -78,6 +80,7 @@ class Request:
     folds: Folds | None = None
     preprocess: Preprocess = AS_IS
     augmentations: Mapping[str, Augmentation] = field(default_factory=dict)
+    unlabelled: Unlabelled | None = None
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,6 +96,7 @@ class Request:
             "load_path": _plain(self.load_path),
             "heads": {"load": self.heads_load, "merge": self.heads_merge},
             "data": {"cache_prefix": self.cache_prefix, "leaks": self.leaks},
+            **({"unlabelled": _plain(self.unlabelled)} if self.unlabelled is not None else {}),
             **({"augmentation": _plain(self.augmentations)} if self.augmentations else {}),
             **({"preprocess": dict.fromkeys(self.preprocess.asked, True)} if self.preprocess.asked else {}),
             **({} if self.folds is None or self.folds.of == "test" else {"folds": _plain(self.folds)}),
@@ -143,7 +147,7 @@ class Request:
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
-        how |= {"preprocess": self.preprocess, "augmentations": self.augmentations}
+        how |= {"preprocess": self.preprocess, "augmentations": self.augmentations, "unlabelled": self.unlabelled}
         return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
     def network(

@@ -55,6 +55,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         starts = method.starts_from()
     if request.load_path is not None and not request.heads_load and not starts:
         raise UserError(f"load_path={request.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
+    if request.unlabelled is not None and not any(one.of_any_post and one.weight for one in request.regularisers.values()):
+        raise UserError(
+            "unlabelled.corpus would be read by nothing; type regulariser=[vat] or corpus@unlabelled.corpus=null"
+        )
     if request.evaluations and not then_test:
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     if request.folds is not None and request.folds.of == "test" and not then_test:
@@ -65,7 +69,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     tasks = request.tasks_knowing(heads_from)
     data = request.datamodule(tasks)
     sources = {str(source.folder): source.digest() for source in known}
-    inputs: Inputs = {"sources": sources, "data": data.fingerprints(), **_lexicons(data)}
+    inputs: Inputs = {"sources": sources, "data": data.fingerprints(), **_further(data)}
     if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
         console.print(
@@ -148,7 +152,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "data": inputs["data"],
             "leaks": leaked,
             "sources": sources,
-            **_lexicons(data),
+            **_further(data),
             "seed": request.seed,
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
@@ -173,10 +177,12 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
 
 
-def _lexicons(data: DataModule) -> Inputs:
-    """Gives the digests of the word lists that heads read, where there are some."""
-    digests = {task: lexicon.digest for task, lexicon in data.lexicons.items()}
-    return {"lexicons": digests} if digests else {}
+def _further(data: DataModule) -> Inputs:
+    """Gives the digests of the word lists that heads read, and the fingerprint of unlabelled posts, where there are some."""
+    further = {"lexicons": {task: lexicon.digest for task, lexicon in data.lexicons.items()}}
+    if data.unlabelled is not None:
+        further["unlabelled"] = {"corpus": data.corpora[data.unlabelled.corpus].fingerprint()}
+    return {name: given for name, given in further.items() if given}
 
 
 def _check_steps(request: Request, module: MultitaskModule) -> None:
