@@ -148,6 +148,7 @@ class Request:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
         how |= {"preprocess": self.preprocess, "augmentations": self.augmentations, "unlabelled": self.unlabelled}
+        how["changes"] = {epoch: other or self.sampling for epoch, other in self.optimization.samplings().items()}
         return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
     def network(
