@@ -10,6 +10,7 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts, Split
 from hatemtl.corpora.cells import as_column
+from hatemtl.corpora.lexicon import Lexicon
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.heads.base import Head
@@ -61,6 +62,18 @@ class Task:
     @property
     def head_settings(self) -> dict[str, Any]:
         return dict(self.head.keywords) if isinstance(self.head, partial) else {}
+
+    @property
+    def lexicon(self) -> Lexicon | None:
+        """Reads the word list whose counts the head reads, if it has one. Raises UserError where it is none."""
+        path = self.head_settings.get("lexicon")
+        return None if path is None else Lexicon.read(path)
+
+    def made_head(self, hidden_size: int, space: LabelSpace, **more: Any) -> Head:
+        """Makes the head for these labels."""
+        lexicon = self.lexicon
+        counts = {} if lexicon is None else {"counts": len(lexicon.categories)}
+        return self.head(hidden_size=hidden_size, space=space, **counts, **more)
 
     @property
     def kind(self) -> Kind:

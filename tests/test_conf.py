@@ -15,11 +15,12 @@ from hatemtl.merging.base import Needs
 from hatemtl.methods.base import LOADERS
 
 CONF = Path(__file__).parents[1] / "conf"
-LISTED = ("tasks", "experiment", "data", "regulariser", "evaluations")  # what is no one constructor call
+LISTED = ("tasks", "experiment", "data", "regulariser", "augmentation", "evaluations")  # what is no one constructor call
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in LISTED)
 # What only the run knows, by group.
 RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
-SOMETIMES = {"embedding", "statistics"}  # which a masked head alone takes, and a merge that must know something of posts
+# which a masked head alone takes, a merge that must know something of posts, and a head with a lexicon
+SOMETIMES = {"embedding", "statistics", "counts"}
 SLOW = "peft"  # what begins so imports peft
 
 
@@ -59,7 +60,7 @@ def test_leaf_binds(path: Path) -> None:
     "path",
     [
         path
-        for group in ("tasks", "experiment", "regulariser", "evaluations")
+        for group in ("tasks", "experiment", "regulariser", "augmentation", "evaluations")
         for path in sorted(CONF.glob(f"{group}/*.yaml"))
     ],
     ids=lambda p: p.stem,
@@ -84,6 +85,7 @@ def test_every_file_is_seen() -> None:
         *CONF.glob("tasks/*.yaml"),
         *CONF.glob("experiment/*.yaml"),
         *CONF.glob("regulariser/*.yaml"),
+        *CONF.glob("augmentation/*.yaml"),
         *CONF.glob("evaluations/*.yaml"),
         CONF / "data/local.yaml",
         CONF / "config.yaml",

@@ -35,6 +35,8 @@ class Batch:
     tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
     only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
     parts: where several batches make an optimizer step, the share that is here of what each task's loss is a mean of.
+    unlabelled: (B,) bool, whether a post is there for regularisers alone; None where none is.
+    counts[task]: (B, C) float32, of tasks with a lexicon, what it counts in each post.
     shares[task]: (B, C) float32, of tasks that learn from them, the share of annotators who gave each label.
     """
 
@@ -50,6 +52,8 @@ class Batch:
     only: str | None = None
     parts: Mapping[str, float] | None = None
     shares: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
@@ -92,6 +96,8 @@ class Batch:
             targets={task: values[rows] for task, values in self.targets.items()},
             has={task: there[rows] for task, there in self.has.items()},
             shares={task: values[rows] for task, values in self.shares.items()},
+            counts={task: values[rows] for task, values in self.counts.items()},
+            unlabelled=None if self.unlabelled is None else self.unlabelled[rows],
             posts=self.posts[rows],
             owner=None if self.owner is None else self.owner[mine] - begin,
             tokens=-1,

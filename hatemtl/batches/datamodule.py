@@ -4,19 +4,23 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate as accumulated
 from pathlib import Path
+from types import MappingProxyType
 
 import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from hatemtl.batches.augmentation import Augmentation, Augmenter
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, place, share
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Epochs, Sampling, Use, apart, in_parts, rarity
 from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
+from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.corpora.base import Corpus, Split
 from hatemtl.corpora.folds import Folds
+from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -32,7 +36,8 @@ class DataModule(L.LightningDataModule):
     batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for;
     changes: samplings that take its place, by the epoch, counted from 0, from which on.
     workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
-    None for the corpus' own splits.
+    None for the corpus' own splits. preprocess: rewrites each text before it is tokenized. augmentations: change the
+    posts of each training epoch. unlabelled: posts that join each training batch, of no task.
     """
 
     def __init__(
@@ -45,16 +50,27 @@ class DataModule(L.LightningDataModule):
         seed: int,
         workers: int = 0,
         folds: Folds | None = None,
+        preprocess: Preprocess = AS_IS,
+        augmentations: Mapping[str, Augmentation] = MappingProxyType({}),
+        unlabelled: Unlabelled | None = None,
     ) -> None:
         super().__init__()
+        self.preprocess, self.augmentations, self.unlabelled = preprocess, augmentations, unlabelled
         check_workers(workers)
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
         self.changes = changes or {}
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.corpora = {corpus: posts if folds is None else folds.of_run(posts) for corpus, posts in loaded.items()}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
+        self.lexicons = {name: lexicon for name, task in tasks.items() if (lexicon := task.lexicon) is not None}
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
         self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]
+        if unlabelled is not None:
+            if unlabelled.corpus in self.corpora:
+                reads = self.readers()[unlabelled.corpus]
+                raise UserError(f"unlabelled.corpus: all of its posts are there already, as those of {reads}; give another")
+            self.corpora[unlabelled.corpus] = unlabelled.load()
+            self.parts.append((unlabelled.corpus, ""))  # the last, and no task's
         self.starts: dict[tuple[Corpus, str | None], int] = {}  # of the parts, in the pool
 
     @property
@@ -71,7 +87,8 @@ class DataModule(L.LightningDataModule):
 
     def readers(self) -> dict[Corpus, str]:
         """Lists the tasks that read each corpus."""
-        return {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
+        reads = {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
+        return {corpus: names or "unlabelled" for corpus, names in reads.items()}
 
     def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
         """Takes the posts at these positions out of their corpora; to be called before `tokenize`."""
@@ -90,19 +107,29 @@ class DataModule(L.LightningDataModule):
     def tokenize(self, tokenizer: Tokenizer, max_length: int, cache: Path | None = None) -> None:
         """Turns the posts into token ids, or takes them from the folder `cache`, before any loader; again, does nothing.
 
-        Raises UserError where no batch can hold the longest post.
+        Raises UserError where no batch can hold the longest post, or the posts or the tokenizer take no augmentation.
         """
         if self.starts:
             return
         parts = [self.corpora[corpus] for corpus, _ in self.parts]
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[tuple[int, int], Epochs] = {}
-        self.pool = TokenizedPosts(tokenizer, max_length, parts, cache)
+        self.pool = TokenizedPosts(tokenizer, max_length, parts, cache, self.preprocess)
+        if self.unlabelled is not None:
+            self.pool.labelled = [*self.starts.values()][-1]
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
             self.pool.annotate(name, self.columns[name], self.first(name))
             if task.column is None:  # it guesses masked tokens
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
+        self.pool.count(self.lexicons)
+        if self.augmentations:
+            if other := next((name for name, space in self.spaces.items() if space.about == "second texts"), None):
+                raise UserError(
+                    f"augmentation=[{','.join(self.augmentations)}]: task {other!r} compares second texts, whose words stay "
+                    f"as they are, so what is right would be told apart by that; leave augmentation out, or the task"
+                )
+            self.pool.augmenter = Augmenter(self.augmentations, tokenizer, self.pool.ids)
 
     def first(self, task: str) -> int:
         """Finds where the posts of a task's corpus begin in the pool."""
@@ -113,8 +140,8 @@ class DataModule(L.LightningDataModule):
         return self.tasks[task].corpus, task if self.tasks[task].column is None else None
 
     def rows(self, split: Split) -> np.ndarray:
-        """Finds the posts of a split in the pool."""
-        rows = np.flatnonzero(self.pool.splits == split)
+        """Finds the posts of a split in the pool, but for unlabelled ones."""
+        rows = np.flatnonzero(self.pool.splits[: self.pool.labelled] == split)
         if not len(rows):
             raise UserError(f"no corpus of these tasks has posts in the {split} split")
         return rows
@@ -133,6 +160,11 @@ class DataModule(L.LightningDataModule):
             return torch.from_numpy(pool.targets[task][has])
         values = pool.targets[task]
         return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
+
+    def counted(self, task: str) -> torch.Tensor:
+        """Gives what the task's lexicon counts in its training posts, (N, C)."""
+        rows = self.rows("train")
+        return torch.from_numpy(self.pool.counts[task][rows[self.pool.has[task][rows]]])
 
     def training_tokens(self, epochs: int) -> int:
         """Counts the tokens that so many epochs read."""
@@ -171,7 +203,10 @@ class DataModule(L.LightningDataModule):
         else:
             rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
             uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate, rng)]
-        return uses
+        if self.unlabelled is None:
+            return uses
+        rows = np.arange(self.pool.labelled, len(self.pool))
+        return self.unlabelled.joined(uses, rows, self.pool.lengths, self.seed, epoch)
 
     def _epochs(self, epoch: int, epochs: int) -> Epochs:
         """Gives the batches of the epochs, of so many, that are sampled as this one; they remember where one ended."""

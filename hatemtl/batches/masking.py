@@ -28,9 +28,7 @@ class Masking:
         if tokenizer.mask_token_id is None:
             raise UserError("this encoder's tokenizer has no mask token, so it cannot be trained to guess masked ones; type "
                             "encoder=minilm or another encoder that was pretrained so")  # fmt: skip
-        ordinary = np.ones(len(tokenizer), bool)
-        ordinary[tokenizer.all_special_ids] = False
-        return cls(share, tokenizer.mask_token_id, ordinary)
+        return cls(share, tokenizer.mask_token_id, ordinary(tokenizer))
 
     def __call__(self, ids: np.ndarray, places: np.ndarray, inside: np.ndarray, draw: int) -> tuple[np.ndarray, np.ndarray]:
         """Gives the ids that are read, and those that are to be guessed, `IGNORED` elsewhere: (B, T) int64 both.
@@ -41,17 +39,24 @@ class Masking:
         open_ = inside & self.ordinary[ids]
         count = open_.sum(axis=1, keepdims=True)
         number = np.minimum(np.maximum(np.rint(self.share * count), 1), count)
-        order = np.argsort(np.where(open_, _uniform(places, draw, 0), 2.0), axis=1, kind="stable")
+        order = np.argsort(np.where(open_, uniform(places, draw, 0), 2.0), axis=1, kind="stable")
         chosen = np.zeros_like(inside)
         np.put_along_axis(chosen, order, np.arange(ids.shape[1]) < number, axis=1)
-        how, words = _uniform(places, draw, 1), np.flatnonzero(self.ordinary)
-        other = words[(_uniform(places, draw, 2) * len(words)).astype(np.int64)]
+        how, words = uniform(places, draw, 1), np.flatnonzero(self.ordinary)
+        other = words[(uniform(places, draw, 2) * len(words)).astype(np.int64)]
         read = np.where(how < MASKED, self.mask, np.where(how < MASKED + SWAPPED, other, ids))
         return np.where(chosen, read, ids).astype(np.int64), np.where(chosen, ids, int(IGNORED)).astype(np.int64)
 
 
-def _uniform(places: np.ndarray, draw: int, which: int) -> np.ndarray:
-    """Numbers in [0, 1), each a function of its place, the draw and which of it this is.
+def ordinary(tokenizer: Tokenizer) -> np.ndarray:
+    """Tells which ids stand for text, (V,) bool: all but the special ones."""
+    known = np.ones(len(tokenizer), bool)
+    known[tokenizer.all_special_ids] = False
+    return known
+
+
+def uniform(places: np.ndarray, draw: int, which: int) -> np.ndarray:
+    """Draws numbers in [0, 1), each a function of its place, the draw and which of it this is.
 
     A place's value in the stream of SplitMix64 (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195), of 53 bits.
     """

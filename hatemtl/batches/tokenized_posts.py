@@ -1,7 +1,7 @@
 """Holds all posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hatemtl.batches.augmentation import Augmenter
 from hatemtl.batches.batch import Batch, padded
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Use
 from hatemtl.batches.token_cache import Tokens, cached, tokenize
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.corpora.lexicon import Lexicon
+from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
 from hatemtl.labels import IGNORED, LabelSpace
@@ -31,18 +34,29 @@ class TokenizedPosts(Dataset[Batch]):
     prefix: (all tokens, D), what frozen layers make of them, if `frozen_prefix.Prefix` has filled it in.
     tokens, offsets, begins, second: as in `token_cache.Tokens`. cache: the folder that keeps them, if any.
     firsts: (N + 1,), which is each post's first sequence.
+    texts: as their authors wrote them; `preprocess` makes of each what is tokenized, word by word.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
+    labelled: how many posts come before those that no task annotates.
+    augmenter: changes the posts of a training epoch, by the numbers `changes`; none for what is evaluated.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, parts: list[Posts], cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        parts: list[Posts],
+        cache: Path | None = None,
+        preprocess: Preprocess = AS_IS,
+    ) -> None:
         self.ids = [post for posts in parts for post in posts.ids]
         self.texts = [text for posts in parts for text in posts.texts]
         self.splits = np.concatenate([posts.splits for posts in parts])
         self.tokenizer, self.pad, self.max_length = tokenizer, tokenizer.pad_token_id, max_length
+        self.preprocess = preprocess
         made: dict[int, tuple[Tokens, np.ndarray]] = {}  # a corpus may be there twice, once to be masked
         for posts in parts:
             if id(posts) not in made:
-                texts, seconds, of_each = _sequences(posts)
+                texts, seconds, of_each = _sequences(posts, preprocess)
                 made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds), of_each
         tokens = Tokens.join([made[id(posts)][0] for posts in parts])
         self.tokens, self.offsets, self.begins, self.second = tokens.ids, tokens.offsets, tokens.begins, tokens.second
@@ -55,9 +69,13 @@ class TokenizedPosts(Dataset[Batch]):
         self.spaces: dict[str, LabelSpace] = {}
         self.targets: dict[str, np.ndarray] = {}
         self.shares: dict[str, np.ndarray] = {}
+        self.counts: dict[str, np.ndarray] = {}  # (N, C), of tasks with a lexicon
         self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
+        self.labelled = len(self.ids)
+        self.augmenter: Augmenter | None = None
+        self.changes: dict[str, int] = {}
         self.on_gpu = torch.cuda.is_available()  # to ask at every batch takes half a millisecond
         self.draw = derive(0, "masks", -1)  # of evaluation, so that runs of all seeds are asked the same
 
@@ -74,7 +92,7 @@ class TokenizedPosts(Dataset[Batch]):
         """
         starts, ends = self.offsets[self.firsts[:-1]], self.offsets[self.firsts[:-1] + 1]
         full = np.flatnonzero(ends - starts == self.max_length)
-        whole = tokenize(self.tokenizer, WHOLE, [self.texts[row] for row in full])
+        whole = tokenize(self.tokenizer, WHOLE, [self.preprocess(self.texts[row]) for row in full])
         words, counts = [np.zeros(0, np.int32)], np.zeros(len(self), np.int64)
         for row, start, end in zip(full, whole.offsets[:-1], whole.offsets[1:], strict=True):
             words.append(np.setdiff1d(whole.begins[start:end], [-1, *self.begins[starts[row] : ends[row]]]))
@@ -93,11 +111,12 @@ class TokenizedPosts(Dataset[Batch]):
         return np.repeat(mine, np.diff(self.offsets[self.firsts]))
 
     def drawn(self, seed: int, epoch: int) -> "TokenizedPosts":
-        """Gives the same posts, with the masks of a training epoch."""
-        if not self.masks:
+        """Gives the same posts, with the masks and the augmentation of a training epoch."""
+        if not self.masks and self.augmenter is None:
             return self
         pool = copy(self)
         pool.draw = derive(seed, "masks", epoch)
+        pool.changes = self.augmenter.drawn(seed, epoch) if self.augmenter is not None else {}
         return pool
 
     def __len__(self) -> int:
@@ -122,6 +141,12 @@ class TokenizedPosts(Dataset[Batch]):
             if column.shares is not None:
                 self.shares[task] = np.zeros((len(self), len(column.space)), np.float32)
                 self.shares[task][rows][column.has] = column.shares[column.has]
+
+    def count(self, lexicons: Mapping[str, Lexicon]) -> "TokenizedPosts":
+        """Counts the words of tasks' lexicons in the posts as they are read, of which only the first texts count."""
+        read = [*map(self.preprocess, self.texts)] if lexicons else []
+        self.counts |= {task: lexicon.counts(read) for task, lexicon in lexicons.items()}
+        return self
 
     def _at_tokens(self, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(all tokens,) float32: the values a word of these rows, where the word begins; `IGNORED` elsewhere.
@@ -177,6 +202,11 @@ class TokenizedPosts(Dataset[Batch]):
         owner = np.repeat(np.arange(len(rows)), counts)
         return self.firsts[rows][owner] + np.arange(len(owner)) - (counts.cumsum() - counts)[owner], owner
 
+    def _width(self, lengths: np.ndarray) -> int:
+        """Gives the tokens that a batch of sequences of these lengths has room for."""
+        # a CPU's kernels take any length: there, padding to 8 would cost a tenth of the speed
+        return min(int(padded(lengths.max()) if self.on_gpu else lengths.max()), self.max_length)
+
     def __getitem__(self, asked: np.ndarray | Use) -> Batch:
         """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
         rows, only, parts = asked if isinstance(asked, Use) else Use(asked)
@@ -185,12 +215,20 @@ class TokenizedPosts(Dataset[Batch]):
         sequences, owner = self._sequences(rows)
         starts = self.offsets[sequences]
         lengths = self.offsets[sequences + 1] - starts
-        # a CPU's kernels take any length: there, padding to 8 would cost a tenth of the speed
-        width = min(int(padded(lengths.max()) if self.on_gpu else lengths.max()), self.max_length)
+        width = self._width(lengths)
         inside = np.arange(width) < lengths[:, None]
         places = np.where(inside, starts[:, None] + np.arange(width), 0)
         ids = np.where(inside, self.tokens[places], self.pad).astype(np.int64)
         later = None if self.second is None else inside & (np.arange(width) >= self.second[sequences][:, None])
+        if self.augmenter is not None and self.changes:
+            begins = np.where(inside, self.begins[places], -1)
+            read = self.augmenter(rows if owner is None else rows[owner], ids, begins, inside, self.changes)
+            lengths = read.inside.sum(axis=1)
+            width = self._width(lengths)
+            order, inside = read.order[:, :width], read.inside[:, :width]
+            ids = np.where(inside, read.ids[:, :width], self.pad)
+            places = np.where(inside, np.take_along_axis(places, order, axis=1), 0)
+            later = None if later is None else inside & np.take_along_axis(later, order, axis=1)
         first = slice(None) if owner is None else np.flatnonzero(np.diff(owner, prepend=-1))
         has = {task: some[rows] & ~absent for task, some in self.has.items()}
         targets: dict[str, torch.Tensor] = {}
@@ -228,15 +266,18 @@ class TokenizedPosts(Dataset[Batch]):
             only=only,
             parts=parts,
             shares={task: torch.from_numpy(mine) for task, mine in shares.items()},
+            unlabelled=None if self.labelled == len(self) else torch.from_numpy(rows >= self.labelled),
+            counts={task: torch.from_numpy(values[rows]) for task, values in self.counts.items()},
         )
 
 
-def _sequences(posts: Posts) -> tuple[list[str], list[str | None] | None, np.ndarray]:
+def _sequences(posts: Posts, preprocess: Preprocess) -> tuple[list[str], list[str | None] | None, np.ndarray]:
     """The texts of a corpus as sequences, each as often as it has second texts; these; (N,) how many each post has."""
+    read = [*map(preprocess, posts.texts)]
     if posts.pairs is None or not any(posts.pairs):
-        return posts.texts, None, np.ones(len(posts), np.int64)
-    pairs = [pair or (None,) for pair in posts.pairs]
-    texts = [text for text, pair in zip(posts.texts, pairs, strict=True) for _ in pair]
+        return read, None, np.ones(len(posts), np.int64)
+    pairs = [tuple(map(preprocess, pair)) or (None,) for pair in posts.pairs]
+    texts = [text for text, pair in zip(read, pairs, strict=True) for _ in pair]
     return texts, [second for pair in pairs for second in pair], np.fromiter(map(len, pairs), np.int64, len(pairs))
 
 

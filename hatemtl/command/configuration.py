@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hatemtl.batches.augmentation import Augmentation
+from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
 from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
 from hatemtl.command.words import CONF, quoted, walk
+from hatemtl.corpora.base import Corpus
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
+from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
@@ -32,29 +36,43 @@ from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.objective.stages import Stage
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, lexicon_file
 from hatemtl.tasks import Task
 
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 # What to type for what is no group of files but has keys.
-EXAMPLES = {"heads": "load=true", "folds": "number=5", "predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true", "unlabelled": "posts=32"}
+EXAMPLES |= {"predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
     **dict.fromkeys(("overwrite", "heads.load", "data.cache_prefix"), bool),
     **{"tasks": Mapping[str, Task] | None, "regulariser": Mapping[str, Regulariser] | None},
+    "augmentation": Mapping[str, Augmentation] | None,
     **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
     **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
     **dict.fromkeys(("data.dir", "predict.encoding"), str),
     **{"folds.number": int | None, "folds.fold": int | None, "folds.group_by": str | None, "folds.seed": int},
+    **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
+    **{"unlabelled.corpus": Corpus | None, "unlabelled.posts": int},
     "folds.of": Literal["train", "test"],
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "trainer.progress"),
+    *(
+        "weighting",
+        "regulariser",
+        "augmentation",
+        "unlabelled",
+        "corpus@unlabelled",
+        "optimization",
+        "data.cache",
+        "data.workers",
+        "trainer.progress",
+    ),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -105,6 +123,7 @@ def requested(cfg: DictConfig) -> Request:
         tasks={str(name): build(node) for name, node in cfg.tasks.items()},
         regularisers=regularisers,
         teachers={folder: requested(used(folder, typed=[])) for folder in asked},
+        augmentations={str(name): build(node) for name, node in (cfg.get("augmentation") or {}).items()},
         evaluations={str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
         optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
@@ -114,6 +133,10 @@ def requested(cfg: DictConfig) -> Request:
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
         cache=cache,
         folds=_folds(cfg),
+        unlabelled=None
+        if cfg.unlabelled.corpus is None
+        else Unlabelled(**{**cfg.unlabelled, "corpus": build(cfg.unlabelled.corpus)}),
+        preprocess=Preprocess(**cfg.preprocess),
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
@@ -159,6 +182,11 @@ def _folds(cfg: DictConfig) -> Folds | None:
     return None
 
 
+def _unlabelled(cfg: DictConfig) -> Unlabelled | None:
+    corpus = build(cfg.unlabelled.corpus) if cfg.unlabelled.corpus is not None else None
+    return None if corpus is None else Unlabelled(corpus=corpus, posts=cfg.unlabelled.posts)
+
+
 def known_by(cfg: DictConfig) -> dict[str, Any]:
     """Gives the resolved configuration as plain dicts and lists, with the options of groups that made it under `choices`.
 
@@ -170,6 +198,8 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
         config = {"choices": chosen(hydra), **config}
     if config["folds"]["number"] is None or config["folds"]["of"] == "test":
         config.pop("folds")  # it trains what it would without
+    if config["unlabelled"]["corpus"] is None:
+        config.pop("unlabelled")
     if "${merge" in str(OmegaConf.to_container(cfg.method, resolve=False)):
         return config
     for word in hydra.overrides.task if hydra is not None else ():
@@ -257,6 +287,9 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
         raise
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     _lay_over(cfg, config, theirs)
+    for task in saved.record.get("lexicons", {}):  # the words that it was trained with lie in the run itself
+        if task in cfg.tasks and f"tasks.{task}.head.lexicon" not in theirs:
+            cfg.tasks[task].head.lexicon = str(saved.folder / lexicon_file(task))
     OmegaConf.set_struct(cfg, False)
     cfg.choices = chosen(whole.hydra)
     return cfg

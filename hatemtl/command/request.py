@@ -9,24 +9,34 @@ from typing import Any
 
 import lightning as L
 
+from hatemtl.batches.augmentation import Augmentation
 from hatemtl.batches.batching import Batching
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.batches.sampling import Sampling
+from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
+from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.fast import restore, verify
 from hatemtl.encoders.pretrained import Encoder, vocabulary
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import Method
-from hatemtl.network.assembly import Network, assemble, check_method, check_tokenizer
+from hatemtl.network.assembly import (
+    Network,
+    assemble,
+    check_method,
+    check_preprocess,
+    check_tokenizer,
+    preprocessed_otherwise,
+)
 from hatemtl.network.forward import Forward
 from hatemtl.network.initial_heads import HeadsMerge, check_heads
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.objective.weighting import Sum, Weighting
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, lexicon_file
 from hatemtl.tasks import Task
 
 
@@ -41,6 +51,9 @@ class Request:
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
+    augmentations: what changes the posts of each training epoch, by name, in this order.
+    unlabelled: posts that join each training batch, for the regularisers that have a say on any post.
+    preprocess: rewrites the texts of all corpora, and of whatever the saved run is to read.
     """
 
     tasks: Mapping[str, Task]
@@ -65,6 +78,9 @@ class Request:
     cache_prefix: bool = False
     leaks: Policy = "warn"
     folds: Folds | None = None
+    preprocess: Preprocess = AS_IS
+    augmentations: Mapping[str, Augmentation] = field(default_factory=dict)
+    unlabelled: Unlabelled | None = None
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,6 +96,9 @@ class Request:
             "load_path": _plain(self.load_path),
             "heads": {"load": self.heads_load, "merge": self.heads_merge},
             "data": {"cache_prefix": self.cache_prefix, "leaks": self.leaks},
+            **({"unlabelled": _plain(self.unlabelled)} if self.unlabelled is not None else {}),
+            **({"augmentation": _plain(self.augmentations)} if self.augmentations else {}),
+            **({"preprocess": dict.fromkeys(self.preprocess.asked, True)} if self.preprocess.asked else {}),
             **({} if self.folds is None or self.folds.of == "test" else {"folds": _plain(self.folds)}),
         }
 
@@ -116,6 +135,7 @@ class Request:
             )
         saved = SavedRun(self.load_path)
         check_method(saved, self.method, self.encoder)
+        check_preprocess(saved, self.preprocess)
         check_heads(saved, self.tasks)
         return saved
 
@@ -127,6 +147,7 @@ class Request:
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
+        how |= {"preprocess": self.preprocess, "augmentations": self.augmentations, "unlabelled": self.unlabelled}
         how["changes"] = {epoch: other or self.sampling for epoch, other in self.optimization.samplings().items()}
         return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
@@ -162,7 +183,9 @@ class Request:
         layers = network.module.encoder
         if not self.trainer.fast:
             restore(layers)
-        notes = [*network.notes, verify(layers)]
+        known = [*self.method.starts_from(), *([heads] if (heads := self.heads_from()) else [])]
+        other = dict.fromkeys(filter(None, (preprocessed_otherwise(run, self.preprocess) for run in known)))
+        notes = [*network.notes, *other, verify(layers)]
         network.store(self.trainer.dtype)
         return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
 
@@ -171,6 +194,13 @@ class Request:
         if saved.folder not in self.teachers:
             raise UserError(f"{saved.folder} is asked by a regulariser; give Request(teachers={{folder: Request}}) with it")
         check_tokenizer(saved, vocabulary(self.encoder.tokenizer()))
+        check_preprocess(saved, self.preprocess)
+        for task, digest in saved.record.get("lexicons", {}).items():
+            if task in self.tasks and ((lexicon := self.tasks[task].lexicon) is None or lexicon.digest != digest):
+                raise UserError(
+                    f"{saved.folder} reads the counts of a word list for task {task!r}, which this run does not make; type "
+                    f"tasks.{task}.head.lexicon={saved.folder / lexicon_file(task)}"
+                )
         own = self.teachers[saved.folder]
         longest = replace(own.encoder, max_length=self.encoder.max_length)  # which it refuses where it has too few positions
         like = replace(own, encoder=longest, trainer=self.trainer)

@@ -15,7 +15,8 @@ from hatemtl.command.words import CONF, Names, advice, assigned, files, in_quote
 from hatemtl.errors import UserError, did_you_mean
 
 NO_EXPERIMENT = ("experiment=null", "experiment=none")  # Hydra itself lets no group be null
-LISTS = ("tasks", "action", "regulariser", "evaluations", "method.sources")  # the keys that take a list, or how they begin
+# The keys that take a list, or how they begin.
+LISTS = ("tasks", "action", "regulariser", "augmentation", "evaluations", "method.sources")
 
 
 def arguments(words: Sequence[str]) -> list[str]:

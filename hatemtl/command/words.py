@@ -102,7 +102,7 @@ class Names:
         self.keys = dict(walk(self.config))
         options: dict[str, Any] = self.config["hydra"]["runtime"]["choices"]
         self.choices = {group: option for group, option in options.items() if isinstance(option, str)}
-        self.groups = sorted({*self.choices, "tasks", "regulariser", "evaluations", "experiment"})
+        self.groups = sorted({*self.choices, "tasks", "regulariser", "augmentation", "evaluations", "experiment"})
         self.all = [*dict.fromkeys([*self.keys, *self.groups])]
 
     def near(self, key: str) -> list[str]:

@@ -98,16 +98,52 @@ class Pool(nn.Module):
         return weights / weights.sum(dim=1, keepdim=True)
 
 
-def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float) -> nn.Sequential:
-    """Stacks `layers` linear layers down to `outputs`, GELU between them, dropout before each."""
+class Counts(nn.Module):
+    """Puts C counts of a post behind its vector, (B, D) → (B, D + C), each less its mean over its deviation in training."""
+
+    scale: Tensor
+
+    def __init__(self, counts: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.stack([torch.zeros(counts), torch.ones(counts)]))
+
+    def observe(self, values: Tensor) -> None:
+        """Takes in the training posts' counts, (N, C); a loaded head keeps what its weights were trained for."""
+        if torch.equal(self.scale, Counts(len(self.scale[0])).scale.to(self.scale)) and len(values):
+            deviation = values.double().std(dim=0, correction=0)
+            self.scale.copy_(torch.stack([values.double().mean(dim=0), deviation.where(deviation > 0, 1.0)]))
+
+    def forward(self, vectors: Tensor, counts: Tensor | None) -> Tensor:
+        if counts is None:
+            raise UserError(
+                "a head with a lexicon counts the words of whole posts, and was asked about tokens alone; leave out the "
+                "evaluations that do so, or train it with tasks.TASK.head.lexicon=null"
+            )
+        mean, deviation = self.scale
+        return torch.cat([vectors, (counts - mean) / deviation], dim=1)
+
+
+def counting(lexicon: str | None, counts: int) -> Counts | None:
+    """Makes the part of a head that reads so many counts of a lexicon; None where there is no lexicon."""
+    if bool(lexicon) != bool(counts):
+        raise ValueError(f"lexicon={lexicon} with {counts} counts: expected both or none")
+    return Counts(counts) if counts else None
+
+
+def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float, counts: int = 0) -> nn.Sequential:
+    """Stacks `layers` linear layers down to `outputs`, GELU between them, dropout before each.
+
+    counts: how many numbers the first reads beside the hidden ones.
+    """
     if layers < 1:
         raise UserError(f"head layers={layers}: expected at least 1")
     if not 0 <= dropout < 1:
         raise UserError(f"head dropout={dropout}: expected a probability below 1")
     stack: list[nn.Module] = []
-    for _ in range(layers - 1):
-        stack += [nn.Dropout(dropout), nn.Linear(hidden_size, hidden_size), nn.GELU()]
-    return nn.Sequential(*stack, nn.Dropout(dropout), nn.Linear(hidden_size, outputs))
+    inputs = [hidden_size + counts, *[hidden_size] * (layers - 1)]
+    for size in inputs[:-1]:
+        stack += [nn.Dropout(dropout), nn.Linear(size, hidden_size), nn.GELU()]
+    return nn.Sequential(*stack, nn.Dropout(dropout), nn.Linear(inputs[-1], outputs))
 
 
 class Head(nn.Module):
@@ -120,6 +156,7 @@ class Head(nn.Module):
     tunes: whether it is found on the validation posts when training ends; until then it is 1/2.
     loss_of: what its labels cost; None is cross-entropy. label_weights: how much the labels that it names count in the
     loss, others count 1; those that this head lacks, for it is of a part, are left out. Kept as (C,), of mean 1.
+    counts: what a lexicon says of a post, which the layers read beside the pooled vector; None without one.
     Raises UserError where a setting is out of its range.
     """
 
@@ -127,6 +164,7 @@ class Head(nn.Module):
     problem: ClassVar[Problem | None] = None
     has_entropy: ClassVar[bool] = False
     pool: Pool | None
+    counts: Counts | None
     threshold: Tensor | None
     layers: nn.Sequential
     weights: Tensor  # (C,) of labels, or of their positives, by how often they come
@@ -162,6 +200,7 @@ class Head(nn.Module):
                 f"{did_you_mean(primary, primaries)}"
             )
         self.space, self.primary, self.pool, self.tunes = space, primary, None, threshold == "tuned"
+        self.counts = None
         self.balance, self.label_smoothing = balance, label_smoothing
         self.loss_of = CrossEntropy() if loss is None else loss
         if loss is not None:
@@ -172,13 +211,14 @@ class Head(nn.Module):
         cut = None if threshold is None else torch.full((len(space),), 0.5 if threshold == "tuned" else threshold)
         self.register_buffer("threshold", cut, persistent=False)  # not a weight: labels.json holds it
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Computes logits from hidden states (B, T, D).
+    def forward(self, hidden: Tensor, attention_mask: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Computes logits from hidden states (B, T, D) and, with a lexicon, counts (B, C).
 
         (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; for choice (S,), one a sequence, of which the
         loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states themselves.
         """
-        return self.layers(hidden if self.pool is None else self.pool(hidden, attention_mask))
+        read = hidden if self.pool is None else self.pool(hidden, attention_mask)
+        return self.layers(read if self.counts is None else self.counts(read, counts))
 
     def observe(self, values: Tensor) -> None:
         """Takes in the training posts' annotations: (N,) or (N, C) as in `Column.values`, for tokens (words,) values."""

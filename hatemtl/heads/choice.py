@@ -31,7 +31,7 @@ class ChoiceHead(Head):
         self.pool = Pool(pooling, hidden_size)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, attention_mask: Tensor, counts: Tensor | None = None) -> Tensor:
         """Computes a score a sequence, (S,); `Batch.by_post` puts those of a post side by side for all that follows."""
         return super().forward(hidden, attention_mask).squeeze(1)
 

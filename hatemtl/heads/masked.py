@@ -32,7 +32,7 @@ class MaskedHead(Head):
         self.transform = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(words))
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, attention_mask: Tensor, counts: Tensor | None = None) -> Tensor:
         """Gives the hidden states as they are: which of them are asked for, the targets say."""
         return hidden
 

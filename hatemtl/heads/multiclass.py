@@ -14,6 +14,7 @@ from hatemtl.heads.base import (
     Pool,
     Pooling,
     carried,
+    counting,
     drawn_loss,
     feed_forward,
     grouped,
@@ -48,6 +49,8 @@ class MulticlassHead(Head):
         primary: str = "macro_f1",
         loss: Loss | None = None,
         label_weights: LabelWeights | None = None,
+        lexicon: str | None = None,
+        counts: int = 0,
     ) -> None:
         primaries = ["macro_f1", "accuracy", "matthews", *(f"f1_{name}" for name in space.names)]
         if balance and isinstance(loss, ClassBalanced):
@@ -57,8 +60,8 @@ class MulticlassHead(Head):
             )
         shared: dict[str, Any] = {"label_smoothing": label_smoothing, "balance": balance}
         super().__init__(space, primary, primaries, **shared, loss=loss, label_weights=label_weights)
-        self.pool = Pool(pooling, hidden_size)
-        self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
+        self.pool, self.counts = Pool(pooling, hidden_size), counting(lexicon, counts)
+        self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout, counts=counts)
 
     def observe(self, values: Tensor) -> None:
         self.weights.copy_(label_weights(values, len(self.space), self.balance))

@@ -16,6 +16,7 @@ from hatemtl.heads.base import (
     Pooling,
     Tally,
     Threshold,
+    counting,
     f1,
     feed_forward,
     label_rows,
@@ -50,12 +51,14 @@ class MultilabelHead(Head):
         label_smoothing: float = 0.0,
         loss: Loss | None = None,
         label_weights: LabelWeights | None = None,
+        lexicon: str | None = None,
+        counts: int = 0,
     ) -> None:
         primaries = ["macro_f1", "micro_f1", *(f"f1_{name}" for name in space.names)]
         shared: dict[str, Any] = {"label_smoothing": label_smoothing, "balance": balance, "threshold": threshold}
         super().__init__(space, primary, primaries, **shared, loss=loss, label_weights=label_weights)
-        self.pool = Pool(pooling, hidden_size)
-        self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout)
+        self.pool, self.counts = Pool(pooling, hidden_size), counting(lexicon, counts)
+        self.layers = feed_forward(hidden_size, len(space), layers=layers, dropout=dropout, counts=counts)
 
     def observe(self, values: Tensor) -> None:
         self.weights.copy_(positive_weights(values, self.balance))

@@ -17,6 +17,7 @@ from hatemtl.heads.base import (
     Pooling,
     carried,
     confusion,
+    counting,
     feed_forward,
     grouped,
     label_weights,
@@ -47,12 +48,14 @@ class OrdinalHead(Head):
         dropout: float,
         balance: float,
         primary: str = "quadratic_kappa",
+        lexicon: str | None = None,
+        counts: int = 0,
     ) -> None:
         if len(space) < 2:
             raise UserError(f"an ordinal head needs two levels or more, given {', '.join(space.names)}")
         super().__init__(space, primary, ["quadratic_kappa", "accuracy", "macro_f1", "spearman"], balance=balance)
-        self.pool = Pool(pooling, hidden_size)
-        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
+        self.pool, self.counts = Pool(pooling, hidden_size), counting(lexicon, counts)
+        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout, counts=counts)
         # at the start every level is as likely as another where s = 0
         even = [math.log(k / (len(space) - k)) for k in range(1, len(space))]
         gaps = [math.log(math.expm1(above - below)) for below, above in pairwise(even)]
@@ -64,8 +67,8 @@ class OrdinalHead(Head):
         first, gaps = self.first_and_gaps.split([1, len(self.space) - 2])
         return torch.cat([first, F.softplus(gaps) + 1e-4]).cumsum(0)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        return super().forward(hidden, attention_mask) - self.thresholds
+    def forward(self, hidden: Tensor, attention_mask: Tensor, counts: Tensor | None = None) -> Tensor:
+        return super().forward(hidden, attention_mask, counts) - self.thresholds
 
     def observe(self, values: Tensor) -> None:
         self.weights.copy_(label_weights(values, len(self.space), self.balance))

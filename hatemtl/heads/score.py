@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, feed_forward, masked_mean
+from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, counting, feed_forward, masked_mean
 from hatemtl.labels import LabelSpace
 
 
@@ -29,11 +29,13 @@ class ScoreHead(Head):
         dropout: float,
         loss: Literal["mse", "huber"],
         primary: str = "pearson",
+        lexicon: str | None = None,
+        counts: int = 0,
     ) -> None:
         super().__init__(space, primary, ["pearson", "spearman"])
         self.distance = F.huber_loss if loss == "huber" else F.mse_loss
-        self.pool = Pool(pooling, hidden_size)
-        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
+        self.pool, self.counts = Pool(pooling, hidden_size), counting(lexicon, counts)
+        self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout, counts=counts)
         self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation; its weights mean nothing without
 
     def observe(self, values: Tensor) -> None:

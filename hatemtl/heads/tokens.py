@@ -46,7 +46,7 @@ class TokensHead(Head):
         super().__init__(space, "f1", **shared, loss=loss)
         self.layers = feed_forward(hidden_size, 1, layers=layers, dropout=dropout)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, attention_mask: Tensor, counts: Tensor | None = None) -> Tensor:
         return super().forward(hidden, attention_mask).squeeze(-1)
 
     def observe(self, values: Tensor) -> None:

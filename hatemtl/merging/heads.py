@@ -39,7 +39,8 @@ def concat(
     merged = {}
     for key, tensor in next(iter(sources.values()))[1].items():
         parts = {name: state[key] for name, (_, state) in sources.items()}
-        if all(len(part) == len(sources[name][0]) for name, part in parts.items()):
+        of_labels = key != "counts.scale"  # of a lexicon's categories, which may be as many
+        if of_labels and all(len(part) == len(sources[name][0]) for name, part in parts.items()):
             merged[key] = torch.stack([parts[owner[x]][sources[owner[x]][0].names.index(x)] for x in space.names])
         elif all(torch.equal(part, tensor) for part in parts.values()):
             merged[key] = tensor.clone()

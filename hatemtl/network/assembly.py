@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from hatemtl.batches.batch import Batch
+from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.encoders.pretrained import Encoder, fingerprint, keep_trainable
 from hatemtl.errors import Refusal, UserError, refusing
 from hatemtl.labels import LabelSpace
@@ -171,6 +172,22 @@ def check_tokenizer(saved: SavedRun, mark: str) -> None:
             f"{saved.folder} was trained with another tokenizer ({saved.record['tokenizer']}) than this encoder's ({mark}); "
             f"type encoder=NAME of the one that it was trained on ({saved.record['encoder_source']})"
         )
+
+
+def preprocessed_otherwise(saved: SavedRun, given: Preprocess) -> str | None:
+    """Says how the saved run's posts were rewritten, where that is not how this run's are; None where it is."""
+    trained = {name: bool(value) for name, value in (saved.config.get("preprocess") or {}).items()}
+    other = [name for name, asked in vars(given).items() if trained.get(name, False) != asked]
+    if not other:
+        return None
+    keys = " ".join(f"preprocess.{name}={str(trained.get(name, False)).lower()}" for name in other)
+    return f"{saved.folder} was trained with {keys}, and this run reads posts otherwise"
+
+
+def check_preprocess(saved: SavedRun, given: Preprocess) -> None:
+    """Raises UserError where the saved run would read posts that are rewritten otherwise than those it was trained on."""
+    if said := preprocessed_otherwise(saved, given):
+        raise UserError(f"{said}; type these keys as well, or none of preprocess where the run is used")
 
 
 def check_method(saved: SavedRun, method: Method, encoder: Encoder) -> None:

@@ -100,12 +100,12 @@ class Forward:
         """Reads these tasks' heads off hidden states (S, T, D): logits in float32, whatever the encoder computes in."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
-            return {task: self._read(self.heads[task], hidden, batch) for task in tasks}
+            return {task: self._read(self.heads[task], hidden, batch, task) for task in tasks}
 
-    def _read(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
+    def _read(self, head: Head, hidden: Tensor, batch: Batch, task: str) -> Tensor:
         if head.space.about == "second texts":
             return batch.by_post(head(hidden, batch.attention_mask), len(head.space))
-        return head(batch.first(hidden), batch.first(batch.attention_mask))
+        return head(batch.first(hidden), batch.first(batch.attention_mask), batch.counts.get(task))
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace, Part
 from hatemtl.merging import heads as merged_heads
 from hatemtl.methods.base import LOADERS
+from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import generator, seeded
 from hatemtl.tasks import Task
@@ -19,8 +20,9 @@ from hatemtl.tasks import Task
 WEIGHTS = "heads.safetensors"
 HeadsMerge = Literal["fresh", "concat", "mean", "refit"]
 
-# Keys of a head that its weights do not tell of: those of training alone, and the threshold, which each run says anew.
-SAID_ANEW = ("dropout", "label_smoothing", "balance", "loss", "label_weights", "primary", "threshold")
+# Keys of a head that its weights do not tell of: those of training alone, the threshold, which each run says anew, and the
+# place of a word list, of which the words count.
+SAID_ANEW = ("lexicon", "dropout", "label_smoothing", "balance", "loss", "label_weights", "primary", "threshold")
 
 
 @torch.no_grad()
@@ -34,7 +36,7 @@ def fresh(model: Transformer, tasks: Mapping[str, Task], spaces: Mapping[str, La
     for task, space in spaces.items():
         embedding = {"embedding": model.get_input_embeddings()} if space.about == "masked tokens" else {}
         with seeded(seed, "head", task):
-            heads[task] = tasks[task].head(hidden_size=model.config.hidden_size, space=space, **embedding)
+            heads[task] = tasks[task].made_head(model.config.hidden_size, space, **embedding)
         last = next((layer for layer in reversed([*heads[task].modules()]) if isinstance(layer, nn.Linear)), None)
         if last is not None and len(last.weight) == len(space):
             for weights, bias, label in zip(last.weight, last.bias, space.names, strict=True):
@@ -115,7 +117,7 @@ def of_run(run: SavedRun, *, tasks: Mapping[str, Task], hidden_size: int) -> dic
                 f"merge=fisher reads labels off every source's heads, and that of task {task!r} guesses masked tokens; type "
                 f"merge=mean"
             )
-        found[task] = tasks[task].head(hidden_size=hidden_size, space=run.labels[task])
+        found[task] = tasks[task].made_head(hidden_size, run.labels[task])
         _load_head(found[task], state, task, str(run.folder))
     if not found:
         raise UserError(f"{run.folder} has no head for {', '.join(tasks)}; type tasks=[{','.join(run.labels)}]")
@@ -166,6 +168,13 @@ def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
             f"tasks.{name}.* keys of {saved.folder / 'config.yaml'}"
         )
     trained = saved.config["tasks"][name]["head"]
+    known, lexicon = saved.record.get("lexicons", {}).get(name), task.lexicon
+    if (lexicon.digest if lexicon else None) != known:
+        right = saved.folder / saved_run.lexicon_file(name) if known else "null"
+        had = "another word list than this run's" if known and lexicon else "a word list" if known else "no word list"
+        raise UserError(
+            f"{given}: its head for task {name!r} was trained with {had}; type tasks.{name}.head.lexicon={right}"
+        )
     for key, value in task.head_settings.items():
         if key not in SAID_ANEW and trained.get(key) != value:
             raise UserError(

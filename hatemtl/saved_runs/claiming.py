@@ -32,6 +32,8 @@ OFF = (None, False, 0)
 Inputs = Mapping[str, Mapping[str, str]]
 CHANGED = {
     "sources": "the saved runs that it starts from are others, or were trained anew",
+    "unlabelled": "the unlabelled posts are others",
+    "lexicons": "the word lists of heads hold other words",
     "data": "the corpora hold other posts or annotations",
 }
 CHECKPOINT = "last.ckpt"

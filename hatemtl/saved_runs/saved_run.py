@@ -5,6 +5,7 @@
     adapter/ or encoder/ what the method trained, in its library's own format (safetensors)
     heads.safetensors    every head's weights, named task.parameter
     labels.json          every task's label space, and the thresholds of a head that has some
+    lexicon_TASK.csv     the word list whose counts a task's head reads, if any
     results.csv          metric,value at full precision
     predictions.parquet  post id, task, gold, scores (after action=test)
     merge.csv            the share of a merge's energy that its cut to a rank lost, by layer
@@ -248,6 +249,11 @@ def write_labels(
     for task, of_labels in (thresholds or {}).items():
         content[task] |= {} if of_labels is None else {"thresholds": [*of_labels]}
     write_text(folder / "labels.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def lexicon_file(task: str) -> str:
+    """Names the file in which a run keeps the word list of a task's head."""
+    return f"lexicon_{task}.csv"
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,11 @@ def check_refit(encoder: nn.Module, heads: Mapping[str, Head]) -> None:
                 f"heads.merge=refit: the {head.kind} head of task {task!r} reads more than one vector a post; train it, "
                 f"type heads.merge=fresh optimization.heads_first=1"
             )
+        if head.counts is not None:
+            raise UserError(
+                f"heads.merge=refit: the head of task {task!r} reads the counts of a lexicon as well; train it, type "
+                f"heads.merge=fresh optimization.heads_first=1"
+            )
         if head.pool is not None and head.pool.query is not None:
             raise UserError(
                 f"heads.merge=refit: the head of task {task!r} learns how to pool, which no one pass can tell; type "

@@ -84,6 +84,10 @@ def _train(
         starts = method.starts_from()
     if request.load_path is not None and not request.heads_load and not starts:
         raise UserError(f"load_path={request.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
+    if request.unlabelled is not None and not any(one.of_any_post and one.weight for one in request.regularisers.values()):
+        raise UserError(
+            "unlabelled.corpus would be read by nothing; type regulariser=[vat] or corpus@unlabelled.corpus=null"
+        )
     if request.evaluations and not then_test:
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     if request.folds is not None and request.folds.of == "test" and not then_test:
@@ -94,7 +98,7 @@ def _train(
     tasks = request.tasks_knowing(heads_from)
     data = request.datamodule(tasks)
     sources = {str(source.folder): source.digest() for source in known}
-    inputs: Inputs = {"sources": sources, "data": data.fingerprints()}
+    inputs: Inputs = {"sources": sources, "data": data.fingerprints(), **_further(data)}
     if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
         console.print(
@@ -173,6 +177,8 @@ def _train(
     saved_run.write(work / "heads.safetensors", lambda path: save_file(heads, path))
     saved_run.share(work)
     saved_run.write_labels(work, data.spaces, {task: module.head(task).written_thresholds() for task in tasks})
+    for task, lexicon in data.lexicons.items():
+        saved_run.write_text(work / saved_run.lexicon_file(task), lexicon.text)
     saved_run.write_results(work, rows)
     saved_run.write_record(
         work,
@@ -186,6 +192,7 @@ def _train(
             "data": inputs["data"],
             "leaks": leaked,
             "sources": sources,
+            **_further(data),
             "seed": request.seed,
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
@@ -209,6 +216,14 @@ def _train(
         rows = [*rows, *evaluate(request, network, data, save_path)]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
+
+
+def _further(data: DataModule) -> Inputs:
+    """Gives the digests of the word lists that heads read, and the fingerprint of unlabelled posts, where there are some."""
+    further = {"lexicons": {task: lexicon.digest for task, lexicon in data.lexicons.items()}}
+    if data.unlabelled is not None:
+        further["unlabelled"] = {"corpus": data.corpora[data.unlabelled.corpus].fingerprint()}
+    return {name: given for name, given in further.items() if given}
 
 
 def _check_steps(request: Request, module: MultitaskModule) -> None:
@@ -263,8 +278,11 @@ def prepare(
     if cache_prefix:
         if cache is None:
             raise UserError("data.cache_prefix=true needs a folder to keep them in; type data.cache=FOLDER")
-        if data.pool.masks:
-            raise UserError("data.cache_prefix=true: a masked post is another each epoch; type data.cache_prefix=false")
+        if data.pool.masks or data.augmentations:
+            what = "masked" if data.pool.masks else "augmented"
+            raise UserError(
+                f"data.cache_prefix=true: a post that is {what} is another each epoch; type data.cache_prefix=false"
+            )
         if network.encoder.quantize is not None:
             raise UserError(
                 "data.cache_prefix=true: what quantized layers make of a post is not kept; type data.cache_prefix=false, or "
@@ -278,4 +296,6 @@ def prepare(
         module.through.prefix = prefix
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
+        if (counts := module.head(task).counts) is not None:
+            counts.observe(data.counted(task))
     return words

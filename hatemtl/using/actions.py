@@ -120,6 +120,7 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
         raise UserError("action=export needs the saved run to export; type load_path=FOLDER")
     encoder, saved, overwrite = request.encoder, SavedRun(request.load_path), request.overwrite
     form, folder = export.check(format, path, encoder, saved.folder, overwrite=overwrite)
+    export.check_carried(form, saved)
     if form in ("merged", "onnx"):
         exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
         predictor = Predictor(exact, request.used_run("export"))

@@ -43,6 +43,22 @@ def check(format: str | None, path: str | None, encoder: Encoder, run: Path, *, 
     return format, Path(path)
 
 
+def check_carried(form: str, run: SavedRun) -> None:
+    """Raises UserError where the run makes something of a text that no such folder could tell its reader of."""
+    rewritten = [name for name, asked in (run.config.get("preprocess") or {}).items() if asked]
+    if rewritten and form != "merged":
+        raise UserError(
+            f"export.format={form}: {run.folder} rewrites posts before it reads them ({', '.join(rewritten)}), and whoever "
+            f"loads such a folder would not; type export.format=merged, whose load.py does"
+        )
+    if form in ("merged", "onnx") and (counting := [*run.record.get("lexicons", {})]):
+        raise UserError(
+            f"export.format={form}: {run.folder} reads the counts of a word list beside each post (tasks "
+            f"{', '.join(counting)}), which no reader of such a folder makes; use action=predict, or train it with "
+            f"tasks.{counting[0]}.head.lexicon=null"
+        )
+
+
 def adapter(run: SavedRun, encoder: Encoder, library: str, folder: Path, *, seed: int, overwrite: bool = False) -> str:
     """Writes the run's adapter as PEFT or AdapterHub loads it, converted where it was saved by the other; says how."""
     model, own = encoder.model(dropout=True, seed=seed), run.record["library"]

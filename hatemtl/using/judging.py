@@ -74,7 +74,8 @@ def over_folds(folds: Folds, module: MultitaskModule, data: DataModule) -> list[
     Raises UserError where a fold has no post with a task's annotation.
     """
     rows: list[Row] = []
-    dealt = {corpus: folds.dealt(posts, "test") for corpus, posts in data.corpora.items()}
+    corpora = dict.fromkeys(task.corpus for task in data.tasks.values())
+    dealt = {corpus: folds.dealt(data.corpora[corpus], "test") for corpus in corpora}
     for task, kept in module.predictions.items():
         head, found = module.head(task), defaultdict[tuple[str, str | None], list[float]](list)
         for fold in range(1, folds.number + 1):

@@ -6,8 +6,10 @@ prints a line a text. In a program, `from load import Reader`; `Reader(folder)(t
 hatemtl puts a copy of this file beside what it exports.
 """
 
+import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ class Reader:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.encoder = AutoModel.from_pretrained(folder).float().eval()
         self.weights = load_file(Path(folder) / "heads.safetensors")
+        self.preprocess = _preprocess(Path(folder))
         self.heads: dict[str, Any] = json.loads((Path(folder) / "labels.json").read_text(encoding="utf-8"))
 
     @torch.inference_mode()
@@ -33,6 +36,7 @@ class Reader:
 
         seconds: the text that each is read with. For choice, (texts, 1): of a text's choices the right one has the highest.
         """
+        texts, seconds = [*map(self.preprocess, texts)], seconds and [*map(self.preprocess, seconds)]
         types = None if seconds else False  # as the model was trained: a text alone has none
         how: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt", "return_token_type_ids": types}
         batch = self.tokenizer(texts, seconds, return_offsets_mapping=True, **how)
@@ -76,6 +80,16 @@ class Reader:
         if kind == "score":
             return x * own["scale"][1] + own["scale"][0]
         return x if kind == "choice" else x.sigmoid()
+
+
+def _preprocess(folder: Path) -> Callable[[str], str]:
+    """Rewrites a text as the network was trained to read it, where preprocess.py lies beside; each word stays one."""
+    if not (folder / "preprocess.json").is_file():
+        return str
+    spec: Any = importlib.util.spec_from_file_location("preprocess", folder / "preprocess.py")
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Preprocess(**json.loads((folder / "preprocess.json").read_text(encoding="utf-8")))
 
 
 def _words(text: str, mine: list[bool], spans: list[list[int]], scores: list[float]) -> list[float]:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from hatemtl.corpora import preprocess
+from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.encoders import for_others
 from hatemtl.encoders.pretrained import Encoder, Transformer
 from hatemtl.heads.base import Head
@@ -32,7 +34,8 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.space.about != "masked tokens"}
     model = merged(run, encoder, seed=predictor.request.seed)
     asked = [*cases(predictor, model, heads)] if heads else []
-    written, why = _classifier(model, heads, asked)
+    rewrites = predictor.request.preprocess
+    written, why = _classifier(model, heads, asked, rewrites)
 
     def content(target: Path) -> None:
         written.save_pretrained(target, safe_serialization=True)
@@ -43,6 +46,9 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
             labels = {task: _said(head) for task, head in heads.items()}
             (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             shutil.copy(str(load.__file__), target / "load.py")
+            if rewrites.asked:
+                shutil.copy(str(preprocess.__file__), target / "preprocess.py")
+                (target / "preprocess.json").write_text(json.dumps(vars(rewrites)) + "\n", encoding="utf-8")
             _check(encoder, heads, asked, target)
         (target / "README.md").write_text(_readme(run, encoder, heads, why), encoding="utf-8")
 
@@ -57,12 +63,19 @@ def _said(head: Any) -> dict[str, Any]:
     return said | {key: value for key, value in more.items() if value is not None}
 
 
-def _classifier(model: Transformer, heads: Mapping[str, Any], asked: Sequence[Case]) -> tuple[Any, str | None]:
+def _classifier(
+    model: Transformer, heads: Mapping[str, Any], asked: Sequence[Case], rewrites: Preprocess
+) -> tuple[Any, str | None]:
     """The model to be written, and why it is the bare encoder where it is."""
     if len(heads) != 1:
         return model, f"there are {len(heads)} tasks"
     ((task, head),) = heads.items()
     name = f"{type(model).__name__.removesuffix('Model')}ForSequenceClassification"
+    if rewrites.asked:
+        return (
+            model,
+            f"{name} would not rewrite what it reads, as the network does ({', '.join(rewrites.asked)})",
+        )
     if head.problem is None:
         return model, f"{name} has no {head.kind} head"
     if head.pool.kind != "cls":

@@ -49,6 +49,7 @@ class Predictor:
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
         self.network.module.requires_grad_(False).to(request.trainer.device)
         self.heads = {task: self.network.module.head(task) for task in self.spaces}
+        self.lexicons = {task: lexicon for task, of in request.tasks.items() if (lexicon := of.lexicon) is not None}
         self.tokenizer = self.network.encoder.tokenizer()
         check_tokenizer(saved, vocabulary(self.tokenizer))
 
@@ -92,7 +93,8 @@ class Predictor:
             if len(posts[i]) > LONGEST:
                 raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
         whole = Posts([*map(str, range(len(posts)))], posts, np.full(len(posts), "test"), {}, pairs)
-        return TokenizedPosts(self.tokenizer, self.network.encoder.max_length, [whole])
+        length, preprocess = self.network.encoder.max_length, self.request.preprocess
+        return TokenizedPosts(self.tokenizer, length, [whole], preprocess=preprocess).count(self.lexicons)
 
     def scores(
         self, pool: TokenizedPosts, told: Callable[[int], object] | None = None, tasks: Iterable[str] | None = None

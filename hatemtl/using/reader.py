@@ -61,7 +61,8 @@ class Reader:
         return {task: of_task.whole(stage, self.module.head(task), pool.at_words) for task, of_task in kept.items()}
 
     def scores(self, task: str, posts: Posts) -> np.ndarray:
-        pool = TokenizedPosts(self.data.pool.tokenizer, self.max_length, [posts])
+        pool = TokenizedPosts(self.data.pool.tokenizer, self.max_length, [posts], preprocess=self.data.preprocess)
+        pool.count(self.data.lexicons)
         found: np.ndarray | None = None
         batches = loader(pool, self.data.batching.in_order(pool.lengths))
         for batch, logits in through(self.module.to(self.settings.device), self.settings, batches, [task]):
@@ -78,7 +79,7 @@ class Reader:
             raise UserError(f"post {pool.ids[post]!r} is read with a second text, of whose tokens no word is known")
         if len(ids) < self.max_length:
             return Tokens(ids, words, words[:0])
-        whole = tokenize(pool.tokenizer, WHOLE, [pool.texts[post]])
+        whole = tokenize(pool.tokenizer, WHOLE, [pool.preprocess(pool.texts[post])])
         every, pieces = np.unique(self._words(whole.ids, whole.begins, 0, len(whole.ids))[1], return_counts=True)
         cut = np.repeat(every, pieces - (words[:, None] == every).sum(axis=0))
         return Tokens(ids, words, cut[cut >= 0])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from invented import byte_level, minilm
 
-from hatemtl.batches.masking import Masking, _uniform
+from hatemtl.batches.masking import Masking, uniform
 from hatemtl.errors import UserError
 from hatemtl.labels import IGNORED
 
@@ -84,9 +84,9 @@ def test_a_text_of_special_tokens_has_nothing_to_guess() -> None:
 
 def test_draws_are_even_and_unlike() -> None:
     one, two, three = (
-        _uniform(np.arange(100_000), 0, 0),
-        _uniform(np.arange(100_000), 0, 1),
-        _uniform(np.arange(100_000), 1, 0),
+        uniform(np.arange(100_000), 0, 0),
+        uniform(np.arange(100_000), 0, 1),
+        uniform(np.arange(100_000), 1, 0),
     )
     for draw in (one, two, three):
         assert draw.min() >= 0
@@ -99,7 +99,7 @@ def test_draws_are_even_and_unlike() -> None:
 def test_the_stream_is_split_mix_64_by_hand() -> None:
     """The first three values from seed 1234567, as published with the generator's reference code."""
     first = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert [_uniform(np.array([0]), 1234567, which)[0] for which in range(3)] == [(n >> 11) * 2.0**-53 for n in first]
+    assert [uniform(np.array([0]), 1234567, which)[0] for which in range(3)] == [(n >> 11) * 2.0**-53 for n in first]
 
 
 def test_a_tokenizer_masks_with_its_own_token_and_never_asks_for_a_special_one() -> None:

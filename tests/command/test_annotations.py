@@ -154,7 +154,7 @@ def test_every_key_that_no_constructor_takes_has_a_type() -> None:
     cfg = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), {"data": OmegaConf.load(CONF / "data/local.yaml")})
     known = {f"{key}.{name}" if isinstance(node, dict) else key for key, node in _plain(cfg).items() for name in _of(node)}
     known = {key for key in known if key.partition(".")[0] not in ("defaults", "hydra", "action")}
-    assert known == KEYS.keys() - {"tasks", "regulariser", "evaluations"}
+    assert known == KEYS.keys() - {"tasks", "regulariser", "augmentation", "evaluations"}
     for group, function in {"predict": predict, "export": export_run}.items():
         hints = get_type_hints(function)
         assert {name: hints[name] for name in cfg[group]} == {
@@ -170,7 +170,7 @@ def _of(node: Any) -> Sequence[str]:
     return list(node) if isinstance(node, dict) else [""]
 
 
-@pytest.mark.parametrize("key", sorted(KEYS.keys() - {"tasks", "regulariser", "evaluations"}))
+@pytest.mark.parametrize("key", sorted(KEYS.keys() - {"tasks", "regulariser", "augmentation", "evaluations"}))
 def test_a_wrong_value_for_all_is_an_error_that_names_the_key(key: str) -> None:
     cfg = composed(*LABEL)
     before = copy.deepcopy(OmegaConf.select(cfg, key))
@@ -221,7 +221,7 @@ def leaf(path: Path) -> tuple[dict[str, Any], str]:
         if "masked" in whole[name].head._target_:
             whole[name].column = None
         return root | {"tasks": _plain(whole)}, f"tasks.{name}"
-    if group in ("regulariser", "evaluations"):
+    if group in ("regulariser", "augmentation", "evaluations"):
         return root | {group: _plain(OmegaConf.merge(whole, node))}, f"{group}.{name}"
     node.pop("defaults", None)
     if group in ("corpus", "head"):

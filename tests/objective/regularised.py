@@ -75,5 +75,6 @@ def batch(posts: int = 5, length: int = 2, tasks: Iterable[str] = ("label",)) ->
         has={task: torch.arange(posts) < posts - 1 for task in tasks},
         targets={task: torch.ones(posts, dtype=torch.int64) for task in tasks},
         only=None,
+        unlabelled=None,
         parts=None,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -48,10 +48,12 @@ class Run:
 class Regulariser(Protocol):
     """Has a say in training beside the losses. A class of it needs no verb but those that it says something by.
 
-    weight: of its terms; of a weight of 0 no term is asked for.
+    weight: of its terms; of a weight of 0 no term is asked for. of_any_post: whether they say something of posts that no
+    task annotates, so that unlabelled ones can join the batches.
     """
 
     weight: float
+    of_any_post: ClassVar[bool] = False
 
     def saved_runs(self) -> list[SavedRun]:
         """Lists the saved runs that it asks. Raises UserError where there is none."""

@@ -22,6 +22,7 @@ class VAT(Regulariser):
     own, d is still the one of all tasks' sum.
     """
 
+    of_any_post = True
     weight: float
     epsilon: float
     xi: float
