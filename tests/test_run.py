@@ -84,7 +84,7 @@ def test_a_saved_run_holds_what_the_design_says(three: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     assert {
         "status", "method", "library", "encoder", "data", "sources", "seed", "epochs", "best_epoch", "seconds",
-        "examples_per_second", "peak_memory_bytes", "parameters", "trained_parameters", "versions", "git_commit",
+        "examples_per_second", "ledger", "parameters", "trained_parameters", "versions", "git_commit",
     } <= set(record)  # fmt: skip
     assert record["status"] == "finished"
     assert record["data"]["label"] == record["data"]["target"]  # one corpus
@@ -174,7 +174,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     resumed = cli(*options, f"save_path={tmp_path / 'cut'}")
     assert resumed.code == 0
     assert "goes on" in resumed.out
-    assert SavedRun(tmp_path / "cut").record["best_epoch"] == 3
+    record = SavedRun(tmp_path / "cut").record
+    assert record["best_epoch"] == 3
+    spent = SavedRun(tmp_path / "whole").record["ledger"]
+    assert (spent["sittings"], record["ledger"]["sittings"]) == (1, 2)
+    assert (
+        record["ledger"]["tokens"]["training"] == spent["tokens"]["training"]
+    )  # cut before an epoch
+    assert record["ledger"]["seconds"]["training"] > 0 and not (tmp_path / "cut/ledger.json").exists()
     for file in ("heads.safetensors", "adapter/adapter.safetensors"):
         whole, again = (sorted(load_file(tmp_path / name / file).items()) for name in ("whole", "cut"))
         assert all((a == b).all() for (_, a), (_, b) in zip(whole, again, strict=True))

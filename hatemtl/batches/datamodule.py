@@ -1,5 +1,6 @@
 """Turns corpora into batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ class DataModule(L.LightningDataModule):
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
         self.parts = [*dict.fromkeys(self._part(name) for name in tasks)]
         self.starts: dict[tuple[Corpus, str | None], int] = {}  # of the parts, in the pool
+        self.seconds = 0.0  # that tokenizing took
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
@@ -90,10 +92,11 @@ class DataModule(L.LightningDataModule):
         """
         if self.starts:
             return
-        parts = [self.corpora[corpus] for corpus, _ in self.parts]
+        begun, parts = time.perf_counter(), [self.corpora[corpus] for corpus, _ in self.parts]
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[int, Epochs] = {}
         self.pool = TokenizedPosts(tokenizer, max_length, parts, cache)
+        self.seconds = time.perf_counter() - begun
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
             self.pool.annotate(name, self.columns[name], self.first(name))

@@ -24,6 +24,7 @@ from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Evaluation
+from hatemtl.machine.ledger import Cost
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
@@ -34,7 +35,13 @@ from hatemtl.tasks import Task
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 # What to type for what is no group of files but has keys.
-EXAMPLES = {"heads": "load=true", "folds": "number=5", "predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES = {
+    "heads": "load=true",
+    "folds": "number=5",
+    "cost": "per_hour=1.18",
+    "predict": "input=posts.csv",
+    "export": "format=peft",
+}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
@@ -46,6 +53,7 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("data.dir", "predict.encoding"), str),
     **{"folds.number": int | None, "folds.fold": int | None, "folds.group_by": str | None, "folds.seed": int},
     "folds.of": Literal["train", "test"],
+    **dict.fromkeys(("cost.per_hour", "cost.watts"), float | None),
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
@@ -110,6 +118,7 @@ def requested(cfg: DictConfig) -> Request:
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
         cache=cache,
         folds=_folds(cfg),
+        cost=Cost(**cfg.cost),
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,

@@ -19,6 +19,7 @@ from hatemtl.encoders.pretrained import Encoder, vocabulary
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
+from hatemtl.machine.ledger import Cost
 from hatemtl.methods.base import Method
 from hatemtl.network.assembly import Network, assemble, check_method, check_tokenizer
 from hatemtl.network.forward import Forward
@@ -41,6 +42,7 @@ class Request:
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
+    cost: of this machine, for the ledger.
     """
 
     tasks: Mapping[str, Task]
@@ -65,6 +67,7 @@ class Request:
     cache_prefix: bool = False
     leaks: Policy = "warn"
     folds: Folds | None = None
+    cost: Cost = field(default_factory=Cost)
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 

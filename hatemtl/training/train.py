@@ -18,7 +18,8 @@ from hatemtl.corpora.base import SPLITS
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError, refusing
 from hatemtl.machine.flops import matmul_peak
-from hatemtl.machine.provenance import peak_memory, provenance
+from hatemtl.machine.ledger import Ledger
+from hatemtl.machine.provenance import provenance
 from hatemtl.machine.startup import started
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.network.frozen_prefix import Prefix
@@ -29,6 +30,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import loggers, thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
 from hatemtl.training.refit_heads import check_refit, refit
+from hatemtl.training.spending import LEDGER, Spending
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.actions import evaluate, reader
 from hatemtl.using.judging import check_evaluations, check_test
@@ -48,7 +50,7 @@ def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bo
 
 
 def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_test: bool) -> Result:
-    console, config, asked = Console(), request.identity, time.perf_counter()
+    console, config, asked, ledger = Console(), request.identity, time.perf_counter(), Ledger(request.cost)
     method, optimization, settings = request.method, request.optimization, request.trainer
     refits = request.heads_merge == "refit"
     with refusing():
@@ -78,6 +80,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     for split in SPLITS[: 2 + then_test]:
         data.check_split(split)
     check_evaluations(request.evaluations, data)
+    ledger.turn("preparing")
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
     module, origin = network.module, provenance()
@@ -85,12 +88,14 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
+    ledger.of_which("tokenizing", data.seconds)
     best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
     check_test(request.evaluations, data, reader(request, network, data))
     throughput = Throughput()
     work = start(save_path, config, inputs)
-    table = StepTable(work / saved_run.STEPS)
-    callbacks = [best, throughput, EpochLine(console, best), table, Checkpoint(work / CHECKPOINT), *more]
+    table, spending = StepTable(work / saved_run.STEPS), Spending(ledger, work, console)
+    watching = [best, throughput, EpochLine(console, best), table, spending]
+    callbacks = [*watching, Checkpoint(work / CHECKPOINT), *more]
     logger, failed = request.logger(folder=work, run=save_path.name), True
     try:
         trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
@@ -122,8 +127,9 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     except SIGTERMException:
         sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
     finally:
+        spending.keep()
         loggers.close(logger, failed=failed)
-    rows, parts, memory = module.rows, network.parts(), peak_memory()
+    rows, parts = module.rows, network.parts()
     heads_learn = refits or optimization.total_epochs > 0
     encoder_learns = optimization.total_epochs > optimization.heads_first
     check_finite(module, rows)
@@ -153,19 +159,20 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "best_epoch": best.epoch + 1,
             **throughput.record(peak),
             "preparing_seconds": preparing,
-            "peak_memory_bytes": memory,
             "compiled": module.through.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(
                 part.trained for part in parts if (heads_learn if part.kind == "head" else encoder_learns)
             ),
+            "ledger": spending.whole(),
             **origin,
         },
     )
     finish(work, save_path)
-    (save_path / CHECKPOINT).unlink(missing_ok=True)  # not before: the way back would be gone if that failed
+    for name in (CHECKPOINT, LEDGER):  # not before: the way back would be gone if that failed
+        (save_path / name).unlink(missing_ok=True)
     if then_test:  # whatever becomes of the test, the run is finished
-        rows = [*rows, *evaluate(request, network, data, save_path)]
+        rows = [*rows, *evaluate(request, network, data, save_path, Ledger(request.cost))]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
 

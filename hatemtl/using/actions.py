@@ -19,6 +19,7 @@ from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
+from hatemtl.machine.ledger import Ledger, added
 from hatemtl.machine.startup import started
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
@@ -33,11 +34,12 @@ from hatemtl.using.reader import Reader
 def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, asked = Console(), request.used_run("test"), time.perf_counter()
+    ledger, tested_anew = Ledger(request.cost), {"tested_data": None, "ledger": None}  # by others, while this one tests
     folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     with held(folder, TESTED):  # what is refused is refused before anything is computed
-        before = {**saved.record, "tested_data": None}  # no two trainings leave the same
+        before = {**saved.record, **tested_anew}  # no two trainings leave the same
     tasks = request.tasks_knowing(saved)
     for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
         trained, given = (choices.get(group) for choices in (saved.config.get("choices", {}), request.choices))
@@ -50,6 +52,7 @@ def test(request: Request) -> Result:
     data = request.datamodule(tasks)
     data.check_split("test")
     judging.check_evaluations(request.evaluations, data)
+    ledger.turn("preparing")
     network = request.network(tasks, data.spaces, name=saved.folder.name)
     network.module.requires_grad_(False)
     report.notes(console, network.notes)
@@ -58,10 +61,11 @@ def test(request: Request) -> Result:
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
     judging.check_test(request.evaluations, data, reader(request, network, data))
-    rows, leave = measured(request, network, data, folder)
+    ledger.of_which("tokenizing", data.seconds)
+    rows, leave = measured(request, network, data, folder, ledger)
     report.results(console, rows, f"{folder}: test split")
     with kept_elsewhere(folder, leave), held(folder, TESTED):
-        if {**saved.record, "tested_data": None} != before:
+        if {**saved.record, **tested_anew} != before:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
         leave(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
@@ -136,16 +140,24 @@ def reader(request: Request, network: Network, data: DataModule) -> Reader:
     return Reader(network.module, request.trainer, data, network.encoder.max_length)
 
 
-def evaluate(request: Request, network: Network, data: DataModule, folder: Path) -> list[Row]:
+def evaluate(request: Request, network: Network, data: DataModule, folder: Path, ledger: Ledger) -> list[Row]:
     """Tests on the test split, and leaves rows and predictions in the folder; those of other tasks there stay."""
-    rows, leave = measured(request, network, data, folder)
+    rows, leave = measured(request, network, data, folder, ledger)
     leave(folder)
     return rows
 
 
-def measured(request: Request, network: Network, data: DataModule, root: Path) -> tuple[list[Row], Callable[[Path], None]]:
-    """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder."""
+def measured(
+    request: Request, network: Network, data: DataModule, root: Path, ledger: Ledger
+) -> tuple[list[Row], Callable[[Path], None]]:
+    """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder.
+
+    ledger: of this sitting, which is added to the run's.
+    """
     import pandas as pd  # which training does without
+
+    ledger.turn("testing")
+    ledger.read(len(data.rows("test")), int(data.pool.lengths[data.rows("test")].sum()))
 
     with watched(network.module) as answers:
         started()
@@ -171,7 +183,8 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
-        artifacts.write_record(folder, {**record, "tested_data": tested})
+        spent = added(record.get("ledger"), ledger.entry(folder))
+        artifacts.write_record(folder, {**record, "tested_data": tested, "ledger": spent})
         artifacts.write_results(folder, rows)  # last: by its rows a run counts as tested
 
     return rows, leave
