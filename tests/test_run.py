@@ -178,9 +178,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert record["best_epoch"] == 3
     spent = SavedRun(tmp_path / "whole").record["ledger"]
     assert (spent["sittings"], record["ledger"]["sittings"]) == (1, 2)
-    assert (
-        record["ledger"]["tokens"]["training"] == spent["tokens"]["training"]
-    )  # cut before an epoch
+    assert record["ledger"]["tokens"]["training"] == spent["tokens"]["training"]  # cut before an epoch
     assert record["ledger"]["seconds"]["training"] > 0 and not (tmp_path / "cut/ledger.json").exists()
     for file in ("heads.safetensors", "adapter/adapter.safetensors"):
         whole, again = (sorted(load_file(tmp_path / name / file).items()) for name in ("whole", "cut"))
