@@ -241,7 +241,7 @@ class Run:
         return self._reading("train", time.perf_counter() - start, padded)
 
     def _trainer(self, root: Path, callbacks: list[Callback], logger: Any = False) -> Trainer:
-        return self.settings.trainer(self.optimization, root=root, logger=logger, callbacks=callbacks, bar=False)
+        return self.settings.trainer(self.optimization, callbacks, root=root, logger=logger, bar=False)
 
     def _reading(self, split: Any, seconds: float, padded: int, *, epochs: int = 1) -> Reading:
         lengths = self.data.pool.lengths[self.data.rows(split)].astype(np.int64)

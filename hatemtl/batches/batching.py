@@ -157,7 +157,16 @@ def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
     first row as `~row`, which stands for the post without its annotations: it takes part and counts for nothing.
     """
     mine = batch[rank::world]
-    return mine if len(mine) else ~batch[:1]
+    return mine if len(mine) else np.minimum(batch[:1], ~batch[:1])  # it may be such a row already
+
+
+def micro(batch: np.ndarray, number: int) -> list[np.ndarray]:
+    """Cuts a batch, whose rows go from short to long, into so many micro-batches; one that gets no row has `~row`, as above.
+
+    >>> [part.tolist() for part in micro(np.array([4, 7, 9]), 2)], [part.tolist() for part in micro(np.array([4]), 2)]
+    ([[4, 7], [9]], [[4], [-5]])
+    """
+    return [part if len(part) else ~batch[:1] for part in np.array_split(batch, number)]
 
 
 def place() -> tuple[int, int]:

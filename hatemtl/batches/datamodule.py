@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hatemtl.batches.batch import Batch
-from hatemtl.batches.batching import Batching, place, share
+from hatemtl.batches.batching import Batching, micro, place, share
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Epochs, Sampling, Use, apart, in_parts, rarity
 from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
@@ -30,8 +31,8 @@ class DataModule(L.LightningDataModule):
     """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
 
     batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
-    workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
-    None for the corpus' own splits.
+    workers: processes that make batches beside the training. micro_batches: how many each batch is computed in. folds: which
+    posts of each corpus train and which are tested, None for the corpus' own splits.
     """
 
     def __init__(
@@ -42,10 +43,14 @@ class DataModule(L.LightningDataModule):
         sampling: Sampling = PROPORTIONAL,
         seed: int,
         workers: int = 0,
+        micro_batches: int = 1,
         folds: Folds | None = None,
     ) -> None:
         super().__init__()
         check_workers(workers)
+        if micro_batches < 1:
+            raise UserError(f"data.micro_batches={micro_batches}: expected a whole number of at least 1, or auto")
+        self.cuts = {0: micro_batches}  # by the epoch from which on
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.corpora = {corpus: posts if folds is None else folds.of_run(posts) for corpus, posts in loaded.items()}
@@ -136,16 +141,46 @@ class DataModule(L.LightningDataModule):
     def training_tokens(self, epochs: int) -> int:
         """Counts the tokens that so many epochs read."""
         lengths = self.pool.lengths
-        return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, *_ in self._uses(epoch, epochs=epochs))
+        uses = [use for epoch in range(epochs) for use in self._uses(epoch, epochs=epochs)]
+        return sum(int(lengths[rows[rows >= 0]].sum()) for rows, *_ in uses)
+
+    @property
+    def micro_batches(self) -> int:
+        """Tells in how many micro-batches each batch is computed now."""
+        return [*self.cuts.values()][-1]
+
+    def cut(self, micro_batches: int, epoch: int) -> None:
+        """Has every batch from this epoch on computed in so many micro-batches."""
+        self.cuts = {first: number for first, number in self.cuts.items() if first < epoch} | {epoch: micro_batches}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cuts": self.cuts}
+
+    def cut_as(self, state: Mapping[str, Any]) -> None:
+        """Goes on as `state_dict` says, which the trainer would read too late, unless more micro-batches are asked for."""
+        asked, self.cuts = self.micro_batches, dict(state.get("cuts", self.cuts))
+        if asked > self.micro_batches:
+            self.cut(asked, max(self.cuts) + 1)
+
+    def largest_batch(self) -> np.ndarray:
+        """Gives the batch of the first epoch that takes most: the most posts times the longest's tokens."""
+        return max(self._epochs(1).batches(0), key=lambda rows: len(rows) * int(self.pool.lengths[rows].max()))
+
+    def longest_batch(self) -> int:
+        """Counts the posts of the batch that has the most."""
+        return max(map(len, self._epochs(1).batches(0)))
 
     def steps(self, epochs: int, accumulate: int) -> int:
-        """Counts the optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
+        """Counts the optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left.
+
+        accumulate: micro-batches a step.
+        """
         uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
         return sum(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Gives the batches of the trainer's epoch, for which it has to ask anew: `reload_dataloaders_every_n_epochs=1`."""
-        epoch, epochs, accumulate = 0, 1, 1
+        epoch, epochs, accumulate = 0, 1, self.micro_batches
         if (trainer := self.trainer) is not None:
             epoch, epochs, accumulate = trainer.current_epoch, trainer.max_epochs or 1, trainer.accumulate_grad_batches
         uses = self._uses(epoch, epochs=epochs, accumulate=accumulate)
@@ -158,14 +193,20 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("test")
 
-    def _uses(self, epoch: int, *, epochs: int, accumulate: int = 1) -> list[Use]:
-        """Lists the batches that this epoch of so many trains on, over all processes."""
+    def _uses(self, epoch: int, *, epochs: int, accumulate: int | None = None) -> list[Use]:
+        """Lists the micro-batches that this epoch of so many trains on, over all processes.
+
+        accumulate: those of an optimizer step; None for those of one batch.
+        """
+        accumulate = accumulate or self.micro_batches
         batches = self._epochs(epochs).batches(epoch)
         if self.sampling.step == "joint":
             uses = [Use(rows) for rows in batches]
         else:
             rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
-            uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate, rng)]
+            uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate // self.micro_batches, rng)]
+        if self.micro_batches > 1:
+            uses = [use._replace(rows=rows) for use in uses for rows in micro(use.rows, self.micro_batches)]
         return uses if accumulate == 1 else [*in_parts(uses, self.pool.has, accumulate)]
 
     def _epochs(self, epochs: int) -> Epochs:
@@ -198,5 +239,7 @@ class DataModule(L.LightningDataModule):
 
     def _in_order(self, split: Split) -> DataLoader[Batch]:
         rows = self.rows(split)
-        batches = [share(rows[batch], *place()) for batch in self.batching.in_order(self.pool.lengths[rows])]
+        whole = [rows[batch] for batch in self.batching.in_order(self.pool.lengths[rows])]
+        parts = [part for batch in whole for part in np.array_split(batch, self.micro_batches) if len(part)]
+        batches = [share(part, *place()) for part in parts]
         return loader(self.pool, batches, self.workers)

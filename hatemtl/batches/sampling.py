@@ -191,7 +191,7 @@ def in_parts(uses: Sequence[Use], has: Mapping[str, np.ndarray], accumulate: int
     for i in range(0, len(uses), accumulate):
         step = uses[i : i + accumulate]
         counts = {
-            task: [int(some[use.rows].sum()) if use.only in (None, task) else 0 for use in step]
+            task: [int(some[use.rows[use.rows >= 0]].sum()) if use.only in (None, task) else 0 for use in step]
             for task, some in has.items()
         }
         for place, use in enumerate(step):

@@ -45,6 +45,7 @@ EXAMPLES = {
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
+    "data.micro_batches": int | Literal["auto"],
     **dict.fromkeys(("overwrite", "heads.load", "data.cache_prefix"), bool),
     **{"tasks": Mapping[str, Task] | None, "regulariser": Mapping[str, Regulariser] | None},
     **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
@@ -58,7 +59,7 @@ KEYS: dict[str, Any] = {
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "trainer.progress"),
+    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "data.micro_batches", "trainer.progress"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -119,7 +120,7 @@ def requested(cfg: DictConfig) -> Request:
         cache=cache,
         folds=_folds(cfg),
         cost=Cost(**cfg.cost),
-        **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
+        **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers", "micro_batches")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
     )

@@ -33,13 +33,20 @@ OURS = [Path(__file__).parents[1], Path(__file__).parents[2] / "conf"]
 OURS += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Tells whether memory is out: the device's, or the host's, whose allocation fails."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+
+
 def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
     """Gives what the user can mend of an error, told with the keys of the configuration; None for a bug."""
     number = error.errno if isinstance(error, OSError) else None
     said = str(error) if isinstance(error, RuntimeError) else ""
     if in_words := re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None:
         number = int(in_words[1])
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or NO_MEMORY.search(said):
+    if is_of_memory(error) or number == errno.ENOMEM:
         return _memory(error, config)
     path = Path(os.fsdecode(name)) if isinstance(name := getattr(error, "filename", None), str | bytes) else None
     if number in DISK or NOT_WRITTEN.search(said):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 
@@ -42,7 +42,7 @@ class Request:
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
-    cost: of this machine, for the ledger.
+    micro_batches: how many each batch is computed in; auto: as few as fit. cost: of this machine, for the ledger.
     """
 
     tasks: Mapping[str, Task]
@@ -69,6 +69,7 @@ class Request:
     folds: Folds | None = None
     cost: Cost = field(default_factory=Cost)
     workers: int = 0
+    micro_batches: int | Literal["auto"] = 1
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -130,6 +131,7 @@ class Request:
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
+        how["micro_batches"] = 1 if self.micro_batches == "auto" else self.micro_batches
         return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
     def network(

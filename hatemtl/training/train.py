@@ -3,7 +3,9 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -29,6 +31,7 @@ from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, fini
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.training import loggers, thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
+from hatemtl.training.micro_batches import fit, that_fit
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.spending import LEDGER, Spending
 from hatemtl.training.trainer_settings import TrainerSettings
@@ -98,7 +101,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     callbacks = [*watching, Checkpoint(work / CHECKPOINT), *more]
     logger, failed = request.logger(folder=work, run=save_path.name), True
     try:
-        trainer = settings.trainer(optimization, root=work, logger=logger, callbacks=callbacks, bar=console.is_terminal)
+        way: dict[str, Any] = {"root": work, "logger": logger, "bar": console.is_terminal}
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
@@ -114,8 +117,13 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             refit(module, data, device=settings.device, seed=request.seed)
         preparing = network.seconds + time.perf_counter() - begun
         if optimization.total_epochs:
-            trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
+            if request.micro_batches == "auto" and before is None:
+                data.cut(that_fit(module, data, settings), 0)
+                report.notes(console, [f"data.micro_batches=auto: {data.micro_batches} for each batch"])
+            trainer = fit(partial(settings.trainer, **way), callbacks, module, data, work / CHECKPOINT, console)
             best.restore(module)
+        else:
+            trainer = settings.trainer(optimization, callbacks, **way)
         trainer.validate(module, data, verbose=False)
         tuned = [task for task in tasks if module.head(task).tunes]
         said = reader(request, network, data).predicted("val") if tuned else {}
@@ -159,6 +167,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "best_epoch": best.epoch + 1,
             **throughput.record(peak),
             "preparing_seconds": preparing,
+            "micro_batches": {epoch + 1: number for epoch, number in data.cuts.items()},  # from which epoch on
             "compiled": module.through.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(

@@ -161,8 +161,8 @@ def measured(
 
     with watched(network.module) as answers:
         started()
-        way: dict[str, Any] = {"root": root, "logger": False, "callbacks": [], "bar": Console().is_terminal}
-        request.trainer.trainer(request.optimization, **way).test(network.module, data, verbose=False)
+        way: dict[str, Any] = {"root": root, "logger": False, "bar": Console().is_terminal}
+        request.trainer.trainer(request.optimization, [], **way).test(network.module, data, verbose=False)
     new = judging.predictions(network.module, data.pool)
     asked = reader(request, network, data)
     rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data, asked)]
