@@ -188,7 +188,7 @@ class Run:
         """Every epoch of the configuration, without validation; the log is written as always."""
         watch = Stopwatch(self.device)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._trainer(Path(folder), [watch], self.request.logger(folder=Path(folder), run="benchmark"))
+            trainer = self._trainer(Path(folder), [watch], self.request.tracker(Path(folder), "train").logger)
             trainer.limit_val_batches = 0
             trainer.fit(self.module.train(), self.data)
         self.busy = watch.busy

@@ -78,8 +78,10 @@ def test_testing_after_load_equals_testing_before_save(cli: Cli, tmp_path: Path,
 
 def test_a_saved_run_holds_what_the_design_says(three: Path) -> None:
     run = three
-    written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet objective.csv"
-    assert {path.name for path in run.iterdir()} == set(written.split())
+    written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet"
+    assert {path.name for path in run.iterdir()} == {*written.split(), "objective.csv", "console.txt"}
+    kept = (run / "console.txt").read_text()
+    assert all(told in kept for told in ("main.py", "annotated posts", "epoch 2/2", "test_label_accuracy"))
     assert not list(run.parent.glob(".run*"))
     record = json.loads((run / "run.json").read_text())
     assert {

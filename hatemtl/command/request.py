@@ -31,6 +31,25 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
 
+class About:
+    """Tells a tracker what a run is. study: what it is grouped by. action: train, or test of a run tested elsewhere.
+
+    No dataclass, of which Hydra would make a mapping.
+    """
+
+    def __init__(self, run: str, study: str, tags: Sequence[str], action: str) -> None:
+        self.run, self.study, self.tags, self.action = run, study, tags, action
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a test left for a tracker to show: predictions.parquet as a frame, labels of tasks of one a post, texts by id."""
+
+    frame: Any
+    labels: Mapping[str, Sequence[str]]
+    texts: Mapping[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One run, whole. Equal requests make equal runs, in any process and any number of times in one.
@@ -38,7 +57,8 @@ class Request:
     config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
     teachers: uses each saved run that a regulariser asks, by its folder. evaluations: what else judges a test.
-    logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
+    logger: makes the tracker, given folder and what the run is (`About`). save_path: None for a place beside the saved run
+    that is used.
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
@@ -91,6 +111,13 @@ class Request:
     def choices(self) -> Mapping[str, str]:
         """Gives the options of groups that were chosen, by group."""
         return self.config.get("choices", {})
+
+    def tracker(self, folder: Path, action: str, *, named: Path | None = None) -> Any:
+        """Opens the tracker of a run that lies in this folder. named: where it will, if it is at work."""
+        place = (named or folder).absolute()
+        made_of = [self.choices.get("method", type(self.method).__name__), self.choices.get("encoder", self.encoder.source)]
+        tags = [*dict.fromkeys([*made_of, *self.tasks])]
+        return self.logger(folder=folder, about=About(place.name, place.parent.name, tags, action))
 
     @contextmanager
     def naming(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.training import loggers, thresholds
+from hatemtl.training import thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
 from hatemtl.training.micro_batches import fit, that_fit
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.spending import LEDGER, Spending
 from hatemtl.training.trainer_settings import TrainerSettings
-from hatemtl.using.actions import evaluate, reader
+from hatemtl.using.actions import evaluate, reader, spent_on
 from hatemtl.using.judging import check_evaluations, check_test
 
 
@@ -48,11 +49,11 @@ def train(request: Request, callbacks: Sequence[Callback] = (), *, then_test: bo
     save_path = request.save_path or Path(named_after(request.identity))
     if not save_path.name:
         raise UserError(f"save_path={save_path}: expected the name of a folder; type save_path=adapters/NAME")
-    with held(save_path, TRAINED) as place:
-        return _train(request, place, callbacks, then_test=then_test)
+    with held(save_path, TRAINED) as place, ExitStack() as ends:
+        return _train(request, place, callbacks, ends, then_test=then_test)
 
 
-def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_test: bool) -> Result:
+def _train(request: Request, save_path: Path, more: Sequence[Callback], ends: ExitStack, *, then_test: bool) -> Result:
     console, config, asked, ledger = Console(), request.identity, time.perf_counter(), Ledger(request.cost)
     method, optimization, settings = request.method, request.optimization, request.trainer
     refits = request.heads_merge == "refit"
@@ -99,15 +100,17 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     table, spending = StepTable(work / saved_run.STEPS), Spending(ledger, work, console)
     watching = [best, throughput, EpochLine(console, best), table, spending]
     callbacks = [*watching, Checkpoint(work / CHECKPOINT), *more]
-    logger, failed = request.logger(folder=work, run=save_path.name), True
+    console.keep(work / console.NAME)
+    ends.push(lambda kind, error, at: console.failed(error))
+    tracker = ends.enter_context(request.tracker(work, "train", named=save_path))  # left with an error, it has failed
     try:
-        way: dict[str, Any] = {"root": work, "logger": logger, "bar": console.is_terminal}
+        way: dict[str, Any] = {"root": work, "logger": tracker.logger, "bar": console.is_terminal}
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
         saved_run.write_rows(work / "merge.csv", network.merged())
         saved_run.write_rows(work / "search.csv", network.search.tried)
-        logger.log_hyperparams(dict(config))
+        tracker.begin(config)
         before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
         if before:
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
@@ -131,12 +134,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             thresholds.tune(module.head(task), said[task])
             cuts = zip(data.spaces[task].names, module.head(task).written_thresholds() or (), strict=True)
             report.notes(console, [f"thresholds of {task}: {', '.join(f'{name} {cut:.3f}' for name, cut in cuts)}"])
-        failed = False
     except SIGTERMException:
         sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
     finally:
         spending.keep()
-        loggers.close(logger, failed=failed)
     rows, parts = module.rows, network.parts()
     heads_learn = refits or optimization.total_epochs > 0
     encoder_learns = optimization.total_epochs > optimization.heads_first
@@ -177,7 +178,10 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             **origin,
         },
     )
+    tracker.figures({row.metric: row.value for row in report.figures(rows)} | spent_on(saved_run.read_record(work)))
+    tracker.close(failed=False)  # what is written there lies in the folder that gets another name
     finish(work, save_path)
+    console.keep(save_path / console.NAME)
     for name in (CHECKPOINT, LEDGER):  # not before: the way back would be gone if that failed
         (save_path / name).unlink(missing_ok=True)
     if then_test:  # whatever becomes of the test, the run is finished

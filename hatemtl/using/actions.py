@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.command.faults import kept_elsewhere
-from hatemtl.command.request import Request, Result
+from hatemtl.command.request import Request, Result, Tested
 from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
@@ -62,12 +62,14 @@ def test(request: Request) -> Result:
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
     judging.check_test(request.evaluations, data, reader(request, network, data))
     ledger.of_which("tokenizing", data.seconds)
-    rows, leave = measured(request, network, data, folder, ledger)
+    rows, leave, tell = measured(request, network, data, folder, ledger)
     report.results(console, rows, f"{folder}: test split")
     with kept_elsewhere(folder, leave), held(folder, TESTED):
         if {**saved.record, **tested_anew} != before:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
         leave(folder)
+        console.keep(folder / console.NAME)
+    tell(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
 
 
@@ -142,15 +144,17 @@ def reader(request: Request, network: Network, data: DataModule) -> Reader:
 
 def evaluate(request: Request, network: Network, data: DataModule, folder: Path, ledger: Ledger) -> list[Row]:
     """Tests on the test split, and leaves rows and predictions in the folder; those of other tasks there stay."""
-    rows, leave = measured(request, network, data, folder, ledger)
+    rows, leave, tell = measured(request, network, data, folder, ledger)
     leave(folder)
+    tell(folder)
     return rows
 
 
 def measured(
     request: Request, network: Network, data: DataModule, root: Path, ledger: Ledger
-) -> tuple[list[Row], Callable[[Path], None]]:
-    """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder.
+) -> tuple[list[Row], Callable[[Path], None], Callable[[Path], None]]:
+    """The rows of a test, by the heads' metrics and the request's evaluations, what writes all of it into a folder, and what
+    then tells the tracker of the run that lies there.
 
     ledger: of this sitting, which is added to the run's.
     """
@@ -187,4 +191,21 @@ def measured(
         artifacts.write_record(folder, {**record, "tested_data": tested, "ledger": spent})
         artifacts.write_results(folder, rows)  # last: by its rows a run counts as tested
 
-    return rows, leave
+    def tell(folder: Path) -> None:
+        carrying = {name: space for name, space in data.spaces.items() if space.carries == "one"}
+        texts = dict(zip(data.pool.ids, data.pool.texts, strict=True))
+        with request.tracker(folder, "test") as tracker:
+            spent = spent_on(artifacts.read_record(folder))
+            tracker.figures({row.metric: row.value for row in report.figures(rows)} | spent)
+            tracker.tested(Tested(new, {name: space.names for name, space in carrying.items()}, texts))
+
+    return rows, leave, tell
+
+
+def spent_on(record: Mapping[str, Any]) -> dict[str, float]:
+    """Gives what a run took and how large it is, by names that a tracker sorts by, as far as its run.json says."""
+    ledger = record.get("ledger", {})
+    found = {name: record.get(name) for name in ("best_epoch", "parameters", "trained_parameters", "examples_per_second")}
+    found |= {name: ledger.get(name) for name in ("price", "joules", "peak_memory_bytes", "disk_bytes")}
+    found["seconds"] = sum(ledger.get("seconds", {}).values())
+    return {name: value for name, value in found.items() if value is not None}
