@@ -176,7 +176,7 @@ def test_wandb_holds_what_its_users_sort_by(
 ) -> None:
     done = wandb_runs()
     assert re.findall(r"CODE (\d)", done.stdout) == ["0", "2"], done.stderr
-    a, b = (decoded(tmp_path / "study" / name) for name in "ab")
+    a, b = (decoded(tmp_path / "study" / name) for name in ("a", ".b.unfinished"))
     saved = tmp_path / "study/a"
     rows = {name: float(value) for name, value in csv.reader((saved / "results.csv").open()) if name != "metric"}
     record = json.loads((saved / "run.json").read_text())
