@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from functools import partial
+from itertools import accumulate as accumulated
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ PROPORTIONAL = Sampling()
 class DataModule(L.LightningDataModule):
     """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
 
-    batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
+    batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for;
+    changes: samplings that take its place, by the epoch, counted from 0, from which on.
     workers: processes that make batches beside the training. micro_batches: how many each batch is computed in. folds: which
     posts of each corpus train and which are tested, None for the corpus' own splits.
     """
@@ -41,6 +43,7 @@ class DataModule(L.LightningDataModule):
         *,
         batching: Batching,
         sampling: Sampling = PROPORTIONAL,
+        changes: Mapping[int, Sampling] | None = None,
         seed: int,
         workers: int = 0,
         micro_batches: int = 1,
@@ -52,6 +55,7 @@ class DataModule(L.LightningDataModule):
             raise UserError(f"data.micro_batches={micro_batches}: expected a whole number of at least 1, or auto")
         self.cuts = {0: micro_batches}  # by the epoch from which on
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
+        self.changes = changes or {}
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.corpora = {corpus: posts if folds is None else folds.of_run(posts) for corpus, posts in loaded.items()}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
@@ -99,7 +103,7 @@ class DataModule(L.LightningDataModule):
             return
         begun, parts = time.perf_counter(), [self.corpora[corpus] for corpus, _ in self.parts]
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
-        self._made: dict[int, Epochs] = {}
+        self._made: dict[tuple[int, int], Epochs] = {}
         self.pool = TokenizedPosts(tokenizer, max_length, parts, cache)
         self.seconds = time.perf_counter() - begun
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
@@ -164,19 +168,19 @@ class DataModule(L.LightningDataModule):
 
     def largest_batch(self) -> np.ndarray:
         """Gives the batch of the first epoch that takes most: the most posts times the longest's tokens."""
-        return max(self._epochs(1).batches(0), key=lambda rows: len(rows) * int(self.pool.lengths[rows].max()))
+        return max(self._epochs(0, 1).batches(0), key=lambda rows: len(rows) * int(self.pool.lengths[rows].max()))
 
     def longest_batch(self) -> int:
         """Counts the posts of the batch that has the most."""
-        return max(map(len, self._epochs(1).batches(0)))
+        return max(map(len, self._epochs(0, 1).batches(0)))
 
-    def steps(self, epochs: int, accumulate: int) -> int:
-        """Counts the optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left.
+    def ends(self, epochs: int, accumulate: int) -> list[int]:
+        """Counts the optimizer steps by the end of each of so many epochs: one ends with a step, of however few batches.
 
         accumulate: micro-batches a step.
         """
         uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
-        return sum(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs))
+        return list(accumulated(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Gives the batches of the trainer's epoch, for which it has to ask anew: `reload_dataloaders_every_n_epochs=1`."""
@@ -199,8 +203,9 @@ class DataModule(L.LightningDataModule):
         accumulate: those of an optimizer step; None for those of one batch.
         """
         accumulate = accumulate or self.micro_batches
-        batches = self._epochs(epochs).batches(epoch)
-        if self.sampling.step == "joint":
+        made = self._epochs(epoch, epochs)
+        batches = made.batches(epoch - made.first)
+        if made.sampling.step == "joint":
             uses = [Use(rows) for rows in batches]
         else:
             rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
@@ -209,24 +214,28 @@ class DataModule(L.LightningDataModule):
             uses = [use._replace(rows=rows) for use in uses for rows in micro(use.rows, self.micro_batches)]
         return uses if accumulate == 1 else [*in_parts(uses, self.pool.has, accumulate)]
 
-    def _epochs(self, epochs: int) -> Epochs:
-        """The batches of every epoch of so many, which remember where the one before ended."""
-        if epochs not in self._made:
+    def _epochs(self, epoch: int, epochs: int) -> Epochs:
+        """Gives the batches of the epochs, of so many, that are sampled as this one; they remember where one ended."""
+        first = max(begin for begin in (0, *self.changes) if begin <= epoch)
+        last = min(begin for begin in (epochs, *self.changes) if begin > epoch)
+        if (first, last) not in self._made:
+            sampling = self.changes.get(first, self.sampling)
             train = self.rows("train")
             starts = np.searchsorted(train, [*self.starts.values()][1:])
             parts = {part: rows for part, rows in zip(self.parts, np.split(train, starts), strict=True) if len(rows)}
-            self._made[epochs] = Epochs(
+            self._made[first, last] = Epochs(
                 corpora=list(parts.values()),
-                weights=[self._weights(corpus, rows) for (corpus, _), rows in parts.items()],
+                weights=[self._weights(corpus, rows, sampling.balance) for (corpus, _), rows in parts.items()],
                 lengths=self.pool.lengths,
-                sampling=self.sampling,
+                sampling=sampling,
                 batching=self.batching,
                 seed=self.seed,
-                epochs=epochs,
+                first=first,
+                epochs=last - first,
             )
-        return self._made[epochs]
+        return self._made[first, last]
 
-    def _weights(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    def _weights(self, corpus: Corpus, rows: np.ndarray, balance: float) -> np.ndarray:
         """Gives the frequency, of any scale, at which each of these rows of a corpus is to come."""
         carried = []
         for name, task in self.tasks.items():
@@ -235,7 +244,7 @@ class DataModule(L.LightningDataModule):
                 carried.append((values[rows, None] == np.arange(len(space))) & has)
             elif task.corpus == corpus and space.carries == "any":
                 carried.append((values[rows] >= 0.5) & has)
-        return rarity(carried, self.sampling.balance) if carried else np.ones(len(rows))
+        return rarity(carried, balance) if carried else np.ones(len(rows))
 
     def _in_order(self, split: Split) -> DataLoader[Batch]:
         rows = self.rows(split)

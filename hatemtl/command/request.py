@@ -159,6 +159,7 @@ class Request:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
         how["micro_batches"] = 1 if self.micro_batches == "auto" else self.micro_batches
+        how["changes"] = {epoch: other or self.sampling for epoch, other in self.optimization.samplings().items()}
         return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
     def network(

@@ -53,26 +53,32 @@ class Beginning(Callback):
         self.weights, self.states = {}, []
 
 
+def cut(optimization: Optimization, data: DataModule) -> Optimization:
+    """Gives the optimization for which a micro-batch is one of the batches that are accumulated."""
+    return replace(optimization, accumulate=optimization.accumulate * data.micro_batches)
+
+
 def fit(
     trainer_of: Callable[[Optimization, Sequence[Callback]], Trainer],
     callbacks: Sequence[Callback],
     module: MultitaskModule,
     data: DataModule,
+    optimization: Optimization,
     checkpoint: Path,
     console: Console,
 ) -> Trainer:
     """Trains to the end, from the checkpoint where there is one; gives the trainer that came there.
 
-    trainer_of: makes a trainer for the optimization, of which a micro-batch is one of the batches that are accumulated.
-    callbacks: the last of them writes the checkpoint. Raises what the system says where one post a micro-batch is too much.
+    trainer_of: makes a trainer for an optimization. optimization: whose accumulated batches are whole ones. callbacks: the
+    last of them writes the checkpoint. Raises what the system says where one post a micro-batch is too much.
     """
-    optimization, beginning = module.optimization, Beginning()
+    beginning = Beginning()
     if checkpoint.exists():
         data.cut_as(torch.load(checkpoint, weights_only=True, mmap=True).get(type(data).__qualname__, {}))
     else:
         beginning.keep(module, callbacks)
     while True:
-        module.optimization = replace(optimization, accumulate=optimization.accumulate * data.micro_batches)
+        module.optimization = cut(optimization, data)
         trainer = trainer_of(module.optimization, [*callbacks, beginning])
         before = checkpoint if checkpoint.exists() else None
         try:
@@ -99,6 +105,8 @@ def fit(
 def _let_go(module: MultitaskModule) -> None:
     """Frees what a step that was broken off holds."""
     module.weighed, module.moved, module.losses_so_far = None, [], {}
+    module.on_train_end()  # all may learn again, until a stage says otherwise
+    module.learning = None
     module.zero_grad(set_to_none=True)
     module.merged.close()
     gc.collect()

@@ -63,19 +63,21 @@ class Spending(Callback):
     def _forecast(self, trainer: Trainer, module: Any) -> str:
         """Tells the end by the steps that are left, at the mean time of those done; a validation as those done."""
         training, validating = (self.ledger.seconds[phase] for phase in ("training", "validating"))
-        left = (module.steps - trainer.global_step) * training / (trainer.global_step - self.first_step)
+        left = (module.plan.ends[-1] - trainer.global_step) * training / (trainer.global_step - self.first_step)
         if self.validations:
             each = validating / self.validations
         else:  # a forward pass is a third of a step
             data = trainer.datamodule  # type: ignore[attr-defined]
             tokens = int(data.pool.lengths[data.rows("val")].sum())
             each = tokens * training / max(self.ledger.tokens["training"], 1) / 3
-        left += each * ((trainer.max_epochs or 0) - trainer.current_epoch + 1)  # and the best weights once more
+        every, steps = module.optimization.evaluate_every, module.plan.ends[-1] - trainer.global_step
+        validations = (trainer.max_epochs or 0) - trainer.current_epoch + 1  # that of the best weights too
+        left += each * (validations + (steps // every if every else 0))
         now = datetime.now()
         end = now + timedelta(seconds=left)
         at = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%a %d %b %H:%M}"
         told = f"training will end about {at}, in {_span(left)}"
-        if module.optimization.total_epochs > 1 and getattr(module.optimization, "patience", None) is not None:
+        if module.optimization.total_epochs > 1 and module.optimization.patience is not None:
             told += f", or sooner by optimization.patience={module.optimization.patience}"
         whole = self.whole()
         if (price := whole["price"]) is not None:

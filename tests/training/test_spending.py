@@ -30,8 +30,10 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, cost: Cost, *, steps:
     spending.ledger.counters = {}
     data = SimpleNamespace(pool=SimpleNamespace(lengths=torch.full((9,), 100)), rows=lambda split: slice(0, 3))
     trainer: Any = SimpleNamespace(global_step=0, max_epochs=2, current_epoch=0, datamodule=data)
-    optimization = SimpleNamespace(total_epochs=2, patience=3)
-    module: Any = SimpleNamespace(steps=100, optimization=optimization, device=torch.device("cpu"))
+    optimization = SimpleNamespace(total_epochs=2, patience=3, evaluate_every=None)
+    module: Any = SimpleNamespace(
+        plan=SimpleNamespace(ends=[50, 100]), optimization=optimization, device=torch.device("cpu")
+    )
     spending.on_train_start(trainer, module)
     for _ in range(steps):
         now[0] += seconds
