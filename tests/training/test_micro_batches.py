@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -58,6 +59,7 @@ class Body(nn.Module):
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.embed, self.dropout = nn.Embedding(30522, 4), nn.Dropout(dropout)
+        self.config = SimpleNamespace(num_hidden_layers=1)
         self.most, self.error = 10**9, MemoryError()  # type: tuple[int, Exception]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
@@ -112,7 +114,7 @@ def learned(
     throughput = Throughput()
     callbacks = [throughput, BestWeights(patience=None, spared=0), *([out] if out else []), Checkpoint(folder / "last.ckpt")]
     console = Console(file=says or io.StringIO(), width=300)
-    fit(partial(trainer, stop=stop), callbacks, module, data, folder / "last.ckpt", console)
+    fit(partial(trainer, stop=stop), callbacks, module, data, optimization, folder / "last.ckpt", console)
     return {**module.trained_state(), "posts": torch.tensor(throughput.counts["posts"])}
 
 
@@ -171,7 +173,7 @@ def test_a_step_has_the_posts_that_it_had(step: Any) -> None:
         assert together == steps
         sums = [sum((use.parts or {})["label"] for use in uses[i : i + 3]) for i in range(0, len(uses), 3)]
         assert sums == pytest.approx([float(whole.pool.has["label"][rows].any()) for rows in steps])
-    assert cut.steps(3, 3) == whole.steps(3, 1)
+    assert cut.ends(3, 3) == whole.ends(3, 1)
     assert cut.training_tokens(3) == whole.training_tokens(3)
     halves = [batch.posts.tolist() for batch in cut.val_dataloader()]
     assert (
