@@ -107,7 +107,8 @@ for seed in "${seeds[@]}"; do
               [[ ! -f conf/method/ah_${second%%,*}.yaml ]] || own=$(rate_of "ah_${second%%,*}")
             fi
             classified "${learn[@]}" method=ah_stack "method.learning_rate=$own" "method.sources='$before'" \
-              ${mine[@]+"${mine[@]}"} "save_path=${to}_stacked$([[ $second == same ]] || named "_$second")"
+              ${mine[@]+"${mine[@]}"} "save_path=${to}_stacked$([[ $second == same ]] || named "_$second")" ||
+              echo "note: $second on top of $kind is left out" >&2  # the library refuses some pairs, and says why
           done
         done
       done

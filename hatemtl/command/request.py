@@ -43,7 +43,7 @@ class About:
 
 @dataclass(frozen=True)
 class Tested:
-    """What a test left for a tracker to show: predictions.parquet as a frame, labels of tasks of one a post, texts by id."""
+    """Holds what a tracker may show of a test: its predictions as a frame, labels of tasks of one a post, texts by id."""
 
     frame: Any
     labels: Mapping[str, Sequence[str]]
