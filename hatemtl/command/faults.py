@@ -26,7 +26,11 @@ HELPS = {
 }
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # which no bug causes, whichever file it is
 # How torch, and C++ below it, say that there is no more memory, or that a file could not be written.
-NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+# The last is oneDNN, where it gets no memory for its code.
+NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|bad_alloc|ALLOC_FAILED|could not create a primitive",
+    re.IGNORECASE,
+)
 NOT_WRITTEN = re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos")
 # Whose files they are that are no business of the user's: a fault in them is a bug.
 OURS = [Path(__file__).parents[1], Path(__file__).parents[2] / "conf"]
