@@ -1,8 +1,9 @@
 """The table of a study of domain pre-training: does an adapter that first guessed masked tokens classify better?
 
-A row for each training: by kind of adapter, what text of so large a share made of the loss on masked tokens, and what score
-each way to go on gave with so large a share of labelled posts; beside it the cost, in thousands of trained parameters,
-optimizer steps and seconds. Seeds are averaged. What a run is, its config.yaml and run.json say.
+A row for each training: by kind of adapter, which is its method and the keys of it in which the study's runs differ, what
+text of so large a share made of the loss on masked tokens, and what score each way to go on gave with so large a share of
+labelled posts; beside it the cost, in thousands of trained parameters, optimizer steps and seconds. Seeds are averaged. What
+a run is, its config.yaml and run.json say.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from results import Results, ResultsError, find_results, note, read_results, sidecar
+from results import Results, ResultsError, find_results, leaves, note, read_results, sidecar
 from retention_table import cost
 from table import Table, add_output_options
 
@@ -24,14 +25,15 @@ EXAMPLES = """examples:
 """
 COST = ("thousands", "steps", "s")  # as `cost` gives them
 WAYS = {"ah_load": "goes on", "ah_stack": "stacked"}  # by the method of the classifying run
+NO_KIND = ("path", "sources", "learning_rate")  # keys of a method that make no other kind of adapter
 
 
 @dataclass(frozen=True)
 class Run:
     """What a run of the study is.
 
-    share: of the training posts. cost: the values of COST, None where run.json lacks one. source: where its pre-training
-    lies, if it has any.
+    share: of the training posts. keys: of its method, with their values. cost: the values of COST, None where run.json lacks
+    one. source: where its pre-training lies, if it has any.
     """
 
     results: Results
@@ -40,6 +42,7 @@ class Run:
     trained: bool
     share: float
     method: str
+    keys: Mapping[str, str]
     seed: int
     cost: Sequence[float | None]
     source: Path | None
@@ -65,10 +68,34 @@ def describe(results: Results) -> Run:
         trained=config["optimization"]["encoder_lr"] > 0,
         share=settings["corpus"]["fraction"],
         method=record["method"],
+        keys=method_keys(config),
         seed=record["seed"],
         cost=cost(results),
         source=Path(sources[0]).resolve() if sources else None,
     )
+
+
+def method_keys(config: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of a run's method that tell kinds of adapters apart, with their values as they are typed."""
+    found = leaves(config.get("method") or {})
+    return {key: str(value) for key, value in found if key not in NO_KIND and not key.startswith("_") and value is not None}
+
+
+def kinds(runs: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """Names for the kinds of adapters of runs, each given by method and keys: the method, and the keys that differ in it.
+
+    >>> kinds([("ah_par_bn", {"reduction_factor": "2"}), ("ah_par_bn", {"reduction_factor": "6"}), ("ah_mam", {})])
+    ['ah_par_bn reduction_factor=2', 'ah_par_bn reduction_factor=6', 'ah_mam']
+    """
+    values: dict[tuple[str, str], set[str | None]] = defaultdict(set)
+    known = {method: {key for of, keys in runs for key in keys if of == method} for method, _ in runs}
+    for method, keys in runs:
+        for key in known[method]:
+            values[method, key].add(keys.get(key))
+    return [
+        " ".join([method, *(f"{key}={keys[key]}" for key in sorted(keys) if len(values[method, key]) > 1)])
+        for method, keys in runs
+    ]
 
 
 def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str, list[float]]]:
@@ -76,7 +103,9 @@ def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str
     pretrained = {run.results.path.parent.resolve(): run for run in runs if run.masked and run.trained}
     before = {(run.share, run.seed): run for run in runs if run.masked and not run.trained}
     classified = [run for run in runs if not run.masked]
-    cells: dict[tuple[str, float, int, float], tuple[str, dict[str, list[float]]]] = {}
+    learned = [run for run in runs if not run.masked or run.trained]
+    kind = dict(zip(map(id, learned), kinds([(run.method, run.keys) for run in learned]), strict=True))
+    cells: dict[tuple[str, float, int, float, str], tuple[str, dict[str, list[float]]]] = {}
 
     def value(run: Run, name: str) -> float:
         row = f"{stage}_{run.task}_{name}"
@@ -85,7 +114,7 @@ def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str
             raise ResultsError(f"{run.results.path} has no row {row}; it has {near or f'no {stage} rows'}")
         return run.results.rows[row]
 
-    def add(place: tuple[str, float, int, float], name: str, run: Run, values: Mapping[str, float]) -> None:
+    def add(place: tuple[str, float, int, float, str], name: str, run: Run, values: Mapping[str, float]) -> None:
         _, row = cells.setdefault(place, (name, defaultdict(list)))
         for column, amount in {**values, **dict(zip(COST, run.cost, strict=True))}.items():
             if amount is not None:
@@ -100,14 +129,15 @@ def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str
             raise ResultsError(f"{run.results.path} goes on from {run.source}, which is not among the runs; name it too")
         if run.method not in WAYS:
             raise ResultsError(f"{run.results.path} goes on with method={run.method}; expected {' or '.join(WAYS)}")
-        used.add((first.method, run.share))
-        name = f"{first.method}, labelled {run.share:g}, text {first.share:g}, {WAYS[run.method]}"
-        place = first.method, run.share, 1 + list(WAYS).index(run.method), first.share
+        used.add((kind[id(first)], run.share))
+        way = kind[id(run)].replace(run.method, WAYS[run.method], 1)
+        name = f"{kind[id(first)]}, labelled {run.share:g}, text {first.share:g}, {way}"
+        place = kind[id(first)], run.share, 1 + list(WAYS).index(run.method), first.share, way
         add(place, name, run, {metric: value(run, metric)})
     for run in classified:
-        if run.source is None and (run.method, run.share) in used:
-            name = f"{run.method}, labelled {run.share:g}, without"
-            add((run.method, run.share, 0, 0.0), name, run, {metric: value(run, metric)})
+        if run.source is None and (kind[id(run)], run.share) in used:
+            name = f"{kind[id(run)]}, labelled {run.share:g}, without"
+            add((kind[id(run)], run.share, 0, 0.0, ""), name, run, {metric: value(run, metric)})
     for first in pretrained.values():
         losses = {"masked loss after": value(first, "loss")}
         if start := before.get((first.share, first.seed)):
@@ -115,7 +145,7 @@ def tabulate(runs: Sequence[Run], stage: str, metric: str) -> dict[str, dict[str
         else:
             note(f"no run of {first.share:g} of the text before pre-training, seed {first.seed}")
         if used:
-            add((first.method, -1.0, 0, first.share), f"{first.method}, text {first.share:g}", first, losses)
+            add((kind[id(first)], -1.0, 0, first.share, ""), f"{kind[id(first)]}, text {first.share:g}", first, losses)
     return {name: row for _, (name, row) in sorted(cells.items(), key=lambda cell: cell[0])}
 
 

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--overrides", nargs="*", default=[], help="of all runs, as trainer.precision=32")
     options = parser.parse_args()
     if options.device != "cpu":
-        parser.error("of a GPU, run.json has the peak as peak_memory_bytes; leave --device out")
+        parser.error("of a GPU, run.json has the peak in its ledger; leave --device out")
     steps = 2 if options.quick else options.steps
     peaks: dict[tuple[str, str, str], int] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -188,7 +188,7 @@ class Run:
         """Every epoch of the configuration, without validation; the log is written as always."""
         watch = Stopwatch(self.device)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._trainer(Path(folder), [watch], self.request.logger(folder=Path(folder), run="benchmark"))
+            trainer = self._trainer(Path(folder), [watch], self.request.tracker(Path(folder), "train").logger)
             trainer.limit_val_batches = 0
             trainer.fit(self.module.train(), self.data)
         self.busy = watch.busy
@@ -241,7 +241,7 @@ class Run:
         return self._reading("train", time.perf_counter() - start, padded)
 
     def _trainer(self, root: Path, callbacks: list[Callback], logger: Any = False) -> Trainer:
-        return self.settings.trainer(self.optimization, root=root, logger=logger, callbacks=callbacks, bar=False)
+        return self.settings.trainer(self.optimization, callbacks, root=root, logger=logger, bar=False)
 
     def _reading(self, split: Any, seconds: float, padded: int, *, epochs: int = 1) -> Reading:
         lengths = self.data.pool.lengths[self.data.rows(split)].astype(np.int64)

@@ -18,7 +18,7 @@ CONF = Path(__file__).parents[1] / "conf"
 LISTED = ("tasks", "experiment", "data", "regulariser", "augmentation", "evaluations")  # what is no one constructor call
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in LISTED)
 # What only the run knows, by group.
-RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "run"}, "weighting": {"tasks"}}
+RUNTIME = {"head": {"hidden_size", "space"}, "logger": {"folder", "about"}, "weighting": {"tasks"}}
 # which a masked head alone takes, a merge that must know something of posts, and a head with a lexicon
 SOMETIMES = {"embedding", "statistics", "counts"}
 SLOW = "peft"  # what begins so imports peft

@@ -78,13 +78,15 @@ def test_testing_after_load_equals_testing_before_save(cli: Cli, tmp_path: Path,
 
 def test_a_saved_run_holds_what_the_design_says(three: Path) -> None:
     run = three
-    written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet objective.csv"
-    assert {path.name for path in run.iterdir()} == set(written.split())
+    written = "config.yaml run.json adapter heads.safetensors labels.json results.csv logs predictions.parquet"
+    assert {path.name for path in run.iterdir()} == {*written.split(), "objective.csv", "console.txt"}
+    kept = (run / "console.txt").read_text()
+    assert all(told in kept for told in ("main.py", "annotated posts", "epoch 2/2", "test_label_accuracy"))
     assert not list(run.parent.glob(".run*"))
     record = json.loads((run / "run.json").read_text())
     assert {
         "status", "method", "library", "encoder", "data", "sources", "seed", "epochs", "best_epoch", "seconds",
-        "examples_per_second", "peak_memory_bytes", "parameters", "trained_parameters", "versions", "git_commit",
+        "examples_per_second", "ledger", "parameters", "trained_parameters", "versions", "git_commit",
     } <= set(record)  # fmt: skip
     assert record["status"] == "finished"
     assert record["data"]["label"] == record["data"]["target"]  # one corpus
@@ -187,7 +189,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     resumed = cli(*options, f"save_path={tmp_path / 'cut'}")
     assert resumed.code == 0
     assert "goes on" in resumed.out
-    assert SavedRun(tmp_path / "cut").record["best_epoch"] == 3
+    record = SavedRun(tmp_path / "cut").record
+    assert record["best_epoch"] == 3
+    spent = SavedRun(tmp_path / "whole").record["ledger"]
+    assert (spent["sittings"], record["ledger"]["sittings"]) == (1, 2)
+    assert record["ledger"]["tokens"]["training"] == spent["tokens"]["training"]  # cut before an epoch
+    assert record["ledger"]["seconds"]["training"] > 0 and not (tmp_path / "cut/ledger.json").exists()
     for file in ("heads.safetensors", "adapter/adapter.safetensors"):
         whole, again = (sorted(load_file(tmp_path / name / file).items()) for name in ("whole", "cut"))
         assert all((a == b).all() for (_, a), (_, b) in zip(whole, again, strict=True))

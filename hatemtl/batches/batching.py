@@ -156,8 +156,17 @@ def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
     All processes step together. Where a batch has fewer rows than there are processes, one that would get none gets the
     first row as `~row`, which stands for the post without its annotations: it takes part and counts for nothing.
     """
-    mine = batch[rank::world]
-    return mine if len(mine) else ~batch[:1]
+    mine, first = batch[rank::world], batch[:1]
+    return mine if len(mine) else np.where(first < 0, first, ~first)
+
+
+def micro(batch: np.ndarray, number: int) -> list[np.ndarray]:
+    """Cuts a batch, whose rows go from short to long, into so many micro-batches; one that gets no row has `~row`, as above.
+
+    >>> [part.tolist() for part in micro(np.array([4, 7, 9]), 2)], [part.tolist() for part in micro(np.array([4]), 2)]
+    ([[4, 7], [9]], [[4], [-5]])
+    """
+    return [part if len(part) else ~batch[:1] for part in np.array_split(batch, number)]
 
 
 def place() -> tuple[int, int]:

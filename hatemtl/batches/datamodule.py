@@ -1,10 +1,12 @@
 """Turns corpora into batches: every corpus is loaded and tokenized once, whatever number of tasks reads it."""
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate as accumulated
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hatemtl.batches.augmentation import Augmentation, Augmenter
 from hatemtl.batches.batch import Batch
-from hatemtl.batches.batching import Batching, place, share
+from hatemtl.batches.batching import Batching, micro, place, share
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.sampling import Epochs, Sampling, Use, apart, in_parts, rarity
 from hatemtl.batches.tokenized_posts import TokenizedPosts, check_workers, loader
@@ -35,9 +37,10 @@ class DataModule(L.LightningDataModule):
 
     batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for;
     changes: samplings that take its place, by the epoch, counted from 0, from which on.
-    workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
-    None for the corpus' own splits. preprocess: rewrites each text before it is tokenized. augmentations: change the
-    posts of each training epoch. unlabelled: posts that join each training batch, of no task.
+    workers: processes that make batches beside the training. micro_batches: how many each batch is computed in. folds: which
+    posts of each corpus train and which are tested, None for the corpus' own splits. preprocess: rewrites each text before
+    it is tokenized. augmentations: change the posts of each training epoch. unlabelled: posts that join each training batch,
+    of no task.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class DataModule(L.LightningDataModule):
         changes: Mapping[int, Sampling] | None = None,
         seed: int,
         workers: int = 0,
+        micro_batches: int = 1,
         folds: Folds | None = None,
         preprocess: Preprocess = AS_IS,
         augmentations: Mapping[str, Augmentation] = MappingProxyType({}),
@@ -57,6 +61,9 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         self.preprocess, self.augmentations, self.unlabelled = preprocess, augmentations, unlabelled
         check_workers(workers)
+        if micro_batches < 1:
+            raise UserError(f"data.micro_batches={micro_batches}: expected a whole number of at least 1, or auto")
+        self.cuts = {0: micro_batches}  # by the epoch from which on
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
         self.changes = changes or {}
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
@@ -72,6 +79,7 @@ class DataModule(L.LightningDataModule):
             self.corpora[unlabelled.corpus] = unlabelled.load()
             self.parts.append((unlabelled.corpus, ""))  # the last, and no task's
         self.starts: dict[tuple[Corpus, str | None], int] = {}  # of the parts, in the pool
+        self.seconds = 0.0  # that tokenizing took
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
@@ -111,10 +119,11 @@ class DataModule(L.LightningDataModule):
         """
         if self.starts:
             return
-        parts = [self.corpora[corpus] for corpus, _ in self.parts]
+        begun, parts = time.perf_counter(), [self.corpora[corpus] for corpus, _ in self.parts]
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[tuple[int, int], Epochs] = {}
         self.pool = TokenizedPosts(tokenizer, max_length, parts, cache, self.preprocess)
+        self.seconds = time.perf_counter() - begun
         if self.unlabelled is not None:
             self.pool.labelled = [*self.starts.values()][-1]
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
@@ -169,16 +178,46 @@ class DataModule(L.LightningDataModule):
     def training_tokens(self, epochs: int) -> int:
         """Counts the tokens that so many epochs read."""
         lengths = self.pool.lengths
-        return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, *_ in self._uses(epoch, epochs=epochs))
+        uses = [use for epoch in range(epochs) for use in self._uses(epoch, epochs=epochs)]
+        return sum(int(lengths[rows[rows >= 0]].sum()) for rows, *_ in uses)
+
+    @property
+    def micro_batches(self) -> int:
+        """Tells in how many micro-batches each batch is computed now."""
+        return [*self.cuts.values()][-1]
+
+    def cut(self, micro_batches: int, epoch: int) -> None:
+        """Has every batch from this epoch on computed in so many micro-batches."""
+        self.cuts = {first: number for first, number in self.cuts.items() if first < epoch} | {epoch: micro_batches}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cuts": self.cuts}
+
+    def cut_as(self, state: Mapping[str, Any]) -> None:
+        """Goes on as `state_dict` says, which the trainer would read too late, unless more micro-batches are asked for."""
+        asked, self.cuts = self.micro_batches, dict(state.get("cuts", self.cuts))
+        if asked > self.micro_batches:
+            self.cut(asked, max(self.cuts) + 1)
+
+    def largest_batch(self) -> np.ndarray:
+        """Gives the batch of the first epoch that takes most: the most posts times the longest's tokens."""
+        return max(self._epochs(0, 1).batches(0), key=lambda rows: len(rows) * int(self.pool.lengths[rows].max()))
+
+    def longest_batch(self) -> int:
+        """Counts the posts of the batch that has the most."""
+        return max(map(len, self._epochs(0, 1).batches(0)))
 
     def ends(self, epochs: int, accumulate: int) -> list[int]:
-        """Counts the optimizer steps by the end of each of so many epochs: one ends with a step, of however few batches."""
+        """Counts the optimizer steps by the end of each of so many epochs: one ends with a step, of however few batches.
+
+        accumulate: micro-batches a step.
+        """
         uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
         return list(accumulated(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Gives the batches of the trainer's epoch, for which it has to ask anew: `reload_dataloaders_every_n_epochs=1`."""
-        epoch, epochs, accumulate = 0, 1, 1
+        epoch, epochs, accumulate = 0, 1, self.micro_batches
         if (trainer := self.trainer) is not None:
             epoch, epochs, accumulate = trainer.current_epoch, trainer.max_epochs or 1, trainer.accumulate_grad_batches
         uses, (rank, world) = self._uses(epoch, epochs=epochs, accumulate=accumulate), place()
@@ -194,19 +233,25 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("test")
 
-    def _uses(self, epoch: int, *, epochs: int, accumulate: int = 1) -> list[Use]:
-        """Lists the batches that this epoch of so many trains on, over all processes."""
+    def _uses(self, epoch: int, *, epochs: int, accumulate: int | None = None) -> list[Use]:
+        """Lists the micro-batches that this epoch of so many trains on, over all processes.
+
+        accumulate: those of an optimizer step; None for those of one batch.
+        """
+        accumulate = accumulate or self.micro_batches
         made = self._epochs(epoch, epochs)
         batches = made.batches(epoch - made.first)
         if made.sampling.step == "joint":
             uses = [Use(rows) for rows in batches]
         else:
             rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
-            uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate, rng)]
-        if self.unlabelled is None:
-            return uses
-        rows = np.arange(self.pool.labelled, len(self.pool))
-        return self.unlabelled.joined(uses, rows, self.pool.lengths, self.seed, epoch)
+            uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate // self.micro_batches, rng)]
+        if self.unlabelled is not None:
+            rows = np.arange(self.pool.labelled, len(self.pool))
+            uses = self.unlabelled.joined(uses, rows, self.pool.lengths, self.seed, epoch)
+        if self.micro_batches > 1:
+            uses = [use._replace(rows=rows) for use in uses for rows in micro(use.rows, self.micro_batches)]
+        return uses
 
     def _epochs(self, epoch: int, epochs: int) -> Epochs:
         """Gives the batches of the epochs, of so many, that are sampled as this one; they remember where one ended."""
@@ -242,5 +287,7 @@ class DataModule(L.LightningDataModule):
 
     def _in_order(self, split: Split) -> DataLoader[Batch]:
         rows = self.rows(split)
-        batches = [share(rows[batch], *place()) for batch in self.batching.in_order(self.pool.lengths[rows])]
+        whole = [rows[batch] for batch in self.batching.in_order(self.pool.lengths[rows])]
+        parts = [part for batch in whole for part in np.array_split(batch, self.micro_batches) if len(part)]
+        batches = [share(part, *place()) for part in parts]
         return loader(self.pool, batches, self.workers)

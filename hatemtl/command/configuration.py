@@ -31,6 +31,7 @@ from hatemtl.corpora.leaks import Policy
 from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Evaluation
+from hatemtl.machine.ledger import Cost
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
@@ -43,10 +44,11 @@ from hatemtl.tasks import Task
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true", "unlabelled": "posts=32"}
-EXAMPLES |= {"predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
+    "data.micro_batches": int | Literal["auto"],
     **dict.fromkeys(("overwrite", "heads.load", "data.cache_prefix"), bool),
     **{"tasks": Mapping[str, Task] | None, "regulariser": Mapping[str, Regulariser] | None},
     "augmentation": Mapping[str, Augmentation] | None,
@@ -58,21 +60,13 @@ KEYS: dict[str, Any] = {
     **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
     **{"unlabelled.corpus": Corpus | None, "unlabelled.posts": int},
     "folds.of": Literal["train", "test"],
+    **dict.fromkeys(("cost.per_hour", "cost.watts"), float | None),
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *(
-        "weighting",
-        "regulariser",
-        "augmentation",
-        "unlabelled",
-        "corpus@unlabelled",
-        "optimization",
-        "data.cache",
-        "data.workers",
-        "trainer.progress",
-    ),
+    *("weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization"),
+    *("data.cache", "data.workers", "data.micro_batches", "trainer.progress"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -137,7 +131,8 @@ def requested(cfg: DictConfig) -> Request:
         if cfg.unlabelled.corpus is None
         else Unlabelled(**{**cfg.unlabelled, "corpus": build(cfg.unlabelled.corpus)}),
         preprocess=Preprocess(**cfg.preprocess),
-        **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
+        cost=Cost(**cfg.cost),
+        **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers", "micro_batches")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
     )

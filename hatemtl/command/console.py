@@ -1,11 +1,19 @@
 """Prints a run's network, data and results."""
 
+import io
+import os
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import rich.console
+from rich.control import Control
 from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,14 +25,59 @@ from hatemtl.harmless import shown
 from hatemtl.heads.base import COUNTS
 from hatemtl.methods.base import Component
 
+WIDTH = 125  # characters of a line that is kept
 SHOWN = 12  # labels of a task, at most; of more the most and the least frequent
 
 
-class Console(rich.console.Console):
+class Page(rich.console.Console):
     """Prints texts and tables with what would move the terminal escaped, for names of labels come from files."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(shown(text), **options)
+
+
+class Console(Page):
+    """Prints on the terminal, and keeps what it prints in a file, once it is told in which."""
+
+    NAME = "console.txt"  # in a run's folder
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.path: Path | None = None  # what is printed is kept there too
+        self.before: list[str] = []  # what was printed before there was a path
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        if not all(isinstance(one, Control) for one in objects):  # which a progress bar moves the cursor by
+            page = Page(file=(text := io.StringIO()), width=WIDTH, color_system=None)
+            page.print(*objects, **options)
+            self._keep(text.getvalue())
+
+    def keep(self, path: Path) -> None:
+        """Keeps what was printed, and all that will be, in this file as well, behind what other commands left there.
+
+        A file whose folder gets another name has to be told anew.
+        """
+        if self.path is None:
+            now = datetime.now().astimezone().isoformat(" ", "seconds")
+            self.before.insert(0, f"{now} {shown(shlex.join(sys.argv))}\n")
+        self.path = path
+        self._keep("".join(self.before))
+        self.before = []
+
+    def _keep(self, text: str) -> None:
+        if self.path is None:
+            self.before.append(text)
+            return
+        with suppress(OSError):  # a full disk is told by who writes what matters
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            with os.fdopen(descriptor, "ab", buffering=0) as file:  # one write: no line of another process in the middle
+                file.write(text.encode(errors="backslashreplace"))
+
+    def failed(self, error: BaseException | None) -> None:
+        """Keeps the error that ends the command, if one does, which main.py prints."""
+        if error is not None:
+            self._keep(f"error: {shown(str(error) or type(error).__name__, lines=True)}\n")
 
 
 def network(console: Console, parts: Sequence[Component]) -> None:
@@ -100,12 +153,12 @@ def _add_counts(table: Table, task: str, names: Sequence[str], values: Sequence[
 def results(console: Console, rows: Sequence[Row], title: str) -> None:
     """The closing table: every row but the counts, of errors or of posts."""
     table = Table(Column("metric", overflow="fold"), Column("value", justify="right"))
-    for row in _figures(rows):
+    for row in figures(rows):
         table.add_row(escape(row.metric), f"{row.value:.3f}")
     _print(console, title, table)
 
 
-def _figures(rows: Iterable[Row]) -> Iterator[Row]:
+def figures(rows: Iterable[Row]) -> Iterator[Row]:
     """Leaves out counts, and what stands behind a figure."""
     return (row for row in rows if row.name not in COUNTS and row.behind is None)
 
@@ -116,7 +169,7 @@ def folds(console: Console, runs: Sequence[Sequence[Row]], folder: str) -> None:
         Column("metric", overflow="fold"), Column("mean", justify="right"), Column("± sd", justify="right"), "folds"
     )
     found: dict[str, list[float]] = {}
-    for row in _figures(row for rows in runs for row in rows):
+    for row in figures(row for rows in runs for row in rows):
         found.setdefault(row.metric, []).append(row.value)
     for metric, values in found.items():
         spread = f"{stdev(values):.3f}" if len(values) > 1 else ""

@@ -26,11 +26,22 @@ HELPS = {
 }
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # which no bug causes, whichever file it is
 # How torch, and C++ below it, say that there is no more memory, or that a file could not be written.
-NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+# The last is oneDNN, where it gets no memory for its code.
+NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|bad_alloc|ALLOC_FAILED|could not create a primitive",
+    re.IGNORECASE,
+)
 NOT_WRITTEN = re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos")
 # Whose files they are that are no business of the user's: a fault in them is a bug.
 OURS = [Path(__file__).parents[1], Path(__file__).parents[2] / "conf"]
 OURS += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Tells whether memory is out: the device's, or the host's, whose allocation fails."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
@@ -39,7 +50,7 @@ def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | Non
     said = str(error) if isinstance(error, RuntimeError) else ""
     if in_words := re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None:
         number = int(in_words[1])
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or NO_MEMORY.search(said):
+    if is_of_memory(error) or number == errno.ENOMEM:
         return _memory(error, config)
     path = Path(os.fsdecode(name)) if isinstance(name := getattr(error, "filename", None), str | bytes) else None
     if number in DISK or NOT_WRITTEN.search(said):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 
@@ -22,6 +22,7 @@ from hatemtl.encoders.pretrained import Encoder, vocabulary
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
 from hatemtl.labels import LabelSpace
+from hatemtl.machine.ledger import Cost
 from hatemtl.methods.base import Method
 from hatemtl.network.assembly import (
     Network,
@@ -40,6 +41,25 @@ from hatemtl.saved_runs.saved_run import SavedRun, lexicon_file
 from hatemtl.tasks import Task
 
 
+class About:
+    """Tells a tracker what a run is. study: what it is grouped by. action: train, or test of a run tested elsewhere.
+
+    No dataclass, of which Hydra would make a mapping.
+    """
+
+    def __init__(self, run: str, study: str, tags: Sequence[str], action: str) -> None:
+        self.run, self.study, self.tags, self.action = run, study, tags, action
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Holds what a tracker may show of a test: its predictions as a frame, labels of tasks of one a post, texts by id."""
+
+    frame: Any
+    labels: Mapping[str, Sequence[str]]
+    texts: Mapping[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One run, whole. Equal requests make equal runs, in any process and any number of times in one.
@@ -47,13 +67,15 @@ class Request:
     config: of a request made of a configuration, the values of all keys and, under `choices`, the options of groups.
     weighting: makes the weighting for the weights of tasks. trainer: `training.trainer_settings.TrainerSettings`.
     teachers: uses each saved run that a regulariser asks, by its folder. evaluations: what else judges a test.
-    logger: makes the logger, given folder and run. save_path: None for a place beside the saved run that is used.
+    logger: makes the tracker, given folder and what the run is (`About`). save_path: None for a place beside the saved run
+    that is used.
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
     augmentations: what changes the posts of each training epoch, by name, in this order.
     unlabelled: posts that join each training batch, for the regularisers that have a say on any post.
     preprocess: rewrites the texts of all corpora, and of whatever the saved run is to read.
+    micro_batches: how many each batch is computed in; auto: as few as fit. cost: of this machine, for the ledger.
     """
 
     tasks: Mapping[str, Task]
@@ -81,7 +103,9 @@ class Request:
     preprocess: Preprocess = AS_IS
     augmentations: Mapping[str, Augmentation] = field(default_factory=dict)
     unlabelled: Unlabelled | None = None
+    cost: Cost = field(default_factory=Cost)
     workers: int = 0
+    micro_batches: int | Literal["auto"] = 1
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,6 +130,13 @@ class Request:
     def choices(self) -> Mapping[str, str]:
         """Gives the options of groups that were chosen, by group."""
         return self.config.get("choices", {})
+
+    def tracker(self, folder: Path, action: str, *, named: Path | None = None) -> Any:
+        """Opens the tracker of a run that lies in this folder. named: where it will, if it is at work."""
+        place = (named or folder).absolute()
+        made_of = [self.choices.get("method", type(self.method).__name__), self.choices.get("encoder", self.encoder.source)]
+        tags = [*dict.fromkeys([*made_of, *self.tasks])]
+        return self.logger(folder=folder, about=About(place.name, place.parent.name, tags, action))
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -148,6 +179,7 @@ class Request:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
         how |= {"preprocess": self.preprocess, "augmentations": self.augmentations, "unlabelled": self.unlabelled}
+        how["micro_batches"] = 1 if self.micro_batches == "auto" else self.micro_batches
         how["changes"] = {epoch: other or self.sampling for epoch, other in self.optimization.samplings().items()}
         return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 

@@ -17,9 +17,14 @@ def provenance() -> dict[str, Any]:
     return {
         "git_commit": _commit(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "machine": machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def machine() -> str:
+    """Names the device that computes."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
 
 
 def peak_memory() -> int | None:

@@ -25,7 +25,7 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_reco
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
     *("action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "trainer.progress"),
-    *("trainer.compile", "trainer.fast", "data.cache", "data.workers"),
+    *("cost", "trainer.compile", "trainer.fast", "data.cache", "data.workers", "data.micro_batches"),
 )
 OFF = (None, False, 0)
 # what a run is made from, by its key in run.json: digests of saved runs, fingerprints of corpora by task

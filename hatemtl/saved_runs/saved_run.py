@@ -7,6 +7,7 @@
     labels.json          every task's label space, and the thresholds of a head that has some
     lexicon_TASK.csv     the word list whose counts a task's head reads, if any
     results.csv          metric,value at full precision
+    console.txt          what its commands printed
     predictions.parquet  post id, task, gold, scores (after action=test)
     merge.csv            the share of a merge's energy that its cut to a rank lost, by layer
     objective.csv        a row an optimizer step: each task's weight, and the cosines of their gradients

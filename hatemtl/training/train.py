@@ -3,10 +3,12 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import save_file
 
@@ -21,7 +23,8 @@ from hatemtl.errors import UserError, refusing
 from hatemtl.machine.crew import ALONE, Crew, called, joined
 from hatemtl.machine.crew import check as check_crew
 from hatemtl.machine.flops import matmul_peak
-from hatemtl.machine.provenance import peak_memory, provenance
+from hatemtl.machine.ledger import Ledger
+from hatemtl.machine.provenance import provenance
 from hatemtl.machine.startup import started
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.network.frozen_prefix import Prefix
@@ -30,11 +33,13 @@ from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished
-from hatemtl.training import loggers, thresholds
+from hatemtl.training import thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
+from hatemtl.training.micro_batches import cut, fit, that_fit
 from hatemtl.training.refit_heads import check_refit, refit
+from hatemtl.training.spending import LEDGER, Spending
 from hatemtl.training.trainer_settings import TrainerSettings
-from hatemtl.using.actions import evaluate, reader
+from hatemtl.using.actions import evaluate, reader, spent_on
 from hatemtl.using.judging import check_evaluations, check_test
 
 
@@ -60,24 +65,26 @@ def train(
         raise UserError(
             f"trainer.devices={settings.devices}: type it behind main.py, or start the processes yourself, as torchrun does"
         )
-    how: dict[str, Any] = {"then_test": then_test, "crew": crew, "command": command}
-    if crew is not None and not crew.lead:
-        return _train(request, save_path, callbacks, **how)
-    with held(save_path, TRAINED) as place:
-        return _train(request, place, callbacks, **how)
+    if settings.devices * settings.nodes > 1 and request.micro_batches == "auto":
+        raise UserError("data.micro_batches=auto with several processes: each would find its own; type a number")
+    with ExitStack() as ends:
+        place = ends.enter_context(held(save_path, TRAINED)) if crew is None or crew.lead else save_path
+        return _train(request, place, callbacks, ends, then_test=then_test, crew=crew, command=command)
 
 
 def _train(
     request: Request,
     save_path: Path,
     more: Sequence[Callback],
+    ends: ExitStack,
     *,
     then_test: bool,
     crew: Crew | None,
     command: Sequence[str] | None,
 ) -> Result:
     lead = crew is None or crew.lead
-    console, config, asked = Console(quiet=not lead), request.identity, time.perf_counter()
+    console, ledger = Console(quiet=not lead), Ledger(request.cost)
+    config, asked = request.identity, time.perf_counter()
     method, optimization, settings = request.method, request.optimization, request.trainer
     refits = request.heads_merge == "refit"
     with refusing():
@@ -111,6 +118,7 @@ def _train(
     for split in SPLITS[: 2 + then_test]:
         data.check_split(split)
     check_evaluations(request.evaluations, data)
+    ledger.turn("preparing")
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
     module, origin = network.module, provenance()
@@ -118,43 +126,37 @@ def _train(
     if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
+    ledger.of_which("tokenizing", data.seconds)
     best = BestWeights(patience=optimization.patience, spared=optimization.spared)
+    module.optimization = cut(optimization, data)
     if optimization.total_epochs:
         module.planned(data)  # what it refuses is refused before anything is written
     check_test(request.evaluations, data, reader(request, network, data))
     throughput = Throughput()
-    work = start(save_path, config, inputs) if lead else unfinished(save_path)
-    table = StepTable(work / saved_run.STEPS)
-    watching = [EpochLine(console, best), table, Checkpoint(work / CHECKPOINT), *more] if lead else []
-    callbacks = [best, throughput, *watching]
-    logger, failed = request.logger(folder=work, run=save_path.name) if lead else None, True
+    learn: Any = partial(_learn, request, module, data, crew, command, console=console)
+    if not lead:
+        learn([best, throughput], folder=unfinished(save_path), logger=False, bar=False)
+        sys.exit(0)  # what was trained, the lead judges and saves
+    work = start(save_path, config, inputs)
+    table, spending = StepTable(work / saved_run.STEPS), Spending(ledger, work, console)
+    watching = [best, throughput, EpochLine(console, best), table, spending]
+    callbacks = [*watching, Checkpoint(work / CHECKPOINT), *more]
+    console.keep(work / console.NAME)
+    ends.push(lambda kind, error, at: console.failed(error))
+    tracker = ends.enter_context(request.tracker(work, "train", named=save_path))  # left with an error, it has failed
     try:
-        trainer = settings.trainer(
-            optimization, root=work, logger=logger or False, callbacks=callbacks, bar=console.is_terminal
-        )
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
-        if logger is not None:
-            saved_run.write_rows(work / "merge.csv", network.merged())
-            saved_run.write_rows(work / "search.csv", network.search.tried)
-            logger.log_hyperparams(dict(config))
-        before = work / CHECKPOINT if (work / CHECKPOINT).exists() else None
-        if before:
+        saved_run.write_rows(work / "merge.csv", network.merged())
+        saved_run.write_rows(work / "search.csv", network.search.tried)
+        tracker.begin(config)
+        if (work / CHECKPOINT).exists():
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
         started()
-        begun = time.perf_counter()
-        if refits and before is None:
-            refit(module, data, device=settings.device, seed=request.seed)
-        preparing = network.seconds + time.perf_counter() - begun
+        trainer, refitting = learn(callbacks, folder=work, logger=tracker.logger, bar=console.is_terminal)
         if optimization.total_epochs:
-            with joined(crew, settings.devices * settings.nodes, command, settings.device.type) as module.crew:
-                before = module.crew.gather(before)[0]
-                trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
-            module.crew = ALONE
             best.restore(module)
-        if not lead:
-            sys.exit(0)  # what was trained, the lead judges and saves
         trainer.validate(module, data, verbose=False)
         tuned = [task for task in tasks if module.head(task).tunes]
         said = reader(request, network, data).predicted("val") if tuned else {}
@@ -162,12 +164,11 @@ def _train(
             thresholds.tune(module.head(task), said[task])
             cuts = zip(data.spaces[task].names, module.head(task).written_thresholds() or (), strict=True)
             report.notes(console, [f"thresholds of {task}: {', '.join(f'{name} {cut:.3f}' for name, cut in cuts)}"])
-        failed = False
     except SIGTERMException:
         sys.exit(143)  # as a shell counts it; Lightning's own exit would say that all went well
     finally:
-        loggers.close(logger, failed=failed)
-    rows, parts, memory = module.rows, network.parts(), peak_memory()
+        spending.keep()
+    rows, parts = module.rows, network.parts()
     heads_learn = refits or optimization.total_epochs > 0
     encoder_learns = optimization.encoder_learns
     check_finite(module, rows)
@@ -200,20 +201,25 @@ def _train(
             "best_epoch": best.epoch + 1,
             "best_step": best.step,
             **throughput.record(peak),
-            "preparing_seconds": preparing,
-            "peak_memory_bytes": memory,
+            "preparing_seconds": network.seconds + refitting,
+            "micro_batches": {epoch + 1: number for epoch, number in data.cuts.items()},  # from which epoch on
             "compiled": module.through.compiled is not None,
             "parameters": sum(part.parameters for part in parts),
             "trained_parameters": sum(
                 part.trained for part in parts if (heads_learn if part.kind == "head" else encoder_learns)
             ),
+            "ledger": spending.whole(),
             **origin,
         },
     )
+    tracker.figures({row.metric: row.value for row in report.figures(rows)} | spent_on(saved_run.read_record(work)))
+    tracker.close(failed=False)  # what is written there lies in the folder that gets another name
     finish(work, save_path)
-    (save_path / CHECKPOINT).unlink(missing_ok=True)  # not before: the way back would be gone if that failed
+    console.keep(save_path / console.NAME)
+    for name in (CHECKPOINT, LEDGER):  # not before: the way back would be gone if that failed
+        (save_path / name).unlink(missing_ok=True)
     if then_test:  # whatever becomes of the test, the run is finished
-        rows = [*rows, *evaluate(request, network, data, save_path)]
+        rows = [*rows, *evaluate(request, network, data, save_path, Ledger(request.cost))]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
 
@@ -224,6 +230,37 @@ def _further(data: DataModule) -> Inputs:
     if data.unlabelled is not None:
         further["unlabelled"] = {"corpus": data.corpora[data.unlabelled.corpus].fingerprint()}
     return {name: given for name, given in further.items() if given}
+
+
+def _learn(
+    request: Request,
+    module: MultitaskModule,
+    data: DataModule,
+    crew: Crew | None,
+    command: Sequence[str] | None,
+    callbacks: Sequence[Callback],
+    *,
+    folder: Path,
+    logger: Any,
+    bar: bool,
+    console: Console,
+) -> tuple[Trainer, float]:
+    """Trains with all processes of the run, after the heads were refitted where asked for; gives the seconds that took."""
+    settings, optimization, checkpoint = request.trainer, request.optimization, folder / CHECKPOINT
+    begun = time.perf_counter()
+    if request.heads_merge == "refit" and not checkpoint.exists():
+        refit(module, data, device=settings.device, seed=request.seed)
+    seconds = time.perf_counter() - begun
+    trainer_of: Any = partial(settings.trainer, root=folder, logger=logger, bar=bar)
+    if not optimization.total_epochs:
+        return trainer_of(optimization, callbacks), seconds
+    if request.micro_batches == "auto" and not checkpoint.exists():
+        data.cut(that_fit(module, data, settings), 0)
+        report.notes(console, [f"data.micro_batches=auto: {data.micro_batches} for each batch"])
+    with joined(crew, settings.devices * settings.nodes, command, settings.device.type) as module.crew:
+        trainer = fit(trainer_of, callbacks, module, data, optimization, checkpoint, console)
+    module.crew = ALONE
+    return trainer, seconds
 
 
 def _check_steps(request: Request, module: MultitaskModule) -> None:

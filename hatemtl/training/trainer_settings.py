@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +128,7 @@ class TrainerSettings:
             torch.set_float32_matmul_precision(before)
 
     def trainer(
-        self, optimization: Optimization, *, root: Path, logger: Logger | bool, callbacks: list[Callback], bar: bool
+        self, optimization: Optimization, callbacks: Sequence[Callback], *, root: Path, logger: Logger | bool, bar: bool
     ) -> L.Trainer:
         """Makes the trainer of one run, whose folder at work is `root`."""
         if self.device.type == "cpu":

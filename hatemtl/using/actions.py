@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,12 @@ from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.command.faults import kept_elsewhere
-from hatemtl.command.request import Request, Result
+from hatemtl.command.request import Request, Result, Tested
 from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
+from hatemtl.machine.ledger import Ledger, added
 from hatemtl.machine.startup import started
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
@@ -33,11 +34,12 @@ from hatemtl.using.reader import Reader
 def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, asked = Console(), request.used_run("test"), time.perf_counter()
+    ledger, tested_anew = Ledger(request.cost), {"tested_data": None, "ledger": None}  # by others, while this one tests
     folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     with held(folder, TESTED):  # what is refused is refused before anything is computed
-        before = {**saved.record, "tested_data": None}  # no two trainings leave the same
+        before = {**saved.record, **tested_anew}  # no two trainings leave the same
     tasks = request.tasks_knowing(saved)
     for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
         trained, given = (choices.get(group) for choices in (saved.config.get("choices", {}), request.choices))
@@ -50,6 +52,7 @@ def test(request: Request) -> Result:
     data = request.datamodule(tasks)
     data.check_split("test")
     judging.check_evaluations(request.evaluations, data)
+    ledger.turn("preparing")
     network = request.network(tasks, data.spaces, name=saved.folder.name)
     network.module.requires_grad_(False)
     report.notes(console, network.notes)
@@ -58,12 +61,15 @@ def test(request: Request) -> Result:
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
     judging.check_test(request.evaluations, data, reader(request, network, data))
-    rows, leave = measured(request, network, data, folder)
+    ledger.of_which("tokenizing", data.seconds)
+    rows, leave, tell = measured(request, network, data, folder, ledger)
     report.results(console, rows, f"{folder}: test split")
     with kept_elsewhere(folder, leave), held(folder, TESTED):
-        if {**saved.record, "tested_data": None} != before:
+        if {**saved.record, **tested_anew} != before:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
         leave(folder)
+        console.keep(folder / console.NAME)
+    tell(folder)
     return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
 
 
@@ -137,21 +143,31 @@ def reader(request: Request, network: Network, data: DataModule) -> Reader:
     return Reader(network.module, request.trainer, data, network.encoder.max_length)
 
 
-def evaluate(request: Request, network: Network, data: DataModule, folder: Path) -> list[Row]:
+def evaluate(request: Request, network: Network, data: DataModule, folder: Path, ledger: Ledger) -> list[Row]:
     """Tests on the test split, and leaves rows and predictions in the folder; those of other tasks there stay."""
-    rows, leave = measured(request, network, data, folder)
+    rows, leave, tell = measured(request, network, data, folder, ledger)
     leave(folder)
+    tell(folder)
     return rows
 
 
-def measured(request: Request, network: Network, data: DataModule, root: Path) -> tuple[list[Row], Callable[[Path], None]]:
-    """The rows of a test, by the heads' metrics and the request's evaluations, and what writes all of it into a folder."""
+def measured(
+    request: Request, network: Network, data: DataModule, root: Path, ledger: Ledger
+) -> tuple[list[Row], Callable[[Path], None], Callable[[Path], None]]:
+    """The rows of a test, by the heads' metrics and the request's evaluations, what writes all of it into a folder, and what
+    then tells the tracker of the run that lies there.
+
+    ledger: of this sitting, which is added to the run's.
+    """
     import pandas as pd  # which training does without
+
+    ledger.turn("testing")
+    ledger.read(len(data.rows("test")), int(data.pool.lengths[data.rows("test")].sum()))
 
     with watched(network.module) as answers:
         started()
-        way: dict[str, Any] = {"root": root, "logger": False, "callbacks": [], "bar": Console().is_terminal}
-        request.trainer.trainer(request.optimization, **way).test(network.module, data, verbose=False)
+        way: dict[str, Any] = {"root": root, "logger": False, "bar": Console().is_terminal}
+        request.trainer.trainer(request.optimization, [], **way).test(network.module, data, verbose=False)
     new = judging.predictions(network.module, data.pool)
     asked = reader(request, network, data)
     rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data, asked)]
@@ -172,7 +188,25 @@ def measured(request: Request, network: Network, data: DataModule, root: Path) -
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
-        artifacts.write_record(folder, {**record, "tested_data": tested})
+        spent = added(record.get("ledger"), ledger.entry(folder))
+        artifacts.write_record(folder, {**record, "tested_data": tested, "ledger": spent})
         artifacts.write_results(folder, rows)  # last: by its rows a run counts as tested
 
-    return rows, leave
+    def tell(folder: Path) -> None:
+        carrying = {name: space for name, space in data.spaces.items() if space.carries == "one"}
+        texts = dict(zip(data.pool.ids, data.pool.texts, strict=True))
+        with request.tracker(folder, "test") as tracker:
+            spent = spent_on(artifacts.read_record(folder))
+            tracker.figures({row.metric: row.value for row in report.figures(rows)} | spent)
+            tracker.tested(Tested(new, {name: space.names for name, space in carrying.items()}, texts))
+
+    return rows, leave, tell
+
+
+def spent_on(record: Mapping[str, Any]) -> dict[str, float]:
+    """Gives what a run took and how large it is, by names that a tracker sorts by, as far as its run.json says."""
+    ledger = record.get("ledger", {})
+    found = {name: record.get(name) for name in ("best_epoch", "parameters", "trained_parameters", "examples_per_second")}
+    found |= {name: ledger.get(name) for name in ("price", "joules", "peak_memory_bytes", "disk_bytes")}
+    found["seconds"] = sum(ledger.get("seconds", {}).values())
+    return {name: value for name, value in found.items() if value is not None}

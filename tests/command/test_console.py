@@ -4,15 +4,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from invented import minilm
+from rich.control import Control
 
 from hatemtl.batches.batching import LengthBuckets
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.corpora.base import Column, Posts
+from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.labels import LabelSpace
@@ -169,3 +172,27 @@ def test_names_are_shown_and_move_no_terminal() -> None:
     assert seen in text.splitlines()  # the title
     for said in (f"carries {seen}", f"warning: {seen}", f"note: {seen}"):
         assert said in text
+
+
+def test_what_is_printed_is_kept_behind_what_was_there(tmp_path: Path) -> None:
+    at, moved = tmp_path / "console.txt", tmp_path / "moved.txt"
+    for word in ("first", "second"):
+        with open("/dev/null", "w") as nowhere:
+            console = Console(file=nowhere, force_terminal=True, width=40)
+            console.print(f"[red]{word}[/] \x1b[2J", soft_wrap=True)  # before there is a folder
+            console.print(Control.home())
+            console.keep(at)
+            report.results(console, [Row("test", "x" * 60, "f1", None, 0.5)], word)
+            at.rename(moved)
+            console.keep(moved)  # as a finished run's folder is
+            console.failed(UserError("no room"))
+            console.failed(None)
+        moved.rename(at)
+    lines = at.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith(("first", "second", "error"))] == [
+        *("first \\x1b[2J", "first", "error: no room"),
+        *("second \\x1b[2J", "second", "error: no room"),
+    ]
+    assert sum("pytest" in line or "-c" in line for line in lines) == 2  # the words of the command, once for each
+    assert any(f"test_{'x' * 60}_f1" in line for line in lines)  # wider than the terminal
+    assert "\x1b" not in at.read_text(encoding="utf-8")

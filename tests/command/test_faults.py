@@ -369,7 +369,9 @@ def test_a_limit_of_the_address_space(tmp_path: Path) -> None:
     command = [sys.executable, "-c", limited, "main.py", *RUN[:3], *wide, "method=full", f"save_path={tmp_path}/run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    told(Outcome(ended.returncode, ended.stdout, ended.stderr), "out of memory (", "batching.batch_size=1000")
+    assert "begins again, each batch in 2 micro-batches" in ended.stdout, ended.stderr
+    if ended.returncode:  # what the first try has left in pieces may be too small for one post
+        told(Outcome(ended.returncode, ended.stdout, ended.stderr), "out of memory (", "batching.batch_size=1000")
 
 
 def test_a_lack_of_memory_before_anything_began(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

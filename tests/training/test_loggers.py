@@ -3,28 +3,32 @@
 import csv
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Outcome
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from hatemtl.command.request import About
 from hatemtl.training import loggers
+from hatemtl.training.loggers import Tracker
 
 ROOT = Path(__file__).parents[2]
+ABOUT = About("run", "study", ["ah_lora16", "minilm", "label", "x" * 80], "train")
 
 
-def log(logger: Logger) -> None:
+def log(tracker: Tracker) -> None:
+    tracker.begin({"seed": 3, "method": {"rank": 16}})
     for step, score in enumerate((0.25, 0.5)):
-        logger.log_metrics({"val_score": score}, step=step)
-    loggers.close(logger, failed=False)
+        tracker.logger.log_metrics({"val_score": score}, step=step)
+    tracker.figures({"val_label_macro_f1": 0.5, "seconds": 12.0})
+    tracker.close(failed=False)
 
 
 def scores(path: Path) -> list[float]:
@@ -34,34 +38,42 @@ def scores(path: Path) -> list[float]:
 
 def test_csv_is_one_table_and_a_resumed_run_adds_another(tmp_path: Path) -> None:
     for _ in range(3):
-        log(loggers.csv(folder=tmp_path, run="run"))
+        log(loggers.csv(folder=tmp_path, about=ABOUT))
     tables = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("metrics.csv"))
     assert tables == ["logs/metrics.csv", "logs/resumed_1/metrics.csv", "logs/resumed_2/metrics.csv"]
     assert all(scores(tmp_path / table) == [0.25, 0.5] for table in tables)
     assert {path.name for path in tmp_path.iterdir()} == {"logs"}
 
 
-def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
-    log(loggers.tensorboard(folder=tmp_path, run="run"))
-    events = list(tmp_path.glob("logs/events.out.tfevents.*"))
-    assert b"val_score" in b"".join(path.read_bytes() for path in events)
+def events(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob("logs/events.out.tfevents.*"))
+
+
+def test_tensorboard_has_curves_hyperparameters_and_what_the_run_came_to(tmp_path: Path) -> None:
+    log(loggers.tensorboard(folder=tmp_path, about=ABOUT))
+    for told in (b"val_score", b"_hparams_", b"method/rank", b"val_label_macro_f1", b"seconds", b"failed"):
+        assert told in events(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"logs"}
+    with loggers.tensorboard(folder=tmp_path, about=ABOUT) as test:
+        test.figures({"test_label_macro_f1": 0.4})
+    assert b"test_label_macro_f1" in events(tmp_path)
 
 
-@pytest.mark.parametrize(("failed", "code", "said"), [(False, 0, "success"), (True, 1, "failed")])
-def test_closing_ends_the_wandb_run_as_it_went(
-    failed: bool, code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    finished: list[int] = []
+def test_tensorboard_marks_what_failed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), loggers.tensorboard(folder=tmp_path, about=ABOUT) as tracker:
+        tracker.begin({"seed": 3})
+        raise RuntimeError
+    assert b"failed" in events(tmp_path) and b"seed" in events(tmp_path)
+
+
+@pytest.mark.parametrize(("failed", "said"), [(False, "success"), (True, "failed")])
+def test_a_tracker_ends_once_and_as_it_went(failed: bool, said: str, tmp_path: Path) -> None:
     ends: list[str] = []
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda *, exit_code: finished.append(exit_code)))
-    logger = loggers.csv(folder=tmp_path, run="run")
-    monkeypatch.setattr(logger, "finalize", ends.append)
-    loggers.close(logger, failed=failed)
-    assert (finished, ends) == ([code], [said])
-    monkeypatch.delitem(sys.modules, "wandb")
-    loggers.close(None, failed=failed)
-    assert "wandb" not in sys.modules  # its import takes a second
+    tracker = loggers.csv(folder=tmp_path, about=ABOUT)
+    tracker.logger.finalize = ends.append  # type: ignore[method-assign]
+    with tracker:
+        tracker.close(failed=failed)
+    assert ends == [said]
 
 
 @pytest.mark.slow
@@ -74,7 +86,7 @@ def test_a_run_whose_training_fails_is_closed_as_failed(
     tmp_path: Path,
 ) -> None:
     ends: list[bool] = []
-    monkeypatch.setattr(loggers, "close", lambda logger, *, failed: ends.append(failed))
+    monkeypatch.setattr(Tracker, "close", lambda self, *, failed: ends.append(failed))
 
     def fail(*some: Any, **more: Any) -> None:
         assert failing is not None
@@ -88,71 +100,111 @@ def test_a_run_whose_training_fails_is_closed_as_failed(
             cli(*run)
     else:
         assert cli(*run).code == (0 if failing is None else 143)
-    assert ends == [failing is not None]
+    assert ends[0] == (failing is not None)
 
 
-TWO_RUNS = """
-import json, sys
+RUNS = """
+import sys
 from pathlib import Path
-from hatemtl.training import loggers
-ids = []
-for name in ("a", "b"):
-    logger = loggers.wandb(folder=Path(sys.argv[1]) / name, run=name, project="p", entity=None)
-    logger.log_metrics({"val_score": 0.5}, step=0)
-    ids.append(logger.experiment.id)
-    loggers.close(logger, failed=name == "b")
-print("IDS", json.dumps(ids))
+from conftest import main
+words = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=150"]
+words += ["optimization.epochs=2", "logger=wandb", "cost.per_hour=2", "trainer.accelerator=cpu"]
+shown = ["logger.confusion=true", f"logger.texts={sys.argv[2]}"]
+for more in (["action=[train,test]", *shown, f"save_path={sys.argv[1]}/study/a"],
+             ["optimization.encoder_lr=1e30", "optimization.head_lr=1e30", f"save_path={sys.argv[1]}/study/b"]):
+    print("CODE", main(*words, *more))
 """
 
 
-def _exit_code(folder: Path) -> int:
-    """What an offline run's file says of how it ended: seven bytes, then records, each behind its checksum and length."""
+def records(path: Path) -> Iterator[Any]:
+    """An offline run's file: seven bytes, then blocks of parts of records, each behind its checksum, length and kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("*.wandb")
-    content, place, code = path.read_bytes(), 7, -1
+    content, place, parts = path.read_bytes(), 7, b""
     while place < len(content):
-        size, whole = struct.unpack_from("<HB", content, place + 4)
-        assert whole == 1 and len(content) < 2**15  # a longer file is cut into blocks
-        record = Record.FromString(content[place + 7 : place + 7 + size])
-        if record.WhichOneof("record_type") == "exit":
-            code = record.exit.exit_code
+        if (left := 2**15 - place % 2**15) < 7:  # no room for a part
+            place += left
+            continue
+        size, kind = struct.unpack_from("<HB", content, place + 4)
+        parts += content[place + 7 : place + 7 + size]
         place += 7 + size
-    return code
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def decoded(folder: Path) -> dict[str, Any]:
+    """What the offline runs of a folder say together."""
+    found: dict[str, Any] = {"ids": [], "summary": {}, "exits": [], "history": set(), "tables": []}
+    for path in sorted(folder.glob("logs/wandb/offline-run-*/*.wandb")):
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                found["ids"].append(record.run.run_id)
+                found |= {name: getattr(record.run, name) for name in ("display_name", "run_group", "job_type", "project")}
+                found["tags"] = set(record.run.tags)
+            elif kind == "summary":
+                updates = {item.key or "/".join(item.nested_key): item.value_json for item in record.summary.update}
+                found["summary"] |= {name: json.loads(value) for name, value in updates.items()}
+            elif kind == "history":
+                found["history"] |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+            elif kind == "exit":
+                found["exits"].append(record.exit.exit_code)
+    found["tables"] = [path.read_text() for path in folder.glob("logs/wandb/offline-run-*/files/media/table/*.json")]
+    return found
 
 
 @pytest.fixture
-def two_wandb_runs(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Two runs in a row in a process of its own: wandb reads its settings once."""
+def wandb_runs(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Two runs in a row in a process of its own, of which the second diverges: wandb reads its settings once."""
 
-    def call(**settings: str) -> subprocess.CompletedProcess[str]:
+    def call(texts: bool = False, **settings: str) -> subprocess.CompletedProcess[str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-        environment = {**kept, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "PYTHONPATH": str(ROOT), **settings}
-        command = [sys.executable, "-W", "ignore", "-c", TWO_RUNS, str(tmp_path)]
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        environment = {**kept, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "PYTHONPATH": path, **settings}
+        command = [sys.executable, "-W", "ignore", "-c", RUNS, str(tmp_path), str(texts).lower()]
         return subprocess.run(
-            command, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+            command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
         )
 
     return call
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [None, "offline"])
-def test_wandb_stays_offline_where_nobody_is_logged_in(
-    mode: str | None, two_wandb_runs: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+def test_wandb_holds_what_its_users_sort_by(
+    wandb_runs: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    done = two_wandb_runs(**({"WANDB_MODE": mode} if mode else {}))
-    assert done.returncode == 0, done.stderr
-    ids = json.loads(done.stdout.rpartition("IDS")[2])
-    assert len(set(ids)) == 2  # two runs of a multirun are two
-    for name, run in zip("ab", ids, strict=True):
-        (folder,) = (tmp_path / name / "logs" / "wandb").glob("offline-run-*")
-        assert folder.name.endswith(run)
-        assert _exit_code(folder) == (name == "b")  # a failed run stands as one
+    done = wandb_runs()
+    assert re.findall(r"CODE (\d)", done.stdout) == ["0", "2"], done.stderr
+    a, b = (decoded(tmp_path / "study" / name) for name in ("a", ".b.unfinished"))
+    saved = tmp_path / "study/a"
+    rows = {name: float(value) for name, value in csv.reader((saved / "results.csv").open()) if name != "metric"}
+    record = json.loads((saved / "run.json").read_text())
+    names = ("val_label_macro_f1", "test_label_macro_f1", "val_label_accuracy")
+    assert {name: a["summary"][name] for name in names} == {name: pytest.approx(rows[name]) for name in names}
+    for name in ("parameters", "trained_parameters", "best_epoch"):
+        assert a["summary"][name] == record[name]
+    assert a["summary"]["price"] == pytest.approx(record["ledger"]["price"])  # that of training and test
+    assert a["summary"]["seconds"] == pytest.approx(sum(record["ledger"]["seconds"].values()))
+    assert {"train_loss", "val_score"} <= a["history"]
+    assert len(a["ids"]) == 2 and len(set(a["ids"])) == 1  # training and test are one run, and another is another
+    assert set(a["ids"]) != set(b["ids"])
+    assert (a["display_name"], a["run_group"], a["job_type"], a["project"]) == ("a", "study", "train", "hatemtl")
+    assert a["tags"] == {"ah_lora16", "tiny", "label"}
+    assert (a["exits"], b["exits"]) == ([0, 0], [1])  # what diverged stands as failed
+    assert any('"gold","predicted","posts"' in table for table in a["tables"])
+    assert not any("post_id" in table for table in a["tables"])
+    kept = (tmp_path / "study/.b.unfinished/console.txt").read_text()
+    assert "error: the training loss is nan" in kept and "loaded, active and trained" in kept
 
 
 @pytest.mark.slow
-def test_wandb_may_be_disabled(two_wandb_runs: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    done = two_wandb_runs(WANDB_MODE="disabled")
-    assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.rglob("*run-*"))
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_shows_texts_where_asked_and_may_be_disabled(
+    mode: str, wandb_runs: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = wandb_runs(texts=True, WANDB_MODE=mode)
+    assert re.findall(r"CODE (\d)", done.stdout) == ["0", "2"], done.stderr
+    tables = decoded(tmp_path / "study/a")["tables"]
+    assert any('"post_id","task","gold","scores","text"' in table for table in tables) == (mode == "offline")
+    assert bool(list(tmp_path.rglob("*run-*"))) == (mode == "offline")

@@ -30,7 +30,7 @@ def build(*, bar: bool = False, logger: Any = False, callbacks: Any = (), **othe
         encoder_lr=1e-3, head_lr=1e-3, weight_decay=0.0, heads_first=0, warmup=1.5, epochs=2, schedule="linear", clip=1.0,
         accumulate=3, patience=None,
     )  # fmt: skip
-    return settings(**other).trainer(optimization, root=Path("."), logger=logger, callbacks=list(callbacks), bar=bar)
+    return settings(**other).trainer(optimization, callbacks, root=Path("."), logger=logger, bar=bar)
 
 
 @pytest.mark.parametrize("fastest", ["32", "bf16"])

@@ -1,0 +1,117 @@
+"""Keeps a run's ledger: seconds by phase, posts and tokens read, peak memory, bytes on disk, energy, price."""
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatemtl.errors import UserError
+from hatemtl.machine.energy import counters
+from hatemtl.machine.provenance import machine, peak_memory
+
+WATTS_A_THREAD = 10.0  # of the estimate: a server's 64 cores are sold with 350 W of design power or so, a laptop's 8 with 45
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Tells what this machine costs.
+
+    per_hour: the price of an hour, in any currency; None: none is told. watts: that it draws while a run works, for the
+    estimate where no counter can be read; None: 10 for each thread of a processor, and no estimate for a GPU.
+    """
+
+    per_hour: float | None = None
+    watts: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 <= value < float("inf"):
+                raise UserError(f"cost.{name}={value}: expected a number of at least 0, or null")
+
+
+class Ledger:
+    """Measures what one sitting of a run spends, from now on: until it is finished, interrupted, or tested."""
+
+    def __init__(self, cost: Cost) -> None:
+        gpu = torch.cuda.is_available()
+        self.cost, self.counters = cost, counters(f"GPU-{torch.cuda.get_device_properties(0).uuid}" if gpu else None)
+        threads = torch.get_num_threads()
+        self.device = machine() if gpu else f"{machine()}, {threads} threads"
+        self.watts = WATTS_A_THREAD * threads if cost.watts is None and not gpu else cost.watts
+        self.seconds = defaultdict[str, float](float)  # by phase, as are posts and tokens
+        self.posts, self.tokens = defaultdict[str, int](int), defaultdict[str, int](int)
+        self.phase, self.since = "loading", time.perf_counter()
+
+    def turn(self, phase: str) -> None:
+        """Ends the phase so far and begins another."""
+        now = time.perf_counter()
+        self.seconds[self.phase] += now - self.since
+        self.phase, self.since = phase, now
+        for counter in self.counters.values():  # one of them begins again now and then
+            counter()
+
+    def of_which(self, phase: str, seconds: float) -> None:
+        """Books seconds of the phase so far under another, which was measured within it."""
+        self.seconds[phase] += seconds
+        self.seconds[self.phase] -= seconds
+
+    def read(self, posts: int, tokens: int) -> None:
+        """Books posts that the encoder has read in this phase."""
+        self.posts[self.phase] += posts
+        self.tokens[self.phase] += tokens
+
+    def entry(self, folder: Path, but: Collection[str] = ()) -> dict[str, Any]:
+        """Gives what was spent up to now, for run.json. but: names of files of the folder that will not stay."""
+        self.turn(self.phase)
+        seconds = {phase: spent for phase, spent in self.seconds.items() if spent > 0}
+        total = sum(seconds.values())
+        if self.counters:
+            joules: float | None = sum(counter() for counter in self.counters.values())
+        else:
+            joules = None if self.watts is None else self.watts * total
+        source = "+".join(self.counters) or ("estimate" if joules is not None else None)
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name not in but]
+        return {
+            "seconds": seconds,
+            "sittings": 1,
+            "device": self.device,
+            "posts": dict(self.posts),
+            "tokens": dict(self.tokens),
+            "peak_memory_bytes": peak_memory(),
+            "disk_bytes": sum(path.stat().st_size for path in files),
+            "joules": joules,
+            "energy_source": source,
+            "watts": self.watts if source == "estimate" else None,
+            "per_hour": self.cost.per_hour,
+            "price": None if self.cost.per_hour is None else self.cost.per_hour * total / 3600,
+        }
+
+
+def added(before: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the entry of a sitting to the ledger of those before it.
+
+    Times, posts, tokens, energy and prices add up, the peak of memory is the greatest, the size on disk the last. A sum of
+    which a part is not known is not known (None); of devices, sources, watts and prices an hour each is named once.
+    """
+    if not before:
+        return dict(entry)
+    whole: dict[str, Any] = {}
+    for name, value in entry.items():
+        old = before.get(name)
+        if isinstance(value, Mapping):
+            whole[name] = {key: (old or {}).get(key, 0) + value.get(key, 0) for key in {**(old or {}), **value}}
+        elif name in ("device", "energy_source", "watts", "per_hour"):
+            each = [*(old if isinstance(old, list) else [old]), value]
+            once = [one for one in dict.fromkeys(each) if one is not None]
+            whole[name] = once if len(once) > 1 else next(iter(once), None)
+        elif name == "disk_bytes":
+            whole[name] = value
+        elif old is None or value is None:
+            whole[name] = None
+        else:
+            whole[name] = max(old, value) if name == "peak_memory_bytes" else old + value
+    return whole
