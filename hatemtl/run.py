@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 import torch
 
 from hatemtl.command import console as report
-from hatemtl.command.configuration import requested, using
+from hatemtl.command.configuration import build, known_by, requested, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
-from hatemtl.command.several_runs import Turn, in_turn
+from hatemtl.command.several_runs import Turn, in_sweep, plan
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
 from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
+from hatemtl.training.launch.base import Run, attempt, reporting
+from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
 from hatemtl.using.actions import export_run, predict, test
 
@@ -32,26 +35,54 @@ USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives w
 def run(cfg: Any) -> None:
     """Trains, or trains and then tests, or does something with a saved run, as the composed configuration says.
 
-    In a sweep what fails is told, and the next run begins.
+    A run of a sweep is planned, and done when all are known.
     """
     quiet()
-    with in_turn() as turn:
-        _do(cfg, turn)
+    follow()
+    if in_sweep():
+        plan(cfg, _carry, config=lambda cfg: known_by(cfg) if _trains(cfg) else None)
+    else:
+        reporting(lambda: _do(cfg))
 
 
-def _do(cfg: Any, turn: Turn) -> None:
-    actions = [cfg.action] if isinstance(cfg.action, str | int | float | None) else list(cfg.action)
-    if actions in (["train"], ["train", "test"]):
+def _carry(turns: Sequence[Turn]) -> bool:
+    """Does the runs of a sweep; tells whether all ended well."""
+    return carry(map(_planned, turns), build(turns[0].cfg.launcher))
+
+
+def _planned(turn: Turn) -> Planned:
+    run = Run(turn.name, turn.command(), lambda: attempt(lambda: turn.do(_do)))
+    if turn.config is None:
+        return Planned(run)
+    return Planned(
+        run,
+        Path(turn.save_path or named_after(turn.config)),
+        turn.config,
+        lambda: turn.do(_requested),
+        then_test="test" in _actions(turn.cfg),
+        overwrite=bool(turn.cfg.overwrite),
+    )
+
+
+def _actions(cfg: Any) -> list[Any]:
+    return [cfg.action] if isinstance(cfg.action, str | int | float | None) else list(cfg.action)
+
+
+def _trains(cfg: Any) -> bool:
+    return _actions(cfg) in (["train"], ["train", "test"])
+
+
+def _do(cfg: Any) -> tuple[Path, bool]:
+    """Does what is asked for; gives the folder that it left, and whether all of it was done before."""
+    actions = _actions(cfg)
+    if _trains(cfg):
         request = _requested(cfg)
         if request.folds is not None and request.folds.of == "train" and request.folds.fold is None:
-            _cross_validate(cfg, request, turn, then_test="test" in actions)
-        else:
-            folder, before = _train(cfg, request, then_test="test" in actions)
-            turn.finished(folder, before=before)
-    elif len(actions) == 1 and actions[0] in USES:
-        turn.finished(_use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)))
-    else:
-        raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
+            return _cross_validate(cfg, request, then_test="test" in actions)
+        return _train(cfg, request, then_test="test" in actions)
+    if len(actions) == 1 and actions[0] in USES:
+        return _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)), False
+    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
 
 
 def _train(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:
@@ -67,7 +98,7 @@ def _train(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:
     return result.folder, not result.trained
 
 
-def _cross_validate(cfg: Any, request: Request, turn: Turn, *, then_test: bool) -> None:
+def _cross_validate(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:
     """Trains each fold as a run of its own, FOLDER/fold_1 and so on, and prints means and deviations over them."""
     assert request.folds is not None
     folder, runs, before = request.save_path or Path(named_after(request.identity)), {}, True
@@ -79,7 +110,7 @@ def _cross_validate(cfg: Any, request: Request, turn: Turn, *, then_test: bool) 
         path, done = _train(mine, _requested(mine), then_test=then_test)
         runs[fold], before = SavedRun(path).rows, before and done
     report.folds(report.Console(), [*runs.values()], str(folder))
-    turn.finished(folder, before=before)
+    return folder, before
 
 
 def _requested(cfg: Any) -> Request:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
 from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
-from hatemtl.command.words import CONF, quoted, walk
+from hatemtl.command.words import CONF, quoted, typed_words, walk
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.errors import UserError
@@ -32,7 +32,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
-NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
+NO_PART = ("experiment", "logger", "trainer", "data", "evaluations", "launcher")
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "folds": "number=5", "predict": "input=posts.csv", "export": "format=peft"}
 # What the keys hold that no constructor takes.
@@ -50,7 +50,8 @@ KEYS: dict[str, Any] = {
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "trainer.progress"),
+    *("weighting", "regulariser", "optimization", "data.cache", "data.workers", "trainer.progress", "launcher"),
+    "launcher",
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -113,6 +114,7 @@ def requested(cfg: DictConfig) -> Request:
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
+        words=typed_words() if HydraConfig.initialized() else (),
     )
 
 

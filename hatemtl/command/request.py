@@ -41,6 +41,7 @@ class Request:
     heads_load: whether heads start from load_path. heads_merge: where else they start.
     cache: the folder that keeps tokens and compiled code. leaks: what becomes of posts with near copies in a later split.
     folds: which posts train and which are tested; None for the corpora's splits. workers: processes that make batches.
+    words: that were typed for it.
     """
 
     tasks: Mapping[str, Task]
@@ -67,6 +68,7 @@ class Request:
     folds: Folds | None = None
     workers: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    words: Sequence[str] = ()
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -147,6 +147,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "leaks": leaked,
             "sources": sources,
             "seed": request.seed,
+            "words": [*request.words],
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step + network.search.steps,

@@ -1,5 +1,6 @@
 """A sweep ends only with its last run: what fails is told, what is left runs, and a table says how each ended."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from conftest import Outcome
 
 from hatemtl.command.request import Request, Result
-from hatemtl.errors import UserError
+from hatemtl.errors import Diverged, UserError
 from hatemtl.saved_runs.saved_run import SavedRun
 
 Cli = Callable[..., Outcome]
@@ -63,9 +64,9 @@ def test_what_is_left_of_a_sweep_is_trained_and_what_was_trained_is_not_trained_
     assert "Traceback" not in first.err
     assert [SavedRun(tmp_path / rank).config["method"]["rank"] for rank in "48"] == [4, 8]
     table = told(first)
-    assert list(table) == ["method.rank=0", "method.rank=4", "method.rank=8"]
+    assert list(table) == ["rank=0", "rank=4", "rank=8"]
     assert [state for state, _ in table.values()] == ["failed", "finished", "finished"]
-    assert table["method.rank=0"][1].startswith("method.rank=0: expected a whole number")
+    assert table["rank=0"][1].startswith("method.rank=0: expected a whole number")
     assert [where for _, where in table.values()][1:] == [f"{tmp_path}/4", f"{tmp_path}/8"]
     again = cli(*ranks, "method.rank=4,8")
     assert again.code == 0
@@ -117,7 +118,8 @@ def test_ctrl_c_ends_a_sweep_with_the_table_of_what_it_did(
     assert trained == [4, 3]
     assert told(Outcome(130, capsys.readouterr().out, "")) == {
         "seed=4": ["was finished before", f"{tmp_path}/4"],
-        "seed=3": ["interrupted", "the rest was not begun"],
+        "seed=3": ["interrupted", "the same command goes on with it"],
+        "seed=5": ["not begun", ""],
     }
 
 
@@ -130,3 +132,42 @@ def test_one_run_alone_fails_as_it_did(cli: Cli, tmp_path: Path, trained: list[i
         cli(*alone, "seed=2")
     fine = cli(*alone, "seed=5")
     assert (fine.code, fine.out) == (0, "")
+
+
+def test_each_run_has_a_folder_that_says_what_sets_it_apart(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
+    rates = "optimization.encoder_lr=0.0003,3e-4,1e-3"
+    shared = cli(*sweep(tmp_path, "seed=5,6", rates, f"save_path={tmp_path}/shared"))
+    assert trained == [5, 5, 6, 6]  # 0.0003 is 3e-4
+    names = [f"seed={seed},encoder_lr={rate}" for seed in (5, 6) for rate in ("3e-4", "1e-3")]
+    assert {name: where for name, (_, where) in told(shared).items()} == {n: f"{tmp_path}/shared/{n}" for n in names}
+    free = [word for word in sweep(tmp_path, "seed=5,6") if not word.startswith("save_path")]
+    places = [next(iter(told(cli(*free, *more)).values()))[1] for more in ([], ["seed=5,6,7"], ["method.rank=4"])]
+    assert places[0] == places[1] != places[2]  # a further seed belongs to the same sweep, another rank to another
+
+
+def test_a_failure_is_kept_until_the_run_ends_well(
+    cli: Cli, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = sweep(tmp_path, "seed=1,5")
+    record = tmp_path / ".1.failed.json"
+    cli(*runs)
+    assert json.loads(record.read_text())["message"] == "seed=1: expected [another]; type seed=0"
+    cli(*runs)
+    assert trained == [1, 5, 1, 5]  # the disk may have been full
+    monkeypatch.setattr("hatemtl.run.train", lambda request, then_test: diverges())
+    cli(*runs)
+    monkeypatch.setattr("hatemtl.run.train", lambda request, then_test: Result(request.save_path, {}, 1, 0.0))
+    assert [state for state, _ in told(cli(*runs)).values()] == ["failed before", "failed before"]
+    assert [state for state, _ in told(cli(*runs, "optimization.epochs=9")).values()] == ["finished", "finished"]
+    assert not record.exists()
+
+
+def diverges() -> Result:
+    raise Diverged("the training loss is nan")
+
+
+def test_a_saved_run_is_no_folder_of_a_sweep(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
+    (tmp_path / "config.yaml").touch()
+    outcome = cli(*sweep(tmp_path, "seed=5,6", f"save_path={tmp_path}"))
+    assert (outcome.code, trained) == (2, [])
+    assert "is a saved run itself" in outcome.err
