@@ -78,7 +78,7 @@ def sweep_folder(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> s
 
 def standing(folder: Path) -> dict[str, Path]:
     """Finds the runs that stand in a folder, finished or not: the save_path of each, by its configuration's digest."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.glob("*/config.yaml")) + sorted(folder.glob(".*.unfinished/config.yaml")):
         name = re.sub(r"^\.(.+)\.unfinished$", r"\1", path.parent.name)
         with suppress(UserError, OSError):  # what cannot be read is no run to go on with

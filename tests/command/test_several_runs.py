@@ -1,26 +1,21 @@
 """A sweep ends only with its last run: what fails is told, what is left runs, and a table says how each ended."""
 
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Outcome
+from omegaconf import OmegaConf
+from tables import told
 
 from hatemtl.command.request import Request, Result
-from hatemtl.errors import Diverged, UserError
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.command.several_runs import Turn, apart
+from hatemtl.errors import UserError
+from hatemtl.saved_runs.saved_run import SavedRun, write_config
 
 Cli = Callable[..., Outcome]
-
-
-def told(outcome: Outcome) -> dict[str, list[str]]:
-    """The closing table, by what sets a run apart: its other cells."""
-    lines = outcome.out.splitlines()
-    table = lines[next(i for i, line in enumerate(lines) if line.startswith("runs of this sweep")) :]
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if line.startswith("│")]
-    return {run: rest for run, *rest in rows}
 
 
 @pytest.fixture(autouse=True)
@@ -134,40 +129,53 @@ def test_one_run_alone_fails_as_it_did(cli: Cli, tmp_path: Path, trained: list[i
     assert (fine.code, fine.out) == (0, "")
 
 
-def test_each_run_has_a_folder_that_says_what_sets_it_apart(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
-    rates = "optimization.encoder_lr=0.0003,3e-4,1e-3"
-    shared = cli(*sweep(tmp_path, "seed=5,6", rates, f"save_path={tmp_path}/shared"))
-    assert trained == [5, 5, 6, 6]  # 0.0003 is 3e-4
-    names = [f"seed={seed},encoder_lr={rate}" for seed in (5, 6) for rate in ("3e-4", "1e-3")]
-    assert {name: where for name, (_, where) in told(shared).items()} == {n: f"{tmp_path}/shared/{n}" for n in names}
-    free = [word for word in sweep(tmp_path, "seed=5,6") if not word.startswith("save_path")]
-    places = [next(iter(told(cli(*free, *more)).values()))[1] for more in ([], ["seed=5,6,7"], ["method.rank=4"])]
-    assert places[0] == places[1] != places[2]  # a further seed belongs to the same sweep, another rank to another
+def turns(*settings: dict[str, Any], save_path: str | None, **common: Any) -> list[Turn]:
+    """Runs as Hydra composed them: what is swept, beside what all have in common."""
+    whole = {"tasks": {"label": {}}, "method": {"rank": 8}, "choices": {"method": "full", "encoder": "tiny"}, **common}
+    return [
+        Turn([f"{k}={v}" for k, v in of.items()], OmegaConf.create({"save_path": save_path}), None, {**whole, **of}, of)
+        for of in settings
+    ]
 
 
-def test_a_failure_is_kept_until_the_run_ends_well(
-    cli: Cli, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = sweep(tmp_path, "seed=1,5")
-    record = tmp_path / ".1.failed.json"
-    cli(*runs)
-    assert json.loads(record.read_text())["message"] == "seed=1: expected [another]; type seed=0"
-    cli(*runs)
-    assert trained == [1, 5, 1, 5]  # the disk may have been full
-    monkeypatch.setattr("hatemtl.run.train", lambda request, then_test: diverges())
-    cli(*runs)
-    monkeypatch.setattr("hatemtl.run.train", lambda request, then_test: Result(request.save_path, {}, 1, 0.0))
-    assert [state for state, _ in told(cli(*runs)).values()] == ["failed before", "failed before"]
-    assert [state for state, _ in told(cli(*runs, "optimization.epochs=9")).values()] == ["finished", "finished"]
-    assert not record.exists()
+def places(runs: list[Turn]) -> list[str | None]:
+    return [turn.save_path for turn in apart(runs)]
 
 
-def diverges() -> Result:
-    raise Diverged("the training loss is nan")
+def test_each_run_has_a_folder_that_says_what_sets_it_apart(tmp_path: Path) -> None:
+    grid = [{"rate": rate, "seed": seed} for seed in (5, 6) for rate in (0.0003, 3e-4, 0.001)]
+    names = [f"rate={rate},seed={seed}" for seed in (5, 6) for rate in ("3e-4", "1e-3")]
+    assert places(turns(*grid, save_path=str(tmp_path))) == [f"{tmp_path}/{name}" for name in names]
+    assert turns(*grid, save_path="x")[0].command() == ("rate=0.0003", "seed=5")
+    moved = apart(turns(*grid, save_path="x"))[0]
+    assert moved.command() == ("rate=0.0003", "seed=5", 'save_path="x/rate=3e-4,seed=5"')
+    assert places(turns({"seed": 5}, save_path="x")) == ["x"]  # one alone needs no folder of its own
 
 
-def test_a_saved_run_is_no_folder_of_a_sweep(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
+def test_a_sweep_without_a_folder_has_one_after_what_its_runs_have_in_common() -> None:
+    few, more = [{"seed": 1}, {"seed": 2}], [{"seed": 1}, {"seed": 2}, {"seed": 3}]
+    first, second, other = (
+        places(turns(*few, save_path=None)),
+        places(turns(*more, save_path=None)),
+        places(turns(*few, save_path=None, method={"rank": 4})),
+    )
+    assert first == second[:2] and first[0] is not None
+    assert re.fullmatch(r"adapters/label-full-tiny-[0-9a-f]{8}/seed=1", first[0])
+    assert first != other
+
+
+def test_a_run_that_stands_there_under_another_name_is_found(tmp_path: Path) -> None:
+    runs = apart(turns({"seed": 1}, {"seed": 2}, save_path=str(tmp_path), rate=0.001))
+    for turn, name in zip(runs, ("seed=1", ".seed=2.unfinished"), strict=True):
+        assert turn.config
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, turn.config)
+    grid = [{"rate": rate, "seed": seed} for rate in (0.001, 0.003) for seed in (1, 2)]
+    names = ["seed=1", "seed=2", "rate=3e-3,seed=1", "rate=3e-3,seed=2"]
+    assert places(turns(*grid, save_path=str(tmp_path))) == [f"{tmp_path}/{name}" for name in names]
+
+
+def test_a_saved_run_is_no_folder_of_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    outcome = cli(*sweep(tmp_path, "seed=5,6", f"save_path={tmp_path}"))
-    assert (outcome.code, trained) == (2, [])
-    assert "is a saved run itself" in outcome.err
+    with pytest.raises(UserError, match="is a saved run itself"):
+        apart(turns({"seed": 1}, {"seed": 2}, save_path=str(tmp_path)))

@@ -97,6 +97,7 @@ def test_what_ends_the_sweep_interrupts_the_runs() -> None:
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     starts = (
         "import os, sys; from pathlib import Path; from hatemtl.training.launch import local; "
