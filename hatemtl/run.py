@@ -1,8 +1,8 @@
-"""Dispatches the action: train, test, predict or export."""
+"""Dispatches the action: train, test, predict, export or tune."""
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from hatemtl.command import console as report
 from hatemtl.command.configuration import build, known_by, requested, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
-from hatemtl.command.several_runs import Turn, in_sweep, plan
+from hatemtl.command.several_runs import Turn, in_sweep, plan, varied
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
@@ -23,6 +23,7 @@ from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 from hatemtl.training.launch.base import Run, attempt, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
+from hatemtl.tuning.tune import tune
 from hatemtl.using.actions import export_run, predict, test
 
 USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives what it wrote
@@ -80,9 +81,29 @@ def _do(cfg: Any) -> tuple[Path, bool]:
         if request.folds is not None and request.folds.of == "train" and request.folds.fold is None:
             return _cross_validate(cfg, request, then_test="test" in actions)
         return _train(cfg, request, then_test="test" in actions)
+    if actions == ["tune"]:
+        return _tune(cfg), False
     if len(actions) == 1 and actions[0] in USES:
         return _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)), False
-    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
+    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', 'tune', *USES, '[train,test]'])}")
+
+
+def _tune(cfg: Any) -> Path:
+    """Searches for settings, each trial a run of the command that was typed but for these."""
+    request, tuning = _requested(cfg), build(cfg.tune)
+    if request.overwrite:
+        raise UserError("overwrite=true: a study goes on where it was; for a new one give another save_path")
+
+    def plan(settings: Mapping[str, Any], seed: int, save_path: Path | None) -> Planned:
+        turn = varied({**settings, "seed": seed}, save_path)
+        turn.config, turn.name = turn.do(known_by), "" if save_path is None else save_path.name
+        return _planned(turn)
+
+    def experiment(settings: Mapping[str, Any]) -> tuple[Sequence[str], Callable[[str], bool]]:
+        turn = varied(settings, None)
+        return [word for word in turn.words if not word.startswith(("action=", "seed="))], turn.is_group
+
+    return _told(request, lambda: tune(request, tuning, build(cfg.launcher), plan, experiment))
 
 
 def _train(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra import compose
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hatemtl.command.words import quoted, typed_words
+from hatemtl.command.suggestions import explain, is_mistyped
+from hatemtl.command.words import parsed, quoted, typed_words
 from hatemtl.errors import UserError
 from hatemtl.harmless import shown
 from hatemtl.machine.interruption import interruptible
@@ -38,6 +41,10 @@ class Turn:
     settings: Mapping[str, Any]
     name: str = ""
     moved: bool = field(default=False)
+
+    def is_group(self, key: str) -> bool:
+        """Tells whether a key chooses an option, or options, of a group."""
+        return "@" in key or key in LISTED or key in self.hydra.hydra.runtime.choices
 
     @property
     def save_path(self) -> str | None:
@@ -131,6 +138,44 @@ class Sweep(Callback):
             _turns.clear()
         if not well:
             sys.exit(1)
+
+
+def varied(settings: Mapping[str, Any], save_path: Path | None) -> Turn:
+    """Composes the command that was typed as a run that trains with other settings, by key or group.
+
+    Raises UserError where there is no such key or option.
+    """
+    left = ("action", "save_path", "launcher", "tune", *settings)
+    words = [word for word in typed_words() if not _is_of(word, left)]
+    words += ["action=train", *(f"{key}={_written(value)}" for key, value in settings.items())]
+    try:
+        whole = compose("config", overrides=words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_mistyped(error):
+            raise
+        raise UserError(explain(error, words)) from None
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(whole)
+    hydra, HydraConfig.instance().cfg = HydraConfig.instance().cfg, before
+    cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    turn = Turn(words, cfg, hydra, None, settings)
+    if save_path is not None:
+        turn.move(save_path)
+    return turn
+
+
+def _is_of(word: str, keys: Sequence[str]) -> bool:
+    key = word.lstrip("+~").partition("=")[0]
+    return key in keys or key.startswith(("tune.", "launcher."))
+
+
+def _written(value: Any) -> str:
+    """Writes a value such that Hydra reads this very value."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    plain = str(value)
+    read = parsed(f"key={plain}")
+    return plain if read is not None and read.value() == value and isinstance(read.value(), type(value)) else quoted(plain)
 
 
 def apart(turns: Sequence[Turn]) -> list[Turn]:

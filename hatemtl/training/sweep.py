@@ -45,7 +45,7 @@ def carry(planned: Iterable[Planned], launcher: Launcher) -> bool:
 
     def due() -> Iterator[Run]:
         for name, one in of_run.items():
-            if (before := _ended_before(one, stands)) is not None:
+            if (before := ended_before(one, stands)) is not None:
                 ends[name] = before
             else:
                 ends[name] = BEGUN
@@ -54,13 +54,14 @@ def carry(planned: Iterable[Planned], launcher: Launcher) -> bool:
     try:
         for run, ended in launcher(due()):
             ends[run.name] = ended
-            _keep_record(of_run[run.name], ended)
+            keep_record(of_run[run.name], ended)
     finally:
         report.sweep(report.Console(), [(name, ended.state, ended.told) for name, ended in ends.items()])
     return all(ended.state in WELL for ended in ends.values())
 
 
-def _ended_before(one: Planned, stands: "Finished") -> Ended | None:
+def ended_before(one: Planned, stands: "Finished") -> Ended | None:
+    """Tells how a run ended that need not be begun; None where it must be."""
     if one.save_path is None or one.config is None or one.request is None or one.overwrite:
         return None
     if stands(one.request, one.save_path, one.config, then_test=one.then_test):
@@ -70,7 +71,8 @@ def _ended_before(one: Planned, stands: "Finished") -> Ended | None:
     return None
 
 
-def _keep_record(one: Planned, ended: Ended) -> None:
+def keep_record(one: Planned, ended: Ended) -> None:
+    """Keeps beside the save_path how a run failed, or forgets it when one ended well."""
     if one.save_path is None or one.config is None:
         return
     if ended.state == "failed":

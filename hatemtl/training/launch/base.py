@@ -43,7 +43,8 @@ class Run:
 class Launcher(Protocol):
     """Starts runs, and gives each with its end, as they end.
 
-    The next run is taken only when there is room to start it, so whoever gives them may decide by what ended before.
+    The next run is taken only when there is room to start it, so whoever gives them may decide by what ended before; where
+    there is none, it is asked for again after each end, since that may make one.
     What ends the caller early ends what was started, and leaves it such that it can go on.
     """
 
