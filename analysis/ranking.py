@@ -115,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = find_results(args.runs)
         keys, groups = ranked([read_results(path) for path in paths], args.by)
         ranking(keys, groups[: args.top], args.by, args.digits).show(args.format, args.output, paths)
-        for line in failures([run for group in groups for run in group.runs]):
-            note(f"not in the table: {line}")
+        for failure in failures([run for group in groups for run in group.runs]):
+            note(f"not in the table: {failure}")
         if args.by.startswith("test_"):
             note(f"chosen by {args.by}, so it is no test any more: choose by val_*, and test the one that is chosen")
         elif len(groups) > 1 and args.by not in FIGURES:

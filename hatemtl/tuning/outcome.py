@@ -147,12 +147,14 @@ def draw(study: Any, objectives: Sequence[str]) -> list[str]:
         return ["fewer than two trials are complete, so nothing is drawn"]
     for i, objective in enumerate(objectives):
         of = {"target": lambda trial, i=i: trial.values[i], "target_name": objective} if several else {}
+        sign = 1 if study.lower[i] else -1  # PED-ANOVA asks what makes a target low
+        low = {**of, "target": lambda trial, i=i, sign=sign: sign * trial.values[i]} if several else {}
         kinds: dict[str, Callable[[], Any]] = {
             "history": lambda of=of, name=objective: pictures.plot_optimization_history(
                 study.study, **{"target_name": name, **of}
             ),
-            "importance": lambda of=of: pictures.plot_param_importances(
-                study.study, evaluator=PedAnovaImportanceEvaluator(), **of
+            "importance": lambda low=low: pictures.plot_param_importances(
+                study.study, evaluator=PedAnovaImportanceEvaluator(), **low
             ),
             "slices": lambda of=of, name=objective: pictures.plot_slice(study.study, **{"target_name": name, **of}),
         }

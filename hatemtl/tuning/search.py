@@ -102,7 +102,7 @@ class Place:
         return ",".join([*parts, *([f"seed={seed}"] if self.several else [])])
 
 
-def search(study: Any, asker: Asker, launcher: Launcher) -> None:
+def search(asker: Asker, launcher: Launcher) -> None:
     """Runs trials until there are no more."""
     for run, ended in launcher(asker):
         asker.told(run, ended)

@@ -1,6 +1,7 @@
 """Says what a search chooses from, by what it chooses, and when it ends."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,7 +77,7 @@ class Tuning:
             if name not in FIGURES and name not in known:
                 raise UserError(f"tune.by={name}: no task has this metric; {did_you_mean(name, [*known, *FIGURES])}")
         if self.pruner != "none" and len(found) > 1:
-            raise UserError(f"tune.pruner={self.pruner} needs one objective, and tune.by has {len(found)}; type one of them")
+            raise UserError(f"tune.pruner={self.pruner} judges by one objective, and tune.by has {len(found)}; type one")
         if self.pruner != "none" and len(self.seeds or ()) < 2:
             raise UserError(
                 f"tune.pruner={self.pruner} looks after each seed of a trial; type tune.seeds=[0,1,2,3,4] as well"
@@ -94,7 +95,8 @@ def known_rows(request: Request) -> list[str]:
             found += [f"val_{name}_{figure}" for figure in ("loss", "perplexity", "likelihood", "accuracy")]
             continue
         head = task.head(hidden_size=8, space=data.spaces[name])
-        found += [f"val_{name}_{figure.key}" for figure in head.rows(head.metric().compute())]
+        with warnings.catch_warnings(action="ignore"):  # it was never updated, which is all right for names
+            found += [f"val_{name}_{figure.key}" for figure in head.rows(head.metric().compute())]
     return found
 
 

@@ -46,7 +46,7 @@ def tune(
         asker = Asker(study, tuning, objectives, place, seeds)
         if adopted := adopt(study, asker):
             report.notes(console, [f"{folder} holds the finished runs of {adopted} trials, which the new study knows now"])
-        search(study, asker, launcher)
+        search(asker, launcher)
         _tell(study, asker, launcher, experiment, console)
     finally:
         study.close()
