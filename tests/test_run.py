@@ -133,6 +133,10 @@ def test_a_finished_run_is_not_trained_again(cli: Cli, sample: list[str], tmp_pa
     assert SavedRun(run).record["seed"] == 1
 
 
+STAGES = (
+    "sum regulariser=[ema] optimization.evaluate_every=2 optimization.stages=[{learns:heads,epochs:0.5},"
+    "{learns:[heads,layers/0],epochs:1.5,weighting:famo,unfreeze:0.3},{sampling:equal,weighting:uncertainty,epochs:1}]"
+)
 SLOWER = (
     *("uncertainty", "gradnorm", "dwa", "gradvac"),
     "famo optimization.accumulate=3",
@@ -142,7 +146,10 @@ SLOWER = (
 
 @pytest.mark.parametrize(
     "weighting",
-    ["sum", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)],
+    [
+        "sum",
+        *(pytest.param(n, marks=pytest.mark.slow, id=i) for i, n in {**{n: n for n in SLOWER}, "stages": STAGES}.items()),
+    ],
 )
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weighting: str
@@ -155,17 +162,23 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
     monkeypatch.setattr(BestWeights, "on_validation_end", always)
     options = [*THREE, "optimization.epochs=3", "tasks.label.head.dropout=0.3", "method.dropout=0.1"]
-    options += f"weighting={weighting}".split()  # whose own parameters are in the checkpoint
+    options += [
+        word.replace("layers/0", "'layers 0-'") for word in f"weighting={weighting}".split()
+    ]  # whose own parameters are in the checkpoint
     assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
 
-    def cut(self: Throughput, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            raise RuntimeError("the lights went out")
+    begin = Throughput.on_train_epoch_start
+    for last in (1, 2) if "stages" in weighting else (1,):  # in each stage
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_epoch_start", cut)
-        with pytest.raises(RuntimeError, match="lights"):
-            cli(*options, f"save_path={tmp_path / 'cut'}")
+        def cut(self: Throughput, trainer: Trainer, module: LightningModule, last: int = last) -> None:
+            if trainer.current_epoch == last:
+                raise RuntimeError("the lights went out")
+            begin(self, trainer, module)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Throughput, "on_train_epoch_start", cut)
+            with pytest.raises(RuntimeError, match="lights"):
+                cli(*options, f"save_path={tmp_path / 'cut'}")
     assert not (tmp_path / "cut").exists()
     assert unfinished(tmp_path / "cut").is_dir()
     other = cli(*options, f"save_path={tmp_path / 'cut'}", "seed=3")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import accumulate as accumulated
 from pathlib import Path
 
 import lightning as L
@@ -28,7 +29,8 @@ PROPORTIONAL = Sampling()
 class DataModule(L.LightningDataModule):
     """Posts of every task's corpus, in batches of like length for training and in order of length for the rest.
 
-    batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for.
+    batching: how posts become batches. sampling: which posts an epoch has, and what a batch is stepped for;
+    changes: samplings that take its place, by the epoch, counted from 0, from which on.
     workers: processes that make batches beside the training. folds: which posts of each corpus train and which are tested,
     None for the corpus' own splits.
     """
@@ -39,6 +41,7 @@ class DataModule(L.LightningDataModule):
         *,
         batching: Batching,
         sampling: Sampling = PROPORTIONAL,
+        changes: Mapping[int, Sampling] | None = None,
         seed: int,
         workers: int = 0,
         folds: Folds | None = None,
@@ -46,6 +49,7 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         check_workers(workers)
         self.tasks, self.batching, self.sampling, self.seed, self.workers = tasks, batching, sampling, seed, workers
+        self.changes = changes or {}
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.corpora = {corpus: posts if folds is None else folds.of_run(posts) for corpus, posts in loaded.items()}
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
@@ -92,7 +96,7 @@ class DataModule(L.LightningDataModule):
             return
         parts = [self.corpora[corpus] for corpus, _ in self.parts]
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
-        self._made: dict[int, Epochs] = {}
+        self._made: dict[tuple[int, int], Epochs] = {}
         self.pool = TokenizedPosts(tokenizer, max_length, parts, cache)
         self.batching.in_order(self.pool.lengths)  # what it refuses is found out before anything is written
         for name, task in self.tasks.items():
@@ -135,10 +139,10 @@ class DataModule(L.LightningDataModule):
         lengths = self.pool.lengths
         return sum(int(lengths[rows].sum()) for epoch in range(epochs) for rows, *_ in self._uses(epoch, epochs=epochs))
 
-    def steps(self, epochs: int, accumulate: int) -> int:
-        """Counts the optimizer steps of a run of so many epochs; an epoch ends with a step, however few batches are left."""
+    def ends(self, epochs: int, accumulate: int) -> list[int]:
+        """Counts the optimizer steps by the end of each of so many epochs: one ends with a step, of however few batches."""
         uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
-        return sum(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs))
+        return list(accumulated(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Gives the batches of the trainer's epoch, for which it has to ask anew: `reload_dataloaders_every_n_epochs=1`."""
@@ -157,32 +161,37 @@ class DataModule(L.LightningDataModule):
 
     def _uses(self, epoch: int, *, epochs: int, accumulate: int = 1) -> list[Use]:
         """Lists the batches that this epoch of so many trains on, over all processes."""
-        batches = self._epochs(epochs).batches(epoch)
-        if self.sampling.step == "joint":
+        made = self._epochs(epoch, epochs)
+        batches = made.batches(epoch - made.first)
+        if made.sampling.step == "joint":
             uses = [Use(rows) for rows in batches]
         else:
             rng = np.random.default_rng(derive(self.seed, "tasks", epoch))
             uses = [Use(*use) for use in apart(batches, self.pool.has, accumulate, rng)]
         return uses if accumulate == 1 else [*in_parts(uses, self.pool.has, accumulate)]
 
-    def _epochs(self, epochs: int) -> Epochs:
-        """The batches of every epoch of so many, which remember where the one before ended."""
-        if epochs not in self._made:
+    def _epochs(self, epoch: int, epochs: int) -> Epochs:
+        """Gives the batches of the epochs, of so many, that are sampled as this one; they remember where one ended."""
+        first = max(begin for begin in (0, *self.changes) if begin <= epoch)
+        last = min(begin for begin in (epochs, *self.changes) if begin > epoch)
+        if (first, last) not in self._made:
+            sampling = self.changes.get(first, self.sampling)
             train = self.rows("train")
             starts = np.searchsorted(train, [*self.starts.values()][1:])
             parts = {part: rows for part, rows in zip(self.parts, np.split(train, starts), strict=True) if len(rows)}
-            self._made[epochs] = Epochs(
+            self._made[first, last] = Epochs(
                 corpora=list(parts.values()),
-                weights=[self._weights(corpus, rows) for (corpus, _), rows in parts.items()],
+                weights=[self._weights(corpus, rows, sampling.balance) for (corpus, _), rows in parts.items()],
                 lengths=self.pool.lengths,
-                sampling=self.sampling,
+                sampling=sampling,
                 batching=self.batching,
                 seed=self.seed,
-                epochs=epochs,
+                first=first,
+                epochs=last - first,
             )
-        return self._made[epochs]
+        return self._made[first, last]
 
-    def _weights(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    def _weights(self, corpus: Corpus, rows: np.ndarray, balance: float) -> np.ndarray:
         """Gives the frequency, of any scale, at which each of these rows of a corpus is to come."""
         carried = []
         for name, task in self.tasks.items():
@@ -191,7 +200,7 @@ class DataModule(L.LightningDataModule):
                 carried.append((values[rows, None] == np.arange(len(space))) & has)
             elif task.corpus == corpus and space.carries == "any":
                 carried.append((values[rows] >= 0.5) & has)
-        return rarity(carried, self.sampling.balance) if carried else np.ones(len(rows))
+        return rarity(carried, balance) if carried else np.ones(len(rows))
 
     def _in_order(self, split: Split) -> DataLoader[Batch]:
         rows = self.rows(split)

@@ -118,7 +118,7 @@ class Epochs:
     """The training batches of every epoch of a run, as rows of the pool: a function of seed and epoch alone.
 
     corpora: the rows of each corpus's training posts, ascending, none empty. weights: how often each of them is to come.
-    lengths: of the whole pool, in tokens. epochs: of the run.
+    lengths: of the whole pool, in tokens. epochs: so many are sampled like this, after the `first` ones of the run.
     """
 
     corpora: Sequence[np.ndarray]
@@ -128,6 +128,7 @@ class Epochs:
     batching: Batching
     seed: int
     epochs: int = 1
+    first: int = 0
 
     def __post_init__(self) -> None:
         self.sizes = np.array([len(rows) for rows in self.corpora])
@@ -153,12 +154,13 @@ class Epochs:
         came, due = self._came[epoch], self._due[epoch] + posts * share
         numbers = apportioned(due - came, posts)
         self._came[epoch + 1 :], self._due[epoch + 1 :] = [came + numbers], [due]
+        names = (self.first,) if self.first else ()
         drawn = [
-            rows[taken(weights, int(first), int(number), self.seed, i)]
+            rows[taken(weights, int(first), int(number), self.seed, i, *names)]
             for i, (rows, weights, first, number) in enumerate(zip(self.corpora, self.weights, came, numbers, strict=True))
             if number
         ]
-        rng = np.random.default_rng(derive(self.seed, "order", epoch))
+        rng = np.random.default_rng(derive(self.seed, "order", self.first + epoch))
         rows = spread(np.concatenate(drawn), rng)
         corpus = np.searchsorted([rows[-1] for rows in self.corpora], rows)
         groups = [rows] if self.sampling.batch == "mixed" else [rows[corpus == i] for i in np.unique(corpus)]

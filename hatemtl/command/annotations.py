@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
@@ -48,11 +49,30 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
     for kind in made:
         if OmegaConf.is_config(value) and get_origin(kind) in (MAPS if OmegaConf.is_dict(value) else SEQUENCES):
             for name in value if OmegaConf.is_dict(value) else range(len(value)):
-                check_value(_key(value, name), value[name], get_args(kind)[-1], target)
+                item, inside = value[name], get_args(kind)[-1]
+                if OmegaConf.is_list(value) and is_dataclass(inside):
+                    _check_keys(_key(value, name), item, inside)  # what each of a list is, its key tells
+                else:
+                    check_value(_key(value, name), item, inside, target)
             return None
+    if any(get_origin(kind) in SEQUENCES and is_dataclass(get_args(kind)[-1]) for kind in made):
+        raise UserError(f"{key}={_typed(given)}: expected a list of what each has, in braces; type '{key}=[{{KEY:VALUE}}]'")
     if all("hatemtl." in str(kind) for kind in made):  # what a class of a user's own makes of a value is its affair
         raise UserError(_no_node(key, _typed(given)) if made else _wrong(key, given, annotation, target))
     return None
+
+
+def _check_keys(key: str, node: Any, made: Any) -> None:
+    """Raises UserError where a node has a key, or a value in it, that a dataclass does not take."""
+    if not OmegaConf.is_dict(node):
+        raise UserError(
+            f"{key}={_typed(node)}: expected keys and values in braces; {did_you_mean('', get_type_hints(made))}"
+        )
+    hints = get_type_hints(made)
+    for name in node:
+        if name not in hints:
+            raise UserError(f"{_key(node, name)}: there is no such key; {did_you_mean(name, hints)}")
+        check_value(_key(node, name), node[name], hints[str(name)], made.__name__)
 
 
 def _called(node: DictConfig) -> Any:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +23,13 @@ from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
 from hatemtl.command.words import CONF, quoted, typed_words, walk
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Evaluation
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
 from hatemtl.network.initial_heads import HeadsMerge
 from hatemtl.objective.regularisers.base import Regulariser
+from hatemtl.objective.stages import Stage
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 
@@ -83,7 +85,7 @@ def requested(cfg: DictConfig) -> Request:
     check_types(cfg)
     if "tasks" not in cfg:
         raise UserError("tasks=[]: at least one task is needed; type tasks=[target]")
-    config, optimization = known_by(cfg), build(cfg.optimization)
+    config, optimization = known_by(cfg), _optimization(cfg)
     if cfg.heads.load and cfg.heads.merge != "fresh":
         raise UserError(f"heads.load=true and heads.merge={cfg.heads.merge} both say where heads start; leave one out")
     if not optimization.total_epochs and not cfg.heads.load and cfg.heads.merge == "fresh":
@@ -116,6 +118,35 @@ def requested(cfg: DictConfig) -> Request:
         config=config,
         words=typed_words() if HydraConfig.initialized() else (),
     )
+
+
+def _optimization(cfg: DictConfig) -> Any:
+    """Builds the optimization, its stages with the weightings and samplings whose options they name."""
+    made = build(cfg.optimization, stages=None)
+    if cfg.optimization.stages is None:
+        return made
+    stages = []
+    for number, node in enumerate(cfg.optimization.stages):
+        key, values = f"optimization.stages[{number}]", {str(name): node[name] for name in node}
+        for group in ("weighting", "sampling"):
+            if values.get(group) is not None:
+                values[group] = build(_option(group, str(values[group]), f"{key}.{group}"))
+        for name in ("learns", "regulariser"):
+            if OmegaConf.is_list(values.get(name)):
+                values[name] = [*values[name]]
+        try:
+            stages.append(Stage(**values))
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+    return replace(made, stages=stages)
+
+
+def _option(group: str, option: str, key: str) -> DictConfig:
+    """Composes the option of a group that a value names. Raises UserError where there is none."""
+    known = GlobalHydra.instance().config_loader().get_group_options(group)
+    if option not in known:
+        raise UserError(f"{key}={option}: expected an option of the group {group}; {did_you_mean(option, known)}")
+    return compose("config", overrides=[f"{group}={option}"])[group]
 
 
 def _folds(cfg: DictConfig) -> Folds | None:

@@ -129,6 +129,7 @@ class Request:
     def datamodule(self, tasks: Mapping[str, Task]) -> DataModule:
         """Loads the posts of these tasks, batched and sampled as asked for."""
         how: dict[str, Any] = {"batching": self.batching, "sampling": self.sampling, "workers": self.workers}
+        how["changes"] = {epoch: other or self.sampling for epoch, other in self.optimization.samplings().items()}
         return DataModule(tasks, seed=self.seed, folds=self.folds, **how)
 
     def network(

@@ -1,5 +1,6 @@
 """Steps over all tasks at once: a shared encoder read by a head a task, in three stages."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -12,14 +13,15 @@ from torchmetrics import Metric
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import merged
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Row, Stage
 from hatemtl.heads.base import COUNTS, Head, primary
 from hatemtl.network.forward import Forward
 from hatemtl.network.predictions import Predictions
-from hatemtl.objective.gradients import Gathered, GradientWeighting
+from hatemtl.objective.gradients import Gathered, of_hidden
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers.base import Regulariser, Run
+from hatemtl.objective.stages import WHOLE, Plan, layer_of
 from hatemtl.objective.weighting import Step, Weighting
 from hatemtl.seeds import derive
 
@@ -55,14 +57,20 @@ class MultitaskModule(L.LightningModule):
         # what is weighed: the loss of a task, or those of its labels; by name the task
         self.by_label = {task: [f"{task}_{label}" for label in self.head(task).space.names] for task in by_label}
         self.losses_of = {name: task for task in heads for name in self.by_label.get(task, [task])}
-        self.weighting = weighting(tasks={name: self.weights[task] for name, task in self.losses_of.items()})
-        self.of_hidden = isinstance(self.weighting, GradientWeighting) and self.weighting.of == "hidden"
-        self.weighting.check([name for name, parameter in encoder.named_parameters() if parameter.requires_grad])
-        if self.of_hidden and self.through.by_task:
-            raise UserError(
-                "weighting.of=hidden weighs gradients of the hidden states that all tasks read, and with this method each "
-                "task has its own; type weighting.of=parameters"
-            )
+        self.learnable = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self.stage = 0  # of training: its number, from 0 on, in the course of the optimization
+        self.stages = optimization.course or [WHOLE]
+        made: list[Any] = [weighting if stage.weighting is None else stage.weighting for stage in self.stages]
+        weighed = {name: self.weights[task] for name, task in self.losses_of.items()}
+        each = {one: one(tasks=weighed) for one in dict.fromkeys(made)}
+        self.weightings = nn.ModuleList(each[one] for one in made)
+        for one in each.values():
+            one.check([name for name, parameter in encoder.named_parameters() if parameter.requires_grad])
+            if of_hidden(one) and self.through.by_task:
+                raise UserError(
+                    "weighting.of=hidden weighs gradients of the hidden states that all tasks read, and with this method "
+                    "each task has its own; type weighting.of=parameters"
+                )
         self.regularisers: dict[str, Regulariser] = {}
         self.states = nn.ModuleDict()  # of the regularisers
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen body
@@ -76,7 +84,20 @@ class MultitaskModule(L.LightningModule):
         self.rates: dict[str, float] = {}  # of the last optimizer step
         self.stepped = False  # whether the last batch ended an optimizer step
         self.told: list[dict[str, Any]] = []  # of every optimizer step: each task's weight, the cosines of their gradients
+        self.plan: Plan
+        self.learning: tuple[bool, set[int]] | None = None  # heads or not, and layers of the encoder side
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
+
+    @property
+    def weighting(self) -> Weighting:
+        """Gives the weighting of the stage that training is in."""
+        return self.weightings[self.stage]  # type: ignore[return-value]
+
+    @property
+    def regularising(self) -> dict[str, Regulariser]:
+        """Gives the regularisers that act in the stage that training is in."""
+        some = self.stages[self.stage].regulariser
+        return {name: one for name, one in self.regularisers.items() if some is None or name in some}
 
     def regularise(self, regularisers: Mapping[str, Regulariser], run: Run) -> None:
         """Gives these regularisers a say in training. Raises UserError where one would say nothing."""
@@ -106,7 +127,7 @@ class MultitaskModule(L.LightningModule):
         apart = needs == "gradients" or (needs == "all losses" and not together)
         loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(batch))
         terms = loss.new_zeros(())
-        for name, regulariser in [(name, one) for name, one in self.regularisers.items() if one.weight]:
+        for name, regulariser in [(name, one) for name, one in self.regularising.items() if one.weight]:
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
                 terms = terms + regulariser.weight * value
                 self._add(f"train_{name}_{term}", value, len(batch))
@@ -153,7 +174,7 @@ class MultitaskModule(L.LightningModule):
             (share * terms).backward(retain_graph=True)
         losses = {task: share * value for task, value in losses.items()}
         trained = self._trained()
-        if not self.of_hidden or not self.through.learns:
+        if not of_hidden(self.weighting) or not self.through.learns:
             self.gathered.add(losses, self._has(batch), trained, last=True)
             return
         assert hidden is not None  # or __init__ would have refused
@@ -229,6 +250,11 @@ class MultitaskModule(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.stepped and self.moved:
             self._look_back()
+        every = self.optimization.evaluate_every
+        due = every is not None and self.stepped and self.trainer.global_step % every == 0
+        self.trainer.val_check_batch = (
+            1 if due else math.inf
+        )  # Lightning's own key cannot have the end of every epoch as well
         self.stepped = False
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
             self.log_dict({**self._means("train"), **self.rates}, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -242,7 +268,6 @@ class MultitaskModule(L.LightningModule):
         self.told, self.moved, self.gathered = [], [], Gathered()
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch))
-        self.through.learns = self.current_epoch >= self.optimization.heads_first
         self.losses_so_far.clear()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -257,10 +282,25 @@ class MultitaskModule(L.LightningModule):
             nn.utils.clip_grad_norm_(trained, self.optimization.clip)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.through.progress = self.trainer.global_step / self.steps
+        self.through.progress = self.trainer.global_step / self.plan.ends[-1]
+        self._let_learn(self.trainer.global_step)
+
+    def _let_learn(self, step: int) -> None:
+        """Begins the stage of an optimizer step: what does not learn in it gets no gradient."""
+        self.stage = self.plan.at(step)
+        heads, layers = learning = self.plan.learns(step)
+        if learning != self.learning:
+            self.learning, self.through.learns = learning, bool(layers)
+            for name, parameter in self.learnable.items():
+                side, _, own = name.partition(".")
+                parameter.requires_grad = heads if side == "heads" else layer_of(own, self.plan.depth) in layers
+
+    def on_train_end(self) -> None:
+        for parameter in self.learnable.values():
+            parameter.requires_grad = True
 
     def on_validation_epoch_start(self) -> None:
-        for regulariser in self.regularisers.values() if self.trainer.state.fn == "fit" else ():
+        for regulariser in self.regularising.values() if self.trainer.state.fn == "fit" else ():
             self.merged.enter_context(regulariser.evaluating(self.through))
         self.merged.enter_context(merged(self.encoder))
         self.predictions.clear()
@@ -301,25 +341,38 @@ class MultitaskModule(L.LightningModule):
     on_test_end = on_validation_end
 
     def configure_optimizers(self) -> Any:
-        self.steps = self.trainer.datamodule.steps(self.optimization.total_epochs, self.optimization.accumulate)  # type: ignore[attr-defined]
+        self.plan = self.planned(self.trainer.datamodule)  # type: ignore[attr-defined]
         optimizer, schedule = self.optimization.optimizer(
-            self.encoder.parameters(),
-            self.heads.parameters(),
-            self.steps,
-            weighting=self.weighting.parameters(),
-            regularisers=self.states.parameters(),
+            self.plan,
+            self.encoder.named_parameters(),
+            self.heads.named_parameters(),
+            weighting=self.weightings.named_parameters(),
+            regularisers=self.states.named_parameters(),
         )
         optimizer.register_step_post_hook(self._updated)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def planned(self, data: Any) -> Plan:
+        """Lays the stages out over these data's steps. Raises UserError where one has none, or nothing learns in it."""
+        depth: int = self.encoder.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+        ends = data.ends(self.optimization.total_epochs, self.optimization.accumulate)
+        plan = self.optimization.plan(ends, depth)
+        sides = [name.partition(".")[::2] for name in self.learnable]
+        for number, stage in enumerate(self.stages):
+            for name in [name for name in stage.regulariser or () if name not in self.regularisers]:
+                known = did_you_mean(name, self.regularisers)
+                raise UserError(f"optimization.stages[{number}].regulariser=[{name}]: it is none of the run's; {known}")
+        plan.check({layer_of(name, depth) for side, name in sides if side == "encoder"})
+        return plan
+
     def _updated(self, *_: Any) -> None:
-        for regulariser in self.regularisers.values():
+        for regulariser in self.regularising.values():
             regulariser.after_update(self.through)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Gives the weights that training changes, by name."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: parameter.detach() for name, parameter in self.learnable.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        beside = self.weighting.state_dict(prefix="weighting.") | self.states.state_dict(prefix="states.")
+        beside = self.weightings.state_dict(prefix="weightings.") | self.states.state_dict(prefix="states.")
         checkpoint["state_dict"] = self.trained_state() | beside

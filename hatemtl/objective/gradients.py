@@ -55,6 +55,11 @@ class GradientWeighting(Weighting):
         return ""
 
 
+def of_hidden(weighting: Weighting) -> bool:
+    """Tells whether gradients of the hidden states are weighed."""
+    return isinstance(weighting, GradientWeighting) and weighting.of == "hidden"
+
+
 @dataclass
 class Gathered:
     """Holds gradients of each task's loss, by task and by the name of the tensor; None where a loss does not reach it."""

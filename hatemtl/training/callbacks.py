@@ -27,14 +27,14 @@ AGAIN = "overwrite=true, since the unfinished run is another"
 
 
 class BestWeights(Callback):
-    """Keeps the trained weights of the best epoch by `val_score`, and ends training `patience` epochs after it.
+    """Keeps the trained weights of the best evaluation by `val_score`, and ends training `patience` epochs after it.
 
     spared: epochs at the start that do not count against patience, since the encoder side has not yet its full rate.
     """
 
     def __init__(self, *, patience: int | None, spared: float) -> None:
         self.patience, self.spared = patience, spared
-        self.score, self.epoch, self.waited = -torch.inf, -1, 0
+        self.score, self.epoch, self.step, self.waited = -torch.inf, -1, 0, 0
         self.weights: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -43,11 +43,11 @@ class BestWeights(Callback):
         score = float(trainer.callback_metrics["val_score"])
         weights = pl_module.trained_state()
         if score > self.score and all(map(finite, weights.values())):  # NaN may score well where few labels are right
-            self.score, self.epoch, self.waited = score, trainer.current_epoch, 0
+            self.score, self.epoch, self.step = score, trainer.current_epoch, trainer.global_step
             self.weights = {k: v.clone() for k, v in weights.items()}
-        elif trainer.current_epoch + 1 > self.spared:
-            self.waited += 1
-        self._stop(trainer)
+        if trainer.is_last_batch:  # with an epoch training ends, not within one
+            self.waited = trainer.current_epoch - max(self.epoch, math.floor(self.spared) - 1)
+            self._stop(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stop(trainer)
@@ -60,7 +60,8 @@ class BestWeights(Callback):
         module.load_state_dict(self.weights, strict=False)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "epoch": self.epoch, "waited": self.waited, "weights": self.weights}
+        kept = ("score", "epoch", "step", "waited", "weights")
+        return {name: getattr(self, name) for name in kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)
@@ -120,7 +121,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.counts = {"seconds": 0.0, "posts": 0, "tokens": 0, "places": 0, "flops": 0.0}
         self.read: dict[str | None, tuple[Batch, int]] = {}  # the first batch for each task, or for all, and places of all
-        self.flops_per_place: dict[bool, float] = {}  # by whether the heads learn alone
+        self.flops_per_place: dict[int, float] = {}  # by the stage that an epoch ends in
         self.started, self.tokens = 0.0, 0  # of the epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -139,16 +140,19 @@ class Throughput(Callback):
             wait(pl_module.device)
             self.counts["seconds"] += time.perf_counter() - self.started
 
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.started = time.perf_counter()  # where it was within an epoch
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        alone = not pl_module.through.learns
-        if self.read and alone not in self.flops_per_place:  # counted once, outside the time that is measured
+        stage = pl_module.stage
+        if self.read and stage not in self.flops_per_place:  # counted once, outside the time that is measured
             flops = 0.0
             with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
                 for batch, places in self.read.values():
                     flops += matmul_flops(partial(self._step, pl_module, batch)) * places / batch.input_ids.numel()
             pl_module.zero_grad()
-            self.flops_per_place[alone] = flops / sum(places for _, places in self.read.values())
-        self.counts["flops"] += self.tokens * self.flops_per_place.get(alone, 0.0)
+            self.flops_per_place[stage] = flops / sum(places for _, places in self.read.values())
+        self.counts["flops"] += self.tokens * self.flops_per_place.get(stage, 0.0)
 
     @staticmethod
     def _step(module: MultitaskModule, batch: Batch) -> None:
@@ -189,10 +193,19 @@ class EpochLine(Callback):
         loss = float(values["train_loss"])
         if not math.isfinite(loss):
             raise Diverged(f"the training loss is {loss} after epoch {epoch + 1}: {why(pl_module)}")
-        names = [f"val_{task}_{head.primary}" for task, head in pl_module.heads.items()]
-        figures = [f"loss {loss:.4f}", *(f"{name} {float(values[name]):.3f}" for name in names)]
-        shown = [f"epoch {epoch + 1}/{trainer.max_epochs}", *figures, *(["(best)"] if self.best.epoch == epoch else [])]
-        self.console.print("  ".join(shown), highlight=False, soft_wrap=True)
+        stages = pl_module.stages
+        where = f" ({stages[pl_module.stage].named})" if len(stages) > 1 else ""
+        self._print(trainer, pl_module, f"epoch {epoch + 1}/{trainer.max_epochs}{where}", f"loss {loss:.4f}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.is_last_batch:
+            self._print(trainer, pl_module, f"step {trainer.global_step}/{pl_module.plan.ends[-1]}")
+
+    def _print(self, trainer: Trainer, module: MultitaskModule, *shown: str) -> None:
+        names = [f"val_{task}_{head.primary}" for task, head in module.heads.items()]
+        figures = [f"{name} {float(trainer.callback_metrics[name]):.3f}" for name in names]
+        best = ["(best)"] if self.best.step == trainer.global_step else []
+        self.console.print("  ".join([*shown, *figures, *best]), highlight=False, soft_wrap=True)
 
 
 def check_finite(module: MultitaskModule, rows: Sequence[Row]) -> None:

@@ -23,6 +23,7 @@ from hatemtl.machine.startup import started
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.network.frozen_prefix import Prefix
 from hatemtl.network.module import MultitaskModule
+from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -85,7 +86,9 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
     if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
-    best = BestWeights(patience=optimization.patience, spared=optimization.heads_first + optimization.warmup)
+    best = BestWeights(patience=optimization.patience, spared=optimization.spared)
+    if optimization.total_epochs:
+        module.planned(data)  # what it refuses is refused before anything is written
     check_test(request.evaluations, data, reader(request, network, data))
     throughput = Throughput()
     work = start(save_path, config, inputs)
@@ -125,7 +128,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
         loggers.close(logger, failed=failed)
     rows, parts, memory = module.rows, network.parts(), peak_memory()
     heads_learn = refits or optimization.total_epochs > 0
-    encoder_learns = optimization.total_epochs > optimization.heads_first
+    encoder_learns = optimization.encoder_learns
     check_finite(module, rows)
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     method.library.save(module.encoder, network.name, work)
@@ -152,6 +155,7 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step + network.search.steps,
             "best_epoch": best.epoch + 1,
+            "best_step": best.step,
             **throughput.record(peak),
             "preparing_seconds": preparing,
             "peak_memory_bytes": memory,
@@ -173,9 +177,12 @@ def _train(request: Request, save_path: Path, more: Sequence[Callback], *, then_
 
 def _check_steps(request: Request, module: MultitaskModule) -> None:
     """Raises UserError where gradients of tasks are to be weighed against one another, and no optimizer step has two."""
-    if module.weighting.needs != "gradients" or request.sampling.step != "per_task":
+    samplings = [stage.sampling or request.sampling for stage in module.stages]
+    apart = [sampling.step == "per_task" for sampling in samplings]
+    some = [one for one, alone in zip(module.weightings, apart, strict=True) if alone and one.needs == "gradients"]
+    if not some:
         return
-    if module.of_hidden:
+    if any(map(of_hidden, some)):  # type: ignore[arg-type]
         raise UserError(
             "weighting.of=hidden with sampling.step=per_task: a batch has one task; type weighting.of=parameters"
         )

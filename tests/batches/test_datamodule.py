@@ -327,7 +327,7 @@ def test_a_fit_sees_every_post_once_an_epoch_in_the_steps_that_were_foretold(
     for one in range(4):
         assert sorted(post for epoch, posts in module.seen if epoch == one for post in posts) == data.rows("train").tolist()
     assert sorted(module.validated) == [(epoch, post) for epoch in range(4) for post in data.rows("val")]
-    assert trainer.global_step == data.steps(4, accumulate)
+    assert trainer.global_step == data.ends(4, accumulate)[-1]
     assert len({str(posts) for _, posts in module.seen}) > 0.9 * len(module.seen)
 
 
@@ -337,7 +337,22 @@ def test_a_resumed_fit_goes_on_with_the_batches_of_an_uninterrupted_one(workers:
     fit(tmp_path, of_sample(workers=workers), 2)
     rest, trainer = fit(tmp_path, of_sample(workers=workers), 4, before=tmp_path / "last.ckpt")
     assert rest.seen == [(epoch, posts) for epoch, posts in whole.seen if epoch >= 2]
-    assert trainer.global_step == of_sample().steps(4, 1)
+    assert trainer.global_step == of_sample().ends(4, 1)[-1]
+
+
+def test_an_epoch_is_sampled_as_its_stage_says() -> None:
+    few, tasks = Sampling(steps=2), {"label": task(Sample(size=100), "label")}
+    module = DataModule(tasks, batching=BATCHING, changes={1: few, 3: Sampling()}, seed=0)
+    plain = DataModule(tasks, batching=BATCHING, seed=0)
+    module.tokenize(minilm(), 128)
+    plain.tokenize(minilm(), 128)
+    usual = [[use.rows.tolist() for use in plain._uses(epoch, epochs=4)] for epoch in range(4)]
+    found = [[use.rows.tolist() for use in module._uses(epoch, epochs=4)] for epoch in range(4)]
+    assert [found[0], found[3]] == [usual[0], usual[3]]
+    assert [len(epoch) for epoch in found[1:3]] == [2, 2]
+    assert found[1] != found[2]
+    first = len(usual[0])
+    assert module.ends(4, 1) == [first, first + 2, first + 4, first + 4 + len(usual[3])]
 
 
 # Several corpora: shares, rare labels, one corpus a batch, one task a step
@@ -392,8 +407,8 @@ def test_weights_are_by_the_rarest_label_of_the_corpus_own_tasks() -> None:
     tasks = {"label": task(Mild(), "label"), "target": task(Mild(), "target"), "kind": task(Foreign(), "kind")}
     module = DataModule(tasks, batching=BATCHING, sampling=Sampling(balance=1), seed=0)
     module.tokenize(minilm(), 128)
-    assert module._weights(Mild(), np.arange(4)).tolist() == [2, 1, 4, 4]  # a half of a counts
-    assert module._weights(Foreign(), np.array([6, 7])).tolist() == [2, 2]
+    assert module._weights(Mild(), np.arange(4), 1).tolist() == [2, 1, 4, 4]  # a half of a counts
+    assert module._weights(Foreign(), np.array([6, 7]), 1).tolist() == [2, 2]
 
 
 def test_alternating_batches_are_of_one_corpus() -> None:
@@ -412,7 +427,7 @@ def test_a_fit_takes_the_steps_that_were_foretold_of_any_sampling(
 ) -> None:
     data = of_two(batching, step, steps=11, temperature=1, final_temperature=5, batch="alternating")
     module, trainer = fit(tmp_path, data, 3, accumulate=accumulate)
-    assert trainer.global_step == data.steps(3, accumulate)
+    assert trainer.global_step == data.ends(3, accumulate)[-1]
     uses = [data._uses(epoch, epochs=3, accumulate=accumulate) for epoch in range(3)]
     assert module.seen == [(epoch, rows.tolist()) for epoch in range(3) for rows, *_ in uses[epoch]]
     assert data.training_tokens(3) == sum(int(data.pool.lengths[posts].sum()) for _, posts in module.seen)

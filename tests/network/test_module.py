@@ -26,7 +26,9 @@ from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import IGNORED, LabelSpace
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
 from hatemtl.network.module import MultitaskModule
+from hatemtl.objective.from_losses import Uncertainty
 from hatemtl.objective.optimization import Optimization
+from hatemtl.objective.stages import Stage
 from hatemtl.objective.weighting import Sum
 
 WIDTH, LENGTH = 16, 8
@@ -99,7 +101,8 @@ def trainer(**other: Any) -> L.Trainer:
 
 
 def loader(*batches: Batch) -> DataLoader[Batch]:
-    return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
+    # of its own generator, as ours: a pass over it would else draw from the global one
+    return DataLoader(list(batches), batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 class Data(L.LightningDataModule):
@@ -115,8 +118,8 @@ class Data(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         return loader(self.posts)
 
-    def steps(self, epochs: int, accumulate: int) -> int:
-        return epochs * -(-self.batches // accumulate)
+    def ends(self, epochs: int, accumulate: int) -> list[int]:
+        return [(epoch + 1) * -(-self.batches // accumulate) for epoch in range(epochs)]
 
 
 def counted(module: MultitaskModule) -> list[None]:
@@ -217,7 +220,9 @@ def test_the_loss_is_the_weighted_sum_over_the_tasks_that_are_there() -> None:
 @pytest.mark.parametrize("only", SPACES)
 def test_a_step_of_one_task_moves_the_encoder_and_that_head_alone(only: str) -> None:
     multitask, posts = module().train(), batch(6)
-    optimizer, _ = multitask.optimization.optimizer(multitask.encoder.parameters(), multitask.heads.parameters(), 10)
+    plan = multitask.optimization.plan([10], 1)
+    sides = multitask.encoder.named_parameters(), multitask.heads.named_parameters()
+    optimizer, _ = multitask.optimization.optimizer(plan, *sides)
     multitask.training_step(posts, 0).backward()
     optimizer.step()  # AdamW now has momentum everywhere, and would move what has a gradient of zero
     optimizer.zero_grad()
@@ -374,6 +379,75 @@ def test_in_epochs_of_the_heads_alone_the_encoder_side_stands_still_and_then_mov
     assert all(torch.equal(start[key], between[key]) for key in encoder)
     assert not any(torch.equal(start[key], between[key]) for key in heads)
     assert not any(torch.equal(between[key], end[key]) for key in encoder if "lora_B" in key)
+
+
+def staged(*stages: Stage, **others: Any) -> MultitaskModule:
+    """A network whose optimization has these stages; without dropout."""
+    plain = module()
+    optimization = replace(plain.optimization, stages=stages, **others)
+    weighed: dict[str, Any] = {"weights": WEIGHTS, "weighting": Sum, "seed": 0}
+    return MultitaskModule(
+        plain.encoder, {task: plain.head(task) for task in plain.heads}, optimization=optimization, **weighed
+    )
+
+
+class Watch(L.Callback):
+    """Keeps what is trained before every step, and after the last, with the gradients that moved it."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Tensor]] = []
+        self.validated: list[int] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.seen.append({key: value.clone() for key, value in pl_module.trained_state().items()})
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.validated.append(trainer.global_step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.on_train_batch_start(trainer, pl_module)
+
+    def moved(self, step: int) -> set[str]:
+        before, after = self.seen[step : step + 2]
+        return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
+def test_each_stage_moves_what_it_names_by_its_weighting() -> None:
+    stages = [
+        Stage(learns="heads", steps=1),
+        Stage(learns=["heads", "layer 1"], epochs=1, weighting=Uncertainty),
+        Stage(learns="encoder", epochs=1),
+    ]
+    multitask, watch = staged(*stages), Watch()
+    made = L.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[watch],
+    )  # fmt: skip
+    made.fit(multitask, datamodule=Data(batch(9), 2))
+    heads = {name for name in watch.seen[0] if name.startswith("heads.")}
+    top = {name for name in watch.seen[0] if ".layer.1." in name}
+    moved = [watch.moved(step) for step in range(4)]
+    assert top
+    assert moved[0] == heads
+    assert moved[1] == heads | {name for name in top if "lora_B" in name}  # A has no gradient while B is zero
+    assert moved[2] == moved[3] - {name for name in moved[3] if ".layer.0." in name and "lora_A" in name}
+    assert moved[3] == {*watch.seen[0]} - heads
+    assert all(parameter.requires_grad for parameter in multitask.learnable.values())
+    assert [type(one) for one in multitask.weightings] == [Sum, Uncertainty, Sum]
+    assert multitask.weightings[0] is multitask.weightings[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
+def test_evaluations_within_an_epoch_change_no_training() -> None:
+    ends = []
+    for every, expected in ((None, [5]), (2, [2, 4, 5]), (5, [5])):
+        multitask, watch = staged(Stage(epochs=1), evaluate_every=every), Watch()
+        trainer(callbacks=[watch]).fit(multitask, datamodule=Data(batch(9), 5))
+        assert watch.validated == expected
+        ends.append(watch.seen[-1])
+    for other in ends[1:]:
+        assert all(torch.equal(other[name], ends[0][name]) for name in ends[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")

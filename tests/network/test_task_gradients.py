@@ -33,8 +33,7 @@ def still(**settings: Any) -> MultitaskModule:
 
 def weighing(make: Make, **settings: Any) -> MultitaskModule:
     found = still(**settings)
-    found.weighting = make(tasks=WEIGHTS)
-    found.of_hidden = getattr(found.weighting, "of", "") == "hidden"
+    found.weightings[0] = make(tasks=WEIGHTS)
     return found
 
 
@@ -45,7 +44,9 @@ def gradients(made: MultitaskModule, batches: Sequence[Batch], accumulate: int =
     )
     made._trainer = stub
     made.optimization = replace(made.optimization, accumulate=accumulate)
+    made.plan = made.optimization.plan([*range(1, made.optimization.total_epochs + 1)], 2)
     made.on_train_epoch_start()
+    made.on_train_batch_start(batches[0], 0)
     made.zero_grad()
     for each in batches:
         made.backward(made.training_step(each, 0) / accumulate)

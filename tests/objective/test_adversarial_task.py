@@ -74,7 +74,9 @@ def test_it_is_trained_at_the_heads_rate_and_stands_in_the_checkpoint_alone() ->
     multitask.training_step(posts, 0).backward()
     mine = multitask.states["adversarial_task"]
     assert all(weight.grad is not None for weight in mine.parameters())
-    optimizer, _ = multitask.optimization.optimizer([], [], 1, regularisers=multitask.states.parameters())
+    optimizer, _ = multitask.optimization.optimizer(
+        multitask.optimization.plan([1], 1), [], [], regularisers=multitask.states.named_parameters()
+    )
     assert {group["lr"] for group in optimizer.param_groups} == {multitask.optimization.head_lr}
     checkpoint: dict[str, Any] = {}
     multitask.on_save_checkpoint(checkpoint)

@@ -22,11 +22,16 @@ GIVEN: dict[str, Any] = {
 }
 
 
+def made(encoder: nn.Module, heads: nn.Module, total: int, **changed: Any) -> Any:
+    """The optimizer of so many steps, as many an epoch, and its schedule."""
+    some = Optimization(**(GIVEN | changed))
+    ends = [total * (epoch + 1) / some.total_epochs for epoch in range(some.total_epochs)]
+    return some.optimizer(some.plan(ends, 6), encoder.named_parameters(), heads.named_parameters())
+
+
 def rates(total: int, **changed: Any) -> dict[str, list[float]]:
     """The learning rate of both sides at every optimizer step, as the optimizer itself has it, and the one after."""
-    optimizer, schedule = Optimization(**(GIVEN | changed)).optimizer(
-        nn.Linear(3, 3).parameters(), nn.Linear(3, 3).parameters(), total
-    )
+    optimizer, schedule = made(nn.Linear(3, 3), nn.Linear(3, 3), total, **changed)
     seen: dict[str, list[float]] = {"encoder": [], "heads": []}
     for step in range(total + 1):
         for side in seen:
@@ -121,29 +126,29 @@ def test_a_rate_is_never_negative_or_above_the_full_one_however_few_the_steps(
 
 def test_steps_beyond_the_last_do_not_raise_the_rate_again() -> None:
     for schedule in ("linear", "cosine"):
-        some = Optimization(**(GIVEN | {"schedule": schedule}))
-        assert some.rate(15, total=10, encoder=True) == pytest.approx(0)
+        some = Optimization(**(GIVEN | {"schedule": schedule})).plan([2.5, 5, 7.5, 10], 6)
+        assert some.rate(15, "encoder") == some.rate(15, "heads") == pytest.approx(0)
 
 
 def test_only_matrices_decay() -> None:
     encoder = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 4))
     head = nn.Linear(4, 2)
-    optimizer, _ = Optimization(**GIVEN).optimizer(encoder.parameters(), head.parameters(), 10)
+    optimizer, _ = made(encoder, head, 10)
     groups = {(group["name"], group["weight_decay"]): group for group in optimizer.param_groups}
     assert set(groups) == {("encoder", 0.1), ("encoder", 0.0), ("heads", 0.1), ("heads", 0.0)}
     assert groups["encoder", 0.1]["params"] == [encoder[0].weight, encoder[2].weight]
     assert groups["encoder", 0.0]["params"] == [encoder[1].weight, encoder[1].bias, encoder[2].bias]
     assert groups["heads", 0.1]["params"] == [head.weight]
     assert groups["heads", 0.0]["params"] == [head.bias]
-    assert groups["encoder", 0.1]["initial_lr"] == 1e-3
-    assert groups["heads", 0.0]["initial_lr"] == 1e-2
+    assert groups["encoder", 0.1]["lr"] == 1e-3
+    assert groups["heads", 0.0]["lr"] == 1e-2
 
 
 def test_decay_is_adamws() -> None:
     """Without a gradient to follow, a matrix shrinks by lr · weight_decay a step, and a vector stays."""
     head = nn.Linear(4, 2)
     before = {name: value.detach().clone() for name, value in head.named_parameters()}
-    optimizer, _ = Optimization(**GIVEN).optimizer([], head.parameters(), 10)
+    optimizer, _ = made(nn.Module(), head, 10)
     for value in head.parameters():
         value.grad = torch.zeros_like(value)
     optimizer.step()
@@ -154,15 +159,13 @@ def test_decay_is_adamws() -> None:
 def test_frozen_weights_are_in_no_group() -> None:
     encoder, head = nn.Linear(4, 4), nn.Linear(4, 2)
     encoder.weight.requires_grad_(False)
-    optimizer, _ = Optimization(**GIVEN).optimizer(encoder.parameters(), head.parameters(), 10)
+    optimizer, _ = made(encoder, head, 10)
     mine = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert {id(p) for p in mine} == {id(p) for p in (encoder.bias, head.weight, head.bias)}
 
 
 def test_a_frozen_encoder_leaves_the_heads_alone_to_train() -> None:
-    optimizer, schedule = Optimization(**(GIVEN | {"warmup": 1})).optimizer(
-        nn.Linear(4, 4).requires_grad_(False).parameters(), nn.Linear(4, 2).parameters(), 10
-    )
+    optimizer, schedule = made(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2), 10, warmup=1)
     assert {group["name"] for group in optimizer.param_groups} == {"heads"}
     assert set(schedule.get_last_lr()) == {1e-2}
 

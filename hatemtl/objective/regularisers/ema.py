@@ -41,7 +41,8 @@ class Average(nn.Module, Regulariser):
     def __init__(self, settings: EMA, forward: Passes) -> None:
         super().__init__()
         self.settings, self.steps = settings, 0
-        for number, weight in enumerate(trained(forward)):
+        self.weights = trained(forward)  # of all stages: what does not learn in one stands still in the average too
+        for number, weight in enumerate(self.weights):
             self.register_buffer(str(number), weight.detach().float().clone())
 
     @property
@@ -61,7 +62,7 @@ class Average(nn.Module, Regulariser):
         self.steps += 1
         decay = self.settings.decay
         share = (1 - decay) / (1 - decay**self.steps)  # of the newest weights; of the first ones all
-        weights = [weight.detach().float() for weight in trained(forward)]
+        weights = [weight.detach().float() for weight in self.weights]
         torch._foreach_lerp_([*self.buffers()], weights, share)
 
     @contextmanager
@@ -69,14 +70,13 @@ class Average(nn.Module, Regulariser):
         if not self.steps:
             yield
             return
-        weights = trained(forward)
         with torch.no_grad():
-            before = [weight.detach().clone() for weight in weights]
-            put(weights, [*self.buffers()])
+            before = [weight.detach().clone() for weight in self.weights]
+            put(self.weights, [*self.buffers()])
         try:
             yield
         finally:
-            put(weights, before)
+            put(self.weights, before)
 
 
 def trained(forward: Passes) -> list[nn.Parameter]:

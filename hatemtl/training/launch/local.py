@@ -23,7 +23,7 @@ from hatemtl.machine.following import FOLLOWS
 from hatemtl.training.launch.base import REPORT, Ended, Run, reported
 
 MAIN = Path(__file__).parents[3] / "main.py"
-TOLD = ("epoch ", "note: ", "warning: ", "error: ", "Traceback")  # how the lines begin that are shown of a run
+TOLD = ("epoch ", "step ", "note: ", "warning: ", "error: ", "Traceback")  # how the lines begin that are shown of a run
 PATIENCE = 60  # seconds in which a run that is interrupted may clear away what it has half written
 
 
