@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from hydra import compose
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -153,7 +154,11 @@ def varied(settings: Mapping[str, Any], save_path: Path | None) -> Turn:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_mistyped(error):
             raise
-        raise UserError(explain(error, words)) from None
+        at_work, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # it composes with one of its own
+        try:
+            raise UserError(explain(error, words)) from None
+        finally:
+            GlobalHydra.instance().hydra = at_work
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(whole)
     hydra, HydraConfig.instance().cfg = HydraConfig.instance().cfg, before

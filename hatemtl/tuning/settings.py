@@ -79,9 +79,7 @@ class Tuning:
         if self.pruner != "none" and len(found) > 1:
             raise UserError(f"tune.pruner={self.pruner} judges by one objective, and tune.by has {len(found)}; type one")
         if self.pruner != "none" and len(self.seeds or ()) < 2:
-            raise UserError(
-                f"tune.pruner={self.pruner} looks after each seed of a trial; type tune.seeds=[0,1,2,3,4] as well"
-            )
+            raise UserError(f"tune.pruner={self.pruner} looks after each seed of a trial; type tune.seeds=[0,1,2] as well")
         return found
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from composed import composed
 from conftest import ROOT, Outcome
 
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -75,8 +74,9 @@ def test_three_by_three_are_nine(cli: Cli, tmp_path: Path) -> None:
     found = yaml.safe_load((study / "experiment" / "best.yaml").read_text())
     assert found["method"]["rank"] == int(best["method.rank"])
     assert found["optimization"]["encoder_lr"] == float(best["optimization.encoder_lr"])
-    cfg = composed(f"hydra.searchpath=[file://{study}]", "experiment=best")
-    assert (cfg.method.rank, cfg.tasks.label.corpus.size) == (found["method"]["rank"], 150)
+    shown = cli("--config-dir", str(study), "experiment=best", "--cfg", "job").out
+    cfg = yaml.safe_load(shown)
+    assert (cfg["method"]["rank"], cfg["tasks"]["label"]["corpus"]["size"]) == (found["method"]["rank"], 150)
     other = cli(*RUN, *GRID, f"save_path={study}", "optimization.epochs=2")
     assert (other.code, "holds another study" in other.err) == (2, True)
 
