@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -40,11 +41,9 @@ def print_trials(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str], *
             return ""
         return f"{value:.4g}" if name in objectives or isinstance(value, float) else word(value)
 
-    table = report.Table(*(report.escape(name) for name in rows[0]))
-    for row in rows[:SHOWN]:
-        table.add_row(*(report.escape(cell(name, value)) for name, value in row.items()))
     more = f", the best {SHOWN} of" if len(rows) > SHOWN else ":"
-    report._print(report.Console(), f"{folder}{more} {len(rows)} trials", table)
+    cells = [{name: cell(name, value) for name, value in row.items()} for row in rows[:SHOWN]]
+    report.trials(report.Console(), cells, f"{folder}{more} {len(rows)} trials")
 
 
 def write_trials(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -146,17 +145,15 @@ def draw(study: Any, objectives: Sequence[str]) -> list[str]:
     if len(done) < 2:
         return ["fewer than two trials are complete, so nothing is drawn"]
     for i, objective in enumerate(objectives):
-        of = {"target": lambda trial, i=i: trial.values[i], "target_name": objective} if several else {}
         sign = 1 if study.lower[i] else -1  # PED-ANOVA asks what makes a target low
-        low = {**of, "target": lambda trial, i=i, sign=sign: sign * trial.values[i]} if several else {}
+        of = {"target": partial(_value, i), "target_name": objective} if several else {"target_name": objective}
+        low: dict[str, Any] = {"target": partial(_value, i, sign=sign)} if several else {}
         kinds: dict[str, Callable[[], Any]] = {
-            "history": lambda of=of, name=objective: pictures.plot_optimization_history(
-                study.study, **{"target_name": name, **of}
+            "history": partial(pictures.plot_optimization_history, study.study, **of),
+            "importance": partial(
+                pictures.plot_param_importances, study.study, evaluator=PedAnovaImportanceEvaluator(), **low
             ),
-            "importance": lambda low=low: pictures.plot_param_importances(
-                study.study, evaluator=PedAnovaImportanceEvaluator(), **low
-            ),
-            "slices": lambda of=of, name=objective: pictures.plot_slice(study.study, **{"target_name": name, **of}),
+            "slices": partial(pictures.plot_slice, study.study, **of),
         }
         for kind, make in kinds.items():
             try:
@@ -165,8 +162,13 @@ def draw(study: Any, objectives: Sequence[str]) -> list[str]:
                 notes.append(f"{kind} of {objective} is not drawn: {error}")
     if len(objectives) in (2, 3):
         names = [*objectives]
-        _save(study.folder / "pareto.svg", lambda: pictures.plot_pareto_front(study.study, target_names=names), pyplot)
+        make = partial(pictures.plot_pareto_front, study.study, target_names=names)
+        _save(study.folder / "pareto.svg", make, pyplot)
     return notes
+
+
+def _value(place: int, trial: Any, *, sign: int = 1) -> float:
+    return sign * trial.values[place]
 
 
 def _save(path: Path, make: Callable[[], Any], pyplot: Any) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,16 @@ def adopt(study: Any, asker: Asker) -> int:
         try:
             saved = SavedRun(path.parent)
             config, seed = saved.config, saved.record["seed"]
-            params = {key: value_at(config, key) for key in asker.tuning.dimensions}
+            params: Params = {key: value_at(config, key) for key in asker.tuning.dimensions}
             if digest(config) == digest(asker.place.plan(params, seed, None).config or {}):
                 found.setdefault(repr(params), (params, {}))[1][seed] = measured(saved, asker.objectives)
-        except (UserError, KeyError):  # it is of no trial
+        except (UserError, KeyError, TypeError):  # it is of no trial
             continue
     whole = [(params, of) for params, of in found.values() if of.keys() >= {*asker.seeds}]
     for params, of in sorted(whole, key=lambda one: repr(one[0])):
-        study.add(params, [of[seed] for seed in asker.seeds])
-    return len(whole)
+        with suppress(ValueError):  # a value that is not searched now
+            study.add(params, [of[seed] for seed in asker.seeds])
+    return len(study.trials())
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Value:

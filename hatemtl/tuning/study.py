@@ -51,7 +51,8 @@ class Study:
             journal = folder / JOURNAL
             _check_folder(folder, mark)
             storage = JournalStorage(JournalFileBackend(str(journal)))
-            directions = ["minimize" if lower else "maximize" for lower in self.lower]
+            ways = optuna.study.StudyDirection
+            directions = [ways.MINIMIZE if lower else ways.MAXIMIZE for lower in self.lower]
             self.study = optuna.create_study(storage=storage, study_name=NAME, directions=directions, load_if_exists=True)
             for name, value in mark.items():
                 self.study.set_user_attr(name, value)

@@ -44,7 +44,9 @@ def tune(
     study = Study(folder, tuning, objectives, _mark(request, tuning, objectives, seeds), request.seed)
     try:
         asker = Asker(study, tuning, objectives, place, seeds)
-        if adopted := adopt(study, asker):
+        with study.lock:
+            adopted = adopt(study, asker)
+        if adopted:
             report.notes(console, [f"{folder} holds the finished runs of {adopted} trials, which the new study knows now"])
         search(asker, launcher)
         _tell(study, asker, launcher, experiment, console)

@@ -20,7 +20,7 @@ REPORT = "HATEMTL_REPORT"  # the file into which a process that a launcher start
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. told: the folder that it left, or what is wrong. diverged: whether it would fail again."""
+    """Tells how a run ended. told: the folder that it left, or what is wrong. diverged: whether it would fail again."""
 
     state: State
     told: str
@@ -29,7 +29,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Run:
-    """One run as a launcher sees it, which needs to know no more of it than how to start it.
+    """Holds one run as a launcher sees it, which needs to know no more of it than how to start it.
 
     name: what tells it from the others. words: what `main.py` takes to do it in a process of its own, on any machine that
     has this folder. here: does it in this process, and lets pass only what ends all.
