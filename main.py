@@ -44,9 +44,6 @@ def main(cfg: DictConfig) -> None:
         fail(error)
     except MemoryError:
         fail("out of memory before anything began; close other programs, or allow more (ulimit -v)")
-    except Interrupted as stop:
-        print(f"interrupted {stop}".rstrip(), file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":
@@ -57,6 +54,9 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         fail(error)
+    except Interrupted as stop:
+        print(f"interrupted {stop}".rstrip(), file=sys.stderr)
+        sys.exit(130)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_mistyped(error):
             raise

@@ -10,7 +10,10 @@ from table import Cell, Table
 
 ALPHA = 0.05
 # Keys whose values do not make what a run is: what was done with it, where it lies and what it was made on.
-NOT_A_SETTING = ("seed", "action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "data", "trainer")
+NOT_A_SETTING = (
+    *("seed", "action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "data", "trainer"),
+    *("launcher", "tune"),
+)
 
 
 def averaged(

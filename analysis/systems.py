@@ -18,7 +18,19 @@ from partition_f1 import check_complete, check_same_posts
 from results import Results, ResultsError, find_results, leaves, mask_pattern, note, read_results, sidecar, testing_line
 
 # Of a configuration, what makes no other system: where it lies, and with what it was computed.
-WHERE = {"seed", "save_path", "load_path", "action", "overwrite", "predict", "export", "logger", "launcher", "evaluations"}
+WHERE = {
+    "seed",
+    "save_path",
+    "load_path",
+    "action",
+    "overwrite",
+    "predict",
+    "export",
+    "logger",
+    "launcher",
+    "evaluations",
+    "tune",
+}
 ASIDE = {
     *WHERE,
     "data.dir",

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """Training that came to what is no finite number, and would again."""
+
+
 class Refusal(UserError):
     """A method's refusal of an encoder or of its sources, told where neither method nor encoder has a name."""
 

@@ -1,8 +1,8 @@
-"""Dispatches the action: train, test, predict or export."""
+"""Dispatches the action: train, test, predict, export or tune."""
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,21 @@ from typing import Any
 import torch
 
 from hatemtl.command import console as report
-from hatemtl.command.configuration import requested, same_run, using
+from hatemtl.command.configuration import build, known_by, requested, same_run, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
-from hatemtl.command.several_runs import Turn, in_turn
+from hatemtl.command.several_runs import Turn, in_sweep, plan, varied
+from hatemtl.command.words import quoted
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
 from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
+from hatemtl.training.launch.base import Run, attempt, reporting
+from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
+from hatemtl.tuning.tune import tune
 from hatemtl.using.actions import export_run, predict, test
 
 USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives what it wrote
@@ -32,31 +37,80 @@ USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives w
 def run(cfg: Any) -> None:
     """Trains, or trains and then tests, or does something with a saved run, as the composed configuration says.
 
-    In a sweep what fails is told, and the next run begins.
+    A run of a sweep is planned, and done when all are known.
     """
     quiet()
-    with in_turn() as turn:
-        _do(cfg, turn)
+    follow()
+    if in_sweep():
+        plan(cfg, _carry, config=lambda cfg: known_by(cfg) if _trains(cfg) else None)
+    else:
+        reporting(lambda: _do(cfg))
 
 
-def _do(cfg: Any, turn: Turn) -> None:
-    actions = [cfg.action] if isinstance(cfg.action, str | int | float | None) else list(cfg.action)
-    if actions in (["train"], ["train", "test"]):
+def _carry(turns: Sequence[Turn]) -> bool:
+    """Does the runs of a sweep; tells whether all ended well."""
+    return carry(map(_planned, turns), build(turns[0].cfg.launcher))
+
+
+def _planned(turn: Turn) -> Planned:
+    run = Run(turn.name, turn.command(), lambda: attempt(lambda: turn.do(_do)))
+    if turn.config is None:
+        return Planned(run)
+    return Planned(
+        run,
+        Path(turn.save_path or named_after(turn.config)),
+        turn.config,
+        lambda: turn.do(_requested),
+        then_test="test" in _actions(turn.cfg),
+        overwrite=bool(turn.cfg.overwrite),
+    )
+
+
+def _actions(cfg: Any) -> list[Any]:
+    return [cfg.action] if isinstance(cfg.action, str | int | float | None) else list(cfg.action)
+
+
+def _trains(cfg: Any) -> bool:
+    return _actions(cfg) in (["train"], ["train", "test"])
+
+
+def _do(cfg: Any) -> tuple[Path, bool]:
+    """Does what is asked for; gives the folder that it left, and whether all of it was done before."""
+    actions = _actions(cfg)
+    if _trains(cfg):
         request = _requested(cfg)
         if request.folds is not None and request.folds.of == "train" and request.folds.fold is None:
-            _cross_validate(cfg, request, turn, then_test="test" in actions)
-        else:
-            folder, before = _train(cfg, request, then_test="test" in actions)
-            turn.finished(folder, before=before)
-    elif len(actions) == 1 and actions[0] in USES:
-        turn.finished(_use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)))
-    else:
-        raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', *USES, '[train,test]'])}")
+            return _cross_validate(cfg, request, then_test="test" in actions)
+        return _train(cfg, request, then_test="test" in actions)
+    if actions == ["tune"]:
+        return _tune(cfg), False
+    if len(actions) == 1 and actions[0] in USES:
+        return _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)), False
+    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', 'tune', *USES, '[train,test]'])}")
+
+
+def _tune(cfg: Any) -> Path:
+    """Searches for settings, each trial a run of the command that was typed but for these."""
+    request, tuning = _requested(cfg), build(cfg.tune)
+    if request.overwrite:
+        raise UserError("overwrite=true: a study goes on where it was; for a new one give another save_path")
+
+    def plan(settings: Mapping[str, Any], seed: int, save_path: Path | None) -> Planned:
+        turn = varied({**settings, "seed": seed}, save_path)
+        turn.config, turn.name = turn.do(known_by), "" if save_path is None else save_path.name
+        return _planned(turn)
+
+    def experiment(settings: Mapping[str, Any]) -> tuple[Sequence[str], Callable[[str], bool]]:
+        turn = varied(settings, None)
+        return [word for word in turn.words if not word.startswith(("action=", "seed="))], turn.is_group
+
+    return _told(request, lambda: tune(request, tuning, build(cfg.launcher), plan, experiment))
 
 
 def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Path, bool]:
     """Trains, and tests; gives the folder, and whether all of it was done before. also: overrides that were not typed."""
-    command = same_run(*also)
+    here = [] if cfg.save_path is None else [f"save_path={quoted(str(cfg.save_path))}"]
+    command = same_run(*here, *also)
     result: Result = _told(request, lambda: train(request, then_test=then_test, command=command), trains=True)
     tested = any(row.stage == "test" for row in result.rows)
     judged_anew = request.evaluations or (request.folds is not None and request.folds.of == "test")
@@ -68,7 +122,7 @@ def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Pat
     return result.folder, not result.trained
 
 
-def _cross_validate(cfg: Any, request: Request, turn: Turn, *, then_test: bool) -> None:
+def _cross_validate(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:
     """Trains each fold as a run of its own, FOLDER/fold_1 and so on, and prints means and deviations over them."""
     assert request.folds is not None
     folder, runs, before = request.save_path or Path(named_after(request.identity)), {}, True
@@ -77,11 +131,10 @@ def _cross_validate(cfg: Any, request: Request, turn: Turn, *, then_test: bool) 
     for fold in range(1, request.folds.number + 1):
         mine = copy.deepcopy(cfg)
         mine.folds.fold, mine.save_path = fold, str(folder / f"fold_{fold}")
-        own = f"folds.fold={fold}", f"save_path={mine.save_path}"
-        path, done = _train(mine, _requested(mine), *own, then_test=then_test)
+        path, done = _train(mine, _requested(mine), f"folds.fold={fold}", then_test=then_test)
         runs[fold], before = SavedRun(path).rows, before and done
     report.folds(report.Console(), [*runs.values()], str(folder))
-    turn.finished(folder, before=before)
+    return folder, before
 
 
 def _requested(cfg: Any) -> Request:

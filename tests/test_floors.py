@@ -20,6 +20,7 @@ FLOORS = [
     {"command"},
     {"using"},
     {"training"},
+    {"tuning"},
     {"run"},
 ]
 OWNERS = {
@@ -37,6 +38,7 @@ OWNERS = {
     "captum": {"evaluations.explainers"},
     "huggingface_hub": {"machine.hub"},
     "rich": {"command", "training", "using"},
+    "optuna": {"tuning"},
     "torchjd": {"objective.surgery"},
     "scipy": {"evaluations"},  # and analysis/, which is no part of the package
 }
@@ -129,6 +131,7 @@ def test_analysis_never_imports_torch() -> None:
         ("machine.startup", {"torch", "lightning", "transformers", "numpy"}),
         ("command.suggestions", {"torch", "lightning", "transformers", "numpy", "pydantic"}),
         ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes", "captum"}),
+        ("run", {"optuna", "matplotlib"}),
         ("evaluations.explainers", {"captum"}),
         ("evaluations.eraser", {"torch"}),
         ("training.train", {"hydra", "omegaconf"}),

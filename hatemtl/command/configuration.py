@@ -24,7 +24,7 @@ from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
 from hatemtl.command.suggestions import explain, is_mistyped, spelled_out
-from hatemtl.command.words import CONF, quoted, walk
+from hatemtl.command.words import CONF, quoted, typed_words, walk
 from hatemtl.corpora.base import Corpus
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
@@ -41,7 +41,7 @@ from hatemtl.saved_runs.saved_run import SavedRun, lexicon_file
 from hatemtl.tasks import Task
 
 # Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
-NO_PART = ("experiment", "logger", "trainer", "data", "evaluations")
+NO_PART = ("experiment", "logger", "trainer", "data", "evaluations", "launcher")
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true", "unlabelled": "posts=32"}
 EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft"}
@@ -65,8 +65,8 @@ KEYS: dict[str, Any] = {
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *("weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization"),
-    *("data.cache", "data.workers", "data.micro_batches", "trainer.progress"),
+    *("weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization", "launcher", "tune"),
+    *("data.cache", "data.workers", "data.micro_batches", "trainer.progress", "trainer.devices", "trainer.nodes"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -135,6 +135,7 @@ def requested(cfg: DictConfig) -> Request:
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers", "micro_batches")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
+        words=typed_words() if HydraConfig.initialized() else (),
     )
 
 
@@ -238,7 +239,7 @@ def same_run(*also: str) -> list[str]:
     """Gives the command that starts this very run once more. also: overrides that nobody typed."""
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
         flags = [word for word in sys.argv if "=" not in word and word not in ("-m", "--multirun")]
-        return [sys.executable, *flags, *HydraConfig.get().overrides.task, *also]
+        return [sys.executable, *flags, *typed_words(), *also]
     return [sys.executable, *sys.argv, *also]
 
 

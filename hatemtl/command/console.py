@@ -185,6 +185,14 @@ def sweep(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:
     _print(console, "runs of this sweep", table)
 
 
+def trials(console: Console, rows: Sequence[Mapping[str, str]], title: str) -> None:
+    """Prints the trials of a search, a row each, all with the same columns."""
+    table = Table(*map(escape, rows[0]))
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    _print(console, title, table)
+
+
 def _print(console: Console, title: str, table: Table) -> None:
     console.print(escape(title), style="bold", highlight=False, soft_wrap=True)  # a table's own title wraps at its width
     console.print(table)

@@ -76,6 +76,7 @@ class Request:
     unlabelled: posts that join each training batch, for the regularisers that have a say on any post.
     preprocess: rewrites the texts of all corpora, and of whatever the saved run is to read.
     micro_batches: how many each batch is computed in; auto: as few as fit. cost: of this machine, for the ledger.
+    words: that were typed for it.
     """
 
     tasks: Mapping[str, Task]
@@ -107,6 +108,7 @@ class Request:
     workers: int = 0
     micro_batches: int | Literal["auto"] = 1
     config: Mapping[str, Any] = field(default_factory=dict)
+    words: Sequence[str] = ()
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -39,15 +39,20 @@ def arguments(words: Sequence[str]) -> list[str]:
 
 
 def spelled_out(word: str) -> str:
-    """Writes a word as Hydra takes it: a number of folds by its key, no experiment as an empty list, a loss as its group's.
+    """Writes a word as Hydra takes it: folds by their key, no experiment as an empty list, a loss as its group's, a range.
 
     >>> spelled_out("folds=5"), spelled_out("experiment=null"), spelled_out("seed=1")
     ('folds.number=5', 'experiment=[]', 'seed=1')
+    >>> spelled_out("tune.space.method.rank=int(4, 16)"), spelled_out("tune.space={method.rank: int(4, 16)}")
+    ('+tune.space.method.rank="int(4, 16)"', 'tune.space={method.rank: "int(4, 16)"}')
     >>> spelled_out("tasks.label.head.loss=focal"), spelled_out("tasks.stars.head.loss=huber")
     ('loss@tasks.label.head.loss=focal', 'tasks.stars.head.loss=huber')
     """
     if (of := re.fullmatch(r"(tasks\.\w+\.head\.loss)=([\w,]+)", word)) and {*of[2].split(",")} <= files("loss").keys():
         return f"loss@{word}"
+    if re.match(r"\+?tune\.space[.=]", word):
+        word = re.sub(r"""(?<!["'\w])(?:log|uniform|int|choice)\([^()]*\)""", lambda form: f'"{form[0]}"', word)
+        return re.sub(r"^tune\.space\.", "+tune.space.", word)
     return "experiment=[]" if word in NO_EXPERIMENT else re.sub(r"^folds=(?!\{)", "folds.number=", word)
 
 

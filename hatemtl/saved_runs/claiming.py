@@ -25,7 +25,8 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_reco
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
     *("action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "trainer.progress"),
-    *("cost", "trainer.compile", "trainer.fast", "data.cache", "data.workers", "data.micro_batches"),
+    *("cost", "trainer.compile", "trainer.fast", "trainer.devices", "trainer.nodes", "launcher", "tune"),
+    *("data.cache", "data.workers", "data.micro_batches"),
 )
 OFF = (None, False, 0)
 # what a run is made from, by its key in run.json: digests of saved runs, fingerprints of corpora by task
@@ -213,10 +214,14 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 def named_after(config: Mapping[str, Any]) -> str:
     """Names a save_path that tells runs apart: tasks, method, encoder, and a digest of whatever makes another run."""
-    digest = hashlib.sha256("\n".join(sorted(differences({}, config))).encode()).hexdigest()[:8]
     made_of = {"method": config["method"].get("class"), "encoder": Path(config["encoder"]["source"]).name}
     choices = made_of | config.get("choices", {})
-    return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest}"
+    return f"adapters/{'+'.join(config['tasks'])}-{choices['method']}-{choices['encoder']}-{digest(config)}"
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Gives eight hex digits of whatever makes another run."""
+    return hashlib.sha256("\n".join(sorted(differences({}, config))).encode()).hexdigest()[:8]
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hatemtl.batches.batch import Batch
-from hatemtl.errors import UserError
+from hatemtl.errors import Diverged
 from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_flops, wait
 from hatemtl.network.module import MultitaskModule
@@ -194,7 +194,7 @@ class EpochLine(Callback):
         values, epoch = trainer.callback_metrics, trainer.current_epoch
         loss = float(values["train_loss"])
         if not math.isfinite(loss):
-            raise UserError(f"the training loss is {loss} after epoch {epoch + 1}: {why(pl_module)}")
+            raise Diverged(f"the training loss is {loss} after epoch {epoch + 1}: {why(pl_module)}")
         stages = pl_module.stages
         where = f" ({stages[pl_module.stage].named})" if len(stages) > 1 else ""
         self._print(trainer, pl_module, f"epoch {epoch + 1}/{trainer.max_epochs}{where}", f"loss {loss:.4f}")
@@ -211,13 +211,13 @@ class EpochLine(Callback):
 
 
 def check_finite(module: MultitaskModule, rows: Sequence[Row]) -> None:
-    """Raises UserError where a weight that is to be saved, or a result, is no finite number."""
+    """Raises Diverged where a weight that is to be saved, or a result, is no finite number."""
     saved = {**module.trained_state(), **module.heads.state_dict(prefix="heads.")}
     broken = [name for name, tensor in saved.items() if not finite(tensor)]
     wrong = [f"{row.metric} is {row.value}" for row in rows if not math.isfinite(row.value)]
     found = [f"{len(broken)} of {len(saved)} trained tensors hold NaN or infinity, as {broken[0]}"] if broken else wrong[:1]
     if found:
-        raise UserError(f"{found[0]}, so nothing is saved as finished: {why(module)}")
+        raise Diverged(f"{found[0]}, so nothing is saved as finished: {why(module)}")
 
 
 def why(module: MultitaskModule) -> str:

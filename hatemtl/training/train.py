@@ -195,6 +195,7 @@ def _train(
             "sources": sources,
             **_further(data),
             "seed": request.seed,
+            "words": [*request.words],
             "precision": trainer.precision,
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step + network.search.steps,

@@ -1,25 +1,21 @@
 """A sweep ends only with its last run: what fails is told, what is left runs, and a table says how each ended."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Outcome
+from omegaconf import OmegaConf
+from tables import told
 
 from hatemtl.command.request import Request, Result
+from hatemtl.command.several_runs import Turn, apart
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.saved_run import SavedRun, write_config
 
 Cli = Callable[..., Outcome]
-
-
-def told(outcome: Outcome) -> dict[str, list[str]]:
-    """The closing table, by what sets a run apart: its other cells."""
-    lines = outcome.out.splitlines()
-    table = lines[next(i for i, line in enumerate(lines) if line.startswith("runs of this sweep")) :]
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if line.startswith("│")]
-    return {run: rest for run, *rest in rows}
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +59,9 @@ def test_what_is_left_of_a_sweep_is_trained_and_what_was_trained_is_not_trained_
     assert "Traceback" not in first.err
     assert [SavedRun(tmp_path / rank).config["method"]["rank"] for rank in "48"] == [4, 8]
     table = told(first)
-    assert list(table) == ["method.rank=0", "method.rank=4", "method.rank=8"]
+    assert list(table) == ["rank=0", "rank=4", "rank=8"]
     assert [state for state, _ in table.values()] == ["failed", "finished", "finished"]
-    assert table["method.rank=0"][1].startswith("method.rank=0: expected a whole number")
+    assert table["rank=0"][1].startswith("method.rank=0: expected a whole number")
     assert [where for _, where in table.values()][1:] == [f"{tmp_path}/4", f"{tmp_path}/8"]
     again = cli(*ranks, "method.rank=4,8")
     assert again.code == 0
@@ -117,7 +113,8 @@ def test_ctrl_c_ends_a_sweep_with_the_table_of_what_it_did(
     assert trained == [4, 3]
     assert told(Outcome(130, capsys.readouterr().out, "")) == {
         "seed=4": ["was finished before", f"{tmp_path}/4"],
-        "seed=3": ["interrupted", "the rest was not begun"],
+        "seed=3": ["interrupted", "the same command goes on with it"],
+        "seed=5": ["not begun", ""],
     }
 
 
@@ -130,3 +127,55 @@ def test_one_run_alone_fails_as_it_did(cli: Cli, tmp_path: Path, trained: list[i
         cli(*alone, "seed=2")
     fine = cli(*alone, "seed=5")
     assert (fine.code, fine.out) == (0, "")
+
+
+def turns(*settings: dict[str, Any], save_path: str | None, **common: Any) -> list[Turn]:
+    """Runs as Hydra composed them: what is swept, beside what all have in common."""
+    whole = {"tasks": {"label": {}}, "method": {"rank": 8}, "choices": {"method": "full", "encoder": "tiny"}, **common}
+    return [
+        Turn([f"{k}={v}" for k, v in of.items()], OmegaConf.create({"save_path": save_path}), None, {**whole, **of}, of)
+        for of in settings
+    ]
+
+
+def places(runs: list[Turn]) -> list[str | None]:
+    return [turn.save_path for turn in apart(runs)]
+
+
+def test_each_run_has_a_folder_that_says_what_sets_it_apart(tmp_path: Path) -> None:
+    grid = [{"rate": rate, "seed": seed} for seed in (5, 6) for rate in (0.0003, 3e-4, 0.001)]
+    names = [f"rate={rate},seed={seed}" for seed in (5, 6) for rate in ("3e-4", "1e-3")]
+    assert places(turns(*grid, save_path=str(tmp_path))) == [f"{tmp_path}/{name}" for name in names]
+    assert turns(*grid, save_path="x")[0].command() == ("rate=0.0003", "seed=5")
+    moved = apart(turns(*grid, save_path="x"))[0]
+    assert moved.command() == ("rate=0.0003", "seed=5", 'save_path="x/rate=3e-4,seed=5"')
+    assert places(turns({"seed": 5}, save_path="x")) == ["x"]  # one alone needs no folder of its own
+
+
+def test_a_sweep_without_a_folder_has_one_after_what_its_runs_have_in_common() -> None:
+    few, more = [{"seed": 1}, {"seed": 2}], [{"seed": 1}, {"seed": 2}, {"seed": 3}]
+    first, second, other = (
+        places(turns(*few, save_path=None)),
+        places(turns(*more, save_path=None)),
+        places(turns(*few, save_path=None, method={"rank": 4})),
+    )
+    assert first == second[:2] and first[0] is not None
+    assert re.fullmatch(r"adapters/label-full-tiny-[0-9a-f]{8}/seed=1", first[0])
+    assert first != other
+
+
+def test_a_run_that_stands_there_under_another_name_is_found(tmp_path: Path) -> None:
+    runs = apart(turns({"seed": 1}, {"seed": 2}, save_path=str(tmp_path), rate=0.001))
+    for turn, name in zip(runs, ("seed=1", ".seed=2.unfinished"), strict=True):
+        assert turn.config
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, turn.config)
+    grid = [{"rate": rate, "seed": seed} for rate in (0.001, 0.003) for seed in (1, 2)]
+    names = ["seed=1", "seed=2", "rate=3e-3,seed=1", "rate=3e-3,seed=2"]
+    assert places(turns(*grid, save_path=str(tmp_path))) == [f"{tmp_path}/{name}" for name in names]
+
+
+def test_a_saved_run_is_no_folder_of_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match="is a saved run itself"):
+        apart(turns({"seed": 1}, {"seed": 2}, save_path=str(tmp_path)))

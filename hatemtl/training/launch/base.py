@@ -1,0 +1,92 @@
+"""The contract of a launcher: runs go in, how each ended comes out."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from hatemtl.errors import Diverged, UserError
+from hatemtl.harmless import shown
+from hatemtl.machine import json_object
+from hatemtl.saved_runs.saved_run import write_text
+
+State = Literal["finished", "was finished before", "failed", "failed before", "interrupted", "not begun"]
+REPORT = "HATEMTL_REPORT"  # the file into which a process that a launcher started writes how its run ended
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Tells how a run ended. told: the folder that it left, or what is wrong. diverged: whether it would fail again."""
+
+    state: State
+    told: str
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """Holds one run as a launcher sees it, which needs to know no more of it than how to start it.
+
+    name: what tells it from the others. words: what `main.py` takes to do it in a process of its own, on any machine that
+    has this folder. here: does it in this process, and lets pass only what ends all.
+    """
+
+    name: str
+    words: Sequence[str]
+    here: Callable[[], Ended]
+
+
+class Launcher(Protocol):
+    """Starts runs, and gives each with its end, as they end.
+
+    The next run is taken only when there is room to start it, so whoever gives them may decide by what ended before; where
+    there is none, it is asked for again after each end, since that may make one.
+    What ends the caller early ends what was started, and leaves it such that it can go on.
+    """
+
+    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]: ...
+
+
+def attempt(do: Callable[[], tuple[Path, bool]]) -> Ended:
+    """Does a run and tells how it ended; an error is printed, as a command alone prints it, and told.
+
+    do: gives the folder, and whether the run was finished before.
+    """
+    try:
+        folder, before = do()
+    except Exception as error:
+        if isinstance(error, UserError):
+            print(f"error: {shown(str(error), lines=True)}", file=sys.stderr)
+        else:  # a bug, to be seen with its stack
+            traceback.print_exc()
+        return failure(error)
+    return Ended("was finished before" if before else "finished", str(folder))
+
+
+def failure(error: Exception) -> Ended:
+    """Tells an error in one line."""
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return Ended("failed", said.split("\n")[0], isinstance(error, Diverged))
+
+
+def reporting(do: Callable[[], tuple[Path, bool]]) -> None:
+    """Does the one run of this process; where a launcher started it, that is told how it ended."""
+    path, ended = os.environ.pop(REPORT, None), None
+    try:
+        folder, before = do()
+        ended = Ended("was finished before" if before else "finished", str(folder))
+    except Exception as error:
+        ended = failure(error)
+        raise
+    finally:
+        if path and ended:
+            write_text(Path(path), json.dumps(asdict(ended)))
+
+
+def reported(path: Path) -> Ended | None:
+    """Reads how the run of another process ended; None where it did not come to tell."""
+    return Ended(**json_object.read(path, "", "state", "told")) if path.is_file() else None

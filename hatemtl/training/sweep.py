@@ -1,0 +1,116 @@
+"""Carries a sweep to its end: what is finished is skipped, what fails is recorded, and a table says how each run ended."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hatemtl.command import console as report
+from hatemtl.command.request import Request
+from hatemtl.errors import UserError
+from hatemtl.saved_runs.claiming import differences
+from hatemtl.saved_runs.failures import diverged_before, forget_failure, record_of, write_failure
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.training.launch.base import Ended, Launcher, Run
+
+BEGUN, NOT_BEGUN = Ended("interrupted", "the same command goes on with it"), Ended("not begun", "")
+WELL = ("finished", "was finished before")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a sweep. config: what it is known by, and save_path: where it lands, of one that trains; else None.
+
+    request: makes its request. overwrite: whether what was finished or diverged is tried again.
+    """
+
+    run: Run
+    save_path: Path | None = None
+    config: Mapping[str, Any] | None = None
+    request: Callable[[], Request] | None = None
+    then_test: bool = False
+    overwrite: bool = False
+
+
+def carry(planned: Iterable[Planned], launcher: Launcher) -> bool:
+    """Carries the runs to their ends, whatever becomes of any of them; tells whether all ended well.
+
+    A failure is recorded beside the run's save_path. One that diverged is not tried again, since it would again; another,
+    as of a full disk, is. What ends the process is told behind the table of what was done until then.
+    """
+    of_run = {one.run.name: one for one in planned}
+    ends = dict.fromkeys(of_run, NOT_BEGUN)
+    stands = Finished()
+
+    def due() -> Iterator[Run]:
+        for name, one in of_run.items():
+            if (before := ended_before(one, stands)) is not None:
+                ends[name] = before
+            else:
+                ends[name] = BEGUN
+                yield one.run
+
+    try:
+        for run, ended in launcher(due()):
+            ends[run.name] = ended
+            keep_record(of_run[run.name], ended)
+    finally:
+        report.sweep(report.Console(), [(name, ended.state, ended.told) for name, ended in ends.items()])
+    return all(ended.state in WELL for ended in ends.values())
+
+
+def ended_before(one: Planned, stands: "Finished") -> Ended | None:
+    """Tells how a run ended that need not be begun; None where it must be."""
+    if one.save_path is None or one.config is None or one.request is None or one.overwrite:
+        return None
+    if stands(one.request, one.save_path, one.config, then_test=one.then_test):
+        return Ended("was finished before", str(one.save_path))
+    if (told := diverged_before(one.save_path, one.config)) is not None:
+        return Ended("failed before", f"{told}; remove {record_of(one.save_path)} to try it again")
+    return None
+
+
+def keep_record(one: Planned, ended: Ended) -> None:
+    """Keeps beside the save_path how a run failed, or forgets it when one ended well."""
+    if one.save_path is None or one.config is None:
+        return
+    if ended.state == "failed":
+        with suppress(OSError):  # the disk may be what failed
+            write_failure(one.save_path, one.config, ended.told, diverged=ended.diverged)
+    elif ended.state in WELL:
+        forget_failure(one.save_path)
+
+
+class Finished:
+    """Tells whether a run is finished and would be found so if it were started, which for many takes long.
+
+    What is not sure is not finished: then the run itself says what is wrong with what stands there.
+    """
+
+    def __init__(self) -> None:
+        self.marks: dict[str, Mapping[str, str]] = {}  # of corpora, which most runs of a sweep share
+
+    def __call__(
+        self, request: Callable[[], Request], save_path: Path, config: Mapping[str, Any], *, then_test: bool
+    ) -> bool:
+        try:
+            if not save_path.is_dir() or differences((saved := SavedRun(save_path)).config, config):
+                return False
+            asked = request()
+            judged_anew = asked.evaluations or asked.folds is not None
+            tested = {row.task for row in saved.rows if row.stage == "test"}
+            if then_test and (judged_anew or not tested >= asked.tasks.keys()):
+                return False
+            record = saved.record
+            sources = {folder: SavedRun(folder).digest() for folder in record["sources"]}
+            return bool(sources == record["sources"] and self._data(asked) == record["data"])
+        except (UserError, KeyError):
+            return False
+
+    def _data(self, request: Request) -> Mapping[str, str]:
+        tasks = request.tasks_knowing(request.heads_from())
+        key = repr((tasks, request.folds))
+        if key not in self.marks:
+            self.marks[key] = request.datamodule(tasks).fingerprints()
+        return self.marks[key]

@@ -1,0 +1,102 @@
+"""A sweep may be left alone: what fails is kept and stops nothing, and what is done is done once."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Outcome
+from tables import told
+
+from hatemtl.saved_runs.failures import record_of
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.training.launch.base import Ended, Run
+from hatemtl.training.sweep import Planned, carry
+
+Cli = Callable[..., Outcome]
+CONFIG = {"tasks": {"label": {}}, "seed": 1}
+
+
+def planned(save_path: Path, **options: object) -> Planned:
+    run = Run(save_path.name, (), lambda: Ended("not begun", ""))
+    return Planned(run, save_path, CONFIG, lambda: pytest.fail("nothing stands there"), **options)  # type: ignore[arg-type]
+
+
+def test_a_failure_is_kept_until_the_run_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tried: list[str] = []
+
+    def ending(ended: Ended) -> bool:
+        def launcher(runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]:
+            for run in runs:
+                tried.append(run.name)
+                yield run, ended
+
+        return carry([planned(tmp_path / "a")], launcher)
+
+    record = record_of(tmp_path / "a")
+    assert not ending(Ended("failed", "the disk is full"))
+    assert json.loads(record.read_text())["message"] == "the disk is full"
+    assert not ending(Ended("failed", "the loss is nan", diverged=True))  # tried again: the disk may have room now
+    assert not ending(Ended("finished", "a"))
+    assert len(tried) == 2  # it would diverge again
+    assert "failed before" in capsys.readouterr().out
+    record.unlink()
+    assert ending(Ended("finished", "a")) and not record.exists()
+
+
+def test_what_ends_a_sweep_ends_it_with_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def launcher(runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]:
+        for run in runs:
+            if run.name == "b":
+                raise KeyboardInterrupt
+            yield run, Ended("finished", run.name)
+
+    with pytest.raises(KeyboardInterrupt):
+        carry([planned(tmp_path / name) for name in "abc"], launcher)
+    rows = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    states = [[cell.strip() for cell in row] for row in rows]
+    assert [state for state in states if state[0]] == [["a", "finished"], ["b", "interrupted"], ["c", "not begun"]]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_twice_goes_on_and_trains_nothing_twice(tmp_path: Path) -> None:
+    """Twelve runs, of which two have a rate at which they diverge; killed with -9 at random, twice."""
+    rates = [f"{10**-n}" for n in range(2, 7)]
+    command = [
+        *(sys.executable, "main.py", "-m", "encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample"),
+        *("tasks.label.corpus.size=150", "optimization.epochs=2", f"save_path={tmp_path}/runs", "seed=1,2"),
+        *(f"optimization.encoder_lr={','.join([*rates, '1e38'])}", "logger=csv", f"hydra.sweep.dir={tmp_path}/hydra"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "400"}
+    draw, said = random.Random(0), ""
+    for at in (draw.randrange(2, 5), draw.randrange(2, 5)):  # finished epochs until it is killed, somewhere in the next
+        options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        sweep = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+        assert sweep.stdout is not None
+        for line in sweep.stdout:
+            said += line
+            at -= line.startswith("epoch ")
+            if not at:
+                break
+        time.sleep(draw.random() / 10)
+        sweep.send_signal(signal.SIGKILL)
+        said += sweep.communicate()[0]
+    last = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    said += last.stdout
+    assert last.returncode == 1, last.stderr
+    states = [state for state, _ in told(Outcome(1, last.stdout, "")).values()]
+    assert len(states) == 12
+    assert sum(state in ("finished", "was finished before") for state in states) == 10
+    assert sum(state.startswith("failed") for state in states) == 2
+    finished = sorted(path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith("."))
+    assert len(finished) == 10
+    for name in finished:
+        assert SavedRun(tmp_path / "runs" / name).record["epochs"] == 2
+        assert said.count(f"runs/{name}: best of 2 epochs") <= 1  # once, or it was killed after it and before the line
+    assert said.count("annotated posts") <= 12 + 2  # each begun once, but for those that were broken off

@@ -1,0 +1,163 @@
+"""A study has as many trials as were asked for, whoever asks and however often it is broken off."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from searches import tuning
+
+from hatemtl.errors import UserError
+from hatemtl.tuning import outcome
+from hatemtl.tuning.study import Study
+
+MARK = {"run": "0"}
+GRID = {"sampler": "grid", "trials": None, "space": {"a": [1, 2, 3], "b": ["x", "y", "z"]}}
+RANGE = {"sampler": "random", "space": {"a": "uniform(0, 1)"}}
+
+
+def study(folder: Path, *, by: dict[str, bool] | None = None, mark: dict[str, str] = MARK, **given: Any) -> Study:
+    return Study(folder, tuning(**given), by or {"f1": False}, mark, seed=0)
+
+
+def asked(one: Study) -> Iterator[Any]:
+    while (trial := one.ask()) is not None:
+        yield trial
+
+
+def test_a_grid_has_its_points_and_no_more_whoever_asks(tmp_path: Path) -> None:
+    one, other = study(tmp_path, **GRID), study(tmp_path, **GRID)
+    found = []
+    for trial in asked(one):
+        found.append(trial.params)
+        one.tell(trial, [[0.5]], of=1)
+        if (also := other.ask()) is not None:
+            found.append(also.params)
+            other.fail(also, "it diverged")
+    assert len(found) == len({repr(params) for params in found}) == len(one.trials()) == 9
+    assert other.ask() is None
+
+
+def test_what_an_ended_process_left_is_asked_again_and_no_one_elses(tmp_path: Path) -> None:
+    killed = study(tmp_path, **GRID)
+    left = killed.ask()
+    assert left is not None
+    alive = study(tmp_path, **GRID)
+    mine = alive.ask()
+    assert mine is not None and mine.params != left.params
+    killed.alive.release()  # as the system does for a process that ends
+    again = alive.ask()
+    assert again is not None and (again.number, again.params) == (left.number, left.params)
+    assert len(alive.trials()) == 2
+
+
+def test_who_goes_on_draws_what_would_have_been_drawn(tmp_path: Path) -> None:
+    def drawn(folder: Path, *, broken_off: bool) -> list[float]:
+        folder.mkdir()
+        one, values = study(folder, **RANGE), []
+        for _ in range(4):
+            trial = one.ask()
+            assert trial is not None
+            values.append(trial.params["a"])
+            one.tell(trial, [[0.5]], of=1)
+            if broken_off:
+                one.close()
+                one = study(folder, **RANGE)
+        assert one.ask() is None
+        return values
+
+    whole = drawn(tmp_path / "a", broken_off=False)
+    assert whole == drawn(tmp_path / "b", broken_off=True)
+    assert len({*whole}) == 4  # it is not the same point again
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cma", "nsga2"])
+def test_each_sampler_asks(tmp_path: Path, sampler: str) -> None:
+    one = study(tmp_path, sampler=sampler, space={"a": "uniform(0, 1)", "b": "int(1, 3)"}, trials=5)
+    for trial in asked(one):
+        one.tell(trial, [[trial.params["a"]]], of=1)
+    assert len(one.trials()) == 5
+    assert one.best()[0].values == [max(trial.params["a"] for trial in one.trials())]
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "wilcoxon"])
+def test_what_is_worse_with_every_seed_does_not_have_them_all(tmp_path: Path, pruner: str) -> None:
+    one = study(tmp_path, space={"a": "uniform(0, 1)"}, trials=12, seeds=[*range(9)], pruner=pruner)
+    seeds_of = []
+    for trial in asked(one):
+        values: list[list[float]] = []
+        over = False
+        while not over:
+            values.append([1 - trial.number / 20 + len(values) / 1000])
+            over = one.tell(trial, values, of=9)
+        seeds_of.append(len(values))
+    assert seeds_of[0] == 9
+    assert min(seeds_of[5:]) < 9
+    assert one.best()[0].number == 0
+
+
+def test_several_objectives_have_a_front(tmp_path: Path) -> None:
+    one = study(tmp_path, by={"f1": False, "seconds": True}, **{**GRID, "space": {"a": [1, 2, 3]}})
+    worth = {1: [0.5, 10.0], 2: [0.7, 20.0], 3: [0.6, 30.0]}
+    for trial in asked(one):
+        one.tell(trial, [worth[trial.params["a"]]], of=1)
+    assert [best.params["a"] for best in one.best()] == [2, 1]
+    rows = outcome.rows_of(one, ["f1", "seconds"])
+    assert [(row["a"], row["f1"]) for row in rows] == [(2, 0.7), (3, 0.6), (1, 0.5)]
+
+
+@pytest.mark.slow
+def test_pictures(tmp_path: Path) -> None:
+    one = study(tmp_path, by={"f1": False, "seconds": True}, space={"a": "uniform(0, 1)", "b": [1, 2]}, trials=12)
+    for trial in asked(one):
+        one.tell(trial, [[trial.params["a"], trial.params["b"] * 2.0]], of=1)
+    assert outcome.draw(one, ["f1", "seconds"]) == []
+    names = {f"{kind}_{of}.svg" for kind in ("history", "importance", "slices") for of in ("f1", "seconds")}
+    assert names | {"pareto.svg"} == {path.name for path in tmp_path.glob("*.svg")}
+
+
+def test_another_study_is_left_alone(tmp_path: Path) -> None:
+    study(tmp_path, **GRID).close()
+    before = (tmp_path / "journal.log").read_bytes()
+    with pytest.raises(UserError, match=r"holds another study \(run: there 0, given 1\)"):
+        study(tmp_path, mark={"run": "1"}, **GRID)
+    assert (tmp_path / "journal.log").read_bytes() == before
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    optuna.create_study(storage=storage, study_name="theirs")
+    with pytest.raises(UserError, match="holds two studies or more"):
+        study(tmp_path, **GRID)
+    (tmp_path / "theirs").mkdir()
+    optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(tmp_path / "theirs/journal.log"))), study_name="theirs"
+    )
+    with pytest.raises(UserError, match="a study of another program"):
+        study(tmp_path / "theirs", **GRID)
+
+
+def test_a_saved_run_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match="is a saved run"):
+        study(tmp_path, **GRID)
+
+
+def test_luck_is_what_the_best_of_n_has_by_itself() -> None:
+    said = outcome.remark("f1", [0.5, 0.6, 0.7], 0.7, [0.1], [0.55, 0.65], seeds=4)
+    assert "seeds alone make runs vary by 0.0866 (sd)" in said[1]  # √((0.1² + 0.0707²)/2)
+    assert "would lie 0.0376 from their mean; the best lies 0.1000 from it" in said[1]  # Blom: 0.8694 · 0.0866 / 2
+    assert "it has 0.6000: of what it had, +0.1000 came with the choice" in said[2]
+    assert "type tune.again=3" in outcome.remark("f1", [0.5, 0.6], 0.6, [], [], seeds=1)[1]
+
+
+def test_an_experiment_holds_options_and_values() -> None:
+    words = ["encoder=tiny", "tasks=[label,target]", "corpus@tasks.label.corpus=sample", "optimization.encoder_lr=1e-05",
+             "method.rank=8", "experiment=demo", 'tasks.target.mask_pattern="1 4"']  # fmt: skip
+    text = outcome.as_experiment(words, lambda key: key in ("encoder", "tasks") or "@" in key, "best")
+    assert text.splitlines()[:2] == ["# @package _global_", "# best"]
+    assert text.splitlines()[2:] == [
+        *("defaults:", "- demo", "- override /encoder: tiny", "- override /tasks:", "  - label", "  - target"),
+        *("- override /corpus@tasks.label.corpus: sample", "optimization:", "  encoder_lr: 1.0e-05"),
+        *("method:", "  rank: 8", "tasks:", "  target:", "    mask_pattern: 1 4"),
+    ]
