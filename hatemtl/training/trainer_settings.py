@@ -75,7 +75,7 @@ class TrainerSettings:
         for name in ("devices", "nodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: expected a whole number from 1")
-        if self.device.type == "cuda" and self.devices > torch.cuda.device_count():
+        if self.device.type == "cuda" and self.devices > max(1, torch.cuda.device_count()):
             there = torch.cuda.device_count()
             raise UserError(f"trainer.devices={self.devices}: torch sees {there} here; type trainer.devices={there}")
         if self.accelerator == "gpu" and not torch.cuda.is_available():

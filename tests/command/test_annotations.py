@@ -153,7 +153,7 @@ def test_every_key_that_no_constructor_takes_has_a_type() -> None:
     """Those of predict and export have that of the function that takes them."""
     cfg = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), {"data": OmegaConf.load(CONF / "data/local.yaml")})
     known = {f"{key}.{name}" if isinstance(node, dict) else key for key, node in _plain(cfg).items() for name in _of(node)}
-    known = {key for key in known if key.partition(".")[0] not in ("defaults", "hydra", "action")}
+    known = {key for key in known if key.partition(".")[0] not in ("defaults", "hydra", "action", "tune")}
     assert known == KEYS.keys() - {"tasks", "regulariser", "augmentation", "evaluations"}
     for group, function in {"predict": predict, "export": export_run}.items():
         hints = get_type_hints(function)

@@ -28,7 +28,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seeds of the runs that were begun; each ends as its seed says: 1 wrongly, 2 by a bug, 3 by Ctrl-C, else well."""
     seeds: list[int] = []
 
-    def train(request: Request, *, then_test: bool) -> Result:
+    def train(request: Request, *, then_test: bool, command: Any) -> Result:
         assert request.save_path is not None
         seeds.append(request.seed)
         ends: dict[int, BaseException] = {
