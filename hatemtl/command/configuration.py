@@ -60,17 +60,8 @@ KEYS: dict[str, Any] = {
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *(
-        "weighting",
-        "regulariser",
-        "augmentation",
-        "unlabelled",
-        "corpus@unlabelled",
-        "optimization",
-        "data.cache",
-        "data.workers",
-        "trainer.progress",
-    ),
+    *("weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization"),
+    *("data.cache", "data.workers", "trainer.progress"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
