@@ -30,7 +30,7 @@ def test_batches_are_those_without_with_posts_of_no_task_behind() -> None:
     seen: list[int] = []
     for epoch in (0, 1):
         mine, theirs = joined._uses(epoch, epochs=2), plain._uses(epoch, epochs=2)
-        assert len(mine) == len(theirs) == joined.steps(1, 1)
+        assert len(mine) == len(theirs)
         for with_more, without in zip(mine, theirs, strict=True):
             assert with_more.rows[:-3].tolist() == without.rows.tolist()
             assert (with_more.rows[-3:] >= joined.pool.labelled).all()

@@ -248,7 +248,8 @@ def made(cfg: DictConfig, at: str) -> None:
     if at.endswith(".head"):
         kind = built.func.kind
         names = ("a", "b") if kind not in TEXTS else ("a",)
-        more = {"embedding": torch.nn.Embedding(4, 8)} if kind == "masked" else {}
+        more: dict[str, Any] = {"embedding": torch.nn.Embedding(4, 8)} if kind == "masked" else {}
+        more |= {"counts": 1} if built.keywords.get("lexicon") else {}
         built(hidden_size=8, space=LabelSpace(kind, names), **more)
     elif isinstance(built, partial):
         built(tasks={"label": 1.0, "target": 1.0})

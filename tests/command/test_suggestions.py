@@ -115,7 +115,7 @@ TWO = "tasks=[label,target]"
         ("lr=1e-3", "lr: no such key; did you mean 'optimization.encoder_lr' or 'optimization.head_lr'?"),
         ("batch_size=8", "batch_size: no such key; did you mean 'batching.batch_size'"),
         ("data_dir=x", "data_dir: no such key; did you mean 'data.dir'?"),
-        ("seeds=3", "seeds: no such key; did you mean 'seed'?"),
+        ("seeds=3", "seeds: no such key; did you mean 'tune.seeds'?"),
         ("max_length=64", "max_length: no such key; did you mean 'encoder.max_length'?"),
         ("num_epochs=3", "num_epochs: no such key; did you mean 'optimization.epochs'?"),
         ("head=tokens", "head: no such key; did you mean 'head@tasks.target.head'?"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import LengthBuckets
 from hatemtl.batches.datamodule import DataModule
-from hatemtl.batches.sampling import in_parts, Sampling
+from hatemtl.batches.sampling import Sampling, in_parts
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.heads.multiclass import MulticlassHead
