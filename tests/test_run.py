@@ -487,9 +487,9 @@ def test_a_run_without_a_save_path_is_named_after_its_configuration(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli("-m", *sample, "seed=1,2").code == 0
-    runs = sorted(path.name for path in (tmp_path / "adapters").iterdir() if not path.name.startswith("."))
-    assert len(runs) == 2
-    assert all(name.startswith("target-ah_lora16-tiny-") for name in runs)
+    (sweep,) = (path for path in (tmp_path / "adapters").iterdir() if not path.name.startswith("."))
+    assert sweep.name.startswith("target-ah_lora16-tiny-")
+    assert sorted(path.name for path in sweep.iterdir() if not path.name.startswith(".")) == ["seed=1", "seed=2"]
     assert {path.name for path in tmp_path.iterdir()} == {"adapters"}
 
 

@@ -60,7 +60,8 @@ class MultitaskModule(L.LightningModule):
         self.losses_of = {name: task for task in heads for name in self.by_label.get(task, [task])}
         self.learnable = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         self.stage = 0  # of training: its number, from 0 on, in the course of the optimization
-        self.stages = optimization.course or [WHOLE]
+        # a network that is used alone may be made without any
+        self.stages = (optimization.course if isinstance(optimization, Optimization) else []) or [WHOLE]
         made: list[Any] = [weighting if stage.weighting is None else stage.weighting for stage in self.stages]
         weighed = {name: self.weights[task] for name, task in self.losses_of.items()}
         each = {one: one(tasks=weighed) for one in dict.fromkeys(made)}

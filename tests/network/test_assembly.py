@@ -362,7 +362,7 @@ def test_a_head_that_guesses_tokens_says_nothing_of_labels(source: Path, tmp_pat
     given = {"mlm": Task(corpus=Sample(size=100), column=None, head=partial(MaskedHead, share=0.15))}
     write_config(tmp_path, {"tasks": {"mlm": {"head": {"share": 0.15}}}})
     write_labels(tmp_path, {"mlm": LabelSpace("masked", ("tokens",))})
-    write_record(tmp_path, {})
+    write_record(tmp_path, dict.fromkeys(("method", "library", "encoder", "encoder_source"), "full"))
     save_file({"mlm.bias": torch.zeros(30)}, tmp_path / "heads.safetensors")
     with pytest.raises(UserError, match="merge=fisher .* task 'mlm' guesses masked tokens; type merge=mean"):
         initial_heads.of_run(SavedRun(tmp_path), tasks=given, hidden_size=16)

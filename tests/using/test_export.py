@@ -12,6 +12,7 @@ from methods.test_base import RATES
 from safetensors.torch import load_file
 
 from hatemtl.batches.batching import LengthBuckets
+from hatemtl.corpora.preprocess import AS_IS
 from hatemtl.encoders.pretrained import Encoder, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
@@ -83,7 +84,8 @@ def predictor(run: SavedRun, encoder: Encoder, heads: dict[str, Any]) -> Predict
     made.network = Network(MultitaskModule(model, heads, **given), encoder, METHODS["full"], "", "run")
     trainer = TrainerSettings(accelerator="cpu", precision="32", compile=False, fast="auto", progress=False)
     batching = LengthBuckets(batch_size=32, window=50, eval_batch_size=128)
-    made.request = SimpleNamespace(seed=0, workers=0, trainer=trainer, batching=batching)
+    made.lexicons = {}
+    made.request = SimpleNamespace(seed=0, workers=0, trainer=trainer, batching=batching, preprocess=AS_IS)
     return made
 
 
