@@ -266,6 +266,8 @@ def _learn(
 
 def _check_steps(request: Request, module: MultitaskModule) -> None:
     """Raises UserError where gradients of tasks are to be weighed against one another, and no optimizer step has two."""
+    if request.trainer.devices * request.trainer.nodes > 1 and any(map(of_hidden, module.weightings)):  # type: ignore[arg-type]
+        raise UserError("weighting.of=hidden is for one process; type weighting.of=parameters, or trainer.devices=1")
     samplings = [stage.sampling or request.sampling for stage in module.stages]
     apart = [sampling.step == "per_task" for sampling in samplings]
     some = [one for one, alone in zip(module.weightings, apart, strict=True) if alone and one.needs == "gradients"]
