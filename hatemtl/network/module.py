@@ -17,6 +17,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Row, Stage
 from hatemtl.heads.base import COUNTS, Head, primary
 from hatemtl.machine.crew import ALONE
+from hatemtl.network.epoch_losses import EpochLosses
 from hatemtl.network.forward import Forward
 from hatemtl.network.predictions import Predictions
 from hatemtl.objective.gradients import Gathered, of_hidden
@@ -79,7 +80,7 @@ class MultitaskModule(L.LightningModule):
         self.rows: list[Row] = []
         self.predictions = defaultdict[str, Predictions](Predictions)
         self.metrics: dict[str, Metric] = {}
-        self.losses_so_far: dict[str, tuple[Tensor, Tensor | int]] = {}  # of this epoch's posts: their sum, and how many
+        self.so_far = EpochLosses(self.head)
         self.weighed: Weighed | None = None
         self.gathered = Gathered()  # of the batches since the last optimizer step, where tasks' gradients are taken apart
         self.moved: list[Batch] = []  # the batches since then, where the weighting looks back at them
@@ -135,9 +136,9 @@ class MultitaskModule(L.LightningModule):
         for name, regulariser in [(name, one) for name, one in self.regularising.items() if one.weight]:
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
                 terms = terms + regulariser.weight * value
-                self._add(f"train_{name}_{term}", value, len(batch))
+                self.so_far.add(f"train_{name}_{term}", value, len(batch))
         self._add_losses("train", batch, logits, losses)
-        self._add("train_loss", loss + terms, len(batch))
+        self.so_far.add("train_loss", loss + terms, len(batch))
         if self.weighting.looks_back:
             self.moved.append(batch)
         self.weighed = Weighed(batch, weighed, terms, hidden) if apart else None
@@ -226,55 +227,24 @@ class MultitaskModule(L.LightningModule):
         self.weighting.look_back(self.crew.mean(losses), Step(self.current_epoch, self.crew.any(has)))
         self.moved = []
 
-    @torch.no_grad()
     def _add_losses(self, stage: str, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> None:
-        for task, value in losses.items():
-            head, has = self.head(task), batch.has[task]
-            self._add(f"{stage}_{task}_loss", value, has.sum())
-            if head.space.carries == "any":
-                each, _ = head.losses_by_label(logits[task], self._target(batch, task), has)
-                self._add(f"{stage}_{task}_losses", each, has.sum())
+        def by_label(task: str) -> tuple[Tensor, Tensor]:
+            return self.head(task).losses_by_label(logits[task], self._target(batch, task), batch.has[task])
 
-    def _means(self, stage: str) -> dict[str, Tensor]:
-        """Gives the mean losses of a stage so far, of each task and of the labels of multilabel ones, by name."""
-        means: dict[str, Tensor] = {}
-        for name, (total, posts) in self._of_all(stage).items():
-            if name.startswith(f"{stage}_"):
-                mean = total / posts if isinstance(posts, int) else total / posts.clamp(min=1)
-                if mean.ndim:
-                    labels = self.head(name.removeprefix(f"{stage}_").removesuffix("_losses")).space.names
-                    means |= {f"{name.removesuffix('es')}_{label}": value for label, value in zip(labels, mean, strict=True)}
-                else:
-                    means[name] = mean
-        return means
-
-    def _of_all(self, stage: str) -> dict[str, tuple[Tensor, Tensor | int]]:
-        """Gives the losses so far of all processes: their sum, and of how many posts."""
-        if self.crew.world == 1:
-            return self.losses_so_far
-        mine = [(name, *found) for name, found in self.losses_so_far.items() if name.startswith(f"{stage}_")]
-        whole: dict[str, tuple[Tensor, Tensor | int]] = {}
-        for said in self.crew.gather([(name, total.cpu(), int(posts)) for name, total, posts in mine]):
-            for name, total, posts in said:
-                before, count = whole.get(name, (0.0, 0))
-                whole[name] = before + total, count + posts
-        return whole
-
-    def _add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
-        total, count = self.losses_so_far.get(name, (0.0, 0))
-        self.losses_so_far[name] = total + value.detach() * posts, count + posts  # waits for no GPU
+        self.so_far.add_tasks(stage, losses, batch.has, by_label)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.stepped and self.moved:
             self._look_back()
         every = self.optimization.evaluate_every
         due = every is not None and self.stepped and self.trainer.global_step % every == 0
-        self.trainer.val_check_batch = (
-            1 if due else math.inf
-        )  # Lightning's own key cannot have the end of every epoch as well
+        # Lightning's own key cannot have the end of every epoch as well
+        self.trainer.val_check_batch = 1 if due else math.inf
         self.stepped = False
         if self.trainer.is_last_batch:  # to log at every step would take Lightning longer than to update the weights
-            self.log_dict({**self._means("train"), **self.rates}, on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log_dict(
+                {**self.so_far.means("train", self.crew), **self.rates}, on_step=False, on_epoch=True, batch_size=len(batch)
+            )
 
     def train(self, mode: bool = True) -> "MultitaskModule":
         if mode:
@@ -286,7 +256,7 @@ class MultitaskModule(L.LightningModule):
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         rank = (self.crew.rank,) if self.crew.rank else ()  # else all processes would drop the same places
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch, *rank))
-        self.losses_so_far.clear()
+        self.so_far.forget("train")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.stepped = True
@@ -323,8 +293,7 @@ class MultitaskModule(L.LightningModule):
             self.merged.enter_context(regulariser.evaluating(self.through))
         self.merged.enter_context(merged(self.encoder))
         self.predictions.clear()
-        for name in [name for name in self.losses_so_far if name.startswith("val_")]:
-            del self.losses_so_far[name]
+        self.so_far.forget("val")
         self.metrics = {task: self.head(task).metric().to(self.device) for task in self.heads}
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -348,7 +317,7 @@ class MultitaskModule(L.LightningModule):
         # the epoch with the best mean of the tasks' primary metrics, by the tasks' weights, is the one that is kept
         weights = self.weights if any(self.weights[task] for task in primaries) else dict.fromkeys(primaries, 1.0)
         score = sum(weights[task] * value for task, value in primaries.items()) / sum(weights[task] for task in primaries)
-        losses = self._means("val") if stage == "val" else {}
+        losses = self.so_far.means("val", self.crew) if stage == "val" else {}
         if losses:
             losses["val_loss"] = torch.stack([self.weights[task] * losses[f"val_{task}_loss"] for task in self.heads]).sum()
         self.log_dict(shown | losses | {f"{stage}_score": score})

@@ -104,7 +104,7 @@ def fit(
 
 def _let_go(module: MultitaskModule) -> None:
     """Frees what a step that was broken off holds."""
-    module.weighed, module.moved, module.losses_so_far = None, [], {}
+    module.weighed, module.moved, module.so_far.sums = None, [], {}
     module.on_train_end()  # all may learn again, until a stage says otherwise
     module.learning = None
     module.zero_grad(set_to_none=True)

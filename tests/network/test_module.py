@@ -246,7 +246,7 @@ def test_steps_apart_have_the_terms_of_the_sum_and_log_their_own_task() -> None:
         for task in SPACES:
             terms[task] = float(multitask.training_step(replace(posts, only=task), 0))
             multitask.on_train_batch_end(None, posts, 0)
-            summed = {name for name in multitask.losses_so_far if name != "train_target_losses"}  # of its labels
+            summed = {name for name in multitask.so_far.sums if name != "train_target_losses"}  # of its labels
             assert summed == {"train_loss", *(f"train_{name}_loss" for name in terms)}
         multitask._trainer.is_last_batch = True  # type: ignore[union-attr]
         assert not logged
@@ -542,7 +542,7 @@ def test_a_tasks_logged_loss_is_a_mean_over_its_annotated_posts() -> None:
     for one in (with_task, without):
         multitask.training_step(one, 0)
     alone = multitask.losses(with_task, multitask(with_task))["label"]
-    total, posts = multitask.losses_so_far["train_label_loss"]
+    total, posts = multitask.so_far.sums["train_label_loss"]
     torch.testing.assert_close(total / posts, alone.detach())
 
 

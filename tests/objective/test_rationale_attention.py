@@ -114,10 +114,10 @@ def test_it_learns() -> None:
     optimizer, told = torch.optim.Adam([p for p in multitask.encoder.parameters() if p.requires_grad], lr=0.03), []
     for step in range(8):
         optimizer.zero_grad()
-        multitask.losses_so_far.clear()
+        multitask.so_far.sums.clear()
         multitask.training_step(posts, step).backward()
         optimizer.step()
-        told.append(float(multitask._means("train")["train_rationale_attention_difference"]))
+        told.append(float(multitask.so_far.means("train", multitask.crew)["train_rationale_attention_difference"]))
     assert told[-1] < told[0] - 0.1
 
 

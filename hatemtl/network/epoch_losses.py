@@ -1,0 +1,68 @@
+"""Adds up losses over an epoch: of each task, of the labels of multilabel ones, and of regularisers' terms."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from hatemtl.heads.base import Head
+from hatemtl.machine.crew import Crew
+
+Sum = tuple[Tensor, Tensor | int]
+
+
+class EpochLosses:
+    """Holds, by name, the sum of losses so far, (), or (C,) of labels, and of how many posts; no sum waits for a GPU.
+
+    head: gives a task's head. Names begin with their stage, train or val.
+    """
+
+    def __init__(self, head: Callable[[str], Head]) -> None:
+        self.head = head
+        self.sums: dict[str, Sum] = {}
+
+    def forget(self, stage: str) -> None:
+        """Begins the sums of a stage anew."""
+        self.sums = {name: some for name, some in self.sums.items() if not name.startswith(f"{stage}_")}
+
+    def add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
+        """Adds a mean loss over so many posts."""
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = total + value.detach() * posts, count + posts
+
+    @torch.no_grad()
+    def add_tasks(
+        self,
+        stage: str,
+        losses: Mapping[str, Tensor],
+        has: Mapping[str, Tensor],
+        by_label: Callable[[str], tuple[Tensor, Tensor]],
+    ) -> None:
+        """Adds the loss of each task in a batch, and those of a multilabel one's labels, which `by_label` computes."""
+        for task, value in losses.items():
+            self.add(f"{stage}_{task}_loss", value, has[task].sum())
+            if self.head(task).space.carries == "any":
+                self.add(f"{stage}_{task}_losses", by_label(task)[0], has[task].sum())
+
+    def means(self, stage: str, crew: Crew) -> dict[str, Tensor]:
+        """Gives the means of a stage so far, over the posts of all processes, by name."""
+        means: dict[str, Tensor] = {}
+        for name, (total, posts) in self._of_all(stage, crew).items():
+            mean = total / posts if isinstance(posts, int) else total / posts.clamp(min=1)
+            if mean.ndim:
+                labels = self.head(name.removeprefix(f"{stage}_").removesuffix("_losses")).space.names
+                means |= {f"{name.removesuffix('es')}_{label}": value for label, value in zip(labels, mean, strict=True)}
+            else:
+                means[name] = mean
+        return means
+
+    def _of_all(self, stage: str, crew: Crew) -> dict[str, Sum]:
+        mine = {name: some for name, some in self.sums.items() if name.startswith(f"{stage}_")}
+        if crew.world == 1:
+            return mine
+        whole: dict[str, Sum] = {}
+        for said in crew.gather([(name, total.cpu(), int(posts)) for name, (total, posts) in mine.items()]):
+            for name, total, posts in said:
+                before, count = whole.get(name, (0.0, 0))
+                whole[name] = before + total, max(count + posts, 1)
+        return whole
