@@ -1,0 +1,137 @@
+"""Draws the figures of a report, in colours that colour-blind readers tell apart, and makes them fit to stand in a page."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from markupsafe import Markup, escape
+from pictures import content, pyplot
+from table import Table
+
+# Okabe and Ito (2008), but for yellow, which is too faint on white; https://jfly.uni-koeln.de/color/
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000"]
+LINES = ["-", "--", "-.", ":"]  # of more systems than colours the same colour has another line
+MARKERS = "osD^vP*X"
+FORMATS = ("svg", "pdf", "png")
+
+
+class Value(NamedTuple):
+    """A mean and the ends of its interval, NaN where there is none."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+Values = Mapping[str, Mapping[str, Value]]  # by label or metric, then by system
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its numbers and the command that makes it. draw: gives a file's bytes by its format."""
+
+    key: str
+    title: str
+    text: str
+    draw: Callable[[str], bytes]
+    table: Table
+    command: str
+
+    def file(self, format: str) -> bytes:
+        """The picture as a file of its own, its letters drawn, so that it looks the same everywhere."""
+        return _styled(self.draw, format, "path")
+
+    def inline(self) -> Markup:
+        """The picture as an element of a page: letters are text, ids are its own, and its title is read aloud."""
+        svg = _styled(self.draw, "svg", "none").decode()
+        svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+        # Two pictures of one page would share ids; a quotation mark in a text is of no tag, so that nothing opens one.
+        svg = re.sub(r'(<[^<>]*? id="|<[^<>]*?href="#|url\(#)', lambda found: f"{found[0]}{self.key}-", svg)
+        return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.title)}" ', 1))
+
+
+def _styled(draw: Callable[[str], bytes], format: str, letters: str) -> bytes:
+    style = {
+        "axes.prop_cycle": pyplot().cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 9,
+        "pdf.fonttype": 42,  # letters that journals take
+        "svg.fonttype": letters,
+        "svg.hashsalt": "report",
+        "text.parse_math": False,  # a label with $ is no formula
+    }
+    with pyplot().rc_context(style):
+        return draw(format)
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+
+
+def _legend(axis: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
+    axis.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(3, len(names)), frameon=False)
+
+
+def bars(values: Values, x: str, format: str) -> bytes:
+    """A group of bars for each label, a bar a system, with its interval."""
+    names = [*dict.fromkeys(name for of in values.values() for name in of)]
+    width = 0.8 / len(names)
+    figure, axis = pyplot().subplots(figsize=(6, 1.2 + max(0.22 * len(names), 0.4) * len(values)))
+    handles = []
+    for i, name in enumerate(names):
+        there = [(place, of[name]) for place, of in enumerate(values.values()) if name in of]
+        places = [place + (i - (len(names) - 1) / 2) * width for place, _ in there]
+        known = [of for _, of in there]
+        reach = [[max(0.0, of.mean - of.low) for of in known], [max(0.0, of.high - of.mean) for of in known]]
+        reach = [[0.0 if math.isnan(part) else part for part in side] for side in reach]
+        handles.append(
+            axis.barh(
+                places,
+                [of.mean for of in known],
+                width,
+                color=_look(i)["color"],
+                xerr=reach,
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#666666"},
+            )
+        )
+    axis.set_yticks(range(len(values)), [*values])
+    axis.invert_yaxis()
+    axis.set_xlabel(x)
+    axis.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return content(figure, format)
+
+
+def curves(series: Mapping[str, Sequence[Mapping[int, float]]], means: Mapping[str, Mapping[int, float]], y: str,
+           format: str) -> bytes:  # fmt: skip
+    """A line a system, the mean over its seeds, above a faint one for each seed."""
+    figure, axis = pyplot().subplots(figsize=(6, 3.6))
+    handles = []
+    for i, (name, runs) in enumerate(series.items()):
+        if len(runs) > 1:
+            for run in runs:
+                axis.plot([*run], [*run.values()], linewidth=0.6, alpha=0.4, **_look(i))
+        of = means[name]
+        handles += axis.plot(
+            [*of], [*of.values()], linewidth=1.8, marker=MARKERS[i % len(MARKERS)], markersize=3, **_look(i)
+        )
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="epoch", ylabel=y)
+    _legend(axis, handles, [*series])
+    return content(figure, format)
+
+
+def quality_for_cost(points: Mapping[str, tuple[float, Value]], y: str, format: str) -> bytes:
+    """A point a system, with the interval of its quality: what was paid to the right, what came of it upwards."""
+    figure, axis = pyplot().subplots(figsize=(6, 3.6))
+    handles = []
+    for i, (name, (paid, of)) in enumerate(points.items()):
+        handles += axis.plot([paid], [of.mean], MARKERS[i % len(MARKERS)], color=_look(i)["color"], markersize=7)
+        if not math.isnan(of.low):
+            axis.vlines(paid, of.low, of.high, color=_look(i)["color"], linewidth=1)
+    axis.set_xscale("log")
+    axis.set(xlabel="minutes a run, those of the runs that it started from included", ylabel=y)
+    _legend(axis, handles, [*points])
+    return content(figure, format)
