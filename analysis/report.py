@@ -117,7 +117,7 @@ def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:
 
 
 def wrong(outcome: Outcome, texts: Mapping[str, str]) -> Table:
-    """Posts that were most confidently given a label that is not theirs, some of each label; with (multilabel) missed ones."""
+    """Posts most confidently given a label that is not theirs, some of each label; of a multilabel task missed ones too."""
     found: list[tuple[float, str, str, int]] = []
     for i in range(len(outcome.posts)):
         scores = outcome.scores[i]

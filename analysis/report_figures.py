@@ -127,11 +127,17 @@ def quality_for_cost(points: Mapping[str, tuple[float, Value]], y: str, format: 
     """A point a system, with the interval of its quality: what was paid to the right, what came of it upwards."""
     figure, axis = pyplot().subplots(figsize=(6, 3.6))
     handles = []
-    for i, (name, (paid, of)) in enumerate(points.items()):
+    for i, (paid, of) in enumerate(points.values()):
         handles += axis.plot([paid], [of.mean], MARKERS[i % len(MARKERS)], color=_look(i)["color"], markersize=7)
         if not math.isnan(of.low):
             axis.vlines(paid, of.low, of.high, color=_look(i)["color"], linewidth=1)
-    axis.set_xscale("log")
+    minutes = [paid for paid, _ in points.values()]
+    if max(minutes) > 20 * min(minutes):
+        axis.set_xscale("log", subs=[])
+        axis.xaxis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+    else:
+        axis.set_xlim(0, 1.1 * max(minutes))
     axis.set(xlabel="minutes a run, those of the runs that it started from included", ylabel=y)
     _legend(axis, handles, [*points])
     return content(figure, format)

@@ -1,4 +1,4 @@
-"""Gathers the numbers of a report's figures from saved runs: by label and group, over epochs and steps, for what they cost."""
+"""Gathers the numbers of a report's figures from saved runs: by label and group, over epochs and steps, by cost."""
 
 import argparse
 import csv
@@ -24,7 +24,7 @@ from reliability import Bins, binned, read_answers
 from reliability import drawn as bins_drawn
 from reliability import table_of as bins_table
 from report_figures import Figure, Value, Values, bars, curves, quality_for_cost
-from results import Results, ResultsError, find_results, is_bound, is_count, note, read_results, sidecar
+from results import Results, ResultsError, find_results, is_bound, is_count, note, read_results, sidecar, testing_line
 from retention import COLUMNS, compare
 from systems import System
 from table import Cell, Table
@@ -52,20 +52,22 @@ def tasks_of(systems: Sequence[System]) -> dict[str, str]:
         tested = {
             task: of["kind"] for task, of in spaces.items() if any(row.startswith(f"test_{task}_") for row in run.rows)
         }
+        if not tested:
+            raise ResultsError(f"{run.path.parent}: no test rows of any task; test it: {testing_line(run)}")
         known.append((run, {task: kind for task, kind in tested.items() if kind != "masked"}))
     first, tasks = known[0]
     for run, mine in known[1:]:
         kept = {task: kind for task, kind in tasks.items() if mine.get(task) == kind}
         if tasks and not kept:
             raise ResultsError(
-                f"{first.path.parent} was tested on {', '.join(tasks)} and {run.path.parent} on {', '.join(mine) or 'nothing'}"
-                "; a report is of runs of a task that all share: give those of other tasks a report of their own"
+                f"{first.path.parent} was tested on {', '.join(tasks)} and {run.path.parent} on {', '.join(mine)}; a report "
+                "is of runs of a task that all share: give those of other tasks a report of their own"
             )
         if left_out := [task for task in {**tasks, **mine} if task not in kept]:
             note(f"{', '.join(left_out)}: not tested in all runs, and left out of the report")
         tasks = kept
     if not tasks:
-        raise ResultsError(f"{first.path.parent}: no test rows of any task; test it: uv run main.py action=test ...")
+        raise ResultsError(f"{first.path.parent}: masked tokens alone were its task, which has no errors to report")
     return tasks
 
 
@@ -199,8 +201,8 @@ def cost(asked: Asked, quality: Mapping[str, Mapping[str, Value]]) -> Iterator[F
     spent: dict[str, list[float | None]] = {}
     for system in asked.systems:
         found = [[minutes_of(run, known) for run in runs] for runs in system.runs.values()]
-        seeds = [[None if None in of else sum(of) for of in zip(*runs, strict=True)] for runs in found]  # type: ignore[arg-type]
-        spent[system.name] = [None if None in of else fmean(of) for of in zip(*seeds, strict=True)]  # type: ignore[type-var]
+        seeds = [[None if None in of else sum(of) for of in zip(*runs, strict=True)] for runs in found]
+        spent[system.name] = [None if None in of else fmean(of) for of in zip(*seeds, strict=True)]
     for metric, of in quality.items():
         points = {name: (paid[1], of[name]) for name, paid in spent.items() if paid[1]}
         if points:
@@ -244,7 +246,7 @@ def reliability(asked: Asked) -> Iterator[Figure]:
             if np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 + 1e-6:
                 found[shown(system.name)] = binned(p, true, 15)
         if found:
-            text = "Answers by how sure the system was, all its seeds together; on the dashed line it is as right as it is sure."
+            text = "Answers by how sure the system was, all seeds together; on the dashed line it is as right as it is sure."
             command = asked.script("reliability", *asked.patterns, "--task", task)
             draw = partial(_reliable, found)
             title = f"Reliability of {task}"
