@@ -65,7 +65,7 @@ def question(asked: Asked) -> str:
     runs = f"{seeds[0]} {'seed' if seeds == [1] else 'seeds'}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     if not others:
         return f"How good is {first} by {by}? There is one system, of {runs}, so nothing is compared."
-    listed = ", ".join(others) if len(others) < 8 else f"any of {len(others)} others"
+    listed = others[0] if len(others) == 1 else f"any of {', '.join(others)}" if len(others) < 8 else f"any of {len(others)}"
     return f"Is {listed} better than {first}, the baseline, by {by}? Of each system there are {runs}."
 
 
@@ -82,9 +82,11 @@ def described(systems: Sequence[System]) -> Table:
     differing = settings(first)
     rows: dict[str, list[Cell]] = {}
     for i, (system, run) in enumerate(zip(systems, first, strict=True)):
-        trained = (sidecar(run, "run.json") or {}).get("trained_parameters")
+        parts = next(iter(system.runs.values()))
+        counts: list[int | None] = [(sidecar(part, "run.json") or {}).get("trained_parameters") for part in parts]
         seeds, folders = ", ".join(map(str, system.runs)), ", ".join(str(run.path.parent) for run in system.each())
-        parameters = f"{trained:,}" if isinstance(trained, int) else None
+        known = [count for count in counts if count is not None]
+        parameters = f"{sum(known):,}" if len(known) == len(parts) else None
         rows[system.name] = [seeds, parameters, *(values[i] for values in differing.values()), folders]
     return Table(["seeds", "trained parameters", *differing, "runs"], rows, corner="system", counts=False)
 
@@ -186,6 +188,7 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
         unpaired=False,
     )
     asked = Asked(systems, tasks, metrics, how, args.runs, typed)
+    posts = worst(asked, args) if args.posts else {}
     say, rows = verdicts(asked, args.letters and len(systems) > 1)
     first, quality = overview(asked, rows, typed)
     figures = [first, *by_label(asked), *by_group(asked), *learning(asked), *cost(asked, quality), *conflicts(asked)]
@@ -196,8 +199,10 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
     told = [str(row["sentence"]) if "sentence" in row else alone(row, say) for row in rows.values()]
     told = [text for text, row in zip(told, rows.values(), strict=True) if "sentence" in row or len(systems) == 1] or told
     lines = {system.name: line for system in systems if (line := command(next(system.each())))}
-    names = [] if args.name is None else ["--name", *args.name]
-    again = asked.script("compare", *args.runs, "--metric", *metrics, *names) if len(systems) > 1 else typed
+    words = ["--name", *args.name] if args.name else []
+    words += [f"--{of}" for of in ("letters", "leaked") if getattr(args, of)]
+    words += [word for of in ("alpha", "resamples", "seed") for word in (f"--{of}", str(getattr(args, of)))]
+    again = asked.script("compare", *args.runs, "--metric", *metrics, *words) if len(systems) > 1 else typed
     content = {
         "title": "Report of " + ", ".join(map(shown, asked.names[:6])) + (", ..." if len(systems) > 6 else ""),
         "question": question(asked),
@@ -207,7 +212,7 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
         "command": again,
         "trained": lines,
         "figures": [(figure, figure.inline()) for figure in figures],
-        "posts": worst(asked, args) if args.posts else {},
+        "posts": posts,
     }
     return page(**content), figures
 

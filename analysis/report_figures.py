@@ -30,7 +30,10 @@ Values = Mapping[str, Mapping[str, Value]]  # by label or metric, then by system
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its numbers and the command that makes it. draw: gives a file's bytes by its format."""
+    """A picture with its numbers and the command that makes it. draw: gives a file's bytes by its format.
+
+    themed: whether its black and white may change places where the page is dark.
+    """
 
     key: str
     title: str
@@ -38,6 +41,7 @@ class Figure:
     draw: Callable[[str], bytes]
     table: Table
     command: str
+    themed: bool = True
 
     def file(self, format: str) -> bytes:
         """The picture as a file of its own, its letters drawn, so that it looks the same everywhere."""
@@ -47,8 +51,13 @@ class Figure:
         """The picture as an element of a page: letters are text, ids are its own, and its title is read aloud."""
         svg = _styled(self.draw, "svg", "none").decode()
         svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-        # Two pictures of one page would share ids; a quotation mark in a text is of no tag, so that nothing opens one.
-        svg = re.sub(r'(<[^<>]*? id="|<[^<>]*?href="#|url\(#)', lambda found: f"{found[0]}{self.key}-", svg)
+        used = {a or b for a, b in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)}
+
+        def own(found: re.Match[str]) -> str:  # two pictures of one page would share ids
+            return f'{found[1]} id="{self.key}-{found[2]}"' if found[2] in used else found[1]
+
+        svg = re.sub(r'(<[^<>]*?) id="([^"]*)"', own, svg)
+        svg = re.sub(r'(<[^<>]*?href="#|url\(#)', lambda found: f"{found[0]}{self.key}-", svg)
         return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.title)}" ', 1))
 
 
@@ -99,6 +108,9 @@ def bars(values: Values, x: str, format: str) -> bytes:
         )
     axis.set_yticks(range(len(values)), [*values])
     axis.invert_yaxis()
+    if all(0 <= of.mean <= 1 for row in values.values() for of in row.values()):  # shares, whose intervals may reach further
+        left, right = axis.get_xlim()
+        axis.set_xlim(max(left, 0), min(right, 1))
     axis.set_xlabel(x)
     axis.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return content(figure, format)

@@ -41,7 +41,7 @@ PRIMARY = {  # of tasks whose configuration names none, by kind, as heads/ have 
 }
 GROUPED = ("subgroup_auc", "functional_target_accuracy", "false_positive_rate")  # rows of evaluations, one a group
 POINTS = 500  # of a line over steps
-WIDE = 12  # diagrams of reliability in a row
+WIDE = 4  # diagrams of reliability in a picture
 
 
 def tasks_of(systems: Sequence[System]) -> dict[str, str]:
@@ -167,7 +167,8 @@ def learning(asked: Asked) -> Iterator[Figure]:
     """Each main metric on the validation posts, by epoch."""
     for metric in asked.metrics:
         column = metric.replace("test_", "val_", 1)
-        each = {of.name: [line for run in of.each() if (line := _epochs(run, column))] for of in asked.systems}
+        whole = [of for of in asked.systems if all(len(runs) == 1 for runs in of.runs.values())]
+        each = {of.name: [line for run in of.each() if (line := _epochs(run, column))] for of in whole}
         each = {name: lines for name, lines in each.items() if lines}
         if not each:
             continue
@@ -177,7 +178,9 @@ def learning(asked: Asked) -> Iterator[Figure]:
         }
         epochs = sorted(set().union(*means.values()))
         rows = {str(epoch): [means[name].get(epoch) for name in each] for epoch in epochs}
-        text = "The mean of the seeds that got so far, on validation posts; faint lines are seeds."
+        text = (
+            "The mean of the seeds that got so far, on validation posts, above faint seeds. Systems of parts have no line."
+        )
         draw = partial(curves, each, means, shown(column))
         table = Table([*each], rows, corner="epoch", counts=False)
         yield Figure(f"learning-{metric}", f"{column} by epoch", text, draw, table, asked.command)
@@ -210,7 +213,7 @@ def cost(asked: Asked, quality: Mapping[str, Mapping[str, Value]]) -> Iterator[F
                 name: [*paid, *(None if math.isnan(part) else part for part in of[name])] for name, paid in spent.items()
             }
             table = Table(["minutes", "minutes in all", "price", "mean", "low", "high"], rows, corner="system", counts=False)
-            text = "Means over seeds; to the left is cheaper. Price is by each run's own cost.per_hour."
+            text = "Means over seeds; to the left is cheaper. Systems of which minutes in all are not known have no point."
             draw = partial(quality_for_cost, points, shown(metric))
             command = asked.script("cost", *asked.patterns)
             yield Figure(f"cost-{metric}", f"Cost against {metric}", text, draw, table, command)
@@ -240,17 +243,18 @@ def reliability(asked: Asked) -> Iterator[Figure]:
         if not all(f"test_{task}_accuracy" in rows or f"test_{task}_micro_f1" in rows for rows in known):
             continue
         found = {}
-        for system in asked.systems[:WIDE]:
+        for system in asked.systems:
             answers = [read_answers(run, task, None) for run in system.each()]
             p, true = (np.concatenate(side) for side in zip(*answers, strict=True))
             if np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 + 1e-6:
-                found[shown(system.name)] = binned(p, true, 15)
-        if found:
-            text = "Answers by how sure the system was, all seeds together; on the dashed line it is as right as it is sure."
-            command = asked.script("reliability", *asked.patterns, "--task", task)
-            draw = partial(_reliable, found)
-            title = f"Reliability of {task}"
-            yield Figure(f"reliability-{task}", title, text, draw, bins_table(found, None), command)
+                found[system.name] = binned(p, true, 15)
+        text = "Answers by how sure the system was, all seeds together; on the dashed line it is as right as it is sure."
+        command = asked.script("reliability", *asked.patterns, "--task", task)
+        for start in range(0, len(found), WIDE):
+            some = dict([*found.items()][start : start + WIDE])
+            draw = partial(_reliable, {shown(name): bins for name, bins in some.items()})
+            title = f"Reliability of {task}" + (f", {', '.join(some)}" if len(found) > WIDE else "")
+            yield Figure(f"reliability-{task}-{start}", title, text, draw, bins_table(some, None), command)
 
 
 def _reliable(found: Mapping[str, Bins], format: str) -> bytes:
@@ -305,7 +309,7 @@ def interference(asked: Asked) -> Iterator[Figure]:
         text = "Updates at 1 agree, at 0 are orthogonal, at -1 cancel. Columns are the rows in their order."
         command = asked.script("interference", *sources)
         title = f"Interference of what was merged, {system.name}"
-        yield Figure(f"interference-{number}", title, text, partial(_heat, [panel]), table, command)
+        yield Figure(f"interference-{number}", title, text, partial(_heat, [panel]), table, command, themed=False)
 
 
 def _heat(panels: Sequence[Panel], format: str) -> bytes:
