@@ -22,17 +22,16 @@ from markupsafe import Markup
 from outcomes import Outcome, read_outcome
 from ranking import command
 from report_figures import FORMATS, Figure, Value, bars
+from report_merges import interference, retention
 from report_sections import (
     Asked,
     by_group,
     by_label,
     conflicts,
     cost,
-    interference,
     learning,
     primary,
     reliability,
-    retention,
     table_of,
     tasks_of,
 )
@@ -99,7 +98,9 @@ def overview(asked: Asked, rows: Mapping[str, Mapping[str, Cell]], typed: str) -
         quality.setdefault(str(row["metric"]), {})[str(row["system"])] = Value(mean, low, high)
     table = table_of(quality, asked.names, "metric")
     text = "Means over seeds, with their intervals over seeds and posts."
-    return Figure("main", "Main metrics", text, lambda format: bars(quality, "value", format), table, typed), quality
+    return Figure(
+        "main", "Main metrics", text, lambda format: bars(asked.names, quality, "value", format), table, typed
+    ), quality
 
 
 def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:

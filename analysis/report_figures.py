@@ -10,6 +10,8 @@ from markupsafe import Markup, escape
 from pictures import content, pyplot
 from table import Table
 
+from hatemtl.harmless import shown
+
 # Okabe and Ito (2008), but for yellow, which is too faint on white; https://jfly.uni-koeln.de/color/
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000"]
 LINES = ["-", "--", "-.", ":"]  # of more systems than colours the same colour has another line
@@ -81,12 +83,18 @@ def _look(i: int) -> dict[str, Any]:
 
 
 def _legend(axis: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
-    axis.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(3, len(names)), frameon=False)
+    axis.legend(
+        handles,
+        [*map(shown, names)],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.18),
+        ncols=min(3, len(names)),
+        frameon=False,
+    )
 
 
-def bars(values: Values, x: str, format: str) -> bytes:
-    """A group of bars for each label, a bar a system, with its interval."""
-    names = [*dict.fromkeys(name for of in values.values() for name in of)]
+def bars(names: Sequence[str], values: Values, x: str, format: str) -> bytes:
+    """A group of bars for each label, a bar a system, with its interval. names: of all systems, each of which has a look."""
     width = 0.8 / len(names)
     figure, axis = pyplot().subplots(figsize=(6, 1.2 + max(0.22 * len(names), 0.4) * len(values)))
     handles = []
@@ -112,16 +120,22 @@ def bars(values: Values, x: str, format: str) -> bytes:
         left, right = axis.get_xlim()
         axis.set_xlim(max(left, 0), min(right, 1))
     axis.set_xlabel(x)
-    axis.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.legend(handles, [*map(shown, names)], loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return content(figure, format)
 
 
-def curves(series: Mapping[str, Sequence[Mapping[int, float]]], means: Mapping[str, Mapping[int, float]], y: str,
-           format: str) -> bytes:  # fmt: skip
+def curves(
+    names: Sequence[str],
+    series: Mapping[str, Sequence[Mapping[int, float]]],
+    means: Mapping[str, Mapping[int, float]],
+    y: str,
+    format: str,
+) -> bytes:
     """A line a system, the mean over its seeds, above a faint one for each seed."""
     figure, axis = pyplot().subplots(figsize=(6, 3.6))
     handles = []
-    for i, (name, runs) in enumerate(series.items()):
+    for name, runs in series.items():
+        i = names.index(name)
         if len(runs) > 1:
             for run in runs:
                 axis.plot([*run], [*run.values()], linewidth=0.6, alpha=0.4, **_look(i))
@@ -135,11 +149,12 @@ def curves(series: Mapping[str, Sequence[Mapping[int, float]]], means: Mapping[s
     return content(figure, format)
 
 
-def quality_for_cost(points: Mapping[str, tuple[float, Value]], y: str, format: str) -> bytes:
+def quality_for_cost(names: Sequence[str], points: Mapping[str, tuple[float, Value]], y: str, format: str) -> bytes:
     """A point a system, with the interval of its quality: what was paid to the right, what came of it upwards."""
     figure, axis = pyplot().subplots(figsize=(6, 3.6))
     handles = []
-    for i, (paid, of) in enumerate(points.values()):
+    for name, (paid, of) in points.items():
+        i = names.index(name)
         handles += axis.plot([paid], [of.mean], MARKERS[i % len(MARKERS)], color=_look(i)["color"], markersize=7)
         if not math.isnan(of.low):
             axis.vlines(paid, of.low, of.high, color=_look(i)["color"], linewidth=1)

@@ -16,16 +16,13 @@ from conflicts import STEPS, read_steps, running
 from conflicts import drawn as steps_drawn
 from conflicts import table_of as steps_table
 from cost import Run, behind, describe
-from heatmap import Panel
-from heatmap import drawn as heat_drawn
 from intervals import Scored, interval, mean_interval
 from outcomes import Outcome
 from reliability import Bins, binned, read_answers
 from reliability import drawn as bins_drawn
 from reliability import table_of as bins_table
 from report_figures import Figure, Value, Values, bars, curves, quality_for_cost
-from results import Results, ResultsError, find_results, is_bound, is_count, note, read_results, sidecar, testing_line
-from retention import COLUMNS, compare
+from results import Results, ResultsError, is_bound, is_count, note, sidecar, testing_line
 from systems import System
 from table import Cell, Table
 
@@ -123,7 +120,7 @@ def by_label(asked: Asked) -> Iterator[Figure]:
             values[shown(label)] = {name: value_of(scored[name], asked.how.alpha) for name in asked.names}
         table = table_of(values, asked.names, "label")
         title, text = f"F1 of each label of {task}", "Means over seeds, with their intervals over seeds and posts."
-        yield Figure(f"labels-{task}", title, text, partial(bars, values, "F1"), table, asked.command)
+        yield Figure(f"labels-{task}", title, text, partial(bars, asked.names, values, "F1"), table, asked.command)
 
 
 def by_group(asked: Asked) -> Iterator[Figure]:
@@ -148,17 +145,20 @@ def by_group(asked: Asked) -> Iterator[Figure]:
                 "Means over seeds, with their intervals over seeds; of a single run with its own, where its test left one."
             )
             table = table_of(values, asked.names, "group")
-            draw = partial(bars, values, told)
+            draw = partial(bars, asked.names, values, told)
             yield Figure(f"groups-{task}-{name}", f"{told} of each group, {task}", text, draw, table, asked.command)
 
 
 def _epochs(run: Results, column: str) -> dict[int, float]:
+    """A metric by epoch, but for the last validation, which is of the best epoch once more: nothing was trained there."""
     path = run.path.parent / "logs" / "metrics.csv"
     if not path.is_file():
         return {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return {int(row["epoch"]) + 1: float(row[column]) for row in csv.DictReader(file) if row.get(column)}
+            rows = [*csv.DictReader(file)]
+        trained = {row["epoch"] for row in rows if row.get("train_loss")}
+        return {int(row["epoch"]) + 1: float(row[column]) for row in rows if row.get(column) and row["epoch"] in trained}
     except (ValueError, KeyError) as error:
         raise ResultsError(f"{path}: expected numbers in epoch and {column} ({error})") from None
 
@@ -181,7 +181,7 @@ def learning(asked: Asked) -> Iterator[Figure]:
         text = (
             "The mean of the seeds that got so far, on validation posts, above faint seeds. Systems of parts have no line."
         )
-        draw = partial(curves, each, means, shown(column))
+        draw = partial(curves, asked.names, each, means, shown(column))
         table = Table([*each], rows, corner="epoch", counts=False)
         yield Figure(f"learning-{metric}", f"{column} by epoch", text, draw, table, asked.command)
 
@@ -214,7 +214,7 @@ def cost(asked: Asked, quality: Mapping[str, Mapping[str, Value]]) -> Iterator[F
             }
             table = Table(["minutes", "minutes in all", "price", "mean", "low", "high"], rows, corner="system", counts=False)
             text = "Means over seeds; to the left is cheaper. Systems of which minutes in all are not known have no point."
-            draw = partial(quality_for_cost, points, shown(metric))
+            draw = partial(quality_for_cost, asked.names, points, shown(metric))
             command = asked.script("cost", *asked.patterns)
             yield Figure(f"cost-{metric}", f"Cost against {metric}", text, draw, table, command)
 
@@ -259,58 +259,3 @@ def reliability(asked: Asked) -> Iterator[Figure]:
 
 def _reliable(found: Mapping[str, Bins], format: str) -> bytes:
     return bins_drawn(found, format=format)
-
-
-def retention(asked: Asked) -> Iterator[Figure]:
-    """F1 that a merge kept of the runs it was made of, where they are parts of a task and still there."""
-    for number, system in enumerate(asked.systems):
-        merged = next(system.each())
-        sources = [str(folder) for folder in (sidecar(merged, "run.json") or {}).get("sources") or {}]
-        if len(sources) < 2 or not all((Path(folder) / "results.csv").is_file() for folder in sources):
-            continue
-        try:
-            rows = compare(merged, [read_results(path) for path in find_results(sources)], None, "test")
-        except ResultsError as error:  # of sources that are no parts there is no retention
-            note(f"no retention of {system.name}: {error}")
-            continue
-        if rows:
-            f1s = {
-                shown(row): {of: Value(cells[i] or 0.0) for i, of in enumerate(COLUMNS[:2])} for row, cells in rows.items()
-            }
-            table = Table(COLUMNS[:4], rows, corner="metric", counts=False)
-            command = asked.script("retention", "--merged", str(merged.path.parent), "--parts", *sources)
-            text = "The first seed: F1 of the parts, each asked for its own labels, and of their merge."
-            draw = partial(bars, f1s, "F1")
-            yield Figure(f"retention-{number}", f"Parts and merge, {system.name}", text, draw, table, command)
-
-
-def interference(asked: Asked) -> Iterator[Figure]:
-    """Cosines of the updates that a merge was made of, where they are LoRAs and still there."""
-    for number, system in enumerate(asked.systems):
-        merged = next(system.each())
-        sources = [str(folder) for folder in (sidecar(merged, "run.json") or {}).get("sources") or {}]
-        if len(sources) < 2 or not all((Path(folder) / "run.json").is_file() for folder in sources):
-            continue
-        from interference import SUMMARY, by_sources, cosine_over, examine, summary  # which sets threads aside
-        from loras import read_sources
-
-        try:
-            read = read_sources(sources)
-            pairs = by_sources(examine(read)[0])
-        except ResultsError as error:
-            note(f"no interference of {system.name}: {error}")
-            continue
-        names = [source.name for source in read]
-        whole = {both: cosine_over(of) for both, of in pairs.items()}
-        whole |= {(b, a): cosine for (a, b), cosine in whole.items()}
-        grid = {a: [1.0 if a == b else whole[a, b] for b in names] for a in names}
-        panel = Panel("cosine of the updates, over all layers", [str(i) for i in range(1, len(names) + 1)], grid)
-        table = Table(SUMMARY, {f"{a} - {b}": summary(of) for (a, b), of in pairs.items()}, corner="sources", counts=False)
-        text = "Updates at 1 agree, at 0 are orthogonal, at -1 cancel. Columns are the rows in their order."
-        command = asked.script("interference", *sources)
-        title = f"Interference of what was merged, {system.name}"
-        yield Figure(f"interference-{number}", title, text, partial(_heat, [panel]), table, command, themed=False)
-
-
-def _heat(panels: Sequence[Panel], format: str) -> bytes:
-    return heat_drawn(panels, format=format)

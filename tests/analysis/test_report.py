@@ -63,7 +63,7 @@ def runs(tmp_path: Path) -> Path:
             more = {"seconds": 90 + seed, "trained_parameters": 1234, "words": ["tasks=[label]", "save_path=x"]}
             (folder / "run.json").write_text(json.dumps(record | more))
             (folder / "logs").mkdir()
-            lines = "epoch,step,val_label_macro_f1,train_loss\n0,1,0.4,\n0,1,,1.5\n1,2,0.6,\n"
+            lines = "epoch,step,val_label_macro_f1,train_loss\n0,1,0.4,\n0,1,,1.5\n1,2,0.6,\n1,2,,1.2\n2,3,0.6,\n"
             (folder / "logs" / "metrics.csv").write_text(lines)
             with (folder / "results.csv").open("a") as file:
                 for group, auc in (("women", 0.7), ("arab", 0.6 + seed / 10)):
@@ -91,6 +91,7 @@ def test_a_page_says_what_was_asked_and_what_came(run: Run, runs: Path) -> None:
         "Reliability of label",
     ):
         assert title in text
+    assert re.search(r"epoch full lora 1 0.400 0.400 2 0.600 0.600 uv run", text)  # the best once more is no third epoch
     assert "uv run analysis/compare.py 'full_?' 'lora_?' --metric test_label_macro_f1" in text
     assert "uv run analysis/conflicts.py lora_0" in text and "uv run analysis/report.py 'full_?' 'lora_?'" in text
     assert "uv run main.py 'tasks=[label]' save_path=adapters/winner" in text and "1,234" in text
