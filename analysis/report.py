@@ -19,7 +19,7 @@ from typing import Any
 from compare import rows_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from outcomes import Outcome, read_outcome
+from outcomes import Outcome
 from ranking import command
 from report_figures import FORMATS, Figure, Value, bars
 from report_merges import interference, retention
@@ -37,7 +37,7 @@ from report_sections import (
 )
 from results import ResultsError, sidecar, write_whole
 from summaries import settings
-from systems import System, find_systems
+from systems import System, find_systems, outcomes
 from table import Cell, Table
 from verdicts import Saying, shown_cells
 
@@ -146,7 +146,7 @@ def worst(asked: Asked, args: argparse.Namespace) -> dict[str, Table]:
     for system in asked.systems:
         for task, kind in asked.tasks.items():
             if kind in ("multiclass", "multilabel"):
-                outcome = read_outcome(next(system.each()), task)
+                outcome = outcomes(system, task)[0]
                 if not any(post in texts for post in outcome.posts):
                     raise ResultsError(
                         f"--posts {args.posts}: holds no tested post; expected ids such as {', '.join(outcome.posts[:3])}; "

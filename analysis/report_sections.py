@@ -112,7 +112,8 @@ def by_label(asked: Asked) -> Iterator[Figure]:
     for task, kind in asked.tasks.items():
         if kind not in ("multiclass", "multilabel", "ordinal"):
             continue
-        labels = (sidecar(next(asked.systems[0].each()), "labels.json") or {})[task]["names"]
+        parts = next(iter(asked.systems[0].runs.values()))
+        labels = [label for run in parts for label in (sidecar(run, "labels.json") or {})[task]["names"]]
         said: dict[str, dict[str, list[Outcome]]] = {}
         values = {}
         for label in labels:

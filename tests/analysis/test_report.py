@@ -9,6 +9,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -133,6 +134,7 @@ def test_names_from_files_do_nothing(run: Run, tmp_path: Path) -> None:
         csv.writer(file).writerows([["id", "text"], *([f"p{i}", f"{HOSTILE[i % 3]} {i}"] for i in range(40))])
     code, _, err = run("a_0", "a_1", "--name", HOSTILE[1], HOSTILE[2], *FEW, "--posts", "posts.csv", "--figures", "f")
     assert code == 0, err
+    assert all(ElementTree.parse(path) for path in (tmp_path / "f").glob("*.svg"))
     page = Page((tmp_path / "report.html").read_text())
     assert len(page.scripts) == 1 and not page.all("img")
     assert not [name for _, of in page.tags for name in of if name.startswith("on")]
@@ -191,6 +193,8 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
     html = (tmp_path / "report.html").read_text()
     assert code == 0 and "Parts and merge, merge" in html and "analysis/retention.py --merged merge --parts" in html
     assert "note: no interference of merge" in err  # there are no adapters
+    code, _, err = run("part_?", *FEW, "--name", "parts")
+    assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
 
 
 def test_thirty_runs_make_a_small_page(run: Run, tmp_path: Path) -> None:
