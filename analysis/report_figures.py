@@ -60,6 +60,7 @@ class Figure:
 
         svg = re.sub(r'(<[^<>]*?) id="([^"]*)"', own, svg)
         svg = re.sub(r'(<[^<>]*?href="#|url\(#)', lambda found: f"{found[0]}{self.key}-", svg)
+        svg = re.sub(r'(<text style="[^"<>]*?)font-family: [^;"<>]*;? ?', r"\1", svg)  # the page has its own
         return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.title)}" ', 1))
 
 
