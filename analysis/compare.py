@@ -176,7 +176,7 @@ def rows_of(systems: Sequence[System], args: argparse.Namespace) -> tuple[Saying
     """A row for each metric and system, with every number and the verdict."""
     names = [system.name for system in systems]
     pairs = [*combinations(names, 2)] if args.letters else [(names[0], name) for name in names[1:]]
-    say = Saying(args.alpha, len(args.metric) * len(pairs), 3 if args.digits is None else args.digits, args.rope)
+    say = Saying(args.alpha, max(1, len(args.metric) * len(pairs)), 3 if args.digits is None else args.digits, args.rope)
     how = How(args.alpha, args.alpha / say.family, args.resamples, args.seed, paired=True)
     said_of: dict[str, dict[str, list[Outcome]]] = {}
     scored = {metric: measured(systems, metric, said_of, args) for metric in args.metric}

@@ -55,9 +55,9 @@ class System:
             yield from runs
 
 
-def find_systems(patterns: Sequence[str], names: Sequence[str] | None) -> list[System]:
-    """The systems in the order given, by name. Raises ResultsError where they are no two, or a run is in two of them."""
-    if len(patterns) < 2:
+def find_systems(patterns: Sequence[str], names: Sequence[str] | None, *, least: int = 2) -> list[System]:
+    """The systems in the order given, by name. Raises ResultsError for fewer than `least`, and for a run that is in two."""
+    if len(patterns) < least:
         raise ResultsError("one system given; expected two or more, the first the baseline: compare.py A B --metric ...")
     names = names or distinguishing(patterns)
     if len(names) != len(patterns):

@@ -1,0 +1,265 @@
+"""Makes one page of saved runs: the verdicts in sentences, tables with intervals, and figures with the numbers behind them.
+
+The page is a single file that needs no network. Each of RUNS is a system, a run or a quoted glob of its seeds, as
+compare.py takes them; the first is the baseline. All must share a task. Figures whose files the runs do not have are left
+out: learning curves need logs/metrics.csv, conflicts objective.csv, retention and interference the runs that were merged.
+"""
+
+import argparse
+import base64
+import csv
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compare import rows_of
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from outcomes import Outcome
+from ranking import command
+from report_figures import FORMATS, Figure, Value, bars
+from report_merges import interference, retention
+from report_sections import (
+    Asked,
+    by_group,
+    by_label,
+    conflicts,
+    cost,
+    learning,
+    primary,
+    reliability,
+    table_of,
+    tasks_of,
+)
+from results import ResultsError, sidecar, write_whole
+from summaries import settings
+from systems import System, find_systems, outcomes
+from table import Cell, Table
+from verdicts import Saying, shown_cells
+
+from hatemtl.harmless import shown
+
+EXAMPLES = """examples:
+  uv run analysis/report.py "adapters/full_seed_?" "adapters/lora_seed_?" --output report.html
+  uv run analysis/report.py "adapters/single_?" "adapters/part_*" "adapters/merge_?" --name single parts merged --letters
+  uv run analysis/report.py adapters/run --posts posts.csv --id id --text text --figures figures
+"""
+WORST = 5  # posts shown of each label
+
+
+def verdicts(asked: Asked, letters: bool) -> tuple[Saying, dict[str, dict[str, Cell]]]:
+    """Every main metric of every system, compared as compare.py does."""
+    return rows_of(asked.systems, argparse.Namespace(**{**vars(asked.how), "metric": [*asked.metrics], "letters": letters}))
+
+
+def question(asked: Asked) -> str:
+    """The question in a sentence."""
+    first, *others = map(shown, asked.names)
+    by = f"{', '.join(asked.metrics)} on the test posts of {', '.join(asked.tasks)}"
+    seeds = sorted({len(system.runs) for system in asked.systems})
+    runs = f"{seeds[0]} {'seed' if seeds == [1] else 'seeds'}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    if not others:
+        return f"How good is {first} by {by}? There is one system, of {runs}, so nothing is compared."
+    listed = others[0] if len(others) == 1 else f"any of {', '.join(others)}" if len(others) < 8 else f"any of {len(others)}"
+    return f"Is {listed} better than {first}, the baseline, by {by}? Of each system there are {runs}."
+
+
+def alone(row: Mapping[str, Cell], say: Saying) -> str:
+    """What a system came to, where nothing is compared with it."""
+    cells = shown_cells(row, say)
+    span = f", {say.confidence} {cells[say.confidence]}" if cells[say.confidence] else ", with no interval: one run alone"
+    return f"{row['system']}: {cells['mean']} {row['metric']}{span}."
+
+
+def described(systems: Sequence[System]) -> Table:
+    """The seeds of each system, the runs, parameters, and the settings in which the first runs differ."""
+    first = [next(system.each()) for system in systems]
+    differing = settings(first)
+    rows: dict[str, list[Cell]] = {}
+    for i, (system, run) in enumerate(zip(systems, first, strict=True)):
+        parts = next(iter(system.runs.values()))
+        counts: list[int | None] = [(sidecar(part, "run.json") or {}).get("trained_parameters") for part in parts]
+        seeds, folders = ", ".join(map(str, system.runs)), ", ".join(str(run.path.parent) for run in system.each())
+        known = [count for count in counts if count is not None]
+        parameters = f"{sum(known):,}" if len(known) == len(parts) else None
+        rows[system.name] = [seeds, parameters, *(values[i] for values in differing.values()), folders]
+    return Table(["seeds", "trained parameters", *differing, "runs"], rows, corner="system", counts=False)
+
+
+def overview(asked: Asked, rows: Mapping[str, Mapping[str, Cell]], typed: str) -> tuple[Figure, dict[str, dict[str, Value]]]:
+    """The main metrics as bars, and their values by metric and system."""
+    quality: dict[str, dict[str, Value]] = {}
+    for row in rows.values():
+        mean, low, high = (float(row[of]) for of in ("mean", "low", "high"))  # type: ignore[arg-type]
+        quality.setdefault(str(row["metric"]), {})[str(row["system"])] = Value(mean, low, high)
+    table = table_of(quality, asked.names, "metric")
+    text = "Means over seeds, with their intervals over seeds and posts."
+    return Figure(
+        "main", "Main metrics", text, lambda format: bars(asked.names, quality, "value", format), table, typed
+    ), quality
+
+
+def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:
+    """The text of each post by its id, from a CSV."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            names = [*(reader.fieldnames or ())]
+            for option, column in (("--id", identity), ("--text", text)):
+                if column not in names:
+                    raise ResultsError(
+                        f"--posts {path} has no column {column!r}; type {option} with one of {', '.join(names)}"
+                    )
+            return {row[identity]: row[text] or "" for row in reader}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"--posts {path}: {error}; expected a CSV file in UTF-8") from None
+
+
+def wrong(outcome: Outcome, texts: Mapping[str, str]) -> Table:
+    """Posts most confidently given a label that is not theirs, some of each label; of a multilabel task missed ones too."""
+    found: list[tuple[float, str, str, int]] = []
+    for i in range(len(outcome.posts)):
+        scores = outcome.scores[i]
+        if outcome.kind == "multilabel":
+            for j, name in enumerate(outcome.names):
+                if (given := scores[j] >= outcome.thresholds[j]) != (outcome.gold[i, j] >= 0.5):
+                    p = float(scores[j] if given else 1 - scores[j])
+                    found.append((p, name, f"{name} given" if given else f"{name} missed", i))
+        elif (j := int(scores.argmax())) != (true := int(outcome.gold[i, 0])):
+            found.append((float(scores[j]), outcome.names[j], f"{outcome.names[j]}, not {outcome.names[true]}", i))
+    found.sort(key=lambda of: -of[0])
+    kept = [of for name in outcome.names for of in [of for of in found if of[1] == name][:WORST]]
+    rows: dict[str, list[Cell]] = {
+        str(n): [told, p, outcome.posts[i], texts.get(outcome.posts[i], "(not in the file)")]
+        for n, (p, _, told, i) in enumerate(kept, 1)
+    }
+    return Table(["error", "p", "post", "text"], rows, corner="no.", counts=False)
+
+
+def worst(asked: Asked, args: argparse.Namespace) -> dict[str, Table]:
+    """The table of `wrong` for the first seed of each system and task of one or more labels a post."""
+    texts, found = read_texts(args.posts, args.id, args.text), {}
+    for system in asked.systems:
+        for task, kind in asked.tasks.items():
+            if kind in ("multiclass", "multilabel"):
+                outcome = outcomes(system, task)[0]
+                if not any(post in texts for post in outcome.posts):
+                    raise ResultsError(
+                        f"--posts {args.posts}: holds no tested post; expected ids such as {', '.join(outcome.posts[:3])}; "
+                        f"type --id with the column of post ids"
+                    )
+                found[f"{system.name}, {task}"] = wrong(outcome, texts)
+    return found
+
+
+def page(**content: Any) -> bytes:
+    """The page. Whatever comes from files is escaped, and no script but its own may run."""
+    home = Path(__file__).parent
+    script = (home / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    made = Environment(autoescape=True, loader=FileSystemLoader(home), undefined=StrictUndefined)
+    made.filters["shown"] = lambda text: shown(str(text), lines=True)
+    return made.get_template("report.html.j2").render(hash=f"sha256-{digest}", script=Markup(script), **content).encode()
+
+
+def check_outputs(output: Path, figures: Path | None) -> None:
+    """Raises ResultsError where what is to be written cannot stand there."""
+    if output.is_dir():
+        raise ResultsError(f"--output {output}: is a folder; expected a file, as {output / 'report.html'}")
+    if output.suffix not in (".html", ".htm"):
+        raise ResultsError(f"--output {output}: expected a name that ends in .html, as report.html")
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise ResultsError(f"--figures {figures}: is a file; expected a folder, as figures")
+
+
+def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
+    """The page and its figures."""
+    systems = find_systems(args.runs, args.name, least=1)
+    tasks = tasks_of(systems)
+    metrics = [*dict.fromkeys(args.metric or primary(systems, tasks))]
+    if not metrics:
+        raise ResultsError(f"tasks {', '.join(tasks)} have no main metric; type --metric with rows of results.csv")
+    how = argparse.Namespace(
+        **{of: getattr(args, of) for of in ("alpha", "resamples", "seed", "leaked")},
+        **dict.fromkeys(["test", "rope", "digits", "group", "posts"]),
+        unpaired=False,
+    )
+    asked = Asked(systems, tasks, metrics, how, args.runs, typed)
+    posts = worst(asked, args) if args.posts else {}
+    say, rows = verdicts(asked, args.letters and len(systems) > 1)
+    first, quality = overview(asked, rows, typed)
+    figures = [first, *by_label(asked), *by_group(asked), *learning(asked), *cost(asked, quality), *conflicts(asked)]
+    figures += [*reliability(asked), *retention(asked), *interference(asked)]
+    cells = {key: shown_cells(row, say) for key, row in rows.items()}
+    columns = [*dict.fromkeys(column for row in cells.values() for column in row if row[column])]
+    grid = {key: [row.get(column) for column in columns] for key, row in cells.items()}
+    told = [str(row["sentence"]) if "sentence" in row else alone(row, say) for row in rows.values()]
+    told = [text for text, row in zip(told, rows.values(), strict=True) if "sentence" in row or len(systems) == 1] or told
+    lines = {system.name: line for system in systems if (line := command(next(system.each())))}
+    words = ["--name", *args.name] if args.name else []
+    words += [f"--{of}" for of in ("letters", "leaked") if getattr(args, of)]
+    words += [word for of in ("alpha", "resamples", "seed") for word in (f"--{of}", str(getattr(args, of)))]
+    again = asked.script("compare", *args.runs, "--metric", *metrics, *words) if len(systems) > 1 else typed
+    content = {
+        "title": "Report of " + ", ".join(map(shown, asked.names[:6])) + (", ..." if len(systems) > 6 else ""),
+        "question": question(asked),
+        "verdicts": told,
+        "results": Table(columns, grid, corner="system", counts=False),
+        "systems": described(systems),
+        "command": again,
+        "trained": lines,
+        "figures": [(figure, figure.inline()) for figure in figures],
+        "posts": posts,
+    }
+    return page(**content), figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line; 2 where the user has something to mend."""
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folder, or quoted glob of its seeds; baseline first")
+    parser.add_argument(
+        "--name", nargs="+", action="extend", help="names of the systems; default: what tells the globs apart"
+    )
+    parser.add_argument("--metric", nargs="+", action="extend", help="rows of results.csv; default: each task's primary one")
+    parser.add_argument("--letters", action="store_true", help="compare all pairs, not only each with the baseline")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure there as SVG, PDF and PNG as well")
+    parser.add_argument("--posts", type=Path, metavar="FILE", help="CSV with posts' texts: shows the most confident errors")
+    parser.add_argument("--id", default="id", metavar="COLUMN", help="its column of post ids (default: %(default)s)")
+    parser.add_argument("--text", default="text", metavar="COLUMN", help="its column of texts (default: %(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.05, help="default: %(default)s")
+    parser.add_argument("--resamples", type=int, default=10_000, help="draws of posts (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--leaked", action="store_true", help="compare runs that learned from test posts all the same")
+    args = parser.parse_args(argv)
+    try:
+        if not 0 < args.alpha < 1:
+            raise ResultsError(f"--alpha {args.alpha:g}: expected a probability between 0 and 1, as 0.05")
+        if args.resamples < 100:
+            raise ResultsError(f"--resamples {args.resamples}: expected 100 or more, as 10000")
+        if args.seed < 0:
+            raise ResultsError(f"--seed {args.seed}: expected 0 or more, as 0")
+        check_outputs(args.output, args.figures)
+        typed = shlex.join(["uv", "run", "analysis/report.py", *(sys.argv[1:] if argv is None else argv)])
+        html, figures = report(args, typed)
+        files = (
+            {} if args.figures is None else {f"{of.key}.{format}": of.file(format) for of in figures for format in FORMATS}
+        )
+        for name, content in files.items():
+            write_whole(args.figures / re.sub(r"[^\w.-]", "_", name), content)
+        write_whole(args.output, html)
+        print(f"{args.output}: {len(figures)} figures, {len(html) / 1e6:.2f} MB")
+    except (ResultsError, OSError) as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Draws the figures of a report, in colours that colour-blind readers tell apart, and makes them fit to stand in a page."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from markupsafe import Markup, escape
+from pictures import content, pyplot
+from table import Table
+
+from hatemtl.harmless import shown
+
+# Okabe and Ito (2008), but for yellow, which is too faint on white; https://jfly.uni-koeln.de/color/
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000"]
+LINES = ["-", "--", "-.", ":"]  # of more systems than colours the same colour has another line
+MARKERS = "osD^vP*X"
+FORMATS = ("svg", "pdf", "png")
+
+
+class Value(NamedTuple):
+    """A mean and the ends of its interval, NaN where there is none."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+Values = Mapping[str, Mapping[str, Value]]  # by label or metric, then by system
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its numbers and the command that makes it. draw: gives a file's bytes by its format.
+
+    themed: whether its black and white may change places where the page is dark.
+    """
+
+    key: str
+    title: str
+    text: str
+    draw: Callable[[str], bytes]
+    table: Table
+    command: str
+    themed: bool = True
+
+    def file(self, format: str) -> bytes:
+        """The picture as a file of its own, its letters drawn, so that it looks the same everywhere."""
+        return _styled(self.draw, format, "path")
+
+    def inline(self) -> Markup:
+        """The picture as an element of a page: letters are text, ids are its own, and its title is read aloud."""
+        svg = _styled(self.draw, "svg", "none").decode()
+        svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+        used = {a or b for a, b in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)}
+
+        def own(found: re.Match[str]) -> str:  # two pictures of one page would share ids
+            return f'{found[1]} id="{self.key}-{found[2]}"' if found[2] in used else found[1]
+
+        svg = re.sub(r'(<[^<>]*?) id="([^"]*)"', own, svg)
+        svg = re.sub(r'(<[^<>]*?href="#|url\(#)', lambda found: f"{found[0]}{self.key}-", svg)
+        svg = re.sub(r'(<text style="[^"<>]*?)font-family: [^;"<>]*;? ?', r"\1", svg)  # the page has its own
+        return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.title)}" ', 1))
+
+
+def _styled(draw: Callable[[str], bytes], format: str, letters: str) -> bytes:
+    style = {
+        "axes.prop_cycle": pyplot().cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 9,
+        "pdf.fonttype": 42,  # letters that journals take
+        "svg.fonttype": letters,
+        "svg.hashsalt": "report",
+        "text.parse_math": False,  # a label with $ is no formula
+    }
+    with pyplot().rc_context(style):
+        return draw(format)
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+
+
+def _legend(axis: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
+    axis.legend(
+        handles,
+        [*map(shown, names)],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.18),
+        ncols=min(3, len(names)),
+        frameon=False,
+    )
+
+
+def bars(names: Sequence[str], values: Values, x: str, format: str) -> bytes:
+    """A group of bars for each label, a bar a system, with its interval. names: of all systems, each of which has a look."""
+    width = 0.8 / len(names)
+    figure, axis = pyplot().subplots(figsize=(6, 1.2 + max(0.22 * len(names), 0.4) * len(values)))
+    handles = []
+    for i, name in enumerate(names):
+        there = [(place, of[name]) for place, of in enumerate(values.values()) if name in of]
+        places = [place + (i - (len(names) - 1) / 2) * width for place, _ in there]
+        known = [of for _, of in there]
+        reach = [[max(0.0, of.mean - of.low) for of in known], [max(0.0, of.high - of.mean) for of in known]]
+        reach = [[0.0 if math.isnan(part) else part for part in side] for side in reach]
+        handles.append(
+            axis.barh(
+                places,
+                [of.mean for of in known],
+                width,
+                color=_look(i)["color"],
+                xerr=reach,
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#666666"},
+            )
+        )
+    axis.set_yticks(range(len(values)), [*values])
+    axis.invert_yaxis()
+    if all(0 <= of.mean <= 1 for row in values.values() for of in row.values()):  # shares, whose intervals may reach further
+        left, right = axis.get_xlim()
+        axis.set_xlim(max(left, 0), min(right, 1))
+    axis.set_xlabel(x)
+    axis.legend(handles, [*map(shown, names)], loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return content(figure, format)
+
+
+def curves(
+    names: Sequence[str],
+    series: Mapping[str, Sequence[Mapping[int, float]]],
+    means: Mapping[str, Mapping[int, float]],
+    y: str,
+    format: str,
+) -> bytes:
+    """A line a system, the mean over its seeds, above a faint one for each seed."""
+    figure, axis = pyplot().subplots(figsize=(6, 3.6))
+    handles = []
+    for name, runs in series.items():
+        i = names.index(name)
+        if len(runs) > 1:
+            for run in runs:
+                axis.plot([*run], [*run.values()], linewidth=0.6, alpha=0.4, **_look(i))
+        of = means[name]
+        handles += axis.plot(
+            [*of], [*of.values()], linewidth=1.8, marker=MARKERS[i % len(MARKERS)], markersize=3, **_look(i)
+        )
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="epoch", ylabel=y)
+    _legend(axis, handles, [*series])
+    return content(figure, format)
+
+
+def quality_for_cost(names: Sequence[str], points: Mapping[str, tuple[float, Value]], y: str, format: str) -> bytes:
+    """A point a system, with the interval of its quality: what was paid to the right, what came of it upwards."""
+    figure, axis = pyplot().subplots(figsize=(6, 3.6))
+    handles = []
+    for name, (paid, of) in points.items():
+        i = names.index(name)
+        handles += axis.plot([paid], [of.mean], MARKERS[i % len(MARKERS)], color=_look(i)["color"], markersize=7)
+        if not math.isnan(of.low):
+            axis.vlines(paid, of.low, of.high, color=_look(i)["color"], linewidth=1)
+    minutes = [paid for paid, _ in points.values()]
+    if max(minutes) > 20 * min(minutes):
+        axis.set_xscale("log", subs=[])
+        axis.xaxis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+    else:
+        axis.set_xlim(0, 1.1 * max(minutes))
+    axis.set(xlabel="minutes a run, those of the runs that it started from included", ylabel=y)
+    _legend(axis, handles, [*points])
+    return content(figure, format)

@@ -1,0 +1,68 @@
+"""Sets merges of a report against what they were made of: F1 that was kept, and updates in one another's way."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from heatmap import Panel, drawn
+from interference import SUMMARY, by_sources, cosine_over, examine, summary
+from loras import read_sources
+from report_figures import Figure, Value, bars
+from report_sections import Asked
+from results import ResultsError, find_results, note, read_results, sidecar
+from retention import COLUMNS, compare
+from table import Table
+
+from hatemtl.harmless import shown
+
+
+def retention(asked: Asked) -> Iterator[Figure]:
+    """F1 that a merge kept of the runs it was made of, where they are parts of a task and still there."""
+    for number, system in enumerate(asked.systems):
+        merged = next(system.each())
+        sources = [str(folder) for folder in (sidecar(merged, "run.json") or {}).get("sources") or {}]
+        if len(sources) < 2 or not all((Path(folder) / "results.csv").is_file() for folder in sources):
+            continue
+        try:
+            rows = compare(merged, [read_results(path) for path in find_results(sources)], None, "test")
+        except ResultsError as error:  # of sources that are no parts there is no retention
+            note(f"no retention of {system.name}: {error}")
+            continue
+        if rows:
+            f1s = {
+                shown(row): {of: Value(cells[i] or 0.0) for i, of in enumerate(COLUMNS[:2])} for row, cells in rows.items()
+            }
+            table = Table(COLUMNS[:4], rows, corner="metric", counts=False)
+            command = asked.script("retention", "--merged", str(merged.path.parent), "--parts", *sources)
+            text = "The first seed: F1 of the parts, each asked for its own labels, and of their merge."
+            draw = partial(bars, COLUMNS[:2], f1s, "F1")
+            yield Figure(f"retention-{number}", f"Parts and merge, {system.name}", text, draw, table, command)
+
+
+def interference(asked: Asked) -> Iterator[Figure]:
+    """Cosines of the updates that a merge was made of, where they are LoRAs and still there."""
+    for number, system in enumerate(asked.systems):
+        merged = next(system.each())
+        sources = [str(folder) for folder in (sidecar(merged, "run.json") or {}).get("sources") or {}]
+        if len(sources) < 2 or not all((Path(folder) / "run.json").is_file() for folder in sources):
+            continue
+        try:
+            read = read_sources(sources)
+            pairs = by_sources(examine(read)[0])
+        except ResultsError as error:
+            note(f"no interference of {system.name}: {error}")
+            continue
+        names = [source.name for source in read]
+        whole = {both: cosine_over(of) for both, of in pairs.items()}
+        whole |= {(b, a): cosine for (a, b), cosine in whole.items()}
+        grid = {a: [1.0 if a == b else whole[a, b] for b in names] for a in names}
+        panel = Panel("cosine of the updates, over all layers", [str(i) for i in range(1, len(names) + 1)], grid)
+        table = Table(SUMMARY, {f"{a} - {b}": summary(of) for (a, b), of in pairs.items()}, corner="sources", counts=False)
+        text = "Updates at 1 agree, at 0 are orthogonal, at -1 cancel. Columns are the rows in their order."
+        command = asked.script("interference", *sources)
+        title = f"Interference of what was merged, {system.name}"
+        yield Figure(f"interference-{number}", title, text, partial(_heat, [panel]), table, command, themed=False)
+
+
+def _heat(panels: Sequence[Panel], format: str) -> bytes:
+    return drawn(panels, format=format)

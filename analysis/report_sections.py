@@ -1,0 +1,262 @@
+"""Gathers the numbers of a report's figures from saved runs: by label and group, over epochs and steps, by cost."""
+
+import argparse
+import csv
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+from compare import measured
+from conflicts import STEPS, read_steps, running
+from conflicts import drawn as steps_drawn
+from conflicts import table_of as steps_table
+from cost import Run, behind, describe
+from intervals import Scored, interval, mean_interval
+from outcomes import Outcome
+from reliability import Bins, binned, read_answers
+from reliability import drawn as bins_drawn
+from reliability import table_of as bins_table
+from report_figures import Figure, Value, Values, bars, curves, quality_for_cost
+from results import Results, ResultsError, is_bound, is_count, note, sidecar, testing_line
+from systems import System
+from table import Cell, Table
+
+from hatemtl.harmless import shown
+
+PRIMARY = {  # of tasks whose configuration names none, by kind, as heads/ have it
+    "multiclass": "macro_f1",
+    "multilabel": "macro_f1",
+    "ordinal": "quadratic_kappa",
+    "choice": "accuracy",
+    "score": "pearson",
+    "tokens": "f1",
+}
+GROUPED = ("subgroup_auc", "functional_target_accuracy", "false_positive_rate")  # rows of evaluations, one a group
+POINTS = 500  # of a line over steps
+WIDE = 4  # diagrams of reliability in a picture
+
+
+def tasks_of(systems: Sequence[System]) -> dict[str, str]:
+    """The kind of each task that all runs were tested on; others are noted. Raises ResultsError where there is none."""
+    known: list[tuple[Results, dict[str, str]]] = []
+    for run in (run for system in systems for run in system.each()):
+        spaces = sidecar(run, "labels.json") or {}
+        tested = {
+            task: of["kind"] for task, of in spaces.items() if any(row.startswith(f"test_{task}_") for row in run.rows)
+        }
+        if not tested:
+            raise ResultsError(f"{run.path.parent}: no test rows of any task; test it: {testing_line(run)}")
+        known.append((run, {task: kind for task, kind in tested.items() if kind != "masked"}))
+    first, tasks = known[0]
+    for run, mine in known[1:]:
+        kept = {task: kind for task, kind in tasks.items() if mine.get(task) == kind}
+        if tasks and not kept:
+            raise ResultsError(
+                f"{first.path.parent} was tested on {', '.join(tasks)} and {run.path.parent} on {', '.join(mine)}; a report "
+                "is of runs of a task that all share: give those of other tasks a report of their own"
+            )
+        if left_out := [task for task in {**tasks, **mine} if task not in kept]:
+            note(f"{', '.join(left_out)}: not tested in all runs, and left out of the report")
+        tasks = kept
+    if not tasks:
+        raise ResultsError(f"{first.path.parent}: masked tokens alone were its task, which has no errors to report")
+    return tasks
+
+
+def primary(systems: Sequence[System], tasks: Mapping[str, str]) -> list[str]:
+    """The row of each task by which its runs were chosen among epochs, test_label_macro_f1 and the like."""
+    config = (sidecar(next(systems[0].each()), "config.yaml") or {}).get("tasks") or {}
+    named = {task: ((config.get(task) or {}).get("head") or {}).get("primary") for task in tasks}
+    return [f"test_{task}_{named[task] or PRIMARY[kind]}" for task, kind in tasks.items() if named[task] or kind in PRIMARY]
+
+
+def value_of(scored: Scored, alpha: float) -> Value:
+    return Value(float(scored.values.mean()), *mean_interval(scored, alpha))
+
+
+def table_of(values: Values, names: Sequence[str], corner: str) -> Table:
+    """The numbers behind bars: three columns a system."""
+    columns = [f"{name} {of}" for name in names for of in ("mean", "low", "high")]
+    rows: dict[str, list[Cell]] = {}
+    for row, found in values.items():
+        cells = [part for name in names for part in found.get(name, (math.nan,) * 3)]
+        rows[row] = [None if math.isnan(part) else part for part in cells]
+    return Table(columns, rows, corner=corner, counts=False)
+
+
+class Asked(NamedTuple):
+    """Runs to be reported. metrics: the main ones. how: what measured() reads. command: that makes this report's figures."""
+
+    systems: Sequence[System]
+    tasks: Mapping[str, str]
+    metrics: Sequence[str]
+    how: argparse.Namespace
+    patterns: Sequence[str]
+    command: str
+
+    @property
+    def names(self) -> list[str]:
+        return [system.name for system in self.systems]
+
+    def script(self, name: str, *words: str) -> str:
+        return shlex.join(["uv", "run", f"analysis/{name}.py", *words])
+
+
+def by_label(asked: Asked) -> Iterator[Figure]:
+    """F1 of each label of each task, with the intervals of the main table."""
+    for task, kind in asked.tasks.items():
+        if kind not in ("multiclass", "multilabel", "ordinal"):
+            continue
+        parts = next(iter(asked.systems[0].runs.values()))
+        labels = [label for run in parts for label in (sidecar(run, "labels.json") or {})[task]["names"]]
+        said: dict[str, dict[str, list[Outcome]]] = {}
+        values = {}
+        for label in labels:
+            scored = measured(asked.systems, f"test_{task}_f1_{label}", said, asked.how)
+            values[shown(label)] = {name: value_of(scored[name], asked.how.alpha) for name in asked.names}
+        table = table_of(values, asked.names, "label")
+        title, text = f"F1 of each label of {task}", "Means over seeds, with their intervals over seeds and posts."
+        yield Figure(f"labels-{task}", title, text, partial(bars, asked.names, values, "F1"), table, asked.command)
+
+
+def by_group(asked: Asked) -> Iterator[Figure]:
+    """Rows of evaluations that have one for each group of posts, as bias towards communities."""
+    for task, name in ((task, name) for task in asked.tasks for name in GROUPED):
+        start, values = f"test_{task}_{name}_", dict[str, dict[str, Value]]()
+        for system in asked.systems:
+            runs = [run.rows for run in system.each()]
+            if len(asked.systems) > 1 and any(len(of) > 1 for of in system.runs.values()):
+                continue  # a row of parts is not one of the whole
+            for row in runs[0]:
+                if row.startswith(start) and not is_bound(row) and not is_count(row) and all(row in of for of in runs):
+                    ends = interval([of[row] for of in runs], 1 - asked.how.alpha)
+                    own = (runs[0].get(f"{row}__low", math.nan), runs[0].get(f"{row}__high", math.nan))
+                    mean = fmean(of[row] for of in runs)
+                    if math.isfinite(mean):
+                        group = values.setdefault(shown(row.removeprefix(start)), {})
+                        group[system.name] = Value(mean, *(ends if len(runs) > 1 else own))
+        if values:
+            told = name.replace("_", " ")
+            text = (
+                "Means over seeds, with their intervals over seeds; of a single run with its own, where its test left one."
+            )
+            table = table_of(values, asked.names, "group")
+            draw = partial(bars, asked.names, values, told)
+            yield Figure(f"groups-{task}-{name}", f"{told} of each group, {task}", text, draw, table, asked.command)
+
+
+def _epochs(run: Results, column: str) -> dict[int, float]:
+    """A metric by epoch, but for the last validation, which is of the best epoch once more: nothing was trained there."""
+    path = run.path.parent / "logs" / "metrics.csv"
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [*csv.DictReader(file)]
+        trained = {row["epoch"] for row in rows if row.get("train_loss")}
+        return {int(row["epoch"]) + 1: float(row[column]) for row in rows if row.get(column) and row["epoch"] in trained}
+    except (ValueError, KeyError) as error:
+        raise ResultsError(f"{path}: expected numbers in epoch and {column} ({error})") from None
+
+
+def learning(asked: Asked) -> Iterator[Figure]:
+    """Each main metric on the validation posts, by epoch."""
+    for metric in asked.metrics:
+        column = metric.replace("test_", "val_", 1)
+        whole = [of for of in asked.systems if all(len(runs) == 1 for runs in of.runs.values())]
+        each = {of.name: [line for run in of.each() if (line := _epochs(run, column))] for of in whole}
+        each = {name: lines for name, lines in each.items() if lines}
+        if not each:
+            continue
+        means = {
+            name: {epoch: fmean(line[epoch] for line in lines if epoch in line) for epoch in sorted(set().union(*lines))}
+            for name, lines in each.items()
+        }
+        epochs = sorted(set().union(*means.values()))
+        rows = {str(epoch): [means[name].get(epoch) for name in each] for epoch in epochs}
+        text = (
+            "The mean of the seeds that got so far, on validation posts, above faint seeds. Systems of parts have no line."
+        )
+        draw = partial(curves, asked.names, each, means, shown(column))
+        table = Table([*each], rows, corner="epoch", counts=False)
+        yield Figure(f"learning-{metric}", f"{column} by epoch", text, draw, table, asked.command)
+
+
+def minutes_of(run: Results, known: dict[Path, Run | None]) -> tuple[float | None, float | None, float | None]:
+    """Minutes, those with the runs that it started from, and the price, each None where it is not known."""
+    record = sidecar(run, "run.json") or {}
+    if not record.get("ledger"):
+        minutes = record["seconds"] / 60 if "seconds" in record else None
+        return minutes, None if record.get("sources") else minutes, None
+    if (own := describe(run)) is None:
+        return None, None, None
+    minutes, sources = sum(own.seconds.values()) / 60, behind(own, known)
+    return minutes, None if sources is None else minutes + sum(sum(of.seconds.values()) for of in sources) / 60, own.price
+
+
+def cost(asked: Asked, quality: Mapping[str, Mapping[str, Value]]) -> Iterator[Figure]:
+    """What a run of each system took, against its main metrics."""
+    known: dict[Path, Run | None] = {}
+    spent: dict[str, list[float | None]] = {}
+    for system in asked.systems:
+        found = [[minutes_of(run, known) for run in runs] for runs in system.runs.values()]
+        seeds = [[None if None in of else sum(of) for of in zip(*runs, strict=True)] for runs in found]
+        spent[system.name] = [None if None in of else fmean(of) for of in zip(*seeds, strict=True)]
+    for metric, of in quality.items():
+        points = {name: (paid[1], of[name]) for name, paid in spent.items() if paid[1]}
+        if points:
+            rows = {
+                name: [*paid, *(None if math.isnan(part) else part for part in of[name])] for name, paid in spent.items()
+            }
+            table = Table(["minutes", "minutes in all", "price", "mean", "low", "high"], rows, corner="system", counts=False)
+            text = "Means over seeds; to the left is cheaper. Systems of which minutes in all are not known have no point."
+            draw = partial(quality_for_cost, asked.names, points, shown(metric))
+            command = asked.script("cost", *asked.patterns)
+            yield Figure(f"cost-{metric}", f"Cost against {metric}", text, draw, table, command)
+
+
+def conflicts(asked: Asked) -> Iterator[Figure]:
+    """Weights of tasks and cosines of their gradients, of the first seed of each system that has several tasks."""
+    for number, system in enumerate(asked.systems):
+        folder = next(system.each()).path.parent
+        if not (folder / STEPS).is_file():
+            continue
+        steps, found = read_steps(folder)
+        smooth = max(20, len(steps) // 50)
+        smoothed = {name: running(values, smooth) for name, values in found.items()}
+        some = slice(None, None, -(-len(steps) // POINTS))
+        draw = partial(steps_drawn, steps[some], {name: values[some] for name, values in smoothed.items()}, 1)
+        text = f"The first seed; a running mean of {smooth} steps. A cosine below 0 is a conflict."
+        title = f"Weights of tasks and cosines of their gradients, {system.name}"
+        command = asked.script("conflicts", str(folder))
+        yield Figure(f"conflicts-{number}", title, text, draw, steps_table(found, 4, None), command)
+
+
+def reliability(asked: Asked) -> Iterator[Figure]:
+    """Whether each system is as sure as it is right; its seeds pooled."""
+    for task in asked.tasks:
+        known = [run.rows for system in asked.systems for run in system.each()]
+        if not all(f"test_{task}_accuracy" in rows or f"test_{task}_micro_f1" in rows for rows in known):
+            continue
+        found = {}
+        for system in asked.systems:
+            answers = [read_answers(run, task, None) for run in system.each()]
+            p, true = (np.concatenate(side) for side in zip(*answers, strict=True))
+            if np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 + 1e-6:
+                found[system.name] = binned(p, true, 15)
+        text = "Answers by how sure the system was, all seeds together; on the dashed line it is as right as it is sure."
+        command = asked.script("reliability", *asked.patterns, "--task", task)
+        for start in range(0, len(found), WIDE):
+            some = dict([*found.items()][start : start + WIDE])
+            draw = partial(_reliable, {shown(name): bins for name, bins in some.items()})
+            title = f"Reliability of {task}" + (f", {', '.join(some)}" if len(found) > WIDE else "")
+            yield Figure(f"reliability-{task}-{start}", title, text, draw, bins_table(some, None), command)
+
+
+def _reliable(found: Mapping[str, Bins], format: str) -> bytes:
+    return bins_drawn(found, format=format)

@@ -1,0 +1,236 @@
+"""The page of saved runs: what it says, that it is sound HTML, that names from files do nothing in it, what is refused."""
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from tested_runs import classes, save, system
+
+Run = Callable[..., tuple[int, str, str]]
+FEW = ("--resamples", "100")
+HOSTILE = ("<img src=x onerror=alert(1)>", '</script><script>alert("2")</script>', "$\\frac{ --> ' onload='")
+VOID = {"meta", "input", "br", "img"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, whether they nest, its text, and its scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len({name for name, _ in attrs}) == len(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self.open[-1:] == ["script"] else self.text).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two systems of three seeds, with curves, what they took, and figures over steps."""
+    for name, accuracies in (("full", [0.5] * 3), ("lora", [0.9] * 3)):
+        system(tmp_path, name, accuracies, posts=60)
+        for seed in range(3):
+            folder = tmp_path / f"{name}_{seed}"
+            record = json.loads((folder / "run.json").read_text())
+            more = {"seconds": 90 + seed, "trained_parameters": 1234, "words": ["tasks=[label]", "save_path=x"]}
+            (folder / "run.json").write_text(json.dumps(record | more))
+            (folder / "logs").mkdir()
+            lines = "epoch,step,val_label_macro_f1,train_loss\n0,1,0.4,\n0,1,,1.5\n1,2,0.6,\n1,2,,1.2\n2,3,0.6,\n"
+            (folder / "logs" / "metrics.csv").write_text(lines)
+            with (folder / "results.csv").open("a") as file:
+                for group, auc in (("women", 0.7), ("arab", 0.6 + seed / 10)):
+                    row = f"test_label_subgroup_auc_{group}"
+                    file.write(f"{row},{auc}\n{row}__low,{auc - 0.1}\n{row}__high,{auc + 0.1}\n{row}__posts,20\n")
+    (tmp_path / "lora_0" / "objective.csv").write_text("step,weight_label,weight_b,cosine_label_b\n1,1,2,-0.5\n2,1,2,0.25\n")
+    return tmp_path
+
+
+def test_a_page_says_what_was_asked_and_what_came(run: Run, runs: Path) -> None:
+    code, out, err = run("full_?", "lora_?", *FEW)
+    assert (code, err) == (0, "") and out.startswith("report.html: 7 figures, 0.")
+    html = (runs / "report.html").read_text()
+    page, text = Page(html), " ".join(" ".join(Page(html).text).split())
+    assert "Is lora better than full, the baseline, by test_label_macro_f1 on the test posts of label?" in text
+    assert "lora is better than full by ." in text and "hierarchical bootstrap of 3 seeds × 60 posts" in text
+    assert text.index("lora is better than full") < text.index("Systems by their main metrics")
+    for title in (
+        "Main metrics",
+        "F1 of each label of label",
+        "subgroup auc of each group, label",
+        "val_label_macro_f1 by epoch",
+        "Cost against test_label_macro_f1",
+        "Weights of tasks and cosines of their gradients, lora",
+        "Reliability of label",
+    ):
+        assert title in text
+    assert re.search(r"epoch full lora 1 0.400 0.400 2 0.600 0.600 uv run", text)  # the best once more is no third epoch
+    assert "uv run analysis/compare.py 'full_?' 'lora_?' --metric test_label_macro_f1" in text
+    assert "uv run analysis/conflicts.py lora_0" in text and "uv run analysis/report.py 'full_?' 'lora_?'" in text
+    assert "uv run main.py 'tasks=[label]' save_path=adapters/winner" in text and "1,234" in text
+    assert not (page.all("img") or page.all("link") or page.all("iframe")) and "Warning" not in text
+
+
+def test_a_page_can_be_read_with_a_keyboard_and_aloud_and_runs_no_other_script(run: Run, runs: Path) -> None:
+    run("full_?", "lora_?", *FEW)
+    html = (runs / "report.html").read_text()
+    page = Page(html)
+    policy = next(of["content"] for of in page.all("meta") if of.get("http-equiv") == "Content-Security-Policy") or ""
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}';" in policy
+    assert "aria-sort" in script and "prefers-color-scheme: dark" in html and "@media print" in html
+    assert page.all("html") == [{"lang": "en"}] and "initial-scale=1" in html
+    assert all(of.get("scope") in ("col", "row") for of in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table")) == 9 and all(of.get("aria-label") for of in page.all("svg"))
+    boxes = [of for tag, of in page.tags if tag == "div" and of.get("role") == "region"]
+    assert len(boxes) == len(page.all("table")) + len(page.all("svg")) and all(of["tabindex"] == "0" for of in boxes)
+    ids = [of["id"] for _, of in page.tags if "id" in of]
+    assert len(set(ids)) == len(ids)
+    uses = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html)
+    assert uses and {a or b for a, b in uses} <= {*ids}
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def hostile(folder: Path) -> None:
+    for seed in range(2):
+        gold, scores = classes(40, 0.6, np.random.default_rng(seed))
+        save(folder / f"a_{seed}", gold, scores, seed=seed, names=HOSTILE, rows={"test_label_accuracy_x": 0.5},
+             config={"method": {"name": HOSTILE[0]}}, words=[f"seed={HOSTILE[1]}"])  # fmt: skip
+
+
+def test_names_from_files_do_nothing(run: Run, tmp_path: Path) -> None:
+    hostile(tmp_path)
+    with (tmp_path / "posts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *([f"p{i}", f"{HOSTILE[i % 3]} {i}"] for i in range(40))])
+    code, _, err = run("a_0", "a_1", "--name", HOSTILE[1], HOSTILE[2], *FEW, "--posts", "posts.csv", "--figures", "f")
+    assert code == 0, err
+    assert all(ElementTree.parse(path) for path in (tmp_path / "f").glob("*.svg"))
+    page = Page((tmp_path / "report.html").read_text())
+    assert len(page.scripts) == 1 and not page.all("img")
+    assert not [name for _, of in page.tags for name in of if name.startswith("on")]
+    assert all(any(name in text for text in page.text) for name in HOSTILE)
+    assert all(of["href"].startswith("#") for _, of in page.tags if of.get("href"))  # type: ignore[union-attr]
+
+
+def test_texts_of_posts_are_behind_a_click(run: Run, runs: Path) -> None:
+    with (runs / "posts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["case", "words"], *([f"p{i}", f"invented post {i}"] for i in range(60))])
+    ask = ("full_?", "lora_?", *FEW)
+    assert run(*ask, "--posts", "posts.csv", "--id", "case", "--text", "words")[0] == 0
+    html = (runs / "report.html").read_text()
+    start = html.index("Warning: these are posts")
+    assert html.index("invented post") > html.index('<details class="posts"><summary>', start)
+    first, _, second = html[start:].partition('<details class="posts">')[2].partition('<details class="posts">')
+    assert first.count("invented post") == 3 * 5 and 0 < second.count("invented post") <= 3 * 5  # five of each label
+    code, _, err = run(*ask, "--posts", "posts.csv")
+    assert code == 2 and "no column 'id'; type --id with one of case, words" in err
+
+
+def test_figures_are_written_as_files(run: Run, runs: Path) -> None:
+    assert run("lora_?", *FEW, "--figures", "figures")[0] == 0
+    names = {path.name for path in (runs / "figures").iterdir()}
+    keys = {"main", "labels-label", "groups-label-subgroup_auc", "learning-test_label_macro_f1",
+            "cost-test_label_macro_f1", "conflicts-0", "reliability-label-0"}  # fmt: skip
+    assert names == {f"{key}.{format}" for key in keys for format in ("svg", "pdf", "png")}
+    assert (runs / "figures" / "main.pdf").read_bytes().startswith(b"%PDF")
+    assert "There is one system, of 3 seeds, so nothing is compared." in (runs / "report.html").read_text()
+
+
+def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
+    gold = np.random.default_rng(0).random((40, 4)) < 0.5
+    scores = np.where(np.random.default_rng(1).random((40, 4)) < 0.2, ~gold, gold) * 0.8 + 0.1
+
+    def counts(labels: list[int]) -> dict[str, float]:
+        given, true = scores >= 0.5, gold
+        cells = {"tp": given & true, "fp": given & ~true, "fn": ~given & true}
+        rows = {f"test_target_{of}_{'wxyz'[i]}": float(cell[:, i].sum()) for of, cell in cells.items() for i in labels}
+        f1 = {i: 2 * rows[f"test_target_tp_{'wxyz'[i]}"] for i in labels}
+        f1 = {i: top / (top + sum(rows[f"test_target_{of}_{'wxyz'[i]}"] for of in ("fp", "fn"))) for i, top in f1.items()}
+        tp, fp, fn = (sum(rows[f"test_target_{of}_{'wxyz'[i]}"] for i in labels) for of in ("tp", "fp", "fn"))
+        mean, pooled = sum(f1.values()) / len(f1), 2 * tp / (2 * tp + fp + fn)
+        return rows | {f"test_target_f1_{'wxyz'[i]}": of for i, of in f1.items()} | {
+            "test_target_macro_f1": mean, "test_target_micro_f1": pooled}  # fmt: skip
+
+    for part, labels in (("1 2", [0, 2]), ("2 2", [1, 3])):
+        save(tmp_path / f"part_{part[0]}", gold[:, labels], scores[:, labels], kind="multilabel", task="target",
+             names=["wxyz"[i] for i in labels], rows=counts(labels), config={"mask_pattern": part})  # fmt: skip
+    sources = {str(tmp_path / f"part_{i}"): "0" * 16 for i in (1, 2)}
+    every = [0, 1, 2, 3]
+    save(
+        tmp_path / "merge", gold, scores, kind="multilabel", task="target", names="wxyz", rows=counts(every), sources=sources
+    )
+    code, _, err = run("merge", *FEW)
+    html = (tmp_path / "report.html").read_text()
+    assert code == 0 and "Parts and merge, merge" in html and "analysis/retention.py --merged merge --parts" in html
+    assert "note: no interference of merge" in err  # there are no adapters
+    code, _, err = run("part_?", *FEW, "--name", "parts")
+    assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
+
+
+def test_thirty_runs_make_a_small_page(run: Run, tmp_path: Path) -> None:
+    for k in range(10):
+        system(tmp_path, f"s{k}", [0.5 + k / 30] * 3, posts=60)
+    code, _, err = run(*(f"s{k}_?" for k in range(10)), "--letters", *FEW)
+    assert code == 0, err
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing_?"], "matches nothing"),
+        (
+            ["full_?", "other"],
+            "full_0 was tested on label and other on target; a report is of runs of a task that all share",
+        ),
+        (["full_?", "untested"], "untested: no test rows of any task; test it: uv run main.py"),
+        (["full_?", "--output", "folder"], "--output folder: is a folder; expected a file, as folder/report.html"),
+        (["full_?", "--output", "report.pdf"], "expected a name that ends in .html"),
+        (["full_?", "--figures", "full_0/run.json"], "is a file; expected a folder"),
+        (["full_?", "lora_?", "--metric", "test_label_makro_f1"], "did you mean test_label_macro_f1?"),
+        (["full_?", "--posts", "none.csv"], "none.csv"),
+        (["full_?", "--resamples", "5"], "100 or more"),
+        (["full_?", "--alpha", "5"], "between 0 and 1"),
+        (["full_?", "--seed", "-1"], "0 or more"),
+        (["full_0", "full_?"], "not compared with itself"),
+    ],
+)
+def test_wrong_input_is_told_and_nothing_is_written(run: Run, runs: Path, arguments: list[str], message: str) -> None:
+    gold, scores = classes(20, 0.5, np.random.default_rng(0))
+    save(runs / "other", gold, scores, task="target", rows={"test_target_accuracy": 0.5})
+    save(runs / "untested", gold, scores, rows={"val_label_accuracy": 0.5})
+    (runs / "folder").mkdir()
+    before = set(runs.rglob("*"))
+    code, out, err = run(*arguments, *([] if "--resamples" in arguments else FEW))
+    assert (code, out) == (2, "") and "report.py: " in err and message in err
+    assert set(runs.rglob("*")) == before
