@@ -60,6 +60,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
+        ".*mkldnn_matmul.*",  # torch takes another way, as where memory is short
         ".*Unsupported layer type.*proceed at your own risk.*",  # PEFT, of layers that it tunes itself
         ".*srun.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",

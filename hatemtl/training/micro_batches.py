@@ -33,14 +33,15 @@ class Beginning(Callback):
     """Keeps what training changes as it is before the first epoch, until a checkpoint has it."""
 
     def __init__(self) -> None:
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Any] = {}
         self.states: list[tuple[Callback, dict[str, Any]]] = []
 
     def keep(self, module: MultitaskModule, callbacks: Sequence[Callback]) -> None:
         """Copies the weights, and the states of the callbacks."""
         checkpoint: dict[str, Any] = {}
         module.on_save_checkpoint(checkpoint)
-        self.weights = {name: tensor.detach().cpu().clone() for name, tensor in checkpoint["state_dict"].items()}
+        kept = checkpoint["state_dict"].items()  # of what is no tensor, as a count of steps, a copy
+        self.weights = {name: v.detach().cpu().clone() if isinstance(v, Tensor) else deepcopy(v) for name, v in kept}
         self.states = [(callback, deepcopy(callback.state_dict())) for callback in callbacks]
 
     def restore(self, module: MultitaskModule) -> None:

@@ -383,11 +383,11 @@ def test_one_command_compares_the_ways_to_step_and_to_mix(
     ways = ["sampling.step=joint,per_task", "sampling.batch=mixed,alternating"]
     done = cli("-m", *ways, *corpora, "encoder=tiny", "optimization.epochs=1", "action=[train,test]")
     assert done.code == 0, done.err
-    runs = [path for path in (tmp_path / "adapters").iterdir() if (path / "results.csv").exists()]
+    runs = [path.parent for path in (tmp_path / "adapters").glob("*/*/results.csv")]
     settings = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs]
     found = {(config["sampling"]["step"], config["sampling"]["batch"]) for config in settings}
     assert found == {(step, batch) for step in ("joint", "per_task") for batch in ("mixed", "alternating")}
-    monkeypatch.setattr(sys, "argv", ["table.py", "adapters/label+target-*", "--metric", "*macro_f1"])
+    monkeypatch.setattr(sys, "argv", ["table.py", "adapters/label+target-*/*", "--metric", "*macro_f1"])
     monkeypatch.syspath_prepend(str(ROOT / "analysis"))
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "analysis" / "table.py"), run_name="__main__")
