@@ -60,9 +60,10 @@ def same(one: Path, two: Path) -> None:
     for file in ("heads.safetensors", "adapter/adapter.safetensors"):
         a, b = load_file(one / file), load_file(two / file)
         pairs = zip(sorted(a), sorted(b), strict=True)  # the adapter bears the name of the run
-        assert max(float((a[x] - b[y]).abs().max()) for x, y in pairs) < 1e-5
-    logs, theirs = (pd.read_csv(path / "logs" / "metrics.csv").filter(like="val_") for path in (one, two))
-    pd.testing.assert_frame_equal(logs, theirs, rtol=1e-4, atol=1e-5)
+        # where a gradient is all but zero, AdamW makes a whole step of what rounding left of it
+        assert max(float((a[x] - b[y]).abs().max()) for x, y in pairs) < 1e-4
+    logs, theirs = (pd.concat(map(pd.read_csv, sorted((path / "logs").rglob("metrics.csv")))) for path in (one, two))
+    pd.testing.assert_frame_equal(logs.reset_index(drop=True), theirs.reset_index(drop=True), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -86,8 +87,8 @@ def test_two_processes_make_what_one_makes(words: list[str], tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_merge_that_is_trained_on(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        ran(tmp_path / "parts" / str(seed), f"seed={seed}", "optimization.epochs=1")
+    for rate in ("1e-3", "2e-3"):
+        ran(tmp_path / "parts" / rate, f"optimization.encoder_lr={rate}", "optimization.epochs=1")
     merge = ["method=ah_merge16", f"method.sources='{tmp_path / 'parts' / '*'}'", "heads.merge=mean", "action=[train,test]"]
     for devices in (1, 2):
         ran(tmp_path / str(devices), *merge, devices=devices)

@@ -232,6 +232,10 @@ class Head(nn.Module):
         """Computes the mean loss over the annotated posts; zero, but connected to the graph, where there is none."""
         raise NotImplementedError
 
+    def answers(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        """Counts what `loss` is a mean of, (): annotated posts, or of their tokens those that count."""
+        return has.sum()
+
     def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
         """Computes each label's mean loss over the annotated posts, (C,), and its share of `loss`, (C,): Σ share·loss.
 

@@ -55,6 +55,9 @@ class MaskedHead(Head):
         total = F.cross_entropy(words, truth, ignore_index=int(IGNORED), reduction="sum")
         return total / (truth != int(IGNORED)).sum().clamp(min=1)
 
+    def answers(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        return ((targets != int(IGNORED)) & has[:, None]).sum()
+
     def scores(self, logits: Tensor) -> Tensor:
         """Gives the hidden states as they are: scores of a whole vocabulary would be too wide to be handed over."""
         return logits

@@ -58,6 +58,9 @@ class TokensHead(Head):
         losses = self.loss_of.of_answers(logits, targets.clamp(min=0), self.weights, self.label_smoothing)
         return masked_mean(losses, counted.to(losses.dtype))
 
+    def answers(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+        return ((targets[:, : logits.shape[1]] >= 0) & has[:, None]).sum()
+
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 

@@ -12,7 +12,7 @@ Sum = tuple[Tensor, Tensor | int]
 
 
 class EpochLosses:
-    """Holds, by name, the sum of losses so far, (), or (C,) of labels, and of how many posts; no sum waits for a GPU.
+    """Holds, by name, the sum of losses so far, (), or (C,) of labels, and of how many answers; no sum waits for a GPU.
 
     head: gives a task's head. Names begin with their stage, train or val.
     """
@@ -26,7 +26,7 @@ class EpochLosses:
         self.sums = {name: some for name, some in self.sums.items() if not name.startswith(f"{stage}_")}
 
     def add(self, name: str, value: Tensor, posts: Tensor | int) -> None:
-        """Adds a mean loss over so many posts."""
+        """Adds a mean loss over so many posts, or answers in them."""
         total, count = self.sums.get(name, (0.0, 0))
         self.sums[name] = total + value.detach() * posts, count + posts
 
@@ -35,14 +35,16 @@ class EpochLosses:
         self,
         stage: str,
         losses: Mapping[str, Tensor],
+        logits: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
         has: Mapping[str, Tensor],
-        by_label: Callable[[str], tuple[Tensor, Tensor]],
     ) -> None:
-        """Adds the loss of each task in a batch, and those of a multilabel one's labels, which `by_label` computes."""
+        """Adds the loss of each task in a batch, and those of the labels of a multilabel one."""
         for task, value in losses.items():
-            self.add(f"{stage}_{task}_loss", value, has[task].sum())
-            if self.head(task).space.carries == "any":
-                self.add(f"{stage}_{task}_losses", by_label(task)[0], has[task].sum())
+            head, given = self.head(task), (logits[task], targets[task], has[task])
+            self.add(f"{stage}_{task}_loss", value, head.answers(*given))
+            if head.space.carries == "any":
+                self.add(f"{stage}_{task}_losses", head.losses_by_label(*given)[0], has[task].sum())
 
     def means(self, stage: str, crew: Crew) -> dict[str, Tensor]:
         """Gives the means of a stage so far, over the posts of all processes, by name."""

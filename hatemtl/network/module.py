@@ -137,7 +137,8 @@ class MultitaskModule(L.LightningModule):
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
                 terms = terms + regulariser.weight * value
                 self.so_far.add(f"train_{name}_{term}", value, len(batch))
-        self._add_losses("train", batch, logits, losses)
+        targets = {task: self._target(batch, task) for task in losses}
+        self.so_far.add_tasks("train", losses, logits, targets, batch.has)
         self.so_far.add("train_loss", loss + terms, len(batch))
         if self.weighting.looks_back:
             self.moved.append(batch)
@@ -227,12 +228,6 @@ class MultitaskModule(L.LightningModule):
         self.weighting.look_back(self.crew.mean(losses), Step(self.current_epoch, self.crew.any(has)))
         self.moved = []
 
-    def _add_losses(self, stage: str, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> None:
-        def by_label(task: str) -> tuple[Tensor, Tensor]:
-            return self.head(task).losses_by_label(logits[task], self._target(batch, task), batch.has[task])
-
-        self.so_far.add_tasks(stage, losses, batch.has, by_label)
-
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.stepped and self.moved:
             self._look_back()
@@ -299,7 +294,7 @@ class MultitaskModule(L.LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         logits_of = self(batch)
         if not self.trainer.testing:
-            self._add_losses("val", batch, logits_of, self.losses(batch, logits_of))
+            self.so_far.add_tasks("val", self.losses(batch, logits_of), logits_of, batch.targets, batch.has)
         for task, logits in logits_of.items():
             scores, targets, has = self.head(task).scores(logits), batch.targets[task], batch.has[task]
             self.metrics[task].update(scores, targets, has)
