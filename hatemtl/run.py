@@ -1,7 +1,8 @@
-"""Dispatches the action: train, test, predict, export or tune."""
+"""Dispatches the action: train, test, predict, export, tune, status or collect."""
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
 from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
+from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Run, attempt, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
@@ -32,6 +34,9 @@ USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives w
     "predict": lambda request, cfg: predict(request, **cfg.predict),
     "export": lambda request, cfg: export_run(request, **cfg.export),
 }
+
+
+ASKS: dict[str, Callable[[Path], bool]] = {"status": status, "collect": collect}  # of a submitted sweep
 
 
 def run(cfg: Any) -> None:
@@ -53,12 +58,13 @@ def _carry(turns: Sequence[Turn]) -> bool:
 
 
 def _planned(turn: Turn) -> Planned:
-    run = Run(turn.name, turn.command(), lambda: attempt(lambda: turn.do(_do)))
+    save_path = None if turn.config is None else Path(turn.save_path or named_after(turn.config))
+    run = Run(turn.name, turn.command(), lambda: attempt(lambda: turn.do(_do)), save_path, turn.config)
     if turn.config is None:
         return Planned(run)
     return Planned(
         run,
-        Path(turn.save_path or named_after(turn.config)),
+        save_path,
         turn.config,
         lambda: turn.do(_requested),
         then_test="test" in _actions(turn.cfg),
@@ -77,6 +83,10 @@ def _trains(cfg: Any) -> bool:
 def _do(cfg: Any) -> tuple[Path, bool]:
     """Does what is asked for; gives the folder that it left, and whether all of it was done before."""
     actions = _actions(cfg)
+    if (_trains(cfg) or actions == ["tune"]) and not build(cfg.launcher).waits:
+        raise UserError(
+            "launcher=slurm submits the runs of a sweep and leaves them; type main.py -m ..., or launcher=serial"
+        )
     if _trains(cfg):
         request = _requested(cfg)
         if request.folds is not None and request.folds.of == "train" and request.folds.fold is None:
@@ -86,7 +96,19 @@ def _do(cfg: Any) -> tuple[Path, bool]:
         return _tune(cfg), False
     if len(actions) == 1 and actions[0] in USES:
         return _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)), False
-    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', 'tune', *USES, '[train,test]'])}")
+    if len(actions) == 1 and actions[0] in ASKS:
+        return _asked(actions[0], cfg.save_path), False
+    known = ["train", "tune", *USES, *ASKS, "[train,test]"]
+    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), known)}")
+
+
+def _asked(action: str, save_path: str | None) -> Path:
+    """Tells of the runs that were submitted to a folder; exits with 1 where one ended badly."""
+    if save_path is None:
+        raise UserError(f"action={action} needs the folder of the sweep that was submitted; type save_path=FOLDER")
+    if not ASKS[action](Path(save_path)):
+        sys.exit(1)
+    return Path(save_path)
 
 
 def _tune(cfg: Any) -> Path:
