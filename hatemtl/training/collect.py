@@ -13,8 +13,6 @@ from hatemtl.training.launch.slurm import states
 from hatemtl.training.launch.submission import Submitted, read, stands
 from hatemtl.training.sweep import AT_WORK, WELL
 
-COLLECTED = "runs.csv"  # in the sweep's folder
-
 
 def status(folder: Path) -> bool:
     """Prints where each run stands; tells whether none ended badly. Raises UserError where nothing was submitted."""
@@ -32,10 +30,12 @@ def collect(folder: Path) -> bool:
     writer = csv.DictWriter(file, [*dict.fromkeys(key for row in rows for key in row)], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / COLLECTED, file.getvalue())
+    place = folder.absolute()  # beside it, since all that a glob finds in it is taken for a run
+    collected = place.with_name(f"{place.name}.collected.csv")
+    write_text(collected, file.getvalue())
     well = _told(ends)
     left = sum(ended.state not in (*WELL, "failed") for ended in ends.values())
-    print(f"{folder / COLLECTED}: the results of {sum(ended.state in WELL for ended in ends.values())} of {len(ends)} runs")
+    print(f"{collected}: the results of {sum(ended.state in WELL for ended in ends.values())} of {len(ends)} runs")
     if left:
         print(f"note: {left} of {len(ends)} runs are not at their end; collect them again later")
     return well

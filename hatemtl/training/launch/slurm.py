@@ -142,7 +142,7 @@ class Slurm:
 
 @dataclass(eq=False)
 class Job:
-    """A run as a job does it. threads: of it. slots: how many jobs of this machine work at once; None: the cluster sees to it."""
+    """Does a run as a job. threads: of it. slots: how many jobs work at once; None where the cluster sees to that."""
 
     command: Sequence[str]
     save_path: Path

@@ -18,7 +18,7 @@ AGAIN = "submit the sweep again: main.py -m ... launcher=slurm"
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run in a cluster's hands. folder: its own, in the sweep's. config: what it is known by. job: the cluster's name of it."""
+    """Holds a run in a cluster's hands. folder: its own, in the sweep's. config: it is known by this. job: its number."""
 
     name: str
     folder: str
@@ -63,15 +63,14 @@ def shared_folder(runs: Iterable[Run]) -> Path:
 
 
 def refuse_others(folder: Path, runs: Iterable[Run], before: Mapping[str, Submitted]) -> None:
-    """Raises UserError where another sweep was submitted to the folder: over other keys, or with other values of the rest."""
+    """Raises UserError where another sweep was submitted to the folder: over other keys, or with other values elsewhere."""
     for run in runs:
         assert run.save_path is not None and run.config is not None
         here = run.save_path.name
         told = differences(before[here].config, run.config) if here in before else []
         if before and not told and _over(here) not in {_over(one) for one in before}:
-            told = [
-                f"over {' and '.join(_over(next(iter(before)))) or 'nothing'}, given {' and '.join(_over(here)) or 'nothing'}"
-            ]
+            went, goes = (" and ".join(_over(one)) or "nothing" for one in (next(iter(before)), here))
+            told = [f"that went over {went}, and this one goes over {goes}"]
         if told:
             raise UserError(
                 f"save_path={folder} holds another sweep that was submitted ({here}: {'; '.join(told[:3])}); give another "
@@ -89,7 +88,7 @@ def _over(name: str) -> tuple[str, ...]:
 
 
 def stands(folder: Path, run: Submitted, state: str | None) -> Ended:
-    """Tells where a run stands. state: of its job while that waits or works, as the cluster says it; None once it is gone."""
+    """Tells where a run stands. state: of its job while that waits or works, in the cluster's words; None once gone."""
     save_path, path = folder / run.folder, report_of(folder, run.folder)
     said = reported(path)
     begun = said is not None and said.state == "running"
