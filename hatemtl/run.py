@@ -23,7 +23,7 @@ from hatemtl.machine.startup import quiet
 from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 from hatemtl.training.collect import collect, status
-from hatemtl.training.launch.base import Run, attempt, reporting
+from hatemtl.training.launch.base import Run, attempt, launched, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
 from hatemtl.tuning.tune import tune
@@ -49,6 +49,11 @@ def run(cfg: Any) -> None:
     if in_sweep():
         plan(cfg, _carry, config=lambda cfg: known_by(cfg) if _trains(cfg) else None)
     else:
+        alone = (_trains(cfg) or _actions(cfg) == ["tune"]) and not launched()
+        if alone and not build(cfg.launcher).waits:
+            raise UserError(
+                "launcher=slurm submits the runs of a sweep, and leaves them; type main.py -m ..., or launcher=serial"
+            )
         reporting(lambda: _do(cfg))
 
 
@@ -83,10 +88,6 @@ def _trains(cfg: Any) -> bool:
 def _do(cfg: Any) -> tuple[Path, bool]:
     """Does what is asked for; gives the folder that it left, and whether all of it was done before."""
     actions = _actions(cfg)
-    if (_trains(cfg) or actions == ["tune"]) and not build(cfg.launcher).waits:
-        raise UserError(
-            "launcher=slurm submits the runs of a sweep and leaves them; type main.py -m ..., or launcher=serial"
-        )
     if _trains(cfg):
         request = _requested(cfg)
         if request.folds is not None and request.folds.of == "train" and request.folds.fold is None:

@@ -81,6 +81,11 @@ def failure(error: Exception) -> Ended:
     return Ended("failed", said.split("\n")[0], isinstance(error, Diverged))
 
 
+def launched() -> bool:
+    """Tells whether a launcher started this process, to do the one run of it."""
+    return REPORT in os.environ
+
+
 def reporting(do: Callable[[], tuple[Path, bool]]) -> None:
     """Does the one run of this process; where a launcher started it, that is told how it ended."""
     path, ended = os.environ.pop(REPORT, None), None

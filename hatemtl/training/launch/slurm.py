@@ -134,8 +134,7 @@ class Slurm:
 
     def _job(self, run: Run, folder: Path, slots: int | None) -> "Job":
         assert run.save_path is not None and run.config is not None
-        words = [word for word in run.words if not word.lstrip("+~").startswith(("launcher=", "launcher."))]
-        command = (sys.executable, str(local.MAIN), *words)
+        command = (sys.executable, str(local.MAIN), *run.words)
         save_path = folder / run.save_path.name
         return Job(command, save_path, run.config, report_of(folder, save_path.name), self.cpus, slots)
 

@@ -52,9 +52,8 @@ def slurm(**other: Any) -> Slurm:
 def runs(folder: Path, *names: str, **config: Any) -> list[Run]:
     """Runs that train, a folder each."""
     values = [{"seed": name.partition("=")[2], **config} for name in names]
-    words = ("launcher=slurm", "launcher.time=30", "tasks=[label]")
     return [
-        Run(name, (name, *words), lambda: Ended("not begun", ""), folder / name, value)
+        Run(name, (name, "tasks=[label]"), lambda: Ended("not begun", ""), folder / name, value)
         for name, value in zip(names, values, strict=True)
     ]
 
@@ -142,6 +141,14 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         outcome = cli(*words)
         assert outcome.code == 2 and said in outcome.err
+
+
+def test_a_job_that_asks_for_the_launcher_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """An experiment may ask for it, and is typed in the job too."""
+    monkeypatch.setenv("HATEMTL_REPORT", str(report_of(tmp_path, "a")))
+    monkeypatch.setattr("hatemtl.run._do", lambda cfg: (tmp_path, False))
+    assert cli("launcher=slurm", "encoder=tiny").code == 0
+    assert json.loads(report_of(tmp_path, "a").read_text())["state"] == "finished"
 
 
 @pytest.mark.parametrize(
