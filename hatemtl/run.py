@@ -1,7 +1,8 @@
-"""Dispatches the action: train, test, predict, export or tune."""
+"""Dispatches the action: train, test, predict, export, tune, status or collect."""
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,8 @@ from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
 from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
-from hatemtl.training.launch.base import Run, attempt, reporting
+from hatemtl.training.collect import collect, status
+from hatemtl.training.launch.base import Run, attempt, launched, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
 from hatemtl.tuning.tune import tune
@@ -34,6 +36,9 @@ USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives w
 }
 
 
+ASKS: dict[str, Callable[[Path], bool]] = {"status": status, "collect": collect}  # of a submitted sweep
+
+
 def run(cfg: Any) -> None:
     """Trains, or trains and then tests, or does something with a saved run, as the composed configuration says.
 
@@ -44,6 +49,11 @@ def run(cfg: Any) -> None:
     if in_sweep():
         plan(cfg, _carry, config=lambda cfg: known_by(cfg) if _trains(cfg) else None)
     else:
+        alone = (_trains(cfg) or _actions(cfg) == ["tune"]) and not launched()
+        if alone and not build(cfg.launcher).waits:
+            raise UserError(
+                "launcher=slurm submits the runs of a sweep, and leaves them; type main.py -m ..., or launcher=serial"
+            )
         reporting(lambda: _do(cfg))
 
 
@@ -53,12 +63,13 @@ def _carry(turns: Sequence[Turn]) -> bool:
 
 
 def _planned(turn: Turn) -> Planned:
-    run = Run(turn.name, turn.command(), lambda: attempt(lambda: turn.do(_do)))
+    save_path = None if turn.config is None else Path(turn.save_path or named_after(turn.config))
+    run = Run(turn.name, turn.command(), lambda: attempt(lambda: turn.do(_do)), save_path, turn.config)
     if turn.config is None:
         return Planned(run)
     return Planned(
         run,
-        Path(turn.save_path or named_after(turn.config)),
+        save_path,
         turn.config,
         lambda: turn.do(_requested),
         then_test="test" in _actions(turn.cfg),
@@ -86,7 +97,19 @@ def _do(cfg: Any) -> tuple[Path, bool]:
         return _tune(cfg), False
     if len(actions) == 1 and actions[0] in USES:
         return _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)), False
-    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), ['train', 'tune', *USES, '[train,test]'])}")
+    if len(actions) == 1 and actions[0] in ASKS:
+        return _asked(actions[0], cfg.save_path), False
+    known = ["train", "tune", *USES, *ASKS, "[train,test]"]
+    raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), known)}")
+
+
+def _asked(action: str, save_path: str | None) -> Path:
+    """Tells of the runs that were submitted to a folder; exits with 1 where one ended badly."""
+    if save_path is None:
+        raise UserError(f"action={action} needs the folder of the sweep that was submitted; type save_path=FOLDER")
+    if not ASKS[action](Path(save_path)):
+        sys.exit(1)
+    return Path(save_path)
 
 
 def _tune(cfg: Any) -> Path:

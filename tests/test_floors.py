@@ -39,6 +39,7 @@ OWNERS = {
     "huggingface_hub": {"machine.hub"},
     "rich": {"command", "training", "using"},
     "optuna": {"tuning"},
+    "submitit": {"training.launch.slurm"},
     "torchjd": {"objective.surgery"},
     "scipy": {"evaluations"},  # and analysis/, which is no part of the package
 }
@@ -131,7 +132,7 @@ def test_analysis_never_imports_torch() -> None:
         ("machine.startup", {"torch", "lightning", "transformers", "numpy"}),
         ("command.suggestions", {"torch", "lightning", "transformers", "numpy", "pydantic"}),
         ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes", "captum"}),
-        ("run", {"optuna", "matplotlib"}),
+        ("run", {"optuna", "matplotlib", "submitit"}),
         ("evaluations.explainers", {"captum"}),
         ("evaluations.eraser", {"torch"}),
         ("training.train", {"hydra", "omegaconf"}),

@@ -16,6 +16,7 @@ from hatemtl.training.launch.base import Ended, Launcher, Run
 
 BEGUN, NOT_BEGUN = Ended("interrupted", "the same command goes on with it"), Ended("not begun", "")
 WELL = ("finished", "was finished before")
+AT_WORK = ("submitted", "running")  # in other hands
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,12 @@ def carry(planned: Iterable[Planned], launcher: Launcher) -> bool:
         for run, ended in launcher(due()):
             ends[run.name] = ended
             keep_record(of_run[run.name], ended)
+    except UserError:  # the launcher starts nothing
+        ends.update({name: NOT_BEGUN for name, ended in ends.items() if ended is BEGUN})
+        raise
     finally:
         report.sweep(report.Console(), [(name, ended.state, ended.told) for name, ended in ends.items()])
-    return all(ended.state in WELL for ended in ends.values())
+    return all(ended.state in (*WELL, *AT_WORK) for ended in ends.values())
 
 
 def ended_before(one: Planned, stands: "Finished") -> Ended | None:

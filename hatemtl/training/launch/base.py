@@ -4,17 +4,19 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from hatemtl.errors import Diverged, UserError
 from hatemtl.harmless import shown
 from hatemtl.machine import json_object
 from hatemtl.saved_runs.saved_run import write_text
 
-State = Literal["finished", "was finished before", "failed", "failed before", "interrupted", "not begun"]
+State = Literal[
+    "finished", "was finished before", "failed", "failed before", "interrupted", "not begun", "submitted", "running"
+]
 REPORT = "HATEMTL_REPORT"  # the file into which a process that a launcher started writes how its run ended
 
 
@@ -32,12 +34,15 @@ class Run:
     """Holds one run as a launcher sees it, which needs to know no more of it than how to start it.
 
     name: what tells it from the others. words: what `main.py` takes to do it in a process of its own, on any machine that
-    has this folder. here: does it in this process, and lets pass only what ends all.
+    has this folder. here: does it in this process, and lets pass only what ends all. save_path, config: where it lands and
+    what it is known by, of one that trains, for a launcher that is asked for it later.
     """
 
     name: str
     words: Sequence[str]
     here: Callable[[], Ended]
+    save_path: Path | None = None
+    config: Mapping[str, Any] | None = None
 
 
 class Launcher(Protocol):
@@ -46,7 +51,10 @@ class Launcher(Protocol):
     The next run is taken only when there is room to start it, so whoever gives them may decide by what ended before; where
     there is none, it is asked for again after each end, since that may make one.
     What ends the caller early ends what was started, and leaves it such that it can go on.
+    waits: whether it gives ends; one that does not leaves runs in other hands, and tells that they are.
     """
+
+    waits: ClassVar[bool]
 
     def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]: ...
 
@@ -71,6 +79,11 @@ def failure(error: Exception) -> Ended:
     """Tells an error in one line."""
     said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return Ended("failed", said.split("\n")[0], isinstance(error, Diverged))
+
+
+def launched() -> bool:
+    """Tells whether a launcher started this process, to do the one run of it."""
+    return REPORT in os.environ
 
 
 def reporting(do: Callable[[], tuple[Path, bool]]) -> None:

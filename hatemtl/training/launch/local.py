@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Thread
+from typing import ClassVar
 
 from hatemtl.errors import UserError
 from hatemtl.harmless import shown
@@ -36,6 +37,7 @@ class Local:
 
     jobs: int
     threads: int | None
+    waits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("jobs", "threads"):

@@ -1,0 +1,105 @@
+"""Keeps in a sweep's folder which run was submitted as which job, and tells from files where a run stands."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hatemtl.errors import UserError
+from hatemtl.machine import json_object
+from hatemtl.saved_runs.claiming import differences
+from hatemtl.saved_runs.saved_run import SavedRun, write_text
+from hatemtl.training.launch.base import Ended, Run, reported
+
+PLACE = ".submitted"  # in the folder that the runs share: what is known of the jobs, what each reports, and submitit's files
+AGAIN = "submit the sweep again: main.py -m ... launcher=slurm"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Holds a run in a cluster's hands. folder: its own, in the sweep's. config: it is known by this. job: its number."""
+
+    name: str
+    folder: str
+    config: Mapping[str, Any]
+    cluster: str
+    job: str
+
+
+def read(folder: Path) -> dict[str, Submitted]:
+    """Reads what was submitted, by the folder of each run. Raises UserError where nothing was."""
+    path = folder / PLACE / "runs.json"
+    if not path.is_file():
+        why = "no sweep was submitted there" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"save_path={folder}: {why}; {AGAIN} save_path={folder}")
+    runs = json_object.read(path, AGAIN, "runs")["runs"]
+    try:
+        return {run["folder"]: Submitted(**run) for run in runs}
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: not what a submitted sweep leaves ({error}); {AGAIN}") from error
+
+
+def write(folder: Path, runs: Iterable[Submitted]) -> None:
+    """Writes what was submitted."""
+    text = json.dumps({"runs": [asdict(run) for run in runs]}, indent=1, ensure_ascii=False)
+    write_text(folder / PLACE / "runs.json", text + "\n")
+
+
+def report_of(folder: Path, run: str) -> Path:
+    """Gives the file in which the job of a run says that it began, and how it ended."""
+    return folder / PLACE / f"{run}.json"
+
+
+def shared_folder(runs: Iterable[Run]) -> Path:
+    """Gives the one folder in which all runs have theirs. Raises UserError where there is none."""
+    folders = {run.save_path.parent if run.save_path is not None and run.config is not None else None for run in runs}
+    if None in folders:
+        raise UserError("launcher=slurm submits runs that train, action=train or [train,test]; type another launcher")
+    if len(folders) > 1:
+        some = ", ".join(sorted(map(str, folders))[:3])
+        raise UserError(f"launcher=slurm: the runs land in {some}; give one save_path=FOLDER that holds all of them")
+    return next(folder for folder in folders if folder is not None)
+
+
+def refuse_others(folder: Path, runs: Iterable[Run], before: Mapping[str, Submitted]) -> None:
+    """Raises UserError where another sweep was submitted to the folder: over other keys, or with other values elsewhere."""
+    for run in runs:
+        assert run.save_path is not None and run.config is not None
+        here = run.save_path.name
+        told = differences(before[here].config, run.config) if here in before else []
+        if before and not told and _over(here) not in {_over(one) for one in before}:
+            went, goes = (" and ".join(_over(one)) or "nothing" for one in (next(iter(before)), here))
+            told = [f"that went over {went}, and this one goes over {goes}"]
+        if told:
+            raise UserError(
+                f"save_path={folder} holds another sweep that was submitted ({here}: {'; '.join(told[:3])}); give another "
+                f"save_path"
+            )
+
+
+def _over(name: str) -> tuple[str, ...]:
+    """Gives the keys that a sweep went over, of the name of one of its runs.
+
+    >>> _over("method.rank=4,tasks=label+target"), _over("tuesday")
+    (('method.rank', 'tasks'), ())
+    """
+    return tuple(word.partition("=")[0] for word in name.split(",") if "=" in word)
+
+
+def stands(folder: Path, run: Submitted, state: str | None) -> Ended:
+    """Tells where a run stands. state: of its job while that waits or works, in the cluster's words; None once gone."""
+    save_path, path = folder / run.folder, report_of(folder, run.folder)
+    said = reported(path)
+    begun = said is not None and said.state == "running"
+    if state is not None and (said is None or begun):
+        return Ended("running" if begun else "submitted", f"job {run.job}: {state}")
+    done = save_path.is_dir() and not differences(SavedRun(save_path).config, run.config)
+    newer = done and path.is_file() and (save_path / "run.json").stat().st_mtime > path.stat().st_mtime
+    if said is not None and said.state == "failed" and not newer:
+        return said
+    if done:
+        return Ended("finished", str(save_path))
+    if said is not None and not begun and said.state != "interrupted":
+        return Ended("not begun", f"its folder is gone; {AGAIN}")
+    return Ended("interrupted", f"job {run.job} is gone before its end; the same command goes on with it")
