@@ -156,6 +156,7 @@ def test_texts_of_posts_are_behind_a_click(run: Run, runs: Path) -> None:
     assert code == 2 and "no column 'id'; type --id with one of case, words" in err
 
 
+@pytest.mark.slow
 def test_figures_are_written_as_files(run: Run, runs: Path) -> None:
     assert run("lora_?", *FEW, "--figures", "figures")[0] == 0
     names = {path.name for path in (runs / "figures").iterdir()}
@@ -197,6 +198,7 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
     assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
 
 
+@pytest.mark.slow
 def test_thirty_runs_make_a_small_page(run: Run, tmp_path: Path) -> None:
     for k in range(10):
         system(tmp_path, f"s{k}", [0.5 + k / 30] * 3, posts=60)

@@ -8,6 +8,7 @@ from benchmarks.readings import THREE
 from hatemtl.command.configuration import requested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_is_made(name: str) -> None:
     assert ARMS[name].base in ARMS

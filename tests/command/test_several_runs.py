@@ -68,6 +68,7 @@ def test_what_is_left_of_a_sweep_is_trained_and_what_was_trained_is_not_trained_
     assert {state for state, _ in told(again).values()} == {"was finished before"}
 
 
+@pytest.mark.slow
 def test_each_end_is_told_and_only_a_failure_fails_the_sweep(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
     outcome = cli(*sweep(tmp_path, "seed=1,2,4,5"))
     assert trained == [1, 2, 4, 5]
@@ -85,6 +86,7 @@ def test_each_end_is_told_and_only_a_failure_fails_the_sweep(cli: Cli, tmp_path:
     assert (fine.code, list(told(fine))) == (0, ["seed=4", "seed=5"])  # a sweep of the same process has a table of its own
 
 
+@pytest.mark.slow
 def test_what_refers_to_nothing_and_what_no_action_takes_fails_its_run_alone(
     cli: Cli, tmp_path: Path, trained: list[int]
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_sweep_of_which_a_run_cannot_be_composed_is_refused_as_a_whole(
     assert "method=fulll: no such option; did you mean 'full'" in outcome.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_with_the_table_of_what_it_did(
     capsys: Any, cli: Cli, tmp_path: Path, trained: list[int]
 ) -> None:

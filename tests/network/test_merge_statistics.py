@@ -243,6 +243,7 @@ def test_statistics_have_the_names_that_a_method_merges_by() -> None:
 LEARNED: dict[str, Any] = {"start": None, "posts": 12, "seed": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "steps"),
     [

@@ -142,6 +142,7 @@ def test_out_in_the_first_epoch_is_as_halved_from_the_start(error: Exception, tm
     assert "out of memory" in says.getvalue() and "epoch 1 begins again, each batch in 2 micro-batches" in says.getvalue()
 
 
+@pytest.mark.slow
 def test_out_later_is_as_halved_from_that_epoch_on(tmp_path: Path) -> None:
     data = posts()
     again = learned(tmp_path / "out", out=OutIn(1, 1, MemoryError()), data=data)
@@ -182,6 +183,7 @@ def test_a_step_has_the_posts_that_it_had(step: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("most", "room", "taken", "number"),
     [(9, None, 0, 1), (2, None, 0, 2), (1, None, 0, 4), (9, 1000, 300, 1), (9, 1000, 501, 4), (9, 0, 1, 4)],

@@ -95,6 +95,7 @@ def test_one_post_is_enough() -> None:
     torch.testing.assert_close(head.layers(posts()[:1])[:, 0].detach(), truth)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_any_machine_and_in_any_state_of_the_generator() -> None:
     outcomes = []
     for _ in range(2):
