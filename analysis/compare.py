@@ -204,6 +204,24 @@ def rows_of(systems: Sequence[System], args: argparse.Namespace) -> tuple[Saying
     return say, rows
 
 
+def add_testing_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command that tests differences takes."""
+    parser.add_argument("--alpha", type=float, default=0.05, help="default: %(default)s")
+    parser.add_argument("--resamples", type=int, default=10_000, help="draws of posts (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--leaked", action="store_true", help="compare runs that learned from test posts all the same")
+
+
+def check_testing_options(args: argparse.Namespace) -> None:
+    """Raises ResultsError where one of them is out of its range."""
+    if not 0 < args.alpha < 1:
+        raise ResultsError(f"--alpha {args.alpha:g}: expected a probability between 0 and 1, as 0.05")
+    if args.resamples < 100:
+        raise ResultsError(f"--resamples {args.resamples}: expected 100 or more, as 10000")
+    if args.seed < 0:
+        raise ResultsError(f"--seed {args.seed}: expected 0 or more, as 0")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line; 2 where the user has something to mend."""
     verbatim = argparse.RawDescriptionHelpFormatter
@@ -229,22 +247,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--posts", type=Path, metavar="FILE", help="CSV with a row a post")
     parser.add_argument("--id", default="case_id", metavar="COLUMN", help="its column of post ids (default: %(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.05, help="default: %(default)s")
-    parser.add_argument("--resamples", type=int, default=10_000, help="draws of posts (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    add_testing_options(parser)
     parser.add_argument(
         "--rope", type=float, metavar="WIDTH", help="differences up to this are practically none: adds probabilities"
     )
-    parser.add_argument("--leaked", action="store_true", help="compare runs that learned from test posts all the same")
     add_output_options(parser, stage=False)
     args = parser.parse_args(argv)
     try:
-        if not 0 < args.alpha < 1:
-            raise ResultsError(f"--alpha {args.alpha:g}: expected a probability between 0 and 1, as 0.05")
-        if args.resamples < 100:
-            raise ResultsError(f"--resamples {args.resamples}: expected 100 or more, as 10000")
-        if args.seed < 0:
-            raise ResultsError(f"--seed {args.seed}: expected 0 or more, as 0")
+        check_testing_options(args)
         if args.rope is not None and not 0 < args.rope < math.inf:
             raise ResultsError(f"--rope {args.rope:g}: expected a difference above 0, as 0.01")
         systems = find_systems(args.systems, args.name)

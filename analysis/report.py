@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import rows_of
+from compare import add_testing_options, check_testing_options, rows_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from outcomes import Outcome
@@ -233,18 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--posts", type=Path, metavar="FILE", help="CSV with posts' texts: shows the most confident errors")
     parser.add_argument("--id", default="id", metavar="COLUMN", help="its column of post ids (default: %(default)s)")
     parser.add_argument("--text", default="text", metavar="COLUMN", help="its column of texts (default: %(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.05, help="default: %(default)s")
-    parser.add_argument("--resamples", type=int, default=10_000, help="draws of posts (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--leaked", action="store_true", help="compare runs that learned from test posts all the same")
+    add_testing_options(parser)
     args = parser.parse_args(argv)
     try:
-        if not 0 < args.alpha < 1:
-            raise ResultsError(f"--alpha {args.alpha:g}: expected a probability between 0 and 1, as 0.05")
-        if args.resamples < 100:
-            raise ResultsError(f"--resamples {args.resamples}: expected 100 or more, as 10000")
-        if args.seed < 0:
-            raise ResultsError(f"--seed {args.seed}: expected 0 or more, as 0")
+        check_testing_options(args)
         check_outputs(args.output, args.figures)
         typed = shlex.join(["uv", "run", "analysis/report.py", *(sys.argv[1:] if argv is None else argv)])
         html, figures = report(args, typed)

@@ -9,20 +9,26 @@ from interference import SUMMARY, by_sources, cosine_over, examine, summary
 from loras import read_sources
 from report_figures import Figure, Value, bars
 from report_sections import Asked
-from results import ResultsError, find_results, note, read_results, sidecar
+from results import Results, ResultsError, find_results, note, read_results, sidecar
 from retention import COLUMNS, compare
+from systems import System
 from table import Table
 
 from hatemtl.harmless import shown
 
 
-def retention(asked: Asked) -> Iterator[Figure]:
-    """F1 that a merge kept of the runs it was made of, where they are parts of a task and still there."""
+def _merges(asked: Asked, file: str) -> Iterator[tuple[int, System, Results, list[str]]]:
+    """Gives each system that was merged, by its number: its first run, and the runs it was made of, which have this file."""
     for number, system in enumerate(asked.systems):
         merged = next(system.each())
         sources = [str(folder) for folder in (sidecar(merged, "run.json") or {}).get("sources") or {}]
-        if len(sources) < 2 or not all((Path(folder) / "results.csv").is_file() for folder in sources):
-            continue
+        if len(sources) > 1 and all((Path(folder) / file).is_file() for folder in sources):
+            yield number, system, merged, sources
+
+
+def retention(asked: Asked) -> Iterator[Figure]:
+    """F1 that a merge kept of the runs it was made of, where they are parts of a task and still there."""
+    for number, system, merged, sources in _merges(asked, "results.csv"):
         try:
             rows = compare(merged, [read_results(path) for path in find_results(sources)], None, "test")
         except ResultsError as error:  # of sources that are no parts there is no retention
@@ -41,11 +47,7 @@ def retention(asked: Asked) -> Iterator[Figure]:
 
 def interference(asked: Asked) -> Iterator[Figure]:
     """Cosines of the updates that a merge was made of, where they are LoRAs and still there."""
-    for number, system in enumerate(asked.systems):
-        merged = next(system.each())
-        sources = [str(folder) for folder in (sidecar(merged, "run.json") or {}).get("sources") or {}]
-        if len(sources) < 2 or not all((Path(folder) / "run.json").is_file() for folder in sources):
-            continue
+    for number, system, _, sources in _merges(asked, "run.json"):
         try:
             read = read_sources(sources)
             pairs = by_sources(examine(read)[0])
