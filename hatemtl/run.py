@@ -8,13 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hatemtl.command import console as report
-from hatemtl.command.configuration import build, known_by, requested, same_run, using
+from hatemtl.command.configuration import build, known_by, requested, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
-from hatemtl.command.several_runs import Turn, in_sweep, plan, varied
+from hatemtl.command.several_runs import Turn, in_sweep, plan, same_run, varied
 from hatemtl.command.words import quoted
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.following import follow
@@ -22,6 +20,7 @@ from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
 from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
+from hatemtl.training.callbacks import kept_epochs
 from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Run, attempt, launched, reporting
 from hatemtl.training.sweep import Planned, carry
@@ -69,8 +68,6 @@ def _planned(turn: Turn) -> Planned:
         return Planned(run)
     return Planned(
         run,
-        save_path,
-        turn.config,
         lambda: turn.do(_requested),
         then_test="test" in _actions(turn.cfg),
         overwrite=bool(turn.cfg.overwrite),
@@ -192,7 +189,7 @@ def _standing(request: Request, *, interrupted: bool) -> str:
         finished = save_path.is_dir() and not differences(SavedRun(save_path).config, request.identity)
         begun = (work / "config.yaml").is_file() and not differences(read_config(work), request.identity)
         if begun and (work / CHECKPOINT).is_file():
-            epochs = torch.load(work / CHECKPOINT, weights_only=True, mmap=True)["epoch"] + 1
+            epochs = kept_epochs(work / CHECKPOINT)
     if interrupted and finished:
         return f"with the run finished: save_path={save_path}"
     if interrupted:

@@ -1,7 +1,6 @@
 """Composes the command that uses a saved run, builds a `Request` of a configuration, and refuses what contradicts in it."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -14,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -233,14 +231,6 @@ def check_types(cfg: DictConfig) -> None:
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
     if cfg.data.cache == "":
         raise UserError("data.cache=: expected a folder, or null for none; type data.cache=FOLDER")
-
-
-def same_run(*also: str) -> list[str]:
-    """Gives the command that starts this very run once more. also: overrides that nobody typed."""
-    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
-        flags = [word for word in sys.argv if "=" not in word and word not in ("-m", "--multirun")]
-        return [sys.executable, *flags, *typed_words(), *also]
-    return [sys.executable, *sys.argv, *also]
 
 
 def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:

@@ -67,10 +67,9 @@ class Turn:
 
     def command(self) -> tuple[str, ...]:
         """Gives what `main.py` takes to do this run alone."""
-        given = get_args_parser().parse_known_intermixed_args(sys.argv[1:])[0].config_dir
         words = [word for word in self.words if not (self.moved and word.startswith("save_path="))]
         moved = [f"save_path={quoted(str(self.save_path))}"] if self.moved else []
-        return (*(["--config-dir", given] if given else []), *words, *moved)
+        return (*_config_dir(), *words, *moved)
 
     def do(self, what: Callable[[Any], T]) -> T:
         """Does something with the run's configuration, as if it were the only one."""
@@ -79,6 +78,22 @@ class Turn:
             return what(self.cfg)
         except OmegaConfBaseException as error:  # it refers to what is not there
             raise UserError(str(error)) from error
+
+
+def same_run(*also: str) -> list[str] | None:
+    """Gives the command that starts once more the run that this process is at; None where no command started it.
+
+    also: overrides that nobody typed.
+    """
+    if not HydraConfig.initialized():
+        return None
+    of_hydra = [word for word in sys.argv[1:] if word.lstrip("+~").startswith("hydra.")]
+    return [sys.executable, sys.argv[0], *_config_dir(), *of_hydra, *typed_words(), *also]
+
+
+def _config_dir() -> list[str]:
+    given = get_args_parser().parse_known_intermixed_args(sys.argv[1:])[0].config_dir
+    return ["--config-dir", given] if given else []
 
 
 _turns: list[Turn] = []  # of the sweep, whose runs Hydra composes one after another in this process

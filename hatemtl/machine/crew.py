@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, distributed
 
 from hatemtl.errors import UserError
+from hatemtl.machine.following import FOLLOWS
 
 LOOK = 0.2  # seconds between two looks at whether the others live
 GRACE = 15  # seconds for an error of the connection to end a process whose fellow has died, before it is ended
@@ -129,9 +130,10 @@ def joined(crew: Crew | None, processes: int, command: Sequence[str] | None, dev
         os.environ |= place
         place["OMP_NUM_THREADS"] = str(min(threads, torch.get_num_threads()))
         for rank in range(1, processes):
-            env = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "HATEMTL_LEAD": str(os.getpid())}
-            # of a session of their own, so that Ctrl-C is the lead's to deal with
-            others.append(subprocess.Popen(command or [], env=env, stdout=subprocess.DEVNULL, start_new_session=True))
+            env = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), FOLLOWS: "1"}
+            # of a session of their own, so that Ctrl-C is the lead's to deal with; they end where the pipe does
+            apart: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
+            others.append(subprocess.Popen(command or [], env=env, **apart))
     before, done = torch.get_num_threads(), threading.Event()
     watch = threading.Thread(target=_watch, args=(others, done), daemon=True)
     watch.start()
@@ -174,9 +176,8 @@ def _died(others: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str] | None:
 
 def _watch(others: Sequence[subprocess.Popen[bytes]], done: threading.Event) -> None:
     """Ends this process where a fellow has died and no error of the connection said so, as on a GPU."""
-    lead = int(os.environ.get("HATEMTL_LEAD", "0"))
     while not done.wait(LOOK):
-        if any(other.poll() for other in others) or (lead and os.getppid() != lead):
+        if any(other.poll() for other in others):
             if not done.wait(GRACE):
                 print("error: another process of the run ended; the same command goes on", file=sys.stderr, flush=True)
                 for other in others:
@@ -186,8 +187,8 @@ def _watch(others: Sequence[subprocess.Popen[bytes]], done: threading.Event) -> 
 
 
 def _end(other: subprocess.Popen[bytes]) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        other.wait(GRACE if other.poll() is None and other.returncode is None else 0)
-    if other.poll() is None:
+    try:
+        other.wait(GRACE)
+    except subprocess.TimeoutExpired:
         other.kill()
         other.wait()

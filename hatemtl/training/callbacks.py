@@ -78,6 +78,16 @@ class WholeFile(TorchCheckpointIO):
         write(Path(path), content)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads what `Checkpoint` wrote: plain values and tensors, and these only where they are looked at."""
+    return torch.load(path, weights_only=True, mmap=True)
+
+
+def kept_epochs(path: Path) -> int:
+    """Counts the epochs that a run goes on after."""
+    return int(read_checkpoint(path)["epoch"]) + 1
+
+
 class Checkpoint(Callback):
     """Writes the state of training after every epoch, so that an interrupted run goes on where it was."""
 

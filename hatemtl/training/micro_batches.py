@@ -23,6 +23,7 @@ from hatemtl.command.faults import is_of_memory
 from hatemtl.machine.memory import available, taking
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
+from hatemtl.training.callbacks import kept_epochs, read_checkpoint
 
 ROOM = 0.8  # of the memory that is there, what a step may take as measured beforehand
 MOMENTS = 12  # bytes beside a trained number: two moments of AdamW, and the best epoch's
@@ -75,7 +76,7 @@ def fit(
     """
     beginning = Beginning()
     if checkpoint.exists():
-        data.cut_as(torch.load(checkpoint, weights_only=True, mmap=True).get(type(data).__qualname__, {}))
+        data.cut_as(read_checkpoint(checkpoint).get(type(data).__qualname__, {}))
     else:
         beginning.keep(module, callbacks)
     while True:
@@ -91,7 +92,7 @@ def fit(
             said = str(error).split("\n")[0].split(". GPU")[0][:120] or "the system has no more"
         _let_go(module)  # here, where no error holds the step's tensors any more
         if checkpoint.exists():
-            epoch = int(torch.load(checkpoint, weights_only=True, mmap=True)["epoch"]) + 1
+            epoch = kept_epochs(checkpoint)
         else:
             epoch = 0
             beginning.restore(module)

@@ -21,17 +21,25 @@ AT_WORK = ("submitted", "running")  # in other hands
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a sweep. config: what it is known by, and save_path: where it lands, of one that trains; else None.
+    """A run of a sweep. request: makes its request, of one that trains; else None.
 
-    request: makes its request. overwrite: whether what was finished or diverged is tried again.
+    overwrite: whether what was finished or diverged is tried again.
     """
 
     run: Run
-    save_path: Path | None = None
-    config: Mapping[str, Any] | None = None
     request: Callable[[], Request] | None = None
     then_test: bool = False
     overwrite: bool = False
+
+    @property
+    def save_path(self) -> Path | None:
+        """Tells where it lands, if it trains."""
+        return self.run.save_path
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """Gives what it is known by, if it trains."""
+        return self.run.config
 
 
 def carry(planned: Iterable[Planned], launcher: Launcher) -> bool:

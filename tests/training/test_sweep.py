@@ -24,8 +24,8 @@ CONFIG = {"tasks": {"label": {}}, "seed": 1}
 
 
 def planned(save_path: Path, **options: object) -> Planned:
-    run = Run(save_path.name, (), lambda: Ended("not begun", ""))
-    return Planned(run, save_path, CONFIG, lambda: pytest.fail("nothing stands there"), **options)  # type: ignore[arg-type]
+    run = Run(save_path.name, (), lambda: Ended("not begun", ""), save_path, CONFIG)
+    return Planned(run, lambda: pytest.fail("nothing stands there"), **options)  # type: ignore[arg-type]
 
 
 def test_a_failure_is_kept_until_the_run_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,11 @@ class Launcher(Protocol):
     def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]: ...
 
 
+def well(folder: Path, before: bool) -> Ended:
+    """Tells of a run that ended well. before: whether an earlier command had finished it."""
+    return Ended("was finished before" if before else "finished", str(folder))
+
+
 def attempt(do: Callable[[], tuple[Path, bool]]) -> Ended:
     """Does a run and tells how it ended; an error is printed, as a command alone prints it, and told.
 
@@ -72,7 +77,7 @@ def attempt(do: Callable[[], tuple[Path, bool]]) -> Ended:
         else:  # a bug, to be seen with its stack
             traceback.print_exc()
         return failure(error)
-    return Ended("was finished before" if before else "finished", str(folder))
+    return well(folder, before)
 
 
 def failure(error: Exception) -> Ended:
@@ -90,8 +95,7 @@ def reporting(do: Callable[[], tuple[Path, bool]]) -> None:
     """Does the one run of this process; where a launcher started it, that is told how it ended."""
     path, ended = os.environ.pop(REPORT, None), None
     try:
-        folder, before = do()
-        ended = Ended("was finished before" if before else "finished", str(folder))
+        ended = well(*do())
     except Exception as error:
         ended = failure(error)
         raise
