@@ -22,7 +22,7 @@ from hatemtl.corpora.base import Column, Posts
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import keep_memory, quiet
-from hatemtl.training.train import prepare
+from hatemtl.training.prepare import prepare
 from hatemtl.using.reader import Reader
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -39,7 +39,7 @@ from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
-from hatemtl.training.train import prepare
+from hatemtl.training.prepare import prepare
 from hatemtl.training.trainer_settings import TrainerSettings
 from hatemtl.using.judging import predictions
 from hatemtl.using.predictor import check_predictable

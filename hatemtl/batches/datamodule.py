@@ -122,6 +122,7 @@ class DataModule(L.LightningDataModule):
         begun, parts = time.perf_counter(), [self.corpora[corpus] for corpus, _ in self.parts]
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[tuple[int, int], Epochs] = {}
+        self._ends: dict[tuple[int, int, int], list[int]] = {}
         self.pool = TokenizedPosts(tokenizer, max_length, parts, cache, self.preprocess)
         self.seconds = time.perf_counter() - begun
         if self.unlabelled is not None:
@@ -212,8 +213,11 @@ class DataModule(L.LightningDataModule):
 
         accumulate: micro-batches a step.
         """
-        uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
-        return list(accumulated(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs)))
+        key = epochs, accumulate, self.micro_batches
+        if key not in self._ends:  # every batch of the run has to be drawn to count them
+            uses = partial(self._uses, epochs=epochs, accumulate=accumulate)
+            self._ends[key] = list(accumulated(-(-len(uses(epoch)) // accumulate) for epoch in range(epochs)))
+        return self._ends[key]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Gives the batches of the trainer's epoch, for which it has to ask anew: `reload_dataloaders_every_n_epochs=1`."""
