@@ -1,4 +1,4 @@
-"""Dispatches the action: train, test, predict, export, tune, status or collect."""
+"""Dispatches the action: train, test, predict, export, serve, tune, status or collect."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ from hatemtl.command.configuration import build, known_by, requested, using
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
 from hatemtl.command.several_runs import Turn, in_sweep, plan, same_run, varied
-from hatemtl.command.words import quoted
+from hatemtl.command.words import quoted, typed_words
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
@@ -92,11 +92,15 @@ def _do(cfg: Any) -> tuple[Path, bool]:
         return _train(cfg, request, then_test="test" in actions)
     if actions == ["tune"]:
         return _tune(cfg), False
+    if actions == ["serve"]:
+        return _serve(cfg), False
+    if not isinstance(cfg.load_path, str | None):
+        raise UserError(f"load_path={cfg.load_path}: expected one saved run; action=serve alone takes several")
     if len(actions) == 1 and actions[0] in USES:
         return _use(actions[0], cfg if cfg.load_path is None else using(cfg.load_path)), False
     if len(actions) == 1 and actions[0] in ASKS:
         return _asked(actions[0], cfg.save_path), False
-    known = ["train", "tune", *USES, *ASKS, "[train,test]"]
+    known = ["train", "tune", *USES, "serve", *ASKS, "[train,test]"]
     raise UserError(f"action={cfg.action}: {did_you_mean(str(cfg.action), known)}")
 
 
@@ -166,6 +170,18 @@ def _requested(cfg: Any) -> Request:
 def _use(action: str, cfg: Any) -> Path:
     request = _requested(cfg)
     return _told(request, lambda: USES[action](request, cfg))
+
+
+def _serve(cfg: Any) -> Path:
+    """Serves saved runs side by side, each as its own command would use it."""
+    from hatemtl.using.serve.action import serve
+
+    folders = [cfg.load_path] if isinstance(cfg.load_path, str) else [*(cfg.load_path or [])]
+    if not folders:
+        raise UserError("action=serve needs the saved runs to serve; type load_path=FOLDER, or load_path=FOLDER,ANOTHER")
+    others = [word for word in typed_words() if not word.startswith("load_path=")]
+    requests = [_requested(using(str(folder), typed=others)) for folder in folders]
+    return _told(requests[0], lambda: serve(requests, **cfg.serve))
 
 
 def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> Any:

@@ -41,6 +41,8 @@ OWNERS = {
     "optuna": {"tuning"},
     "submitit": {"training.launch.slurm"},
     "torchjd": {"objective.surgery"},
+    "starlette": {"using.serve"},
+    "uvicorn": {"using.serve"},
     "scipy": {"evaluations"},  # and analysis/, which is no part of the package
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
@@ -132,7 +134,7 @@ def test_analysis_never_imports_torch() -> None:
         ("machine.startup", {"torch", "lightning", "transformers", "numpy"}),
         ("command.suggestions", {"torch", "lightning", "transformers", "numpy", "pydantic"}),
         ("run", {"adapters", "peft", "pandas", "pyarrow", "datasets", "wandb", "tensorboard", "bitsandbytes", "captum"}),
-        ("run", {"optuna", "matplotlib", "submitit"}),
+        ("run", {"optuna", "matplotlib", "submitit", "starlette", "uvicorn"}),
         ("evaluations.explainers", {"captum"}),
         ("evaluations.eraser", {"torch"}),
         ("training.train", {"hydra", "omegaconf"}),

@@ -42,7 +42,7 @@ from hatemtl.tasks import Task
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations", "launcher")
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true", "unlabelled": "posts=32"}
-EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft", "serve": "port=8080"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
@@ -58,11 +58,25 @@ KEYS: dict[str, Any] = {
     **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
     **{"unlabelled.corpus": Corpus | None, "unlabelled.posts": int},
     "folds.of": Literal["train", "test"],
+    **{"serve.host": str, "serve.port": int, "serve.queue": int, "serve.precision": Literal["int8"] | None},
     **dict.fromkeys(("cost.per_hour", "cost.watts"), float | None),
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
-    *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
+    *(
+        "action",
+        "save_path",
+        "load_path",
+        "overwrite",
+        "predict",
+        "export",
+        "serve",
+        "heads",
+        "method",
+        "merge",
+        "logger",
+        "choices",
+    ),
     *("weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization", "launcher", "tune"),
     *("data.cache", "data.workers", "data.micro_batches", "trainer.progress", "trainer.devices", "trainer.nodes"),
 )
@@ -190,6 +204,7 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
     if "choices" not in config and hydra is not None:
         config = {"choices": chosen(hydra), **config}
+    config.pop("serve", None)  # it makes no run
     if config["folds"]["number"] is None or config["folds"]["of"] == "test":
         config.pop("folds")  # it trains what it would without
     if config["unlabelled"]["corpus"] is None:

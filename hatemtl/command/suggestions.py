@@ -28,6 +28,8 @@ def arguments(words: Sequence[str]) -> list[str]:
         both = [word for word in words if re.match(r"folds(\.number)?=", word)]
         raise UserError(f"{' '.join(both)}: both say how many folds; type one of them, as {both[-1]}")
     words = [*map(spelled_out, words)]
+    if "action=serve" in words:  # which serves several runs at once
+        words = [re.sub(r"^load_path=([^\[\"',]+(?:,[^\[\"',]+)+)$", r"load_path=[\1]", word) for word in words]
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print all options and exit
     given, unknown = parser.parse_known_intermixed_args(words)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
+from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts, loader
 from hatemtl.command.request import Request
 from hatemtl.corpora.base import Posts
@@ -75,7 +77,10 @@ class Predictor:
         Space in a text is collapsed, as in training. Raises UserError where something is no text, or an empty one.
         """
         pool = self.pool(texts)
-        scores = self.scores(pool, told)
+        return self.named(pool, self.scores(pool, told))
+
+    def named(self, pool: TokenizedPosts, scores: Mapping[str, Sequence[list[float]]]) -> list[dict[str, Scored]]:
+        """Gives what scores of all tasks say of each text of the pool."""
         return [
             {task: scored(self.heads[task], scores[task][row], text.split(" ")) for task in self.spaces}
             for row, text in enumerate(pool.texts)
@@ -105,12 +110,18 @@ class Predictor:
         batches = self.request.batching.in_order(pool.lengths) if len(pool) else []
         passed = through(self.network.module, self.request.trainer, loader(pool, batches, self.request.workers), tasks)
         for batch, logits in passed:
-            for task, of_task in logits.items():
-                for post, row in zip(batch.posts.tolist(), self.heads[task].scores(of_task).tolist(), strict=True):
-                    found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
+            self.keep(found, pool, batch, logits)
             if told is not None:
                 told(len(batch))
         return found
+
+    def keep(
+        self, found: Mapping[str, list[list[float]]], pool: TokenizedPosts, batch: Batch, logits: Mapping[str, Tensor]
+    ) -> None:
+        """Puts the scores of a batch of the pool's posts in their places: of each task a list a post."""
+        for task, of_task in logits.items():
+            for post, row in zip(batch.posts.tolist(), self.heads[task].scores(of_task).tolist(), strict=True):
+                found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
 
 
 def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -116,9 +116,15 @@ def _cell(value: Any) -> Any:
 
 def _write_jsonl(columns: Columns, path: Path) -> None:
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:  # half an emoji is no UTF-8
-        for row in zip(*columns.values(), strict=True):
-            known = [None if isinstance(value, float) and math.isnan(value) else value for value in row]
-            file.write(json.dumps(dict(zip(columns, known, strict=True)), ensure_ascii=False, default=str) + "\n")
+        for row in rows_of(columns):
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def rows_of(columns: Columns) -> Iterator[dict[str, Any]]:
+    """Gives each row of the columns as JSON lines have it."""
+    for row in zip(*columns.values(), strict=True):
+        known = [None if isinstance(value, float) and math.isnan(value) else value for value in row]
+        yield dict(zip(columns, known, strict=True))
 
 
 def _write_parquet(rows: Rows, added: Columns, path: Path) -> None:
