@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples, draw
 from benchmarks.readings import Reading, Tasks
-from hatemtl.command.configuration import build, requested
-from hatemtl.corpora.base import Column, Posts
+from hatemtl.command.configuration import build, requested, using_alone
+from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import keep_memory, quiet
@@ -160,6 +160,17 @@ class Stopwatch(Callback):
         synchronize(self.device)
         self.seconds = time.perf_counter() - self.started
         self.busy += time.process_time()
+
+
+def texts(source: Source) -> list[str]:
+    """The texts of the corpus of labels."""
+    corpus: Corpus = build(composed(source, ("label",)).tasks.label.corpus)
+    return [*corpus.load().texts]
+
+
+def encoder_of(run: Path) -> str:
+    """The folder that a saved run's encoder lies in."""
+    return str(requested(using_alone(run, [])).encoder.folder())
 
 
 class Run:

@@ -1,6 +1,7 @@
 """Serves saved runs on this machine: `action=serve load_path=A[,B,…]`."""
 
 import importlib.util
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -57,7 +58,8 @@ def bound(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        said = f"serve.host={host} serve.port={port}: {error.strerror or error}"
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # those of names are no errno
+        said = f"serve.host={host} serve.port={port}: {why}"
         raise UserError(f"{said}; type serve.port=0 for a port that is free, or another serve.host") from error
     except UnicodeError:
         raise UserError(f"serve.host={host}: no name of a host; type serve.host=127.0.0.1") from None

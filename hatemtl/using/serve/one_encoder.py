@@ -89,7 +89,7 @@ def together(requests: Mapping[str, Request], *, int8: bool) -> OnOneEncoder:
         return OnOneEncoder({name: quantized(predictor) if int8 else predictor}, {}, None)
     if request.encoder.quantize is not None:
         raise UserError(
-            f"encoder.quantize={request.encoder.quantize}: several runs are served on float weights; type encoder.quantize=null"
+            f"encoder.quantize={request.encoder.quantize}: several are served on float weights; type encoder.quantize=null"
         )
     model = request.encoder.model(dropout=False, seed=request.seed)
     alike = {name for name in requests if _in_bank(saved[name], requests[name], model, request.trainer.dtype)}
