@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hatemtl.command.configuration import chosen
-from hatemtl.command.suggestions import CONF, spelled_out
+from hatemtl.command.suggestions import CONF, all_spelled_out
 from hatemtl.errors import UserError
 from hatemtl.run import run
 
@@ -28,7 +28,7 @@ def _of(*options: str) -> tuple[DictConfig, dict[str, str]]:
 
 def composed(*overrides: str) -> DictConfig:
     """Composes options of groups once, and sets keys as Hydra does afterwards."""
-    overrides = tuple(map(spelled_out, overrides))
+    overrides = tuple(all_spelled_out(overrides))
     options = _options(overrides)
     cfg = copy.deepcopy(_of(*options)[0])
     keys = OverridesParser.create().parse_overrides([word for word in overrides if word not in options])

@@ -27,9 +27,7 @@ def arguments(words: Sequence[str]) -> list[str]:
     if {"folds", "folds.number"} <= {word.partition("=")[0] for word in words}:
         both = [word for word in words if re.match(r"folds(\.number)?=", word)]
         raise UserError(f"{' '.join(both)}: both say how many folds; type one of them, as {both[-1]}")
-    words = [*map(spelled_out, words)]
-    if "action=serve" in words:  # which serves several runs at once
-        words = [re.sub(r"^load_path=([^\[\"',]+(?:,[^\[\"',]+)+)$", r"load_path=[\1]", word) for word in words]
+    words = all_spelled_out(words)
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print all options and exit
     given, unknown = parser.parse_known_intermixed_args(words)
@@ -38,6 +36,18 @@ def arguments(words: Sequence[str]) -> list[str]:
     for word in given.overrides:
         words.remove(word)
     return [*words, *given.overrides]
+
+
+def all_spelled_out(words: Sequence[str]) -> list[str]:
+    """Writes words as Hydra takes them: each as `spelled_out` does, and of action=serve several runs as a list.
+
+    >>> all_spelled_out(["action=serve", "load_path=adapters/a,adapters/b"])
+    ['action=serve', 'load_path=[adapters/a,adapters/b]']
+    """
+    serves = "action=serve" in words
+    several = re.compile(r"load_path=([^\[\"',]+(?:,[^\[\"',]+)+)")
+    lists = {word: f"load_path=[{found[1]}]" for word in words if serves and (found := several.fullmatch(word))}
+    return [lists.get(word) or spelled_out(word) for word in words]
 
 
 def spelled_out(word: str) -> str:

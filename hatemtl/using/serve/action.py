@@ -75,6 +75,9 @@ def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: s
     from hatemtl.using.serve.runs import Runs
 
     console = Console()
+    if next(iter(requests.values())).trainer.device.type == "cpu":
+        # lightning has every look for a GPU, one a request, open NVIDIA's driver; torch's own look takes no time
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     loaded = together(requests, int8=int8)
     for predictor in loaded.predictors.values():
         report.notes(console, predictor.network.notes)

@@ -10,30 +10,34 @@ from hatemtl.network.forward import Forward
 from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor
 
-KEY = "serve.precision=int8"
+KEY, TINY = "serve.precision=int8", 1e-8
 
 
 class Int8Linear(nn.Module):
-    """y = x·Wᵀ + b, W (out, in) as int8 with a scale for each output, x as uint8 with a scale and a zero for all of it.
+    """y = x·Wᵀ + b, W (out, in) as int8 with a scale for each output, x (..., in) as uint8 with one for each row.
 
-    Dynamic quantisation as in Jacob et al. 2018, Quantization and training of neural networks for efficient
-    integer-arithmetic-only inference, arXiv:1712.05877, §2.1, with the range of x taken from each call.
+    Dynamic quantisation (Jacob et al. 2018, Quantization and training of neural networks for efficient
+    integer-arithmetic-only inference, arXiv:1712.05877, §2.1): the range of x is that of each call. torch's product has one
+    scale for all of x, so each row is divided by its largest number before and multiplied by it afterwards; without that, one
+    row of large numbers would leave few steps to all others.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         weight = layer.weight.detach().float()
-        scales = weight.abs().amax(dim=1).clamp(min=1e-8) / 127
+        scales = weight.abs().amax(dim=1).clamp(min=TINY) / 127
         with warnings.catch_warnings(action="ignore"):  # torch will part with these tensors, not yet with their products
             small = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales, dtype=torch.int64), 0, torch.qint8)
-        bias = None if layer.bias is None else layer.bias.detach().float()
-        self.packed = torch.ops.quantized.linear_prepack(small, bias)
+        self.packed = torch.ops.quantized.linear_prepack(small, None)
+        self.bias = None if layer.bias is None else layer.bias.detach().float()
         # without VNNI two products of eight bits may overflow the sixteen that they are summed in
         self.narrow = not torch.cpu._is_vnni_supported()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(x, self.packed, self.narrow)
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=TINY)
+        y = torch.ops.quantized.linear_dynamic(x / largest, self.packed, self.narrow)
+        return y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
 
 
 def shrink(model: nn.Module) -> None:

@@ -34,7 +34,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("third", ("label",), "ah_seq_bn"),
         ("fourth", ("label",), "full"),
     ):
-        corpora = [w for t in tasks for w in (f"corpus@tasks.{t}.corpus=sample", f"tasks.{t}.corpus.size=60")]
+        corpora = [w for t in tasks for w in (f"corpus@tasks.{t}.corpus=sample", f"tasks.{t}.corpus.size=150")]
         rate = [word for word in SAMPLE if method != "full" or "learning_rate" not in word]
         assert main(f"tasks=[{','.join(tasks)}]", *corpora, *rate, f"method={method}", f"save_path={root / name}") == 0
         found[name] = root / name
@@ -206,7 +206,7 @@ def test_runs_of_different_encoders_and_ports_in_use_are_told(
     from hatemtl.using.serve.action import bound
 
     other = tmp_path / "other"
-    small = ["tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=60"]
+    small = ["tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=150"]
     assert main(*small, *SAMPLE, "seed=5", f"save_path={other}") == 0
 
     def told(*typed: str) -> str:
