@@ -1,4 +1,4 @@
-"""Serves a classifier with a LoRA of PEFT by transformers' pipeline, as the page "Web server inference" of its manual has it.
+"""Serves a classifier with a LoRA of PEFT by transformers' pipeline, as "Web server inference" of its manual has it.
 
 That is https://huggingface.co/docs/transformers/pipeline_webserver: starlette, a queue, and the pipeline called for one text
 after the other. Nothing of hatemtl's is imported.
@@ -20,7 +20,9 @@ def classifier(encoder: str, adapter: Path, labels: int, *, threads: int) -> Any
 
     torch.set_num_threads(threads)
     like = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    shape = LoraConfig(r=like["r"], lora_alpha=like["lora_alpha"], target_modules=like["target_modules"], task_type="SEQ_CLS")
+    shape = LoraConfig(
+        r=like["r"], lora_alpha=like["lora_alpha"], target_modules=like["target_modules"], task_type="SEQ_CLS"
+    )
     model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=labels), shape).eval()
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     return pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, truncation=True, max_length=128)

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks import command_line, machine
-from benchmarks.readings import org, ratio, spread
+from benchmarks.readings import Spread, org, ratio, spread
 
 ROOT = Path(__file__).parents[1]
 OURS, INT8, PLAIN, PIPELINE = "hatemtl", "hatemtl, int8", "starlette and pipeline", "pipeline"
@@ -120,21 +120,20 @@ def largest_difference(one: Any, other: Any) -> float:
 
 def report(rounds: Mapping[str, Sequence[Round]], pipeline: Sequence[Sequence[float]], difference: float) -> str:
     """An org table of each server, and what is aimed at beside what came."""
+    one = {name: [1e3 * median(of.one) for of in each] for name, each in rounds.items()}
+    one[PIPELINE] = [1e3 * median(of) for of in pipeline]
+    clients = {name: [of.clients for of in each] for name, each in rounds.items()}
+    large = {name: [of.large for of in each] for name, each in rounds.items() if name != PLAIN}
     rows = []
-    for name, each in rounds.items():
-        p50 = spread(1e3 * median(round.one) for round in each)
-        many, large = spread(round.clients for round in each), spread(round.large for round in each)
-        rows.append([name, f"{p50.middle:.1f}", f"{many.middle:.0f}", f"{large.middle:.0f}" if large.middle else ""])
-    rows.append([PIPELINE, f"{spread(1e3 * median(one) for one in pipeline).middle:.1f}", "", ""])
+    for name in one:
+        many, whole = (f"{spread(of[name]).middle:.0f}" if name in of else "" for of in (clients, large))
+        rows.append([name, f"{spread(one[name]).middle:.1f}", many, whole])
     table = org(["", "one post, p50, ms", "32 clients, posts/s", "256 posts a request, posts/s"], rows)
-    of = {name: [median(round.one) for round in each] for name, each in rounds.items()}
-    many = {name: [round.clients for round in each] for name, each in rounds.items()}
-    large = {name: [round.large for round in each] for name, each in rounds.items()}
-    aims = [
-        ["one post over the pipeline's", ratio(of[OURS], [median(one) for one in pipeline]), "at most 0.33"],
-        ["32 clients over starlette and pipeline", ratio(many[OURS], many[PLAIN]), "at least 6"],
-        ["int8 over bf16, 32 clients", ratio(many[INT8], many[OURS]), "at least 1.3"],
-        ["int8 over bf16, 256 posts a request", ratio(large[INT8], large[OURS]), "at least 1.3"],
+    aims: list[tuple[str, Spread, str]] = [
+        ("one post over the pipeline's", ratio(one[OURS], one[PIPELINE]), "at most 0.33"),
+        ("32 clients over starlette and pipeline", ratio(clients[OURS], clients[PLAIN]), "at least 6"),
+        ("int8 over bf16, 32 clients", ratio(clients[INT8], clients[OURS]), "at least 1.3"),
+        ("int8 over bf16, 256 posts a request", ratio(large[INT8], large[OURS]), "at least 1.3"),
     ]
     said = [[name, f"{came.middle:.2f} ({came.low:.2f}–{came.high:.2f})", aim] for name, came, aim in aims]
     said.append(["int8 and bf16, largest difference of scores", f"{difference:.3f}", "at most 0.02"])

@@ -58,7 +58,9 @@ def bound(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # those of names are no errno
+        why = (
+            error.strerror if error.errno is None or error.errno < 0 else os.strerror(error.errno)
+        )  # those of names are no errno
         said = f"serve.host={host} serve.port={port}: {why}"
         raise UserError(f"{said}; type serve.port=0 for a port that is free, or another serve.host") from error
     except UnicodeError:

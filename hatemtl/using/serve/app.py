@@ -60,20 +60,20 @@ class Answers:
         """Each word of a text with its share in the score of a label."""
         asked = await json_of(request)
         _check_keys(asked, "text", "run", "task", "label", "by")
-        text = asked.get("text")
+        text: Any = asked.get("text")
         _check_text(text, "text")
         (name,) = _chosen([asked.get("run", next(iter(self.runs.predictors)))], [*self.runs.predictors], "run")
         spaces = self.runs.predictors[name].spaces
         (task,) = _chosen([asked.get("task", next(iter(spaces)))], [*spaces], "task")
         (label,) = _chosen([asked.get("label", spaces[task].names[0])], [*spaces[task].names], "label")
-        (by,) = _chosen([asked.get("by", "gradient_input")], [*get_args(By)], "by")
+        by: Any = _chosen([asked.get("by", "gradient_input")], [*get_args(By)], "by")[0]
         why = partial(Runs.why, name=name, text=text, task=task, label=label, by=by)
         words = await self._wait(lambda: self.queue.do(why))
         return answer({"run": name, "task": task, "label": label, "by": by, "words": words})
 
     async def table(self, request: Request) -> Response:
         """The rows of a file as `action=predict` reads it, and which column holds the texts."""
-        suffix, content = Path(request.query_params.get("name", ".csv")).suffix, await body(request)
+        suffix, content = Path(request.query_params.get("name", "posts.csv")).suffix, await body(request)
         if suffix not in (*SUFFIXES, ".txt"):
             raise Refused(422, f"name: {did_you_mean(suffix, [*SUFFIXES, '.txt'])}")
         columns = await run_in_threadpool(_read, content, suffix)

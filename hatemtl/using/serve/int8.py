@@ -18,8 +18,8 @@ class Int8Linear(nn.Module):
 
     Dynamic quantisation (Jacob et al. 2018, Quantization and training of neural networks for efficient
     integer-arithmetic-only inference, arXiv:1712.05877, §2.1): the range of x is that of each call. torch's product has one
-    scale for all of x, so each row is divided by its largest number before and multiplied by it afterwards; without that, one
-    row of large numbers would leave few steps to all others.
+    scale for all of x, so each row is divided by its largest number before, and multiplied by it afterwards; else one row of
+    large numbers would leave few steps to all others.
     """
 
     def __init__(self, layer: nn.Linear) -> None:

@@ -1,14 +1,20 @@
 """The server over tiny runs: the JSON of `action=predict`, whoever asks, and every wrong request its message."""
 
+import http.client
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Outcome, main
+from conftest import ROOT, Outcome, main
 from starlette.testclient import TestClient
 
 from hatemtl.command.configuration import requested, using_alone
@@ -163,7 +169,7 @@ def test_a_wrong_request_is_told_why(alone: TestClient, path: str, asked: Any, s
 
 
 def test_a_file_is_read_as_predict_reads_it(alone: TestClient) -> None:
-    answer = alone.post("/table?name=posts.csv", content="id,text\n1,\"a day, mild\"\n2,'=SUM(A1)\n".encode())
+    answer = alone.post("/table?name=posts.csv", content=b'id,text\n1,"a day, mild"\n2,\'=SUM(A1)\n')
     assert answer.json() == {
         "text": "text",
         "columns": ["id", "text"],
@@ -189,6 +195,28 @@ def test_every_route_is_described_and_no_page_loads_from_elsewhere(alone: TestCl
     assert health["status"] == "ok" and health["runs"] == ["first"]
 
 
+def test_the_command_serves_until_it_is_interrupted(folders: dict[str, Path]) -> None:
+    command = [sys.executable, "main.py", "action=serve", f"load_path={folders['first']},{folders['second']}"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "serve.port=0"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = next(line for line in process.stdout if line.startswith("http://"))
+        port = int(said.strip().rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/predict", json.dumps({"texts": TEXTS[:1]}), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.status == 200 and [*json.loads(answer.read())] == ["first", "second"]
+        head = f"POST /predict HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: {100 << 20}\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as large:
+            large.sendall(f"{head}content-type: application/json\r\n\r\n".encode())  # and nothing of the body
+            assert large.recv(99).startswith(b"HTTP/1.1 413")
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(30) == 0 and "ended" in rest and TEXTS[0] not in rest
+
+
 def test_no_text_is_logged(alone: TestClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("about secret words")
@@ -200,9 +228,7 @@ def test_no_text_is_logged(alone: TestClient, capfd: pytest.CaptureFixture[str],
     assert "RuntimeError in test_app.py" in err and "secret" not in out + err
 
 
-def test_runs_of_different_encoders_and_ports_in_use_are_told(
-    folders: dict[str, Path], cli: Any, tmp_path: Path
-) -> None:
+def test_runs_of_different_encoders_and_ports_in_use_are_told(folders: dict[str, Path], cli: Any, tmp_path: Path) -> None:
     from hatemtl.using.serve.action import bound
 
     other = tmp_path / "other"
