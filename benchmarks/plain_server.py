@@ -23,7 +23,7 @@ def classifier(encoder: str, adapter: Path, labels: int, *, threads: int) -> Any
     shape = LoraConfig(
         r=like["r"], lora_alpha=like["lora_alpha"], target_modules=like["target_modules"], task_type="SEQ_CLS"
     )
-    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=labels), shape).eval()
+    model: Any = get_peft_model(AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=labels), shape).eval()
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     return pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, truncation=True, max_length=128)
 
