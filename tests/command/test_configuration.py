@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from composed import composed
+from omegaconf import OmegaConf
 
 from hatemtl.command import configuration
 from hatemtl.command.configuration import build, requested
