@@ -20,6 +20,7 @@ from hatemtl.command.suggestions import CONF
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.using.actions import export_run, predict
+from hatemtl.using.serve.action import serve
 
 LABEL = ("encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample")
 WRONG: tuple[Any, ...] = ("abc", -1, True, None, math.nan, math.inf, 1.5, [], {}, "")
@@ -150,12 +151,12 @@ def test_a_command_says_so_and_exits_with_2(cli: Callable[..., Outcome]) -> None
 
 
 def test_every_key_that_no_constructor_takes_has_a_type() -> None:
-    """Those of predict and export have that of the function that takes them."""
+    """Those of predict, export and serve have that of the function that takes them."""
     cfg = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), {"data": OmegaConf.load(CONF / "data/local.yaml")})
     known = {f"{key}.{name}" if isinstance(node, dict) else key for key, node in _plain(cfg).items() for name in _of(node)}
     known = {key for key in known if key.partition(".")[0] not in ("defaults", "hydra", "action", "tune")}
     assert known == KEYS.keys() - {"tasks", "regulariser", "augmentation", "evaluations"}
-    for group, function in {"predict": predict, "export": export_run}.items():
+    for group, function in {"predict": predict, "export": export_run, "serve": serve}.items():
         hints = get_type_hints(function)
         assert {name: hints[name] for name in cfg[group]} == {
             key.partition(".")[2]: kind for key, kind in KEYS.items() if key.startswith(f"{group}.")

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
@@ -19,7 +19,7 @@ from hatemtl.using.predictor import check_predictable
 PACKAGES = ("starlette", "uvicorn")
 
 
-def serve(requests: Sequence[Request], *, host: str, port: int, queue: int, precision: str | None) -> Path:
+def serve(requests: Sequence[Request], *, host: str, port: int, queue: int, precision: Literal["int8"] | None) -> Path:
     """Answers on host and port what these saved runs say of texts, until it is interrupted; gives the first one's folder.
 
     queue: how many posts may wait, counted once a run. precision: int8 for dynamic quantisation; None as each run says.
