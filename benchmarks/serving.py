@@ -28,10 +28,17 @@ MANY = 256  # posts of a large request
 
 
 class Server(NamedTuple):
-    """A server that listens, and whether it is ours."""
+    """A server that listens, the number of its process, and whether it is ours."""
 
     port: int
+    pid: int
     ours: bool
+
+    @property
+    def busy(self) -> float:
+        """Gives the seconds that its process has computed so far, in all threads; Linux alone tells."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def request(self, texts: Sequence[str]) -> bytes:
         content = json.dumps({"texts": texts}) if self.ours else texts[0]
@@ -41,16 +48,19 @@ class Server(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What one server did in a round: seconds of one post, of each; posts a second of many clients, of large requests."""
+    """What one server did in a round: seconds of one post, of each; those that its processor was busy with one, on average,
+    which others on the machine hardly change; posts a second of many clients, of large requests.
+    """
 
     one: list[float]
+    busy: float
     clients: float
     large: float
 
 
 @contextmanager
-def running(command: Sequence[str], line: str, *, threads: int) -> Iterator[str]:
-    """Starts a program, inside, once it has printed a line that begins so; gives that line."""
+def running(command: Sequence[str], line: str, *, threads: int) -> Iterator[tuple[str, int]]:
+    """Starts a program, inside, once it has printed a line that begins so; gives that line, and its process."""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -58,7 +68,7 @@ def running(command: Sequence[str], line: str, *, threads: int) -> Iterator[str]
             said = next((said for said in process.stdout if said.startswith(line)), None)
             if said is None:
                 raise RuntimeError(f"{' '.join(command)} ended without {line!r}")
-            yield said.strip()
+            yield said.strip(), process.pid
         finally:
             process.terminate()
 
@@ -105,11 +115,13 @@ async def at_once(server: Server, texts: Sequence[str], *, clients: int, seconds
 
 async def measured(server: Server, texts: Sequence[str], *, clients: int, seconds: float) -> Round:
     """One round of a server; large requests are ours alone."""
+    before = server.busy
     one = [taken for taken, _ in await one_by_one(server, [[text] for text in texts[:50]])]
+    busy = (server.busy - before) / len(one)
     many = await at_once(server, texts, clients=clients, seconds=seconds)
     large = [[*texts, *texts][begin : begin + MANY] for begin in range(0, len(texts), MANY)][:4] if server.ours else []
     taken = await one_by_one(server, large)
-    return Round(one, many, sum(map(len, large)) / sum(time for time, _ in taken) if taken else 0.0)
+    return Round(one, busy, many, sum(map(len, large)) / sum(time for time, _ in taken) if taken else 0.0)
 
 
 def largest_difference(one: Any, other: Any) -> float:
@@ -118,19 +130,21 @@ def largest_difference(one: Any, other: Any) -> float:
     return max(abs(a[key] - b[key]) for a, b in pairs for key in a if isinstance(a[key], float))
 
 
-def report(rounds: Mapping[str, Sequence[Round]], pipeline: Sequence[Sequence[float]], difference: float) -> str:
+def report(rounds: Mapping[str, Sequence[Round]], pipeline: Sequence[Round], difference: float) -> str:
     """An org table of each server, and what is aimed at beside what came."""
-    one = {name: [1e3 * median(of.one) for of in each] for name, each in rounds.items()}
-    one[PIPELINE] = [1e3 * median(of) for of in pipeline]
+    every = {**rounds, PIPELINE: pipeline}
+    one = {name: [1e3 * median(of.one) for of in each] for name, each in every.items()}
+    busy = {name: [1e3 * of.busy for of in each] for name, each in every.items()}
     clients = {name: [of.clients for of in each] for name, each in rounds.items()}
     large = {name: [of.large for of in each] for name, each in rounds.items() if name != PLAIN}
     rows = []
     for name in one:
         many, whole = (f"{spread(of[name]).middle:.0f}" if name in of else "" for of in (clients, large))
-        rows.append([name, f"{spread(one[name]).middle:.1f}", many, whole])
-    table = org(["", "one post, p50, ms", "32 clients, posts/s", "256 posts a request, posts/s"], rows)
+        rows.append([name, *(f"{spread(of[name]).middle:.1f}" for of in (one, busy)), many, whole])
+    table = org(["", "one post, p50, ms", "processor, ms", "32 clients, posts/s", "256 posts a request, posts/s"], rows)
     aims: list[tuple[str, Spread, str]] = [
         ("one post over the pipeline's", ratio(one[OURS], one[PIPELINE]), "at most 0.33"),
+        ("of the processor's time, the same", ratio(busy[OURS], busy[PIPELINE]), ""),
         ("32 clients over starlette and pipeline", ratio(clients[OURS], clients[PLAIN]), "at least 6"),
         ("int8 over bf16, 32 clients", ratio(clients[INT8], clients[OURS]), "at least 1.3"),
         ("int8 over bf16, 256 posts a request", ratio(large[INT8], large[OURS]), "at least 1.3"),
@@ -164,29 +178,29 @@ def main() -> None:
         serve = ["main.py", "action=serve", f"load_path={run}", "serve.port=0", "trainer.accelerator=cpu"]
         servers = {}
         for name, more in ((OURS, ["trainer.precision=bf16"]), (INT8, ["serve.precision=int8"])):
-            said = stack.enter_context(running([*serve, *more], "http://", threads=options.threads))
-            servers[name] = Server(int(said.rpartition(":")[2]), ours=True)
+            said, pid = stack.enter_context(running([*serve, *more], "http://", threads=options.threads))
+            servers[name] = Server(int(said.rpartition(":")[2]), pid, ours=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         labels = str(len(json.loads((run / "labels.json").read_text(encoding="utf-8"))["label"]["names"]))
         plain = [encoder_of(run), str(run / "adapter"), labels]
         command = [str(ROOT / "benchmarks/plain_server.py"), *plain, str(port), str(options.threads)]
-        stack.enter_context(running(command, "ready", threads=options.threads))
-        servers[PLAIN] = Server(port, ours=False)
+        _, pid = stack.enter_context(running(command, "ready", threads=options.threads))
+        servers[PLAIN] = Server(port, pid, ours=False)
         pipe = classifier(plain[0], run / "adapter", int(labels), threads=options.threads)
         taken: dict[str, list[Round]] = {name: [] for name in servers}
-        alone: list[list[float]] = []
+        alone: list[Round] = []
         for number in range(rounds + 1):
             for name, server in servers.items():
                 came = asyncio.run(measured(server, posts, clients=options.clients, seconds=seconds))
                 print(f"round {number}, {name}: {1e3 * median(came.one):.1f} ms, {came.clients:.0f}/s", file=sys.stderr)
                 taken[name] += [came] if number else []  # the first round fills the caches
-            one = []
+            one, busy = [], time.process_time()
             for text in posts[:50]:
                 begun = time.perf_counter()
                 pipe(text)
                 one.append(time.perf_counter() - begun)
-            alone += [one] if number else []
+            alone += [Round(one, (time.process_time() - busy) / len(one), 0.0, 0.0)] if number else []
         answers = [asyncio.run(one_by_one(servers[name], [posts[:MANY]]))[0][1] for name in (OURS, INT8)]
     about = machine.description(options.device, options.threads)
     command_line.leave(options.out, "serving", f"{report(taken, alone, largest_difference(*answers))}\n\n{about}")

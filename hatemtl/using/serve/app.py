@@ -29,13 +29,13 @@ PAGES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 
 
 class Answers:
-    """What the server says of texts, by its runs."""
+    """Answers requests with what the runs say of their texts."""
 
     def __init__(self, runs: Runs, queue: Queue) -> None:
         self.runs, self.queue = runs, queue
 
     async def predict(self, request: Request) -> Response:
-        """The rows of each run, as `action=predict` writes them as JSON lines."""
+        """Gives the rows of each run, as `action=predict` writes them as JSON lines."""
         asked = await json_of(request)
         _check_keys(asked, "texts", "runs", "tasks")
         texts, names = asked.get("texts"), _chosen(asked.get("runs"), [*self.runs.predictors], "runs")
@@ -57,7 +57,7 @@ class Answers:
         return answer(rows)
 
     async def explain(self, request: Request) -> Response:
-        """Each word of a text with its share in the score of a label."""
+        """Gives each word of a text with its share in the score of a label."""
         asked = await json_of(request)
         _check_keys(asked, "text", "run", "task", "label", "by")
         text: Any = asked.get("text")
@@ -72,7 +72,7 @@ class Answers:
         return answer({"run": name, "task": task, "label": label, "by": by, "words": words})
 
     async def table(self, request: Request) -> Response:
-        """The rows of a file as `action=predict` reads it, and which column holds the texts."""
+        """Gives the rows of a file as `action=predict` reads it, and which column holds the texts."""
         suffix, content = Path(request.query_params.get("name", "posts.csv")).suffix, await body(request)
         if suffix not in (*SUFFIXES, ".txt"):
             raise Refused(422, f"name: {did_you_mean(suffix, [*SUFFIXES, '.txt'])}")
@@ -83,13 +83,13 @@ class Answers:
         return answer({"text": text, "columns": [*columns], "rows": [*rows_of(columns)]})
 
     async def health(self, request: Request) -> Response:
-        """Whether the network's thread is at work, and how many posts wait."""
+        """Tells whether the network's thread is at work, and how many posts wait."""
         alive = self.queue.thread.is_alive()
         said = {"status": "ok" if alive else "down", "runs": [*self.runs.predictors], "waiting": self.queue.posts}
         return answer({**said, "limit": self.queue.limit}, 200 if alive else 503)
 
     async def about(self, request: Request) -> Response:
-        """The runs with their tasks, labels and thresholds."""
+        """Tells of the runs with their tasks, labels and thresholds."""
         found = {}
         for name, predictor in self.runs.predictors.items():
             tasks = {}
@@ -163,7 +163,7 @@ def _check_text(text: Any, name: str) -> None:
 
 
 def _chosen(given: Any, known: Sequence[str], key: str) -> list[str]:
-    """The names that are asked for, all where nothing is said. Raises Refused where one is unknown."""
+    """Gives the names that are asked for, all where nothing is said. Raises Refused where one is unknown."""
     if given is None:
         return [*known]
     if not isinstance(given, list) or not given:

@@ -25,7 +25,7 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """A request that is answered with an error. status: of HTTP."""
+    """Refuses a request, which is answered with an error. status: of HTTP."""
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(said)

@@ -30,7 +30,7 @@ SMALL = 1024  # numbers: tensors of fewer are not worth looking for twice
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded(Encoder):
-    """An encoder that is loaded already. apart: whether each model of it is a copy, which others may change."""
+    """Gives an encoder that is loaded already. apart: whether each model of it is a copy, which others may change."""
 
     loaded: Transformer
     apart: bool
@@ -72,7 +72,7 @@ class RowGate(nn.Module):
 
 @dataclass(frozen=True)
 class OnOneEncoder:
-    """Saved runs by name. rows: which source of the bank each is of those that are in it; gate: of that bank, if any is."""
+    """Holds saved runs by name. rows: which source of the bank each is of those that are in it; gate: of that bank, if any is."""
 
     predictors: Mapping[str, Predictor]
     rows: Mapping[str, int]

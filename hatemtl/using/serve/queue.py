@@ -13,12 +13,12 @@ TOGETHER = 256  # posts, counted once a run, from which no more requests join a 
 
 
 class Full(Exception):
-    """So many posts wait already that no more may."""
+    """Tells that as many posts wait as may."""
 
 
 @dataclass(eq=False)
 class Waiting:
-    """A request that waits. texts: by the run that is to read them; or do: what else is asked of the runs."""
+    """Holds a request that waits. texts: by the run that is to read them; or do: what else is asked of the runs."""
 
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     do: Callable[[Runs], Any] | None = None
@@ -30,7 +30,7 @@ class Waiting:
 
 
 class Queue:
-    """A thread of its own that asks the runs, one pass at a time. limit: of posts that wait or are read, once a run."""
+    """Asks the runs in a thread of its own, one pass at a time. limit: of posts that wait or are read, once a run."""
 
     def __init__(self, runs: Runs, *, limit: int) -> None:
         self.runs, self.limit, self.posts = runs, limit, 0

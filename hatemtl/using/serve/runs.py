@@ -107,7 +107,7 @@ class Runs:
         return [*zip(words, shares.tolist(), strict=True)]
 
     def _first(self, names: set[str]) -> str:
-        """The run by whose settings these are read: in the bank always the same, so that it stays ready."""
+        """Picks the run by whose settings these are read: in the bank always the same, so that it stays ready."""
         return next(iter(self.rows if names <= {*self.rows} else names))
 
     def _be_ready(self, predictor: Predictor | None) -> None:
