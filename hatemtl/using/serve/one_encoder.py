@@ -72,7 +72,7 @@ class RowGate(nn.Module):
 
 @dataclass(frozen=True)
 class OnOneEncoder:
-    """Holds saved runs by name. rows: which source of the bank each is of those that are in it; gate: of that bank, if any is."""
+    """Holds saved runs by name. rows: which source of the bank each is that is in it; gate: of that bank."""
 
     predictors: Mapping[str, Predictor]
     rows: Mapping[str, int]
