@@ -119,7 +119,7 @@ async def measured(server: Server, texts: Sequence[str], *, clients: int, second
     one = [taken for taken, _ in await one_by_one(server, [[text] for text in texts[:50]])]
     busy = (server.busy - before) / len(one)
     many = await at_once(server, texts, clients=clients, seconds=seconds)
-    large = [[*texts, *texts][begin : begin + MANY] for begin in range(0, len(texts), MANY)][:4] if server.ours else []
+    large = [[*texts, *texts][begin : begin + MANY] for begin in range(0, len(texts), MANY)][:2] if server.ours else []
     taken = await one_by_one(server, large)
     return Round(one, busy, many, sum(map(len, large)) / sum(time for time, _ in taken) if taken else 0.0)
 
@@ -155,14 +155,14 @@ def report(rounds: Mapping[str, Sequence[Round]], pipeline: Sequence[Round], dif
 
 
 def main() -> None:
-    parser = command_line.parser(__doc__, posts=True, quick="two short rounds")
+    parser = command_line.parser(__doc__, posts=True, quick="one short round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=8.0, help="of the clients, each round")
     options = parser.parse_args()
     if options.device != "cpu":
         parser.error("serving is measured on the CPU; leave --device out")
-    rounds, seconds = (2, 2.0) if options.quick else (options.rounds, options.seconds)
+    rounds, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
 
     from benchmarks.ours import SAMPLE, Source, encoder_of, texts  # slow, and nothing that --help needs
     from benchmarks.plain_server import classifier
