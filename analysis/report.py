@@ -13,8 +13,9 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare import add_testing_options, check_testing_options, rows_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,6 +25,7 @@ from ranking import command
 from report_figures import FORMATS, Figure, Value, bars
 from report_merges import interference, retention
 from report_sections import (
+    MEANS,
     Asked,
     by_group,
     by_label,
@@ -39,7 +41,7 @@ from results import ResultsError, sidecar, write_whole
 from summaries import settings
 from systems import System, find_systems, outcomes
 from table import Cell, Table
-from verdicts import Saying, shown_cells
+from verdicts import UNDECIDED, Saying, shown_cells
 
 from hatemtl.harmless import shown
 
@@ -68,26 +70,45 @@ def question(asked: Asked) -> str:
     return f"Is {listed} better than {first}, the baseline, by {by}? Of each system there are {runs}."
 
 
-def alone(row: Mapping[str, Cell], say: Saying) -> str:
-    """What a system came to, where nothing is compared with it."""
-    cells = shown_cells(row, say)
-    span = f", {say.confidence} {cells[say.confidence]}" if cells[say.confidence] else ", with no interval: one run alone"
-    return f"{row['system']}: {cells['mean']} {row['metric']}{span}."
+class Told(NamedTuple):
+    """How a system came out: in a word, in a short sentence, in its numbers, and in the whole sentence of compare.py."""
+
+    kind: str
+    headline: str
+    numbers: str
+    full: str = ""
+
+
+def told(row: Mapping[str, Cell], base: Mapping[str, Cell], say: Saying) -> Told:
+    """How a system came out beside the baseline, or by itself where nothing is compared."""
+    cells, name, metric = shown_cells(row, say), row["system"], row["metric"]
+    if "sentence" not in row:
+        span = f"{say.confidence} {cells[say.confidence]}" if cells[say.confidence] else "with no interval: one run alone"
+        return Told("alone", f"{name}: {cells['mean']} {metric}.", span)
+    than, verdict = base["system"], str(row["verdict"])
+    headline = {
+        "better": f"{name} is better than {than}.",
+        "worse": f"{name} is worse than {than}.",
+        UNDECIDED: f"{name} against {than} cannot be decided with these runs.",
+    }.get(verdict, f"{name} against {than}: no difference was shown.")
+    means = f"{metric} {cells['mean']} against {shown_cells(base, say)['mean']}"
+    ends = f"difference {cells['difference']}, {say.confidence} {cells[f'its {say.confidence}']}"
+    return Told(verdict.split()[0], headline, f"{means}; {ends}.", str(row["sentence"]))
 
 
 def described(systems: Sequence[System]) -> Table:
-    """The seeds of each system, the runs, parameters, and the settings in which the first runs differ."""
+    """The seeds of each system, its parameters, and the settings in which the first runs differ."""
     first = [next(system.each()) for system in systems]
     differing = settings(first)
-    rows: dict[str, list[Cell]] = {}
-    for i, (system, run) in enumerate(zip(systems, first, strict=True)):
+    rows: dict[str, list[Cell]] = {"seeds": [], "trained parameters": []}
+    for system in systems:
         parts = next(iter(system.runs.values()))
         counts: list[int | None] = [(sidecar(part, "run.json") or {}).get("trained_parameters") for part in parts]
-        seeds, folders = ", ".join(map(str, system.runs)), ", ".join(str(run.path.parent) for run in system.each())
+        rows["seeds"].append(", ".join(map(str, system.runs)))
         known = [count for count in counts if count is not None]
-        parameters = f"{sum(known):,}" if len(known) == len(parts) else None
-        rows[system.name] = [seeds, parameters, *(values[i] for values in differing.values()), folders]
-    return Table(["seeds", "trained parameters", *differing, "runs"], rows, corner="system", counts=False)
+        rows["trained parameters"].append(f"{sum(known):,}" if len(known) == len(parts) else None)
+    rows |= {name: [*values] for name, values in differing.items()}
+    return Table([system.name for system in systems], rows, corner="setting", counts=False)
 
 
 def overview(asked: Asked, rows: Mapping[str, Mapping[str, Cell]], typed: str) -> tuple[Figure, dict[str, dict[str, Value]]]:
@@ -97,10 +118,8 @@ def overview(asked: Asked, rows: Mapping[str, Mapping[str, Cell]], typed: str) -
         mean, low, high = (float(row[of]) for of in ("mean", "low", "high"))  # type: ignore[arg-type]
         quality.setdefault(str(row["metric"]), {})[str(row["system"])] = Value(mean, low, high)
     table = table_of(quality, asked.names, "metric")
-    text = "Means over seeds, with their intervals over seeds and posts."
-    return Figure(
-        "main", "Main metrics", text, lambda format: bars(asked.names, quality, "value", format), table, typed
-    ), quality
+    x, values = "value", {metric.removeprefix("test_"): of for metric, of in quality.items()}
+    return Figure("main", "Main metrics", MEANS, partial(bars, asked.names, values, x), table, typed), quality
 
 
 def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:
@@ -195,11 +214,14 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
     figures = [first, *by_label(asked), *by_group(asked), *learning(asked), *cost(asked, quality), *conflicts(asked)]
     figures += [*reliability(asked), *retention(asked), *interference(asked)]
     cells = {key: shown_cells(row, say) for key, row in rows.items()}
-    columns = [*dict.fromkeys(column for row in cells.values() for column in row if row[column])]
+    columns = ["verdict", "letters", *dict.fromkeys(column for row in cells.values() for column in row)]
+    columns = [*dict.fromkeys(column for column in columns if any(row.get(column) for row in cells.values()))]
     grid = {key: [row.get(column) for column in columns] for key, row in cells.items()}
-    told = [str(row["sentence"]) if "sentence" in row else alone(row, say) for row in rows.values()]
-    told = [text for text, row in zip(told, rows.values(), strict=True) if "sentence" in row or len(systems) == 1] or told
-    lines = {system.name: line for system in systems if (line := command(next(system.each())))}
+    base = {str(row["metric"]): row for row in reversed(rows.values())}  # the first system's
+    verdicts_told = [told(row, base[str(row["metric"])], say) for row in rows.values()]
+    lines = {
+        system.name: ([str(run.path.parent) for run in system.each()], command(next(system.each()))) for system in systems
+    }
     words = ["--name", *args.name] if args.name else []
     words += [f"--{of}" for of in ("letters", "leaked") if getattr(args, of)]
     words += [word for of in ("alpha", "resamples", "seed") for word in (f"--{of}", str(getattr(args, of)))]
@@ -207,7 +229,7 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
     content = {
         "title": "Report of " + ", ".join(map(shown, asked.names[:6])) + (", ..." if len(systems) > 6 else ""),
         "question": question(asked),
-        "verdicts": told,
+        "verdicts": [of for of in verdicts_told if of.full] or verdicts_told,
         "results": Table(columns, grid, corner="system", counts=False),
         "systems": described(systems),
         "command": again,

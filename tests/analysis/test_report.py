@@ -81,15 +81,16 @@ def test_a_page_says_what_was_asked_and_what_came(run: Run, runs: Path) -> None:
     page, text = Page(html), " ".join(" ".join(Page(html).text).split())
     assert "Is lora better than full, the baseline, by test_label_macro_f1 on the test posts of label?" in text
     assert "lora is better than full by ." in text and "hierarchical bootstrap of 3 seeds × 60 posts" in text
-    assert text.index("lora is better than full") < text.index("Systems by their main metrics")
+    assert text.index("lora is better than full.") < text.index("How it was tested lora is better than full by .")
+    assert text.index("lora is better than full by .") < text.index("Systems by their main metrics")
     for title in (
         "Main metrics",
-        "F1 of each label of label",
-        "subgroup auc of each group, label",
+        "F1 of each label, task label",
+        "Subgroup AUC by group, task label",
         "val_label_macro_f1 by epoch",
         "Cost against test_label_macro_f1",
-        "Weights of tasks and cosines of their gradients, lora",
-        "Reliability of label",
+        "Task weights and conflicts, lora",
+        "Reliability, task label",
     ):
         assert title in text
     assert re.search(r"epoch full lora 1 0.400 0.400 2 0.600 0.600 uv run", text)  # the best once more is no third epoch
@@ -192,7 +193,7 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
     )
     code, _, err = run("merge", *FEW)
     html = (tmp_path / "report.html").read_text()
-    assert code == 0 and "Parts and merge, merge" in html and "analysis/retention.py --merged merge --parts" in html
+    assert code == 0 and "What merge kept of its parts" in html and "analysis/retention.py --merged merge --parts" in html
     assert "note: no interference of merge" in err  # there are no adapters
     code, _, err = run("part_?", *FEW, "--name", "parts")
     assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
