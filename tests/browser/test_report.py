@@ -1,7 +1,6 @@
-"""The page of saved runs in a browser: nothing fails, it sorts, filters and opens by keyboard, and hostile names do nothing."""
+"""The page of saved runs in a browser: nothing fails, keys sort, filter and open it, and hostile names do nothing."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
             given = np.where(draw.random(90) < right, gold, draw.integers(0, len(NAMES), 90))
             scores = draw.random((90, len(NAMES))) + 4 * (np.arange(len(NAMES)) == given[:, None])
             rows = {"test_label_accuracy": float((given == gold).mean())}
-            save(folder / f"{name}_{seed}", gold[:, None], scores / scores.sum(axis=1, keepdims=True), seed=seed, names=NAMES,
-                 rows=rows,
+            scores /= scores.sum(axis=1, keepdims=True)
+            save(folder / f"{name}_{seed}", gold[:, None], scores, seed=seed, names=NAMES, rows=rows,
                  config={"method": {"name": HOSTILE[ord(name) % 2]}}, words=[f"seed={HOSTILE[1]}"])  # fmt: skip
     runs, page = [str(folder / f"{name}_?") for name in "ab"], folder / "report.html"
     assert report.main([*runs, "--name", "plain", HOSTILE[0], "--resamples", "100", "--output", str(page)]) == 0
