@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 from compare import add_testing_options, check_testing_options, rows_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from outcomes import Outcome
 from ranking import command
 from report_figures import FORMATS, Figure, Value, bars
 from report_merges import interference, retention
+from report_posts import wrong
 from report_sections import (
     MEANS,
     Asked,
@@ -39,7 +39,7 @@ from report_sections import (
 )
 from results import ResultsError, sidecar, write_whole
 from summaries import settings
-from systems import System, find_systems, outcomes
+from systems import System, find_systems
 from table import Cell, Table
 from verdicts import UNDECIDED, Saying, shown_cells
 
@@ -50,7 +50,6 @@ EXAMPLES = """examples:
   uv run analysis/report.py "adapters/single_?" "adapters/part_*" "adapters/merge_?" --name single parts merged --letters
   uv run analysis/report.py adapters/run --posts posts.csv --id id --text text --figures figures
 """
-WORST = 5  # posts shown of each label
 
 
 def verdicts(asked: Asked, letters: bool) -> tuple[Saying, dict[str, dict[str, Cell]]]:
@@ -138,43 +137,6 @@ def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:
         raise ResultsError(f"--posts {path}: {error}; expected a CSV file in UTF-8") from None
 
 
-def wrong(outcome: Outcome, texts: Mapping[str, str]) -> Table:
-    """Posts most confidently given a label that is not theirs, some of each label; of a multilabel task missed ones too."""
-    found: list[tuple[float, str, str, int]] = []
-    for i in range(len(outcome.posts)):
-        scores = outcome.scores[i]
-        if outcome.kind == "multilabel":
-            for j, name in enumerate(outcome.names):
-                if (given := scores[j] >= outcome.thresholds[j]) != (outcome.gold[i, j] >= 0.5):
-                    p = float(scores[j] if given else 1 - scores[j])
-                    found.append((p, name, f"{name} given" if given else f"{name} missed", i))
-        elif (j := int(scores.argmax())) != (true := int(outcome.gold[i, 0])):
-            found.append((float(scores[j]), outcome.names[j], f"{outcome.names[j]}, not {outcome.names[true]}", i))
-    found.sort(key=lambda of: -of[0])
-    kept = [of for name in outcome.names for of in [of for of in found if of[1] == name][:WORST]]
-    rows: dict[str, list[Cell]] = {
-        str(n): [told, p, outcome.posts[i], texts.get(outcome.posts[i], "(not in the file)")]
-        for n, (p, _, told, i) in enumerate(kept, 1)
-    }
-    return Table(["error", "p", "post", "text"], rows, corner="no.", counts=False)
-
-
-def worst(asked: Asked, args: argparse.Namespace) -> dict[str, Table]:
-    """The table of `wrong` for the first seed of each system and task of one or more labels a post."""
-    texts, found = read_texts(args.posts, args.id, args.text), {}
-    for system in asked.systems:
-        for task, kind in asked.tasks.items():
-            if kind in ("multiclass", "multilabel"):
-                outcome = outcomes(system, task)[0]
-                if not any(post in texts for post in outcome.posts):
-                    raise ResultsError(
-                        f"--posts {args.posts}: holds no tested post; expected ids such as {', '.join(outcome.posts[:3])}; "
-                        f"type --id with the column of post ids"
-                    )
-                found[f"{system.name}, {task}"] = wrong(outcome, texts)
-    return found
-
-
 def page(**content: Any) -> bytes:
     """The page. Whatever comes from files is escaped, and no script but its own may run."""
     home = Path(__file__).parent
@@ -208,7 +170,7 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
         unpaired=False,
     )
     asked = Asked(systems, tasks, metrics, how, args.runs, typed)
-    posts = worst(asked, args) if args.posts else {}
+    posts = wrong(asked, read_texts(args.posts, args.id, args.text) if args.posts else None)
     say, rows = verdicts(asked, args.letters and len(systems) > 1)
     first, quality = overview(asked, rows, typed)
     figures = [first, *by_label(asked), *by_group(asked), *learning(asked), *cost(asked, quality), *conflicts(asked)]
@@ -244,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line; 2 where the user has something to mend."""
     verbatim = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folder, or quoted glob of its seeds; baseline first")
+    parser.add_argument("runs", nargs="*", metavar="RUNS", help="run folder, or quoted glob of its seeds; baseline first")
     parser.add_argument(
         "--name", nargs="+", action="extend", help="names of the systems; default: what tells the globs apart"
     )
@@ -258,6 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_testing_options(parser)
     args = parser.parse_args(argv)
     try:
+        if not args.runs:
+            raise ResultsError(f"no runs given; expected run folders or quoted globs of seeds:\n{EXAMPLES}".rstrip())
         check_testing_options(args)
         check_outputs(args.output, args.figures)
         typed = shlex.join(["uv", "run", "analysis/report.py", *(sys.argv[1:] if argv is None else argv)])

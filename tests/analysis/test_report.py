@@ -12,8 +12,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from tested_runs import classes, save, system
+from pyarrow import parquet
+from tested_runs import classes, listed, save, system
 
 Run = Callable[..., tuple[int, str, str]]
 FEW = ("--resamples", "100")
@@ -149,12 +151,49 @@ def test_texts_of_posts_are_behind_a_click(run: Run, runs: Path) -> None:
     ask = ("full_?", "lora_?", *FEW)
     assert run(*ask, "--posts", "posts.csv", "--id", "case", "--text", "words")[0] == 0
     html = (runs / "report.html").read_text()
-    start = html.index("Warning: these are posts")
+    start = html.index("these are posts and words of the corpus")
     assert html.index("invented post") > html.index('<details class="posts"><summary>', start)
     first, _, second = html[start:].partition('<details class="posts">')[2].partition('<details class="posts">')
-    assert first.count("invented post") == 3 * 5 and 0 < second.count("invented post") <= 3 * 5  # five of each label
+    assert 15 <= first.count("invented post") <= 30  # five of each label and side, some of two
+    assert 0 < second.count("invented post") <= 30
     code, _, err = run(*ask, "--posts", "posts.csv")
     assert code == 2 and "no column 'id'; type --id with one of case, words" in err
+
+
+def test_errors_that_a_test_listed_are_shown_with_their_words_shaded(run: Run, runs: Path) -> None:
+    listed(runs / "full_0", text=f"{HOSTILE[0]} =1", marked="0 0 1 0", explained="-1 0.5 0 1")
+    listed(runs / "lora_0")
+    code, _, err = run("full_?", "lora_?", *FEW)
+    assert code == 0, err
+    html = (runs / "report.html").read_text()
+    _, first, second = html.split('<details class="posts">')
+    assert "<td>women; arab</td>" in first and "kind given" in first and "kind missed" in first
+    assert '<span class="w v4">&lt;img</span> <span class="w w2">src=x</span> <u>onerror' in first
+    assert re.search(r"tea</td><td>3 of 4</td><td>1 of 9</td><td>1.250</td><td>2.500", first)
+    assert "is not known here" in second and '<td class="long">' not in second and "p2" in second
+    assert not Page(html).all("img")
+
+
+def test_highlights_come_from_the_runs_task_of_words_where_errors_have_none(run: Run, tmp_path: Path) -> None:
+    gold, scores = classes(4, 0.0, np.random.default_rng(0))
+    save(tmp_path / "a", gold, scores, rows={"test_label_accuracy": 0.0, "test_rationale_f1": 1.0})
+    (tmp_path / "b").mkdir()
+    save(tmp_path / "b", [[0, 1]] * 4, [[0.1, 0.9]] * 4, task="rationale", kind="tokens", names=["marked"])
+    both = [parquet.read_table(tmp_path / name / "predictions.parquet") for name in "ab"]
+    parquet.write_table(pa.concat_tables(both), tmp_path / "a" / "predictions.parquet")
+    spaces = json.loads((tmp_path / "a" / "labels.json").read_text())
+    spaces["rationale"] = {"kind": "tokens", "names": ["marked"]}
+    (tmp_path / "a" / "labels.json").write_text(json.dumps(spaces))
+    (tmp_path / "posts.csv").write_text("id,text\n" + "".join(f"p{i},two words\n" for i in range(4)))
+    code, _, err = run("a", *FEW, "--posts", "posts.csv")
+    assert code == 0, err
+    assert 'two <span class="w w4"><u>words</u></span>' in (tmp_path / "report.html").read_text()
+
+
+def test_a_garbled_list_of_errors_is_told(run: Run, runs: Path) -> None:
+    (runs / "full_0" / "errors.csv").write_text("post_id,score\np1,x\n")
+    code, _, err = run("full_?", *FEW)
+    assert code == 2 and "full_0/errors.csv: cannot be read" in err and "evaluations=[errors]" in err
 
 
 @pytest.mark.slow
@@ -211,7 +250,11 @@ def test_thirty_runs_make_a_small_page(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "no runs given; expected run folders or quoted globs of seeds"),
         (["nothing_?"], "matches nothing"),
+        (["begun"], "begun: the run is not finished; train it to its end"),
+        (["beg*"], "which has save_path=begun"),
+        (["full_?", ".begun.unfinished"], ".begun.unfinished: the run is not finished"),
         (
             ["full_?", "other"],
             "full_0 was tested on label and other on target; a report is of runs of a task that all share",
@@ -232,7 +275,8 @@ def test_wrong_input_is_told_and_nothing_is_written(run: Run, runs: Path, argume
     gold, scores = classes(20, 0.5, np.random.default_rng(0))
     save(runs / "other", gold, scores, task="target", rows={"test_target_accuracy": 0.5})
     save(runs / "untested", gold, scores, rows={"val_label_accuracy": 0.5})
-    (runs / "folder").mkdir()
+    for name in ("folder", ".begun.unfinished"):
+        (runs / name).mkdir()
     before = set(runs.rglob("*"))
     code, out, err = run(*arguments, *([] if "--resamples" in arguments else FEW))
     assert (code, out) == (2, "") and "report.py: " in err and message in err

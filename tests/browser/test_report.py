@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import report
-from tested_runs import save
+from tested_runs import listed, save
 
 pytestmark = pytest.mark.slow
 HOSTILE = ('<img src=x onerror="window.struck=1">', "</script><script>window.struck=2</script>", "' onload='window.struck=3")
@@ -27,6 +27,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
             scores /= scores.sum(axis=1, keepdims=True)
             save(folder / f"{name}_{seed}", gold[:, None], scores, seed=seed, names=NAMES, rows=rows,
                  config={"method": {"name": HOSTILE[ord(name) % 2]}}, words=[f"seed={HOSTILE[1]}"])  # fmt: skip
+    marks = {"marked": "0 0 0 0 1 1 1", "explained": "0.1 0.9 -0.2 -0.8 0.3 0.2 1"}
+    listed(folder / "b_0", text=f"{HOSTILE[0]} a mild invented post", **marks)
     runs, page = [str(folder / f"{name}_?") for name in "ab"], folder / "report.html"
     assert report.main([*runs, "--name", "plain", HOSTILE[0], "--resamples", "100", "--output", str(page)]) == 0
     return page.as_uri()
@@ -56,7 +58,7 @@ def test_names_from_files_do_nothing(visit: Callable[..., Any]) -> None:
     page = visit()
     page.evaluate(OPEN)
     assert page.evaluate("window.struck") is None and page.locator("img").count() == 0
-    assert page.locator("script").count() == 1
+    assert page.locator("script").count() == 1 and page.locator("u", has_text="post").count() > 0
     assert page.locator("th", has_text=HOSTILE[0]).count() > 0 and page.locator("td", has_text=HOSTILE[1]).count() > 0
 
 
@@ -88,7 +90,7 @@ def test_everything_is_reached_by_tab(visit: Callable[..., Any]) -> None:
     wanted = page.evaluate("document.querySelectorAll('a, summary, .box').length")
     page.evaluate("[...document.querySelectorAll('a, summary, .box')].forEach((of, place) => (of.dataset.place = place))")
     page.evaluate(OPEN)
-    for _ in range(400):
+    for _ in range(600):
         page.keyboard.press("Tab")
         place = page.evaluate("document.activeElement.dataset.place ?? null")
         if place is not None:
