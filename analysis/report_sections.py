@@ -22,7 +22,7 @@ from reliability import Bins, binned, read_answers
 from reliability import drawn as bins_drawn
 from reliability import table_of as bins_table
 from report_figures import Figure, Value, Values, bars, curves, quality_for_cost
-from results import Results, ResultsError, is_bound, is_count, note, sidecar, testing_line
+from results import Results, ResultsError, is_bound, is_count, note, read_results, sidecar, testing_line
 from systems import System
 from table import Cell, Table
 
@@ -202,7 +202,9 @@ def minutes_of(run: Results, known: dict[Path, Run | None]) -> tuple[float | Non
     record = sidecar(run, "run.json") or {}
     if not record.get("ledger"):
         minutes = record["seconds"] / 60 if "seconds" in record else None
-        return minutes, None if record.get("sources") else minutes, None
+        files = [Path(folder) / "results.csv" for folder in record.get("sources") or {}]
+        before = [minutes_of(read_results(file), known)[1] if file.is_file() else None for file in files]
+        return minutes, None if None in (minutes, *before) else sum(filter(None, (minutes, *before))), None
     if (own := describe(run)) is None:
         return None, None, None
     minutes, sources = sum(own.seconds.values()) / 60, behind(own, known)
