@@ -69,9 +69,13 @@ def question(asked: Asked) -> str:
     return f"Is {listed} better than {first}, the baseline, by {by}? Of each system there are {runs}."
 
 
+ORDER = ("better", "worse", "cannot", "no", "alone")  # of verdicts in the page
+
+
 class Told(NamedTuple):
     """How a system came out: in a word, in a short sentence, in its numbers, and in the whole sentence of compare.py."""
 
+    metric: str
     kind: str
     headline: str
     numbers: str
@@ -83,7 +87,7 @@ def told(row: Mapping[str, Cell], base: Mapping[str, Cell], say: Saying) -> Told
     cells, name, metric = shown_cells(row, say), row["system"], row["metric"]
     if "sentence" not in row:
         span = f"{say.confidence} {cells[say.confidence]}" if cells[say.confidence] else "with no interval: one run alone"
-        return Told("alone", f"{name}: {cells['mean']} {metric}.", span)
+        return Told(str(metric), "alone", f"{name}: {cells['mean']} {metric}.", span)
     than, verdict = base["system"], str(row["verdict"])
     headline = {
         "better": f"{name} is better than {than}.",
@@ -92,7 +96,7 @@ def told(row: Mapping[str, Cell], base: Mapping[str, Cell], say: Saying) -> Told
     }.get(verdict, f"{name} against {than}: no difference was shown.")
     means = f"{metric} {cells['mean']} against {shown_cells(base, say)['mean']}"
     ends = f"difference {cells['difference']}, {say.confidence} {cells[f'its {say.confidence}']}"
-    return Told(verdict.split()[0], headline, f"{means}; {ends}.", str(row["sentence"]))
+    return Told(str(metric), verdict.split()[0], headline, f"{means}; {ends}.", str(row["sentence"]))
 
 
 def described(systems: Sequence[System]) -> Table:
@@ -180,7 +184,12 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
     columns = [*dict.fromkeys(column for column in columns if any(row.get(column) for row in cells.values()))]
     grid = {key: [row.get(column) for column in columns] for key, row in cells.items()}
     base = {str(row["metric"]): row for row in reversed(rows.values())}  # the first system's
-    verdicts_told = [told(row, base[str(row["metric"])], say) for row in rows.values()]
+    said = [told(row, base[str(row["metric"])], say) for row in rows.values()]
+    said = sorted([of for of in said if of.full] or said, key=lambda of: ORDER.index(of.kind))
+    grouped = {
+        of: [[one for one in said if one.metric == of and (one.kind == "no") == plain] for plain in (False, True)]
+        for of in metrics
+    }
     lines = {
         system.name: ([str(run.path.parent) for run in system.each()], command(next(system.each()))) for system in systems
     }
@@ -191,7 +200,7 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
     content = {
         "title": "Report of " + ", ".join(map(shown, asked.names[:6])) + (", ..." if len(systems) > 6 else ""),
         "question": question(asked),
-        "verdicts": [of for of in verdicts_told if of.full] or verdicts_told,
+        "verdicts": grouped,
         "results": Table(columns, grid, corner="system", counts=False),
         "systems": described(systems),
         "command": again,

@@ -18,7 +18,7 @@ from hatemtl.harmless import unguarded
 
 ERRORS, WORDS = "errors.csv", "error_words.csv"  # what evaluations=[errors] leaves
 SIDES = ("false_positive", "false_negative")
-SHOWN = 400  # posts of a page: it is to stay small
+SHOWN = 250  # posts of a page: it is to stay small
 MOST, LEVELS, LONG = 5, 4, 120  # posts of a label or group and side; shades of a word; words of a post
 Marks = tuple[Sequence[float] | None, Sequence[float] | None]  # of a post's words: as people marked them, as they weigh
 

@@ -45,7 +45,7 @@ GROUPED = {  # rows of evaluations, one a group: what they are called and say
     "false_positive_rate": ("False positive rate", "of the posts that do not carry a label, the share that it is given to"),
 }
 MEANS = "Bars are means over seeds, lines their intervals over seeds and posts."
-POINTS = 500  # of a line over steps
+POINTS = 250  # of a line over steps
 WIDE = 2  # diagrams of reliability in a picture
 
 

@@ -70,11 +70,12 @@ def system(folder: Path, name: str, accuracies: Sequence[float], *, posts: int =
         save(folder / f"{name}_{seed}", gold, scores, seed=seed, rows=rows, config={"method": {"name": name}})
 
 
-def listed(folder: Path, **more: str) -> None:
-    """Writes what a test with evaluations=[errors] leaves: two errors, and a word. more: cells of the errors."""
-    row = {"task": "label", "label": "kind", "error": "false_positive", "post_id": "p1", "score": "0.9", "gold": "rude"}
-    row |= {"predicted": "kind", "groups": "women; arab", **more}
-    rows = [row, {**row, "error": "false_negative", "post_id": "p2", "groups": ""}]
+def listed(folder: Path, groups: Sequence[str] = ("women; arab", ""), **more: str) -> None:
+    """Writes what a test with evaluations=[errors] leaves: errors of posts of these groups, false positives and negatives by
+    turns, and a word. more: cells of the errors."""
+    row = {"task": "label", "label": "kind", "score": "0.9", "gold": "rude", "predicted": "kind"}
+    sides = ("false_positive", "false_negative")
+    rows = [row | {"error": sides[1 - i % 2], "post_id": f"p{i}", "groups": of, **more} for i, of in enumerate(groups, 1)]
     words = {"task": "label", "label": "kind", "error": "false_positive", "word": "tea", "wrong": "3", "of_wrong": "4"}
     words |= {"right": "1", "of_right": "9", "log_odds": "1.25", "z": "2.5"}
     for name, table in (("errors.csv", rows), ("error_words.csv", [words])):

@@ -242,9 +242,13 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
 def test_thirty_runs_make_a_small_page(run: Run, tmp_path: Path) -> None:
     for k in range(10):
         system(tmp_path, f"s{k}", [0.5 + k / 30] * 3, posts=60)
+        groups, words = [f"group {i % 22 // 2}" for i in range(220)], 60
+        weights = {"marked": "1 " * (words - 1) + "1", "explained": "0.5 " * (words - 1) + "1"}
+        listed(tmp_path / f"s{k}_0", groups, text=" ".join(["word"] * words), **weights)
     code, _, err = run(*(f"s{k}_?" for k in range(10)), "--letters", *FEW)
     assert code == 0, err
-    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+    html = (tmp_path / "report.html").read_text()
+    assert len(html.encode()) < 1_000_000 and 100 < html.count('<td class="long">') <= 250
 
 
 @pytest.mark.parametrize(
