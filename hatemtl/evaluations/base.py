@@ -117,7 +117,7 @@ class Reader(Protocol):
         ...
 
     def text(self, post: int) -> str:
-        """What a post of the run says, without second texts."""
+        """Gives what a post of the run says, without second texts."""
         ...
 
     def batches(self, ids: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:

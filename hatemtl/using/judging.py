@@ -80,7 +80,7 @@ def listed(
 
 
 def _said(module: MultitaskModule, data: DataModule) -> dict[str, Predicted]:
-    """What the module kept of a test, by task."""
+    """Gathers what the module kept of a test, by task."""
     kept = module.predictions.items()
     return {task: of_task.whole("test", module.head(task), data.pool.at_words) for task, of_task in kept}
 

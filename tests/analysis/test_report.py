@@ -12,9 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 from tested_runs import classes, listed, save, system
 
 Run = Callable[..., tuple[int, str, str]]
@@ -172,22 +170,6 @@ def test_errors_that_a_test_listed_are_shown_with_their_words_shaded(run: Run, r
     assert re.search(r"tea</td><td>3 of 4</td><td>1 of 9</td><td>1.250</td><td>2.500", first)
     assert "is not known here" in second and '<td class="long">' not in second and "p2" in second
     assert not Page(html).all("img")
-
-
-def test_highlights_come_from_the_runs_task_of_words_where_errors_have_none(run: Run, tmp_path: Path) -> None:
-    gold, scores = classes(4, 0.0, np.random.default_rng(0))
-    save(tmp_path / "a", gold, scores, rows={"test_label_accuracy": 0.0, "test_rationale_f1": 1.0})
-    (tmp_path / "b").mkdir()
-    save(tmp_path / "b", [[0, 1]] * 4, [[0.1, 0.9]] * 4, task="rationale", kind="tokens", names=["marked"])
-    both = [parquet.read_table(tmp_path / name / "predictions.parquet") for name in "ab"]
-    parquet.write_table(pa.concat_tables(both), tmp_path / "a" / "predictions.parquet")
-    spaces = json.loads((tmp_path / "a" / "labels.json").read_text())
-    spaces["rationale"] = {"kind": "tokens", "names": ["marked"]}
-    (tmp_path / "a" / "labels.json").write_text(json.dumps(spaces))
-    (tmp_path / "posts.csv").write_text("id,text\n" + "".join(f"p{i},two words\n" for i in range(4)))
-    code, _, err = run("a", *FEW, "--posts", "posts.csv")
-    assert code == 0, err
-    assert 'two <span class="w w4"><u>words</u></span>' in (tmp_path / "report.html").read_text()
 
 
 def test_a_garbled_list_of_errors_is_told(run: Run, runs: Path) -> None:
