@@ -66,7 +66,7 @@ def question(asked: Asked) -> str:
     if not others:
         return f"How good is {first} by {by}? There is one system, of {runs}, so nothing is compared."
     listed = others[0] if len(others) == 1 else f"any of {', '.join(others)}" if len(others) < 8 else f"any of {len(others)}"
-    return f"Is {listed} better than {first}, the baseline, by {by}? Of each system there {'is' if seeds == [1] else 'are'} {runs}."
+    return f"Is {listed} better than {first}, the baseline, by {by}? Of each there {'is' if seeds == [1] else 'are'} {runs}."
 
 
 ORDER = ("better", "worse", "cannot", "no", "alone")  # of verdicts in the page
