@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pandas as pd
 import pytest
@@ -81,7 +82,10 @@ def test_ones_own_posts_run_as_they_stand(
 ) -> None:
     """With ` encoder=tiny` appended to the line that trains; the one that predicts knows it from the saved run."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"text": f"a {word} day, number {i}", "label": word} for i in range(30) for word in ("sunny", "rainy")]
+    said = Random(0)
+    words = ["soup", "mud", "tea", "song", "road", "lamp", "moss", "kite", "drum", "fern", "rope", "bell", "sand", "plum"]
+    days = [(" ".join(said.choices(words, k=9)), said.choice(["sunny", "rainy"])) for _ in range(60)]
+    rows = [{"text": f"{day} {text}", "label": day} for text, day in days]
     pd.DataFrame(rows).to_csv("posts.csv", index=False)
     pd.DataFrame({"text": ["what a sunny day", "what a rainy day", "neither"]}).to_csv("new.csv", index=False)
     train, report, predict = block("own")
