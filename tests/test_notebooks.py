@@ -17,7 +17,7 @@ def test_the_first_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     (tmp_path / "main.py").touch()
     (tmp_path / "analysis").symlink_to(ROOT / "analysis")
     code = "\n".join("".join(cell["source"]) for cell in CELLS)
-    small = code.replace("encoder=minilm", "encoder=tiny").replace("size=400", "size=150").replace("epochs=2", "epochs=1")
+    small = code.replace("encoder=minilm", "encoder=tiny").replace("size=1000", "size=150").replace("epochs=4", "epochs=1")
     assert small.count("=tiny") == small.count("=150") == 1
     exec(compile(small, str(PATH), "exec"), {})
     said = capsys.readouterr().out
