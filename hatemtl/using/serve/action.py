@@ -54,10 +54,18 @@ def named(requests: Sequence[Request]) -> dict[str, Request]:
 
 def bound(host: str, port: int) -> socket.socket:
     """Takes the port on the host. Raises UserError where it is another program's, or there is no such host here."""
+    made: socket.socket | None = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
+        # asyncio sends at once on sockets that say they are TCP's; on others an answer waits 40 ms for an acknowledgement
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)[0]
+        made = socket.socket(*found[:3])
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(found[4])
+        made.listen(128)
+        return made
     except OSError as error:
+        if made is not None:
+            made.close()
         why = (
             error.strerror if error.errno is None or error.errno < 0 else os.strerror(error.errno)
         )  # those of names are no errno
