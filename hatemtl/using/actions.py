@@ -138,6 +138,13 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
     return folder
 
 
+def publish_run(request: Request, **how: Any) -> Path:
+    """Publishes a saved run; gives the folder."""
+    from hatemtl.using.publish.folder import publish  # and both libraries of adapters
+
+    return publish(request, **how)
+
+
 def reader(request: Request, network: Network, data: DataModule) -> Reader:
     """Lets evaluations ask the network."""
     return Reader(network.module, request.trainer, data, network.encoder.max_length)

@@ -32,9 +32,7 @@ def updates(run: SavedRun, body: Transformer) -> tuple[dict[str, LoRAUpdate] | N
         return None, str(error)
 
 
-def write_peft(
-    folder: Path, found: Mapping[str, LoRAUpdate], said: SaidHead | None, encoder: Encoder, base: str
-) -> None:
+def write_peft(folder: Path, found: Mapping[str, LoRAUpdate], said: SaidHead | None, encoder: Encoder, base: str) -> None:
     """Writes the LoRA, and the head's modules as those that PEFT saves beside it. base: what others load the encoder by."""
     tensors, config = lora_formats.to_peft(found, base=base)
     config["revision"] = encoder.revision if base == encoder.source else None
