@@ -35,6 +35,8 @@ def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, asked = Console(), request.used_run("test"), time.perf_counter()
     ledger, tested_anew = Ledger(request.cost), {"tested_data": None, "ledger": None}  # by others, while this one tests
+    if "hub" in saved.record and request.save_path is None:
+        raise UserError(f"{saved.record['hub']} is of the hub, and results need a folder; type save_path=FOLDER")
     folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")

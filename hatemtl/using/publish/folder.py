@@ -29,6 +29,9 @@ TOLD = (
     *("steps", "best_epoch", "parameters", "trained_parameters", "git_commit", "versions", "ledger"),
 )
 
+# Keys whose values are folders of this machine, and how other such values begin.
+PLACES, ELSEWHERE = ("dir", "cache", "save_path", "load_path", "sources"), ("/", "~", "..")
+
 
 def publish(
     request: Request,
@@ -135,7 +138,9 @@ def _fill(folder: Path, predictor: Predictor, facts: card.Facts) -> card.Facts:
         raise UserError(f"{saved.folder} cannot be published: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
     told = {key: saved.record[key] for key in TOLD if key in saved.record}
     (folder / "run.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    settings = yaml.safe_dump(_without_places(saved.config), sort_keys=False, allow_unicode=True)
+    config = _without_places(saved.config)
+    config["encoder"].setdefault("source", base)
+    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     facts = replace(facts, said=said, why=why, layouts=layouts, left_out=left_out)
     (folder / "README.md").write_text(metadata.header(facts) + card.write(facts), encoding="utf-8")
@@ -200,12 +205,13 @@ def _compared(path: Path, run: SavedRun) -> list[Mapping[str, Any]]:
 
 
 def _without_places(value: Any) -> Any:
-    """The settings, of each folder of this machine its name alone."""
+    """The settings without the folders of this machine: whoever loads the run has their own."""
     if isinstance(value, Mapping):
-        return {key: _without_places(item) for key, item in value.items()}
+        items = {key: _without_places(item) for key, item in value.items() if key not in PLACES}
+        return {key: item for key, item in items.items() if not (isinstance(item, str) and item.startswith(ELSEWHERE))}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", "..")) else value
+    return value
 
 
 def _sent(folder: Path, hub_id: str, *, upload: bool, private: bool) -> str:

@@ -46,7 +46,7 @@ def send(folder: Path, hub_id: str, *, private: bool) -> str:
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"publish.upload=true: HF_HUB_OFFLINE is set; the folder is written: {folder}; {AGAIN}")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ[TOKEN])
+    api = HfApi(token=os.environ[TOKEN])
     try:
         api.create_repo(hub_id, repo_type="model", private=private, exist_ok=True)
         sent = api.upload_folder(
