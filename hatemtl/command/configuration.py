@@ -260,6 +260,11 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     theirs = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
     config = saved.config
     if (choices := config.get("choices")) is None:
+        if "hub" in saved.record:
+            raise UserError(
+                f"{folder} is an adapter of the hub, without heads or tasks of ours; train some on it: type action=train "
+                f"tasks=[label] method={LOADERS[saved.record['library']]} load_path={folder}, and its encoder"
+            )
         raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
     asked: Any = theirs.get("tasks", config["tasks"])
     tasks = [asked] if isinstance(asked, str) else [str(name) for name in asked]

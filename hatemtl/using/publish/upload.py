@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from hatemtl.errors import UserError
 from hatemtl.using.export import MARKER
 
@@ -28,6 +30,8 @@ def check(hub_id: str | None, *, upload: bool) -> None:
             f"publish.hub_id={hub_id}: the hub lets nobody write without a token, and the environment has no {TOKEN}; type "
             f"{TOKEN}=... before the command, or leave publish.hub_id out to write the folder alone"
         )
+    if upload and constants.HF_HUB_OFFLINE:
+        raise UserError("publish.upload=true: HF_HUB_OFFLINE says that there is no network; unset it, or leave upload out")
 
 
 def files(folder: Path) -> list[Path]:
@@ -40,12 +44,10 @@ def send(folder: Path, hub_id: str, *, private: bool) -> str:
 
     Raises UserError where the hub refuses, or is out of reach.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from requests.exceptions import RequestException
 
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"publish.upload=true: HF_HUB_OFFLINE is set; the folder is written: {folder}; {AGAIN}")
     api = HfApi(token=os.environ[TOKEN])
     try:
         api.create_repo(hub_id, repo_type="model", private=private, exist_ok=True)

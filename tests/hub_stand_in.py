@@ -10,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import pytest
+from huggingface_hub import configure_http_backend, constants
+
 COMMIT = "d" * 40
 
 
@@ -65,7 +68,7 @@ def stand_in() -> Iterator[Hub]:
             elif self.path == "/api/repos/create":
                 hub.created.append(json.loads(body))
                 made = hub.created[-1]
-                self._answer({"url": f"https://huggingface.co/{made.get('organization', 'me')}/{made['name']}"})
+                self._answer({"url": f"{hub.address}/{made.get('organization', 'me')}/{made['name']}"})
             elif self.path == "/api/validate-yaml":
                 self._answer({"errors": [], "warnings": []})
             elif "/preupload/" in self.path:
@@ -87,7 +90,7 @@ def stand_in() -> Iterator[Hub]:
                     elif line["key"] == "lfsFile":
                         hub.files[value["path"]] = hub.large[value["oid"]]
                 name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
-                self._answer({"commitUrl": f"https://huggingface.co/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+                self._answer({"commitUrl": f"{hub.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
             else:
                 self._answer({"error": f"unknown {self.path}"}, 404)
 
@@ -98,8 +101,11 @@ def stand_in() -> Iterator[Hub]:
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "ENDPOINT", hub.address)
+        configure_http_backend()  # forgets sessions opened while offline; below, those opened while online
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
+    configure_http_backend()
+    server.shutdown()
+    server.server_close()
