@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hatemtl.corpora.origin import Origin
-from hatemtl.evaluations.base import Row
 from hatemtl.heads.base import Head
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using.publish import snippets
-from hatemtl.using.publish.evaluation import CONFIDENCE, RESAMPLES, Figures, by_group
+from hatemtl.using.publish.evaluation import CONFIDENCE, RESAMPLES, Figures, OfGroup, by_group
 from hatemtl.using.publish.markdown import block, code, plain, table
 from hatemtl.using.publish.said_head import SaidHead
 
@@ -202,7 +201,7 @@ def _beyond(facts: Facts) -> Iterator[list[str]]:
     """Rows of the test that no head gives and that have no interval: those of further evaluations."""
     known = {(task, name, label) for task, found in facts.figures.items() for name, label, *_ in found.rows}
     rows = facts.run.rows
-    grouped = {row.metric for task in facts.heads for row, _ in by_group(rows, task)}
+    grouped = {of.metric for task in facts.heads for of in by_group(rows, task)}
     for row in rows:
         own = (row.task, row.name, row.label) in known or row.name in ("tp", "fp", "fn") or row.name.endswith("_cut")
         if row.stage == "test" and row.task in facts.heads and row.behind is None and not own and row.metric not in grouped:
@@ -210,14 +209,12 @@ def _beyond(facts: Facts) -> Iterator[list[str]]:
 
 
 def _bias(facts: Facts) -> Iterator[str]:
-    any_of = False
-    for task in facts.heads:
-        found = [*by_group(facts.run.rows, task)]
-        if found:
-            any_of = True
-            yield f"### {task}"
-            yield table(["figure", "group", "value", "interval", "posts"], [_group(row, behind) for row, behind in found])
-    if any_of:
+    found = {task: by_group(facts.run.rows, task) for task in facts.heads}
+    for task, figures in found.items():
+        if figures:
+            yield f"### {task}, by group"
+            yield table(["figure", "group", "value", "interval", "posts"], [*map(_group, figures)])
+    if any(found.values()):
         yield (
             "Figures by Borkan et al. (2019, arXiv:1903.04561): `subgroup_auc` tells a group's abusive posts from its "
             "others; a low `bpsn_auc` means that harmless posts about it are taken for abuse, a low `bnsp_auc` that abuse "
@@ -230,10 +227,11 @@ def _bias(facts: Facts) -> Iterator[str]:
         )
 
 
-def _group(row: Row, behind: Mapping[str, float]) -> list[str]:
-    span = f"{behind['low']:.3f} to {behind['high']:.3f}" if {"low", "high"} <= behind.keys() else "—"
-    label = "all" if row.label is None else code(row.label)
-    return [code(row.name), label, f"{row.value:.3f}", span, f"{behind['posts']:,.0f}" if "posts" in behind else "—"]
+def _group(of: OfGroup) -> list[str]:
+    low, high, posts = (of.behind.get(key) for key in ("low", "high", "posts"))
+    span = "—" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    group = "all" if of.group is None else code(of.group)
+    return [code(of.figure), group, f"{of.value:.3f}", span, "—" if posts is None else f"{posts:,.0f}"]
 
 
 def _comparison(facts: Facts) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """Gathers what a saved run's test says: figures with intervals, what was measured by group, and how the run was chosen."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import derive
 
 Of = tuple[str, str | None, float, float, float]
+# How the figures of evaluations.bias of one group are named, the group behind.
+BY_GROUP = re.compile(
+    r"(subgroup_auc|b(?:psn|nsp)_auc_(?:hatexplain|borkan)|subgroup_(?:false_(?:positive|negative)_rate|macro_f1))_(.+)"
+)
 RESAMPLES, CONFIDENCE = 1000, 0.95
 
 
@@ -99,15 +104,30 @@ def _with_intervals(head: Head, scores: Tensor, targets: Tensor, seed: int) -> F
     return Figures(rows, posts, head.primary)
 
 
-def by_group(rows: Sequence[Row], task: str) -> Iterator[tuple[Row, dict[str, float]]]:
-    """Each figure of a test that has an interval in results.csv, as those of bias by group, with what stands behind it."""
+class OfGroup(NamedTuple):
+    """A figure of posts about one group, None for all groups, with its interval and the number of posts, where known."""
+
+    metric: str
+    figure: str
+    group: str | None
+    value: float
+    behind: Mapping[str, float]
+
+
+def by_group(rows: Sequence[Row], task: str) -> list[OfGroup]:
+    """Gives the figures of a task's test that have something behind them in results.csv, as those of bias by group do."""
     behind: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.behind is not None:
             behind.setdefault(row.metric.removesuffix(f"__{row.behind}"), {})[row.behind] = row.value
+    found = []
     for row in rows:
-        if row.stage == "test" and row.task == task and row.metric in behind and row.behind is None:
-            yield row, behind[row.metric]
+        if row.stage == "test" and row.task == task and row.behind is None and row.metric in behind:
+            name = row.metric.removeprefix(f"test_{task}_")  # a group is no label of the task, so no row knows it as one
+            of = BY_GROUP.fullmatch(name)
+            figure, group = (of[1], of[2]) if of else (name, None)
+            found.append(OfGroup(row.metric, figure, group, row.value, behind[row.metric]))
+    return found
 
 
 def siblings(run: SavedRun, metric: str) -> list[float]:

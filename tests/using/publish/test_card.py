@@ -126,9 +126,8 @@ def test_figures_by_group_stand_with_their_intervals(tmp_path: Path) -> None:
     for behind, value in (("low", 0.6), ("high", 0.8), ("posts", 1234.0)):
         rows.append(Row("test", "label", "subgroup_auc", "women", value, behind))  # type: ignore[arg-type]
     write_results(run.folder, [*rows, Row("test", "label", "macro_f1", None, 0.5)])
-    # a label of the run itself is needed for the row to be told apart from its group's name
     text = card.write(facts(run))
-    assert "0.700 | 0.600 to 0.800 | 1,234 |" in text and "**not** tested" not in text
+    assert "| `subgroup_auc` | `women` | 0.700 | 0.600 to 0.800 | 1,234 |" in text and "**not** tested" not in text
 
 
 def test_intervals_are_of_the_heads_own_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
