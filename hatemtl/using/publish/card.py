@@ -1,17 +1,15 @@
 """Writes a model card from a saved run: everything in it was measured, typed, or is said of the corpora in their files."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 from hatemtl.corpora.origin import Origin
-from hatemtl.heads.base import Head
+from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.using.publish import snippets
-from hatemtl.using.publish.evaluation import CONFIDENCE, RESAMPLES, Figures, OfGroup, by_group
+from hatemtl.using.publish import measured, snippets
+from hatemtl.using.publish.facts import Facts
 from hatemtl.using.publish.markdown import block, code, plain, table
-from hatemtl.using.publish.said_head import SaidHead
 
 ABOUT = {
     "multiclass": "one label a text",
@@ -24,39 +22,6 @@ ABOUT = {
 }
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a card is written from.
-
-    task: whose head `said` is; None where no class says it, which `why` tells. left_out: why a layout is not there, by its
-    name. base: what others load the encoder by. compared: rows that analysis/compare.py wrote. siblings: as in
-    `evaluation.siblings`, by task. corpora: origins by task. data: what the author says of posts of their own.
-    """
-
-    run: SavedRun
-    heads: Mapping[str, Head]
-    task: str
-    said: SaidHead | None
-    why: str
-    layouts: Sequence[str]
-    left_out: Mapping[str, str]
-    base: str | None
-    figures: Mapping[str, Figures]
-    siblings: Mapping[str, Sequence[float]]
-    corpora: Mapping[str, Sequence[Origin]]
-    rewrites: Sequence[str] = ()
-    compared: Sequence[Mapping[str, Any]] = ()
-    hub_id: str | None = None
-    license: str | None = None
-    language: str | None = None
-    data: str | None = None
-    max_length: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.run.folder.resolve().name if self.hub_id is None else self.hub_id.rpartition("/")[2]
-
-
 def write(facts: Facts) -> str:
     """The card, without its metadata."""
     parts = [
@@ -66,9 +31,9 @@ def write(facts: Facts) -> str:
         ("Intended use", [_intended(facts)]),
         ("Out of scope", [_out_of_scope(facts)]),
         ("Limits", [_limits(facts)]),
-        ("Evaluation", [*_evaluation(facts)]),
-        ("Bias by group", [*_bias(facts)]),
-        ("Comparison with alternatives", [*_comparison(facts)]),
+        ("Evaluation", [*measured.evaluation(facts)]),
+        ("Bias by group", [*measured.bias(facts)]),
+        ("Comparison with alternatives", [*measured.comparison(facts)]),
         ("Data", [*_data(facts)]),
         ("Training", [_training(facts)]),
         ("Cost and energy", [_cost(facts)]),
@@ -161,125 +126,25 @@ def _limits(facts: Facts) -> str:
     return "\n".join([cut, *more])
 
 
-def _evaluation(facts: Facts) -> Iterator[str]:
-    for task, found in facts.figures.items():
-        rows = [
-            [code(name if label is None else f"{name} {label}"), f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
-            for name, label, value, low, high in found.rows
-        ]
-        yield f"### {task}"
-        yield (
-            f"{found.posts:,} test posts of {', '.join(code(of.name) for of in facts.corpora[task])}. {CONFIDENCE:.0%} "
-            f"intervals are percentiles over {RESAMPLES:,} draws of these posts; they are of this one run, and how much "
-            f"another seed would differ they do not say. Computed in {code(facts.run.record['precision'])}; the folder's "
-            f"float32 differs by rounding."
-        )
-        yield table(["figure", "value", "interval"], rows)
-        yield _chosen(facts, task)
-    beyond = [*_beyond(facts)]
-    if beyond:
-        yield "Judged beside these:"
-        yield table(["figure", "value"], beyond)
-
-
-def _chosen(facts: Facts, task: str) -> str:
-    """How the run was chosen among those of other seeds."""
-    mine, *others = facts.siblings[task]
-    metric = facts.figures[task].primary
-    if not others:
-        return f"No run of another seed was found beside it, so nothing tells how {code(metric)} varies with seeds."
-    values = sorted([mine, *others])
-    mean, rank = sum(values) / len(values), sorted([mine, *others], reverse=True).index(mine) + 1
-    place = "the best" if rank == 1 else "the worst" if rank == len(values) else f"number {rank}"
-    return (
-        f"By {code(metric)} it is {place} of {len(values)} runs that differ by their seed alone: mean {mean:.3f}, from "
-        f"{values[0]:.3f} to {values[-1]:.3f}. The mean, not this run, says how good the method is."
-    )
-
-
-def _beyond(facts: Facts) -> Iterator[list[str]]:
-    """Rows of the test that no head gives and that have no interval: those of further evaluations."""
-    known = {(task, name, label) for task, found in facts.figures.items() for name, label, *_ in found.rows}
-    rows = facts.run.rows
-    grouped = {of.metric for task in facts.heads for of in by_group(rows, task)}
-    for row in rows:
-        own = (row.task, row.name, row.label) in known or row.name in ("tp", "fp", "fn") or row.name.endswith("_cut")
-        if row.stage == "test" and row.task in facts.heads and row.behind is None and not own and row.metric not in grouped:
-            yield [code(row.metric), _number(row.value)]
-
-
-def _bias(facts: Facts) -> Iterator[str]:
-    found = {task: by_group(facts.run.rows, task) for task in facts.heads}
-    for task, figures in found.items():
-        if figures:
-            yield f"### {task}, by group"
-            yield table(["figure", "group", "value", "interval", "posts"], [*map(_group, figures)])
-    if any(found.values()):
-        yield (
-            "Figures by Borkan et al. (2019, arXiv:1903.04561): `subgroup_auc` tells a group's abusive posts from its "
-            "others; a low `bpsn_auc` means that harmless posts about it are taken for abuse, a low `bnsp_auc` that abuse "
-            "of it is missed."
-        )
-    else:
-        yield (
-            "It was **not** tested for bias by group (hatemtl's `evaluations=[bias]`), so nothing is known of how it treats "
-            "texts about different groups. Do not suppose that it treats them alike."
-        )
-
-
-def _group(of: OfGroup) -> list[str]:
-    low, high, posts = (of.behind.get(key) for key in ("low", "high", "posts"))
-    span = "—" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-    group = "all" if of.group is None else code(of.group)
-    return [code(of.figure), group, f"{of.value:.3f}", span, "—" if posts is None else f"{posts:,.0f}"]
-
-
-def _comparison(facts: Facts) -> Iterator[str]:
-    if not facts.compared:
-        yield (
-            "No other system was compared with it here, so nothing says that it is better than a simpler one "
-            "(`analysis/compare.py` of hatemtl compares; `publish.verdicts` takes what it wrote)."
-        )
-        return
-    head = [
-        "system",
-        "metric",
-        "runs",
-        "mean",
-        "interval",
-        "difference",
-        "p (Holm)",
-        "smallest p possible",
-        "verdict",
-    ]
-    rows = []
-    for of in facts.compared:
-        span = f"{_number(of.get('low'))} to {_number(of.get('high'))}"
-        numbers = [_number(of.get(key)) for key in ("difference", "p_holm", "smallest_p")]
-        runs, mean = f"{float(of.get('runs') or 1):.0f}", _number(of.get("mean"))
-        rows.append(
-            [code(of["system"]), code(of["metric"]), runs, mean, span, *numbers, plain(of.get("verdict") or "baseline")]
-        )
-    yield table(head, rows)
-    sentences = [f"- {plain(of['sentence'])}" for of in facts.compared if of.get("sentence")]
-    if sentences:
-        yield "\n".join(sentences)
-
-
 def _data(facts: Facts) -> Iterator[str]:
+    tasks: dict[Origin, list[str]] = {}
     for task, origins in facts.corpora.items():
         for of in origins:
-            lines = [f"### {code(of.name)}, task {code(task)}"]
-            if of.licence is None:
-                lines.append(f"- Posts of the author's own. {plain(facts.data or 'Their licence was not stated.')}")
-            else:
-                lines.append(f"- Licence: {plain(of.licence)}. The posts are not in this folder.")
-            lines += [f"- Source: {plain(of.source)}."] if of.source else []
-            lines += [f"- Hub: [{plain(of.hub)}](https://huggingface.co/datasets/{of.hub})."] if of.hub else []
-            lines += [f"- Please cite: {plain(of.cite)}."] if of.cite else []
-            fingerprint = facts.run.record.get("data", {}).get(task)
-            lines += [f"- Fingerprint of posts, splits and labels: {code(fingerprint)}."] if fingerprint else []
-            yield "\n".join(lines)
+            tasks.setdefault(of, []).append(task)
+    for of, names in tasks.items():
+        lines = [f"### {code(of.name)}: {', '.join(map(code, names))}", ""]
+        if of.licence is None:
+            lines.append(f"- Posts of the author's own. {plain(facts.data or 'Their licence was not stated.')}")
+        else:
+            lines.append(f"- Licence: {plain(of.licence)}. The posts are not in this folder.")
+        lines += [f"- Source: {plain(of.source)}."] if of.source else []
+        lines += [f"- Hub: [{plain(of.hub)}](https://huggingface.co/datasets/{of.hub})."] if of.hub else []
+        lines += [f"- Please cite: {plain(of.cite)}."] if of.cite else []
+        cuts = dict.fromkeys(", ".join(f"{key} {value}" for key, value in facts.cut.get(name, {}).items()) for name in names)
+        lines += [f"- Not the whole corpus in splits of its own: {plain(cut)}." for cut in cuts if cut]
+        marks = dict.fromkeys(facts.run.record.get("data", {}).get(name) for name in names)
+        lines += [f"- Fingerprint of posts, splits and labels: {code(mark)}." for mark in marks if mark]
+        yield "\n".join(lines)
 
 
 def _training(facts: Facts) -> str:
@@ -319,14 +184,23 @@ def _cost(facts: Facts) -> str:
     if price is not None:
         lines.append(f"- Price: {price:.2f}, at {plain(spent.get('per_hour'))} an hour, in the currency of its author.")
     if sources := facts.run.record.get("sources"):
-        lines.append(f"- Training the {len(sources)} runs that it started from is not included.")
+        lines.append(f"- {_of_sources(list(sources))}")
     return "\n".join(lines)
+
+
+def _of_sources(folders: Sequence[str]) -> str:
+    """What the runs took that it started from, where they are still there and say so."""
+    spent: list[Mapping[str, Any]] = []
+    with suppress(UserError, OSError):  # a run that is gone, or none any more
+        spent = [SavedRun(folder).record.get("ledger", {}) for folder in folders]
+    joules: list[Any] = [of.get("joules") for of in spent]
+    if not spent or None in joules:
+        return f"Training the {len(folders)} runs that it started from is not included."
+    seconds = sum(sum(of["seconds"].values()) for of in spent)
+    minutes, kwh = seconds / 60, sum(joules) / 3.6e6
+    return f"The {len(folders)} runs that it started from took {minutes:.1f} minutes and {kwh:.4f} kWh more."
 
 
 def _licence(facts: Facts) -> str:
     stated = f"{plain(facts.license)}, as its author states." if facts.license else "Its author has stated none: ask first."
     return f"{stated} The licences of the data and of the encoder hold beside it."
-
-
-def _number(value: Any) -> str:
-    return "—" if not isinstance(value, int | float) or not math.isfinite(value) else f"{value:.3f}"

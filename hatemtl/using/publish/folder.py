@@ -14,11 +14,13 @@ from hatemtl.command.request import Request
 from hatemtl.corpora.origin import origins
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.tasks import Task
 from hatemtl.using import export, merged_folder
 from hatemtl.using.merged_encoder import cases, merged
 from hatemtl.using.predictor import Predictor
 from hatemtl.using.publish import adapter_folders, card, evaluation, metadata, said_head
 from hatemtl.using.publish import upload as hub
+from hatemtl.using.publish.facts import Facts
 
 KEY = "publish.folder"
 # What the packages of hatemtl's encoders hold, as the hub calls it.
@@ -67,7 +69,7 @@ def publish(
     predictor = Predictor(exact, saved)
     heads: dict[str, Any] = {name: head for name, head in predictor.heads.items() if head.space.about != "masked tokens"}
     found = evaluation.figures(saved, heads)
-    facts = card.Facts(
+    facts = Facts(
         run=saved,
         heads=heads,
         task=task,
@@ -79,6 +81,7 @@ def publish(
         figures=found,
         siblings={name: evaluation.siblings(saved, f"test_{name}_{of.primary}") for name, of in found.items()},
         corpora={name: [*origins(of.corpus)] for name, of in request.tasks.items() if name in heads},
+        cut={name: _cut(of, saved) for name, of in request.tasks.items()},
         rewrites=request.preprocess.asked,
         compared=compared,
         hub_id=hub_id,
@@ -87,7 +90,7 @@ def publish(
         data=data,
         max_length=encoder.max_length,
     )
-    written: list[card.Facts] = []
+    written: list[Facts] = []
 
     def content(into: Path) -> None:
         written.append(_fill(into, predictor, facts))
@@ -104,7 +107,7 @@ def publish(
     return target
 
 
-def _fill(folder: Path, predictor: Predictor, facts: card.Facts) -> card.Facts:
+def _fill(folder: Path, predictor: Predictor, facts: Facts) -> Facts:
     """Fills the folder with every layout that the run has; gives the facts with what became of each."""
     saved, encoder, heads = facts.run, predictor.network.encoder, dict(facts.heads)
     left_out: dict[str, str] = {}
@@ -165,6 +168,18 @@ def _chosen(task: str | None, known: list[str]) -> str:
             f"reads all; {did_you_mean(task, known)}"
         )
     return task
+
+
+def _cut(task: Task, run: SavedRun) -> dict[str, Any]:
+    """What tells a task's posts and labels from those of the whole corpus in its own splits, as settings."""
+    corpus, folds = task.corpus, run.config.get("folds")
+    found: dict[str, Any] = {} if corpus.fraction == 1 else {"fraction": corpus.fraction}
+    found |= {} if corpus.limit is None else {"limit": corpus.limit}
+    if (fractions := getattr(corpus, "fractions", None)) is not None:
+        found |= {"fractions": list(fractions), "seed": corpus.seed}
+    found |= {} if task.mask_pattern is None else {"mask_pattern": task.mask_pattern}
+    found |= {} if task.labels is None else {"labels": {new: [*map(str, old)] for new, old in task.labels.items()}}
+    return found | ({f"fold {folds['fold']} of": folds["number"]} if folds else {})
 
 
 def _base(given: str | None, request: Request, hub_id: str | None) -> str | None:

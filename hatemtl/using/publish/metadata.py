@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from hatemtl.using.publish.card import Facts
 from hatemtl.using.publish.evaluation import CONFIDENCE
+from hatemtl.using.publish.facts import Facts
 
 # The hub's names of tasks and of metrics.
 PIPELINES = {"sequence": "text-classification", "tokens": "token-classification"}
@@ -23,6 +23,7 @@ def header(facts: Facts) -> str:
             dataset_type=of.hub or of.name,
             dataset_name=of.name,
             dataset_split="test",
+            dataset_args=dict(facts.cut[task]) if facts.cut.get(task) else None,
             metric_type=METRICS.get(name, name),
             metric_name=f"{name}, {CONFIDENCE:.0%} interval {low:.3f} to {high:.3f}",
             metric_value=round(value, 6),
@@ -48,7 +49,7 @@ def header(facts: Facts) -> str:
 
 
 def eval_results(facts: Facts, day: date) -> dict[str, str]:
-    """The hub's files of evaluation results by name, one a task whose corpus the hub has: what epochs were compared by."""
+    """The hub's files of evaluation results by name: what epochs were compared by, of tasks on the hub's own test posts."""
     files, source = {}, {}
     if facts.hub_id is not None:
         source = {"source": {"url": f"https://huggingface.co/{facts.hub_id}", "name": "model card"}}
@@ -63,7 +64,7 @@ def eval_results(facts: Facts, day: date) -> dict[str, str]:
                 f"{found.best[4]:.3f}, one run",
             }
             for of in facts.corpora[task]
-            if of.hub
+            if of.hub and not facts.cut.get(task)
         ]
         if entries:
             files[f"{task}.yaml"] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)

@@ -17,6 +17,7 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results
 from hatemtl.using.publish import card, evaluation, metadata
+from hatemtl.using.publish.facts import Facts
 from hatemtl.using.publish.folder import _compared, _without_places
 
 HOSTILE = ("<img src=x onerror=alert(1)>", "a | b ``` \n# c", "[x](javascript:y) https://evil.example")
@@ -50,7 +51,7 @@ def judged(folder: Path, seed: int = 0, right: int = 3, names: tuple[str, ...] =
     return SavedRun(folder)
 
 
-def facts(run: SavedRun, names: tuple[str, ...] = ("a", "b"), origin: Origin = HUB, **more: Any) -> card.Facts:
+def facts(run: SavedRun, names: tuple[str, ...] = ("a", "b"), origin: Origin = HUB, **more: Any) -> Facts:
     given: dict[str, Any] = {"hidden_size": 4, "pooling": "mean", "layers": 1, "dropout": 0.0}
     some = MulticlassHead(**given, space=LabelSpace("multiclass", names), label_smoothing=0.0, balance=0.0)
     rows = [("macro_f1", None, 0.5, 0.4, 0.6), *(("f1", name, 0.5, 0.4, 0.6) for name in names)]
@@ -67,7 +68,7 @@ def facts(run: SavedRun, names: tuple[str, ...] = ("a", "b"), origin: Origin = H
         **{"figures": {"label": evaluation.Figures(rows, 40, "macro_f1")}, "siblings": {"label": [0.3]}},
         "corpora": {"label": [origin]},
     }
-    return card.Facts(**plain | more)
+    return Facts(**plain | more)
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:
@@ -158,6 +159,9 @@ def test_results_for_programs_are_of_corpora_that_the_hub_has(tmp_path: Path) ->
     assert entry["dataset"] == {"id": "some/data", "task_id": "label"} and entry["value"] == 0.5
     assert entry["source"]["url"] == "https://huggingface.co/me/x" and str(entry["date"]) == "2026-01-02"
     assert metadata.eval_results(facts(run, origin=OWN), date(2026, 1, 2)) == {}
+    some = facts(run, cut={"label": {"limit": 20}})  # of fewer posts, no one else's figures compare with it
+    assert metadata.eval_results(some, date(2026, 1, 2)) == {} and "in splits of its own: limit 20." in card.write(some)
+    assert yaml.safe_load(metadata.header(some).strip().strip("-"))["model-index"][0]["results"][0]["dataset"]["args"]
     header = yaml.safe_load(metadata.header(facts(run, license="mit", language="en")).strip().strip("-"))
     assert (header["license"], header["language"], header["base_model"]) == ("mit", "en", "some/encoder")
     assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5

@@ -55,9 +55,9 @@ def alone(folder: Path, library: str, program: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(("pooling", "runs"), [("cls", ["lora_0", "merged"]), ("mean", ["merged"])])
 def test_each_library_alone_gives_the_runs_own_scores(
-    pooling: str, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pooling: str, runs: list[str], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a LoRA run, and of the merge of two; on a tokenizer of five words, so that texts differ in their length alone."""
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_each_library_alone_gives_the_runs_own_scores(
     merge = ["method=ah_merge16", "method.sources='runs/lora_?'", "heads.merge=mean", "optimization.epochs=0"]
     assert cli(*few, *merge, "save_path=runs/merged").code == 0
     pd.DataFrame({"text": TEXTS}).to_csv("posts.csv", index=False)
-    for run in ("lora_0", "merged"):
+    for run in runs:
         place = ["action=publish", f"load_path=runs/{run}", f"publish.folder={run}", f"publish.base={tmp_path / 'encoder'}"]
         done = cli(*place)
         assert (done.code, done.err) == (0, "") and "published for transformers, peft, adapterhub" in done.out
