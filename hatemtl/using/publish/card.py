@@ -189,7 +189,7 @@ def _cost(facts: Facts) -> str:
 
 
 def _of_sources(folders: Sequence[str]) -> str:
-    """What the runs took that it started from, where they are still there and say so."""
+    """Tells what the runs took that it started from, where they are still there and say so."""
     spent: list[Mapping[str, Any]] = []
     with suppress(UserError, OSError):  # a run that is gone, or none any more
         spent = [SavedRun(folder).record.get("ledger", {}) for folder in folders]

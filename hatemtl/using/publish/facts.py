@@ -13,7 +13,7 @@ from hatemtl.using.publish.said_head import SaidHead
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card is written from.
+    """Holds what a card is written from.
 
     task: whose head `said` is; None where no class says it, which `why` tells. left_out: why a layout is not there, by its
     name. base: what others load the encoder by. compared: rows that analysis/compare.py wrote. siblings: as in

@@ -154,7 +154,7 @@ def _fill(folder: Path, predictor: Predictor, facts: Facts) -> Facts:
 
 
 def _reason(error: UserError) -> str:
-    """Why a layout cannot be, without what an export would have one type."""
+    """Tells why a layout cannot be, without what an export would have one type."""
     return str(error).removeprefix("export.format=merged: ").rpartition("; type ")[0] or str(error)
 
 
@@ -171,7 +171,7 @@ def _chosen(task: str | None, known: list[str]) -> str:
 
 
 def _cut(task: Task, run: SavedRun) -> dict[str, Any]:
-    """What tells a task's posts and labels from those of the whole corpus in its own splits, as settings."""
+    """Gives what tells a task's posts and labels from those of the whole corpus in its own splits, as settings."""
     corpus, folds = task.corpus, run.config.get("folds")
     found: dict[str, Any] = {} if corpus.fraction == 1 else {"fraction": corpus.fraction}
     found |= {} if corpus.limit is None else {"limit": corpus.limit}
@@ -183,7 +183,7 @@ def _cut(task: Task, run: SavedRun) -> dict[str, Any]:
 
 
 def _base(given: str | None, request: Request, hub_id: str | None) -> str | None:
-    """What others load the encoder by: as typed, or its name on the hub; None where nobody else has it."""
+    """Names what others load the encoder by: as typed, or its name on the hub; None where nobody else has it."""
     encoder = request.encoder
     if given is not None:
         if hub_id is not None and Path(given).exists():

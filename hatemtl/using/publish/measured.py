@@ -31,7 +31,7 @@ def evaluation(facts: Facts) -> Iterator[str]:
 
 
 def _chosen(facts: Facts, task: str) -> str:
-    """How the run was chosen among those of other seeds."""
+    """Tells how the run was chosen among those of other seeds."""
     mine, *others = facts.siblings[task]
     metric = facts.figures[task].primary
     if not others:

@@ -11,7 +11,7 @@ ACTIVATIONS = {"softmax": ".softmax(dim=-1)", "sigmoid": ".sigmoid()", "none": "
 
 
 def beginning(hub_id: str | None) -> str:
-    """Where the folder is, and texts to read."""
+    """Finds the folder, and has texts to read."""
     here = f'folder = Path(snapshot_download("{hub_id}"))' if hub_id else 'folder = Path(".")  # this folder'
     fetch = "\nfrom huggingface_hub import snapshot_download" if hub_id else ""
     return f"from pathlib import Path\n{fetch}\n{here}\ntexts = {TEXTS}"

@@ -35,7 +35,7 @@ def check(hub_id: str | None, *, upload: bool) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    """What of a folder is sent: all but what says where it was made."""
+    """Lists what of a folder is sent: all but what says where it was made."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
 
 
