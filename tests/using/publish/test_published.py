@@ -110,7 +110,7 @@ def test_the_command_line_sends_what_it_wrote_and_refuses_what_cannot_be(
         (["publish.folder=runs/run/new"], "lies in the saved run"),
         (["publish.folder=null"], "type publish.folder=FOLDER"),
         (["load_path=half"], "this run is not finished; train it to its end"),
-        (["publish.task=lable"], "did you mean 'label'"),
+        (["publish.head_of=lable"], "did you mean 'label'"),
         (["publish.verdicts=none.json"], "no such file"),
     ):
         refused = cli(
