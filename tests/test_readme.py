@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,11 +84,13 @@ def test_ones_own_posts_run_as_they_stand(
     rows = [{"text": f"a {word} day, number {i}", "label": word} for i in range(30) for word in ("sunny", "rainy")]
     pd.DataFrame(rows).to_csv("posts.csv", index=False)
     pd.DataFrame({"text": ["what a sunny day", "what a rainy day", "neither"]}).to_csv("new.csv", index=False)
-    train, predict = block("own")
+    train, report, predict = block("own")
     for words in ([*train, "encoder=tiny"], predict):
         assert words[:3] == ["uv", "run", "main.py"]
         outcome = cli(*words[3:])
         assert outcome.code == 0, outcome.err
+    assert subprocess.run([sys.executable, ROOT / report[2], *report[3:]], check=False).returncode == 0
+    assert Path("report.html").stat().st_size > 10_000
     scored = pd.read_csv("new.scored.csv")
     assert list(scored.columns) == ["text", "pred_table", "pred_table_rainy", "pred_table_sunny"]
     assert set(scored["pred_table"]) <= {"rainy", "sunny"}
