@@ -1,4 +1,4 @@
-"""Dispatches the action: train, test, predict, export, tune, status or collect."""
+"""Dispatches the action: train, test, predict, export, publish, tune, status or collect."""
 
 import copy
 import os
@@ -26,12 +26,13 @@ from hatemtl.training.launch.base import Run, attempt, launched, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
 from hatemtl.tuning.tune import tune
-from hatemtl.using.actions import export_run, predict, test
+from hatemtl.using.actions import export_run, predict, publish_run, test
 
 USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives what it wrote
     "test": lambda request, _: test(request).folder,
     "predict": lambda request, cfg: predict(request, **cfg.predict),
     "export": lambda request, cfg: export_run(request, **cfg.export),
+    "publish": lambda request, cfg: publish_run(request, **cfg.publish),
 }
 
 

@@ -36,7 +36,7 @@ OWNERS = {
     "wandb": {"training.loggers"},
     "bitsandbytes": {"encoders"},
     "captum": {"evaluations.explainers"},
-    "huggingface_hub": {"machine.hub"},
+    "huggingface_hub": {"machine.hub", "using.publish"},
     "rich": {"command", "training", "using"},
     "optuna": {"tuning"},
     "submitit": {"training.launch.slurm"},

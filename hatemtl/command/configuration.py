@@ -42,7 +42,7 @@ from hatemtl.tasks import Task
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations", "launcher")
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true", "unlabelled": "posts=32"}
-EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft"}
+EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft", "publish": "folder=FOLDER"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
@@ -53,6 +53,9 @@ KEYS: dict[str, Any] = {
     **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
     **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
+    **{f"publish.{key}": str | None for key in ("folder", "head_of", "base", "hub_id", "license", "language")},
+    **dict.fromkeys(("publish.data", "publish.verdicts"), str | None),
+    **dict.fromkeys(("publish.upload", "publish.private"), bool),
     **dict.fromkeys(("data.dir", "predict.encoding"), str),
     **{"folds.number": int | None, "folds.fold": int | None, "folds.group_by": str | None, "folds.seed": int},
     **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
@@ -62,8 +65,18 @@ KEYS: dict[str, Any] = {
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
-    *("action", "save_path", "load_path", "overwrite", "predict", "export", "heads", "method", "merge", "logger", "choices"),
-    *("weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization", "launcher", "tune"),
+    *("action", "save_path", "load_path", "overwrite", "predict", "export", "publish", "heads", "method", "merge", "logger"),
+    *(
+        "choices",
+        "weighting",
+        "regulariser",
+        "augmentation",
+        "unlabelled",
+        "corpus@unlabelled",
+        "optimization",
+        "launcher",
+        "tune",
+    ),
     *("data.cache", "data.workers", "data.micro_batches", "trainer.progress", "trainer.devices", "trainer.nodes"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
@@ -245,6 +258,11 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     theirs = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
     config = saved.config
     if (choices := config.get("choices")) is None:
+        if "hub" in saved.record:
+            raise UserError(
+                f"{folder} is an adapter of the hub, without heads or tasks of ours; train some on it: type action=train "
+                f"tasks=[label] method={LOADERS[saved.record['library']]} load_path={folder}, and its encoder"
+            )
         raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
     asked: Any = theirs.get("tasks", config["tasks"])
     tasks = [asked] if isinstance(asked, str) else [str(name) for name in asked]

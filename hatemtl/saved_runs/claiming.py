@@ -24,7 +24,7 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_reco
 
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
-    *("action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "trainer.progress"),
+    *("action", "save_path", "overwrite", "logger", "predict", "export", "publish", "evaluations", "trainer.progress"),
     *("cost", "trainer.compile", "trainer.fast", "trainer.devices", "trainer.nodes", "launcher", "tune"),
     *("data.cache", "data.workers", "data.micro_batches"),
 )
