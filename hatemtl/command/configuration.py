@@ -29,6 +29,7 @@ from hatemtl.corpora.leaks import Policy
 from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Evaluation
+from hatemtl.machine.accelerator import read_accelerator
 from hatemtl.machine.ledger import Cost
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
@@ -190,6 +191,8 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
     if "choices" not in config and hydra is not None:
         config = {"choices": chosen(hydra), **config}
+    if isinstance(typed := config["trainer"].get("accelerator"), str):
+        config["trainer"]["accelerator"] = read_accelerator(typed).kind  # which GPU of several makes no other run
     if config["folds"]["number"] is None or config["folds"]["of"] == "test":
         config.pop("folds")  # it trains what it would without
     if config["unlabelled"]["corpus"] is None:
