@@ -34,6 +34,7 @@ OWNERS = {
     "datasets": {"corpora"},
     "torchmetrics": {"heads", "network.module"},
     "wandb": {"training.loggers"},
+    "mlflow": {"training.loggers"},
     "bitsandbytes": {"encoders"},
     "captum": {"evaluations.explainers"},
     "huggingface_hub": {"machine.hub"},

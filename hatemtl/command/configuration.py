@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,7 +119,7 @@ def requested(cfg: DictConfig) -> Request:
         evaluations={str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
         optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
-        logger=partial(build, cfg.logger),
+        logger=build(cfg.logger),
         **{f"heads_{key}": cfg.heads[key] for key in ("load", "merge")},
         save_path=None if cfg.save_path is None else Path(cfg.save_path),
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
