@@ -25,6 +25,7 @@ from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Run, attempt, launched, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
+from hatemtl.tuning.space import settings
 from hatemtl.tuning.tune import tune
 from hatemtl.using.actions import export_run, predict, test
 
@@ -115,13 +116,13 @@ def _tune(cfg: Any) -> Path:
     if request.overwrite:
         raise UserError("overwrite=true: a study goes on where it was; for a new one give another save_path")
 
-    def plan(settings: Mapping[str, Any], seed: int, save_path: Path | None) -> Planned:
-        turn = varied({**settings, "seed": seed}, save_path)
+    def plan(params: Mapping[str, Any], seed: int, save_path: Path | None) -> Planned:
+        turn = varied({**settings(params), "seed": seed}, save_path)
         turn.config, turn.name = turn.do(known_by), "" if save_path is None else save_path.name
         return _planned(turn)
 
-    def experiment(settings: Mapping[str, Any]) -> tuple[Sequence[str], Callable[[str], bool]]:
-        turn = varied(settings, None)
+    def experiment(params: Mapping[str, Any]) -> tuple[Sequence[str], Callable[[str], bool]]:
+        turn = varied(settings(params), None)
         return [word for word in turn.words if not word.startswith(("action=", "seed="))], turn.is_group
 
     return _told(request, lambda: tune(request, tuning, build(cfg.launcher), plan, experiment))

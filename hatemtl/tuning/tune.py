@@ -33,7 +33,7 @@ def tune(
     folder = request.save_path or Path(f"{named_after(request.identity)}-study")
     seeds = [*(tuning.seeds or [request.seed])]
     place = Place(folder, plan, seeds=len(seeds) + tuning.again)
-    first: Params = {key: of.samples[0] for key, of in dimensions.items()}
+    first: Params = {key: of.samples[-1] for key, of in dimensions.items()}  # weights may all begin at 0, and not all be it
     for key, of in dimensions.items():  # what is no key, or takes no such value, is found out before anything is written
         for value in of.samples:
             if (make := plan({**first, key: value}, seeds[0], None).request) is not None:
