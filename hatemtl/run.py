@@ -4,7 +4,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
-from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
+from hatemtl.saved_runs.claiming import CHECKPOINT, SWEPT, differences, held, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 from hatemtl.training.callbacks import kept_epochs
 from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Run, attempt, launched, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
+from hatemtl.tuning.settings import JOURNAL
 from hatemtl.tuning.space import settings
 from hatemtl.tuning.tune import tune
 from hatemtl.using.actions import export_run, predict, test
@@ -58,8 +59,14 @@ def run(cfg: Any) -> None:
 
 
 def _carry(turns: Sequence[Turn]) -> bool:
-    """Does the runs of a sweep; tells whether all ended well."""
-    return carry(map(_planned, turns), build(turns[0].cfg.launcher))
+    """Does the runs of a sweep; tells whether all ended well. Raises UserError where another works in a folder of them."""
+    folders = sorted({Path(turn.save_path).parent for turn in turns if turn.moved and turn.save_path is not None})
+    with ExitStack() as ends:
+        for folder in folders:  # of the sweep's own making
+            ends.enter_context(held(folder, SWEPT))
+            if (folder / JOURNAL).exists():
+                raise UserError(f"save_path={folder} holds a study, which has a folder of its own; give another save_path")
+        return carry(map(_planned, turns), build(turns[0].cfg.launcher))
 
 
 def _planned(turn: Turn) -> Planned:

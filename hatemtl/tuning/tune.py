@@ -9,7 +9,7 @@ from typing import Any
 from hatemtl.command import console as report
 from hatemtl.command.request import Request
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.claiming import differences, named_after
+from hatemtl.saved_runs.claiming import OPENED, differences, held, named_after
 from hatemtl.training.launch.base import Launcher
 from hatemtl.tuning import outcome
 from hatemtl.tuning.search import Asker, Params, Place, Plan, adopt, again, search
@@ -40,8 +40,9 @@ def tune(
                 make()
     from hatemtl.tuning.study import Study  # and Optuna, which other commands do without
 
-    folder.mkdir(parents=True, exist_ok=True)
-    study = Study(folder, tuning, objectives, _mark(request, tuning, objectives, seeds), request.seed)
+    with held(folder, OPENED):  # not while a sweep is at work in it
+        folder.mkdir(parents=True, exist_ok=True)
+        study = Study(folder, tuning, objectives, _mark(request, tuning, objectives, seeds), request.seed)
     try:
         asker = Asker(study, tuning, objectives, place, seeds)
         with study.lock:
