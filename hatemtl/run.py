@@ -51,9 +51,10 @@ def run(cfg: Any) -> None:
         plan(cfg, _carry, config=lambda cfg: known_by(cfg) if _trains(cfg) else None)
     else:
         alone = (_trains(cfg) or _actions(cfg) == ["tune"]) and not launched()
-        if alone and not build(cfg.launcher).waits:
+        if alone and not (launcher := build(cfg.launcher)).waits:
             raise UserError(
-                "launcher=slurm submits the runs of a sweep, and leaves them; type main.py -m ..., or launcher=serial"
+                f"launcher={type(launcher).__name__.lower()} submits the runs of a sweep, and leaves them; type main.py -m "
+                f"..., or launcher=serial"
             )
         reporting(lambda: _do(cfg))
 

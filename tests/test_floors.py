@@ -41,6 +41,7 @@ OWNERS = {
     "rich": {"command", "training", "using"},
     "optuna": {"tuning"},
     "submitit": {"training.launch.slurm"},
+    "ray": {"training.launch.ray"},
     "torchjd": {"objective.surgery"},
     "scipy": {"evaluations"},  # and analysis/, which is no part of the package
 }
