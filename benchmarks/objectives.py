@@ -27,6 +27,7 @@ ARMS: dict[str, Arm] = {
     "adversarial_task": Arm(["regulariser=[adversarial_task]", "regulariser.adversarial_task.of=label"]),
     "freelb": Arm(["regulariser=[freelb]"]),
     "smart": Arm(["regulariser=[smart]"]),
+    "proximal": Arm(["regulariser=[proximal]"]),
     "rationale_attention": Arm(["regulariser=[rationale_attention]"]),
     "body dropout": Arm(["method.body_dropout=true"]),
     "r_drop": Arm(["method.body_dropout=true", "regulariser=[r_drop]"], base="body dropout"),

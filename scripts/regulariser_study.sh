@@ -16,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ALL="r_drop vat freelb smart adversarial_task distil ema rationale_attention"
+ALL="r_drop vat freelb smart proximal adversarial_task distil ema rationale_attention"
 TASKS=${TASKS:-label,rationale,davidson}
 REGULARISERS=${REGULARISERS:-$ALL}
 SHARES=${SHARES:-1.0 0.1}          # of each corpus' training posts

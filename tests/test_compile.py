@@ -22,10 +22,8 @@ RUN = ["optimization.epochs=2", "method.learning_rate=5e-3", "logger=csv", "trai
 @pytest.mark.parametrize(
     ("options", "off"),
     [
-        (["trainer.precision=32"], 1e-4),
         (["trainer.precision=bf16"], 0.02),
         (["trainer.precision=32", "method.leave_out=[0]", "data.cache_prefix=true"], 1e-4),
-        (["trainer.precision=32", "method=peft_lora16"], 1e-4),
         (["trainer.precision=32", "method=full", "method.body_dropout=false", "method.learning_rate=1e-4"], 1e-4),
     ],
     ids=str,

@@ -32,6 +32,7 @@ def block(name: str) -> list[list[str]]:
     return commands(next(text for label, text in BLOCK.findall(README) if label == name))
 
 
+PYTHON = re.compile(r"#\+name: (\w+)\n#\+begin_src python\n(.*?)#\+end_src", flags=re.DOTALL)
 COMMANDS = [
     (path.name, words) for path, page in PAGES.items() for _, text in BLOCK.findall(page) for words in commands(text)
 ]
@@ -193,3 +194,17 @@ def test_every_file_named_is_there(path: Path) -> None:
         if file.stem in ("NAME", "mine"):
             file = file.parent
         assert (ROOT / file).exists(), f"{path.name} names {name}, which is not there"
+
+
+@pytest.mark.slow
+def test_tasks_written_in_python_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a smaller encoder and one epoch."""
+    monkeypatch.chdir(tmp_path)
+    moods = [("fine", "good", "soup;mud"), ("poor", "bad", "soup")]
+    lines = [f"a {word} post {i},{mood},{topics}\n" for i in range(30) for word, mood, topics in moods]
+    Path("posts.csv").write_text("text,mood,topics\n" + "".join(lines))
+    (code,) = [text for name, text in PYTHON.findall(PAGES[ROOT / "docs/using.org"]) if name == "in_python"]
+    small = code.replace("encoder=minilm", "encoder=tiny").replace("epochs=3", "epochs=1")
+    assert small != code
+    exec(compile(small, "docs/using.org", "exec"), {})
+    assert Path("adapters/mine/heads.safetensors").exists()

@@ -1,8 +1,8 @@
 """Composes the command that uses a saved run, builds a `Request` of a configuration, and refuses what contradicts in it."""
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -125,9 +125,7 @@ def requested(cfg: DictConfig) -> Request:
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
         cache=cache,
         folds=_folds(cfg),
-        unlabelled=None
-        if cfg.unlabelled.corpus is None
-        else Unlabelled(**{**cfg.unlabelled, "corpus": build(cfg.unlabelled.corpus)}),
+        unlabelled=_unlabelled(cfg),
         preprocess=Preprocess(**cfg.preprocess),
         cost=Cost(**cfg.cost),
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers", "micro_batches")},
@@ -290,14 +288,24 @@ def using_alone(folder: str | Path, typed: Sequence[str], config_dir: str | Path
     """
     where = [] if config_dir is None else ["--config-dir", str(config_dir)]
     also = [f"hydra.searchpath=[{quoted(f'file://{Path(mine).resolve()}')}]" for mine in where[1:]]
+    with composing([*where, *typed]):
+        return using(folder, typed=[*also, *map(spelled_out, typed)])
+
+
+@contextmanager
+def composing(words: Sequence[str]) -> Iterator[None]:
+    """Inside, Hydra composes from our YAMLs; whatever Hydra there was is put back.
+
+    Raises UserError as main.py tells what was mistyped in these words.
+    """
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return using(folder, typed=[*also, *map(spelled_out, typed)])
+            yield
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_mistyped(error):
             raise
-        raise UserError(explain(error, [*where, *typed])) from None
+        raise UserError(explain(error, [*words])) from None
     finally:
         GlobalHydra.instance().hydra = before
 
@@ -308,8 +316,10 @@ def _lay_over(cfg: DictConfig, saved: Mapping[str, Any], typed: Mapping[str, Any
     own = [key.partition("@")[2] or key for key in typed if key != "tasks"]
     kept = dict(walk(saved))
     for key, before in walk(raw):
-        if key not in kept or not _plain(kept[key]) or (isinstance(before, Mapping) and before):
+        if key not in kept or not _plain(kept[key]):
             continue
+        if isinstance(before, Mapping) and before and isinstance(kept[key], Mapping):
+            continue  # key by key
         anew = any(key == said or key.startswith(f"{said}.") for said in (*SAID_ANEW, *own))
         if not anew and not (isinstance(before, str) and "${" in before and any(said in before for said in own)):
             OmegaConf.update(cfg, key, kept[key], merge=False, force_add=True)

@@ -55,7 +55,8 @@ def check_weights(folder: Path, source: str) -> None:
             )
         raise UserError(
             f"encoder.source={source}: has no {WEIGHTS}, and hatemtl reads no pickled weights; "
-            f"name a revision that has them (encoder.revision=refs/pr/N), or {WAY_OUT}"
+            f"name a revision that has them (encoder.revision=refs/pr/N), make a folder that has them "
+            f"(uv run scripts/convert_encoder.py {source} FOLDER), or {WAY_OUT}"
         )
     files = json_object.read(index, AGAIN).get("weight_map")
     if not isinstance(files, dict) or not files:

@@ -16,7 +16,7 @@ from hatemtl.heads.base import Problem
 # Where a type's class for classification keeps the layer on the first token and the one above it, and what it does between.
 CLASSES = {
     "bert": ("bert.pooler.dense", "classifier", "tanh"),
-    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), ("classifier.dense", "classifier.out_proj", "tanh")),
+    **dict.fromkeys(("roberta", "xlm-roberta"), ("classifier.dense", "classifier.out_proj", "tanh")),
     "electra": ("classifier.dense", "classifier.out_proj", "gelu"),
     "deberta-v2": ("pooler.dense", "classifier", "any"),  # by the configuration's pooler_hidden_act
 }

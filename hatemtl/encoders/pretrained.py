@@ -13,7 +13,15 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
@@ -103,6 +111,8 @@ class Encoder:
         folder = self.folder()
         with _readable(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config.model_type == "camembert":  # RoBERTa by another name, which AdapterHub does not know
+            config = RobertaConfig.from_dict({**config.to_dict(), "model_type": "roberta"})
         if hasattr(config, "quantization_config"):
             raise UserError(f"{folder / 'config.json'}: these weights are quantized; expected float ones; {WAY_OUT}")
         family = self._family(config)

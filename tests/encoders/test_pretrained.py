@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import (
     BertConfig,
     BertModel,
+    CamembertConfig,
+    CamembertModel,
     DebertaV2Config,
     DebertaV2Model,
     ElectraConfig,
@@ -28,6 +30,8 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
     RobertaTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
 from hatemtl.encoders import pretrained as encoder_module
@@ -45,6 +49,8 @@ CONFIGS: dict[str, tuple[type[PreTrainedModel], PretrainedConfig]] = {
     "bert": (BertModel, BertConfig(**SIZE, **BERT_DROPOUT, max_position_embeddings=32)),
     "electra": (ElectraModel, ElectraConfig(**SIZE, **BERT_DROPOUT, embedding_size=16, max_position_embeddings=32)),
     "roberta": (RobertaModel, RobertaConfig(**SIZE, **BERT_DROPOUT, max_position_embeddings=34, type_vocab_size=1)),
+    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig(**SIZE, **BERT_DROPOUT, max_position_embeddings=34)),
+    "camembert": (CamembertModel, CamembertConfig(**SIZE, **BERT_DROPOUT, max_position_embeddings=34, type_vocab_size=1)),
     "deberta": (
         DebertaV2Model,
         DebertaV2Config(  # as microsoft/deberta-v3-base
@@ -445,6 +451,31 @@ def test_a_cached_revision_of_the_hub_needs_no_network(cache: Path) -> None:
     assert electra.tokenizer()("this is fine")["input_ids"] == [1, 5, 7, 8, 2]
     with pytest.raises(UserError, match="encoder=minilm"):  # another revision is not this one
         Encoder(**{**settings("electra_small"), "revision": None}).model(dropout=False, seed=0)
+
+
+KIND_OF = {
+    "electra_small": "electra", "electra_base": "electra", "electra_large": "electra", "bertic": "electra",
+    "bert_base": "bert", "hatebert": "bert", "rubert": "bert", "crosloengual": "bert",
+    "roberta_base": "roberta", "ruroberta_large": "roberta", "bertweet_base": "roberta",
+    "xlm_roberta_base": "xlm-roberta", "sloberta": "camembert", "deberta_v3_base": "deberta",
+    "modernbert_base": "modernbert", "mmbert_base": "modernbert",
+}  # fmt: skip
+
+
+def test_every_encoder_of_the_hub_is_of_a_kind_that_is_tested() -> None:
+    hubs = {path.stem for path in CONF.glob("*.yaml") if "/" in settings(path.stem)["source"].partition(":")[0]}
+    assert hubs == KIND_OF.keys() and {*KIND_OF.values()} == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", KIND_OF)
+def test_each_is_read_from_the_hubs_cache(name: str, cache: Path) -> None:
+    encoder = Encoder(**{**settings(name), "max_length": 32})
+    repository, commit = cache / f"models--{encoder.source.replace('/', '--')}", "c" * 40
+    saved = save(KIND_OF[name], repository / "snapshots" / commit)
+    reference = repository / "refs" / str(encoder.revision or "main")
+    reference.parent.mkdir(parents=True)
+    reference.write_text(commit)
+    assert torch.allclose(hidden(encoder.model(dropout=False, seed=0), ids()), hidden(saved, ids()), atol=1e-5)
 
 
 def test_a_tokenizer_is_told_by_its_words_and_rules_alone() -> None:

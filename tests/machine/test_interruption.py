@@ -1,7 +1,6 @@
 """Ctrl-C at any moment: exit code 130, at most two lines, no stack; and the same command goes on."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -142,7 +141,7 @@ def test_in_an_epoch_it_says_where_the_run_stands_and_the_same_command_goes_on(t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.2, 1, 3, 6, *(random.Random(0).uniform(0.05, 9) for _ in range(8))])
+@pytest.mark.parametrize("after", [0.2, 1, 3, 4.5, 6, 7.5])
 def test_at_any_moment_it_leaves_a_line_and_no_stack(after: float, tmp_path: Path) -> None:
     outcome = broken_off(
         [*RUN, "optimization.epochs=50", f"save_path={tmp_path}/run", f"data.cache={tmp_path}/c"], after=after

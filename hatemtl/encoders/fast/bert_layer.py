@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
 
 # transformers' layers of one form.
-KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
+KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
 # Between these powers of the least and the greatest number, a sum of exponentials has not lost what counts, and what it

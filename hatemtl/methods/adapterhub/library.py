@@ -43,7 +43,13 @@ def enable(model: Transformer) -> Any:
     """Gives the model AdapterHub's methods, in place; it is typed as anything, for they are added at run time."""
     without_bias = {path for path, m in model.named_modules() if isinstance(m, nn.Linear) and m.bias is None}
     with torch.random.fork_rng(devices=[]):  # it draws weights for layers that it then gives their own
-        adapters.init(model)  # type: ignore[attr-defined]
+        try:
+            adapters.init(model)  # type: ignore[attr-defined]
+        except ValueError as error:
+            raise UserError(
+                f"AdapterHub knows no encoder of type {model.config.model_type}; type method=full, method=peft_lora16 with "
+                f"method.targets='.*(query|value)', or another encoder"
+            ) from error
     for path, module in model.named_modules():
         if path in without_bias:
             module.bias = None  # ModernBERT's query-key-value layer would come out with a random one

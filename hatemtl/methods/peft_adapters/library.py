@@ -30,7 +30,7 @@ PATTERN = re.compile(rf"\.({NAME})(?:\.|$)")  # whatever the kind calls its weig
 # The layers that AdapterHub's LoRA on q, k, v, intermediate and output adapts, by the names each architecture gives them.
 BERT_LIKE = r".*(attention\.self\.(query|key|value)|intermediate\.dense|layer\.\d+\.output\.dense)"
 TARGETS = {
-    **dict.fromkeys(("bert", "electra", "roberta"), BERT_LIKE),
+    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), BERT_LIKE),
     "deberta-v2": r".*(attention\.self\.(query|key|value)_proj|intermediate\.dense|layer\.\d+\.output\.dense)",
     "modernbert": r".*(attn\.Wqkv|mlp\.Wi|mlp\.Wo)",
 }

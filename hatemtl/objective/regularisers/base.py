@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
+from hatemtl.heads.base import masked_mean
 from hatemtl.saved_runs.saved_run import SavedRun
 
 
@@ -89,6 +91,12 @@ def expect(fits: bool, key: str, value: object, expected: str) -> None:
     """Raises UserError unless a key's value fits; key: NAME.KEY, as typed behind `regulariser.`."""
     if not fits:
         raise UserError(f"regulariser.{key}={value}: expected {expected}")
+
+
+def over_posts(values: Mapping[str, Tensor], batch: Any) -> Tensor:
+    """Sums over tasks the mean of values (B,) over a task's annotated posts and over unlabelled ones."""
+    more = False if batch.unlabelled is None else batch.unlabelled
+    return torch.stack([masked_mean(each, (batch.has[task] | more).float()) for task, each in values.items()]).sum()
 
 
 def check_no_guessing(forward: Passes, name: str) -> None:

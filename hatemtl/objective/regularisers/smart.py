@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hatemtl.heads.base import masked_mean
-from hatemtl.objective.regularisers.base import Passes, Regulariser, check_no_guessing, expect
+from hatemtl.objective.regularisers.base import Passes, Regulariser, check_no_guessing, expect, over_posts
 from hatemtl.objective.regularisers.embeddings import check_embeddings, moved, norms, steady, tokens
 
 
@@ -19,7 +18,7 @@ class SMART(Regulariser):
 
     x̃ starts at x + noise·N(0, 1), climbs one step of lr along the gradient, scaled so that its largest number is 1, and is
     cut to x ± epsilon; all three are shares of the root mean square of a post's embeddings. Both sides get gradients, and
-    neither has dropout. The paper's other half, the Bregman proximal point, is not here: `ema` keeps an average of weights.
+    neither has dropout. The paper's other half, the Bregman proximal point, is `proximal`.
     """
 
     of_any_post = True
@@ -61,5 +60,4 @@ class SMART(Regulariser):
         said = forward(batch, [*clean], moved(forward.embed(batch), shift))
         mask = batch.first(batch.attention_mask)
         both = {task: 2 * forward.heads[task].divergence(clean[task], said[task], mask) for task in clean}  # (B,)
-        more = False if batch.unlabelled is None else batch.unlabelled
-        return torch.stack([masked_mean(found, (batch.has[task] | more).float()) for task, found in both.items()]).sum()
+        return over_posts(both, batch)
