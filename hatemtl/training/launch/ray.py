@@ -4,6 +4,7 @@ Each is a detached actor, which the cluster starts where there is room, keeps wh
 elsewhere when its machine is lost: `main.py` then goes on after the last whole epoch.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,7 +96,7 @@ def connected(address: str) -> Iterator[tuple[Any, str]]:
     except ImportError as missing:
         raise UserError(f"launcher=ray needs {missing.name}; type uv sync --extra ray") from missing
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
         raise UserError(
