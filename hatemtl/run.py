@@ -170,7 +170,7 @@ def _requested(cfg: Any) -> Request:
     if cfg.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
     request = requested(cfg)
-    request.trainer.take_device()
+    request.trainer.take()
     return request
 
 

@@ -21,6 +21,7 @@ from hatemtl.encoders.fast import is_fast
 from hatemtl.errors import UserError
 from hatemtl.machine.accelerator import read_accelerator
 from hatemtl.machine.crew import ALONE, called
+from hatemtl.machine.startup import bound_memory
 from hatemtl.objective.optimization import Optimization
 
 # Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
@@ -76,7 +77,7 @@ class TrainerSettings:
     accelerator: see `read_accelerator`. precision: the type of the frozen weights and of the encoder's arithmetic. What is
     trained, its optimizer state and the heads stay float32. devices: processes that train on a machine, each on a GPU of its
     own where there are any; of another form it is refused. nodes: machines. fast: whether hatemtl's own layers compute what
-    they can, once they agree with the libraries'.
+    they can, once they agree with the libraries'. memory: whether a CPU's compiled code is kept for every shape of a batch.
     """
 
     accelerator: str
@@ -86,6 +87,7 @@ class TrainerSettings:
     progress: bool | None
     devices: int | str | Sequence[int] = 1
     nodes: int = 1
+    memory: Literal["fast", "lean"] = "fast"
 
     def __post_init__(self) -> None:
         if self.compile is True and not _compiler():
@@ -107,8 +109,10 @@ class TrainerSettings:
         """Names the device that this process of the run computes on."""
         return read_accelerator(self.accelerator).device((called() or ALONE).local)
 
-    def take_device(self) -> None:
-        """Makes its GPU, if that is not the first, the one that whoever asks for any GPU from now on finds."""
+    def take(self) -> None:
+        """Bounds memory where asked for, and makes its GPU, if not the first, that of whoever asks for any from now on."""
+        if self.memory == "lean":
+            bound_memory()
         device = self.device
         if device.type == "cuda" and (device.index or torch.cuda.is_initialized()):
             torch.cuda.set_device(device)
