@@ -27,12 +27,12 @@ NAMESPACE, CLUSTER = "hatemtl", "ray "  # the latter before the address, in what
 
 @dataclass(frozen=True, kw_only=True)
 class Ray:
-    """Actors of a Ray cluster. address: of it. cpus, gpus, memory (GiB): of a run. resources: of the cluster's own names.
+    """Actors of a Ray cluster. address: of it; None for RAY_ADDRESS, or that on this machine. cpus, gpus, memory (GiB): of a run. resources: of the cluster's own names.
 
     restarts: how often the loss of its machine, or of its process, may start a run again; -1 without end.
     """
 
-    address: str
+    address: str | None
     cpus: int
     gpus: float
     memory: float | None
@@ -48,7 +48,7 @@ class Ray:
             raise UserError(f"launcher.memory={self.memory}: expected GiB, above 0, or null")
 
     def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]:
-        with connected(self.address) as (ray, address):
+        with connected(self.address or "auto") as (ray, address):
             known = partial(_states_at, ray)
             yield from leave(runs, "ray", f"{CLUSTER}{address}", known, partial(self._submit, ray))
 

@@ -38,7 +38,7 @@ sys.stdin.read()
     ],
 )
 def test_what_no_cluster_can_give_is_named(wrong: dict[str, Any], says: str) -> None:
-    keys: dict[str, Any] = {"address": "auto", "cpus": 1, "gpus": 0, "memory": None, "resources": {}, "restarts": 3}
+    keys: dict[str, Any] = {"address": None, "cpus": 1, "gpus": 0, "memory": None, "resources": {}, "restarts": 3}
     with pytest.raises(UserError, match=says):
         Ray(**{**keys, **wrong})
 
