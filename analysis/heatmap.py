@@ -35,7 +35,9 @@ def drawn(
     shades = plt.get_cmap(colours).with_extremes(bad="#e1e1e1")
     for panel, axis in zip(panels, axes[:, 0], strict=True):
         values = [[float("nan") if value is None else value for value in row] for row in panel.rows.values()]
-        axis.imshow(values, cmap=shades, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+        edges = [[i - 0.5 for i in range(n + 1)] for n in (len(panel.columns), len(panel.rows))]
+        axis.pcolormesh(*edges, values, cmap=shades, vmin=low, vmax=high)  # paths: a page that forbids images shows them too
+        axis.invert_yaxis()
         axis.set_title(panel.title, loc="left", fontsize=9)
         axis.set_yticks(range(len(panel.rows)), list(panel.rows), fontsize=8)
         if len(panel.columns) > NUMBERED:

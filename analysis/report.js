@@ -24,15 +24,22 @@ for (const table of document.querySelectorAll("table")) {
       body.append(...[...body.rows].sort(order));
     });
   });
-  const box = table.closest(".box"), label = document.createElement("label"), input = document.createElement("input");
-  if (body.rows.length < 4) continue;
+  if (body.rows.length < 8) continue;
+  const label = document.createElement("label"), input = document.createElement("input"), count = document.createElement("output");
   input.type = "search";
   label.className = "filter";
-  label.append("Rows that hold ", input);
-  box.before(label);
+  label.append("Only rows with ", input, count);
+  table.closest(".box").before(label);
   input.addEventListener("input", () => {
-    for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(input.value.toLowerCase());
+    const rows = [...body.rows], wanted = input.value.toLowerCase();
+    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    count.value = wanted && `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
   });
 }
-// On paper all numbers are open, but for posts' texts.
-addEventListener("beforeprint", () => document.querySelectorAll("details:not(.posts)").forEach((of) => (of.open = true)));
+// On paper all numbers are open, but for posts' texts; afterwards they are as they were.
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not(.posts):not([open])")];
+  for (const of of opened) of.open = true;
+});
+addEventListener("afterprint", () => opened.forEach((of) => (of.open = false)));

@@ -13,17 +13,19 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare import add_testing_options, check_testing_options, rows_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from outcomes import Outcome
 from ranking import command
 from report_figures import FORMATS, Figure, Value, bars
 from report_merges import interference, retention
+from report_posts import wrong
 from report_sections import (
+    MEANS,
     Asked,
     by_group,
     by_label,
@@ -37,9 +39,9 @@ from report_sections import (
 )
 from results import ResultsError, sidecar, write_whole
 from summaries import settings
-from systems import System, find_systems, outcomes
+from systems import System, find_systems
 from table import Cell, Table
-from verdicts import Saying, shown_cells
+from verdicts import UNDECIDED, Saying, shown_cells
 
 from hatemtl.harmless import shown
 
@@ -48,7 +50,6 @@ EXAMPLES = """examples:
   uv run analysis/report.py "adapters/single_?" "adapters/part_*" "adapters/merge_?" --name single parts merged --letters
   uv run analysis/report.py adapters/run --posts posts.csv --id id --text text --figures figures
 """
-WORST = 5  # posts shown of each label
 
 
 def verdicts(asked: Asked, letters: bool) -> tuple[Saying, dict[str, dict[str, Cell]]]:
@@ -65,29 +66,52 @@ def question(asked: Asked) -> str:
     if not others:
         return f"How good is {first} by {by}? There is one system, of {runs}, so nothing is compared."
     listed = others[0] if len(others) == 1 else f"any of {', '.join(others)}" if len(others) < 8 else f"any of {len(others)}"
-    return f"Is {listed} better than {first}, the baseline, by {by}? Of each system there are {runs}."
+    return f"Is {listed} better than {first}, the baseline, by {by}? Of each there {'is' if seeds == [1] else 'are'} {runs}."
 
 
-def alone(row: Mapping[str, Cell], say: Saying) -> str:
-    """What a system came to, where nothing is compared with it."""
-    cells = shown_cells(row, say)
-    span = f", {say.confidence} {cells[say.confidence]}" if cells[say.confidence] else ", with no interval: one run alone"
-    return f"{row['system']}: {cells['mean']} {row['metric']}{span}."
+ORDER = ("better", "worse", "cannot", "no", "alone")  # of verdicts in the page
+
+
+class Told(NamedTuple):
+    """How a system came out: in a word, in a short sentence, in its numbers, and in the whole sentence of compare.py."""
+
+    metric: str
+    kind: str
+    headline: str
+    numbers: str
+    full: str = ""
+
+
+def told(row: Mapping[str, Cell], base: Mapping[str, Cell], say: Saying) -> Told:
+    """How a system came out beside the baseline, or by itself where nothing is compared."""
+    cells, name, metric = shown_cells(row, say), row["system"], row["metric"]
+    if "sentence" not in row:
+        span = f"{say.confidence} {cells[say.confidence]}" if cells[say.confidence] else "with no interval: one run alone"
+        return Told(str(metric), "alone", f"{name}: {cells['mean']} {metric}.", span)
+    than, verdict = base["system"], str(row["verdict"])
+    headline = {
+        "better": f"{name} is better than {than}.",
+        "worse": f"{name} is worse than {than}.",
+        UNDECIDED: f"{name} against {than} cannot be decided with these runs.",
+    }.get(verdict, f"{name} against {than}: no difference was shown.")
+    means = f"{metric} {cells['mean']} against {shown_cells(base, say)['mean']}"
+    ends = f"difference {cells['difference']}, {say.confidence} {cells[f'its {say.confidence}']}"
+    return Told(str(metric), verdict.split()[0], headline, f"{means}; {ends}.", str(row["sentence"]))
 
 
 def described(systems: Sequence[System]) -> Table:
-    """The seeds of each system, the runs, parameters, and the settings in which the first runs differ."""
+    """The seeds of each system, its parameters, and the settings in which the first runs differ."""
     first = [next(system.each()) for system in systems]
     differing = settings(first)
-    rows: dict[str, list[Cell]] = {}
-    for i, (system, run) in enumerate(zip(systems, first, strict=True)):
+    rows: dict[str, list[Cell]] = {"seeds": [], "trained parameters": []}
+    for system in systems:
         parts = next(iter(system.runs.values()))
         counts: list[int | None] = [(sidecar(part, "run.json") or {}).get("trained_parameters") for part in parts]
-        seeds, folders = ", ".join(map(str, system.runs)), ", ".join(str(run.path.parent) for run in system.each())
+        rows["seeds"].append(", ".join(map(str, system.runs)))
         known = [count for count in counts if count is not None]
-        parameters = f"{sum(known):,}" if len(known) == len(parts) else None
-        rows[system.name] = [seeds, parameters, *(values[i] for values in differing.values()), folders]
-    return Table(["seeds", "trained parameters", *differing, "runs"], rows, corner="system", counts=False)
+        rows["trained parameters"].append(f"{sum(known):,}" if len(known) == len(parts) else None)
+    rows |= {name: [*values] for name, values in differing.items()}
+    return Table([system.name for system in systems], rows, corner="setting", counts=False)
 
 
 def overview(asked: Asked, rows: Mapping[str, Mapping[str, Cell]], typed: str) -> tuple[Figure, dict[str, dict[str, Value]]]:
@@ -97,10 +121,8 @@ def overview(asked: Asked, rows: Mapping[str, Mapping[str, Cell]], typed: str) -
         mean, low, high = (float(row[of]) for of in ("mean", "low", "high"))  # type: ignore[arg-type]
         quality.setdefault(str(row["metric"]), {})[str(row["system"])] = Value(mean, low, high)
     table = table_of(quality, asked.names, "metric")
-    text = "Means over seeds, with their intervals over seeds and posts."
-    return Figure(
-        "main", "Main metrics", text, lambda format: bars(asked.names, quality, "value", format), table, typed
-    ), quality
+    x, values = "value", {metric.removeprefix("test_"): of for metric, of in quality.items()}
+    return Figure("main", "Main metrics", MEANS, partial(bars, asked.names, values, x), table, typed), quality
 
 
 def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:
@@ -117,43 +139,6 @@ def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:
             return {row[identity]: row[text] or "" for row in reader}
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"--posts {path}: {error}; expected a CSV file in UTF-8") from None
-
-
-def wrong(outcome: Outcome, texts: Mapping[str, str]) -> Table:
-    """Posts most confidently given a label that is not theirs, some of each label; of a multilabel task missed ones too."""
-    found: list[tuple[float, str, str, int]] = []
-    for i in range(len(outcome.posts)):
-        scores = outcome.scores[i]
-        if outcome.kind == "multilabel":
-            for j, name in enumerate(outcome.names):
-                if (given := scores[j] >= outcome.thresholds[j]) != (outcome.gold[i, j] >= 0.5):
-                    p = float(scores[j] if given else 1 - scores[j])
-                    found.append((p, name, f"{name} given" if given else f"{name} missed", i))
-        elif (j := int(scores.argmax())) != (true := int(outcome.gold[i, 0])):
-            found.append((float(scores[j]), outcome.names[j], f"{outcome.names[j]}, not {outcome.names[true]}", i))
-    found.sort(key=lambda of: -of[0])
-    kept = [of for name in outcome.names for of in [of for of in found if of[1] == name][:WORST]]
-    rows: dict[str, list[Cell]] = {
-        str(n): [told, p, outcome.posts[i], texts.get(outcome.posts[i], "(not in the file)")]
-        for n, (p, _, told, i) in enumerate(kept, 1)
-    }
-    return Table(["error", "p", "post", "text"], rows, corner="no.", counts=False)
-
-
-def worst(asked: Asked, args: argparse.Namespace) -> dict[str, Table]:
-    """The table of `wrong` for the first seed of each system and task of one or more labels a post."""
-    texts, found = read_texts(args.posts, args.id, args.text), {}
-    for system in asked.systems:
-        for task, kind in asked.tasks.items():
-            if kind in ("multiclass", "multilabel"):
-                outcome = outcomes(system, task)[0]
-                if not any(post in texts for post in outcome.posts):
-                    raise ResultsError(
-                        f"--posts {args.posts}: holds no tested post; expected ids such as {', '.join(outcome.posts[:3])}; "
-                        f"type --id with the column of post ids"
-                    )
-                found[f"{system.name}, {task}"] = wrong(outcome, texts)
-    return found
 
 
 def page(**content: Any) -> bytes:
@@ -189,17 +174,25 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
         unpaired=False,
     )
     asked = Asked(systems, tasks, metrics, how, args.runs, typed)
-    posts = worst(asked, args) if args.posts else {}
+    posts = wrong(asked, read_texts(args.posts, args.id, args.text) if args.posts else None)
     say, rows = verdicts(asked, args.letters and len(systems) > 1)
     first, quality = overview(asked, rows, typed)
     figures = [first, *by_label(asked), *by_group(asked), *learning(asked), *cost(asked, quality), *conflicts(asked)]
     figures += [*reliability(asked), *retention(asked), *interference(asked)]
     cells = {key: shown_cells(row, say) for key, row in rows.items()}
-    columns = [*dict.fromkeys(column for row in cells.values() for column in row if row[column])]
+    columns = ["verdict", "letters", *dict.fromkeys(column for row in cells.values() for column in row)]
+    columns = [*dict.fromkeys(column for column in columns if any(row.get(column) for row in cells.values()))]
     grid = {key: [row.get(column) for column in columns] for key, row in cells.items()}
-    told = [str(row["sentence"]) if "sentence" in row else alone(row, say) for row in rows.values()]
-    told = [text for text, row in zip(told, rows.values(), strict=True) if "sentence" in row or len(systems) == 1] or told
-    lines = {system.name: line for system in systems if (line := command(next(system.each())))}
+    base = {str(row["metric"]): row for row in reversed(rows.values())}  # the first system's
+    said = [told(row, base[str(row["metric"])], say) for row in rows.values()]
+    said = sorted([of for of in said if of.full] or said, key=lambda of: ORDER.index(of.kind))
+    grouped = {
+        of: [[one for one in said if one.metric == of and (one.kind == "no") == plain] for plain in (False, True)]
+        for of in metrics
+    }
+    lines = {
+        system.name: ([str(run.path.parent) for run in system.each()], command(next(system.each()))) for system in systems
+    }
     words = ["--name", *args.name] if args.name else []
     words += [f"--{of}" for of in ("letters", "leaked") if getattr(args, of)]
     words += [word for of in ("alpha", "resamples", "seed") for word in (f"--{of}", str(getattr(args, of)))]
@@ -207,7 +200,7 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
     content = {
         "title": "Report of " + ", ".join(map(shown, asked.names[:6])) + (", ..." if len(systems) > 6 else ""),
         "question": question(asked),
-        "verdicts": told,
+        "verdicts": grouped,
         "results": Table(columns, grid, corner="system", counts=False),
         "systems": described(systems),
         "command": again,
@@ -222,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line; 2 where the user has something to mend."""
     verbatim = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=verbatim)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folder, or quoted glob of its seeds; baseline first")
+    parser.add_argument("runs", nargs="*", metavar="RUNS", help="run folder, or quoted glob of its seeds; baseline first")
     parser.add_argument(
         "--name", nargs="+", action="extend", help="names of the systems; default: what tells the globs apart"
     )
@@ -236,6 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_testing_options(parser)
     args = parser.parse_args(argv)
     try:
+        if not args.runs:
+            raise ResultsError(f"no runs given; expected run folders or quoted globs of seeds:\n{EXAMPLES}".rstrip())
         check_testing_options(args)
         check_outputs(args.output, args.figures)
         typed = shlex.join(["uv", "run", "analysis/report.py", *(sys.argv[1:] if argv is None else argv)])

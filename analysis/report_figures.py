@@ -15,8 +15,11 @@ from hatemtl.harmless import shown
 # Okabe and Ito (2008), but for yellow, which is too faint on white; https://jfly.uni-koeln.de/color/
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000"]
 LINES = ["-", "--", "-.", ":"]  # of more systems than colours the same colour has another line
+HATCHES = [None, "////", "....", "xxxx"]  # and other bars
 MARKERS = "osD^vP*X"
 FORMATS = ("svg", "pdf", "png")
+ACROSS = 4.6  # inches: on a telephone letters are still read
+LONG = 26  # letters of a name in a picture
 
 
 class Value(NamedTuple):
@@ -53,15 +56,40 @@ class Figure:
         """The picture as an element of a page: letters are text, ids are its own, and its title is read aloud."""
         svg = _styled(self.draw, "svg", "none").decode()
         svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-        used = {a or b for a, b in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)}
+        found = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)
+        used = {name: f"{self.key}-{n}" for n, name in enumerate(dict.fromkeys(a or b for a, b in found))}
 
         def own(found: re.Match[str]) -> str:  # two pictures of one page would share ids
-            return f'{found[1]} id="{self.key}-{found[2]}"' if found[2] in used else found[1]
+            return f'{found[1]} id="{used[found[2]]}"' if found[2] in used else found[1]
 
         svg = re.sub(r'(<[^<>]*?) id="([^"]*)"', own, svg)
-        svg = re.sub(r'(<[^<>]*?href="#|url\(#)', lambda found: f"{found[0]}{self.key}-", svg)
+        svg = re.sub(r'(href="#|url\(#)([^")]+)', lambda found: f"{found[1]}{used[found[2]]}", svg)
         svg = re.sub(r'(<text style="[^"<>]*?)font-family: [^;"<>]*;? ?', r"\1", svg)  # the page has its own
-        return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.title)}" ', 1))
+        svg = _unwrapped(re.sub(r">\s+<", "><", re.sub(r' (?:d|x|y|transform|points)="[^"]*"', _rounded, svg)))
+        if self.themed:  # colours of the page, which reach what a <use> repeats, as its own rules do not
+            svg = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", svg)
+            svg = re.sub(r"(fill|stroke): #ffffff", r"\1: var(--paper)", svg)
+        width = float(re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
+        readable = f'role="img" aria-label="{escape(self.title)}" style="min-width: {0.93 * width:.0f}px" '  # .7 of its size
+        return Markup(svg.replace("<svg ", f"<svg {readable}", 1))
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Places in hundredths of a point, which is a third of what Matplotlib writes."""
+    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", re.sub(r"\s*\n\s*", " ", attribute[0]))
+
+
+def _unwrapped(svg: str) -> str:
+    """The same without groups that say nothing of what is in them."""
+    kept: list[bool] = []
+
+    def tag(found: re.Match[str]) -> str:
+        if found[0] == "</g>":
+            return found[0] if kept.pop() else ""
+        kept.append(found[0] != "<g>")
+        return found[0] if kept[-1] else ""
+
+    return re.sub(r"<g>|<g [^>]*[^/>]>|</g>", tag, svg)
 
 
 def _styled(draw: Callable[[str], bytes], format: str, letters: str) -> bytes:
@@ -69,7 +97,7 @@ def _styled(draw: Callable[[str], bytes], format: str, letters: str) -> bytes:
         "axes.prop_cycle": pyplot().cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "font.size": 9,
+        "font.size": 10,
         "pdf.fonttype": 42,  # letters that journals take
         "svg.fonttype": letters,
         "svg.hashsalt": "report",
@@ -83,21 +111,22 @@ def _look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
 
 
+def _brief(name: str) -> str:
+    """A name that leaves room for what it names; whole in the table behind the picture."""
+    return shown(name if len(name) <= LONG else f"{name[: LONG - 1]}…")
+
+
 def _legend(axis: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
-    axis.legend(
-        handles,
-        [*map(shown, names)],
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.18),
-        ncols=min(3, len(names)),
-        frameon=False,
-    )
+    told = [*map(_brief, names)]
+    columns = max(1, min(len(told), 36 // (max(map(len, told)) + 4)))
+    place = {"loc": "lower center", "bbox_to_anchor": (0.4, 1), "ncols": columns}
+    axis.legend(handles, told, frameon=False, fontsize="small", columnspacing=1.2, **place)
 
 
 def bars(names: Sequence[str], values: Values, x: str, format: str) -> bytes:
     """A group of bars for each label, a bar a system, with its interval. names: of all systems, each of which has a look."""
     width = 0.8 / len(names)
-    figure, axis = pyplot().subplots(figsize=(6, 1.2 + max(0.22 * len(names), 0.4) * len(values)))
+    figure, axis = pyplot().subplots(figsize=(ACROSS, 1.3 + max(0.15 * len(names) + 0.1, 0.4) * len(values)))
     handles = []
     for i, name in enumerate(names):
         there = [(place, of[name]) for place, of in enumerate(values.values()) if name in of]
@@ -105,23 +134,27 @@ def bars(names: Sequence[str], values: Values, x: str, format: str) -> bytes:
         known = [of for _, of in there]
         reach = [[max(0.0, of.mean - of.low) for of in known], [max(0.0, of.high - of.mean) for of in known]]
         reach = [[0.0 if math.isnan(part) else part for part in side] for side in reach]
+        lines = {"xerr": reach} if any(map(any, reach)) else {}
         handles.append(
             axis.barh(
                 places,
                 [of.mean for of in known],
                 width,
                 color=_look(i)["color"],
-                xerr=reach,
-                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#666666"},
+                hatch=HATCHES[i // len(COLOURS) % len(HATCHES)],
+                edgecolor="#ffffff",
+                linewidth=0,
+                **lines,
+                error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#000000"},
             )
         )
-    axis.set_yticks(range(len(values)), [*values])
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(values)), [*map(_brief, values)])
+    axis.set_ylim(len(values) - 0.5, -0.5)
     if all(0 <= of.mean <= 1 for row in values.values() for of in row.values()):  # shares, whose intervals may reach further
         left, right = axis.get_xlim()
         axis.set_xlim(max(left, 0), min(right, 1))
     axis.set_xlabel(x)
-    axis.legend(handles, [*map(shown, names)], loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    _legend(axis, handles, names)
     return content(figure, format)
 
 
@@ -133,7 +166,7 @@ def curves(
     format: str,
 ) -> bytes:
     """A line a system, the mean over its seeds, above a faint one for each seed."""
-    figure, axis = pyplot().subplots(figsize=(6, 3.6))
+    figure, axis = pyplot().subplots(figsize=(ACROSS, 3.4))
     handles = []
     for name, runs in series.items():
         i = names.index(name)
@@ -152,7 +185,7 @@ def curves(
 
 def quality_for_cost(names: Sequence[str], points: Mapping[str, tuple[float, Value]], y: str, format: str) -> bytes:
     """A point a system, with the interval of its quality: what was paid to the right, what came of it upwards."""
-    figure, axis = pyplot().subplots(figsize=(6, 3.6))
+    figure, axis = pyplot().subplots(figsize=(ACROSS, 3.4))
     handles = []
     for name, (paid, of) in points.items():
         i = names.index(name)
@@ -166,6 +199,6 @@ def quality_for_cost(names: Sequence[str], points: Mapping[str, tuple[float, Val
         axis.xaxis.set_major_formatter("{x:g}")
     else:
         axis.set_xlim(0, 1.1 * max(minutes))
-    axis.set(xlabel="minutes a run, those of the runs that it started from included", ylabel=y)
+    axis.set(xlabel="minutes a run, with the runs it started from", ylabel=y)
     _legend(axis, handles, [*points])
     return content(figure, format)

@@ -36,33 +36,38 @@ def retention(asked: Asked) -> Iterator[Figure]:
             continue
         if rows:
             f1s = {
-                shown(row): {of: Value(cells[i] or 0.0) for i, of in enumerate(COLUMNS[:2])} for row, cells in rows.items()
+                shown(row.removeprefix("test_")): {of: Value(cells[i] or 0.0) for i, of in enumerate(COLUMNS[:2])}
+                for row, cells in rows.items()
             }
             table = Table(COLUMNS[:4], rows, corner="metric", counts=False)
             command = asked.script("retention", "--merged", str(merged.path.parent), "--parts", *sources)
-            text = "The first seed: F1 of the parts, each asked for its own labels, and of their merge."
+            text = "The first seed. F1 of the parts, each asked for its own labels, and of what was made of them."
             draw = partial(bars, COLUMNS[:2], f1s, "F1")
-            yield Figure(f"retention-{number}", f"Parts and merge, {system.name}", text, draw, table, command)
+            yield Figure(f"retention-{number}", f"What {system.name} kept of its parts", text, draw, table, command)
 
 
 def interference(asked: Asked) -> Iterator[Figure]:
-    """Cosines of the updates that a merge was made of, where they are LoRAs and still there."""
-    for number, system, _, sources in _merges(asked, "run.json"):
+    """Cosines of the updates that merges were made of, where they are LoRAs and still there; a picture a set of updates."""
+    made: dict[tuple[str, ...], list[str]] = {}
+    for _, system, _, sources in _merges(asked, "run.json"):
+        made.setdefault((*sources,), []).append(system.name)
+    for number, (paths, merged) in enumerate(made.items()):
+        sources = [*paths]
         try:
             read = read_sources(sources)
             pairs = by_sources(examine(read)[0])
         except ResultsError as error:
-            note(f"no interference of {system.name}: {error}")
+            note(f"no interference of {', '.join(merged)}: {error}")
             continue
         names = [source.name for source in read]
         whole = {both: cosine_over(of) for both, of in pairs.items()}
         whole |= {(b, a): cosine for (a, b), cosine in whole.items()}
         grid = {a: [1.0 if a == b else whole[a, b] for b in names] for a in names}
-        panel = Panel("cosine of the updates, over all layers", [str(i) for i in range(1, len(names) + 1)], grid)
+        panel = Panel("", [str(i) for i in range(1, len(names) + 1)], grid)
         table = Table(SUMMARY, {f"{a} - {b}": summary(of) for (a, b), of in pairs.items()}, corner="sources", counts=False)
-        text = "Updates at 1 agree, at 0 are orthogonal, at -1 cancel. Columns are the rows in their order."
+        text = "Cosines of the updates that were merged: at 1 they agree, at 0 share nothing, at -1 cancel. Columns as rows."
         command = asked.script("interference", *sources)
-        title = f"Interference of what was merged, {system.name}"
+        title = f"Interference in {', '.join(merged)}"
         yield Figure(f"interference-{number}", title, text, partial(_heat, [panel]), table, command, themed=False)
 
 

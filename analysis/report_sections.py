@@ -22,7 +22,7 @@ from reliability import Bins, binned, read_answers
 from reliability import drawn as bins_drawn
 from reliability import table_of as bins_table
 from report_figures import Figure, Value, Values, bars, curves, quality_for_cost
-from results import Results, ResultsError, is_bound, is_count, note, sidecar, testing_line
+from results import Results, ResultsError, is_bound, is_count, note, read_results, sidecar, testing_line
 from systems import System
 from table import Cell, Table
 
@@ -36,14 +36,23 @@ PRIMARY = {  # of tasks whose configuration names none, by kind, as heads/ have 
     "score": "pearson",
     "tokens": "f1",
 }
-GROUPED = ("subgroup_auc", "functional_target_accuracy", "false_positive_rate")  # rows of evaluations, one a group
-POINTS = 500  # of a line over steps
-WIDE = 4  # diagrams of reliability in a picture
+GROUPED = {  # rows of evaluations, one a group: what they are called and say
+    "subgroup_auc": ("Subgroup AUC", "how well toxic posts about a group are told from others about it; .5 is chance"),
+    "functional_target_accuracy": (
+        "HateCheck's accuracy",
+        "the share of its cases about a group that are told rightly",
+    ),
+    "false_positive_rate": ("False positive rate", "of the posts that do not carry a label, the share that it is given to"),
+}
+MEANS = "Bars are means over seeds, lines their intervals over seeds and posts."
+POINTS = 250  # of a line over steps
+WIDE = 2  # diagrams of reliability in a picture
 
 
 def tasks_of(systems: Sequence[System]) -> dict[str, str]:
     """The kind of each task that all runs were tested on; others are noted. Raises ResultsError where there is none."""
     known: list[tuple[Results, dict[str, str]]] = []
+    left_out: dict[str, None] = {}
     for run in (run for system in systems for run in system.each()):
         spaces = sidecar(run, "labels.json") or {}
         tested = {
@@ -60,9 +69,10 @@ def tasks_of(systems: Sequence[System]) -> dict[str, str]:
                 f"{first.path.parent} was tested on {', '.join(tasks)} and {run.path.parent} on {', '.join(mine)}; a report "
                 "is of runs of a task that all share: give those of other tasks a report of their own"
             )
-        if left_out := [task for task in {**tasks, **mine} if task not in kept]:
-            note(f"{', '.join(left_out)}: not tested in all runs, and left out of the report")
+        left_out |= dict.fromkeys(task for task in {**tasks, **mine} if task not in kept)
         tasks = kept
+    if left_out:
+        note(f"{', '.join(left_out)}: not tested in all runs, and left out of the report")
     if not tasks:
         raise ResultsError(f"{first.path.parent}: masked tokens alone were its task, which has no errors to report")
     return tasks
@@ -80,13 +90,14 @@ def value_of(scored: Scored, alpha: float) -> Value:
 
 
 def table_of(values: Values, names: Sequence[str], corner: str) -> Table:
-    """The numbers behind bars: three columns a system."""
-    columns = [f"{name} {of}" for name in names for of in ("mean", "low", "high")]
-    rows: dict[str, list[Cell]] = {}
-    for row, found in values.items():
-        cells = [part for name in names for part in found.get(name, (math.nan,) * 3)]
-        rows[row] = [None if math.isnan(part) else part for part in cells]
-    return Table(columns, rows, corner=corner, counts=False)
+    """The numbers behind bars: a column a system, means and their intervals."""
+
+    def cell(of: Value | None) -> Cell:
+        span = "" if of is None or math.isnan(of.low) else f" ({of.low:.3f} to {of.high:.3f})"
+        return None if of is None or math.isnan(of.mean) else f"{of.mean:.3f}{span}"
+
+    rows = {row: [cell(found.get(name)) for name in names] for row, found in values.items()}
+    return Table([*names], rows, corner=corner, counts=False)
 
 
 class Asked(NamedTuple):
@@ -120,8 +131,8 @@ def by_label(asked: Asked) -> Iterator[Figure]:
             scored = measured(asked.systems, f"test_{task}_f1_{label}", said, asked.how)
             values[shown(label)] = {name: value_of(scored[name], asked.how.alpha) for name in asked.names}
         table = table_of(values, asked.names, "label")
-        title, text = f"F1 of each label of {task}", "Means over seeds, with their intervals over seeds and posts."
-        yield Figure(f"labels-{task}", title, text, partial(bars, asked.names, values, "F1"), table, asked.command)
+        draw = partial(bars, asked.names, values, "F1")
+        yield Figure(f"labels-{task}", f"F1 of each label, task {task}", MEANS, draw, table, asked.command)
 
 
 def by_group(asked: Asked) -> Iterator[Figure]:
@@ -141,13 +152,12 @@ def by_group(asked: Asked) -> Iterator[Figure]:
                         group = values.setdefault(shown(row.removeprefix(start)), {})
                         group[system.name] = Value(mean, *(ends if len(runs) > 1 else own))
         if values:
-            told = name.replace("_", " ")
-            text = (
-                "Means over seeds, with their intervals over seeds; of a single run with its own, where its test left one."
-            )
+            told, means = GROUPED[name]
+            over = "over seeds" if any(len([*of.each()]) > 1 for of in asked.systems) else "as their tests left them"
+            text = f"{told}: {means}. Bars are means over seeds, lines their intervals {over}."
             table = table_of(values, asked.names, "group")
             draw = partial(bars, asked.names, values, told)
-            yield Figure(f"groups-{task}-{name}", f"{told} of each group, {task}", text, draw, table, asked.command)
+            yield Figure(f"groups-{task}-{name}", f"{told} by group, task {task}", text, draw, table, asked.command)
 
 
 def _epochs(run: Results, column: str) -> dict[int, float]:
@@ -179,9 +189,9 @@ def learning(asked: Asked) -> Iterator[Figure]:
         }
         epochs = sorted(set().union(*means.values()))
         rows = {str(epoch): [means[name].get(epoch) for name in each] for epoch in epochs}
-        text = (
-            "The mean of the seeds that got so far, on validation posts, above faint seeds. Systems of parts have no line."
-        )
+        text = "On validation posts. A thick line is the mean of the seeds that got so far, a thin one a seed."
+        if len(whole) < len(asked.systems):
+            text += " Systems of parts have no line."
         draw = partial(curves, asked.names, each, means, shown(column))
         table = Table([*each], rows, corner="epoch", counts=False)
         yield Figure(f"learning-{metric}", f"{column} by epoch", text, draw, table, asked.command)
@@ -192,7 +202,9 @@ def minutes_of(run: Results, known: dict[Path, Run | None]) -> tuple[float | Non
     record = sidecar(run, "run.json") or {}
     if not record.get("ledger"):
         minutes = record["seconds"] / 60 if "seconds" in record else None
-        return minutes, None if record.get("sources") else minutes, None
+        files = [Path(folder) / "results.csv" for folder in record.get("sources") or {}]
+        before = [minutes_of(read_results(file), known)[1] if file.is_file() else None for file in files]
+        return minutes, None if None in (minutes, *before) else sum(filter(None, (minutes, *before))), None
     if (own := describe(run)) is None:
         return None, None, None
     minutes, sources = sum(own.seconds.values()) / 60, behind(own, known)
@@ -214,7 +226,9 @@ def cost(asked: Asked, quality: Mapping[str, Mapping[str, Value]]) -> Iterator[F
                 name: [*paid, *(None if math.isnan(part) else part for part in of[name])] for name, paid in spent.items()
             }
             table = Table(["minutes", "minutes in all", "price", "mean", "low", "high"], rows, corner="system", counts=False)
-            text = "Means over seeds; to the left is cheaper. Systems of which minutes in all are not known have no point."
+            text = "Means over seeds; further left is cheaper, further up is more."
+            if lacking := [name for name in asked.names if name not in points]:
+                text += f" Not known are the minutes of {', '.join(lacking)}."
             draw = partial(quality_for_cost, asked.names, points, shown(metric))
             command = asked.script("cost", *asked.patterns)
             yield Figure(f"cost-{metric}", f"Cost against {metric}", text, draw, table, command)
@@ -231,8 +245,8 @@ def conflicts(asked: Asked) -> Iterator[Figure]:
         smoothed = {name: running(values, smooth) for name, values in found.items()}
         some = slice(None, None, -(-len(steps) // POINTS))
         draw = partial(steps_drawn, steps[some], {name: values[some] for name, values in smoothed.items()}, 1)
-        text = f"The first seed; a running mean of {smooth} steps. A cosine below 0 is a conflict."
-        title = f"Weights of tasks and cosines of their gradients, {system.name}"
+        text = f"The first seed, a running mean of {smooth} steps. Where a cosine is below 0 two tasks conflict."
+        title = f"Task weights and conflicts, {system.name}"
         command = asked.script("conflicts", str(folder))
         yield Figure(f"conflicts-{number}", title, text, draw, steps_table(found, 4, None), command)
 
@@ -249,12 +263,12 @@ def reliability(asked: Asked) -> Iterator[Figure]:
             p, true = (np.concatenate(side) for side in zip(*answers, strict=True))
             if np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 + 1e-6:
                 found[system.name] = binned(p, true, 15)
-        text = "Answers by how sure the system was, all seeds together; on the dashed line it is as right as it is sure."
+        text = "How often answers are right, by how sure the system was; on the dashed line it is as right as it is sure."
         command = asked.script("reliability", *asked.patterns, "--task", task)
         for start in range(0, len(found), WIDE):
             some = dict([*found.items()][start : start + WIDE])
             draw = partial(_reliable, {shown(name): bins for name, bins in some.items()})
-            title = f"Reliability of {task}" + (f", {', '.join(some)}" if len(found) > WIDE else "")
+            title = f"Reliability, task {task}" + (f", {' and '.join(some)}" if len(found) > WIDE else "")
             yield Figure(f"reliability-{task}-{start}", title, text, draw, bins_table(some, None), command)
 
 

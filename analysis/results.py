@@ -19,6 +19,7 @@ import yaml
 from hatemtl.harmless import shown, unguarded
 
 PREDICTIONS = "predictions.parquet"
+UNFINISHED = ".unfinished"  # how the hidden folder of a run at work ends
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
@@ -46,6 +47,11 @@ def find_results(patterns: Iterable[str], name: str = "results.csv") -> list[Pat
     found: dict[Path, Path] = {}
     for pattern in patterns:
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if (not matches or pattern.endswith(UNFINISHED)) and (save_path := _unfinished(pattern)):
+            raise ResultsError(
+                f"{pattern}: the run is not finished; train it to its end with the command that began it, which has "
+                f"save_path={save_path}"
+            )
         if not matches:
             raise ResultsError(f"{pattern!r} matches nothing; expected runs or their {name}; {_nearest(pattern)}")
         for match in map(Path, matches):
@@ -54,6 +60,14 @@ def find_results(patterns: Iterable[str], name: str = "results.csv") -> list[Pat
                 raise ResultsError(f"{match}: no {name} in it; expected a saved run; {_nearest(str(match))}")
             found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def _unfinished(pattern: str) -> Path | None:
+    """The save_path of a run at work, where a pattern names its hidden folder, or would name it were it finished."""
+    path = Path(pattern)
+    hidden = path if path.name.endswith(UNFINISHED) else path.with_name(f".{path.name}{UNFINISHED}")
+    found = [Path(of) for of in sorted(glob.glob(str(hidden))) if os.path.isdir(of)]
+    return found[0].with_name(found[0].name[1 : -len(UNFINISHED)]) if found else None
 
 
 def _nearest(pattern: str) -> str:

@@ -3,9 +3,11 @@
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pandas as pd
 import pytest
@@ -80,14 +82,19 @@ def test_ones_own_posts_run_as_they_stand(
 ) -> None:
     """With ` encoder=tiny` appended to the line that trains; the one that predicts knows it from the saved run."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"text": f"a {word} day, number {i}", "label": word} for i in range(30) for word in ("sunny", "rainy")]
+    said = Random(0)
+    words = ["soup", "mud", "tea", "song", "road", "lamp", "moss", "kite", "drum", "fern", "rope", "bell", "sand", "plum"]
+    days = [(" ".join(said.choices(words, k=9)), said.choice(["sunny", "rainy"])) for _ in range(60)]
+    rows = [{"text": f"{day} {text}", "label": day} for text, day in days]
     pd.DataFrame(rows).to_csv("posts.csv", index=False)
     pd.DataFrame({"text": ["what a sunny day", "what a rainy day", "neither"]}).to_csv("new.csv", index=False)
-    train, predict = block("own")
+    train, report, predict = block("own")
     for words in ([*train, "encoder=tiny"], predict):
         assert words[:3] == ["uv", "run", "main.py"]
         outcome = cli(*words[3:])
         assert outcome.code == 0, outcome.err
+    assert subprocess.run([sys.executable, ROOT / report[2], *report[3:]], check=False).returncode == 0
+    assert Path("report.html").stat().st_size > 10_000
     scored = pd.read_csv("new.scored.csv")
     assert list(scored.columns) == ["text", "pred_table", "pred_table_rainy", "pred_table_sunny"]
     assert set(scored["pred_table"]) <= {"rainy", "sunny"}

@@ -1,5 +1,6 @@
 """Invented runs as a test leaves them: predictions.parquet, labels.json, run.json, config.yaml and results.csv."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 from pyarrow import parquet
+
+from hatemtl.harmless import guarded
 
 NAMES = ("kind", "other", "rude")
 
@@ -65,3 +68,17 @@ def system(folder: Path, name: str, accuracies: Sequence[float], *, posts: int =
         right = float((scores.argmax(axis=1) == gold[:, 0]).mean())
         rows = {"test_label_accuracy": right, "test_label_ece": 1 - right}
         save(folder / f"{name}_{seed}", gold, scores, seed=seed, rows=rows, config={"method": {"name": name}})
+
+
+def listed(folder: Path, groups: Sequence[str] = ("women; arab", ""), **more: str) -> None:
+    """Writes what a test with evaluations=[errors] leaves: errors of posts of these groups, false positives and negatives by
+    turns, and a word. more: cells of the errors."""
+    row = {"task": "label", "label": "kind", "score": "0.9", "gold": "rude", "predicted": "kind"}
+    sides = ("false_positive", "false_negative")
+    rows = [row | {"error": sides[1 - i % 2], "post_id": f"p{i}", "groups": of, **more} for i, of in enumerate(groups, 1)]
+    words = {"task": "label", "label": "kind", "error": "false_positive", "word": "tea", "wrong": "3", "of_wrong": "4"}
+    words |= {"right": "1", "of_right": "9", "log_odds": "1.25", "z": "2.5"}
+    for name, table in (("errors.csv", rows), ("error_words.csv", [words])):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([[*table[0]], *([*map(guarded, of.values())] for of in table)])

@@ -32,6 +32,9 @@ SHOWN = 12  # labels of a task, at most; of more the most and the least frequent
 class Page(rich.console.Console):
     """Prints texts and tables with what would move the terminal escaped, for names of labels come from files."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(force_jupyter=False, **options)  # a notebook shows what a terminal does, and can leave it out
+
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(shown(text), **options)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ Stage = Literal["val", "test"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Behind = Literal["low", "high", "posts", "communities"]
 BEHIND: tuple[Behind, ...] = get_args(Behind)
+TABLES = ("errors.csv", "error_words.csv")  # what a `Listing` may leave beside the rows of a test
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ class Reader(Protocol):
         """The id of a post of the run, and how many words it has."""
         ...
 
+    def text(self, post: int) -> str:
+        """Gives what a post of the run says, without second texts."""
+        ...
+
     def batches(self, ids: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
         """Batches of like length of sequences of token ids, each (T,), with the places of theirs in `ids`, (B,)."""
         ...
@@ -191,4 +196,15 @@ class Evaluation(Protocol):
 
         reader: None where `needs` does not name it.
         """
+        ...
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """An evaluation that leaves tables beside the rows of the test: CSV files of the folder, by their names in `TABLES`."""
+
+    def tables(
+        self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
+    ) -> Mapping[str, list[dict[str, object]]]:
+        """Rows by column, the same columns in each row of a table; one of them is `task`. Given: as of `Evaluation.rows`."""
         ...

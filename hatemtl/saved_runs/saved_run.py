@@ -12,6 +12,8 @@
     merge.csv            the share of a merge's energy that its cut to a rank lost, by layer
     objective.csv        a row an optimizer step: each task's weight, and the cosines of their gradients
     search.csv           what each candidate for a merge's coefficients was worth
+    errors.csv           the most confident wrong posts by label and group (after action=test evaluations=[errors])
+    error_words.csv      the words that wrong posts hold more often than right ones (the same)
     fusion.csv           which source answers for which label (after action=test, of lora_fusion and lora_gate)
 
 A run at work lives in a hidden folder beside its final place and is renamed when it is finished, so a folder without a
@@ -33,7 +35,7 @@ import yaml
 from safetensors import SafetensorError
 
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import BEHIND, STAGES, Row, Stage
+from hatemtl.evaluations.base import BEHIND, STAGES, TABLES, Row, Stage
 from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
@@ -226,6 +228,20 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
     lines = {name: value for name, value in _read_results(folder).items() if _stage_and_task(name, known) not in anew}
     lines |= {row.metric: float(row.value) for row in rows}
     write_rows(folder / "results.csv", [{"metric": metric, "value": value} for metric, value in lines.items()])
+
+
+def write_tables(folder: Path, tables: Mapping[str, Sequence[Mapping[str, object]]], tasks: Iterable[str]) -> None:
+    """Writes what evaluations list of these tasks, in place of all that the folder has of them from an earlier test."""
+    for name in TABLES:
+        path, rows, anew = folder / name, [*tables.get(name, ())], {*tasks}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                kept = [{column: unguarded(cell) for column, cell in row.items()} for row in csv.DictReader(file)]
+            rows = [*(row for row in kept if row["task"] not in anew), *rows]
+        columns = dict.fromkeys(column for row in rows for column in row)
+        write_rows(path, [{column: row.get(column, "") for column in columns} for row in rows])
+        if not rows:
+            path.unlink(missing_ok=True)
 
 
 def _read_results(folder: Path) -> dict[str, float]:

@@ -171,6 +171,7 @@ def measured(
     new = judging.predictions(network.module, data.pool)
     asked = reader(request, network, data)
     rows = [*network.module.rows, *judging.judged(request.evaluations, network.module, data, asked)]
+    tables = judging.listed(request.evaluations, network.module, data, asked)
     if request.folds is not None and request.folds.of == "test":
         rows += judging.over_folds(request.folds, network.module, data)
     if wrong := [f"{row.metric} is {row.value}" for row in rows if not math.isfinite(row.value)]:
@@ -185,6 +186,7 @@ def measured(
             before = pd.read_parquet(path)
             frame = pd.concat([before[~before["task"].isin(list(network.module.heads))], new], ignore_index=True)
         answers.write(folder / "fusion.csv")
+        artifacts.write_tables(folder, tables, network.module.heads)
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}

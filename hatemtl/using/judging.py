@@ -15,7 +15,7 @@ from hatemtl.corpora.base import Column
 from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.folds import Folds
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Beforehand, Evaluation, Reader, Row
+from hatemtl.evaluations.base import Beforehand, Evaluation, Listing, Predicted, Reader, Row
 from hatemtl.heads.base import COUNTS
 from hatemtl.labels import Kind
 from hatemtl.network.module import MultitaskModule
@@ -57,15 +57,32 @@ def judged(
     """The rows of all evaluations, of what the module kept of a test. reader: of its network, for those that ask it."""
     if not evaluations:
         return []
-    kept = module.predictions.items()
-    said = {task: of_task.whole("test", module.head(task), data.pool.at_words) for task, of_task in kept}
-    found: dict[str, Row] = {}
+    said, found = _said(module, data), dict[str, Row]()
     for name, evaluation in evaluations.items():
         posts = _columns(evaluation, data, {task: of_task.posts for task, of_task in said.items()})
         for row in evaluation.rows(said, posts, reader if evaluation.needs.reader else None):
             if found.setdefault(row.metric, row) is not row:
                 raise UserError(f"evaluations=[{name}] gives a row {row.metric}, as another does; leave one of them out")
     return [*found.values()]
+
+
+def listed(
+    evaluations: Mapping[str, Evaluation], module: MultitaskModule, data: DataModule, reader: Reader
+) -> dict[str, list[dict[str, object]]]:
+    """The tables of the evaluations that leave some, by the name of their file."""
+    said, found = _said(module, data), dict[str, list[dict[str, object]]]()
+    for evaluation in evaluations.values():
+        if isinstance(evaluation, Listing):
+            posts = _columns(evaluation, data, {task: of_task.posts for task, of_task in said.items()})
+            for name, rows in evaluation.tables(said, posts, reader).items():
+                found.setdefault(name, []).extend(rows)
+    return found
+
+
+def _said(module: MultitaskModule, data: DataModule) -> dict[str, Predicted]:
+    """Gathers what the module kept of a test, by task."""
+    kept = module.predictions.items()
+    return {task: of_task.whole("test", module.head(task), data.pool.at_words) for task, of_task in kept}
 
 
 def over_folds(folds: Folds, module: MultitaskModule, data: DataModule) -> list[Row]:

@@ -106,6 +106,9 @@ class Reader:
         pool = self.data.pool
         return pool.ids[post], pool.texts[post].count(" ") + 1
 
+    def text(self, post: int) -> str:
+        return self.data.pool.texts[post]
+
     def batches(self, ids: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
         lengths, pad = np.fromiter(map(len, ids), np.int64, len(ids)), self.data.pool.pad
         for places in self.data.batching.in_order(lengths) if len(ids) else []:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from tested_runs import classes, save, system
+from tested_runs import classes, listed, save, system
 
 Run = Callable[..., tuple[int, str, str]]
 FEW = ("--resamples", "100")
@@ -81,15 +81,16 @@ def test_a_page_says_what_was_asked_and_what_came(run: Run, runs: Path) -> None:
     page, text = Page(html), " ".join(" ".join(Page(html).text).split())
     assert "Is lora better than full, the baseline, by test_label_macro_f1 on the test posts of label?" in text
     assert "lora is better than full by ." in text and "hierarchical bootstrap of 3 seeds × 60 posts" in text
-    assert text.index("lora is better than full") < text.index("Systems by their main metrics")
+    assert text.index("lora is better than full.") < text.index("How it was tested lora is better than full by .")
+    assert text.index("lora is better than full by .") < text.index("Systems by their main metrics")
     for title in (
         "Main metrics",
-        "F1 of each label of label",
-        "subgroup auc of each group, label",
+        "F1 of each label, task label",
+        "Subgroup AUC by group, task label",
         "val_label_macro_f1 by epoch",
         "Cost against test_label_macro_f1",
-        "Weights of tasks and cosines of their gradients, lora",
-        "Reliability of label",
+        "Task weights and conflicts, lora",
+        "Reliability, task label",
     ):
         assert title in text
     assert re.search(r"epoch full lora 1 0.400 0.400 2 0.600 0.600 uv run", text)  # the best once more is no third epoch
@@ -148,12 +149,33 @@ def test_texts_of_posts_are_behind_a_click(run: Run, runs: Path) -> None:
     ask = ("full_?", "lora_?", *FEW)
     assert run(*ask, "--posts", "posts.csv", "--id", "case", "--text", "words")[0] == 0
     html = (runs / "report.html").read_text()
-    start = html.index("Warning: these are posts")
+    start = html.index("these are posts and words of the corpus")
     assert html.index("invented post") > html.index('<details class="posts"><summary>', start)
     first, _, second = html[start:].partition('<details class="posts">')[2].partition('<details class="posts">')
-    assert first.count("invented post") == 3 * 5 and 0 < second.count("invented post") <= 3 * 5  # five of each label
+    assert 15 <= first.count("invented post") <= 30  # five of each label and side, some of two
+    assert 0 < second.count("invented post") <= 30
     code, _, err = run(*ask, "--posts", "posts.csv")
     assert code == 2 and "no column 'id'; type --id with one of case, words" in err
+
+
+def test_errors_that_a_test_listed_are_shown_with_their_words_shaded(run: Run, runs: Path) -> None:
+    listed(runs / "full_0", text=f"{HOSTILE[0]} =1", marked="0 0 1 0", explained="-1 0.5 0 1")
+    listed(runs / "lora_0")
+    code, _, err = run("full_?", "lora_?", *FEW)
+    assert code == 0, err
+    html = (runs / "report.html").read_text()
+    _, first, second = html.split('<details class="posts">')
+    assert "<td>women; arab</td>" in first and "kind given" in first and "kind missed" in first
+    assert '<span class="w v4">&lt;img</span> <span class="w w2">src=x</span> <u>onerror' in first
+    assert re.search(r"tea</td><td>3 of 4</td><td>1 of 9</td><td>1.250</td><td>2.500", first)
+    assert "is not known here" in second and '<td class="long">' not in second and "p2" in second
+    assert not Page(html).all("img")
+
+
+def test_a_garbled_list_of_errors_is_told(run: Run, runs: Path) -> None:
+    (runs / "full_0" / "errors.csv").write_text("post_id,score\np1,x\n")
+    code, _, err = run("full_?", *FEW)
+    assert code == 2 and "full_0/errors.csv: cannot be read" in err and "evaluations=[errors]" in err
 
 
 @pytest.mark.slow
@@ -192,7 +214,7 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
     )
     code, _, err = run("merge", *FEW)
     html = (tmp_path / "report.html").read_text()
-    assert code == 0 and "Parts and merge, merge" in html and "analysis/retention.py --merged merge --parts" in html
+    assert code == 0 and "What merge kept of its parts" in html and "analysis/retention.py --merged merge --parts" in html
     assert "note: no interference of merge" in err  # there are no adapters
     code, _, err = run("part_?", *FEW, "--name", "parts")
     assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
@@ -202,15 +224,23 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
 def test_thirty_runs_make_a_small_page(run: Run, tmp_path: Path) -> None:
     for k in range(10):
         system(tmp_path, f"s{k}", [0.5 + k / 30] * 3, posts=60)
+        groups, words = [f"group {i % 22 // 2}" for i in range(220)], 60
+        weights = {"marked": "1 " * (words - 1) + "1", "explained": "0.5 " * (words - 1) + "1"}
+        listed(tmp_path / f"s{k}_0", groups, text=" ".join(["word"] * words), **weights)
     code, _, err = run(*(f"s{k}_?" for k in range(10)), "--letters", *FEW)
     assert code == 0, err
-    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+    html = (tmp_path / "report.html").read_text()
+    assert len(html.encode()) < 1_000_000 and 100 < html.count('<td class="long">') <= 250
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "no runs given; expected run folders or quoted globs of seeds"),
         (["nothing_?"], "matches nothing"),
+        (["begun"], "begun: the run is not finished; train it to its end"),
+        (["beg*"], "which has save_path=begun"),
+        (["full_?", ".begun.unfinished"], ".begun.unfinished: the run is not finished"),
         (
             ["full_?", "other"],
             "full_0 was tested on label and other on target; a report is of runs of a task that all share",
@@ -231,7 +261,8 @@ def test_wrong_input_is_told_and_nothing_is_written(run: Run, runs: Path, argume
     gold, scores = classes(20, 0.5, np.random.default_rng(0))
     save(runs / "other", gold, scores, task="target", rows={"test_target_accuracy": 0.5})
     save(runs / "untested", gold, scores, rows={"val_label_accuracy": 0.5})
-    (runs / "folder").mkdir()
+    for name in ("folder", ".begun.unfinished"):
+        (runs / name).mkdir()
     before = set(runs.rglob("*"))
     code, out, err = run(*arguments, *([] if "--resamples" in arguments else FEW))
     assert (code, out) == (2, "") and "report.py: " in err and message in err

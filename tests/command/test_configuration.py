@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from composed import composed
+from omegaconf import OmegaConf
 
+from hatemtl.command import configuration
 from hatemtl.command.configuration import build, requested
 from hatemtl.encoders.fast import door, is_fast
 from hatemtl.errors import UserError
@@ -104,3 +106,10 @@ def test_trainer_fast_says_who_computes(
     network = request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
     assert is_fast(network.module.encoder) is (fast == "auto")
     assert [*door._verified.values()] == [""] * comparisons
+
+
+def test_what_a_saved_run_left_out_stays_out() -> None:
+    """Its null takes the place of what our YAML has, also of several keys."""
+    ours = OmegaConf.create({"encoder": {"random": {"layers": 2}, "source": "a"}})
+    configuration._lay_over(ours, {"encoder": {"random": None, "source": "b"}}, {})
+    assert ours == {"encoder": {"random": None, "source": "b"}}

@@ -21,6 +21,7 @@ from hatemtl.saved_runs.saved_run import (
     write_labels,
     write_record,
     write_results,
+    write_tables,
     write_text,
 )
 
@@ -114,6 +115,15 @@ def test_results_of_other_tasks_and_stages_stay(tmp_path: Path) -> None:
     write_results(run, [f1("target", 0.1, "val"), f1("target", 0.2), old, f1("label", 0.4)])
     write_results(run, [f1("target", 0.5)])
     assert SavedRun(run).results == {"val_target_f1": 0.1, "test_label_f1": 0.4, "test_target_f1": 0.5}
+
+
+def test_tables_of_other_tasks_stay_and_those_of_the_test_before_go(tmp_path: Path) -> None:
+    path = tmp_path / "errors.csv"
+    write_tables(tmp_path, {"errors.csv": [{"task": "a", "text": "=1"}, {"task": "b", "text": "-0 1"}]}, ["a", "b"])
+    write_tables(tmp_path, {"errors.csv": [{"task": "a", "score": 0.5}]}, ["a"])
+    assert path.read_text() == "task,text,score\nb,'-0 1,\na,,0.5\n"
+    write_tables(tmp_path, {}, ["a", "b"])
+    assert not path.exists()
 
 
 def test_results_of_a_task_whose_name_begins_alike_stay(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Evaluations of a test, whole: what they are handed, the rows that they leave, and what is refused beforehand."""
 
+import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Beforehand, Needs, Row
 from hatemtl.evaluations.bias import Bias
 from hatemtl.evaluations.false_positives import FalsePositiveDifference
+from hatemtl.harmless import unguarded
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
@@ -248,6 +250,25 @@ def test_explanations_are_judged_and_change_no_other_row(cli: Cli, tmp_path: Pat
     for name, value in SavedRun(run).results.items():
         if "seconds" not in name:
             assert value == pytest.approx(rows[name], abs=0.02), name
+
+
+@pytest.mark.slow
+def test_errors_are_left_beside_the_rows_and_go_with_the_next_test(cli: Cli, tmp_path: Path) -> None:
+    run, asked = tmp_path / "run", ["evaluations.errors.texts=true", "evaluations.errors.explainer=integrated_gradients"]
+    told = cli(*POSTS, "action=[train,test]", "evaluations=[errors]", *asked, f"save_path={run}")
+    assert told.code == 0, told.err
+    frame = pd.read_parquet(run / "predictions.parquet").set_index("post_id")
+    names = ("hatespeech", "normal", "offensive")
+    with (run / "errors.csv").open(newline="") as file:
+        rows = [{column: unguarded(cell) for column, cell in row.items()} for row in csv.DictReader(file)]
+    assert rows and {row["error"] for row in rows} == {"false_positive", "false_negative"}
+    for row in rows:
+        said = frame.loc[row["post_id"]]
+        assert float(row["score"]) == pytest.approx(said["scores"][names.index(row["label"])])
+        assert row["gold"] == names[int(said["gold"][0])] != row["predicted"] == names[int(np.argmax(said["scores"]))]
+        assert len(row["explained"].split(" ")) == len(row["text"].split(" "))
+    assert cli("action=test", "evaluations=[]", f"load_path={run}").code == 0
+    assert not (run / "errors.csv").exists()
 
 
 @pytest.mark.slow
