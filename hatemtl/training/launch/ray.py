@@ -27,8 +27,9 @@ NAMESPACE, CLUSTER = "hatemtl", "ray "  # the latter before the address, in what
 
 @dataclass(frozen=True, kw_only=True)
 class Ray:
-    """Actors of a Ray cluster. address: of it; None for RAY_ADDRESS, or that on this machine. cpus, gpus, memory (GiB): of a run. resources: of the cluster's own names.
+    """Actors of a Ray cluster. address: of it; None for RAY_ADDRESS, or that on this machine.
 
+    cpus, gpus, memory (GiB): of a run. resources: that it takes, by the cluster's own names.
     restarts: how often the loss of its machine, or of its process, may start a run again; -1 without end.
     """
 
