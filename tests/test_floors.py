@@ -34,12 +34,14 @@ OWNERS = {
     "datasets": {"corpora"},
     "torchmetrics": {"heads", "network.module"},
     "wandb": {"training.loggers"},
+    "mlflow": {"training.loggers"},
     "bitsandbytes": {"encoders"},
     "captum": {"evaluations.explainers"},
     "huggingface_hub": {"machine.hub", "using.publish"},
     "rich": {"command", "training", "using"},
     "optuna": {"tuning"},
     "submitit": {"training.launch.slurm"},
+    "ray": {"training.launch.ray"},
     "torchjd": {"objective.surgery"},
     "scipy": {"evaluations"},  # and analysis/, which is no part of the package
 }

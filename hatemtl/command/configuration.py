@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from hatemtl.corpora.leaks import Policy
 from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Evaluation
+from hatemtl.machine.accelerator import read_accelerator
 from hatemtl.machine.ledger import Cost
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
@@ -78,6 +78,7 @@ SAID_ANEW = (
         "tune",
     ),
     *("data.cache", "data.workers", "data.micro_batches", "trainer.progress", "trainer.devices", "trainer.nodes"),
+    "trainer.memory",
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -132,7 +133,7 @@ def requested(cfg: DictConfig) -> Request:
         evaluations={str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
         optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
-        logger=partial(build, cfg.logger),
+        logger=build(cfg.logger),
         **{f"heads_{key}": cfg.heads[key] for key in ("load", "merge")},
         save_path=None if cfg.save_path is None else Path(cfg.save_path),
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
@@ -201,6 +202,8 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
     if "choices" not in config and hydra is not None:
         config = {"choices": chosen(hydra), **config}
+    if isinstance(typed := config["trainer"].get("accelerator"), str):
+        config["trainer"]["accelerator"] = read_accelerator(typed).kind  # which GPU of several makes no other run
     if config["folds"]["number"] is None or config["folds"]["of"] == "test":
         config.pop("folds")  # it trains what it would without
     if config["unlabelled"]["corpus"] is None:
