@@ -32,7 +32,7 @@ def write(facts: Facts) -> str:
         ("Out of scope", [_out_of_scope(facts)]),
         ("Limits", [_limits(facts)]),
         ("Evaluation", [*measured.evaluation(facts)]),
-        ("Bias by group", [*measured.bias(facts)]),
+        ("By group", [*measured.groups(facts)]),
         ("Comparison with alternatives", [*measured.comparison(facts)]),
         ("Data", [*_data(facts)]),
         ("Training", [_training(facts)]),
@@ -170,6 +170,8 @@ def _training(facts: Facts) -> str:
 
 def _cost(facts: Facts) -> str:
     spent = facts.run.record.get("ledger", {})
+    if not spent:
+        return "- Not recorded."
     seconds, joules = sum(spent.get("seconds", {}).values()), spent.get("joules")
     lines = [
         f"- {seconds / 60:.1f} minutes on {plain(spent.get('device', 'a machine that was not recorded'))}, test included."

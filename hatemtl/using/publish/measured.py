@@ -56,13 +56,13 @@ def _beyond(facts: Facts) -> Iterator[list[str]]:
             yield [code(row.metric), _number(row.value)]
 
 
-def bias(facts: Facts) -> Iterator[str]:
+def groups(facts: Facts) -> Iterator[str]:
     found = {task: by_group(facts.run.rows, task) for task in facts.heads}
     for task, figures in found.items():
         if figures:
             yield f"### {task}, by group"
             yield table(["figure", "group", "value", "interval", "posts"], [*map(_group, figures)])
-    if any(found.values()):
+    if any(of.figure == "subgroup_auc" for figures in found.values() for of in figures):
         yield (
             "Figures by Borkan et al. (2019, arXiv:1903.04561): `subgroup_auc` tells a group's abusive posts from its "
             "others; a low `bpsn_auc` means that harmless posts about it are taken for abuse, a low `bnsp_auc` that abuse "
