@@ -1,10 +1,10 @@
-"""Dispatches the action: train, test, predict, export, serve, tune, status or collect."""
+"""Dispatches the action: train, test, predict, export, publish, serve, tune, status or collect."""
 
 import copy
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,23 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
-from hatemtl.saved_runs.claiming import CHECKPOINT, differences, named_after
+from hatemtl.saved_runs.claiming import CHECKPOINT, SWEPT, differences, held, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 from hatemtl.training.callbacks import kept_epochs
 from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Run, attempt, launched, reporting
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
+from hatemtl.tuning.settings import JOURNAL
+from hatemtl.tuning.space import settings
 from hatemtl.tuning.tune import tune
-from hatemtl.using.actions import export_run, predict, test
+from hatemtl.using.actions import export_run, predict, publish_run, test
 
 USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives what it wrote
     "test": lambda request, _: test(request).folder,
     "predict": lambda request, cfg: predict(request, **cfg.predict),
     "export": lambda request, cfg: export_run(request, **cfg.export),
+    "publish": lambda request, cfg: publish_run(request, **cfg.publish),
 }
 
 
@@ -49,16 +52,23 @@ def run(cfg: Any) -> None:
         plan(cfg, _carry, config=lambda cfg: known_by(cfg) if _trains(cfg) else None)
     else:
         alone = (_trains(cfg) or _actions(cfg) == ["tune"]) and not launched()
-        if alone and not build(cfg.launcher).waits:
+        if alone and not (launcher := build(cfg.launcher)).waits:
             raise UserError(
-                "launcher=slurm submits the runs of a sweep, and leaves them; type main.py -m ..., or launcher=serial"
+                f"launcher={type(launcher).__name__.lower()} submits the runs of a sweep, and leaves them; type main.py -m "
+                f"..., or launcher=serial"
             )
         reporting(lambda: _do(cfg))
 
 
 def _carry(turns: Sequence[Turn]) -> bool:
-    """Does the runs of a sweep; tells whether all ended well."""
-    return carry(map(_planned, turns), build(turns[0].cfg.launcher))
+    """Does the runs of a sweep; tells whether all ended well. Raises UserError where another works in a folder of them."""
+    folders = sorted({Path(turn.save_path).parent for turn in turns if turn.moved and turn.save_path is not None})
+    with ExitStack() as ends:
+        for folder in folders:  # of the sweep's own making
+            ends.enter_context(held(folder, SWEPT))
+            if (folder / JOURNAL).exists():
+                raise UserError(f"save_path={folder} holds a study, which has a folder of its own; give another save_path")
+        return carry(map(_planned, turns), build(turns[0].cfg.launcher))
 
 
 def _planned(turn: Turn) -> Planned:
@@ -119,13 +129,13 @@ def _tune(cfg: Any) -> Path:
     if request.overwrite:
         raise UserError("overwrite=true: a study goes on where it was; for a new one give another save_path")
 
-    def plan(settings: Mapping[str, Any], seed: int, save_path: Path | None) -> Planned:
-        turn = varied({**settings, "seed": seed}, save_path)
+    def plan(params: Mapping[str, Any], seed: int, save_path: Path | None) -> Planned:
+        turn = varied({**settings(params), "seed": seed}, save_path)
         turn.config, turn.name = turn.do(known_by), "" if save_path is None else save_path.name
         return _planned(turn)
 
-    def experiment(settings: Mapping[str, Any]) -> tuple[Sequence[str], Callable[[str], bool]]:
-        turn = varied(settings, None)
+    def experiment(params: Mapping[str, Any]) -> tuple[Sequence[str], Callable[[str], bool]]:
+        turn = varied(settings(params), None)
         return [word for word in turn.words if not word.startswith(("action=", "seed="))], turn.is_group
 
     return _told(request, lambda: tune(request, tuning, build(cfg.launcher), plan, experiment))
@@ -164,7 +174,9 @@ def _cross_validate(cfg: Any, request: Request, *, then_test: bool) -> tuple[Pat
 def _requested(cfg: Any) -> Request:
     if cfg.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
-    return requested(cfg)
+    request = requested(cfg)
+    request.trainer.take()
+    return request
 
 
 def _use(action: str, cfg: Any) -> Path:

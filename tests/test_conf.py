@@ -42,7 +42,8 @@ def test_leaf_binds(path: Path) -> None:
     node = yaml.safe_load(path.read_text(encoding="utf-8"))
     parameters = inspect.signature(get_object(node["_target_"])).parameters
     given = {key for key in node if not key.startswith("_") and key != "defaults"}
-    runtime = RUNTIME.get(path.parent.name, set()) | (SOMETIMES & set(parameters))
+    more = RUNTIME.get(path.parent.name, set()) if node.get("_partial_") else set()
+    runtime = more | (SOMETIMES & set(parameters))
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values()), "constructors are keyword-only"
     assert given | runtime == set(parameters), "a leaf names every key, and no other"
     if path.parent.name == "method":

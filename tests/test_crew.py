@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,62 @@ def test_where_one_dies_both_end_with_a_message_and_the_run_goes_on(tmp_path: Pa
     ran(tmp_path / "two", *words, devices=2)
     ran(tmp_path / "one", *words)
     same(tmp_path / "one", tmp_path / "two")
+
+
+GATHERED = """
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hatemtl.command.configuration import requested, using_alone
+from hatemtl.machine.crew import called, joined
+from hatemtl.saved_runs.saved_run import SavedRun, write_results
+from hatemtl.using.judging import predictions
+
+run, into = map(Path, sys.argv[1:])
+saved, request = SavedRun(run), requested(using_alone(run, ["trainer.devices=2", "trainer.accelerator=cpu"]))
+tasks = request.tasks_knowing(saved)
+data = request.datamodule(tasks)
+module = request.network(tasks, data.spaces, name=run.name).module
+data.tokenize(request.encoder.tokenizer(), request.encoder.max_length, None)
+with joined(called(), 2, None, torch.device("cpu")) as crew:
+    module.crew = crew
+    how = {"root": into, "logger": False, "bar": False}
+    request.trainer.trainer(request.optimization, [], **how).test(module, data, verbose=False)
+    parts = crew.gather(predictions(module, data.pool))
+    assert len(parts) == 2 and all(0 < len(part) < sum(map(len, parts)) for part in parts)
+    if crew.lead:
+        pd.concat(parts).to_parquet(into / "predictions.parquet")
+        write_results(into, module.rows)
+"""
+
+
+@pytest.mark.slow
+def test_predictions_of_two_processes_are_gathered_each_post_once(tmp_path: Path) -> None:
+    """Each process reads its rows of every batch, also of one with a single post; what both said is what one says."""
+    run, into = tmp_path / "one", tmp_path / "both"
+    into.mkdir()
+    ran(run, "action=[train,test]", "batching.eval_batch_size=7")  # 20, 15 and 15 posts leave a batch of one
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": str(MAIN.parent)}
+    command = [sys.executable, "-W", "ignore", "-c", GATHERED, str(run), str(into)]
+    both = []
+    for rank in "01":
+        env = {**os.environ, **place, **paths, "RANK": rank, "LOCAL_RANK": rank}
+        both.append(subprocess.Popen(command, env=env, cwd=MAIN.parent, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    one, two = scores(run), scores(into)  # in which no post is there twice
+    assert one.keys() == two.keys()
+    assert max(np.abs(one[key] - two[key]).max() for key in one) < 1e-5
+    rows = {row.metric: row.value for row in SavedRun(run).rows if row.stage == "test"}
+    table = pd.read_csv(into / "results.csv").set_index("metric")["value"]  # of metrics that add up both's counts
+    assert {name: table[name] for name in rows} == pytest.approx(rows, abs=1e-5)
 
 
 def test_a_process_alone_changes_nothing() -> None:

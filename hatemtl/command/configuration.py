@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from hatemtl.corpora.leaks import Policy
 from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Evaluation
+from hatemtl.machine.accelerator import read_accelerator
 from hatemtl.machine.ledger import Cost
 from hatemtl.merging.base import at
 from hatemtl.methods.base import LOADERS
@@ -42,7 +42,8 @@ from hatemtl.tasks import Task
 NO_PART = ("experiment", "logger", "trainer", "data", "evaluations", "launcher")
 # What to type for what is no group of files but has keys.
 EXAMPLES = {"heads": "load=true", "folds": "number=5", "preprocess": "urls=true", "unlabelled": "posts=32"}
-EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft", "serve": "port=8080"}
+EXAMPLES |= {"cost": "per_hour=1.18", "predict": "input=posts.csv", "export": "format=peft", "publish": "folder=FOLDER"}
+EXAMPLES |= {"serve": "port=8080"}
 # What the keys hold that no constructor takes.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("seed", "data.workers"), int),
@@ -53,6 +54,9 @@ KEYS: dict[str, Any] = {
     **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
     **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
     **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
+    **{f"publish.{key}": str | None for key in ("folder", "head_of", "base", "hub_id", "license", "language")},
+    **dict.fromkeys(("publish.data", "publish.verdicts"), str | None),
+    **dict.fromkeys(("publish.upload", "publish.private"), bool),
     **dict.fromkeys(("data.dir", "predict.encoding"), str),
     **{"folds.number": int | None, "folds.fold": int | None, "folds.group_by": str | None, "folds.seed": int},
     **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
@@ -63,22 +67,21 @@ KEYS: dict[str, Any] = {
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
+    *("action", "save_path", "load_path", "overwrite", "predict", "export", "publish", "heads", "method", "merge", "logger"),
     *(
-        "action",
-        "save_path",
-        "load_path",
-        "overwrite",
-        "predict",
-        "export",
-        "serve",
-        "heads",
-        "method",
-        "merge",
-        "logger",
         "choices",
+        "serve",
+        "weighting",
+        "regulariser",
+        "augmentation",
+        "unlabelled",
+        "corpus@unlabelled",
+        "optimization",
+        "launcher",
+        "tune",
     ),
-    *("weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization", "launcher", "tune"),
     *("data.cache", "data.workers", "data.micro_batches", "trainer.progress", "trainer.devices", "trainer.nodes"),
+    "trainer.memory",
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
@@ -133,7 +136,7 @@ def requested(cfg: DictConfig) -> Request:
         evaluations={str(name): build(node) for name, node in (cfg.get("evaluations") or {}).items()},
         optimization=optimization,
         **{group: build(cfg[group]) for group in ("encoder", "method", "weighting", "batching", "sampling", "trainer")},
-        logger=partial(build, cfg.logger),
+        logger=build(cfg.logger),
         **{f"heads_{key}": cfg.heads[key] for key in ("load", "merge")},
         save_path=None if cfg.save_path is None else Path(cfg.save_path),
         load_path=None if cfg.load_path is None else Path(cfg.load_path),
@@ -203,6 +206,8 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     if "choices" not in config and hydra is not None:
         config = {"choices": chosen(hydra), **config}
     config.pop("serve", None)  # it makes no run
+    if isinstance(typed := config["trainer"].get("accelerator"), str):
+        config["trainer"]["accelerator"] = read_accelerator(typed).kind  # which GPU of several makes no other run
     if config["folds"]["number"] is None or config["folds"]["of"] == "test":
         config.pop("folds")  # it trains what it would without
     if config["unlabelled"]["corpus"] is None:
@@ -260,6 +265,11 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     theirs = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
     config = saved.config
     if (choices := config.get("choices")) is None:
+        if "hub" in saved.record:
+            raise UserError(
+                f"{folder} is an adapter of the hub, without heads or tasks of ours; train some on it: type action=train "
+                f"tasks=[label] method={LOADERS[saved.record['library']]} load_path={folder}, and its encoder"
+            )
         raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
     asked: Any = theirs.get("tasks", config["tasks"])
     tasks = [asked] if isinstance(asked, str) else [str(name) for name in asked]

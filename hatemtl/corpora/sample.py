@@ -1,4 +1,7 @@
-"""Writes posts by code, annotated as HateXplain's are: a corpus that needs no data."""
+"""Writes posts by code, annotated as HateXplain's are: a corpus that needs no data.
+
+Licence: MIT, as hatemtl's. Source: made up by hatemtl; no person wrote them, and they say nothing of real posts.
+"""
 
 import json
 from collections import deque

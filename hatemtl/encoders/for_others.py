@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from hatemtl.encoders.pretrained import Encoder, Tokenizer, Transformer
 from hatemtl.heads.base import Problem
@@ -34,6 +34,12 @@ def tokenizer(encoder: Encoder, model: Transformer) -> Tokenizer:
     return some
 
 
+def head_modules(model: Any, *, tokens: bool) -> list[str]:
+    """Names the modules of such a model that hold its head: all that is not the encoder's."""
+    lower, upper, _ = CLASSES[model.config.model_type] if not tokens else ("classifier", "classifier", "")
+    return list(dict.fromkeys(path.removesuffix(".dense").removesuffix(".out_proj") for path in (lower, upper)))
+
+
 def classifier(encoder: Transformer, layers: Sequence[nn.Linear], names: Sequence[str], problem: Problem) -> Any | None:
     """The encoder with these layers on its first token, GELU between two, as its class for sequence classification.
 
@@ -53,12 +59,35 @@ def classifier(encoder: Transformer, layers: Sequence[nn.Linear], names: Sequenc
         config.pooler_hidden_act = "linear" if len(layers) == 1 else "gelu"
     with torch.random.fork_rng(devices=[]):  # what is drawn is replaced below
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    body: Any = getattr(model, model.base_model_prefix)
-    places = body.state_dict()
-    body.load_state_dict(places | {k: w for k, w in encoder.state_dict().items() if k in places or "pooler" not in k})
+    _fill_body(model, encoder)
     for path, (weight, bias) in zip((lower, upper), two, strict=True):
         model.get_submodule(path).load_state_dict({"weight": weight, "bias": bias})
     return model.eval()
+
+
+def token_classifier(encoder: Transformer, weight: Tensor, bias: Tensor, names: Sequence[str]) -> Any | None:
+    """The encoder with one layer (C, D) on every token, as its class for token classification.
+
+    names: of the labels. None where that class has no place for such a layer alone.
+    """
+    config = copy.deepcopy(encoder.config)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    try:
+        with torch.random.fork_rng(devices=[]):  # what is drawn is replaced below
+            model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except ValueError:  # its type has no such class
+        return None
+    if not isinstance(layer := getattr(model, "classifier", None), nn.Linear) or hasattr(model, "head"):
+        return None
+    _fill_body(model, encoder)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return model.eval()
+
+
+def _fill_body(model: Any, encoder: Transformer) -> None:
+    body = getattr(model, model.base_model_prefix)
+    places = body.state_dict()
+    body.load_state_dict(places | {k: w for k, w in encoder.state_dict().items() if k in places or "pooler" not in k})
 
 
 def _as_two(layers: Sequence[nn.Linear], between: str) -> list[tuple[Tensor, Tensor]] | None:

@@ -111,10 +111,10 @@ def check(crew: Crew | None, devices: int, nodes: int) -> None:
 
 
 @contextmanager
-def joined(crew: Crew | None, processes: int, command: Sequence[str] | None, device: str) -> Iterator[Crew]:
+def joined(crew: Crew | None, processes: int, command: Sequence[str] | None, device: torch.device) -> Iterator[Crew]:
     """Trains, inside, with all processes of the run: those that were started, or this one and what it starts by `command`.
 
-    device: "cpu" or "cuda". Raises UserError where another process ends before its time, inside or at the end.
+    device: of this process. Raises UserError where another process ends before its time, inside or at the end.
     """
     if crew is None and processes == 1:
         yield ALONE
@@ -125,7 +125,7 @@ def joined(crew: Crew | None, processes: int, command: Sequence[str] | None, dev
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        threads = max(1, (os.cpu_count() or 1) // processes) if device == "cpu" else torch.get_num_threads()
+        threads = max(1, (os.cpu_count() or 1) // processes) if device.type == "cpu" else torch.get_num_threads()
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
         os.environ |= place
         place["OMP_NUM_THREADS"] = str(min(threads, torch.get_num_threads()))
@@ -140,9 +140,9 @@ def joined(crew: Crew | None, processes: int, command: Sequence[str] | None, dev
     try:
         if others:
             torch.set_num_threads(int(place["OMP_NUM_THREADS"]))
-        where = {"device_id": torch.device("cuda", crew.local)} if device == "cuda" else {}
+        where = {"device_id": device} if device.type == "cuda" else {}
         of: dict[str, Any] = {"rank": crew.rank, "world_size": crew.world, **where}
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo", **of)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", **of)
         yield crew
         distributed.barrier()
     except RuntimeError as error:

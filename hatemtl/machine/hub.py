@@ -1,4 +1,4 @@
-"""Fetches models and data from the hub: the only door to the network; says what to do where it is shut."""
+"""Fetches models and data from the hub: the only door in from the network; says what to do where it is shut."""
 
 from pathlib import Path
 from typing import Literal

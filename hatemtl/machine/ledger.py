@@ -38,7 +38,8 @@ class Ledger:
 
     def __init__(self, cost: Cost) -> None:
         gpu = torch.cuda.is_available()
-        self.cost, self.counters = cost, counters(f"GPU-{torch.cuda.get_device_properties(0).uuid}" if gpu else None)
+        mine = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}" if gpu else None
+        self.cost, self.counters = cost, counters(mine)
         threads = torch.get_num_threads()
         self.device = machine() if gpu else f"{machine()}, {threads} threads"
         self.watts = WATTS_A_THREAD * threads if cost.watts is None and not gpu else cost.watts

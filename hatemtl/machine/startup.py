@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+ONEDNN, KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192"
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 atexit.register(gc.disable)  # a last search as the process ends takes half a second and frees what ends with it anyway
@@ -38,11 +39,24 @@ def keep_memory() -> None:
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors on large pages: evaluation is 4 % faster
     # it makes code for every shape; 1,024 kept ones are too few for posts of all lengths: training is 5 % slower
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+    os.environ.setdefault(ONEDNN, KEPT_SHAPES)
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most that it takes
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def bound_memory() -> None:
+    """Bounds what is kept for shapes that come again: at most some 0.2 GB of oneDNN's code, and what is freed is given back.
+
+    oneDNN and torch's layer above it each keep compiled code by shape, together 0.7 MB a product of matrices, and packed
+    batches have thousands of shapes. To be called before the first tensor is multiplied: both look at the environment then.
+    """
+    if os.environ.get(ONEDNN, KEPT_SHAPES) == KEPT_SHAPES:  # else it was typed
+        os.environ[ONEDNN] = "256"
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")  # of 1,024, each with code of its own
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(TRIM_THRESHOLD, 64 << 20)
 
 
 def started() -> None:

@@ -15,6 +15,7 @@ from hatemtl.encoders import pretrained
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge
+from hatemtl.saved_runs import from_hub
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import generator
 
@@ -75,7 +76,10 @@ class Method(Protocol):
             if not self.sources:
                 raise UserError("this method needs the saved runs to start from; type method.sources=\"'adapters/run_*'\"")
             given = f"method.sources={self.sources!r}"
-            if not (found := [SavedRun(folder) for folder in sorted(glob(self.sources)) if Path(folder).is_dir()]):
+            folders = [folder for folder in sorted(glob(self.sources)) if Path(folder).is_dir()]
+            if not folders and all(map(from_hub.is_named, self.sources.split(","))):
+                folders = self.sources.split(",")
+            if not (found := [*map(SavedRun, folders)]):
                 raise UserError(f"{given} matches no saved run (from {Path.cwd()}); train one with save_path=FOLDER")
             return [saved_by(run, given, *self.takes) for run in found]
         if self.path is None and self.loads:

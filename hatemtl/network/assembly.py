@@ -158,7 +158,7 @@ def assemble(
 
 def check_encoder(saved: SavedRun, mark: str, encoder: Encoder) -> None:
     """Raises UserError where the saved run was trained on another encoder than this one, whose fingerprint is `mark`."""
-    if saved.record["encoder"] != mark:
+    if saved.record["encoder"] not in (mark, None):  # of the hub, where nobody says: whether its shapes fit is seen later
         raise UserError(
             f"{saved.folder} was trained on another encoder: {saved.record['encoder_source']} "
             f"({saved.record['encoder']}), and this run has {encoder.source} ({mark}); type encoder=NAME of the former"

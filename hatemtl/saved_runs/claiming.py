@@ -24,9 +24,9 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_reco
 
 # What may change between two runs that are the same run: where it lands, how it is watched, what is done with it.
 NOT_PART_OF_A_RUN = (
-    *("action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "trainer.progress"),
+    *("action", "save_path", "overwrite", "logger", "predict", "export", "publish", "evaluations", "trainer.progress"),
     *("cost", "trainer.compile", "trainer.fast", "trainer.devices", "trainer.nodes", "launcher", "tune"),
-    *("data.cache", "data.workers", "data.micro_batches"),
+    *("data.cache", "data.workers", "data.micro_batches", "trainer.memory"),
 )
 OFF = (None, False, 0)
 # what a run is made from, by its key in run.json: digests of saved runs, fingerprints of corpora by task
@@ -39,6 +39,7 @@ CHANGED = {
 }
 CHECKPOINT = "last.ckpt"
 TRAINED, TESTED = "trained", "tested"  # what is done to a run that is held
+SWEPT, OPENED = "swept", "opened"  # to a folder of runs: by a sweep, and by a search as it begins
 PAUSE, PATIENCE = 0.05, 60  # seconds between two looks, and of all, until those who write a test's results are done
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # whatever is written there
 LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -48,7 +49,7 @@ LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def held(save_path: Path, doing: str) -> Iterator[Path]:
     """Keeps every other process, and every other run of this one, from `save_path`; gives where that lies.
 
-    What killed runs left there goes. doing: TRAINED, which none waits for, or TESTED, for as long as it takes to write.
+    What killed runs left there goes. doing: TRAINED or SWEPT, which none waits for, or TESTED or OPENED, which are short.
     Raises UserError where it is held by another, or where no run could land.
     """
     with ExitStack() as after:
@@ -86,7 +87,7 @@ def _lock(path: Path, save_path: Path, doing: str) -> FileLock:
             holder: dict[str, Any] = {}
             with suppress(UserError):  # it may not be signed yet
                 holder = json_object.read(path, "")
-            if holder.get("doing") == TRAINED or time.monotonic() > until:
+            if holder.get("doing") in (TRAINED, SWEPT) or time.monotonic() > until:
                 who = "{doing} by process {pid} on {host} since {since}" if holder else "written by another process"
                 who = who.format(**holder)
                 raise UserError(f"{save_path} is being {who}; wait for its end, or give another save_path") from None

@@ -39,6 +39,7 @@ from hatemtl.evaluations.base import BEHIND, STAGES, TABLES, Row, Stage
 from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
+from hatemtl.saved_runs import from_hub
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,10 +105,10 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 class SavedRun:
-    """A finished run on disk. Raises UserError where the folder is none."""
+    """A finished run on disk, or an adapter of the hub laid out as one. Raises UserError where the folder is none."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = from_hub.adopted(str(folder)) if from_hub.is_named(str(folder)) else Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{folder}: a saved run is a folder, and this is no folder; give another path")
         if not self.folder.is_dir():

@@ -8,8 +8,8 @@ from pathlib import Path
 from hatemtl.command import console as report
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun, write_text
+from hatemtl.training.launch import ray, slurm
 from hatemtl.training.launch.base import Ended
-from hatemtl.training.launch.slurm import states
 from hatemtl.training.launch.submission import Submitted, read, stands
 from hatemtl.training.sweep import AT_WORK, WELL
 
@@ -43,7 +43,8 @@ def collect(folder: Path) -> bool:
 
 def _ends(folder: Path) -> dict[str, Ended]:
     runs = read(folder)
-    found = states(folder, [*runs.values()])
+    on_ray = [run for run in runs.values() if run.cluster.startswith(ray.CLUSTER)]
+    found = slurm.states(folder, [run for run in runs.values() if run not in on_ray]) | ray.states(folder, on_ray)
     return {run.name: _stands(folder, run, found[name]) for name, run in runs.items()}
 
 

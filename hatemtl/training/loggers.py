@@ -1,21 +1,27 @@
 """Sends a run's curves, figures and tables to trackers, through Lightning's own loggers, which do the work."""
 
 import json
+import logging
 import os
+import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from hatemtl.command.request import About, Tested
+from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.saved_runs.saved_run import AGAIN, write_text
 
 TRACKED = "tracked.json"  # in logs/ of a run: what finds it again at the tracker
+MLFLOW = Path("adapters/mlflow.db")  # where no server is named: the runs of this folder
 TAG = 64  # characters of a tag at Weights & Biases, at most
 
 
@@ -69,6 +75,30 @@ class OnTensorBoard(Tracker):
             self.logger.log_hyperparams(self.config, {"failed": 1.0})
             del self.config
         super().close(failed=failed)
+
+
+class OnMlflow(Tracker):
+    """Keeps what the run came to as the last values of its metrics, by which runs are sorted; a failed run as failed."""
+
+    def __init__(self, logger: MLFlowLogger) -> None:
+        super().__init__(logger)
+        self.run, self.client = str(logger.run_id), logger.experiment
+        self.client.update_run(self.run, status="RUNNING")  # one that goes on, or is tested, had ended
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        if not self.client.get_run(self.run).data.params:  # of a run that goes on they stand, and may not be changed
+            super().begin(_for_mlflow(config))
+
+    def figures(self, values: Mapping[str, float]) -> None:
+        curve = self.client.get_metric_history(self.run, "val_score")
+        self.logger.log_metrics(dict(values), step=1 + max((point.step for point in curve), default=-1))
+
+
+def _for_mlflow(value: Any) -> Any:
+    """Gives a configuration with a colon for what MLflow takes in no name, as `head@tasks.label.head`."""
+    if not isinstance(value, Mapping):
+        return value
+    return {re.sub(r"[^\w. :/-]", ":", str(name)): _for_mlflow(inside) for name, inside in value.items()}
 
 
 class OnWandb(Tracker):
@@ -136,7 +166,7 @@ def wandb(
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     place: Any = {"id": secrets.token_hex(4), "project": project, "entity": entity, "job_type": about.action}
-    place |= json_object.read(logs / TRACKED, AGAIN).get("wandb", {}) if (logs / TRACKED).exists() else {}
+    place |= _tracked(logs).get("wandb", {})
     logger = WandbLogger(
         name=about.run,
         save_dir=logs,
@@ -147,5 +177,59 @@ def wandb(
         **place,
     )
     tracker = OnWandb(logger, predictions=predictions, confusion=confusion, texts=texts)
-    write_text(logs / TRACKED, json.dumps({"wandb": place}, indent=2) + "\n")
+    write_text(logs / TRACKED, json.dumps({**_tracked(logs), "wandb": place}, indent=2) + "\n")
     return tracker
+
+
+def _tracked(logs: Path) -> dict[str, Any]:
+    return json_object.read(logs / TRACKED, AGAIN) if (logs / TRACKED).exists() else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlflow:
+    """Logs to MLflow. uri: of a server or database; None for MLFLOW_TRACKING_URI, else a database beside the saved runs.
+
+    A run that goes on, and one that is tested later, is the run that it was there, found by its id in logs/tracked.json.
+    group: the experiment; None for the study's folder.
+    """
+
+    uri: str | None
+    group: str | None
+
+    def __post_init__(self) -> None:
+        needed = ("mlflow", "sqlalchemy", "alembic") if self.place.startswith("sqlite:") else ("mlflow",)
+        if missing := [name for name in needed if find_spec(name) is None]:
+            raise UserError(f"logger=mlflow needs {' and '.join(missing)}; type uv sync --extra mlflow")
+
+    @property
+    def place(self) -> str:
+        """Names the server or database."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLFLOW}"
+
+    def __call__(self, *, folder: Path, about: About) -> Tracker:
+        """Opens the tracker. Raises UserError where nobody answers there."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of seven, with pauses of minutes
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # to whoever names a folder
+        from mlflow.exceptions import MlflowException
+
+        for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        if self.place == f"sqlite:///{MLFLOW}":
+            MLFLOW.parent.mkdir(exist_ok=True)
+        logs = folder / "logs"
+        known = _tracked(logs).get("mlflow", {})
+        place = {"uri": self.place, "id": None, **known}
+        tags = {"action": about.action, "group": about.study, **{f"of.{tag}": "true" for tag in about.tags}}
+        try:
+            logger = MLFlowLogger(
+                self.group or about.study, about.run, tracking_uri=place["uri"], tags=tags, run_id=place["id"]
+            )
+            tracker = OnMlflow(logger)
+        except MlflowException as error:
+            why = str(error).splitlines()[0][:300]
+            raise UserError(f"logger.uri={place['uri']}: {why}; start that server, or type logger=csv") from error
+        logs.mkdir(parents=True, exist_ok=True)
+        place["id"] = tracker.run
+        write_text(logs / TRACKED, json.dumps({**_tracked(logs), "mlflow": place}, indent=2) + "\n")
+        return tracker

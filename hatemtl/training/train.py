@@ -255,7 +255,7 @@ def _learn(
     if request.micro_batches == "auto" and not checkpoint.exists():
         data.cut(that_fit(module, data, settings), 0)
         report.notes(console, [f"data.micro_batches=auto: {data.micro_batches} for each batch"])
-    with joined(crew, settings.devices * settings.nodes, command, settings.device.type) as module.crew:
+    with joined(crew, settings.devices * settings.nodes, command, settings.device) as module.crew:
         trainer = fit(trainer_of, callbacks, module, data, optimization, checkpoint, console)
     module.crew = ALONE
     return trainer, seconds

@@ -1,6 +1,7 @@
 """Sets up the Lightning trainer, and the number format that this machine computes fastest."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ from torch import nn
 
 from hatemtl.encoders.fast import is_fast
 from hatemtl.errors import UserError
+from hatemtl.machine.accelerator import read_accelerator
 from hatemtl.machine.crew import ALONE, called
+from hatemtl.machine.startup import bound_memory
 from hatemtl.objective.optimization import Optimization
 
 # Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
@@ -32,8 +35,8 @@ def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
     if accelerator != "cpu" and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # oneDNN takes bf16 on any AVX-512 processor, but only these two multiply it in hardware
-        on_cpu = accelerator == "cpu" or not torch.backends.mps.is_available()
-        has_bf16 = on_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        has_bf16 = accelerator != "mps" and hardware
     return "bf16" if has_bf16 else "32"
 
 
@@ -52,34 +55,48 @@ def _compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
+def _not_a_number(devices: int | str | Sequence[int]) -> str:
+    """Says what to type in place of devices that are no number of processes, as other programs have them."""
+    typed = devices if isinstance(devices, int | str) else f"[{','.join(map(str, devices))}]"
+    numbers = re.findall(r"\d+", str(typed)) if not isinstance(devices, int) else []
+    there = max(1, torch.cuda.device_count())
+    if len(numbers) > 1:
+        again = f"""trainer.devices={len(numbers)} 'trainer.accelerator="gpu:{",".join(numbers)}"'"""
+    else:
+        again = f"trainer.accelerator=cuda:{numbers[0]}" if numbers else f"trainer.devices={there}"
+    return (
+        f"trainer.devices={typed}: expected a whole number from 1, how many processes train; which GPUs they have, "
+        f"trainer.accelerator says; type {again}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     """Says where and in which number format a run computes.
 
-    precision: the type of the frozen weights and of the encoder's arithmetic. What is trained, its optimizer state and the
-    heads stay float32. devices: processes that train on a machine, each on a GPU of its own where there are any. nodes:
-    machines. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'.
+    accelerator: see `read_accelerator`. precision: the type of the frozen weights and of the encoder's arithmetic. What is
+    trained, its optimizer state and the heads stay float32. devices: processes that train on a machine, each on a GPU of its
+    own where there are any; of another form it is refused. nodes: machines. fast: whether hatemtl's own layers compute what
+    they can, once they agree with the libraries'. memory: whether a CPU's compiled code is kept for every shape of a batch.
     """
 
-    accelerator: Literal["auto", "cpu", "gpu"]
+    accelerator: str
     precision: Literal["auto", "32", "bf16", 32]
     compile: bool | Literal["auto"]
     fast: Literal["auto", False]
     progress: bool | None
-    devices: int = 1
+    devices: int | str | Sequence[int] = 1
     nodes: int = 1
+    memory: Literal["fast", "lean"] = "fast"
 
     def __post_init__(self) -> None:
         if self.compile is True and not _compiler():
             raise UserError("trainer.compile=true needs g++, or the C++ compiler that CXX names; type trainer.compile=false")
-        for name in ("devices", "nodes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trainer.{name}={getattr(self, name)}: expected a whole number from 1")
-        if self.device.type == "cuda" and self.devices > max(1, torch.cuda.device_count()):
-            there = torch.cuda.device_count()
-            raise UserError(f"trainer.devices={self.devices}: torch sees {there} here; type trainer.devices={there}")
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise UserError("trainer.accelerator=gpu: torch sees no GPU here; type trainer.accelerator=cpu")
+        if not isinstance(self.devices, int) or self.devices < 1:
+            raise UserError(_not_a_number(self.devices))
+        if self.nodes < 1:
+            raise UserError(f"trainer.nodes={self.nodes}: expected a whole number from 1")
+        read_accelerator(self.accelerator).check(self.accelerator, self.devices)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,15 +106,23 @@ class TrainerSettings:
 
     @property
     def device(self) -> torch.device:
-        """Names the device that the run computes on, if that is a CPU or one of NVIDIA's GPUs."""
-        return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        """Names the device that this process of the run computes on."""
+        return read_accelerator(self.accelerator).device((called() or ALONE).local)
+
+    def take(self) -> None:
+        """Bounds memory where asked for, and makes its GPU, if not the first, that of whoever asks for any from now on."""
+        if self.memory == "lean":
+            bound_memory()
+        device = self.device
+        if device.type == "cuda" and (device.index or torch.cuda.is_initialized()):
+            torch.cuda.set_device(device)
 
     def compiled(self, encoder: nn.Module, *, tokens: int, cache: Path | None) -> Callable[..., Any] | None:
         """Compiles the encoder as training is to call it, for any length; None where compiling would not pay.
 
         tokens: that training will read. cache: where compiled code is kept for the next run; None leaves that to torch.
         """
-        on_gpu = self.device.type == "cuda"
+        on_gpu = self.device.type != "cpu"
         work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
         pays = work >= COMPILE_FROM and not on_gpu and _compiler() and not is_fast(encoder)
         if self.compile is False or (self.compile == "auto" and not pays):
@@ -135,11 +160,11 @@ class TrainerSettings:
             exact_onednn()  # on a GPU the same switch would round float32
             # lightning has every step of AdamW look for NVIDIA's driver on the disk; torch's own look takes no time
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-        shown, crew = self.bar(bar), called() or ALONE
+        shown, device = self.bar(bar), self.device
         return L.Trainer(
             default_root_dir=root,
-            accelerator=self.accelerator,
-            devices=[crew.local] if self.device.type == "cuda" else 1,
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
             precision="bf16-mixed" if self.dtype is torch.bfloat16 else "32-true",
             max_epochs=optimization.total_epochs,
             accumulate_grad_batches=optimization.accumulate,

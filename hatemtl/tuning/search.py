@@ -1,5 +1,6 @@
 """Searches for settings: each trial is a run, or one a seed, as any command would train it, in the study's folder."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -96,7 +97,7 @@ class Place:
 
     def name(self, params: Params, seed: int) -> str:
         """Names a run by its settings, numbers to four digits."""
-        short = {key: key.rpartition(".")[2] for key in params}
+        short = {key: re.sub(r".*?(\w+(\.\d+)?)$", r"\1", key) for key in params}  # of a place in a list its key too
         words = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in params.items()}
         twice = len({*short.values()}) < len(short)
         parts = [f"{key if twice else short[key]}={word(value)}" for key, value in words.items()]
@@ -121,7 +122,7 @@ def adopt(study: Any, asker: Asker) -> int:
             params: Params = {key: value_at(config, key) for key in asker.tuning.dimensions}
             if digest(config) == digest(asker.place.plan(params, seed, None).config or {}):
                 found.setdefault(repr(params), (params, {}))[1][seed] = measured(saved, asker.objectives)
-        except (UserError, KeyError, TypeError):  # it is of no trial
+        except (UserError, KeyError, TypeError, IndexError):  # it is of no trial
             continue
     whole = [(params, of) for params, of in found.values() if of.keys() >= {*asker.seeds}]
     for params, of in sorted(whole, key=lambda one: repr(one[0])):
@@ -137,7 +138,7 @@ def value_at(config: Mapping[str, Any], key: str) -> Value:
         return choices[key]
     node: Any = config
     for part in key.split("."):
-        node = node[part]
+        node = node[int(part)] if isinstance(node, list) and part.isdecimal() else node[part]
     if isinstance(node, list | Mapping):
         raise KeyError(key)
     return node

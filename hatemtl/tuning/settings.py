@@ -12,6 +12,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tuning.space import Choice, Dimension, grid, read_space
 
+JOURNAL = "journal.log"  # of a study, in its folder
 # Of run.json, what may be an objective beside the rows of results.csv.
 FIGURES = ("seconds", "examples_per_second", "peak_memory_bytes", "trained_parameters", "parameters")
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,7 +54,41 @@ def read_space(given: Mapping[str, Any] | None) -> dict[str, Dimension]:
     space = {key: _dimension(key, value) for key, value in _flat(given or {})}
     if not space:
         raise UserError(f"tune.space is empty, so there is nothing to search; type for instance {EXAMPLE}")
+    for key, places in _lists(space).items():
+        if sorted(places) != [*range(len(places))]:
+            some = ", ".join(map(str, sorted(places)))
+            raise UserError(
+                f"tune.space.{key} has the places {some}: expected each of a list, from 0 on; "
+                f"type tune.space.{key}.0='uniform(0, 1)', tune.space.{key}.1='uniform(0, 1)' and so on"
+            )
+        if key in space:
+            raise UserError(f"tune.space.{key} is there whole, and by its places; leave one out")
     return space
+
+
+def settings(params: Mapping[str, Value]) -> dict[str, Any]:
+    """Gives a trial's values as they are typed: those of a list's places, `merge.weights.0` and so on, as that list.
+
+    >>> settings({"merge.weights.1": 0.5, "merge.weights.0": 1.0, "method.rank": 4})
+    {'method.rank': 4, 'merge.weights': [1.0, 0.5]}
+    """
+    lists = _lists(params)
+    alone = {key: value for key, value in params.items() if _place(key) is None}
+    return {**alone, **{key: [params[f"{key}.{place}"] for place in sorted(places)] for key, places in lists.items()}}
+
+
+def _lists(keys: Iterable[str]) -> dict[str, list[int]]:
+    """The places of lists among the keys, by the key of the list."""
+    found: dict[str, list[int]] = {}
+    for key in keys:
+        if (place := _place(key)) is not None:
+            found.setdefault(key.rpartition(".")[0], []).append(place)
+    return found
+
+
+def _place(key: str) -> int | None:
+    above, _, last = key.rpartition(".")
+    return int(last) if above and last.isdecimal() else None
 
 
 def grid(space: Space) -> Iterator[dict[str, Value]]:

@@ -15,7 +15,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from hatemtl.errors import UserError
-from hatemtl.tuning.settings import Tuning
+from hatemtl.tuning.settings import JOURNAL, Tuning
 from hatemtl.tuning.space import Choice, Dimension, Value, grid
 
 try:
@@ -28,7 +28,7 @@ except ModuleNotFoundError as missing:
     raise UserError(f"action=tune needs {missing.name}; type uv sync --extra tune") from missing
 
 SEEDS = "values_of_seeds"  # what a trial keeps of each of its seeds
-NAME, JOURNAL = "hatemtl", "journal.log"
+NAME = "hatemtl"
 EARLY = 10  # trials at random before a sampler that learns begins, and of a generation
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -9,7 +9,7 @@ from typing import Any
 from hatemtl.command import console as report
 from hatemtl.command.request import Request
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.claiming import differences, named_after
+from hatemtl.saved_runs.claiming import OPENED, differences, held, named_after
 from hatemtl.training.launch.base import Launcher
 from hatemtl.tuning import outcome
 from hatemtl.tuning.search import Asker, Params, Place, Plan, adopt, again, search
@@ -33,15 +33,16 @@ def tune(
     folder = request.save_path or Path(f"{named_after(request.identity)}-study")
     seeds = [*(tuning.seeds or [request.seed])]
     place = Place(folder, plan, seeds=len(seeds) + tuning.again)
-    first: Params = {key: of.samples[0] for key, of in dimensions.items()}
+    first: Params = {key: of.samples[-1] for key, of in dimensions.items()}  # weights may all begin at 0, and not all be it
     for key, of in dimensions.items():  # what is no key, or takes no such value, is found out before anything is written
         for value in of.samples:
             if (make := plan({**first, key: value}, seeds[0], None).request) is not None:
                 make()
     from hatemtl.tuning.study import Study  # and Optuna, which other commands do without
 
-    folder.mkdir(parents=True, exist_ok=True)
-    study = Study(folder, tuning, objectives, _mark(request, tuning, objectives, seeds), request.seed)
+    with held(folder, OPENED):  # not while a sweep is at work in it
+        folder.mkdir(parents=True, exist_ok=True)
+        study = Study(folder, tuning, objectives, _mark(request, tuning, objectives, seeds), request.seed)
     try:
         asker = Asker(study, tuning, objectives, place, seeds)
         with study.lock:

@@ -35,6 +35,8 @@ def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, asked = Console(), request.used_run("test"), time.perf_counter()
     ledger, tested_anew = Ledger(request.cost), {"tested_data": None, "ledger": None}  # by others, while this one tests
+    if "hub" in saved.record and request.save_path is None:
+        raise UserError(f"{saved.record['hub']} is of the hub, and results need a folder; type save_path=FOLDER")
     folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
@@ -136,6 +138,13 @@ def export_run(request: Request, *, format: str | None, path: str | None) -> Pat
         how = export.adapter(saved, encoder, form, folder, seed=request.seed, overwrite=overwrite)
     Console().print(f"{saved.folder} exported as {form}: {folder}; {how}", soft_wrap=True, markup=False)
     return folder
+
+
+def publish_run(request: Request, **how: Any) -> Path:
+    """Publishes a saved run; gives the folder."""
+    from hatemtl.using.publish.folder import publish  # and both libraries of adapters
+
+    return publish(request, **how)
 
 
 def reader(request: Request, network: Network, data: DataModule) -> Reader:

@@ -105,11 +105,14 @@ def _converted(run: SavedRun, encoder: Encoder, library: str, model: Transformer
     return convert
 
 
-def check_folder(folder: Path, run: Path, encoder: Encoder, *, overwrite: bool) -> None:
-    """Raises UserError where the folder cannot be written, or what no export left would be lost; it may be an empty one."""
-    given = f"export.path={folder}"
+def check_folder(folder: Path, run: Path, encoder: Encoder, *, overwrite: bool, key: str = "export.path") -> None:
+    """Raises UserError where the folder cannot be written, or what no export left would be lost; it may be an empty one.
+
+    key: where it was typed.
+    """
+    given = f"{key}={folder}"
     if folder.name in ("", ".."):
-        raise UserError(f"{given}: expected the folder to write; type export.path=FOLDER")
+        raise UserError(f"{given}: expected the folder to write; type {key}=FOLDER")
     above = Path(os.path.realpath(folder)).parents
     runs = [
         ("a saved run", place) for place in above if all((place / file).is_file() for file in ("run.json", "config.yaml"))
@@ -135,7 +138,14 @@ def check_folder(folder: Path, run: Path, encoder: Encoder, *, overwrite: bool) 
 
 
 def write(
-    folder: Path, run: SavedRun, encoder: Encoder, form: str, content: Callable[[Path], object], *, overwrite: bool
+    folder: Path,
+    run: SavedRun,
+    encoder: Encoder,
+    form: str,
+    content: Callable[[Path], object],
+    *,
+    overwrite: bool,
+    key: str = "export.path",
 ) -> None:
     """Lets `content` fill a hidden neighbour of `folder`, then renames it: the folder is whole or as it was.
 
@@ -144,7 +154,7 @@ def write(
     """
 
     def whole(folder: Path) -> None:
-        check_folder(folder, run.folder, encoder, overwrite=overwrite)
+        check_folder(folder, run.folder, encoder, overwrite=overwrite, key=key)
         hidden, old = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".replaced"))
         try:
             hidden.mkdir(parents=True)
@@ -158,7 +168,7 @@ def write(
                 return
             os.replace(folder, old)
             try:
-                _check_left(old, f"export.path={folder}")  # again: by its own name anyone could have changed it until now
+                _check_left(old, f"{key}={folder}")  # again: by its own name anyone could have changed it until now
                 os.replace(hidden, folder)
             except BaseException:
                 os.replace(old, folder)
@@ -167,7 +177,7 @@ def write(
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
-    with kept_elsewhere(folder, whole, given="export.path="):
+    with kept_elsewhere(folder, whole, given=f"{key}="):
         whole(folder)
 
 

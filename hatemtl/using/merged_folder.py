@@ -34,26 +34,35 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.space.about != "masked tokens"}
     model = merged(run, encoder, seed=predictor.request.seed)
     asked = [*cases(predictor, model, heads)] if heads else []
-    rewrites = predictor.request.preprocess
-    written, why = _classifier(model, heads, asked, rewrites)
+    written, why = classifier(model, heads, asked, predictor.request.preprocess)
 
     def content(target: Path) -> None:
-        written.save_pretrained(target, safe_serialization=True)
-        for_others.tokenizer(encoder, model).save_pretrained(target)
+        fill(target, predictor, written, heads, asked)
         shutil.copy(run.folder / "config.yaml", target / "config.yaml")
-        if heads:
-            save_file(nn.ModuleDict(heads).state_dict(), target / "heads.safetensors", metadata={"format": "pt"})
-            labels = {task: _said(head) for task, head in heads.items()}
-            (target / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            shutil.copy(str(load.__file__), target / "load.py")
-            if rewrites.asked:
-                shutil.copy(str(preprocess.__file__), target / "preprocess.py")
-                (target / "preprocess.json").write_text(json.dumps(vars(rewrites)) + "\n", encoding="utf-8")
-            _check(encoder, heads, asked, target)
         (target / "README.md").write_text(_readme(run, encoder, heads, why), encoding="utf-8")
 
     export.write(folder, run, encoder, "merged", content, overwrite=overwrite)
     return _how(folder, heads, why)
+
+
+def fill(folder: Path, predictor: Predictor, written: Any, heads: Mapping[str, Any], asked: Sequence[Case]) -> None:
+    """Fills a folder with a model, its tokenizer, and all heads with what reads them.
+
+    asked: what load.py must say as the network does; else UserError is raised.
+    """
+    encoder, rewrites = predictor.network.encoder, predictor.request.preprocess
+    written.save_pretrained(folder, safe_serialization=True)
+    for_others.tokenizer(encoder, written.base_model).save_pretrained(folder)
+    if not heads:
+        return
+    save_file(nn.ModuleDict(heads).state_dict(), folder / "heads.safetensors", metadata={"format": "pt"})
+    labels = {task: _said(head) for task, head in heads.items()}
+    (folder / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copy(str(load.__file__), folder / "load.py")
+    if rewrites.asked:
+        shutil.copy(str(preprocess.__file__), folder / "preprocess.py")
+        (folder / "preprocess.json").write_text(json.dumps(vars(rewrites)) + "\n", encoding="utf-8")
+    _check(encoder, heads, asked, folder)
 
 
 def _said(head: Any) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def _said(head: Any) -> dict[str, Any]:
     return said | {key: value for key, value in more.items() if value is not None}
 
 
-def _classifier(
+def classifier(
     model: Transformer, heads: Mapping[str, Any], asked: Sequence[Case], rewrites: Preprocess
 ) -> tuple[Any, str | None]:
     """The model to be written, and why it is the bare encoder where it is."""
@@ -80,12 +89,7 @@ def _classifier(
         return model, f"{name} has no {head.kind} head"
     if head.pool.kind != "cls":
         return model, f"{name} has no head of pooling={head.pool.kind}"
-    layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
-    if head.problem == "regression":
-        last, (mean, deviation) = layers[-1], head.scale.tolist()
-        layers[-1] = nn.Linear(last.in_features, last.out_features)  # whose output is a score in the scale's units
-        layers[-1].load_state_dict({"weight": last.weight * deviation, "bias": last.bias * deviation + mean})
-    said = for_others.classifier(model, layers, head.space.names, head.problem)
+    said = for_others.classifier(model, layers_of(head), head.space.names, head.problem)
     if said is None:
         return model, f"{name} has no place for such a head"
     for case in asked:
@@ -96,6 +100,16 @@ def _classifier(
         if case.off(task, scores.tolist()) > TOLERANCE:
             return model, f"{name} would compute its head too coarsely"
     return said, None
+
+
+def layers_of(head: Any) -> list[nn.Linear]:
+    """The linear layers of a head with pooling, whose output is logits, or a score in the scale's units."""
+    layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
+    if head.problem == "regression":
+        last, (mean, deviation) = layers[-1], head.scale.tolist()
+        layers[-1] = nn.Linear(last.in_features, last.out_features)
+        layers[-1].load_state_dict({"weight": last.weight * deviation, "bias": last.bias * deviation + mean})
+    return layers
 
 
 def _check(encoder: Encoder, heads: Mapping[str, Any], asked: Sequence[Case], folder: Path) -> None:

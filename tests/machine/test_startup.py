@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from hatemtl.machine.startup import keep_memory, started, starting
+from hatemtl.machine.startup import bound_memory, keep_memory, started, starting
 
+ROOT = Path(__file__).parents[2]
 KEPT = {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"}
 
 
@@ -61,3 +63,50 @@ def test_large_tensors_of_a_run_stand_on_large_pages() -> None:
     free = {name: value for name, value in os.environ.items() if name not in KEPT}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=free, check=True)
     assert int(ended.stdout.split()[-1]) >= 200 << 10  # KiB, of the 256 MiB
+
+
+@pytest.mark.parametrize(("typed", "kept"), [(None, "256"), ("512", "512")])
+def test_memory_is_bounded_but_by_what_was_typed(typed: str | None, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*KEPT, "LRU_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+    if typed is not None:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", typed)
+    keep_memory()
+    bound_memory()
+    assert (os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"], os.environ["LRU_CACHE_CAPACITY"]) == (kept, "32")
+    keep_memory()  # the allocator of this process is as it was
+
+
+CODE = """
+import os, sys
+import torch
+from hatemtl.machine.startup import bound_memory, keep_memory
+
+def resident():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS"))) // 1024
+
+torch.set_num_threads(1)
+(bound_memory if sys.argv[1] == "lean" else keep_memory)()
+weight = torch.randn(1536, 384, dtype=torch.bfloat16)
+for rows in range(300, 340):  # what the libraries take once
+    torch.nn.functional.linear(torch.randn(rows, 384, dtype=torch.bfloat16), weight)
+before = resident()
+for rows in range(340, 640):
+    torch.nn.functional.linear(torch.randn(rows, 384, dtype=torch.bfloat16), weight)
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists() or not torch.cpu._is_avx512_bf16_supported(), reason="Linux, with bf16")
+def test_shapes_that_come_once_are_not_kept_where_memory_is_to_be_lean() -> None:
+    """A process each, since the libraries look at the environment once; torch is imported before, as in a run."""
+    taken = {}
+    for kind in ("lean", "fast"):
+        environment = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+        command = [sys.executable, "-c", CODE, kind]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+        taken[kind] = int(done.stdout)
+    assert taken["fast"] > 100  # megabytes; so the test sees what it is about
+    assert taken["lean"] < taken["fast"] / 2

@@ -16,6 +16,7 @@ from conftest import Outcome
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hatemtl.command.request import About
+from hatemtl.errors import UserError
 from hatemtl.training import loggers
 from hatemtl.training.loggers import Tracker
 
@@ -64,6 +65,38 @@ def test_tensorboard_marks_what_failed(tmp_path: Path) -> None:
         tracker.begin({"seed": 3})
         raise RuntimeError
     assert b"failed" in events(tmp_path) and b"seed" in events(tmp_path)
+
+
+@pytest.mark.slow
+def test_mlflow_has_curves_and_ends_them_with_what_the_run_came_to(tmp_path: Path) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = loggers.Mlflow(uri=uri, group=None)
+    log(logger(folder=tmp_path / "run", about=ABOUT))
+    with logger(folder=tmp_path / "run", about=ABOUT) as test:  # the same run, found by its id
+        test.begin({"seed": 4})  # which stands
+        test.figures({"test_label_macro_f1": 0.4})
+    with pytest.raises(RuntimeError), logger(folder=tmp_path / "other", about=ABOUT) as other:
+        other.begin({"choices": {"head@tasks.label.head": "multiclass"}})
+        raise RuntimeError
+    client = tracking.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("study").experiment_id])
+    failed, run = sorted(runs, key=lambda run: run.info.status)
+    assert (run.info.status, failed.info.status) == ("FINISHED", "FAILED") and len(runs) == 2
+    assert run.data.params == {"seed": "3", "method/rank": "16"}
+    assert failed.data.params == {"choices/head:tasks.label.head": "multiclass"}
+    figures = {"val_label_macro_f1": 0.5, "seconds": 12.0, "test_label_macro_f1": 0.4}
+    assert run.data.metrics == {"val_score": 0.5, **figures}
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "val_label_macro_f1")} == {2}
+    assert run.data.tags["group"] == "study" and run.data.tags["of.minilm"] == "true"
+
+
+def test_mlflow_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for uri, missing in ((None, "mlflow and sqlalchemy and alembic"), ("http://server", "mlflow")):
+        with pytest.raises(UserError, match=f"logger=mlflow needs {missing}; type uv sync --extra mlflow"):
+            loggers.Mlflow(uri=uri, group=None)
 
 
 @pytest.mark.parametrize(("failed", "said"), [(False, "success"), (True, "failed")])

@@ -100,3 +100,36 @@ def test_a_sweep_that_is_killed_twice_goes_on_and_trains_nothing_twice(tmp_path:
         assert SavedRun(tmp_path / "runs" / name).record["epochs"] == 2
         assert said.count(f"runs/{name}: best of 2 epochs") <= 1  # once, or it was killed after it and before the line
     assert said.count("annotated posts") <= 12 + 2  # each begun once, but for those that were broken off
+
+
+@pytest.mark.slow
+def test_one_sweep_at_a_time_works_in_a_folder_and_none_in_a_studys(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    run = ["encoder=tiny", "corpus@tasks.target.corpus=sample", "tasks.target.corpus.size=100", "optimization.epochs=1"]
+    sweep = ["-m", *run, "seed=1,2", f"save_path={folder}"]
+    search = [*run, "action=tune", "tune.sampler=grid", "tune.space.optimization.clip=[1.0,2.0]", f"save_path={folder}"]
+    code = f"""
+import time
+from pathlib import Path
+from hatemtl.saved_runs.claiming import SWEPT, held
+with held(Path({str(folder)!r}), SWEPT):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline()
+            for words in (sweep, search):
+                refused = cli(*words)
+                assert refused.code == 2
+                assert f"{folder} is being swept by process {other.pid} on " in refused.err
+                assert "wait for its end, or give another save_path" in refused.err
+                assert not folder.exists()
+        finally:
+            other.kill()
+    assert cli(*sweep).code == 0  # what was killed holds nothing
+    assert {path.name for path in folder.iterdir()} == {"seed=1", "seed=2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+    (folder / "journal.log").touch()
+    refused = cli(*sweep, "optimization.clip=2.0")
+    assert (refused.code, f"save_path={folder} holds a study" in refused.err) == (2, True)

@@ -142,6 +142,7 @@ def test_on_a_gpu_only_what_is_asked_for_is_compiled(
     accelerator: str, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     on_gpu = accelerator != "cpu"
     unasked = settings(accelerator=accelerator, compile="auto").compiled(ENCODER, tokens=MANY, cache=None)
     assert unasked == (None if on_gpu else "compiled")
@@ -213,6 +214,41 @@ def test_what_is_given_arrives(tmp_path: Path) -> None:
     assert built.accumulate_grad_batches == 3
     assert (built.num_devices, built.world_size) == (1, 1)
     assert built.gradient_clip_val is None  # the module clips
+
+
+@pytest.mark.parametrize(
+    ("devices", "says"),
+    [
+        (0, "trainer.devices=0: expected a whole number from 1, how many processes .* type trainer.devices=2$"),
+        (-1, "trainer.devices=-1: .* type trainer.devices=2$"),
+        ("auto", "trainer.devices=auto: .* type trainer.devices=2$"),
+        ("cuda:1", "trainer.devices=cuda:1: .* type trainer.accelerator=cuda:1$"),
+        ([1], r"trainer.devices=\[1\]: .* type trainer.accelerator=cuda:1$"),
+        ([0, 1], """type trainer.devices=2 'trainer.accelerator="gpu:0,1"'$"""),
+    ],
+)
+def test_devices_of_another_form_are_told_how_to_type(devices: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=says):
+        settings(devices=devices)
+
+
+@pytest.mark.parametrize(
+    ("typed", "rank", "asked"),
+    [("cuda:1", 0, ("cuda", [1])), ("gpu:2,3", 1, ("cuda", [3])), ("mps", 0, ("mps", 1)), ("cpu", 1, ("cpu", 1))],
+)
+def test_lightning_is_told_the_very_device(
+    typed: str, rank: int, asked: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", typed.count(",") + 1)):
+        monkeypatch.setenv(name, str(value))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(trainer_module.L, "Trainer", lambda **how: given.update(how))
+    build(accelerator=typed, devices=typed.count(",") + 1)
+    assert (given["accelerator"], given["devices"]) == asked
 
 
 def test_training_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, Outcome
 
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.tuning.search import value_at
 
 Cli = Callable[..., Outcome]
 RUN = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=150",
@@ -97,3 +99,40 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
     assert sum(out.count("epoch 1/1") for out, _ in said) == 6
     runs = [*(tmp_path / "study").glob("*/run.json")]
     assert len(runs) == 6 and all(json.loads(run.read_text())["status"] == "finished" for run in runs)
+
+
+@pytest.mark.slow
+def test_merges_and_thresholds_are_searched_without_a_step(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ["encoder=tiny", "corpus@tasks.target.corpus=sample", "tasks.target.corpus.size=150"]
+    for part in (1, 2):
+        outcome = cli(
+            *task, "optimization.epochs=1", f"tasks.target.mask_pattern='{part} 2'", f"save_path={tmp_path}/p{part}"
+        )
+        assert outcome.code == 0, outcome.err
+
+    def stepped(*_: object, **__: object) -> None:
+        raise AssertionError("an optimizer was stepped")
+
+    for optimizer in (torch.optim.AdamW, torch.optim.SGD):
+        monkeypatch.setattr(optimizer, "step", stepped)
+    tune = [*task, "action=tune", "optimization.epochs=0", "tune.sampler=random", "tune.trials=2"]
+    merge = ["method=ah_merge16", "heads.merge=concat", f"method.sources='{tmp_path}/p*'"]
+    weights = [f"tune.space.merge.weights.{place}=uniform(0,1)" for place in (0, 1)]
+    outcome = cli(*tune, *merge, *weights, f"save_path={tmp_path}/merges")
+    assert outcome.code == 0, outcome.err
+    load = ["method=ah_load", "heads.load=true", f"load_path={tmp_path}/p1", "tasks.target.mask_pattern='1 2'"]
+    cut = "tune.space.tasks.target.head.threshold=uniform(0.1,0.4)"
+    outcome = cli(*tune, *load, cut, f"save_path={tmp_path}/cuts")
+    assert outcome.code == 0, outcome.err
+    for study, keys in (("merges", ["merge.weights.0", "merge.weights.1"]), ("cuts", ["tasks.target.head.threshold"])):
+        runs = [SavedRun(path.parent) for path in (tmp_path / study).glob("*/run.json")]
+        rows = trials(tmp_path / study)
+        assert len(runs) == len(rows) == 2 and all(run.record["steps"] == 0 for run in runs)
+        asked = {tuple(float(row[key]) for key in keys): float(row["val_target_macro_f1"]) for row in rows}
+        assert asked == {
+            tuple(value_at(run.config, key) for key in keys): run.results["val_target_macro_f1"] for run in runs
+        }
+    found = yaml.safe_load((tmp_path / "merges/experiment/best.yaml").read_text())["merge"]["weights"]
+    assert tuple(found) == tuple(float(trials(tmp_path / "merges")[0][f"merge.weights.{place}"]) for place in (0, 1))

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,16 +26,7 @@ from hatemtl.saved_runs.failures import forget_failure, write_failure
 from hatemtl.saved_runs.saved_run import write_text
 from hatemtl.training.launch import local
 from hatemtl.training.launch.base import REPORT, Ended, Run, reported
-from hatemtl.training.launch.submission import (
-    PLACE,
-    Submitted,
-    read,
-    refuse_others,
-    report_of,
-    shared_folder,
-    stands,
-    write,
-)
+from hatemtl.training.launch.submission import PLACE, Submitted, leave, report_of
 
 LOOK = 0.2  # seconds between two looks at whether the run has ended
 # between the signal that a job will end and its end; the run's own patience is a part of it
@@ -77,38 +69,11 @@ class Slurm:
                 "launcher=slurm: there is no sbatch here; type it where jobs are submitted, as on a login node, or "
                 "launcher.cluster=local to run the jobs as processes of this machine"
             )
-        due = [*runs]
-        if not due:
-            return
-        folder = shared_folder(due)
-        before = read(folder) if (folder / PLACE / "runs.json").is_file() else {}
-        refuse_others(folder, due, before)
-        working = states(folder, [one for one in before.values() if one.cluster == self.cluster])
-        new: list[Run] = []
-        for run in due:
-            name = run.save_path.name if run.save_path is not None else ""
-            if name in working and (now := stands(folder, before[name], working[name])).state in ("submitted", "running"):
-                yield run, now
-            else:
-                new.append(run)
-        for run, job in zip(new, self._submit(submitit, folder.absolute(), new), strict=True):
-            assert run.save_path is not None and run.config is not None
-            before[run.save_path.name] = Submitted(run.name, run.save_path.name, run.config, self.cluster, job)
-        write(folder, before.values())
-        for run in new:
-            assert run.save_path is not None
-            yield run, Ended("submitted", f"job {before[run.save_path.name].job}")
-        print(f"action=status save_path={folder} tells where they stand, action=collect gathers them")
+        yield from leave(runs, "slurm", self.cluster, states, partial(self._submit, submitit))
 
     def _submit(self, submitit: Any, folder: Path, runs: Sequence[Run]) -> list[str]:
         """Submits the runs; gives the name of each one's job."""
-        if not runs:
-            return []
         jobs = folder / PLACE / "jobs"
-        jobs.mkdir(parents=True, exist_ok=True)
-        for run in runs:
-            assert run.save_path is not None
-            report_of(folder, run.save_path.name).unlink(missing_ok=True)
         executor = submitit.AutoExecutor(jobs, cluster=self.cluster, **{f"{self.cluster}_max_num_timeout": self.requeues})
         executor.update_parameters(
             name="hatemtl",
@@ -141,7 +106,10 @@ class Slurm:
 
 @dataclass(eq=False)
 class Job:
-    """Does a run as a job. threads: of it. slots: how many jobs work at once; None where the cluster sees to that."""
+    """Does a run as a job. threads: of it. slots: how many jobs work at once; None where the cluster sees to that.
+
+    at: the folder that the words were typed in, None for that of the job. log: where lines go; None for the job's own.
+    """
 
     command: Sequence[str]
     save_path: Path
@@ -149,6 +117,8 @@ class Job:
     report: Path
     threads: int
     slots: int | None
+    at: Path | None = None
+    log: Path | None = None
     child: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
     def __call__(self) -> None:
@@ -163,9 +133,12 @@ class Job:
                 FOLLOWS: "1",
                 REPORT: str(self.report),
             }
-            self.child = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, env={**os.environ, **given}, process_group=0, preexec_fn=_undisturbed
-            )
+            environment: dict[str, Any] = {"env": {**os.environ, **given}, "cwd": self.at}
+            with self.log.open("ab") if self.log is not None else nullcontext() as log:
+                self.child = subprocess.Popen(
+                    self.command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0, preexec_fn=_undisturbed,
+                    **environment,
+                )  # fmt: skip
             try:
                 while self.child.poll() is None:  # not wait(), in which `checkpoint` could not look as well
                     time.sleep(LOOK)

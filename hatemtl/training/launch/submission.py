@@ -1,7 +1,7 @@
 """Keeps in a sweep's folder which run was submitted as which job, and tells from files where a run stands."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from hatemtl.saved_runs.saved_run import SavedRun, write_text
 from hatemtl.training.launch.base import Ended, Run, reported
 
 PLACE = ".submitted"  # in the folder that the runs share: what is known of the jobs, what each reports, and submitit's files
-AGAIN = "submit the sweep again: main.py -m ... launcher=slurm"
+AGAIN = "submit the sweep again: main.py -m ... launcher=slurm, or ray"
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,53 @@ def report_of(folder: Path, run: str) -> Path:
     return folder / PLACE / f"{run}.json"
 
 
-def shared_folder(runs: Iterable[Run]) -> Path:
+def leave(
+    runs: Iterable[Run],
+    launcher: str,
+    cluster: str,
+    states: Callable[[Path, Sequence[Submitted]], Mapping[str, str | None]],
+    submit: Callable[[Path, Sequence[Run]], Sequence[str]],
+) -> Iterator[tuple[Run, Ended]]:
+    """Submits the runs that no job waits for or works at, and tells where each stands.
+
+    cluster: whose they become. states: tells those of jobs, by the runs' folders. submit: gives the name of each one's job.
+    Raises UserError, before anything is written, where the runs share no folder, or it holds another sweep.
+    """
+    if not (due := [*runs]):
+        return
+    folder = shared_folder(due, launcher)
+    before = read(folder) if (folder / PLACE / "runs.json").is_file() else {}
+    refuse_others(folder, due, before)
+    working = states(folder, [one for one in before.values() if one.cluster == cluster])
+    new: list[Run] = []
+    for run in due:
+        name = run.save_path.name if run.save_path is not None else ""
+        if name in working and (now := stands(folder, before[name], working[name])).state in ("submitted", "running"):
+            yield run, now
+        else:
+            new.append(run)
+    (folder / PLACE / "jobs").mkdir(parents=True, exist_ok=True)
+    for run in new:
+        assert run.save_path is not None
+        report_of(folder, run.save_path.name).unlink(missing_ok=True)
+    for run, job in zip(new, submit(folder.absolute(), new) if new else (), strict=True):
+        assert run.save_path is not None and run.config is not None
+        before[run.save_path.name] = Submitted(run.name, run.save_path.name, run.config, cluster, job)
+    write(folder, before.values())
+    for run in new:
+        assert run.save_path is not None
+        yield run, Ended("submitted", f"job {before[run.save_path.name].job}")
+    print(f"action=status save_path={folder} tells where they stand, action=collect gathers them")
+
+
+def shared_folder(runs: Iterable[Run], launcher: str) -> Path:
     """Gives the one folder in which all runs have theirs. Raises UserError where there is none."""
     folders = {run.save_path.parent if run.save_path is not None and run.config is not None else None for run in runs}
     if None in folders:
-        raise UserError("launcher=slurm submits runs that train, action=train or [train,test]; type another launcher")
+        raise UserError(f"launcher={launcher} submits runs that train, action=train or [train,test]; type another launcher")
     if len(folders) > 1:
         some = ", ".join(sorted(map(str, folders))[:3])
-        raise UserError(f"launcher=slurm: the runs land in {some}; give one save_path=FOLDER that holds all of them")
+        raise UserError(f"launcher={launcher}: the runs land in {some}; give one save_path=FOLDER that holds all of them")
     return next(folder for folder in folders if folder is not None)
 
 

@@ -1,0 +1,118 @@
+"""Writes what was measured into a model card: figures with intervals, by group, and beside other systems."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from hatemtl.using.publish.evaluation import CONFIDENCE, RESAMPLES, OfGroup, by_group
+from hatemtl.using.publish.facts import Facts
+from hatemtl.using.publish.markdown import code, plain, table
+
+
+def evaluation(facts: Facts) -> Iterator[str]:
+    for task, found in facts.figures.items():
+        rows = [
+            [code(name if label is None else f"{name} {label}"), f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
+            for name, label, value, low, high in found.rows
+        ]
+        yield f"### {task}"
+        yield (
+            f"{found.posts:,} test posts of {', '.join(code(of.name) for of in facts.corpora[task])}. {CONFIDENCE:.0%} "
+            f"intervals are percentiles over {RESAMPLES:,} draws of these posts; they are of this one run, and how much "
+            f"another seed would differ they do not say. Computed in {code(facts.run.record['precision'])}; the folder's "
+            f"float32 differs by rounding."
+        )
+        yield table(["figure", "value", "interval"], rows)
+        yield _chosen(facts, task)
+    beyond = [*_beyond(facts)]
+    if beyond:
+        yield "Judged beside these:"
+        yield table(["figure", "value"], beyond)
+
+
+def _chosen(facts: Facts, task: str) -> str:
+    """Tells how the run was chosen among those of other seeds."""
+    mine, *others = facts.siblings[task]
+    metric = facts.figures[task].primary
+    if not others:
+        return f"No run of another seed was found beside it, so nothing tells how {code(metric)} varies with seeds."
+    values = sorted([mine, *others])
+    mean, rank = sum(values) / len(values), sorted([mine, *others], reverse=True).index(mine) + 1
+    place = "the best" if rank == 1 else "the worst" if rank == len(values) else f"number {rank}"
+    return (
+        f"By {code(metric)} it is {place} of {len(values)} runs that differ by their seed alone: mean {mean:.3f}, from "
+        f"{values[0]:.3f} to {values[-1]:.3f}. The mean, not this run, says how good the method is."
+    )
+
+
+def _beyond(facts: Facts) -> Iterator[list[str]]:
+    """Rows of the test that no head gives and that have no interval: those of further evaluations."""
+    known = {(task, name, label) for task, found in facts.figures.items() for name, label, *_ in found.rows}
+    rows = facts.run.rows
+    grouped = {of.metric for task in facts.heads for of in by_group(rows, task)}
+    for row in rows:
+        own = (row.task, row.name, row.label) in known or row.name in ("tp", "fp", "fn") or row.name.endswith("_cut")
+        if row.stage == "test" and row.task in facts.heads and row.behind is None and not own and row.metric not in grouped:
+            yield [code(row.metric), _number(row.value)]
+
+
+def groups(facts: Facts) -> Iterator[str]:
+    found = {task: by_group(facts.run.rows, task) for task in facts.heads}
+    for task, figures in found.items():
+        if figures:
+            yield f"### {task}, by group"
+            yield table(["figure", "group", "value", "interval", "posts"], [*map(_group, figures)])
+    if any(of.figure == "subgroup_auc" for figures in found.values() for of in figures):
+        yield (
+            "Figures by Borkan et al. (2019, arXiv:1903.04561): `subgroup_auc` tells a group's abusive posts from its "
+            "others; a low `bpsn_auc` means that harmless posts about it are taken for abuse, a low `bnsp_auc` that abuse "
+            "of it is missed."
+        )
+    else:
+        yield (
+            "It was **not** tested for bias by group (hatemtl's `evaluations=[bias]`), so nothing is known of how it treats "
+            "texts about different groups. Do not suppose that it treats them alike."
+        )
+
+
+def _group(of: OfGroup) -> list[str]:
+    low, high, posts = (of.behind.get(key) for key in ("low", "high", "posts"))
+    span = "—" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    group = "all" if of.group is None else code(of.group)
+    return [code(of.figure), group, f"{of.value:.3f}", span, "—" if posts is None else f"{posts:,.0f}"]
+
+
+def comparison(facts: Facts) -> Iterator[str]:
+    if not facts.compared:
+        yield (
+            "No other system was compared with it here, so nothing says that it is better than a simpler one "
+            "(`analysis/compare.py` of hatemtl compares; `publish.verdicts` takes what it wrote)."
+        )
+        return
+    head = [
+        "system",
+        "metric",
+        "runs",
+        "mean",
+        "interval",
+        "difference",
+        "p (Holm)",
+        "smallest p possible",
+        "verdict",
+    ]
+    rows = []
+    for of in facts.compared:
+        span = f"{_number(of.get('low'))} to {_number(of.get('high'))}"
+        numbers = [_number(of.get(key)) for key in ("difference", "p_holm", "smallest_p")]
+        runs, mean = f"{float(of.get('runs') or 1):.0f}", _number(of.get("mean"))
+        rows.append(
+            [code(of["system"]), code(of["metric"]), runs, mean, span, *numbers, plain(of.get("verdict") or "baseline")]
+        )
+    yield table(head, rows)
+    sentences = [f"- {plain(of['sentence'])}" for of in facts.compared if of.get("sentence")]
+    if sentences:
+        yield "\n".join(sentences)
+
+
+def _number(value: Any) -> str:
+    return "—" if not isinstance(value, int | float) or not math.isfinite(value) else f"{value:.3f}"

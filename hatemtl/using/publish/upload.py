@@ -1,0 +1,65 @@
+"""Sends a published folder to the hub, as one commit; the token comes from the environment alone."""
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from hatemtl.errors import UserError
+from hatemtl.using.export import MARKER
+
+TOKEN = "HF_TOKEN"
+AGAIN = "type the same with overwrite=true to try again"
+NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII)
+
+
+def check(hub_id: str | None, *, upload: bool) -> None:
+    """Raises UserError where the name is none of a repository, or there is no token to send with."""
+    if hub_id is None:
+        if upload:
+            raise UserError("publish.upload=true needs the repository to send to; type publish.hub_id=OWNER/NAME")
+        return
+    if NAME.fullmatch(hub_id) is None:
+        raise UserError(
+            f"publish.hub_id={hub_id}: expected OWNER/NAME of letters, digits, '-', '_' and '.', as me/hate-lora; type "
+            f"publish.hub_id=OWNER/NAME"
+        )
+    if not os.environ.get(TOKEN):
+        raise UserError(
+            f"publish.hub_id={hub_id}: the hub lets nobody write without a token, and the environment has no {TOKEN}; type "
+            f"{TOKEN}=... before the command, or leave publish.hub_id out to write the folder alone"
+        )
+    if upload and constants.HF_HUB_OFFLINE:
+        raise UserError("publish.upload=true: HF_HUB_OFFLINE says that there is no network; unset it, or leave upload out")
+
+
+def files(folder: Path) -> list[Path]:
+    """Lists what of a folder is sent: all but what says where it was made."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+
+
+def send(folder: Path, hub_id: str, *, private: bool) -> str:
+    """Makes the repository if need be, and sends the folder's files; gives the address of the commit.
+
+    Raises UserError where the hub refuses, or is out of reach.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from requests.exceptions import RequestException
+
+    api = HfApi(token=os.environ[TOKEN])
+    try:
+        api.create_repo(hub_id, repo_type="model", private=private, exist_ok=True)
+        sent = api.upload_folder(
+            repo_id=hub_id, folder_path=folder, ignore_patterns=[MARKER], commit_message=f"Publish {folder.name} by hatemtl"
+        )
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        said = "the token may not write there" if status in (401, 403) else str(error).splitlines()[0]
+        raise UserError(f"publish.hub_id={hub_id}: refused ({said}); the folder is written: {folder}; {AGAIN}") from error
+    except (RequestException, OSError) as error:
+        raise UserError(
+            f"publish.hub_id={hub_id}: the hub is not within reach; the folder is written: {folder}; {AGAIN}"
+        ) from error
+    return str(sent.commit_url)

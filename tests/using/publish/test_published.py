@@ -1,0 +1,131 @@
+"""Published runs: transformers, PEFT and AdapterHub, each alone and without hatemtl, give the run's own scores."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import Outcome
+from encoders.test_pretrained import save as save_encoder
+from hub_stand_in import stand_in
+
+# What a library may not find while it reads the folder alone.
+OTHERS = {
+    "transformers": ("peft", "adapters"),
+    "PEFT": ("adapters",),
+    "AdapterHub": ("peft",),
+    "load.py": ("peft", "adapters"),
+}
+TEXTS = ["A text.", "Another one, which says a little more."]  # of the card
+
+
+def programs(folder: Path) -> dict[str, str]:
+    """The card's own snippets, by library."""
+    return dict(
+        re.findall(r"^### (\S+)\n\n```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    )
+
+
+def alone(folder: Path, library: str, program: str) -> list[dict[str, float]]:
+    """The scores that a snippet gives in a process of its own, in the folder, where hatemtl and other libraries are not."""
+    absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ("hatemtl", *OTHERS[library]))
+    end = "\nimport json\nprint('\\n' + json.dumps(scores, default=lambda tensor: tensor.tolist()))"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys\n{absent}{program}{end}"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{library}: {done.stderr}"
+    said: Any = json.loads(done.stdout.splitlines()[-1])
+    if library == "load.py":
+        names = json.loads((folder / "labels.json").read_text())["label"]["names"]
+        return [dict(zip(names, row, strict=True)) for row in said["label"]]
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pooling", "runs"), [("cls", ["lora_0", "merged"]), ("mean", ["merged"])])
+def test_each_library_alone_gives_the_runs_own_scores(
+    pooling: str, runs: list[str], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a LoRA run, and of the merge of two; on a tokenizer of five words, so that texts differ in their length alone."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder("bert", tmp_path / "encoder")
+    few = ["encoder=minilm", "encoder.source=./encoder", "encoder.max_length=32", "trainer.precision=32"]
+    few += ["tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=200", "optimization.epochs=1"]
+    few += [f"tasks.label.head.pooling={pooling}", "action=[train,test]", "optimization.encoder_lr=0.01"]
+    for seed in (0, 1):
+        assert cli(*few, f"seed={seed}", f"save_path=runs/lora_{seed}").code == 0
+    merge = ["method=ah_merge16", "method.sources='runs/lora_?'", "heads.merge=mean", "optimization.epochs=0"]
+    assert cli(*few, *merge, "save_path=runs/merged").code == 0
+    pd.DataFrame({"text": TEXTS}).to_csv("posts.csv", index=False)
+    for run in runs:
+        place = ["action=publish", f"load_path=runs/{run}", f"publish.folder={run}", f"publish.base={tmp_path / 'encoder'}"]
+        done = cli(*place)
+        assert (done.code, done.err) == (0, "") and "published for transformers, peft, adapterhub" in done.out
+        assert cli("action=predict", f"load_path=runs/{run}", "predict.input=posts.csv", "overwrite=true").code == 0
+        expected = pd.read_csv("posts.scored.csv").filter(like="pred_label_")
+        found = programs(tmp_path / run)
+        assert [*found] == [*OTHERS]
+        for library, program in found.items():
+            scores = pd.DataFrame(alone(tmp_path / run, library, program)).add_prefix("pred_label_")
+            pd.testing.assert_frame_equal(scores[expected.columns], expected, atol=1e-4, rtol=0)
+        card = (tmp_path / run / "README.md").read_text()
+        assert "More Information Needed" not in card and str(tmp_path) not in (tmp_path / run / "config.yaml").read_text()
+        results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
+        assert [one["type"] for one in results] == ["f1", "accuracy", "matthews_correlation"]
+
+
+@pytest.mark.slow
+def test_the_command_line_sends_what_it_wrote_and_refuses_what_cannot_be(
+    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=200"]
+    assert cli(*small, "optimization.epochs=1", "save_path=runs/run").code == 0
+    publish = ["action=publish", "load_path=runs/run", "publish.folder=model"]
+    untested = cli(*publish)
+    assert untested.code == 2 and "was never tested, and a model card must say how good it is" in untested.err
+    assert cli("action=test", "load_path=runs/run").code == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    (tmp_path / ".half.unfinished").mkdir()
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for words, message in (
+        (["publish.hub_id=me/x"], "the environment has no HF_TOKEN"),
+        (["publish.hub_id=x"], "expected OWNER/NAME"),
+        (["publish.upload=true"], "type publish.hub_id=OWNER/NAME"),
+        (["publish.folder=mine"], "publish.folder=mine has no valid hatemtl_export.json"),
+        (["publish.folder=runs/run/new"], "lies in the saved run"),
+        (["publish.folder=null"], "type publish.folder=FOLDER"),
+        (["load_path=half"], "this run is not finished; train it to its end"),
+        (["publish.head_of=lable"], "did you mean 'label'"),
+        (["publish.verdicts=none.json"], "no such file"),
+    ):
+        refused = cli(
+            *[word for word in publish if word.partition("=")[0] not in {of.partition("=")[0] for of in words}], *words
+        )
+        assert refused.code == 2 and message in refused.err, refused.err
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".half.unfinished", "mine", "runs"]
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    told = cli(*publish, "publish.hub_id=me/x")
+    assert told.code == 0 and "not sent: " in told.out and "peft: left out, nobody else has this encoder" in told.out
+    again = cli(*publish)
+    assert again.code == 2 and "publish.folder=model exists already" in again.err
+    with stand_in() as hub:
+        sent = cli(*publish, "publish.hub_id=me/x", "publish.upload=true", "overwrite=true")
+        assert sent.code == 0 and "/me/x/commit/" in sent.out
+        assert {"README.md", "model.safetensors", "labels.json", "load.py"} <= hub.files.keys()
+        assert "hatemtl_export.json" not in hub.files and b"hf_secret" not in b"".join(hub.files.values())
+        assert b'snapshot_download("me/x")' in hub.files["README.md"]

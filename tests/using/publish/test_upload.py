@@ -1,0 +1,62 @@
+"""Uploads: the real client of the hub against a stand-in for its HTTP on this machine."""
+
+from pathlib import Path
+
+import pytest
+from hub_stand_in import stand_in
+from huggingface_hub import constants
+
+from hatemtl.errors import UserError
+from hatemtl.using.export import MARKER
+from hatemtl.using.publish import upload
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "model"
+    (place / "peft").mkdir(parents=True)
+    for name, content in {"README.md": b"---\nlicense: mit\n---\n", "peft/w.safetensors": b"w" * 99, MARKER: b"{}"}.items():
+        (place / name).write_bytes(content)
+    return place
+
+
+def test_a_folder_is_sent_as_one_commit_without_what_says_where_it_was_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with stand_in() as hub:
+        assert "/me/x/commit/" in upload.send(folder, "me/x", private=True)
+        assert hub.created == [{"name": "x", "organization": "me", "private": True, "type": "model"}]
+        assert hub.files == {"README.md": b"---\nlicense: mit\n---\n", "peft/w.safetensors": b"w" * 99}
+        assert hub.tokens == {"Bearer hf_secret"}
+        hub.refuses = 401
+        with pytest.raises(
+            UserError, match=r"refused \(the token may not write there\); the folder is written: .*overwrite=true"
+        ):
+            upload.send(folder, "me/x", private=True)
+    with pytest.raises(UserError, match="the hub is not within reach; the folder is written"):  # it is shut
+        upload.send(folder, "me/x", private=True)
+    assert [path.name for path in upload.files(folder)] == ["README.md", "w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "me/", "/x", "me/x/y", "me/x y", "me/..", "me/x.", "https://huggingface.co/me/x", "me/-x", ""]
+)
+def test_what_is_no_name_of_a_repository_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "some")
+    with pytest.raises(UserError, match=r"expected OWNER/NAME of letters"):
+        upload.check(name, upload=False)
+
+
+def test_nothing_is_sent_without_a_name_a_token_or_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    upload.check(None, upload=False)
+    with pytest.raises(UserError, match="type publish.hub_id=OWNER/NAME"):
+        upload.check(None, upload=True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UserError, match=r"without a token, and the environment has no HF_TOKEN; type HF_TOKEN="):
+        upload.check("me/x", upload=False)
+    monkeypatch.setenv("HF_TOKEN", "some")
+    upload.check("me/x-1.0_a", upload=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE says that there is no network"):
+        upload.check("me/x", upload=True)
