@@ -33,58 +33,69 @@ def programs(folder: Path) -> dict[str, str]:
     )
 
 
-def alone(folder: Path, library: str, program: str) -> list[dict[str, float]]:
-    """The scores that a snippet gives in a process of its own, in the folder, where hatemtl and other libraries are not."""
+def alone(folders: list[Path], library: str) -> dict[Path, list[dict[str, float]]]:
+    """The scores that the folders' snippets give, in a process of their own where hatemtl and other libraries are not."""
     absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ("hatemtl", *OTHERS[library]))
-    end = "\nimport json\nprint('\\n' + json.dumps(scores, default=lambda tensor: tensor.tolist()))"
+    code = f"""
+import json, os, sys
+{absent}
+for folder, program in json.load(sys.stdin):
+    os.chdir(folder)
+    before = [*sys.path]
+    exec(program, own := {{}})
+    sys.path[:] = before
+    sys.modules.pop("load", None)
+    print("\\n>" + json.dumps(own["scores"], default=lambda tensor: tensor.tolist()))
+"""
+    asked = json.dumps([(str(folder), programs(folder)[library]) for folder in folders])
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", f"import sys\n{absent}{program}{end}"],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, input=asked, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{library}: {done.stderr}"
-    said: Any = json.loads(done.stdout.splitlines()[-1])
+    said: Any = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith(">")]
     if library == "load.py":
-        names = json.loads((folder / "labels.json").read_text())["label"]["names"]
-        return [dict(zip(names, row, strict=True)) for row in said["label"]]
-    return said
+        names = json.loads((folders[0] / "labels.json").read_text())["label"]["names"]
+        said = [[dict(zip(names, row, strict=True)) for row in of["label"]] for of in said]
+    return dict(zip(folders, said, strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pooling", "runs"), [("cls", ["lora_0", "merged"]), ("mean", ["merged"])])
 def test_each_library_alone_gives_the_runs_own_scores(
-    pooling: str, runs: list[str], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a LoRA run, and of the merge of two; on a tokenizer of five words, so that texts differ in their length alone."""
+    """Of LoRA runs and of merges of two, read at the first token and by the mean.
+
+    On a tokenizer of five words, so that texts differ in their length alone.
+    """
     monkeypatch.chdir(tmp_path)
     save_encoder("bert", tmp_path / "encoder")
     few = ["encoder=minilm", "encoder.source=./encoder", "encoder.max_length=32", "trainer.precision=32"]
     few += ["tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=200", "optimization.epochs=1"]
-    few += [f"tasks.label.head.pooling={pooling}", "action=[train,test]", "optimization.encoder_lr=0.01"]
-    for seed in (0, 1):
-        assert cli(*few, f"seed={seed}", f"save_path=runs/lora_{seed}").code == 0
-    merge = ["method=ah_merge16", "method.sources='runs/lora_?'", "heads.merge=mean", "optimization.epochs=0"]
-    assert cli(*few, *merge, "save_path=runs/merged").code == 0
+    few += ["action=[train,test]", "optimization.encoder_lr=0.01"]
     pd.DataFrame({"text": TEXTS}).to_csv("posts.csv", index=False)
-    for run in runs:
-        place = ["action=publish", f"load_path=runs/{run}", f"publish.folder={run}", f"publish.base={tmp_path / 'encoder'}"]
-        done = cli(*place)
-        assert (done.code, done.err) == (0, "") and "published for transformers, peft, adapterhub" in done.out
-        assert cli("action=predict", f"load_path=runs/{run}", "predict.input=posts.csv", "overwrite=true").code == 0
-        expected = pd.read_csv("posts.scored.csv").filter(like="pred_label_")
-        found = programs(tmp_path / run)
-        assert [*found] == [*OTHERS]
-        for library, program in found.items():
-            scores = pd.DataFrame(alone(tmp_path / run, library, program)).add_prefix("pred_label_")
-            pd.testing.assert_frame_equal(scores[expected.columns], expected, atol=1e-4, rtol=0)
-        card = (tmp_path / run / "README.md").read_text()
-        assert "More Information Needed" not in card and str(tmp_path) not in (tmp_path / run / "config.yaml").read_text()
-        results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
-        assert [one["type"] for one in results] == ["f1", "accuracy", "matthews_correlation"]
+    expected: dict[Path, pd.DataFrame] = {}
+    for pooling, runs in (("cls", ["lora_0", "merged"]), ("mean", ["merged"])):
+        given = [*few, f"tasks.label.head.pooling={pooling}"]
+        for seed in (0, 1):
+            assert cli(*given, f"seed={seed}", f"save_path=runs/{pooling}/lora_{seed}").code == 0
+        merge = ["method=ah_merge16", f"method.sources='runs/{pooling}/lora_?'", "heads.merge=mean", "optimization.epochs=0"]
+        assert cli(*given, *merge, f"save_path=runs/{pooling}/merged").code == 0
+        for run in runs:
+            folder, load = tmp_path / pooling / run, f"load_path=runs/{pooling}/{run}"
+            place = ["action=publish", load, f"publish.folder={folder}", f"publish.base={tmp_path / 'encoder'}"]
+            done = cli(*place)
+            assert (done.code, done.err) == (0, "") and "published for transformers, peft, adapterhub" in done.out
+            assert cli("action=predict", load, "predict.input=posts.csv", "overwrite=true").code == 0
+            expected[folder] = pd.read_csv("posts.scored.csv").filter(like="pred_label_")
+            card = (folder / "README.md").read_text()
+            assert "More Information Needed" not in card and str(tmp_path) not in (folder / "config.yaml").read_text()
+            results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
+            assert [one["type"] for one in results] == ["f1", "accuracy", "matthews_correlation"]
+            assert [*programs(folder)] == [*OTHERS]
+    for library in OTHERS:
+        for folder, said in alone([*expected], library).items():
+            scores = pd.DataFrame(said).add_prefix("pred_label_")
+            pd.testing.assert_frame_equal(scores[expected[folder].columns], expected[folder], atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
