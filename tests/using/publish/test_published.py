@@ -88,7 +88,9 @@ def test_each_library_alone_gives_the_runs_own_scores(
             assert cli("action=predict", load, "predict.input=posts.csv", "overwrite=true").code == 0
             expected[folder] = pd.read_csv("posts.scored.csv").filter(like="pred_label_")
             card = (folder / "README.md").read_text()
-            assert "More Information Needed" not in card and str(tmp_path) not in (folder / "config.yaml").read_text()
+            assert "More Information Needed" not in card
+            for name in ("config.yaml", "run.json", "config.json", "labels.json"):
+                assert str(tmp_path) not in (folder / name).read_text(), name
             results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
             assert [one["type"] for one in results] == ["f1", "accuracy", "matthews_correlation"]
             assert [*programs(folder)] == [*OTHERS]
