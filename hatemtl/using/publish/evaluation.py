@@ -1,5 +1,6 @@
 """Gathers what a saved run's test says: figures with intervals, what was measured by group, and how the run was chosen."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -96,12 +97,20 @@ def _with_intervals(head: Head, scores: Tensor, targets: Tensor, seed: int) -> F
     seen = computed(torch.arange(posts))
     drawn = [computed(torch.from_numpy(draw.integers(0, posts, posts))) for _ in range(RESAMPLES)]
     tail = (1 - CONFIDENCE) / 2
-    ends = {key: np.quantile([of[key] for of in drawn], [tail, 1 - tail]) for key in seen}
+    ends = {key: _quantiles([of[key] for of in drawn], tail) for key in seen}
     rows: list[Of] = []
     for (name, label), value in seen.items():
-        low, high = ends[name, label].tolist()
-        rows.append((name, label, value, low, high))
+        rows.append((name, label, value, *ends[name, label]))
     return Figures(rows, posts, head.primary)
+
+
+def _quantiles(values: Sequence[float], tail: float) -> tuple[float, float]:
+    """Both ends of the draws that have the figure, as those without any post of a label have not; NaN where none has."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [tail, 1 - tail]).tolist()
+    return low, high
 
 
 class OfGroup(NamedTuple):

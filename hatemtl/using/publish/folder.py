@@ -1,7 +1,6 @@
 """Publishes a saved run: a folder that transformers, PEFT and AdapterHub load, with a model card, and sent to the hub."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,8 @@ import yaml
 
 from hatemtl.command.console import Console
 from hatemtl.command.request import Request
+from hatemtl.corpora.base import Corpus
+from hatemtl.corpora.joint import Joint
 from hatemtl.corpora.origin import origins
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -21,6 +22,7 @@ from hatemtl.using.predictor import Predictor
 from hatemtl.using.publish import adapter_folders, card, evaluation, metadata, places, said_head
 from hatemtl.using.publish import upload as hub
 from hatemtl.using.publish.facts import Facts
+from hatemtl.using.publish.verdicts import read as read_verdicts
 
 KEY = "publish.folder"
 # What the packages of hatemtl's encoders hold, as the hub calls it.
@@ -53,13 +55,13 @@ def publish(
         raise UserError(f"encoder.quantize={encoder.quantize}: others load float weights; type encoder.quantize=null")
     saved = request.used_run("publish")
     export.check_carried("merged", saved)
-    task = _chosen(head_of, [*request.tasks])
-    evaluation.check_tested(saved, [*request.tasks])
-    compared = [] if verdicts is None else _compared(Path(verdicts), saved)
+    task, classifying = _chosen(head_of, [*request.tasks], saved)
+    evaluation.check_tested(saved, classifying)
+    compared = [] if verdicts is None else read_verdicts(Path(verdicts), saved)
     base = _base(base, request, hub_id)
     exact = replace(request, trainer=replace(request.trainer, accelerator="cpu", precision="32"))
     predictor = Predictor(exact, saved)
-    heads: dict[str, Any] = {name: head for name, head in predictor.heads.items() if head.space.about != "masked tokens"}
+    heads: dict[str, Any] = {name: head for name, head in predictor.heads.items() if name in classifying}
     found = evaluation.figures(saved, heads)
     facts = Facts(
         run=saved,
@@ -73,7 +75,7 @@ def publish(
         figures=found,
         siblings={name: evaluation.siblings(saved, f"test_{name}_{of.primary}") for name, of in found.items()},
         corpora={name: [*origins(of.corpus)] for name, of in request.tasks.items() if name in heads},
-        cut={name: _cut(of, saved) for name, of in request.tasks.items()},
+        cut={name: _cut(of, saved) for name, of in request.tasks.items() if name in heads},
         rewrites=request.preprocess.asked,
         compared=compared,
         hub_id=hub_id,
@@ -150,28 +152,39 @@ def _reason(error: UserError) -> str:
     return str(error).removeprefix("export.format=merged: ").rpartition("; type ")[0] or str(error)
 
 
-def _chosen(task: str | None, known: list[str]) -> str:
+def _chosen(task: str | None, tasks: list[str], run: SavedRun) -> tuple[str, list[str]]:
+    """Gives the task whose head other libraries carry, and all that classify, as those of masked tokens do not."""
+    labels = run.labels
+    known = [name for name in tasks if labels[name].about != "masked tokens"]
+    if not known:
+        raise UserError(f"{run.folder} has no task but masked tokens, and no label to give; publish a run of another task")
     if task is None and len(known) == 1:
-        return known[0]
+        return known[0], known
     if task not in known:
-        why = "one of several is needed" if task is None else "no task of the run"
+        why = "one of several is needed" if task is None else "no task of the run that classifies"
         raise UserError(
             f"publish.head_of={task}: {why}: the classes of transformers, PEFT and AdapterHub carry one head, and load.py "
             f"reads all; {did_you_mean(task, known)}"
         )
-    return task
+    return task, known
 
 
 def _cut(task: Task, run: SavedRun) -> dict[str, Any]:
     """Gives what tells a task's posts and labels from those of the whole corpus in its own splits, as settings."""
-    corpus, folds = task.corpus, run.config.get("folds")
+    folds, found = run.config.get("folds"), _cut_of_corpus(task.corpus)
+    found |= {} if task.mask_pattern is None else {"mask_pattern": task.mask_pattern}
+    found |= {} if task.labels is None else {"labels": {new: [*map(str, old)] for new, old in task.labels.items()}}
+    return found | ({f"fold {folds['fold']} of": folds["number"]} if folds else {})
+
+
+def _cut_of_corpus(corpus: Corpus) -> dict[str, Any]:
     found: dict[str, Any] = {} if corpus.fraction == 1 else {"fraction": corpus.fraction}
     found |= {} if corpus.limit is None else {"limit": corpus.limit}
     if (fractions := getattr(corpus, "fractions", None)) is not None:
         found |= {"fractions": list(fractions), "seed": corpus.seed}
-    found |= {} if task.mask_pattern is None else {"mask_pattern": task.mask_pattern}
-    found |= {} if task.labels is None else {"labels": {new: [*map(str, old)] for new, old in task.labels.items()}}
-    return found | ({f"fold {folds['fold']} of": folds["number"]} if folds else {})
+    for name, part in corpus.corpora.items() if isinstance(corpus, Joint) else ():
+        found |= {f"{name}: {key}": value for key, value in _cut_of_corpus(part).items()}
+    return found
 
 
 def _base(given: str | None, request: Request, hub_id: str | None) -> str | None:
@@ -188,27 +201,6 @@ def _base(given: str | None, request: Request, hub_id: str | None) -> str | None
         return None
     source = PACKAGED.get(encoder.source, encoder.source)
     return None if source.startswith(("package:", ".", "/", "~")) or Path(source).exists() else source
-
-
-def _compared(path: Path, run: SavedRun) -> list[Mapping[str, Any]]:
-    """The rows that analysis/compare.py wrote as JSON. Raises UserError where they are none, or of no row of the run."""
-    given, again = (
-        f"publish.verdicts={path}",
-        "type analysis/compare.py BASELINE RUN --metric METRIC --output FILE.json",
-    )
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{given}: no such file; {again}") from error
-    except ValueError as error:
-        raise UserError(f"{given}: no JSON ({error}); {again}") from error
-    match rows:
-        case [*each] if each and all(isinstance(row, dict) and {"system", "metric", "mean"} <= row.keys() for row in each):
-            results = run.results
-            if other := [row["metric"] for row in each if row["metric"] not in results]:
-                raise UserError(f"{given}: it compares by {other[0]}, which is no row of {run.folder}/results.csv; {again}")
-            return each
-    raise UserError(f"{given}: expected the rows that analysis/compare.py writes; {again}")
 
 
 def _sent(folder: Path, hub_id: str, *, upload: bool, private: bool) -> str:

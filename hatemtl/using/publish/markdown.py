@@ -1,8 +1,10 @@
 """Writes Markdown of what others named: labels, corpora and sentences can be no markup, and no HTML, of the page."""
 
 import html
+import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 
 def plain(text: object) -> str:
@@ -24,6 +26,24 @@ def code(text: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", name)), default=0))
     inside = f" {name} " if name[0] == "`" or name[-1] == "`" else name
     return f"{fence}{inside}{fence}"
+
+
+def number(value: Any) -> str:
+    """A figure to three digits, a dash where there is none.
+
+    >>> number(0.5), number(None), number(float("nan"))
+    ('0.500', '—', '—')
+    """
+    return "—" if not isinstance(value, int | float) or not math.isfinite(value) else f"{value:.3f}"
+
+
+def span(low: Any, high: Any) -> str:
+    """An interval, a dash where there is none.
+
+    >>> span(0.25, 1), span(float("nan"), 1.0)
+    ('0.250 to 1.000', '—')
+    """
+    return "—" if "—" in (number(low), number(high)) else f"{number(low)} to {number(high)}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,21 +1,19 @@
 """Writes what was measured into a model card: figures with intervals, by group, and beside other systems."""
 
-import math
 from collections.abc import Iterator
-from typing import Any
 
 from hatemtl.using.publish.evaluation import CONFIDENCE, RESAMPLES, OfGroup, by_group
 from hatemtl.using.publish.facts import Facts
-from hatemtl.using.publish.markdown import code, plain, table
+from hatemtl.using.publish.markdown import code, number, plain, span, table
 
 
 def evaluation(facts: Facts) -> Iterator[str]:
     for task, found in facts.figures.items():
         rows = [
-            [code(name if label is None else f"{name} {label}"), f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
+            [code(name if label is None else f"{name} {label}"), number(value), span(low, high)]
             for name, label, value, low, high in found.rows
         ]
-        yield f"### {task}"
+        yield f"### {code(task)}"
         yield (
             f"{found.posts:,} test posts of {', '.join(code(of.name) for of in facts.corpora[task])}. {CONFIDENCE:.0%} "
             f"intervals are percentiles over {RESAMPLES:,} draws of these posts; they are of this one run, and how much "
@@ -53,14 +51,14 @@ def _beyond(facts: Facts) -> Iterator[list[str]]:
     for row in rows:
         own = (row.task, row.name, row.label) in known or row.name in ("tp", "fp", "fn") or row.name.endswith("_cut")
         if row.stage == "test" and row.task in facts.heads and row.behind is None and not own and row.metric not in grouped:
-            yield [code(row.metric), _number(row.value)]
+            yield [code(row.metric), number(row.value)]
 
 
 def groups(facts: Facts) -> Iterator[str]:
     found = {task: by_group(facts.run.rows, task) for task in facts.heads}
     for task, figures in found.items():
         if figures:
-            yield f"### {task}, by group"
+            yield f"### {code(task)}, by group"
             yield table(["figure", "group", "value", "interval", "posts"], [*map(_group, figures)])
     if any(of.figure == "subgroup_auc" for figures in found.values() for of in figures):
         yield (
@@ -77,9 +75,8 @@ def groups(facts: Facts) -> Iterator[str]:
 
 def _group(of: OfGroup) -> list[str]:
     low, high, posts = (of.behind.get(key) for key in ("low", "high", "posts"))
-    span = "—" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     group = "all" if of.group is None else code(of.group)
-    return [code(of.figure), group, f"{of.value:.3f}", span, "—" if posts is None else f"{posts:,.0f}"]
+    return [code(of.figure), group, number(of.value), span(low, high), "—" if posts is None else f"{posts:,.0f}"]
 
 
 def comparison(facts: Facts) -> Iterator[str]:
@@ -102,17 +99,10 @@ def comparison(facts: Facts) -> Iterator[str]:
     ]
     rows = []
     for of in facts.compared:
-        span = f"{_number(of.get('low'))} to {_number(of.get('high'))}"
-        numbers = [_number(of.get(key)) for key in ("difference", "p_holm", "smallest_p")]
-        runs, mean = f"{float(of.get('runs') or 1):.0f}", _number(of.get("mean"))
-        rows.append(
-            [code(of["system"]), code(of["metric"]), runs, mean, span, *numbers, plain(of.get("verdict") or "baseline")]
-        )
+        given = [f"{of.get('runs') or 1:.0f}", number(of["mean"]), span(of.get("low"), of.get("high"))]
+        tested = [number(of.get(key)) for key in ("difference", "p_holm", "smallest_p")]
+        rows.append([code(of["system"]), code(of["metric"]), *given, *tested, plain(of.get("verdict") or "baseline")])
     yield table(head, rows)
     sentences = [f"- {plain(of['sentence'])}" for of in facts.compared if of.get("sentence")]
     if sentences:
         yield "\n".join(sentences)
-
-
-def _number(value: Any) -> str:
-    return "—" if not isinstance(value, int | float) or not math.isfinite(value) else f"{value:.3f}"

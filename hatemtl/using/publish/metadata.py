@@ -1,13 +1,18 @@
 """Says a model card's facts for programs: the metadata of the hub, and its files of evaluation results."""
 
+import math
+import re
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from hatemtl.corpora.origin import Origin
 from hatemtl.using.publish.evaluation import CONFIDENCE
 from hatemtl.using.publish.facts import Facts
+from hatemtl.using.publish.markdown import span
 
 # The hub's names of tasks and of metrics.
 PIPELINES = {"sequence": "text-classification", "tokens": "token-classification"}
@@ -20,18 +25,17 @@ def header(facts: Facts) -> str:
         EvalResult(
             task_type="token-classification" if head.space.about == "words" else "text-classification",
             task_name=task,
-            dataset_type=of.hub or of.name,
-            dataset_name=of.name,
+            **_corpus(facts.corpora[task]),
+            dataset_config=task,  # without which the hub's client puts another task of the corpus under this one's name
             dataset_split="test",
             dataset_args=dict(facts.cut[task]) if facts.cut.get(task) else None,
             metric_type=METRICS.get(name, name),
-            metric_name=f"{name}, {CONFIDENCE:.0%} interval {low:.3f} to {high:.3f}",
+            metric_name=name if math.isnan(low) else f"{name}, {CONFIDENCE:.0%} interval {low:.3f} to {high:.3f}",
             metric_value=round(value, 6),
         )
         for task, head in facts.heads.items()
-        for of in facts.corpora[task]
         for name, label, value, low, high in facts.figures[task].rows
-        if label is None
+        if label is None and math.isfinite(value)
     ]
     form = facts.said.form if facts.said is not None else None
     given: dict[str, Any] = {
@@ -54,18 +58,24 @@ def eval_results(facts: Facts, day: date) -> dict[str, str]:
     if facts.hub_id is not None:
         source = {"source": {"url": f"https://huggingface.co/{facts.hub_id}", "name": "model card"}}
     for task, found in facts.figures.items():
-        entries = [
-            {
-                "dataset": {"id": of.hub, "task_id": task},
-                "value": round(found.best[2], 6),
-                "date": day.isoformat(),
-                **source,
-                "notes": f"{found.primary} of {found.posts} test posts, {CONFIDENCE:.0%} interval {found.best[3]:.3f} to "
-                f"{found.best[4]:.3f}, one run",
-            }
-            for of in facts.corpora[task]
-            if of.hub and not facts.cut.get(task)
-        ]
-        if entries:
-            files[f"{task}.yaml"] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+        of, *others = facts.corpora[task]
+        _, _, value, low, high = found.best
+        if others or not of.hub or facts.cut.get(task) or not math.isfinite(value):
+            continue
+        entry = {
+            "dataset": {"id": of.hub, "task_id": task},
+            "value": round(value, 6),
+            "date": day.isoformat(),
+            **source,
+            "notes": f"{found.primary} of {found.posts} test posts, {CONFIDENCE:.0%} interval {span(low, high)}, one run",
+        }
+        name = re.sub(r"\W", "_", task)  # that is no path
+        files[f"{name}.yaml"] = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
     return files
+
+
+def _corpus(origins: Sequence[Origin]) -> dict[str, str]:
+    """Names the corpus that a figure is of; several that were joined are one of their own, since the figure is of none."""
+    if len(origins) == 1:
+        return {"dataset_type": origins[0].hub or origins[0].name, "dataset_name": origins[0].name}
+    return {"dataset_type": "joint", "dataset_name": " and ".join(of.name for of in origins)}

@@ -1,6 +1,7 @@
 """Model cards: what is measured stands in them, what is not is said to be missing, and names are no markup."""
 
 import json
+import math
 import re
 from datetime import date
 from pathlib import Path
@@ -11,15 +12,17 @@ import pandas as pd
 import pytest
 import yaml
 
+from hatemtl.corpora.joint import Joint
 from hatemtl.corpora.origin import Origin
+from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results
-from hatemtl.using.publish import card, evaluation, metadata
+from hatemtl.using.publish import card, evaluation, metadata, verdicts
 from hatemtl.using.publish.facts import Facts
-from hatemtl.using.publish.folder import _base, _compared
+from hatemtl.using.publish.folder import _base, _chosen, _cut
 from hatemtl.using.publish.places import record, settings
 
 HOSTILE = ("<img src=x onerror=alert(1)>", "a | b ``` \n# c", "[x](javascript:y) https://evil.example")
@@ -169,24 +172,86 @@ def test_results_for_programs_are_of_corpora_that_the_hub_has(tmp_path: Path) ->
     assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
 
 
+def test_a_figure_stands_under_its_own_task_and_of_joined_corpora_under_none_of_them(tmp_path: Path) -> None:
+    run, nan = judged(tmp_path / "run"), float("nan")
+    one = facts(run)
+    figures = {
+        "label": evaluation.Figures([("macro_f1", None, 0.5, 0.4, 0.6)], 40, "macro_f1"),
+        "a/../b": evaluation.Figures([("macro_f1", None, 0.7, nan, nan), ("auroc", None, nan, nan, nan)], 40, "macro_f1"),
+    }
+    two = dict.fromkeys(figures, one.heads["label"])
+    given = facts(
+        run, heads=two, figures=figures, siblings={task: [0.3] for task in two}, corpora={task: [HUB] for task in two}
+    )
+    results = yaml.safe_load(metadata.header(given).strip().strip("-"))["model-index"][0]["results"]
+    said = {of["task"]["name"]: [(one["type"], one["value"]) for one in of["metrics"]] for of in results}
+    assert said == {"label": [("f1", 0.5)], "a/../b": [("f1", 0.7)]}
+    assert {of["dataset"]["config"] for of in results} == {*two}
+    assert [*metadata.eval_results(given, date(2026, 1, 2))] == ["label.yaml", "a____b.yaml"]
+    text = card.write(given)
+    assert "### `a/../b`" in text and "| `macro_f1` | 0.700 | — |" in text and "nan" not in text
+    joined = facts(run, corpora={"label": [HUB, HUB._replace(name="other", hub="other/data")]})
+    (pooled,) = yaml.safe_load(metadata.header(joined).strip().strip("-"))["model-index"][0]["results"]
+    assert pooled["dataset"]["type"] == "joint" and metadata.eval_results(joined, date(2026, 1, 2)) == {}
+
+
+def test_the_parts_of_a_joint_corpus_tell_how_they_are_cut() -> None:
+    joint: Any = Joint(corpora={"a": Sample(limit=9), "b": Sample()}, column="label")
+    task: Any = SimpleNamespace(corpus=joint, mask_pattern=None, labels=None)
+    run: Any = SimpleNamespace(config={})
+    assert _cut(task, run) == {"a: limit": 9}
+
+
+def test_draws_without_a_figure_make_no_end_of_an_interval() -> None:
+    nan = float("nan")
+    assert evaluation._quantiles([nan, 0.0, 1.0, nan], 0.25) == (0.25, 0.75)
+    assert all(map(math.isnan, evaluation._quantiles([nan], 0.25)))
+
+
+VERDICT = {"system": "a", "metric": "test_label_macro_f1", "runs": 1.0, "mean": 0.3}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no such file"),
         ("{", "no JSON"),
         ("[]", "expected the rows that analysis/compare.py writes"),
-        (
-            json.dumps([{"system": "a", "metric": "test_other_f1", "mean": 1.0}]),
-            "compares by test_other_f1, which is no row",
-        ),
+        ([{**VERDICT, "metric": ["x"]}], r"metric=\['x'\], expected a text"),
+        ([{**VERDICT, "verdict": 3}], "verdict=3, expected a text"),
+        ([{**VERDICT, "runs": "many"}], "runs='many', expected a number"),
+        ([{**VERDICT, "mean": None}], "mean=None, expected a number"),
+        ([{**VERDICT, "low": True}], "low=True, expected a number"),
+        ([{**VERDICT, "metric": "test_other_f1"}], "compares by test_other_f1, which is no row"),
+        ([{**VERDICT, "mean": 0.9}], "has 0.300, and no system in it has"),
     ],
 )
-def test_verdicts_that_are_none_of_the_run_are_refused(content: str | None, message: str, tmp_path: Path) -> None:
+def test_verdicts_that_are_none_of_the_run_are_refused(content: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "v.json"
     if content is not None:
-        path.write_text(content)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=message):
-        _compared(path, judged(tmp_path / "run"))
+        verdicts.read(path, judged(tmp_path / "run"))
+
+
+def test_verdicts_are_of_the_run_or_of_its_seeds(tmp_path: Path) -> None:
+    run, path = judged(tmp_path / "a" / "run"), tmp_path / "v.json"
+    judged(tmp_path / "a" / "other", 1, 1)
+    for mean in (0.3, 0.2):  # its own, and that of both seeds
+        path.write_text(json.dumps([{**VERDICT, "mean": 0.9}, {**VERDICT, "mean": mean, "low": None, "sentence": None}]))
+        assert len(verdicts.read(path, run)) == 2
+    with pytest.raises(UserError, match="cannot be read"):
+        verdicts.read(tmp_path, run)
+
+
+def test_no_library_carries_a_head_of_masked_tokens() -> None:
+    labels = {"label": LabelSpace("multiclass", ("a", "b")), "mlm": LabelSpace("masked", ("token",))}
+    run: Any = SimpleNamespace(labels=labels, folder="adapters/x")
+    assert _chosen(None, ["label", "mlm"], run) == ("label", ["label"])
+    with pytest.raises(UserError, match=r"publish.head_of=mlm: no task of the run that classifies.*known: label"):
+        _chosen("mlm", ["label", "mlm"], run)
+    with pytest.raises(UserError, match="has no task but masked tokens"):
+        _chosen(None, ["mlm"], run)
 
 
 def test_an_adapter_names_the_encoder_by_what_others_have(tmp_path: Path) -> None:
