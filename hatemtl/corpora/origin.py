@@ -2,11 +2,12 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from hatemtl.corpora.base import Corpus
 from hatemtl.corpora.joint import Joint
+from hatemtl.corpora.table import Table
 
 
 class Origin(NamedTuple):
@@ -19,8 +20,10 @@ class Origin(NamedTuple):
     hub: str | None = None
 
 
-def origins(corpus: Corpus) -> Iterator[Origin]:
+def origins(corpus: Corpus, choices: Mapping[str, str] | None = None, key: str = "") -> Iterator[Origin]:
     """Gives the origin of a corpus, or of each that a joint one is made of.
+
+    choices: the options of groups by which the corpus at `key` was chosen; a table is named after its own.
 
     >>> from hatemtl.corpora.davidson import Davidson
     >>> davidson, = origins(Davidson(dir="", fractions=[0.8, 0.1, 0.1]))
@@ -28,12 +31,14 @@ def origins(corpus: Corpus) -> Iterator[Origin]:
     ('davidson', 'MIT', 'tdavidson/hate_speech_offensive')
     """
     if isinstance(corpus, Joint):
-        for each in corpus.corpora.values():
-            yield from origins(each)
+        for name, each in corpus.corpora.items():
+            yield from origins(each, choices, f"{key}.corpora.{name}")
         return
     module = sys.modules[type(corpus).__module__]
     said = " ".join((module.__doc__ or "").split())
     name = module.__name__.rpartition(".")[2]
+    if isinstance(corpus, Table):  # whoever wrote its option knows what it holds
+        name = (choices or {}).get(f"corpus@{key}", name)
     begun = re.search(r"Licence: (.+)$", said)
     licence, source, cite = _parts(begun[1]) if begun else (None, None, None)
     hub = re.search(r"\b[Tt]he hub(?:'s copy)?[: (]+([\w-]+/[\w.-]*\w)", said)

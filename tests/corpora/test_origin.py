@@ -37,3 +37,7 @@ def test_a_table_says_nothing_and_a_joint_corpus_what_its_parts_say() -> None:
     assert [*origins(object.__new__(Table))] == [Origin("table")]
     joint = Joint(corpora={"a": Sample(), "b": object.__new__(Table)}, column="label")
     assert [each.name for each in origins(joint)] == ["sample", "table"]
+    choices = {"corpus@tasks.a.corpus.corpora.b": "lenta", "corpus@tasks.a.corpus.corpora.a": "other"}
+    assert [each.name for each in origins(joint, choices, "tasks.a.corpus")] == ["sample", "lenta"]
+    (lenta,) = origins(object.__new__(Table), {"corpus@tasks.a.corpus": "lenta"}, "tasks.a.corpus")
+    assert lenta == Origin("lenta")

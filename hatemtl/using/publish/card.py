@@ -1,5 +1,6 @@
 """Writes a model card from a saved run: everything in it was measured, typed, or is said of the corpora in their files."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -47,9 +48,17 @@ def _what(facts: Facts) -> str:
     record, tasks = facts.run.record, ", ".join(f"{code(task)} ({ABOUT[head.kind]})" for task, head in facts.heads.items())
     on = code(facts.base or last(record["encoder_source"]))
     return (
-        f"A classifier of short texts: {tasks}. {on}, trained with {code(record['method'])} by hatemtl "
+        f"A classifier of short texts: {tasks}. {on}, trained {_method(facts.run)} of hatemtl "
         f"{record['versions']['hatemtl']}. Content warning: its labels and its training posts may be about hate and abuse."
     )
+
+
+def _method(run: SavedRun) -> str:
+    name, settings = str(run.record["method"]), run.config.get("method")
+    rank = settings.get("rank") if isinstance(settings, Mapping) else None
+    if re.fullmatch(r"(ah|peft)_lora\d*", name) and isinstance(rank, int):
+        return f"as a LoRA of rank {rank}, by the method {code(name)}"
+    return f"by the method {code(name)}"
 
 
 def _use(facts: Facts) -> Iterator[str]:
@@ -135,7 +144,8 @@ def _data(facts: Facts) -> Iterator[str]:
     for of, names in tasks.items():
         lines = [f"### {code(of.name)}: {', '.join(map(code, names))}", ""]
         if of.licence is None:
-            lines.append(f"- Posts of the author's own. {plain(facts.data or 'Their licence was not stated.')}")
+            unknown = "Where these posts are from and under which licence is not known to hatemtl, and was not stated."
+            lines.append(f"- {plain(facts.data or unknown)}")
         else:
             lines.append(f"- Licence: {plain(of.licence)}. The posts are not in this folder.")
         lines += [f"- Source: {plain(of.source)}."] if of.source else []
@@ -158,7 +168,7 @@ def _training(facts: Facts) -> str:
         f"- {record['epochs']} epochs, of which the best by validation, {record['best_epoch']}, was kept"
         f"{f'; {posts:,} posts read in all' if posts else ''}."
         if record["epochs"]
-        else "- No epoch of training: what it is made of was merged.",
+        else f"- No epoch of training{': what it is made of was merged' if sources else ''}.",
     ]
     if sources:
         names = ", ".join(code(name.rpartition("/")[2]) for name in sources)

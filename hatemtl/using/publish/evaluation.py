@@ -20,10 +20,12 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import derive
 
 Of = tuple[str, str | None, float, float, float]
-# How the figures of evaluations.bias of one group are named, the group behind.
+# How the figures of one group are named, the group behind: of evaluations.bias, and of evaluations.functional.
 BY_GROUP = re.compile(
-    r"(subgroup_auc|b(?:psn|nsp)_auc_(?:hatexplain|borkan)|subgroup_(?:false_(?:positive|negative)_rate|macro_f1))_(.+)"
+    r"(subgroup_auc|b(?:psn|nsp)_auc_(?:hatexplain|borkan)|subgroup_(?:false_(?:positive|negative)_rate|macro_f1)"
+    r"|functional_target_accuracy)_(.+)"
 )
+ALL_GROUPS = re.compile(r"gmb_(?:subgroup|bpsn|bnsp)_auc\w*")
 RESAMPLES, CONFIDENCE = 1000, 0.95
 
 
@@ -124,18 +126,19 @@ class OfGroup(NamedTuple):
 
 
 def by_group(rows: Sequence[Row], task: str) -> list[OfGroup]:
-    """Gives the figures of a task's test that have something behind them in results.csv, as those of bias by group do."""
+    """Gives the figures of a task's test that are by group: those of bias, and of the functional tests' target groups."""
     behind: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.behind is not None:
             behind.setdefault(row.metric.removesuffix(f"__{row.behind}"), {})[row.behind] = row.value
     found = []
     for row in rows:
-        if row.stage == "test" and row.task == task and row.behind is None and row.metric in behind:
+        if row.stage == "test" and row.task == task and row.behind is None:
             name = row.metric.removeprefix(f"test_{task}_")  # a group is no label of the task, so no row knows it as one
-            of = BY_GROUP.fullmatch(name)
-            figure, group = (of[1], of[2]) if of else (name, None)
-            found.append(OfGroup(row.metric, figure, group, row.value, behind[row.metric]))
+            if of := BY_GROUP.fullmatch(name):
+                found.append(OfGroup(row.metric, of[1], of[2], row.value, behind.get(row.metric, {})))
+            elif ALL_GROUPS.fullmatch(name):
+                found.append(OfGroup(row.metric, name, None, row.value, behind.get(row.metric, {})))
     return found
 
 

@@ -74,7 +74,11 @@ def publish(
         base=base,
         figures=found,
         siblings={name: evaluation.siblings(saved, f"test_{name}_{of.primary}") for name, of in found.items()},
-        corpora={name: [*origins(of.corpus)] for name, of in request.tasks.items() if name in heads},
+        corpora={
+            name: [*origins(of.corpus, request.choices, f"tasks.{name}.corpus")]
+            for name, of in request.tasks.items()
+            if name in heads
+        },
         cut={name: _cut(of, saved) for name, of in request.tasks.items() if name in heads},
         rewrites=request.preprocess.asked,
         compared=compared,

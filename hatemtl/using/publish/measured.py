@@ -60,13 +60,19 @@ def groups(facts: Facts) -> Iterator[str]:
         if figures:
             yield f"### {code(task)}, by group"
             yield table(["figure", "group", "value", "interval", "posts"], [*map(_group, figures)])
-    if any(of.figure == "subgroup_auc" for figures in found.values() for of in figures):
+    shown = {of.figure for figures in found.values() for of in figures}
+    if "subgroup_auc" in shown:
         yield (
             "Figures by Borkan et al. (2019, arXiv:1903.04561): `subgroup_auc` tells a group's abusive posts from its "
             "others; a low `bpsn_auc` means that harmless posts about it are taken for abuse, a low `bnsp_auc` that abuse "
             "of it is missed."
         )
-    else:
+    if "functional_target_accuracy" in shown:
+        yield (
+            "`functional_target_accuracy` is the share of HateCheck's cases about a group that are told rightly (Röttger et "
+            "al. 2021, doi:10.18653/v1/2021.acl-long.4); they were made for tests, and are none of the test posts."
+        )
+    if not shown:
         yield (
             "It was **not** tested for bias by group (hatemtl's `evaluations=[bias]`), so nothing is known of how it treats "
             "texts about different groups. Do not suppose that it treats them alike."

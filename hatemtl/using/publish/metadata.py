@@ -25,7 +25,8 @@ def header(facts: Facts) -> str:
         EvalResult(
             task_type="token-classification" if head.space.about == "words" else "text-classification",
             task_name=task,
-            **_corpus(facts.corpora[task]),
+            dataset_type=_corpus(facts.corpora[task])[0],
+            dataset_name=_corpus(facts.corpora[task])[1],
             dataset_config=task,  # without which the hub's client puts another task of the corpus under this one's name
             dataset_split="test",
             dataset_args=dict(facts.cut[task]) if facts.cut.get(task) else None,
@@ -74,8 +75,8 @@ def eval_results(facts: Facts, day: date) -> dict[str, str]:
     return files
 
 
-def _corpus(origins: Sequence[Origin]) -> dict[str, str]:
-    """Names the corpus that a figure is of; several that were joined are one of their own, since the figure is of none."""
+def _corpus(origins: Sequence[Origin]) -> tuple[str, str]:
+    """The type and name of the corpus that a figure is of: several that were joined are one, since it is of none of them."""
     if len(origins) == 1:
-        return {"dataset_type": origins[0].hub or origins[0].name, "dataset_name": origins[0].name}
-    return {"dataset_type": "joint", "dataset_name": " and ".join(of.name for of in origins)}
+        return origins[0].hub or origins[0].name, origins[0].name
+    return "joint", " and ".join(of.name for of in origins)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -11,6 +12,8 @@ from hatemtl.using.export import MARKER
 
 TOKEN = "HF_TOKEN"
 AGAIN = "type the same with overwrite=true to try again"
+# What publishing writes, and may leave out the next time: what of it lies on the hub and not in the folder is deleted there.
+OWNED = re.compile(r"(peft|adapterhub|\.eval_results)/.+|model[\w.-]*\.safetensors(\.index\.json)?", re.ASCII)
 NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII)
 
 
@@ -40,19 +43,32 @@ def files(folder: Path) -> list[Path]:
 
 
 def send(folder: Path, hub_id: str, *, private: bool) -> str:
-    """Makes the repository if need be, and sends the folder's files; gives the address of the commit.
+    """Makes the repository if need be, and sends the folder's files in place of all that publishing left there before.
 
-    Raises UserError where the hub refuses, or is out of reach.
+    Gives the address of the commit. Raises UserError where the hub refuses, or is out of reach, or where a private
+    repository was asked for and it is public already.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
     from requests.exceptions import RequestException
 
-    api = HfApi(token=os.environ[TOKEN])
+    api, known = HfApi(token=os.environ[TOKEN]), None
     try:
+        with suppress(RepositoryNotFoundError):
+            known = api.model_info(hub_id)
+        if private and known is not None and not known.private:
+            raise UserError(
+                f"publish.private=true: {hub_id} is there already, and public; nothing was sent, the folder is written: "
+                f"{folder}; make it private on the hub, or give another publish.hub_id"
+            )
         api.create_repo(hub_id, repo_type="model", private=private, exist_ok=True)
-        sent = api.upload_folder(
-            repo_id=hub_id, folder_path=folder, ignore_patterns=[MARKER], commit_message=f"Publish {folder.name} by hatemtl"
+        each = {path.relative_to(folder).as_posix(): path for path in files(folder)}
+        there = [file.rfilename for file in (known.siblings if known is not None else None) or ()]
+        stale = [name for name in there if name not in each and OWNED.fullmatch(name)]
+        sent = api.create_commit(
+            hub_id,
+            [*(CommitOperationAdd(name, path) for name, path in each.items()), *map(CommitOperationDelete, stale)],
+            commit_message=f"Publish {folder.name} by hatemtl",
         )
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)

@@ -118,6 +118,20 @@ def test_what_is_known_is_said_and_what_is_not_is_said_to_be_missing(tmp_path: P
     assert "More Information Needed" not in text and "None" not in text and "nan" not in text
 
 
+def test_a_table_is_nobodys_own_and_no_run_is_merged_of_nothing(tmp_path: Path) -> None:
+    run = judged(tmp_path / "run")
+    write_record(run.folder, {**run.record, "epochs": 0})
+    text = card.write(facts(run, origin=Origin("lenta")))
+    assert "### `lenta`" in text and "under which licence is not known to hatemtl" in text and "author's own" not in text
+    assert "- No epoch of training." in text and "trained by the method `ah_lora16`" in text
+    assert "Mine, CC0" in card.write(facts(run, origin=OWN, data="Mine, CC0"))
+    write_config(run.folder, {**run.config, "method": {"rank": 16}})
+    write_record(run.folder, {**run.record, "sources": {"/home/alice/a": "f"}})
+    text = card.write(facts(run))
+    assert "as a LoRA of rank 16, by the method `ah_lora16`" in text and "what it is made of was merged." in text
+    assert "alice" not in text
+
+
 def test_the_best_of_several_seeds_is_said_to_be_that(tmp_path: Path) -> None:
     best, *_ = [judged(tmp_path / f"run_{seed}", seed, right) for seed, right in enumerate((4, 2, 3))]
     values = evaluation.siblings(best, "test_label_macro_f1")
@@ -134,6 +148,21 @@ def test_figures_by_group_stand_with_their_intervals(tmp_path: Path) -> None:
     write_results(run.folder, [*rows, Row("test", "label", "macro_f1", None, 0.5)])
     text = card.write(facts(run))
     assert "| `subgroup_auc` | `women` | 0.700 | 0.600 to 0.800 | 1,234 |" in text and "**not** tested" not in text
+
+
+def test_what_is_of_no_group_is_shown_beside_and_target_groups_are_by_group(tmp_path: Path) -> None:
+    run, none = judged(tmp_path / "run"), "nothing is known of how it treats"
+    rows = [Row("test", "label", "faithfulness_comprehensiveness", None, 0.2)]
+    rows.append(Row("test", "label", "faithfulness_comprehensiveness", None, 50.0, "posts"))
+    write_results(run.folder, rows)
+    before, by_group = card.write(facts(run)).split("## By group")
+    assert "| `test_label_faithfulness_comprehensiveness` | 0.200 |" in before.split("Judged beside these:")[1]
+    assert none in by_group and "faithfulness" not in by_group
+    rows += [Row("test", "label", "functional_target_accuracy", "women", 0.7)]
+    rows.append(Row("test", "label", "functional_target_accuracy", "women", 509.0, "posts"))
+    write_results(run.folder, rows)
+    text = card.write(facts(run))
+    assert "| `functional_target_accuracy` | `women` | 0.700 | — | 509 |" in text and none not in text
 
 
 def test_intervals_are_of_the_heads_own_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from conftest import Outcome
 from encoders.test_pretrained import save as save_encoder
 from hub_stand_in import stand_in
 
+from hatemtl.saved_runs import from_hub
+
 # What a library may not find while it reads the folder alone.
 OTHERS = {
     "transformers": ("peft", "adapters"),
@@ -94,6 +96,13 @@ def test_each_library_alone_gives_the_runs_own_scores(
             results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
             assert [one["type"] for one in results] == ["f1", "accuracy", "matthews_correlation"]
             assert [*programs(folder)] == [*OTHERS]
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    from_hub._lay_out(tmp_path / "cls" / "lora_0", fetched, "me/x")
+    here = ["encoder.source=./encoder", "predict.input=posts.csv", "overwrite=true"]  # which nobody else has
+    assert cli("action=predict", "load_path=fetched", *here).code == 0
+    again = pd.read_csv("posts.scored.csv").filter(like="pred_label_")
+    pd.testing.assert_frame_equal(again, expected[tmp_path / "cls" / "lora_0"], atol=1e-4, rtol=0)
     for library in OTHERS:
         for folder, said in alone([*expected], library).items():
             scores = pd.DataFrame(said).add_prefix("pred_label_")

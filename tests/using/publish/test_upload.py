@@ -1,10 +1,12 @@
 """Uploads: the real client of the hub against a stand-in for its HTTP on this machine."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hub_stand_in import stand_in
-from huggingface_hub import constants
+from huggingface_hub import CommitOperationDelete, HfApi, constants
 
 from hatemtl.errors import UserError
 from hatemtl.using.export import MARKER
@@ -24,6 +26,7 @@ def test_a_folder_is_sent_as_one_commit_without_what_says_where_it_was_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(HfApi, "model_info", lambda *_: SimpleNamespace(private=True, siblings=None))
     with stand_in() as hub:
         assert "/me/x/commit/" in upload.send(folder, "me/x", private=True)
         assert hub.created == [{"name": "x", "organization": "me", "private": True, "type": "model"}]
@@ -37,6 +40,30 @@ def test_a_folder_is_sent_as_one_commit_without_what_says_where_it_was_made(
     with pytest.raises(UserError, match="the hub is not within reach; the folder is written"):  # it is shut
         upload.send(folder, "me/x", private=True)
     assert [path.name for path in upload.files(folder)] == ["README.md", "w.safetensors"]
+
+
+def test_what_was_published_before_goes_and_what_others_put_there_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    names = ["README.md", "peft/w.safetensors", "peft/old.json", "adapterhub/head.json", ".eval_results/a.yaml"]
+    names += ["model-00001-of-00002.safetensors", "figure.png", ".gitattributes", "models/a.safetensors"]
+    there: Any = SimpleNamespace(private=False, siblings=[SimpleNamespace(rfilename=name) for name in names])
+    commits: list[Any] = []
+
+    def commit(_api: HfApi, _id: str, operations: list[Any], **_: Any) -> Any:
+        commits.append(operations)
+        return SimpleNamespace(commit_url="some")
+
+    monkeypatch.setattr(HfApi, "model_info", lambda *_: there)
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    assert upload.send(folder, "me/x", private=False) == "some"
+    gone = {of.path_in_repo for of in commits[0] if isinstance(of, CommitOperationDelete)}
+    assert gone == {*names[2:6]}
+    with pytest.raises(UserError, match=r"publish.private=true: me/x is there already, and public; nothing was sent"):
+        upload.send(folder, "me/x", private=True)
+    assert len(commits) == 1
 
 
 @pytest.mark.parametrize(
