@@ -63,7 +63,7 @@ class Figure:
             return f'{found[1]} id="{used[found[2]]}"' if found[2] in used else found[1]
 
         svg = re.sub(r'(<[^<>]*?) id="([^"]*)"', own, svg)
-        svg = re.sub(r'(href="#|url\(#)([^")]+)', lambda found: f"{found[1]}{used[found[2]]}", svg)
+        svg = re.sub(r'(href="#|url\(#)([^")]+)', lambda found: f"{found[1]}{used.get(found[2], found[2])}", svg)
         svg = re.sub(r'(<text style="[^"<>]*?)font-family: [^;"<>]*;? ?', r"\1", svg)  # the page has its own
         svg = _unwrapped(re.sub(r">\s+<", "><", re.sub(r' (?:d|x|y|transform|points)="[^"]*"', _rounded, svg)))
         if self.themed:  # colours of the page, which reach what a <use> repeats, as its own rules do not

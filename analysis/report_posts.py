@@ -171,9 +171,11 @@ def _words(run: Results, task: str) -> Table | None:
     """The first words of each label and side, of error_words.csv."""
     seen, rows = defaultdict[tuple[str, str], int](int), dict[str, list[Cell]]()
     for row in _read(run, WORDS, "word", "log_odds", "z", "wrong", "right", "of_wrong", "of_right"):
+        if row["task"] != task:
+            continue
         kind = (row["label"], row["error"])
         seen[kind] += 1
-        if row["task"] == task and seen[kind] <= 2 * MOST:
+        if seen[kind] <= 2 * MOST:
             told = f"{row['label']} {'given' if row['error'] == SIDES[0] else 'missed'}"
             shares = [f"{row[of]} of {row[f'of_{of}']}" for of in ("wrong", "right")]
             rows[str(len(rows) + 1)] = [told, row["word"], *shares, float(row["log_odds"]), float(row["z"])]

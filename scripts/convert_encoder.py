@@ -44,9 +44,16 @@ def convert(source: str, out: Path, revision: str | None = None) -> None:
     guard(folder)
     try:
         weights = torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
+        weights = weights.get("state_dict", weights)
+        assert all(isinstance(value, torch.Tensor) for value in weights.values())
     except Exception as error:  # pickles fail in any way
-        raise UserError(f"{folder / PICKLE}: holds more than tensors, or is broken ({error!s:.100}); {AGAIN}") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
+        raise UserError(
+            f"{folder / PICKLE}: holds more than tensors by name, or is broken ({error!s:.100}); {AGAIN}"
+        ) from error
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; give a folder that can be written") from error
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
         part = Path(made) / "encoder"
         part.mkdir()

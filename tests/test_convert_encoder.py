@@ -63,6 +63,16 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {path.name for path in tmp_path.iterdir()} == {"old"}
 
 
+@pytest.mark.parametrize("held", [torch.ones(2), {"config": "x"}, [torch.ones(2)]])
+def test_what_is_no_map_of_tensors_is_told(held: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = pickled(tmp_path / "old")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "old/pytorch_model.bin")  # as some trainers leave it
+    assert main([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    torch.save(held, tmp_path / "old/pytorch_model.bin")
+    assert main([str(tmp_path / "old"), str(tmp_path / "newer")]) == 2
+    assert "holds more than tensors by name" in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save("bert", tmp_path / "safe")
     (tmp_path / "there").mkdir()

@@ -273,6 +273,9 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
         raise UserError(f"{folder}/config.yaml: has no choices of groups; type the whole command, or train the run again")
     asked: Any = theirs.get("tasks", config["tasks"])
     tasks = [asked] if isinstance(asked, str) else [str(name) for name in asked]
+    for task in tasks if "tasks" not in theirs else ():
+        if not OPTION.fullmatch(task):  # Hydra would follow a path to a YAML beside the run, and build what that names
+            raise UserError(f"{folder}/config.yaml: {task!r} is no name of a task; do not use this run")
     own = {"method": LOADERS[saved.record["library"]], "heads.load": "true", "load_path": quoted(str(folder))}
     own["tasks"] = f"[{','.join(tasks)}]"
     ours = GlobalHydra.instance().config_loader().get_group_options("evaluations")

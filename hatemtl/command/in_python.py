@@ -1,6 +1,6 @@
 """Makes requests in Python: the words of the command line, with tasks and other parts given as objects."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ def option(group: str, name: str, **keys: Any) -> Any:
     """
     with composing([f"{group}={name}"]):
         part = compose("config", overrides=[f"+{group}@part={name}"]).part
+    if [*part] == [name]:  # of groups of which a run may have several
+        part = part[name]
     for key, value in keys.items():
         if key not in part:
             raise UserError(f"{key}={value!r}: {group}={name} has no such key; {did_you_mean(key, part)}")
@@ -41,6 +43,10 @@ def request(*words: str, **parts: Any) -> Request:
     A run of parts is known by their values, and not by its words. Raises UserError as the command line does.
     """
     quiet()
+    known = [field.name for field in fields(Request)]
+    for part in parts:
+        if part not in known:
+            raise UserError(f"{part}={parts[part]!r}: a request has no such part; {did_you_mean(part, known)}")
     with composing(words):
         made = requested(compose("config", overrides=[*map(spelled_out, words)]))
     parts |= {key: Path(parts[key]) for key in ("save_path", "load_path") if isinstance(parts.get(key), str)}

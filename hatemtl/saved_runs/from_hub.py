@@ -29,10 +29,14 @@ AGAIN = "give another adapter, or the folder of a saved run"
 def is_named(given: str) -> bool:
     """Tells whether this can only be a repository: OWNER/NAME or OWNER/NAME@REVISION, and no path that leads anywhere here.
 
-    >>> is_named("me/adapter"), is_named("me/adapter@refs/pr/1"), is_named("adapters/one/two"), is_named("run")
+    >>> is_named("me/adapter"), is_named("me/adapter@refs/pr/1"), is_named("me/one/two"), is_named("run")
     (True, True, False, False)
+
+    What begins with adapters/ is none: runs lie there by default, and one that is gone, or typed in another folder, must not
+    come from a stranger of that name.
     """
-    return NAME.fullmatch(given) is not None and not Path(given).exists() and not Path(given).parent.is_dir()
+    here = given.startswith("adapters/") or Path(given).exists() or Path(given).parent.is_dir()
+    return NAME.fullmatch(given) is not None and not here
 
 
 def adopted(given: str) -> Path:
@@ -57,6 +61,7 @@ def adopted(given: str) -> Path:
             _lay_out(snapshot, made, f"{match['repo']}@{snapshot.name}")
             if not place.exists():
                 os.replace(made, place)
+        print(f"note: {given} is no folder here, so it was read from the hub: {place}")
     return place
 
 

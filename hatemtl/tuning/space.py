@@ -88,7 +88,7 @@ def _lists(keys: Iterable[str]) -> dict[str, list[int]]:
 
 def _place(key: str) -> int | None:
     above, _, last = key.rpartition(".")
-    return int(last) if above and last.isdecimal() else None
+    return int(last) if above and last.isdecimal() and str(int(last)) == last else None
 
 
 def grid(space: Space) -> Iterator[dict[str, Value]]:

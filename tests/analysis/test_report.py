@@ -17,7 +17,11 @@ from tested_runs import classes, listed, save, system
 
 Run = Callable[..., tuple[int, str, str]]
 FEW = ("--resamples", "100")
-HOSTILE = ("<img src=x onerror=alert(1)>", '</script><script>alert("2")</script>', "$\\frac{ --> ' onload='")
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    '</script><script>alert("2")</script>',
+    "$\\frac{ --> ' onload=' url(#x href=\"#y",
+)
 VOID = {"meta", "input", "br", "img"}
 
 

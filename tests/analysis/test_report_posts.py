@@ -41,6 +41,17 @@ def test_errors_are_found_in_predictions_where_texts_are_given(tmp_path: Path) -
     assert all(" ".join(word.text for word in post.words) == texts[post.post] for post in of.posts)
 
 
+def test_words_of_one_task_take_no_place_of_anothers(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    listed(tmp_path / "a", ["a group"] * 12)
+    path = tmp_path / "a" / "error_words.csv"
+    head, *rows = path.read_text().splitlines()
+    others = [row.replace("label,", "other,", 1) for row in rows] * (3 * MOST)
+    alone = found(tmp_path / "a")[0].words
+    path.write_text("\n".join([head, *others, *rows]) + "\n")
+    assert alone is not None and found(tmp_path / "a")[0].words == alone
+
+
 def test_there_are_fewer_of_each_label_where_there_are_many(tmp_path: Path) -> None:
     groups = [f"group {i // 30}" for i in range(1200)]
     runs = [run(tmp_path / str(i)) for i in range(3)]

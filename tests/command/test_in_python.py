@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hatemtl.command.in_python import option, request, using
+from hatemtl.corpora.hatexplain import HateXplain
 from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -37,12 +38,19 @@ def test_a_run_of_words_alone_is_that_of_the_command_line() -> None:
     assert isinstance(made.tasks["label"].corpus, Sample)
 
 
+def test_what_a_run_may_have_several_of_is_built_by_its_name() -> None:
+    assert option("regulariser", "proximal", decay=0.5).decay == 0.5
+    assert option("evaluations", "calibration").bins == 15
+    assert isinstance(option("tasks", "label").corpus, HateXplain)
+
+
 def test_what_is_mistyped_is_told_as_on_the_command_line() -> None:
     for wrong, said in (
         (lambda: option("corpus", "samle"), r"corpus=samle: no such option; did you mean 'sample'"),
         (lambda: option("corpus", "sample", sise=200), r"sise=200: corpus=sample has no such key; did you mean 'size'"),
         (lambda: option("corpus", "sample", size=3), "size=3: expected at least 100"),
         (lambda: option("head", "multiclass", pooling="max"), "pooling"),
+        (lambda: request(tsks={}), "tsks={}: a request has no such part; did you mean 'tasks'"),
         (lambda: request("encoder=tinny"), "did you mean 'tiny'"),
         (lambda: request("optimisation.epochs=1"), "did you mean 'optimization"),
     ):

@@ -37,6 +37,7 @@ def test_forms(given: Any, read: Any) -> None:
         ({"a": [1, 1]}, "twice"),
         ({"a": [[1]]}, "expected log(low, high)"),
         ({"a.w.1": [0, 1], "a.w.2": [0, 1]}, "tune.space.a.w has the places 1, 2: expected each of a list, from 0 on"),
+        ({"a.w.00": [0, 1], "a.w.0": [0, 1], "a.w": [1]}, "is there whole, and by its places"),
         ({"a.w": [1, 2], "a.w.0": [0, 1]}, "tune.space.a.w is there whole, and by its places"),
     ],
 )

@@ -29,7 +29,7 @@ class Ended:
     diverged: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is one of its own, and a key of whoever does it
 class Run:
     """Holds one run as a launcher sees it, which needs to know no more of it than how to start it.
 

@@ -23,6 +23,7 @@ from hatemtl.training.launch.slurm import Job
 from hatemtl.training.launch.submission import PLACE, Submitted, leave, report_of
 
 NAMESPACE, CLUSTER = "hatemtl", "ray "  # the latter before the address, in what is kept of a run
+AMOUNTS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}  # that Ray would take among resources too, by our keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,15 @@ class Ray:
         for name, least in (("cpus", 1), ("gpus", 0), ("restarts", -1)):
             if (value := getattr(self, name)) < least:
                 raise UserError(f"launcher.{name}={value}: expected a number, {least} or more")
-        if self.memory is not None and self.memory <= 0:
+        if self.gpus > 1 and self.gpus % 1:
+            raise UserError(f"launcher.gpus={self.gpus}: expected a share of one GPU, such as 0.5, or whole ones")
+        if self.memory is not None and not 0 < self.memory < float("inf"):
             raise UserError(f"launcher.memory={self.memory}: expected GiB, above 0, or null")
+        for name, amount in self.resources.items():
+            if name in AMOUNTS:
+                raise UserError(f"launcher.resources.{name}={amount}: type launcher.{AMOUNTS[name]}={amount:g}")
+            if not 0 < amount < float("inf"):
+                raise UserError(f"launcher.resources.{name}={amount}: expected a number above 0")
 
     def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]:
         with connected(self.address or "auto") as (ray, address):
@@ -99,7 +107,7 @@ def connected(address: str) -> Iterator[tuple[Any, str]]:
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[0]
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"launcher.address={address}: no Ray cluster answers there ({why}); start one by `uv run ray start --head`, or "
             f"type the address of one"

@@ -49,7 +49,8 @@ def _main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runs(*words: str) -> list[Run]:
-    return [Run(f"run {word}", (word,), lambda: Ended("not begun", "")) for word in words]
+    config = {"seed": {"of": "a run that trains"}}
+    return [Run(f"run {word}", (word,), lambda: Ended("not begun", ""), Path(word), config) for word in words]
 
 
 def test_each_end_is_told(capfd: pytest.CaptureFixture[str]) -> None:
@@ -122,3 +123,13 @@ def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
             return  # ended, and whoever has it now has not yet asked how
         time.sleep(0.1)
     pytest.fail("it goes on")
+
+
+@pytest.mark.slow
+def test_a_sweep_from_the_command_line_trains_side_by_side(tmp_path: Path) -> None:
+    words = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=200"]
+    words += ["-m", "seed=1,2", "optimization.epochs=1", "launcher=local", "launcher.jobs=2", "launcher.threads=1"]
+    save_path = f"save_path={tmp_path}/runs/${{seed}}"
+    done = subprocess.run([sys.executable, "main.py", *words, save_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != ".") == ["1", "2"]

@@ -35,6 +35,9 @@ sys.stdin.read()
         ({"cpus": 0}, "launcher.cpus=0: expected a number, 1 or more"),
         ({"restarts": -2}, "launcher.restarts=-2"),
         ({"memory": 0.0}, "launcher.memory=0.0: expected GiB"),
+        ({"gpus": 1.5}, "launcher.gpus=1.5: expected a share of one GPU"),
+        ({"resources": {"GPU": 1}}, "launcher.resources.GPU=1: type launcher.gpus=1"),
+        ({"resources": {"fast": -1}}, "launcher.resources.fast=-1: expected a number above 0"),
     ],
 )
 def test_what_no_cluster_can_give_is_named(wrong: dict[str, Any], says: str) -> None:
