@@ -11,7 +11,7 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using.publish import measured, snippets
 from hatemtl.using.publish.facts import Facts
 from hatemtl.using.publish.markdown import block, code, plain, table
-from hatemtl.using.publish.places import last
+from hatemtl.using.publish.places import last, shared_source
 
 ABOUT = {
     "multiclass": "one label a text",
@@ -46,7 +46,8 @@ def write(facts: Facts) -> str:
 
 def _what(facts: Facts) -> str:
     record, tasks = facts.run.record, ", ".join(f"{code(task)} ({ABOUT[head.kind]})" for task, head in facts.heads.items())
-    on = code(facts.base or last(record["encoder_source"]))
+    source = record["encoder_source"]
+    on = code(facts.base or shared_source(source, None) or last(source))
     return (
         f"A classifier of short texts: {tasks}. {on}, trained {_method(facts.run)} of hatemtl "
         f"{record['versions']['hatemtl']}. Content warning: its labels and its training posts may be about hate and abuse."

@@ -130,6 +130,9 @@ def test_a_table_is_nobodys_own_and_no_run_is_merged_of_nothing(tmp_path: Path) 
     text = card.write(facts(run))
     assert "as a LoRA of rank 16, by the method `ah_lora16`" in text and "what it is made of was merged." in text
     assert "alice" not in text
+    for source, name in (("/home/alice/e", "`e`"), ("package:x/model", "`package:x/model`")):
+        write_record(run.folder, {**run.record, "encoder_source": source})
+        assert f"{name}, trained" in card.write(facts(run, base=None))
 
 
 def test_the_best_of_several_seeds_is_said_to_be_that(tmp_path: Path) -> None:
