@@ -35,7 +35,7 @@ def is_place(text: str) -> bool:
 
 
 def settings(config: Mapping[str, Any], base: str | None) -> dict[str, Any]:
-    """The configuration as it is published, still one that loads the run. base: what others load the encoder by."""
+    """Gives the configuration as it is published, still one that loads the run. base: what others load the encoder by."""
     kept: dict[str, Any] = without_places({key: config[key] for key in PUBLISHED if key in config})
     if isinstance(method := kept.get("method"), dict):
         method.pop("path", None)  # a loader's, which reads load_path
@@ -47,7 +47,7 @@ def settings(config: Mapping[str, Any], base: str | None) -> dict[str, Any]:
 
 
 def record(told: Mapping[str, Any], base: str | None) -> dict[str, Any]:
-    """What of run.json is published."""
+    """Gives what is published of run.json."""
     source = str(told["encoder_source"])
     kept: dict[str, Any] = without_places({key: told[key] for key in TOLD if key in told})
     return {**kept, "encoder_source": shared_source(source, base) or last(source)}
@@ -65,7 +65,7 @@ def _is_folder(name: str) -> bool:
 
 
 def last(path: str) -> str:
-    """The name of a folder without where it lies, on whatever system that is.
+    """Names a folder without where it lies, on whatever system that is.
 
     >>> last("/home/me/encoder"), last("C:\\\\Users\\\\me\\\\encoder")
     ('encoder', 'encoder')
@@ -74,7 +74,7 @@ def last(path: str) -> str:
 
 
 def without_places(value: Any) -> Any:
-    """The values without the places of this machine: whoever loads the run has their own."""
+    """Gives the values without the places of this machine: whoever loads the run has their own."""
     if isinstance(value, Mapping):
         found = {}
         for key, item in value.items():
@@ -90,7 +90,7 @@ def without_places(value: Any) -> Any:
 
 
 def without_folder(text: str, folder: Path) -> str:
-    """A text that names the saved run without saying where it lies.
+    """Names the saved run in a text without saying where it lies.
 
     >>> without_folder("/home/me/runs/a has no adapter", Path("/home/me/runs/a"))
     'the run has no adapter'
