@@ -10,6 +10,7 @@ from typing import Any
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using.publish.evaluation import siblings
+from hatemtl.using.publish.places import is_place, last
 
 NEEDED = {"system", "metric", "mean"}
 NUMBERS, TEXTS = (
@@ -39,7 +40,15 @@ def read(path: Path, run: SavedRun) -> list[Mapping[str, Any]]:
         if metric not in results:
             raise UserError(f"{given}: it compares by {metric}, which is no row of {run.folder}/results.csv; {again}")
         _check_own(run, metric, [row["mean"] for row in rows if row["metric"] == metric], given, again)
-    return rows
+    return [_without_places(row, [of["system"] for of in rows]) for row in rows]
+
+
+def _without_places(row: Mapping[str, Any], systems: Sequence[str]) -> dict[str, Any]:
+    """The row with systems that are paths of this machine named without where they lie, in its sentence as well."""
+    told = dict(row)
+    for name in sorted(filter(is_place, systems), key=len, reverse=True):
+        told |= {key: told[key].replace(name, last(name)) for key in TEXTS if isinstance(told.get(key), str)}
+    return told
 
 
 def _check_types(row: Mapping[str, Any], given: str, again: str) -> None:

@@ -272,6 +272,9 @@ def test_verdicts_are_of_the_run_or_of_its_seeds(tmp_path: Path) -> None:
     for mean in (0.3, 0.2):  # its own, and that of both seeds
         path.write_text(json.dumps([{**VERDICT, "mean": 0.9}, {**VERDICT, "mean": mean, "low": None, "sentence": None}]))
         assert len(verdicts.read(path, run)) == 2
+    path.write_text(json.dumps([{**VERDICT, "system": "/home/alice/b_?", "sentence": "/home/alice/b_? is better than a."}]))
+    (row,) = verdicts.read(path, run)
+    assert (row["system"], row["sentence"]) == ("b_?", "b_? is better than a.")
     with pytest.raises(UserError, match="cannot be read"):
         verdicts.read(tmp_path, run)
 
