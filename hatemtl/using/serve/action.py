@@ -4,7 +4,7 @@ import importlib.util
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +105,6 @@ def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: s
         console.print("Ctrl-C ends it")
         quiet: dict[str, Any] = {"access_log": False, "log_config": None, "log_level": "critical", "server_header": False}
         config = uvicorn.Config(app(runs, waiting, host=host), ws="none", timeout_graceful_shutdown=3, **quiet)
-        try:
+        with suppress(Interrupted):  # as it is meant to end; where uvicorn is first to see the signal, it just returns
             uvicorn.Server(config).run(sockets=[listening])
-        except Interrupted:  # as it is meant to end
-            console.print("ended")
+        console.print("ended")
