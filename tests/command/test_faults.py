@@ -366,7 +366,17 @@ def test_a_limit_of_the_address_space(tmp_path: Path) -> None:
         "runpy.run_path('main.py', run_name='__main__')\n"
     )
     wide = ["encoder.random.hidden_size=1024", "encoder.random.num_attention_heads=16", "batching.batch_size=2000"]
-    command = [sys.executable, "-c", limited, "main.py", *RUN[:3], *wide, "method=full", f"save_path={tmp_path}/run"]
+    command = [
+        sys.executable,
+        "-c",
+        limited,
+        "main.py",
+        *RUN[:3],
+        *wide,
+        "method=full",
+        "optimization.epochs=1",
+        f"save_path={tmp_path}/run",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert "begins again, each batch in 2 micro-batches" in ended.stdout, ended.stderr
