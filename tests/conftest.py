@@ -17,6 +17,10 @@ import pytest
 import yaml
 
 yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]  # the same in C: Hydra reads some thirty files for each command
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's job in the background; what tests start would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 

@@ -155,6 +155,9 @@ NAMES = set(get_args(Kind))
 BY_NAME = {  # who may ask for a kind by its name, beside heads, labels.py and corpora, which read each from its files
     "evaluations/base.py": "bias and functional tests are of the likeliest label among labels without order",
     "evaluations/functional.py": "the likeliest label decides, as of labels without order alone",
+    "evaluations/errors.py": "a label is wrongly given or missed, among labels without order alone",
+    "using/publish/card.py": "tells people in words what kinds are; one that it does not know by its name",
+    "using/publish/said_head.py": "knows which kinds the classes of transformers can say",
     "using/load.py": "is copied beside an export, where hatemtl is not",
 }
 

@@ -45,7 +45,10 @@ def write(facts: Facts) -> str:
 
 
 def _what(facts: Facts) -> str:
-    record, tasks = facts.run.record, ", ".join(f"{code(task)} ({ABOUT[head.kind]})" for task, head in facts.heads.items())
+    record, tasks = (
+        facts.run.record,
+        ", ".join(f"{code(task)} ({ABOUT.get(head.kind, head.kind)})" for task, head in facts.heads.items()),
+    )
     source = record["encoder_source"]
     on = code(facts.base or shared_source(source, None) or last(source))
     return (

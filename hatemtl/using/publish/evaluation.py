@@ -79,7 +79,7 @@ def _tensors(space: LabelSpace, scores: Any, gold: Any) -> tuple[Tensor, Tensor]
         said, true = (torch.tensor(np.stack(column.to_numpy()), dtype=torch.float32) for column in (scores, gold))
         if space.carries == "any":
             return said, true
-        return said, true[:, 0] if space.kind == "score" else true[:, 0].long()
+        return said, true[:, 0] if (space.about, space.carries) == ("posts", None) else true[:, 0].long()
     width = max(map(len, scores))
     read, marked = np.zeros((len(scores), width), np.float32), np.full((len(scores), width), -1, np.float32)
     for row, (score, target) in enumerate(zip(scores, gold, strict=True)):
