@@ -67,21 +67,10 @@ KEYS: dict[str, Any] = {
 }
 # Of the run's own keys, what is said anew by whoever uses it: the encoder side and the heads are loaded, not made.
 SAID_ANEW = (
-    *("action", "save_path", "load_path", "overwrite", "predict", "export", "publish", "heads", "method", "merge", "logger"),
-    *(
-        "choices",
-        "serve",
-        "weighting",
-        "regulariser",
-        "augmentation",
-        "unlabelled",
-        "corpus@unlabelled",
-        "optimization",
-        "launcher",
-        "tune",
-    ),
-    *("data.cache", "data.workers", "data.micro_batches", "trainer.progress", "trainer.devices", "trainer.nodes"),
-    "trainer.memory",
+    *("action", "save_path", "load_path", "overwrite", "predict", "export", "publish", "serve", "heads", "method", "merge"),
+    *("logger", "choices", "weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization"),
+    *("launcher", "tune", "data.cache", "data.workers", "data.micro_batches"),
+    *("trainer.progress", "trainer.devices", "trainer.nodes", "trainer.memory"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 
