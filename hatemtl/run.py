@@ -174,7 +174,9 @@ def _cross_validate(cfg: Any, request: Request, *, then_test: bool) -> tuple[Pat
 def _requested(cfg: Any) -> Request:
     if cfg.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
-    return requested(cfg)
+    request = requested(cfg)
+    request.trainer.take()
+    return request
 
 
 def _use(action: str, cfg: Any) -> Path:

@@ -50,7 +50,9 @@ def request(*words: str, **parts: Any) -> Request:
     with composing(words):
         made = requested(compose("config", overrides=[*map(spelled_out, words)]))
     parts |= {key: Path(parts[key]) for key in ("save_path", "load_path") if isinstance(parts.get(key), str)}
-    return replace(made, config={}, **parts) if parts else made
+    made = replace(made, config={}, **parts) if parts else made
+    made.trainer.take()
+    return made
 
 
 def using(made: Request, folder: str | Path) -> Request:

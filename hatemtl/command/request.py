@@ -192,7 +192,6 @@ class Request:
 
         name: of the method's adapter. data: the posts to train on; None where a saved run is used.
         """
-        self.trainer.take()
         L.seed_everything(self.seed, verbose=False)
         training: dict[str, Any] = {}
         if data is not None:
