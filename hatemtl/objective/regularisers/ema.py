@@ -70,13 +70,8 @@ class Average(nn.Module, Regulariser):
         if not self.steps:
             yield
             return
-        with torch.no_grad():
-            before = [weight.detach().clone() for weight in self.weights]
-            put(self.weights, [*self.buffers()])
-        try:
+        with exchanged(self.weights, [*self.buffers()]):
             yield
-        finally:
-            put(self.weights, before)
 
 
 def trained(forward: Passes) -> list[nn.Parameter]:
@@ -85,8 +80,14 @@ def trained(forward: Passes) -> list[nn.Parameter]:
     return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
 
 
-@torch.no_grad()
-def put(weights: list[nn.Parameter], values: list[Tensor]) -> None:
-    """Gives weights these values."""
-    for weight, value in zip(weights, values, strict=True):
-        weight.copy_(value)
+@contextmanager
+def exchanged(weights: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
+    """Gives weights, inside, these values: their storage is exchanged, for a step may still need what is in it."""
+    mine = [weight.data for weight in weights]
+    try:
+        for weight, value in zip(weights, values, strict=True):
+            weight.data = value.to(weight.dtype)
+        yield
+    finally:
+        for weight, value in zip(weights, mine, strict=True):
+            weight.data = value

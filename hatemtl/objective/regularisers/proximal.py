@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.objective.regularisers.base import Passes, Regulariser, Run, check_no_guessing, expect, over_posts
-from hatemtl.objective.regularisers.ema import trained
+from hatemtl.objective.regularisers.ema import exchanged, trained
 from hatemtl.objective.regularisers.embeddings import steady
 
 
@@ -71,22 +71,14 @@ class Anchor(nn.Module, Regulariser):
     def in_place(self) -> Iterator[None]:
         """Lets the network compute, inside, with the average.
 
-        The weights' storage is exchanged, not written over: what training has computed still waits for its gradients,
-        and needs them as they are. Autocast must not answer with its copies of them either.
+        Autocast must not answer with its copies of the weights, which training has it keep.
         """
         device = self.weights[0].device.type
-        mine = [weight.data for weight in self.weights]
         half = torch.autocast(
             device,
             dtype=torch.get_autocast_dtype(device),
             enabled=torch.is_autocast_enabled(device),
             cache_enabled=False,
         )
-        try:
-            for weight, average in zip(self.weights, self.buffers(), strict=True):
-                weight.data = average.to(weight.dtype)
-            with half:
-                yield
-        finally:
-            for weight, value in zip(self.weights, mine, strict=True):
-                weight.data = value
+        with exchanged(self.weights, [*self.buffers()]), half:
+            yield
