@@ -68,6 +68,19 @@ def test_texts_are_scored_and_explained_side_by_side(page: Any) -> None:
     page.wait_for_selector("details.why mark")
 
 
+def test_who_asks_before_the_runs_are_known_waits(browser: Any, address: str) -> None:
+    page, held = browser.new_page(), []
+    page.route("**/runs", lambda route: held.append(route))
+    with page.expect_request("**/runs"):
+        page.goto(address)
+    page.fill("#texts", "a mild day at the choir")
+    page.get_by_role("button", name="Score").click()
+    assert page.locator("#error").inner_text() == ""
+    held[0].continue_()
+    page.get_by_text("1 texts scored").wait_for()
+    page.close()
+
+
 def test_a_file_is_scored_and_saved(page: Any, tmp_path: Path) -> None:
     posts = tmp_path / "posts.csv"
     posts.write_text(f'id,text\n1,a day\n2,\n3,"{HOSTILE.replace(chr(34), "")}"\n', encoding="utf-8")

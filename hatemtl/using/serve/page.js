@@ -37,8 +37,11 @@ const chosen = () => [...document.querySelectorAll("#runs input:checked")].map((
 function fail(error) { at("error").textContent = error.message; at("status").textContent = ""; }
 
 async function score(rows, column) {
-  const mine = ++turn, runs = chosen(), begun = performance.now();
+  const mine = ++turn, begun = performance.now();
   for (const id of ["error", "status"]) at(id).textContent = "";
+  await known; // who asks before the runs have come waits for them
+  if (mine !== turn) return;
+  const runs = chosen();
   if (!runs.length) return fail(new Error("choose a saved run"));
   scored = []; shown = 0; at("results").replaceChildren(); at("download").hidden = at("more").hidden = at("legend").hidden = true;
   const kept = rows.filter((row) => String(row[column] ?? "").trim());
@@ -175,7 +178,7 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) document.addE
   if (name === "drop" && event.dataTransfer.files[0]) read(event.dataTransfer.files[0]);
 });
 
-ask("/runs").then((answer) => {
+const known = ask("/runs").then((answer) => {
   about = answer;
   for (const run of Object.keys(about.runs)) {
     const box = make("input", null, { type: "checkbox", value: run, checked: "" });
