@@ -37,6 +37,7 @@ class TokenizedPosts(Dataset[Batch]):
     texts: as their authors wrote them; `preprocess` makes of each what is tokenized, word by word.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
     labelled: how many posts come before those that no task annotates.
+    on_gpu: whether batches are padded as a GPU computes them best; None for wherever there is one.
     augmenter: changes the posts of a training epoch, by the numbers `changes`; none for what is evaluated.
     """
 
@@ -47,6 +48,7 @@ class TokenizedPosts(Dataset[Batch]):
         parts: list[Posts],
         cache: Path | None = None,
         preprocess: Preprocess = AS_IS,
+        on_gpu: bool | None = None,
     ) -> None:
         self.ids = [post for posts in parts for post in posts.ids]
         self.texts = [text for posts in parts for text in posts.texts]
@@ -76,7 +78,8 @@ class TokenizedPosts(Dataset[Batch]):
         self.labelled = len(self.ids)
         self.augmenter: Augmenter | None = None
         self.changes: dict[str, int] = {}
-        self.on_gpu = torch.cuda.is_available()  # to ask at every batch takes half a millisecond
+        # to ask at every batch takes half a millisecond
+        self.on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
         self.draw = derive(0, "masks", -1)  # of evaluation, so that runs of all seeds are asked the same
 
     @property

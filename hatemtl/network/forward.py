@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.attention import by_head, of_first_token, watching
-from hatemtl.encoders.fast import merged
+from hatemtl.encoders.fast import merge, merged, unmerge
 from hatemtl.heads.base import Head
 from hatemtl.methods.mtl_lora import reading, reads_by_task
 from hatemtl.network.frozen_prefix import Prefix
@@ -20,7 +20,8 @@ class Forward:
 
     dtype: of the encoder's arithmetic. compiled: the encoder as training calls it, None for itself. prefix: the layers whose
     hidden states come with a batch. learns: whether the encoder side gets gradients; heads do in any case. progress: how far
-    training is, from 0 to 1. watched: layers; every pass that records gradients keeps what enters them, until the next one.
+    training is, from 0 to 1. settled: whether LoRAs are merged for good (`settle`). watched: layers; every pass that records
+    gradients keeps what enters them, until the next one.
     """
 
     def __init__(self, encoder: Any, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
@@ -28,6 +29,7 @@ class Forward:
         self.compiled: Callable[..., Any] | None = None
         self.prefix: Prefix | None = None
         self.learns, self.progress, self.by_task = True, 0.0, reads_by_task(encoder)
+        self.settled = False
         self.watched: Collection[int] = ()
         self.entered: tuple[Batch, dict[int, Tensor]] | None = None
 
@@ -110,12 +112,35 @@ class Forward:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Stops learning inside: LoRAs are merged, no gradient is recorded, the encoder computes in its number format."""
-        with self.without_dropout(), merged(self.encoder), torch.inference_mode(), self._arithmetic():
+        with self._still(), torch.inference_mode(), self._arithmetic():
             yield
+
+    def settle(self) -> None:
+        """Makes `inference` free of what it costs to begin: no weight changes any more, so LoRAs are merged once."""
+        if not self.settled:
+            for module in (self.encoder, *self.heads.values()):
+                module.eval()
+            merge(self.encoder)
+            self.settled = True
+
+    def unsettle(self) -> None:
+        """Takes LoRAs out of the weights again."""
+        if self.settled:
+            unmerge(self.encoder)
+            self.settled = False
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        if self.settled:
+            yield
+        else:
+            with self.without_dropout(), merged(self.encoder):
+                yield
 
     @contextmanager
     def gradients(self) -> Iterator[None]:
         """Stops learning inside, but for gradients of embeddings that are passed to `logits`; no weight gets any."""
+        self.unsettle()  # what is merged has no way back
         trained = [p for module in (self.encoder, *self.heads.values()) for p in module.parameters() if p.requires_grad]
         learns, compiled, self.learns, self.compiled = self.learns, self.compiled, True, None
         try:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,10 +46,17 @@ def exact_onednn() -> None:
 
     oneDNN may round to bf16 inside, and does where the processor has AMX; there MKL stays.
     """
+    torch.set_float32_matmul_precision("medium" if _onednn_is_exact() else "highest")
+
+
+@cache
+def _onednn_is_exact() -> bool:  # once a process: to look takes milliseconds, and the reading of one post little more
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     x, y = torch.linspace(-1, 1, 256 * 256).reshape(256, 256), torch.linspace(1, -2, 256 * 256).reshape(256, 256)
-    if not torch.allclose(x.sin() @ y.cos(), (x.double().sin() @ y.double().cos()).float(), rtol=1e-4, atol=1e-4):
-        torch.set_float32_matmul_precision("highest")
+    exact = torch.allclose(x.sin() @ y.cos(), (x.double().sin() @ y.double().cos()).float(), rtol=1e-4, atol=1e-4)
+    torch.set_float32_matmul_precision(before)
+    return exact
 
 
 def _compiler() -> str | None:

@@ -1,10 +1,12 @@
 """Scores texts with a saved run: what the command line, a script, a notebook and a server stand on."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hatemtl.batches.batch import Batch
@@ -20,7 +22,10 @@ from hatemtl.machine.startup import quiet
 from hatemtl.network.assembly import check_tokenizer
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import kept
-from hatemtl.using.reader import through
+
+# Tokens from which all threads compute a batch. Fewer are done before the others would have begun: where each product takes
+# a tenth of a millisecond, and something else runs on the machine, to wait for them takes many times as long.
+FEW = 512
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Predictor:
         """request: how `saved`, its `used_run`, is loaded."""
         self.request, self.saved, self.spaces = request, saved, {task: saved.labels[task] for task in request.tasks}
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
-        self.network.module.requires_grad_(False).to(request.trainer.device)
+        self.device = request.trainer.device
+        self.network.module.requires_grad_(False).to(self.device)
         self.heads = {task: self.network.module.head(task) for task in self.spaces}
         self.lexicons = {task: lexicon for task, of in request.tasks.items() if (lexicon := of.lexicon) is not None}
         self.tokenizer = self.network.encoder.tokenizer()
@@ -99,7 +105,8 @@ class Predictor:
                 raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
         whole = Posts([*map(str, range(len(posts)))], posts, np.full(len(posts), "test"), {}, pairs)
         length, preprocess = self.network.encoder.max_length, self.request.preprocess
-        return TokenizedPosts(self.tokenizer, length, [whole], preprocess=preprocess).count(self.lexicons)
+        pool = TokenizedPosts(self.tokenizer, length, [whole], preprocess=preprocess, on_gpu=self.device.type == "cuda")
+        return pool.count(self.lexicons)
 
     def scores(
         self, pool: TokenizedPosts, told: Callable[[int], object] | None = None, tasks: Iterable[str] | None = None
@@ -108,12 +115,32 @@ class Predictor:
         tasks = [*(self.spaces if tasks is None else tasks)]
         found: dict[str, list[list[float]]] = {task: [[]] * len(pool) for task in tasks}
         batches = self.request.batching.in_order(pool.lengths) if len(pool) else []
-        passed = through(self.network.module, self.request.trainer, loader(pool, batches, self.request.workers), tasks)
-        for batch, logits in passed:
-            self.keep(found, pool, batch, logits)
+        apart = self.request.workers or self.device.type == "cuda"  # else a loader only takes time
+        for batch in loader(pool, batches, self.request.workers) if apart else map(pool.__getitem__, batches):
+            with self.reading(batch.tokens):
+                self.keep(found, pool, batch, self.network.module.through(batch.to(self.device), tasks))
             if told is not None:
                 told(len(batch))
         return found
+
+    @contextmanager
+    def reading(self, tokens: int) -> Iterator[None]:
+        """Lets this thread compute as training's evaluations do, inside, a batch of so many tokens.
+
+        LoRAs are merged at the first, and stay so: nothing is trained here. One thread computes fewer tokens than `FEW`.
+        """
+        through, threads = self.network.module.through, torch.get_num_threads()
+        alone = self.device.type == "cpu" and tokens < FEW < FEW * threads
+        with self.request.trainer.arithmetic():
+            through.settle()
+            try:
+                if alone:
+                    torch.set_num_threads(1)
+                with through.inference():
+                    yield
+            finally:
+                if alone:
+                    torch.set_num_threads(threads)
 
     def keep(
         self, found: Mapping[str, list[list[float]]], pool: TokenizedPosts, batch: Batch, logits: Mapping[str, Tensor]

@@ -15,7 +15,13 @@ from hatemtl.encoders.fast.bert_stack import BertStack
 from hatemtl.errors import UserError
 from hatemtl.objective.optimization import Optimization
 from hatemtl.training import trainer_settings as trainer_module
-from hatemtl.training.trainer_settings import COMPILE_FROM, TrainerSettings, exact_onednn, fastest_precision
+from hatemtl.training.trainer_settings import (
+    COMPILE_FROM,
+    TrainerSettings,
+    _onednn_is_exact,
+    exact_onednn,
+    fastest_precision,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*fast_dev_run.*")
 
@@ -189,6 +195,7 @@ def test_where_onednn_rounds_mkl_stays(rounds: bool, monkeypatch: pytest.MonkeyP
 
     if rounds:
         monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    monkeypatch.setattr("hatemtl.training.trainer_settings._onednn_is_exact", _onednn_is_exact.__wrapped__)
     exact_onednn()
     assert torch.get_float32_matmul_precision() == ("highest" if rounds else "medium")
 

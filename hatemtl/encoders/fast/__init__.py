@@ -1,4 +1,4 @@
-from hatemtl.encoders.fast.door import accelerate, is_fast, merged, restore, verify
+from hatemtl.encoders.fast.door import accelerate, is_fast, merge, merged, restore, unmerge, verify
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 
-__all__ = ["LoRALinear", "accelerate", "is_fast", "merged", "restore", "verify"]
+__all__ = ["LoRALinear", "accelerate", "is_fast", "merge", "merged", "restore", "unmerge", "verify"]

@@ -48,16 +48,30 @@ def merged(model: nn.Module) -> Iterator[bool]:
 
     Afterwards all is as before, to the last bit: to merge and unmerge as the libraries do would change the frozen weights.
     """
+    try:
+        yield merge(model)
+    finally:
+        unmerge(model)
+
+
+def merge(model: nn.Module) -> bool:
+    """Merges each LoRA computed here into the weight under it, until `unmerge`; says if there is any."""
+    steps = _mergeable(model)
+    for step in steps:
+        step.merge()
+    return bool(steps)
+
+
+def unmerge(model: nn.Module) -> None:
+    """Lets each LoRA be computed beside its weight again."""
+    for step in _mergeable(model):
+        step.merged = None
+
+
+def _mergeable(model: nn.Module) -> list[LoRALinear | BertLayer]:
     forwards = [module.forward for module in model.modules()]
     steps: list[LoRALinear | BertLayer] = [f for f in forwards if isinstance(f, LoRALinear)]
-    steps += [layer for f in forwards if isinstance(f, BertStack) for _, layer, _ in f.layers]
-    try:
-        for step in steps:
-            step.merge()
-        yield bool(steps)
-    finally:
-        for step in steps:
-            step.merged = None
+    return steps + [layer for f in forwards if isinstance(f, BertStack) for _, layer, _ in f.layers]
 
 
 def is_fast(model: nn.Module) -> bool:

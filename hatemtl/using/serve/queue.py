@@ -78,7 +78,6 @@ class Queue:
                         request.answer.set_exception(error)
             with self.changed:
                 self.posts -= sum(request.posts for request in together)
-        self.runs.close()
 
     def _next(self) -> list[Waiting]:
         """Waits for requests, and takes those that fit into a pass; none where the queue was closed."""

@@ -1,7 +1,7 @@
 """Asks saved runs on one encoder about texts: posts of all runs in one batch where their adapters are in the bank."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations import explainers
-from hatemtl.network.forward import Forward
 from hatemtl.using.predictor import Predictor, Scored
 from hatemtl.using.reader import Reader
 from hatemtl.using.serve.one_encoder import OnOneEncoder
@@ -25,15 +24,10 @@ Found = dict[str, list[list[float]]]
 
 
 class Runs:
-    """Reads texts with saved runs by name. One thread asks it, and stays ready to: nothing is set up at each call."""
+    """Reads texts with saved runs by name, asked by one thread."""
 
     def __init__(self, loaded: OnOneEncoder, *, int8: bool = False) -> None:
         self.predictors, self.rows, self.gate, self.int8 = loaded.predictors, loaded.rows, loaded.gate, int8
-        for predictor in self.predictors.values():
-            predictor.network.module.eval()
-        self.ready, self.arithmetic = ExitStack(), ExitStack()
-        self.steady = False  # whether `arithmetic` is at work
-        self.at: Forward | None = None  # which computes without gradients, its LoRAs merged, from one call to the next
 
     def said(self, asked: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Scored]]]:
         """Gives what every task of each run says of the texts that this run is asked about."""
@@ -52,14 +46,14 @@ class Runs:
         of = np.repeat(np.arange(len(names)), [len(pools[name]) for name in names])
         rows = np.concatenate([np.arange(len(pools[name])) for name in names])
         lengths = np.concatenate([pools[name].lengths for name in names])
-        self._be_ready(first)
         for places in first.request.batching.in_order(lengths):
             batches = {}
             for number in np.unique(of[places]):
                 name, mine = names[number], rows[places][of[places] == number]
-                batches[name] = pools[name][mine].to(first.request.trainer.device)
-            for name, logits in self._logits(batches).items():
-                self.predictors[name].keep(found[name], pools[name], batches[name], logits)
+                batches[name] = pools[name][mine].to(first.device)
+            with first.reading(sum(batch.tokens for batch in batches.values())):
+                for name, logits in self._logits(batches).items():
+                    self.predictors[name].keep(found[name], pools[name], batches[name], logits)
 
     def _logits(self, batches: Mapping[str, Batch]) -> dict[str, dict[str, Tensor]]:
         """Computes the logits of all tasks of each run for its own posts."""
@@ -76,12 +70,6 @@ class Runs:
             for (name, batch), mine in zip(batches.items(), hidden, strict=True)
         }
 
-    def close(self) -> None:
-        """Leaves the thread that asked as it was."""
-        self._be_ready(None)
-        self.arithmetic.close()
-        self.steady = False
-
     def why(self, name: str, text: str, task: str, label: str, by: By) -> list[tuple[str, float]]:
         """Gives each word's share in the score of a label, the sum of its tokens'; words beyond max_length have 0."""
         predictor = self.predictors[name]
@@ -92,7 +80,6 @@ class Runs:
             raise UserError(f"task {task!r} marks words itself; ask about the label of another task")
         if label not in space.names:
             raise UserError(f"task {task!r} has no label {label!r}; {did_you_mean(label, space.names)}")
-        self._be_ready(None)
         pool = predictor.pool([text])
         reader = _reader(predictor, pool)
         tokens, labels = reader.tokens(0), np.array([space.names.index(label)])
@@ -107,20 +94,8 @@ class Runs:
         return [*zip(words, shares.tolist(), strict=True)]
 
     def _first(self, names: set[str]) -> str:
-        """Picks the run by whose settings these are read: in the bank always the same, so that it stays ready."""
+        """Picks the run by whose settings these are read: in the bank always the same."""
         return next(iter(self.rows if names <= {*self.rows} else names))
-
-    def _be_ready(self, predictor: Predictor | None) -> None:
-        """Stays in the state of inference of this predictor's network until another's is asked for, or none is."""
-        if predictor is not None and not self.steady:  # once: to look whether products are exact takes milliseconds
-            self.arithmetic.enter_context(predictor.request.trainer.arithmetic())
-            self.steady = True
-        through = None if predictor is None else predictor.network.module.through
-        if through is not self.at:
-            self.ready.close()
-            self.at = through
-            if through is not None:
-                self.ready.enter_context(through.inference())
 
 
 def _joined(batches: Sequence[Batch], pad: int) -> Batch:

@@ -14,7 +14,6 @@ class Stub:
     def __init__(self) -> None:
         self.passes: list[int] = []
         self.begun, self.may = threading.Semaphore(0), threading.Semaphore(0)
-        self.closed = False
 
     def said(self, asked: Any) -> Any:
         self.passes.append(sum(map(len, asked.values())))
@@ -23,9 +22,6 @@ class Stub:
         if any("bad" in texts for texts in asked.values()):
             raise ValueError("bad")
         return {name: [*map(len, texts)] for name, texts in asked.items()}
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def at_work(limit: int) -> tuple[Stub, Queue, Any]:
@@ -51,7 +47,7 @@ def test_what_waits_together_is_read_together_and_given_to_whom_it_is() -> None:
     assert what.result(5) == "done" and last.result(5) == {"a": [5]}
     assert stub.passes == [1, 5, 1]
     queue.close()
-    assert queue.posts == 0 and stub.closed and not queue.thread.is_alive()
+    assert queue.posts == 0 and not queue.thread.is_alive()
 
 
 def test_a_pass_has_an_end() -> None:
