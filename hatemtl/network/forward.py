@@ -20,8 +20,8 @@ class Forward:
 
     dtype: of the encoder's arithmetic. compiled: the encoder as training calls it, None for itself. prefix: the layers whose
     hidden states come with a batch. learns: whether the encoder side gets gradients; heads do in any case. progress: how far
-    training is, from 0 to 1. settled: whether LoRAs are merged for good (`settle`). watched: layers; every pass that records
-    gradients keeps what enters them, until the next one.
+    training is, from 0 to 1. settled: whether LoRAs are merged for good (`settle`). int8: whether into weights of 8 bits, in
+    hatemtl's own layers. watched: layers; every pass that records gradients keeps what enters them, until the next one.
     """
 
     def __init__(self, encoder: Any, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
@@ -29,7 +29,7 @@ class Forward:
         self.compiled: Callable[..., Any] | None = None
         self.prefix: Prefix | None = None
         self.learns, self.progress, self.by_task = True, 0.0, reads_by_task(encoder)
-        self.settled = False
+        self.settled, self.int8 = False, False
         self.watched: Collection[int] = ()
         self.entered: tuple[Batch, dict[int, Tensor]] | None = None
 
@@ -120,7 +120,7 @@ class Forward:
         if not self.settled:
             for module in (self.encoder, *self.heads.values()):
                 module.eval()
-            merge(self.encoder)
+            merge(self.encoder, int8=self.int8)
             self.settled = True
 
     def unsettle(self) -> None:

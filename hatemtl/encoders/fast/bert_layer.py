@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatemtl.encoders.fast.int8_linear import Int8Linear
 from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
 
 # transformers' layers of one form.
@@ -145,7 +146,9 @@ class BertLayer:
         self.output = _joint(feed_forward.dense)
         self.joints = [self.projections, self.context, self.intermediate, self.output]  # in the order of their computation
         self.norms = attention.output.LayerNorm, feed_forward.LayerNorm
-        self.merged: list[FrozenLinear] | None = None  # the joints with their LoRAs in them, while nothing is trained
+        self.merged: list[FrozenLinear | Int8Linear] | None = (
+            None  # the joints with their LoRAs in them, while nothing is trained
+        )
 
     @property
     def factors(self) -> list[nn.Parameter]:
@@ -185,8 +188,8 @@ class BertLayer:
         return (dy.add_(dy_1) if dx else None), [found_1, found_2, found_3, found_4]
 
     @torch.no_grad()
-    def merge(self) -> None:
-        self.merged = [joint.merged(gelu=joint is self.intermediate) for joint in self.joints]
+    def merge(self, *, int8: bool) -> None:
+        self.merged = [joint.merged(gelu=joint is self.intermediate, int8=int8) for joint in self.joints]
 
 
 def _joint(*layers: Any) -> Joint:

@@ -54,11 +54,17 @@ def merged(model: nn.Module) -> Iterator[bool]:
         unmerge(model)
 
 
-def merge(model: nn.Module) -> bool:
-    """Merges each LoRA computed here into the weight under it, until `unmerge`; says if there is any."""
+def merge(model: nn.Module, *, int8: bool = False) -> bool:
+    """Merges each LoRA computed here into the weight under it, until `unmerge`; says if there is any.
+
+    int8: whether whole layers that are computed here, on a CPU, multiply in it from then on.
+    """
     steps = _mergeable(model)
     for step in steps:
-        step.merge()
+        if isinstance(step, BertLayer):
+            step.merge(int8=int8)
+        else:
+            step.merge()
     return bool(steps)
 
 

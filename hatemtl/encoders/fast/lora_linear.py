@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
 from torch.nn import functional as F
 
+from hatemtl.encoders.fast.int8_linear import Int8Linear
 from hatemtl.errors import UserError
 
 ROWS = 512  # for which oneDNN orders a weight: of 32 and more all get one order, a tenth faster than that for a single one
@@ -86,13 +87,12 @@ class Joint:
         """Tells where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
 
-    def merged(self, *, gelu: bool) -> FrozenLinear:
+    def merged(self, *, gelu: bool, int8: bool) -> FrozenLinear | Int8Linear:
         """Gives the layers with their LoRAs in them, which were merged before."""
         self.join()
-        if not self.loras:
-            return FrozenLinear(self.weight, self.bias, gelu=gelu)
         weights: Any = [layer.weight if lora is None else lora.merged for layer, lora in self.pairs]
-        return FrozenLinear(torch.cat(weights), self.bias, gelu=gelu)
+        kind = Int8Linear if int8 else FrozenLinear
+        return kind(torch.cat(weights) if self.loras else self.weight, self.bias, gelu=gelu)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Computes y, and what its gradient needs besides x: nothing without a LoRA, else x·Aᵀ, A and B. See `prepare`."""

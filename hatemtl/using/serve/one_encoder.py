@@ -85,7 +85,7 @@ def together(requests: Mapping[str, Request], *, int8: bool) -> OnOneEncoder:
     check_encoders([*saved.values()])
     name, request = next(iter(requests.items()))
     if len(requests) == 1:
-        predictor = Predictor(replace(request, trainer=_exact(request)) if int8 else request, saved[name])
+        predictor = Predictor(request, saved[name])
         return OnOneEncoder({name: quantized(predictor) if int8 else predictor}, {}, None)
     if request.encoder.quantize is not None:
         raise UserError(

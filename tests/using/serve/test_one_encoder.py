@@ -4,9 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hatemtl.encoders.fast import Int8Linear
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods.bank.lora_bank import Gating, banks, fill
-from hatemtl.using.serve.int8 import Int8Linear, shrink
+from hatemtl.using.serve.int8 import shrink
 from hatemtl.using.serve.one_encoder import RowGate, once
 
 
