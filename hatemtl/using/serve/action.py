@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
@@ -17,6 +20,8 @@ from hatemtl.machine.startup import started
 from hatemtl.using.predictor import check_predictable
 
 PACKAGES = ("starlette", "uvicorn")
+# Seconds after which the thread that answers lets the network's go on; Python's own 5 ms are as long as a post takes.
+SWITCH = 0.0005
 
 
 def serve(requests: Sequence[Request], *, host: str, port: int, queue: int, precision: Literal["int8"] | None) -> Path:
@@ -33,6 +38,8 @@ def serve(requests: Sequence[Request], *, host: str, port: int, queue: int, prec
     device = requests[0].trainer.device.type
     if precision == "int8" and device != "cpu":
         raise UserError("serve.precision=int8 is computed by a CPU alone; type trainer.accelerator=cpu as well")
+    if precision == "int8" and not torch.backends.mkldnn.is_available():
+        raise UserError("serve.precision=int8 is computed by oneDNN, which torch lacks here; type serve.precision=null")
     used = named(requests)
     for request in requests:
         saved = request.used_run("serve")
@@ -88,6 +95,7 @@ def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: s
     if next(iter(requests.values())).trainer.device.type == "cpu":
         # lightning has every look for a GPU, one a request, open NVIDIA's driver; torch's own look takes no time
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+    sys.setswitchinterval(SWITCH)
     loaded = together(requests, int8=int8)
     for predictor in loaded.predictors.values():
         report.notes(console, predictor.network.notes)
