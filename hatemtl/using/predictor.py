@@ -56,7 +56,7 @@ class Predictor:
         self.request, self.saved, self.spaces = request, saved, {task: saved.labels[task] for task in request.tasks}
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
         self.device = request.trainer.device
-        self.network.module.requires_grad_(False).to(self.device)
+        self.network.module.requires_grad_(False).eval().to(self.device)
         self.heads = {task: self.network.module.head(task) for task in self.spaces}
         self.lexicons = {task: lexicon for task, of in request.tasks.items() if (lexicon := of.lexicon) is not None}
         self.tokenizer = self.network.encoder.tokenizer()

@@ -20,12 +20,13 @@ ROWS = 512  # for which oneDNN orders a weight: of 32 and more all get one order
 class FrozenLinear:
     """y = x·Wᵀ + b, (M, in) to (M, out), followed by GELU if asked for.
 
-    On a CPU it keeps a copy of a bf16 weight in oneDNN's order, which W's changes do not reach.
+    On a CPU it keeps a copy of a bf16 weight, and of one that stays, in oneDNN's order, which W's changes do not reach.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, stays: bool = False) -> None:
         self.weight, self.bias, self.gelu = weight, bias, gelu
-        here = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        kept = weight.dtype is torch.bfloat16 or (stays and torch.get_float32_matmul_precision() == "medium")
+        here = kept and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.ordered: Tensor | None = None
         if here and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
@@ -91,8 +92,8 @@ class Joint:
         """Gives the layers with their LoRAs in them, which were merged before."""
         self.join()
         weights: Any = [layer.weight if lora is None else lora.merged for layer, lora in self.pairs]
-        kind = Int8Linear if int8 else FrozenLinear
-        return kind(torch.cat(weights) if self.loras else self.weight, self.bias, gelu=gelu)
+        weight = torch.cat(weights) if self.loras else self.weight
+        return Int8Linear(weight, self.bias, gelu=gelu) if int8 else FrozenLinear(weight, self.bias, gelu=gelu, stays=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Computes y, and what its gradient needs besides x: nothing without a LoRA, else x·Aᵀ, A and B. See `prepare`."""

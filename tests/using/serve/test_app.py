@@ -126,7 +126,6 @@ def test_one_encoder_lies_in_memory_once(folders: dict[str, Path]) -> None:
 def test_int8_says_nearly_the_same(folders: dict[str, Path], names: tuple[str, ...]) -> None:
     runs = Runs(loaded(folders, *names, int8=True), int8=True)
     said = runs.said(dict.fromkeys(names, TEXTS[:3]))
-    runs.close()
     for name in names:
         exact = Predictor.load(folders[name], "trainer.accelerator=cpu")(TEXTS[:3])
         for mine, theirs in zip(said[name], exact, strict=True):
