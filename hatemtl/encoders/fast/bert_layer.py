@@ -16,6 +16,7 @@ from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
+Norm = tuple[tuple[int, ...], Tensor, Tensor, float]  # its shape, weight, bias and epsilon
 # Between these powers of the least and the greatest number, a sum of exponentials has not lost what counts, and what it
 # weighs may be as large as 2³² (float32, bf16).
 SAFE = 0.75
@@ -124,10 +125,15 @@ def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor]) -> Tens
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Computes a frozen layer norm of x, (M, D), and keeps what its gradient needs."""
-    # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
-    weight, bias = (w.to(torch.promote_types(w.dtype, torch.float32)) for w in (norm.weight, norm.bias))
-    y, mean, rstd = torch.native_layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+    shape, weight, bias, eps = _numbers(norm)
+    y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
     return y, [x, mean, rstd, weight, bias]
+
+
+def _numbers(norm: nn.LayerNorm) -> Norm:
+    # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
+    weight, bias = (w.detach().to(torch.promote_types(w.dtype, torch.float32)) for w in (norm.weight, norm.bias))
+    return norm.normalized_shape, weight, bias, norm.eps
 
 
 def _norm_backward(dy: Tensor, kept: list[Tensor]) -> Tensor:
@@ -146,9 +152,8 @@ class BertLayer:
         self.output = _joint(feed_forward.dense)
         self.joints = [self.projections, self.context, self.intermediate, self.output]  # in the order of their computation
         self.norms = attention.output.LayerNorm, feed_forward.LayerNorm
-        self.merged: list[FrozenLinear | Int8Linear] | None = (
-            None  # the joints with their LoRAs in them, while nothing is trained
-        )
+        # joints with LoRAs in, and what the norms compute with, while nothing is trained
+        self.merged: tuple[list[FrozenLinear | Int8Linear], list[Norm]] | None = None
 
     @property
     def factors(self) -> list[nn.Parameter]:
@@ -157,9 +162,9 @@ class BertLayer:
     def forward(self, x: Tensor, groups: list[Group]) -> tuple[Tensor, list[list[Tensor]]]:
         """Computes the next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
         if self.merged is not None:
-            project, context, intermediate, output = self.merged
-            y = _norm(self.norms[0], context(attend_only(project(x), groups, self.heads)).add_(x))[0]
-            return _norm(self.norms[1], output(intermediate(y)).add_(y))[0], []
+            (project, context, intermediate, output), (first, second) = self.merged
+            y = torch.native_layer_norm(context(attend_only(project(x), groups, self.heads)).add_(x), *first)[0]
+            return torch.native_layer_norm(output(intermediate(y)).add_(y), *second)[0], []
         y, low_1 = self.projections.forward(x)
         mixed, attention = attend(y, groups, self.heads)
         y, low_2 = self.context.forward(mixed)
@@ -189,7 +194,8 @@ class BertLayer:
 
     @torch.no_grad()
     def merge(self, *, int8: bool) -> None:
-        self.merged = [joint.merged(gelu=joint is self.intermediate, int8=int8) for joint in self.joints]
+        joints = [joint.merged(gelu=joint is self.intermediate, int8=int8) for joint in self.joints]
+        self.merged = joints, [*map(_numbers, self.norms)]
 
 
 def _joint(*layers: Any) -> Joint:
