@@ -5,6 +5,8 @@
 What the column annotates is the head's matter: `head@tasks.table.head=score` reads the same cells as numbers, and
 `cells.as_column` says how each kind is read. CONTRIBUTING.md shows a task with a name of its own.
 
+A file of SQuAD's layout (.json, or a table with its columns) is a table of questions: corpus=squad names its columns.
+
 To test a saved run on another table, give that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
 
 A byte order mark, CRLF and empty lines are passed over; space in a text is collapsed; half an emoji becomes "?".
@@ -21,7 +23,7 @@ import numpy as np
 from hatemtl.corpora.base import CALLED, Corpus, Posts, Raw, Split
 from hatemtl.corpora.cells import is_given
 from hatemtl.corpora.files import SUFFIXES, Hub, read_table
-from hatemtl.corpora.rows import Rows, sound
+from hatemtl.corpora.rows import Rows, shown, sound
 from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import name_of
@@ -74,6 +76,7 @@ class Table(Corpus):
             pairs=self._pairs,
             separator=self.separator,
             strata=np.unique([*map(name_of, strata)], return_inverse=True)[1],
+            seconds=[*zip(*(cells[name] for name in self._pairs), strict=True)] or None,
         )
         splits = self._splits([split for split, rows in parts for _ in rows.lines], cells, texts, raw)
         return Posts(self._ids(parts, cells, raw.places), texts, splits, {}, pairs, raw)
@@ -134,7 +137,7 @@ class Table(Corpus):
             before = first.setdefault(group, i)
             if group and splits[before] != splits[i]:
                 raise UserError(
-                    f"{raw.places[i]}, column {self.group_by!r}: {group!r} stands in {splits[i]}, but in {splits[before]} "
+                    f"{raw.places[i]}, column {self.group_by!r}: {shown(group)} stands in {splits[i]}, but in {splits[before]} "
                     f"at {raw.places[before]}; mend the splits, or {_type('group_by', 'null')} to let splits share it"
                 )
         return splits
