@@ -50,8 +50,8 @@ class LabelSpace:
 
     kind: `multiclass` (one label a post), `multilabel` (any number of them), `tokens` (one yes or no a word), `score` (a
         number; the one name is the scale's), `ordinal` (one of ordered levels, lowest first), `choice` (which of a post's
-        second texts is right; names are their places), `masked` (the masked tokens of a text; the one name says so) or `span`
-        (the answer to a question, in its second text; the one name says so).
+        second texts is right; names are their places), `masked` (the masked tokens of a text; the one name says so) or
+        `span` (the answer to a question, in its second text; the one name says so).
     """
 
     kind: Kind

@@ -24,8 +24,8 @@ class Column:
 
     values: multiclass, ordinal (N,) int64, the label's position; choice (N,) int64, the right pair's position; multilabel
         (N, C) float32 in [0, 1]; score (N,) float32; tokens (N,) of objects, each a float32 array in [0, 1] with one value
-        a word of the post (`text.split(" ")`); span (N, A, 2) int64, of each right answer its first character in the second text
-        and one past its last, -1 where the post has fewer.
+        a word of the post (`text.split(" ")`); span (N, A, 2) int64, of each right answer its first character in the second
+        text and one past its last, -1 where the post has fewer.
     has: (N,) bool, whether the post is annotated at all; where not, the value is a placeholder.
     shares: (N, C) float32, of multiclass and multilabel the share of a post's annotators who gave each label, which the
         values are the majority of; None where the corpus does not tell.

@@ -1,8 +1,9 @@
 """Reads questions and where their answers stand in a text, in the layout of SQuAD 1.1 (Rajpurkar et al. 2016).
 
-A file holds {"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]};
-a table, as the hub's, has the columns id, title, context, question and answers, whose cells are {"text": [...],
-"answer_start": [...]}. `answer_start` counts characters of the context, from 0.
+A file holds {"data": [{"title", "paragraphs": [{"context", "qas": [QUESTION, ...]}, ...]}, ...]}, of which a QUESTION is
+{"id", "question", "answers": [{"text", "answer_start"}, ...]}. A table, as the hub's, has the columns id, title, context,
+question and answers, whose cells are {"text": [...], "answer_start": [...]}. `answer_start` counts characters of the
+context, from 0.
 """
 
 import json
@@ -17,7 +18,7 @@ from hatemtl.errors import UserError
 
 
 def laid_out(path: Path, content: Any, again: str) -> Rows:
-    """Gives a row a question of what such a file holds. Raises UserError, with the place in it, where it is laid out otherwise.
+    """Gives a row a question of what such a file holds. Raises UserError, with the place, where it is laid out otherwise.
 
     A question that says nothing of answers has None, one of SQuAD 2.0 that has none an empty list.
     """
@@ -71,11 +72,10 @@ def places(cell: Any, context: str) -> list[tuple[int, int]]:
 def _place(text: Any, start: Any, context: str) -> tuple[int, int]:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("answers with a word in them")
-    if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
-        there = (
-            f", where {shown(context[start : start + len(text)])} stands" if isinstance(start, int) and start >= 0 else ""
-        )
-        raise ValueError(f"answer_start={start} to be the character of the context where {shown(text)} begins{there}")
+    there = context[start : start + len(text)] if isinstance(start, int) and start >= 0 else ""
+    if there != text:
+        stands = f", where {shown(there)} stands" if there else ""
+        raise ValueError(f"answer_start={start} to be the character of the context where {shown(text)} begins{stands}")
     before = context[: start + len(text) - len(text.lstrip())]
     begin = len(as_post(f"{before}x")) - 1
     return begin, begin + len(as_post(text))

@@ -1,16 +1,16 @@
-"""SberQuAD (Efimov et al., CLEF 2020): Russian questions about paragraphs of Wikipedia, each answered by a piece of its text.
+"""SberQuAD (Efimov et al., CLEF 2020): Russian questions about paragraphs of Wikipedia, each answered by a piece of one.
 
-Of the 50,364 questions whose answers were published, 45,328 are the training set and 5,036 the one that papers report on;
-the contest's own 23,936 test questions have no answers. So `test` here is that set of 5,036, which the files call dev and
-the hub validation, and `val` is cut from the training set; paragraphs and questions that are equal stand in one of the two.
+The contest's 50,364 training questions were published in two: 45,328 for training and 5,036 that papers report on. So `test`
+here is the latter, which the files call dev and the hub validation, and `val` is cut from the training set; questions about
+one paragraph stand in one of the two. The hub's test split, the contest's other 23,936 questions, is not read.
 The two official sets may share paragraphs. A question whose answer does not stand where the file says is not annotated: it
 counts in no loss and no figure. Judged by exact match and F1 (`answers.worth`); the paper's BERT has .666 and .848.
 
 Files, in SQuAD's layout (`corpora/questions.py`): train-v1.1.json and dev-v1.1.json, as DeepPavlov's archive
 sber_squad-v1.1.tar.gz unpacks. On the hub: kuznetsoffandrey/sberquad.
 
-Licence: unknown (the contest's repository is under Apache 2.0). Cite Efimov, Chertok, Boytsov and Braslavski (2020), "SberQuAD
-- Russian Reading Comprehension Dataset: Description and Analysis".
+Licence: unknown (the contest's repository is under Apache 2.0). Cite Efimov, Chertok, Boytsov and Braslavski (2020),
+"SberQuAD - Russian Reading Comprehension Dataset: Description and Analysis".
 """
 
 from contextlib import suppress
@@ -40,14 +40,14 @@ class SberQuad(Corpus):
         found = official(self.dir, FILES, HOME, read=read_questions, hub=hub, splits=("train", "validation"))
         each = [rows for _, rows in found]
         texts = [text for rows in each for text in rows.posts("question")]
-        pairs = [(text,) for rows in each for text in rows.posts("context")]
+        contexts = [text for rows in each for text in rows.posts("context")]
         train = len(each[0])
-        drawn = divide(keys(texts[:train], pairs[:train]), (1 - self.validation, self.validation, 0), self.seed)
+        drawn = divide(keys(contexts[:train]), (1 - self.validation, self.validation, 0), self.seed)
         splits = np.concatenate([drawn, np.full(len(texts) - train, "test")])
         answers = [answer for rows in each for answer in _answers(rows)]
         column = Column.of("span", ["answer"], padded(answers), np.array([*map(bool, answers)]))
         own = ids([one for rows in each for one in rows["id"]], len(texts), "sberquad")
-        return Posts(own, texts, splits, {"answer": column}, pairs)
+        return Posts(own, texts, splits, {"answer": column}, [(context,) for context in contexts])
 
 
 def _answers(rows: Rows) -> list[list[tuple[int, int]]]:

@@ -36,7 +36,8 @@ class Table(Corpus):
     """A user's posts, one a row. Every column but those named here may be a task's.
 
     conf/corpus/table.yaml says what each key does. Where train and test alone are given, val is drawn from train, in the
-    proportion of the fractions. No two splits share a group, whether drawn or given.
+    proportion of the fractions. No two splits share a group, whether drawn or given, nor drawn ones a text; but where second
+    texts are the groups, first ones may be alike.
     """
 
     path: str | None
@@ -124,7 +125,10 @@ class Table(Corpus):
                     raise UserError(f"{where}: {name or 'empty'}, expected train, val or test; mend the cell")
             given = [CALLED[name] for name in said]
         groups = [""] * len(texts) if self.group_by is None else _names(cells[self.group_by])
-        together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
+        if self.group_by in self._pairs:  # as texts with questions about them, of which the same may be asked of many
+            together = keys(groups)
+        else:
+            together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
         splits = np.array([split or "" for split in given], "<U5")
         if given[0] is None:
             return divide(together, self.fractions, self.seed, raw.strata)
@@ -137,8 +141,9 @@ class Table(Corpus):
             before = first.setdefault(group, i)
             if group and splits[before] != splits[i]:
                 raise UserError(
-                    f"{raw.places[i]}, column {self.group_by!r}: {shown(group)} stands in {splits[i]}, but in {splits[before]} "
-                    f"at {raw.places[before]}; mend the splits, or {_type('group_by', 'null')} to let splits share it"
+                    f"{raw.places[i]}, column {self.group_by!r}: {shown(group)} stands in {splits[i]}, but in "
+                    f"{splits[before]} at {raw.places[before]}; mend the splits, or {_type('group_by', 'null')} "
+                    f"to let splits share it"
                 )
         return splits
 

@@ -72,7 +72,7 @@ class SpanHead(Head):
     def metric(self) -> Metric:
         return Tally(self.counted)
 
-    def counted(self, scores: Tensor, targets: Answers, has: Tensor) -> Tensor:
+    def counted(self, scores: Tensor, targets: Any, has: Tensor) -> Tensor:
         """Judges the annotated posts, (B, 4): exact match, F1, whether the answer was cut off, 1; zeros of other posts."""
         found = torch.zeros(len(targets), 4)
         here, cut = has.tolist(), (targets.places[:, 0] < 0).tolist()

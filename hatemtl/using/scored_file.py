@@ -40,13 +40,15 @@ def read(
 
 
 def seconds(rows: Rows, column: str) -> list[str]:
-    """Reads the column of second texts, none empty, as they are. Raises UserError where there is none, or a cell is wrong."""
+    """Reads the column of second texts, none empty, as they are. Raises UserError where there is none, or one is empty."""
     replace(rows, again="type predict.pair=COLUMN").texts(column)
     return rows[column]
 
 
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
-    """Gives the path of the scored rows: `output`, or beside the input as NAME.scored.EXT: CSV for plain text, JSON lines for SQuAD's.
+    """Gives the path of the scored rows: `output`, or beside the input as NAME.scored.EXT.
+
+    They are CSV for plain text, and JSON lines for a file of SQuAD's layout.
 
     Raises UserError where it cannot be written, or stands there already and may not be overwritten.
     """
