@@ -5,6 +5,9 @@ predicted, was it there). A resample of posts weighs the posts, and its metric i
 """
 
 import math
+import re
+import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -39,7 +42,8 @@ class Measure(NamedTuple):
 class Outcome:
     """What a run said of N tested posts of one task, sorted by id.
 
-    gold, scores: as in predictions.parquet, (N, C) float32, but for tokens (N,) of objects. thresholds: (C,) float32.
+    gold, scores: as in predictions.parquet, (N, C) float32, but for tokens (N,) of objects, and for span the right answers,
+    (N,) of lists, and what was answered, (N,) of texts. thresholds: (C,) float32.
     """
 
     run: Results
@@ -84,9 +88,10 @@ def read_outcome(run: Results, task: str) -> Outcome:
         raise ResultsError(f"{folder}: no predictions.parquet in it; {again}")
     try:
         with parquet.ParquetFile(path) as file:  # read_table, and filters of Arrow's own, would import pandas
-            table = file.read(columns=["post_id", "task", "gold", "scores"])
+            sides = ("right_answers", "answer") if labels["kind"] == "span" else ("gold", "scores")
+            table = file.read(columns=["post_id", "task", *sides])
         mine = [of == task for of in table["task"].to_pylist()]
-        ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in ("post_id", "gold", "scores"))
+        ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in ("post_id", *sides))
         posts, kind, names = [*map(str, ids)], labels["kind"], tuple(labels["names"])
         gold, scores = (_cells(values, kind) for values in cells)
     except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
@@ -110,11 +115,11 @@ def read_outcome(run: Results, task: str) -> Outcome:
     return Outcome(run, task, kind, names, tuple(posts[i] for i in order), gold[order], scores[order], limits)
 
 
-def _cells(values: list[list[float]], kind: str) -> Array:
-    if kind != "tokens":
+def _cells(values: list[Any], kind: str) -> Array:
+    if kind not in ("tokens", "span"):
         return np.array(values, np.float32)
     cells = np.empty(len(values), object)
-    cells[:] = [np.array(value, np.float32) for value in values]
+    cells[:] = values if kind == "span" else [np.array(value, np.float32) for value in values]
     return cells
 
 
@@ -249,11 +254,30 @@ def _of_words(outcome: Outcome) -> dict[str, Measure]:
     }
 
 
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _normalised(answer: str) -> str:
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(PUNCTUATION)).split())
+
+
+def _of_answers(outcome: Outcome) -> dict[str, Measure]:
+    """As hatemtl/answers.py, by SQuAD's official script: of each post the best over its right answers."""
+    found = np.ones((len(outcome.posts), 3))
+    for i, (answer, right) in enumerate(zip(outcome.scores, outcome.gold, strict=True)):
+        said, true = _normalised(answer), [*map(_normalised, right)]
+        words = [(Counter(said.split()), Counter(one.split())) for one in true]
+        f1s = [2 * (a & b).total() / max(a.total() + b.total(), 1) for a, b in words]
+        found[i, :2] = said in true, max(f1s, default=0)
+    return {name: Measure(found[:, [column, 2]], _share) for column, name in enumerate(("em", "f1"))}
+
+
 MEASURES: Mapping[str, Callable[[Outcome], dict[str, Measure]]] = {
     "multiclass": _of_classes,
     "multilabel": _of_labels,
     "ordinal": _of_levels,
     "choice": _of_choices,
     "score": _of_numbers,
+    "span": _of_answers,
     "tokens": _of_words,
 }
