@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Outcome
 from figures import by_metric
-from invented import BATCHING
+from invented import BATCHING, minilm
 from network.test_module import Waits
 from safetensors.numpy import load_file
 from test_floors import FILES, PACKAGE
@@ -358,6 +358,14 @@ def test_no_task_of_choices_or_masked_tokens_predicts_posts() -> None:
     for name, about in (("right", "second texts"), ("masked", "masked tokens"), ("answer", "answers")):
         with pytest.raises(UserError, match=f"task {name!r} is about {about}"):
             check_predictable({"label": spaces["label"], name: spaces[name]})
+
+
+@pytest.mark.parametrize(("name", "why"), [("right", "compares second texts"), ("answer", "learns where an answer stands")])
+def test_words_of_texts_that_are_read_beside_second_ones_are_not_changed(name: str, why: str) -> None:
+    drop: Any = {"drop": None}
+    data = DataModule({name: task(name)}, batching=BATCHING, seed=0, augmentations=drop)
+    with pytest.raises(UserError, match=rf"augmentation=\[drop\]: task {name!r} {why}.*leave augmentation out, or the task"):
+        data.tokenize(minilm(), 64)
 
 
 # Masked language modelling, by the command line

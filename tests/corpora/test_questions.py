@@ -98,7 +98,7 @@ def test_a_folder_has_a_file_a_split(tmp_path: Path) -> None:
     assert [int((posts.splits == split).sum()) for split in SPLITS] == [1, 2, 3]
     assert sorted(posts.ids)[:2] == ["test:1", "test:2"]
     laid(tmp_path / "test.json", squad({f"{CONTEXT}train": [[answer("soup")]]}))
-    with pytest.raises(UserError, match=r"question 1, column 'context': .* stands in test, but in train .*group_by=null"):
+    with pytest.raises(UserError, match=r"question 1, column 'context': .* stands in train, but in test .*group_by=null"):
         read(tmp_path, id=None)
 
 
