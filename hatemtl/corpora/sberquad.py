@@ -6,7 +6,7 @@ one paragraph stand in one of the two. The hub's test split, the contest's other
 The two official sets may share paragraphs. A question whose answer does not stand where the file says is not annotated: it
 counts in no loss and no figure. Judged by exact match and F1 (`answers.worth`); the paper's BERT has .666 and .848.
 
-Files, in SQuAD's layout (`corpora/questions.py`): train-v1.1.json and dev-v1.1.json, as DeepPavlov's archive
+Files: train-v1.1.json and dev-v1.1.json, in SQuAD's layout (`corpora/questions.py`), as DeepPavlov's archive
 sber_squad-v1.1.tar.gz unpacks. On the hub: kuznetsoffandrey/sberquad.
 
 Licence: unknown (the contest's repository is under Apache 2.0). Cite Efimov, Chertok, Boytsov and Braslavski (2020),
