@@ -42,8 +42,8 @@ class Measure(NamedTuple):
 class Outcome:
     """What a run said of N tested posts of one task, sorted by id.
 
-    gold, scores: as in predictions.parquet, (N, C) float32, but for tokens (N,) of objects, and for span the right answers,
-    (N,) of lists, and what was answered, (N,) of texts. thresholds: (C,) float32.
+    gold, scores: as in predictions.parquet, (N, C) float32, but for tokens and span (N,) of objects. thresholds: (C,)
+    float32. answers: of span, what was answered, and what is right.
     """
 
     run: Results
@@ -54,6 +54,7 @@ class Outcome:
     gold: Array
     scores: Array
     thresholds: Array
+    answers: Sequence[tuple[str, Sequence[str]]] = ()
 
     def measures(self) -> dict[str, Measure]:
         """Every metric that can be recomputed, by its name without stage and task: macro_f1, f1_women."""
@@ -88,12 +89,13 @@ def read_outcome(run: Results, task: str) -> Outcome:
         raise ResultsError(f"{folder}: no predictions.parquet in it; {again}")
     try:
         with parquet.ParquetFile(path) as file:  # read_table, and filters of Arrow's own, would import pandas
-            sides = ("right_answers", "answer") if labels["kind"] == "span" else ("gold", "scores")
-            table = file.read(columns=["post_id", "task", *sides])
+            wanted = ["post_id", "gold", "scores", *(["answer", "right_answers"] if labels["kind"] == "span" else [])]
+            table = file.read(columns=["task", *wanted])
         mine = [of == task for of in table["task"].to_pylist()]
-        ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in ("post_id", *sides))
+        ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in wanted)
         posts, kind, names = [*map(str, ids)], labels["kind"], tuple(labels["names"])
-        gold, scores = (_cells(values, kind) for values in cells)
+        gold, scores = (_cells(values, kind) for values in cells[:2])
+        answers = [*zip(*cells[2:], strict=True)]
     except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
         raise ResultsError(f"{path}: cannot be read ({error}); expected what a test left; {again}") from None
     width = {"multiclass": len(names), "multilabel": len(names), "ordinal": len(names), "score": 1}.get(kind)
@@ -112,14 +114,15 @@ def read_outcome(run: Results, task: str) -> Outcome:
             f"{again}"
         )
     limits = np.array(thresholds, np.float32)  # as heads compare: as a double, a score of .7 lies below .7
-    return Outcome(run, task, kind, names, tuple(posts[i] for i in order), gold[order], scores[order], limits)
+    said = [answers[i] for i in order] if answers else []
+    return Outcome(run, task, kind, names, tuple(posts[i] for i in order), gold[order], scores[order], limits, said)
 
 
-def _cells(values: list[Any], kind: str) -> Array:
+def _cells(values: list[list[float]], kind: str) -> Array:
     if kind not in ("tokens", "span"):
         return np.array(values, np.float32)
     cells = np.empty(len(values), object)
-    cells[:] = values if kind == "span" else [np.array(value, np.float32) for value in values]
+    cells[:] = [np.array(value, np.float32) for value in values]
     return cells
 
 
@@ -264,7 +267,7 @@ def _normalised(answer: str) -> str:
 def _of_answers(outcome: Outcome) -> dict[str, Measure]:
     """As hatemtl/answers.py, by SQuAD's official script: of each post the best over its right answers."""
     found = np.ones((len(outcome.posts), 3))
-    for i, (answer, right) in enumerate(zip(outcome.scores, outcome.gold, strict=True)):
+    for i, (answer, right) in enumerate(outcome.answers):
         said, true = _normalised(answer), [*map(_normalised, right)]
         words = [(Counter(said.split()), Counter(one.split())) for one in true]
         f1s = [2 * (a & b).total() / max(a.total() + b.total(), 1) for a, b in words]

@@ -11,6 +11,7 @@ from laid_out import on_hub
 
 from hatemtl.corpora.base import SPLITS, Column, Posts
 from hatemtl.corpora.cells import as_column
+from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.questions import padded, places
 from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError
@@ -89,6 +90,14 @@ def test_questions_about_one_text_stand_in_one_split_and_the_same_may_be_asked_i
     of = {split: {posts.pairs[i] for i in np.flatnonzero(posts.splits == split)} for split in SPLITS}  # type: ignore[index]
     assert [len(of[split]) for split in SPLITS] == [40, 5, 5]
     assert not of["train"] & of["test"] and not of["train"] & of["val"]
+
+
+def test_questions_about_one_text_stand_in_one_fold(tmp_path: Path) -> None:
+    contexts = {f"{CONTEXT}{i}": [[answer("soup")]] * 2 for i in range(20)}
+    posts, _ = read(laid(tmp_path / "q.json", squad(contexts)), fractions=[1, 0, 0])
+    of = Folds(number=4, group_by="context").dealt(posts, "train")
+    pairs: Any = posts.pairs
+    assert [len({pairs[i] for i in np.flatnonzero(of == fold)}) for fold in range(1, 5)] == [5] * 4
 
 
 def test_a_folder_has_a_file_a_split(tmp_path: Path) -> None:
