@@ -28,7 +28,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
         def call(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
             path = f"{bin}{os.pathsep}{os.environ['PATH']}"
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **variables}
-            return subprocess.run([str(ROOT / "scripts" / name)], env=environment, capture_output=True, text=True, check=False)
+            return subprocess.run([str(ROOT / "scripts" / name)], env=environment, capture_output=True, text=True)
 
         yield call
 
