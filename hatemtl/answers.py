@@ -33,6 +33,19 @@ class Passage:
         begin += len(said) - len(said.lstrip())
         return begin, begin + len(said.strip())
 
+    def whole(self, *, full: bool) -> tuple[int, int] | None:
+        """Finds the first and the last token of the first right answer that was not cut off; None where there is none.
+
+        full: whether the sequence has as many tokens as it may, so that some of the text may be cut off.
+        """
+        first, last = self.where.T
+        there = last > first
+        for begin, end in self.right.tolist():
+            over = np.flatnonzero(there & (first < end) & (last > begin))
+            if len(over) and (not full or last[over[-1]] >= end or there[over[-1] + 1 :].any()):
+                return int(over[0]), int(over[-1])
+        return None
+
     @property
     def answers(self) -> list[str]:
         return [self.text[begin:end] for begin, end in self.right.tolist()]

@@ -151,7 +151,9 @@ class TokenizedPosts(Dataset[Batch]):
             self.right[task][rows][column.has] = column.values[column.has]
             self.targets[task] = np.full((len(self), 2), int(IGNORED))
             for row in np.flatnonzero(self.has[task]).tolist():
-                self.targets[task][row] = self._learned(row, self.right[task][row])
+                passage = self.passage(row, self.right[task][row])
+                if (whole := passage.whole(full=len(passage.where) == self.max_length)) is not None:
+                    self.targets[task][row] = whole
         else:
             self.targets[task] = np.zeros((len(self), *column.values.shape[1:]), dtype=column.values.dtype)
             self.targets[task][rows][column.has] = column.values[column.has]  # a placeholder must not reach the loss
@@ -165,17 +167,6 @@ class TokenizedPosts(Dataset[Batch]):
         start, end = self.offsets[self.firsts[row] : self.firsts[row] + 2]
         known = np.zeros((0, 2), np.int64) if right is None else right[right[:, 0] >= 0]
         return Passage(self.seconds[row], self.where[start:end], known)
-
-    def _learned(self, row: int, right: np.ndarray) -> tuple[int, int]:
-        """Finds the first and last token of the first of these answers that max_length leaves whole; `IGNORED` if none."""
-        passage = self.passage(row, right)
-        first, last = passage.where.T
-        there, full = last > first, len(first) == self.max_length
-        for begin, end in passage.right:
-            over = np.flatnonzero(there & (first < end) & (last > begin))
-            if len(over) and (not full or last[over[-1]] >= end or there[over[-1] + 1 :].any()):
-                return int(over[0]), int(over[-1])
-        return int(IGNORED), int(IGNORED)
 
     def count(self, lexicons: Mapping[str, Lexicon]) -> "TokenizedPosts":
         """Counts the words of tasks' lexicons in the posts as they are read, of which only the first texts count."""
