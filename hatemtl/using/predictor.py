@@ -86,6 +86,13 @@ class Predictor:
         an empty one, or a task needs second texts and there are none.
         """
         check_predictable(self.spaces, pairs=seconds is not None)
+        if seconds is not None:
+            texts = [*texts]
+            if len(seconds) != len(texts):
+                raise UserError(f"{len(seconds)} second texts for {len(texts)} texts; give one for each")
+            for i, second in enumerate(seconds):
+                if not isinstance(second, str) or not second.strip():
+                    raise UserError(f"second text {i}: {shown(second)}, expected a text with a word in it")
         pool = self.pool(texts, None if seconds is None else [(sound(second),) for second in seconds])
         return self.named(pool, self.scores(pool, told))
 

@@ -74,7 +74,16 @@ def test_questions_are_learned_beside_labels_tested_and_predicted(cli: Cli, tmp_
         )
 
     with pytest.raises(UserError, match="is about answers and says nothing of a single text"):
-        Predictor.load(run)(["who has the soup?"])
+        (predictor := Predictor.load(run))(["who has the soup?"])
+    for seconds, wrong in (
+        (["a", "b"], "2 second texts for 1 texts; give one for each"),
+        ([" "], "second text 0: ' ', expected"),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            predictor(["who has the soup?"], seconds=seconds)
+    (said,) = predictor(["who has  the soup?"], seconds=[" the soup \n is of anna"])
+    start = int(said["squad"].scores["start"])
+    assert said["squad"].labels == [" the soup \n is of anna"[start : start + len(said["squad"].labels[0])]]
 
 
 def test_who_reads_single_texts_refuses_answers(tmp_path: Path) -> None:
