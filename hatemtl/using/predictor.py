@@ -13,7 +13,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts, loader
 from hatemtl.command.request import Request
 from hatemtl.corpora.base import Posts
-from hatemtl.corpora.rows import LONGEST, as_post, shown
+from hatemtl.corpora.rows import LONGEST, as_post, shown, sound
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
@@ -33,8 +33,9 @@ WORK = 2**25
 class Scored:
     """Holds what one task says of one text.
 
-    labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text.
-    scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words.
+    labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text; an answer.
+    scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words. Of an answer, `start`,
+        its first character in the second text, and `score`, the product of the probabilities of its start and its end.
     words: each word with its score, 0 beyond max_length, NaN where the tokenizer makes nothing of it. Empty but for words.
     """
 
@@ -75,21 +76,42 @@ class Predictor:
         request = requested(using_alone(folder, typed, config_dir))
         with request.naming(), kept():
             predictor = cls(request, request.used_run("predict"))
-        check_predictable(predictor.spaces)
+        check_predictable(predictor.spaces, pairs=True)
         return predictor
 
-    def __call__(self, texts: Iterable[str], told: Callable[[int], object] | None = None) -> list[dict[str, Scored]]:
+    def __call__(
+        self,
+        texts: Iterable[str],
+        told: Callable[[int], object] | None = None,
+        *,
+        seconds: Sequence[str] | None = None,
+    ) -> list[dict[str, Scored]]:
         """Gives what each task says of each text. told: called with the number of texts of every batch that is done.
 
-        Space in a text is collapsed, as in training. Raises UserError where something is no text, or an empty one.
+        seconds: the second text that each is read with, as the one in which a question's answer stands.
+        Space in a text is collapsed, as in training, but in no second one. Raises UserError where something is no text, or
+        an empty one, or a task needs second texts and there are none.
         """
-        pool = self.pool(texts)
+        check_predictable(self.spaces, pairs=seconds is not None)
+        if seconds is not None:
+            texts = [*texts]
+            if len(seconds) != len(texts):
+                raise UserError(f"{len(seconds)} second texts for {len(texts)} texts; give one for each")
+            for i, second in enumerate(seconds):
+                if not isinstance(second, str) or not second.strip():
+                    raise UserError(f"second text {i}: {shown(second)}, expected a text with a word in it")
+        pool = self.pool(texts, None if seconds is None else [(sound(second),) for second in seconds])
         return self.named(pool, self.scores(pool, told))
 
     def named(self, pool: TokenizedPosts, scores: Mapping[str, Sequence[list[float]]]) -> list[dict[str, Scored]]:
         """Gives what scores of all tasks say of each text of the pool."""
         return [
-            {task: scored(self.heads[task], scores[task][row], text.split(" ")) for task in self.spaces}
+            {
+                task: answered(pool, row, scores[task][row])
+                if self.spaces[task].about == "answers"
+                else scored(self.heads[task], scores[task][row], text.split(" "))
+                for task in self.spaces
+            }
             for row, text in enumerate(pool.texts)
         ]
 
@@ -106,7 +128,8 @@ class Predictor:
                 raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
         whole = Posts([*map(str, range(len(posts)))], posts, np.full(len(posts), "test"), {}, pairs)
         length, preprocess = self.network.encoder.max_length, self.request.preprocess
-        pool = TokenizedPosts(self.tokenizer, length, [whole], preprocess=preprocess, on_gpu=self.device.type == "cuda")
+        located, on_gpu = any(space.about == "answers" for space in self.spaces.values()), self.device.type == "cuda"
+        pool = TokenizedPosts(self.tokenizer, length, [whole], preprocess=preprocess, located=located, on_gpu=on_gpu)
         return pool.count(self.lexicons)
 
     def scores(
@@ -131,10 +154,10 @@ class Predictor:
         LoRAs are merged at the first, and stay so: nothing is trained here. On a CPU as many threads compute as pay.
         """
         through, threads = self.network.module.through, torch.get_num_threads()
-        on_gpu = self.device.type != "cpu"
+        pay = paying(tokens, through.encoder.config.hidden_size, most=threads) if self.device.type == "cpu" else threads
         with self.request.trainer.arithmetic():
             through.settle()
-            torch.set_num_threads(threads if on_gpu else paying(tokens, through.encoder.config.hidden_size, most=threads))
+            torch.set_num_threads(pay)
             try:
                 with through.inference():
                     yield
@@ -159,10 +182,10 @@ def paying(tokens: int, hidden_size: int, *, most: int) -> int:
     return max(1, min(most, tokens * hidden_size**2 // WORK))
 
 
-def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
-    """Raises UserError where a task says nothing of a single text."""
+def check_predictable(spaces: Mapping[str, LabelSpace], *, pairs: bool = False) -> None:
+    """Raises UserError where a task says nothing of a single text, or of one with a second where there are `pairs`."""
     for task, space in spaces.items():
-        if space.about not in ("posts", "words"):
+        if space.about not in ("posts", "words", *(["answers"] if pairs else [])):
             raise UserError(
                 f"task {task!r} is about {space.about} and says nothing of a single text; leave it out of tasks=[...]"
             )
@@ -174,3 +197,10 @@ def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
     if head.space.about == "words":
         return Scored(labels, {}, list(zip(words, scores, strict=True)))
     return Scored(labels, dict(zip(head.space.names, scores, strict=True)), [])
+
+
+def answered(pool: TokenizedPosts, post: int, scores: Sequence[float]) -> Scored:
+    """Gives what a span head's scores of one post of the pool say: the answer between two of its tokens."""
+    first, last, score = scores
+    begin, end = pool.passage(post).between(int(first), int(last))
+    return Scored([pool.seconds[post][begin:end]], {"start": begin, "score": score}, [])
