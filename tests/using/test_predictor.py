@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun, write_config
-from hatemtl.using.predictor import Predictor
+from hatemtl.using.predictor import WORK, Predictor
 
 TEXTS = ["you dronk", "a long and mild post about the choir in our garden", "fine", "the cake, the soup; and so on", "hm"]
 TASKS = ("label", "target", "rationale")
@@ -136,6 +136,35 @@ def test_a_run_with_options_of_ones_own(runs: dict[str, Path], tmp_path: Path) -
     assert Predictor.load(run, config_dir=mine.parent)(TEXTS) == Predictor.load(runs["bf16"])(TEXTS)
     with pytest.raises(UserError, match=r"encoder=owm: no such option; did you mean 'own'"):
         Predictor.load(run, "encoder=owm", config_dir=mine.parent)
+
+
+def test_loras_are_merged_once_and_the_thread_is_left_as_it_was(three: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def state() -> tuple[Any, ...]:
+        return torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+
+    said, before = three(TEXTS), (*state(), torch.is_grad_enabled())
+    with monkeypatch.context() as patch:
+        patch.setattr("hatemtl.network.forward.merge", lambda *_, **__: pytest.fail("merged once more"))
+        assert three(TEXTS) == said
+    with pytest.raises(ZeroDivisionError), three.reading(20):
+        raise ZeroDivisionError
+    assert (*state(), torch.is_grad_enabled()) == before
+    through = three.network.module.through
+    with through.gradients():
+        assert not through.settled  # a merged LoRA gives no gradient
+    assert three(TEXTS) == said and through.settled
+
+
+def test_few_tokens_are_computed_by_one_thread(three: Predictor) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for tokens, threads in ((20, 1), (WORK, 2)):
+            with three.reading(tokens):
+                assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_words_beyond_max_length_score_nothing(three: Predictor) -> None:

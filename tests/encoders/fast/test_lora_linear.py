@@ -33,6 +33,7 @@ from hatemtl.methods.peft_adapters import library as peft_library
 from hatemtl.network import module as module_file
 from hatemtl.network.assembly import Network
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.training.trainer_settings import exact_onednn
 
 SHARED: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.0, "leave_out": [], **RATES}
 LIBRARIES: dict[str, Callable[..., Any]] = {
@@ -603,3 +604,16 @@ def test_it_is_a_linear_layer(dtype: torch.dtype, shape: tuple[int, int], rows: 
 def test_its_arithmetic_is_counted(dtype: torch.dtype) -> None:
     layer = FrozenLinear(torch.randn(8, 6).to(dtype), torch.zeros(8, dtype=dtype))
     assert matmul_flops(lambda: layer(torch.ones(10, 6, dtype=dtype))) == 2 * 10 * 6 * 8
+
+
+@pytest.mark.parametrize("gelu", [True, False])
+def test_a_float32_weight_that_stays_is_multiplied_as_exactly(gelu: bool) -> None:
+    layer, x, before = nn.Linear(48, 32), torch.randn(7, 48), torch.get_float32_matmul_precision()
+    try:
+        exact_onednn()
+        ordered = FrozenLinear(layer.weight.data, layer.bias.data, gelu=gelu, stays=True)
+        assert (ordered.ordered is not None) == (torch.get_float32_matmul_precision() == "medium")
+        exact = layer.double()(x.double())
+        torch.testing.assert_close(ordered(x).double(), nn.functional.gelu(exact) if gelu else exact, atol=1e-5, rtol=1e-5)
+    finally:
+        torch.set_float32_matmul_precision(before)
