@@ -11,7 +11,7 @@ from hatemtl.batches.batch import padded
 from hatemtl.errors import UserError
 
 WASTE = 0.12  # of an evaluation batch's places; on a CPU next to none of it is computed
-SMALL = 2048  # places: a smaller batch takes as long
+SMALL = 2048  # places: of so few, padding costs less than one more batch
 MOST = 8192  # places: a larger batch takes no shorter, and more memory
 
 
