@@ -215,7 +215,7 @@ class Request:
             **training,
         )
         layers = network.module.encoder
-        if not self.trainer.fast:
+        if not self.trainer.fast or self.trainer.splits:
             restore(layers)
         known = [*self.method.starts_from(), *([heads] if (heads := self.heads_from()) else [])]
         other = dict.fromkeys(filter(None, (preprocessed_otherwise(run, self.preprocess) for run in known)))

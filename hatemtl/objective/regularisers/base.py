@@ -51,11 +51,13 @@ class Regulariser(Protocol):
     """Has a say in training beside the losses. A class of it needs no verb but those that it says something by.
 
     weight: of its terms; of a weight of 0 no term is asked for. of_any_post: whether they say something of posts that no
-    task annotates, so that unlabelled ones can join the batches.
+    task annotates, so that unlabelled ones can join the batches. by_passes: whether all that they ask of the network is whole
+    passes, so that its weights can be split over processes.
     """
 
     weight: float
     of_any_post: ClassVar[bool] = False
+    by_passes: ClassVar[bool] = False
 
     def saved_runs(self) -> list[SavedRun]:
         """Lists the saved runs that it asks. Raises UserError where there is none."""
