@@ -14,14 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hatemtl.errors import UserError
-
 
 @contextmanager
 def sharded(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Splits a model, which lies on the device, over all processes inside; afterwards its very parameters are whole again.
 
-    Raises UserError where it cannot be split. After an error inside, the model is of no use.
+    After an error inside, the model is of no use.
     """
     kept = [(m, name, p) for m in model.modules() for name, p in m.named_parameters(recurse=False, remove_duplicate=False)]
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
@@ -71,7 +69,8 @@ def whole(tensor: Tensor) -> Tensor:
     """Gives all of a tensor whose parts the processes hold, which all ask for it together; another as it is."""
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to(tensor.device_mesh.device_type).full_tensor()
+    there: Any = tensor.to(tensor.device_mesh.device_type)  # Lightning moves what it trained to the CPU
+    return there.full_tensor()
 
 
 def mine(tensor: Tensor) -> Tensor:

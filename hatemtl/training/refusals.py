@@ -1,6 +1,7 @@
 """Refuses, before anything is written, what a run asks for and no training can give."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hatemtl.command.request import Request
 from hatemtl.errors import UserError
@@ -30,31 +31,34 @@ def check_steps(request: Request, module: MultitaskModule) -> None:
 
 
 def check_splits(request: Request, module: MultitaskModule) -> None:
-    """Raises UserError where what is asked for reads the encoder's weights or gradients whole, and they are split."""
+    """Raises UserError where what is asked for needs the encoder's weights or gradients whole, and they are split."""
     settings, library = request.trainer, request.method.library.name
     if not settings.splits:
         return
     stages = [(one, stage.sampling or request.sampling) for one, stage in zip(module.weightings, module.stages, strict=True)]
-    weighing = any(one.needs == "gradients" or (one.needs != "losses" and of.step == "per_task") for one, of in stages)
     whole = [name for name, one in request.regularisers.items() if not one.by_passes]
-    others = {
-        f"trainer.devices={settings.devices}: one process has no one to share with; type trainer.devices=2": (
+    refused: dict[str, Any] = {
+        f"trainer.devices={settings.devices}: one process has none to share with; type trainer.devices=2": (
             settings.devices * settings.nodes == 1
         ),
-        f"{request.choices.get('method', library)} computes in layers of its own; type another method": (
+        f"method={request.choices.get('method', library)}: computes in layers of its own; type another method": (
             library in ("bank", "mtl_lora")
         ),
-        f"encoder.quantize={request.encoder.quantize}: such weights cannot be split; type encoder.quantize=null": (
-            request.encoder.quantize is not None
+        f"encoder.quantize={request.encoder.quantize}: such weights are not split; type encoder.quantize=null": (
+            request.encoder.quantize
         ),
-        "data.cache_prefix=true keeps what whole layers compute; type data.cache_prefix=false": request.cache_prefix,
-        "the weighting takes the gradients of each task apart; type weighting=sum, or sampling.step=joint where it is of "
-        "losses": weighing,
-        f"regulariser=[{','.join(whole)}] reads weights or embeddings by itself; leave it out": bool(whole),
+        "data.cache_prefix=true: keeps what whole layers compute; type data.cache_prefix=false": request.cache_prefix,
+        "this weighting takes the gradients of each task apart, and no process has them whole; type weighting=sum": (
+            any(one.needs == "gradients" for one, _ in stages)
+        ),
+        "sampling.step=per_task: this weighting then takes the gradients of each task apart; type sampling.step=joint": (
+            any(one.needs != "losses" and of.step == "per_task" for one, of in stages)
+        ),
+        f"regulariser=[{','.join(whole)}]: reads weights or embeddings by itself; leave it out": whole,
     }
-    for said, there in others.items():
+    for said, there in refused.items():
         if there:
-            raise UserError(f"trainer.strategy=fsdp: {said}, or trainer.strategy=ddp")
+            raise UserError(f"trainer.strategy=fsdp with {said}, or trainer.strategy=ddp")
 
 
 def check_folds(request: Request, sources: Sequence[SavedRun]) -> None:

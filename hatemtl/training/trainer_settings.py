@@ -96,7 +96,7 @@ class TrainerSettings:
         if self.compile is True and not _compiler():
             raise UserError("trainer.compile=true needs g++, or the C++ compiler that CXX names; type trainer.compile=false")
         if self.compile is True and self.splits:
-            raise UserError("trainer.compile=true: an encoder that trainer.strategy=fsdp splits is not compiled; leave one out")
+            raise UserError("trainer.compile=true: what trainer.strategy=fsdp splits is not compiled; leave one of them out")
         if not isinstance(self.devices, int) or self.devices < 1:
             raise UserError(_not_a_number(self.devices))
         if self.nodes < 1:

@@ -51,8 +51,8 @@ class Regulariser(Protocol):
     """Has a say in training beside the losses. A class of it needs no verb but those that it says something by.
 
     weight: of its terms; of a weight of 0 no term is asked for. of_any_post: whether they say something of posts that no
-    task annotates, so that unlabelled ones can join the batches. by_passes: whether all that they ask of the network is whole
-    passes, so that its weights can be split over processes.
+    task annotates, so that unlabelled ones can join the batches. by_passes: whether they ask the network for whole passes
+    alone, so that its weights can be split over processes.
     """
 
     weight: float
