@@ -98,6 +98,11 @@ class DataModule(L.LightningDataModule):
         reads = {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
         return {corpus: names or "unlabelled" for corpus, names in reads.items()}
 
+    @property
+    def paired(self) -> set[str]:
+        """Names the tasks some of whose posts are read with second texts."""
+        return {name for name, task in self.tasks.items() if any(self.corpora[task.corpus].pairs or ())}
+
     def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
         """Takes the posts at these positions out of their corpora; to be called before `tokenize`."""
         for corpus, gone in posts.items():

@@ -201,7 +201,7 @@ class Request:
                 return data.some(split, number)
 
             training = {"regularisers": self.regularisers, "heads_merge": self.heads_merge, "posts": posts}
-            training["teacher"] = self._teacher
+            training |= {"teacher": self._teacher, "paired": data.paired}
         network = assemble(
             encoder=self.encoder,
             method=self.method,

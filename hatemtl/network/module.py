@@ -271,6 +271,13 @@ class MultitaskModule(L.LightningModule):
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
             clip(trained, self.optimization.clip)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if batch.unlabelled is not None:
+            self.stage = self.plan.at(self.trainer.global_step)
+            if not any(one.of_any_post and one.weight for one in self.regularising.values()):
+                return batch.labelled()  # no one would say anything of the rest
+        return batch
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.through.progress = self.trainer.global_step / self.plan.ends[-1]
         self._let_learn(self.trainer.global_step)

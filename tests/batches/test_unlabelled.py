@@ -1,5 +1,6 @@
 """Unlabelled posts join batches of training, and nothing else."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hatemtl.batches.sampling import Use
 from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
+from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.regularisers.smart import SMART
 
 
@@ -95,3 +97,22 @@ def test_smart_has_a_say_on_them_as_on_annotated_posts() -> None:
     all_but_last, last = torch.arange(5) < 4, torch.arange(5) == 4
     assert term(last, all_but_last) == pytest.approx(term(None, torch.ones(5, dtype=torch.bool)))
     assert term(None, all_but_last) != pytest.approx(term(last, all_but_last))
+
+
+def test_they_are_left_out_of_a_stage_in_which_no_regulariser_reads_them() -> None:
+    """Each of its own posts stays as it was; a batch of nothing but unlabelled posts stays, for one has to be stepped."""
+    joined, plain = module(MORE), module(None)
+    with_more, without = joined._uses(0, epochs=1)[0].rows, plain._uses(0, epochs=1)[0].rows
+    read, idle = SimpleNamespace(of_any_post=True, weight=1.0), SimpleNamespace(of_any_post=True, weight=0.0)
+    for acting, kept in (({"vat": read}, True), ({"vat": idle}, False), ({}, False)):
+        network: Any = SimpleNamespace(
+            regularising=acting, trainer=SimpleNamespace(global_step=3), plan=SimpleNamespace(at=lambda step: step)
+        )
+        given = MultitaskModule.on_before_batch_transfer(network, joined.pool[with_more], 0)
+        assert network.stage == 3, "that of the step that comes, which has not begun"
+        assert len(given) == len(without) + 3 * kept
+        assert given.posts[: len(without)].tolist() == without.tolist()
+        assert given.input_ids.shape[0] == given.attention_mask.shape[0] == len(given.has["target"]) == len(given)
+    alone = joined.pool[with_more[-3:]]
+    assert alone.labelled() is alone
+    assert plain.pool[without].labelled().posts.tolist() == without.tolist()

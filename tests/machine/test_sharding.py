@@ -80,7 +80,11 @@ def test_two_processes_that_split_the_encoder_make_what_two_whole_ones_make(tmp_
         both.append(
             subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-    said = [process.communicate(timeout=100)[0] for process in both]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0], said
     assert "an unfinished run goes on after its last whole epoch" in said[0], said
     whole_ones, split_ones = tmp_path / "ddp", tmp_path / "fsdp"

@@ -39,12 +39,14 @@ class Run:
     """Tells a regulariser of the run whose training it has a say in.
 
     corpora: the corpus of each task, by a number from 0 on. teacher: gives the network of one of the `saved_runs`, in which
-    nothing is trained; raises UserError where it reads other tokens than this run's.
+    nothing is trained; raises UserError where it reads other tokens than this run's. paired: the tasks whose posts are read
+    with second texts.
     """
 
     seed: int
     corpora: Mapping[str, int]
     teacher: Callable[[SavedRun], Passes]
+    paired: Collection[str] = ()
 
 
 class Regulariser(Protocol):
