@@ -254,7 +254,7 @@ def using(folder: str | Path, *, typed: list[str] | None = None) -> DictConfig:
     theirs = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
     config = saved.config
     if (choices := config.get("choices")) is None:
-        if "hub" in saved.record:
+        if saved.hub is not None:
             raise UserError(
                 f"{folder} is an adapter of the hub, without heads or tasks of ours; train some on it: type action=train "
                 f"tasks=[label] method={LOADERS[saved.record['library']]} load_path={folder}, and its encoder"

@@ -36,6 +36,11 @@ def typed_words() -> list[str]:
     return words
 
 
+def option_of(group: str) -> str:
+    """Names the option of a group that makes the run that Hydra started."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
 def readable(override: str) -> bool:
     """Tells whether Hydra can read an override."""
     return parsed(override) is not None
