@@ -104,7 +104,7 @@ class Batch:
         )
 
     def labelled(self) -> "Batch":
-        """Leaves out the posts that are there for regularisers alone, which come last; all stay where there are no others."""
+        """Leaves out posts that are there for regularisers alone, which come last; all stay where there are no others."""
         there = len(self) if self.unlabelled is None else int((~self.unlabelled).sum())
         return replace(self.some(0, there), unlabelled=None) if 0 < there < len(self) else self
 
