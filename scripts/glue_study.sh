@@ -67,12 +67,11 @@ for seed in "${seeds[@]}"; do
 done
 metrics=(--metric "*_accuracy" "*_macro_f1" "${f1[@]/#/*_}" "*_matthews")
 table() { uv run analysis/table.py "${runs[@]}" --name "${names[@]}" --mean "${metrics[@]}" "$@"; }
-table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
-table
+table --format org --output "$OUT/table.org"
+cat "$OUT/table.org"
 for task in "${tasks[@]}"; do
-  for output in "" "--output=$OUT/$task.org"; do
-    uv run analysis/compare.py "$OUT/alone_*_$task" "$OUT/together_*" "$OUT/born_again_*" --name alone together born_again \
-      --metric "test_${task}_accuracy" "test_${task}_macro_f1" "test_${task}_matthews" ${output:+"$output"}
-  done
+  uv run analysis/compare.py "$OUT/alone_*_$task" "$OUT/together_*" "$OUT/born_again_*" --name alone together born_again \
+    --metric "test_${task}_accuracy" "test_${task}_macro_f1" "test_${task}_matthews" --output "$OUT/$task.org"
+  cat "$OUT/$task.org"
 done

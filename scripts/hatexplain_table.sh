@@ -39,7 +39,7 @@ study() {  # seed
       "evaluations.plausibility.explainers=[$(explainers "$run")]" "evaluations.faithfulness.explainers=[$(explainers "$run")]"
   done
 }
-judged() { grep -qs "^test_label_hatecheck" "$1/results.csv"; }
+judged() { grep -qs "^test_label_functional_" "$1/results.csv"; }
 explainers() { [[ $1 == one_label || $1 == full ]] && echo attention || echo attention,rationale; }
 
 if [[ ${1:-} == --seed ]]; then

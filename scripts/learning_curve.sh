@@ -32,6 +32,6 @@ for fraction in "${fractions[@]}"; do
 done
 
 table() { uv run analysis/table.py "${runs[@]}" --name "${names[@]}" --mean --metric "${metrics[@]}" "$@"; }
-table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
-table
+table --format org --output "$OUT/table.org"
+cat "$OUT/table.org"

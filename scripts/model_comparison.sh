@@ -42,9 +42,9 @@ for model in "${models[@]}"; do
 done
 
 table() { uv run analysis/table.py "${runs[@]}" --name "${columns[@]}" --mean --metric "${metrics[@]}" "$@"; }
-table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
-table
+table --format org --output "$OUT/table.org"
+cat "$OUT/table.org"
 uv run analysis/compare.py "${globs[@]}" --name "${names[@]}" --metric "${metrics[@]}"  # at once: p corrected for all
 best=$(for seed in "${seeds[@]}"; do echo "$(value "val_${TASK}_macro_f1" "$OUT/$better/$seed") $seed"; done |
   sort -grk1,1 | head -1)

@@ -51,5 +51,4 @@ verdicts() {
 costs() { uv run analysis/retention_table.py "$OUT" --part "${TASK}_part_*" --single "${TASK}_single" --run "${TASK}_*" "$@"; }
 verdicts --output "$OUT/verdicts.org"
 costs --output "$OUT/costs.org"
-verdicts
-costs
+cat "$OUT/verdicts.org" "$OUT/costs.org"

@@ -63,5 +63,4 @@ table() {
 verdicts() { uv run analysis/compare.py "${globs[@]}" --name "${names[@]}" --metric test_rationale_f1 test_label_macro_f1 "$@"; }
 table --output "$OUT/table.org"
 verdicts --output "$OUT/verdicts.org"
-table
-verdicts
+cat "$OUT/table.org" "$OUT/verdicts.org"

@@ -63,9 +63,8 @@ verdicts() {  # folder, task, names: the baseline first
   local folder=$1 metric=test_$2_macro_f1 globs=("${@:3}")
   [ "$2" != rationale ] || metric=test_rationale_f1
   globs=("${globs[@]/#/$folder/}")
-  for output in "" "--output=$folder/$2_against_$3.org"; do
-    uv run analysis/compare.py "${globs[@]/%//*}" --name "${@:3}" --metric "$metric" ${output:+"$output"}
-  done
+  uv run analysis/compare.py "${globs[@]/%//*}" --name "${@:3}" --metric "$metric" --output "$folder/$2_against_$3.org"
+  cat "$folder/$2_against_$3.org"
 }
 
 names=()

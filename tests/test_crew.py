@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import main
 from safetensors.torch import load_file
 
 from hatemtl.errors import UserError
@@ -40,6 +41,9 @@ def begun(folder: Path, *words: str, devices: int = 1) -> "subprocess.Popen[str]
 
 
 def ran(folder: Path, *words: str, devices: int = 1) -> None:
+    if devices == 1:
+        assert main(*POSTS, f"save_path={folder}", "trainer.devices=1", *words) == 0
+        return
     process = begun(folder, *words, devices=devices)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, (out, err)

@@ -3,22 +3,34 @@
 import os
 import re
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 from corpora.test_glue import write
+from forks import instead_of_uv
 
 SMALL = "encoder=tiny corpus@tasks.label.corpus=sample tasks.label.corpus.size=600 tasks.label.corpus.label_noise=0"
 CASES = [("snorfs", "hateful"), ("soup", "non-hateful"), ("dronks", "hateful"), ("mud", "non-hateful")]
 LEARNS = "optimization.epochs=6 method.learning_rate=5e-3 optimization.head_lr=2e-2"
 
 
-def script(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script of scripts/ with these parameters."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run([str(ROOT / "scripts" / name)], env=environment, capture_output=True, text=True, check=False)
+Script = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
+    """Runs a script of scripts/ with these parameters; its commands are forks."""
+    with instead_of_uv(tmp_path_factory.mktemp("forks")) as bin:
+
+        def call(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+            path = f"{bin}{os.pathsep}{os.environ['PATH']}"
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **variables}
+            return subprocess.run([str(ROOT / "scripts" / name)], env=environment, capture_output=True, text=True)
+
+        yield call
 
 
 def cells(text: str, row: str) -> list[str]:
@@ -34,7 +46,9 @@ def cells(text: str, row: str) -> list[str]:
         (f"{LEARNS} method.dropout=0.06", False),
     ],
 )
-def test_a_planted_difference_of_models_is_found_and_none_is_not(other: str, differs: bool, tmp_path: Path) -> None:
+def test_a_planted_difference_of_models_is_found_and_none_is_not(
+    other: str, differs: bool, script: Script, tmp_path: Path
+) -> None:
     out = tmp_path / "models"
     given = {"MODELS": f"good: {LEARNS}; other: {other}", "TASK": "label", "SEEDS": "0 1", "OUT": str(out), "EXTRA": SMALL}
     ended = script("model_comparison.sh", **given)
@@ -42,8 +56,6 @@ def test_a_planted_difference_of_models_is_found_and_none_is_not(other: str, dif
     means = [[float(cell.split(" ± ")[0]) for cell in cells(table, f"test_label_{of}")] for of in ("accuracy", "macro_f1")]
     assert all((good - bad > 0.1) == differs for good, bad in means)
     assert sorted(path.name for path in out.glob("*/*")) == sorted("0101")
-    if not (ROOT / "analysis/compare.py").exists():
-        pytest.skip("analysis/compare.py is not here")
     assert ended.returncode == 0, ended.stderr
     told = re.search(r"higher mean test_label_macro_f1: (\w+) \(.*best run by val_label_macro_f1: (\S+)", ended.stdout)
     assert told and Path(told[2]).parent == out / told[1]
@@ -51,7 +63,7 @@ def test_a_planted_difference_of_models_is_found_and_none_is_not(other: str, dif
 
 
 @pytest.mark.slow
-def test_corpora_are_tested_on_one_another(tmp_path: Path) -> None:
+def test_corpora_are_tested_on_one_another(script: Script, tmp_path: Path) -> None:
     """A run of the sample, tested on its own posts and on a HateCheck of four cases, in which it is right in some."""
     out, cases = tmp_path / "transfer", tmp_path / "hatecheck/test_suite_cases.csv"
     cases.parent.mkdir()
@@ -69,7 +81,7 @@ def test_corpora_are_tested_on_one_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_learning_curve_has_a_column_a_share(tmp_path: Path) -> None:
+def test_a_learning_curve_has_a_column_a_share(script: Script, tmp_path: Path) -> None:
     given = {"FRACTIONS": "0.2 1.0", "SEEDS": "0 1", "OUT": str(tmp_path), "EXTRA": f"{SMALL} optimization.epochs=1"}
     ended = script("learning_curve.sh", **given)
     assert ended.returncode == 0, ended.stderr
@@ -84,7 +96,7 @@ TWO = " ".join(
 
 
 @pytest.mark.slow
-def test_every_regulariser_stands_beside_none_on_each_share(tmp_path: Path) -> None:
+def test_every_regulariser_stands_beside_none_on_each_share(script: Script, tmp_path: Path) -> None:
     """The one that needs dropout also beside dropout alone; keys of its own are read, and distil is taught by its twin."""
     given = {"TASKS": "label,rationale", "REGULARISERS": "r_drop distil rationale_attention,kind=mse,weight=2"}
     small = {"SHARES": "0.5", "SEEDS": "0", "OUT": str(tmp_path), "EXTRA": f"encoder=tiny {TWO} optimization.epochs=1"}
@@ -103,7 +115,7 @@ def test_every_regulariser_stands_beside_none_on_each_share(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_rationales_are_learned_in_each_arrangement_and_at_each_weight(tmp_path: Path) -> None:
+def test_rationales_are_learned_in_each_arrangement_and_at_each_weight(script: Script, tmp_path: Path) -> None:
     given = {"ARRANGEMENTS": "cls: tasks.label.head.pooling=cls", "LAMBDAS": "10", "SEEDS": "0 1"}
     small = {"OUT": str(tmp_path), "EXTRA": f"encoder=tiny {TWO} optimization.epochs=1"}
     ended = script("rationale_study.sh", **given, **small)
@@ -117,7 +129,7 @@ def test_rationales_are_learned_in_each_arrangement_and_at_each_weight(tmp_path:
 
 
 @pytest.mark.slow
-def test_glue_together_alone_joint_and_born_again(tmp_path: Path) -> None:
+def test_glue_together_alone_joint_and_born_again(script: Script, tmp_path: Path) -> None:
     for task in ("cola", "mrpc", "sst2"):
         write(tmp_path / "data/glue", task)
     small = {"EXTRA": f"encoder=tiny data.dir={tmp_path}/data optimization.epochs=1", "SEEDS": "0"}

@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONF, HYDRA = Path(__file__).parents[2] / "conf", ("hydra.", "hydra/")
+HYDRA, PACKAGE = ("hydra.", "hydra/"), Path(__file__).parents[1]
+CONF = next(folder / "conf" for folder in (PACKAGE, PACKAGE.parent) if (folder / "conf").is_dir())  # of a wheel, a checkout
 
 
 def parsed(override: str) -> Override | None:

@@ -1,4 +1,4 @@
-"""Runs side by side on this machine, each by `main.py` in a process of its own, with its own cores.
+"""Runs side by side on this machine, each by a command in a process of its own, with its own cores.
 
 A process a run, and no pool of processes that live on: a run that is killed takes nothing with it, its peak memory and its
 threads are its own, and a worker on another machine is started with the very same words.
@@ -23,7 +23,7 @@ from hatemtl.harmless import shown
 from hatemtl.machine.following import FOLLOWS
 from hatemtl.training.launch.base import REPORT, Ended, Run, reported
 
-MAIN = Path(__file__).parents[3] / "main.py"
+PROGRAM = (sys.executable, "-m", "hatemtl")
 TOLD = ("epoch ", "step ", "note: ", "warning: ", "error: ", "Traceback")  # how the lines begin that are shown of a run
 PATIENCE = 60  # seconds in which a run that is interrupted may clear away what it has half written
 
@@ -84,7 +84,7 @@ class Worker:
         self.run, self.slot, self.report, self.last = run, slot, reports / f"{slot}.json", deque[str](maxlen=50)
         self.report.unlink(missing_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, str(MAIN), *run.words],
+            [*PROGRAM, *run.words],
             stdin=subprocess.PIPE,  # which ends when this process does
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -6,7 +6,6 @@ elsewhere when its machine is lost: `main.py` then goes on after the last whole 
 
 import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ class Ray:
             assert run.save_path is not None and run.config is not None
             own = run.save_path.name
             name, log = f"{own}-{token_hex(3)}", folder / PLACE / "jobs" / f"{own}_log.out"
-            command = (sys.executable, str(local.MAIN), *run.words)
+            command = (*local.PROGRAM, *run.words)
             job = Job(command, folder / own, run.config, report_of(folder, own), self.cpus, None, Path.cwd(), log)
             how: dict[str, Any] = {"name": name, "lifetime": "detached", "max_restarts": self.restarts}
             how |= {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.resources)}

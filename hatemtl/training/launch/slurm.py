@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -99,7 +98,7 @@ class Slurm:
 
     def _job(self, run: Run, folder: Path, slots: int | None) -> "Job":
         assert run.save_path is not None and run.config is not None
-        command = (sys.executable, str(local.MAIN), *run.words)
+        command = (*local.PROGRAM, *run.words)
         save_path = folder / run.save_path.name
         return Job(command, save_path, run.config, report_of(folder, save_path.name), self.cpus, slots)
 

@@ -1,0 +1,21 @@
+"""Starts the command line: `hatemtl group=option key=value`; in a checkout `uv run main.py …`. See README.org."""
+
+import _signal  # type: ignore[import-not-found]  # signal itself takes long enough to be interrupted in
+import os
+
+
+def command() -> None:
+    """Runs what was typed. Ctrl-C ends it at any moment: also while it imports what it needs."""
+    if _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:  # which nohup sets
+        _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))  # until `watch`, a moment later
+    from hatemtl.machine.interruption import watch
+
+    watch()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its own errors and exit with 1
+    from hatemtl.command_line import answer
+
+    answer()
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,55 @@
+"""Composes what was typed with Hydra, runs it, and tells what was wrong of it without a stack."""
+
+import sys
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from hatemtl.command.suggestions import arguments, explain, is_mistyped
+from hatemtl.command.words import CONF
+from hatemtl.errors import UserError
+from hatemtl.harmless import shown
+from hatemtl.machine.interruption import Interrupted, interruptible
+from hatemtl.machine.startup import starting
+
+
+def answer() -> None:
+    """Runs the words of the command line. Exits with 2 where they, or what they name, are wrong, with 130 at Ctrl-C."""
+    try:
+        sys.argv[1:] = arguments(sys.argv[1:])
+        _composed()
+    except UserError as error:
+        _fail(error)
+    except Interrupted as stop:
+        print(f"interrupted {stop}".rstrip(), file=sys.stderr)
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_mistyped(error):
+            raise
+        _fail(explain(error, sys.argv[1:]))
+    except OSError as error:  # Hydra makes a folder for several runs
+        if error.filename is None or not {"-m", "--multirun"} & {*sys.argv}:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; type hydra.sweep.dir=FOLDER of another place")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _composed(cfg: DictConfig) -> None:
+    try:
+        with starting():
+            from hatemtl.run import run
+
+            with interruptible():
+                run(cfg)
+    except (UserError, OmegaConfBaseException) as error:
+        _fail(error)
+    except MemoryError:
+        _fail("out of memory before anything began; close other programs, or allow more (ulimit -v)")
+
+
+def _fail(error: Exception | str) -> NoReturn:
+    print(f"error: {shown(str(error), lines=True)}", file=sys.stderr)
+    sys.exit(2)
