@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hatemtl.command import console as report
-from hatemtl.command.configuration import build, known_by, requested, using
+from hatemtl.command.configuration import build, known_by, requested
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
 from hatemtl.command.several_runs import Turn, in_sweep, plan, same_run, varied
+from hatemtl.command.used_run import using
 from hatemtl.command.words import option_of, quoted, typed_words
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.following import follow
