@@ -236,6 +236,11 @@ class DataModule(L.LightningDataModule):
             mine = [*in_parts(uses, mine, counted, accumulate)]
         return loader(self.pool.drawn(self.seed, epoch), mine, self.workers)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Leaves unlabelled posts out of a training step in which no regulariser would say anything of them."""
+        module: Any = None if batch.unlabelled is None or self.trainer is None else self.trainer.lightning_module
+        return batch if module is None or module.reads_unlabelled else batch.labelled()
+
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
 

@@ -106,7 +106,16 @@ class MultitaskModule(L.LightningModule):
     @property
     def regularising(self) -> dict[str, Regulariser]:
         """Gives the regularisers that act in the stage that training is in."""
-        some = self.stages[self.stage].regulariser
+        return self._acting(self.stage)
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Tells whether a regulariser says something of posts of no task, in the stage of the step that comes."""
+        acting = self._acting(self.plan.at(self.trainer.global_step))
+        return any(one.of_any_post and one.weight for one in acting.values())
+
+    def _acting(self, stage: int) -> dict[str, Regulariser]:
+        some = self.stages[stage].regulariser
         return {name: one for name, one in self.regularisers.items() if some is None or name in some}
 
     def regularise(self, regularisers: Mapping[str, Regulariser], run: Run) -> None:
@@ -270,13 +279,6 @@ class MultitaskModule(L.LightningModule):
         self.crew.average_gradients(trained)
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
             clip(trained, self.optimization.clip)
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if batch.unlabelled is not None:
-            self.stage = self.plan.at(self.trainer.global_step)
-            if not any(one.of_any_post and one.weight for one in self.regularising.values()):
-                return batch.labelled()  # no one would say anything of the rest
-        return batch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.through.progress = self.trainer.global_step / self.plan.ends[-1]
