@@ -5,6 +5,9 @@ predicted, was it there). A resample of posts weighs the posts, and its metric i
 """
 
 import math
+import re
+import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -39,7 +42,8 @@ class Measure(NamedTuple):
 class Outcome:
     """What a run said of N tested posts of one task, sorted by id.
 
-    gold, scores: as in predictions.parquet, (N, C) float32, but for tokens (N,) of objects. thresholds: (C,) float32.
+    gold, scores: as in predictions.parquet, (N, C) float32, but for tokens and span (N,) of objects. thresholds: (C,)
+    float32. answers: of span, what was answered, and what is right.
     """
 
     run: Results
@@ -50,6 +54,7 @@ class Outcome:
     gold: Array
     scores: Array
     thresholds: Array
+    answers: Sequence[tuple[str, Sequence[str]]] = ()
 
     def measures(self) -> dict[str, Measure]:
         """Every metric that can be recomputed, by its name without stage and task: macro_f1, f1_women."""
@@ -84,11 +89,13 @@ def read_outcome(run: Results, task: str) -> Outcome:
         raise ResultsError(f"{folder}: no predictions.parquet in it; {again}")
     try:
         with parquet.ParquetFile(path) as file:  # read_table, and filters of Arrow's own, would import pandas
-            table = file.read(columns=["post_id", "task", "gold", "scores"])
+            wanted = ["post_id", "gold", "scores", *(["answer", "right_answers"] if labels["kind"] == "span" else [])]
+            table = file.read(columns=["task", *wanted])
         mine = [of == task for of in table["task"].to_pylist()]
-        ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in ("post_id", "gold", "scores"))
+        ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in wanted)
         posts, kind, names = [*map(str, ids)], labels["kind"], tuple(labels["names"])
-        gold, scores = (_cells(values, kind) for values in cells)
+        gold, scores = (_cells(values, kind) for values in cells[:2])
+        answers = [*zip(*cells[2:], strict=True)]
     except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
         raise ResultsError(f"{path}: cannot be read ({error}); expected what a test left; {again}") from None
     width = {"multiclass": len(names), "multilabel": len(names), "ordinal": len(names), "score": 1}.get(kind)
@@ -107,11 +114,12 @@ def read_outcome(run: Results, task: str) -> Outcome:
             f"{again}"
         )
     limits = np.array(thresholds, np.float32)  # as heads compare: as a double, a score of .7 lies below .7
-    return Outcome(run, task, kind, names, tuple(posts[i] for i in order), gold[order], scores[order], limits)
+    said = [answers[i] for i in order] if answers else []
+    return Outcome(run, task, kind, names, tuple(posts[i] for i in order), gold[order], scores[order], limits, said)
 
 
 def _cells(values: list[list[float]], kind: str) -> Array:
-    if kind != "tokens":
+    if kind not in ("tokens", "span"):
         return np.array(values, np.float32)
     cells = np.empty(len(values), object)
     cells[:] = [np.array(value, np.float32) for value in values]
@@ -249,11 +257,30 @@ def _of_words(outcome: Outcome) -> dict[str, Measure]:
     }
 
 
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _normalised(answer: str) -> str:
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(PUNCTUATION)).split())
+
+
+def _of_answers(outcome: Outcome) -> dict[str, Measure]:
+    """As hatemtl/answers.py, by SQuAD's official script: of each post the best over its right answers."""
+    found = np.ones((len(outcome.posts), 3))
+    for i, (answer, right) in enumerate(outcome.answers):
+        said, true = _normalised(answer), [*map(_normalised, right)]
+        words = [(Counter(said.split()), Counter(one.split())) for one in true]
+        f1s = [2 * (a & b).total() / max(a.total() + b.total(), 1) for a, b in words]
+        found[i, :2] = said in true, max(f1s, default=0)
+    return {name: Measure(found[:, [column, 2]], _share) for column, name in enumerate(("em", "f1"))}
+
+
 MEASURES: Mapping[str, Callable[[Outcome], dict[str, Measure]]] = {
     "multiclass": _of_classes,
     "multilabel": _of_labels,
     "ordinal": _of_levels,
     "choice": _of_choices,
     "score": _of_numbers,
+    "span": _of_answers,
     "tokens": _of_words,
 }

@@ -34,6 +34,7 @@ PRIMARY = {  # of tasks whose configuration names none, by kind, as heads/ have 
     "ordinal": "quadratic_kappa",
     "choice": "accuracy",
     "score": "pearson",
+    "span": "f1",
     "tokens": "f1",
 }
 GROUPED = {  # rows of evaluations, one a group: what they are called and say

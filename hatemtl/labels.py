@@ -8,8 +8,8 @@ from hatemtl.errors import UserError
 
 IGNORED = -100.0  # a token that counts in no loss and no metric: special, padding, or not the first piece of its word
 
-Kind = Literal["multiclass", "multilabel", "tokens", "score", "ordinal", "choice", "masked"]
-About = Literal["posts", "words", "second texts", "masked tokens"]
+Kind = Literal["multiclass", "multilabel", "tokens", "score", "ordinal", "choice", "masked", "span"]
+About = Literal["posts", "words", "second texts", "masked tokens", "answers"]
 
 
 class Sort(NamedTuple):
@@ -27,6 +27,7 @@ SORTS: dict[Kind, Sort] = {
     "ordinal": Sort("posts", "one"),
     "choice": Sort("second texts"),
     "masked": Sort("masked tokens"),
+    "span": Sort("answers"),
 }
 
 
@@ -49,7 +50,8 @@ class LabelSpace:
 
     kind: `multiclass` (one label a post), `multilabel` (any number of them), `tokens` (one yes or no a word), `score` (a
         number; the one name is the scale's), `ordinal` (one of ordered levels, lowest first), `choice` (which of a post's
-        second texts is right; names are their places) or `masked` (the masked tokens of a text; the one name says so).
+        second texts is right; names are their places), `masked` (the masked tokens of a text; the one name says so) or
+        `span` (the answer to a question, in its second text; the one name says so).
     """
 
     kind: Kind

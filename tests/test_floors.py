@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hatemtl"
 # From the ground up; a room may import its own files and those of lower floors.
 FLOORS = [
     {"errors", "seeds", "harmless"},
-    {"labels", "machine"},
+    {"labels", "answers", "machine"},
     {"heads", "corpora"},
     {"evaluations"},
     {"tasks", "encoders", "saved_runs", "merging"},

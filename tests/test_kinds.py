@@ -13,11 +13,12 @@ import pytest
 import torch
 from conftest import Outcome
 from figures import by_metric
-from invented import BATCHING
+from invented import BATCHING, minilm
 from network.test_module import Waits
 from safetensors.numpy import load_file
 from test_floors import FILES, PACKAGE
 
+from hatemtl.answers import Answers
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import Column, Corpus, Posts
@@ -30,6 +31,7 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.ordinal import OrdinalHead
 from hatemtl.heads.score import ScoreHead
+from hatemtl.heads.span import SpanHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import SORTS, Kind, LabelSpace
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
@@ -54,6 +56,7 @@ HEADS: dict[str, Any] = {
     "hate": partial(ScoreHead, **POST, loss="mse"),
     "level": partial(OrdinalHead, **POST, balance=0.5),
     "right": partial(ChoiceHead, **POST, label_smoothing=0.1),
+    "answer": partial(SpanHead, layers=1, dropout=0.0, max_answer=30),
     "masked": partial(MaskedHead, share=0.15),
 }
 SIZE = 72
@@ -86,6 +89,8 @@ class Everything(Corpus):
             "right": np.where([len(pair) == 2 for pair in pairs], right, 0),
         }
         has["right"] = np.array([len(pair) > 1 for pair in pairs])
+        values["answer"] = np.array([[[2, 8] if count > 1 else [9, 13]] for count in rude])  # of "a second text"
+        has["answer"] = np.array([len(pair) == 1 for pair in pairs])
         spaces = {
             "label": LabelSpace("multiclass", ("fine", "rude")),
             "target": LabelSpace("multilabel", ("any", "share")),
@@ -93,6 +98,7 @@ class Everything(Corpus):
             "hate": LabelSpace("score", ("hate",)),
             "level": LabelSpace("ordinal", ("none", "one", "two", "more")),
             "right": LabelSpace("choice", ("first", "second", "third")),
+            "answer": LabelSpace("span", ("answer",)),
         }
         splits = np.array((["train"] * 12 + ["val"] * 3 + ["test"] * 3) * (SIZE // 18))
         columns = {name: Column(spaces[name], values[name], has[name]) for name in spaces}
@@ -225,9 +231,15 @@ def test_what_stands_in_for_a_missing_label_changes_nothing(task: str) -> None:
     module, data = everything()
     batch = data.pool[data.rows("train")[:20]]
     kept = gradients(module, batch)[task]
-    without, targets = ~batch.has[task], batch.targets[task].clone()
+    without, targets = ~batch.has[task], batch.targets[task]
     assert without.any()
-    targets[without] = 1  # a label, share or word as any other
+
+    def other(values: torch.Tensor) -> torch.Tensor:
+        return values.clone().masked_fill(
+            without.view(-1, *[1] * (values.ndim - 1)), 1
+        )  # a label, share or word as any other
+
+    targets = targets.each(other) if isinstance(targets, Answers) else other(targets)
     for name, gradient in gradients(module, Batch(**{**vars(batch), "targets": {**batch.targets, task: targets}}))[
         task
     ].items():
@@ -264,9 +276,13 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
     frame = predictions(module, data.pool)
     assert set(frame["task"]) == set(HEADS) - {"masked"}
     sizes = {name: {len(scores) for scores in frame[frame["task"] == name]["scores"]} for name in HEADS}
-    assert {name: sizes[name] for name in ("label", "target", "hate", "level", "right")} == {
-        "label": {2}, "target": {2}, "hate": {1}, "level": {4}, "right": {3},
+    assert {name: sizes[name] for name in ("label", "target", "hate", "level", "right", "answer")} == {
+        "label": {2}, "target": {2}, "hate": {1}, "level": {4}, "right": {3}, "answer": {3},
     }  # fmt: skip
+    answers = frame[frame["task"] == "answer"]
+    assert {*answers["answer"]} <= {"a", "a second", "a second text", "second", "second text", "text"}
+    assert {one for right in answers["right_answers"] for one in right} <= {"second", "text"}
+    assert frame[frame["task"] != "answer"]["answer"].isna().all()
     golds = frame[frame["task"] == "hate"].set_index("post_id")["gold"]
     texts = dict(zip(data.pool.ids, data.pool.texts, strict=True))
     assert {post: gold for post, [gold] in golds.items()} == {
@@ -284,6 +300,8 @@ def test_no_step_waits_for_the_device_whatever_the_kind(monkeypatch: pytest.Monk
     with Waits() as waits:
         for name, logits in module(batch).items():
             module.head(name).loss(logits, batch.targets[name], batch.has[name])
+            if name == "answer":
+                continue  # judged by what its text says, which no device knows
             metrics[name].update(module.head(name).scores(logits), batch.targets[name], batch.has[name])
     assert waits.count == 0
 
@@ -337,9 +355,17 @@ def test_a_masked_head_has_no_column_and_no_other_head_has_none() -> None:
 
 def test_no_task_of_choices_or_masked_tokens_predicts_posts() -> None:
     spaces = everything()[1].spaces
-    for name, about in (("right", "second texts"), ("masked", "masked tokens")):
+    for name, about in (("right", "second texts"), ("masked", "masked tokens"), ("answer", "answers")):
         with pytest.raises(UserError, match=f"task {name!r} is about {about}"):
             check_predictable({"label": spaces["label"], name: spaces[name]})
+
+
+@pytest.mark.parametrize(("name", "why"), [("right", "compares second texts"), ("answer", "learns where an answer stands")])
+def test_words_of_texts_that_are_read_beside_second_ones_are_not_changed(name: str, why: str) -> None:
+    drop: Any = {"drop": None}
+    data = DataModule({name: task(name)}, batching=BATCHING, seed=0, augmentations=drop)
+    with pytest.raises(UserError, match=rf"augmentation=\[drop\]: task {name!r} {why}.*leave augmentation out, or the task"):
+        data.tokenize(minilm(), 64)
 
 
 # Masked language modelling, by the command line

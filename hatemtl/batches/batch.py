@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hatemtl.answers import Answers
+
 PAD_TO = 8  # the matrix units of a GPU take no smaller step
-SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "prefix")  # what has a row a sequence, not a post
+# what has a row a sequence, not a post
+SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "prefix", "answerable")
 
 
 def padded(lengths: np.ndarray) -> np.ndarray:
@@ -26,7 +29,7 @@ class Batch:
     targets[task]: (B,) int64 for multiclass, ordinal and choice, (B,) float32 for score, (B, C) float32 for multilabel,
         (B, T) int64 for masked, `IGNORED` where a token does not count, and (B, T + W) float32 for tokens: behind the tokens
         stand those words that were cut off. A post without that task's annotation holds zeros (`IGNORED` for tokens and
-        masked).
+        masked); `Answers` for span.
     has[task]: (B,) bool, whether the post carries that task's annotation.
     posts: (B,) int64, where each post stands in the datamodule's pool.
     owner: (S,) int64, whose sequence each is, in order; None where every post is one.
@@ -35,6 +38,7 @@ class Batch:
     tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
     only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
     parts: where several batches make an optimizer step, the share that is here of what each task's loss is a mean of.
+    answerable: (S, T) bool, whether a token is of a second text, where a task reads answers off those; else None.
     unlabelled: (B,) bool, whether a post is there for regularisers alone; None where none is.
     counts[task]: (B, C) float32, of tasks with a lexicon, what it counts in each post.
     shares[task]: (B, C) float32, of tasks that learn from them, the share of annotators who gave each label.
@@ -42,7 +46,7 @@ class Batch:
 
     input_ids: Tensor
     attention_mask: Tensor
-    targets: dict[str, Tensor]
+    targets: dict[str, Any]
     has: dict[str, Tensor]
     posts: Tensor
     owner: Tensor | None = None
@@ -53,6 +57,7 @@ class Batch:
     parts: Mapping[str, float] | None = None
     shares: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
+    answerable: Tensor | None = None
     unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -125,6 +130,8 @@ class Batch:
         def changed(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: changed(item) for key, item in value.items()}
+            if isinstance(value, Answers):
+                return value.each(change)
             return change(value) if isinstance(value, Tensor) else value
 
         return Batch(**{name: changed(value) for name, value in vars(self).items()})

@@ -128,7 +128,8 @@ class DataModule(L.LightningDataModule):
         self.starts = dict(zip(self.parts, np.cumsum([0, *map(len, parts[:-1])]).tolist(), strict=True))
         self._made: dict[tuple[int, int], Epochs] = {}
         self._ends: dict[tuple[int, int, int], list[int]] = {}
-        self.pool = TokenizedPosts(tokenizer, max_length, parts, cache, self.preprocess)
+        located = any(space.about == "answers" for space in self.spaces.values())
+        self.pool = TokenizedPosts(tokenizer, max_length, parts, cache, self.preprocess, located=located)
         self.seconds = time.perf_counter() - begun
         if self.unlabelled is not None:
             self.pool.labelled = [*self.starts.values()][-1]
@@ -139,11 +140,16 @@ class DataModule(L.LightningDataModule):
                 self.pool.masks[name] = Masking.of(tokenizer, task.head_settings["share"])
         self.pool.count(self.lexicons)
         if self.augmentations:
-            if other := next((name for name, space in self.spaces.items() if space.about == "second texts"), None):
-                raise UserError(
-                    f"augmentation=[{','.join(self.augmentations)}]: task {other!r} compares second texts, whose words stay "
-                    f"as they are, so what is right would be told apart by that; leave augmentation out, or the task"
-                )
+            why = {
+                "second texts": "compares second texts, whose words stay as they are, so these would tell the right one",
+                "answers": "learns where an answer stands behind its question, whose words therefore stay as they are",
+            }
+            for name, space in self.spaces.items():
+                if space.about in why:
+                    raise UserError(
+                        f"augmentation=[{','.join(self.augmentations)}]: task {name!r} {why[space.about]}; leave "
+                        f"augmentation out, or the task"
+                    )
             self.pool.augmenter = Augmenter(self.augmentations, tokenizer, self.pool.ids)
 
     def first(self, task: str) -> int:

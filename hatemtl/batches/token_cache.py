@@ -30,12 +30,15 @@ class Tokens:
     the word (of `text.split(" ")`) that begins at a token, -1 where none does: later pieces, specials, the second text.
     second: (S,) int32, at which of its tokens a sequence's second segment starts, its length if it has none; None where no
     sequence has, or the tokenizer tells no segments apart.
+    where: (all tokens, 2) int32, of a second text's token its first character there and one past its last, 0 and 0 of any
+    other; None where nobody asked for it.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     begins: np.ndarray
     second: np.ndarray | None = None
+    where: np.ndarray | None = None
 
     @classmethod
     def join(cls, parts: list["Tokens"]) -> "Tokens":
@@ -44,11 +47,13 @@ class Tokens:
             return parts[0]
         none, lengths = np.zeros(0, np.int32), [np.diff(part.offsets) for part in parts]
         seconds = [of if part.second is None else part.second for part, of in zip(parts, lengths, strict=True)]
+        places = [np.zeros((len(part.ids), 2), np.int32) if part.where is None else part.where for part in parts]
         return cls(
             np.concatenate([none, *(part.ids for part in parts)]),
             np.concatenate([[0], *lengths]).cumsum(),
             np.concatenate([none, *(part.begins for part in parts)]),
             np.concatenate(seconds).astype(np.int32) if any(part.second is not None for part in parts) else None,
+            np.concatenate(places) if any(part.where is not None for part in parts) else None,
         )
 
     @property
@@ -57,34 +62,47 @@ class Tokens:
 
     def fit(self, sequences: int) -> bool:
         """Tells whether the arrays have the formats and sizes of so many sequences."""
-        formats = {"ids": "int32", "offsets": "int64", "begins": "int32", "second": "int32"}
-        if any((array.dtype.name, array.ndim) != (formats[name], 1) for name, array in self.arrays.items()):
+        formats = {"ids": ("int32", 1), "offsets": ("int64", 1), "begins": ("int32", 1), "second": ("int32", 1)}
+        formats["where"] = ("int32", 2)
+        if any((array.dtype.name, array.ndim) != formats[name] for name, array in self.arrays.items()):
             return False
         lengths = np.diff(self.offsets)
         sizes = len(lengths) == sequences and len(self.ids) == len(self.begins) == lengths.sum()
         segments = self.second is None or (len(self.second) == sequences and bool((self.second <= lengths).all()))
-        return bool(sizes and segments and self.offsets[0] == 0 and (lengths >= 0).all())
+        located = self.where is None or self.where.shape == (len(self.ids), 2)
+        return bool(sizes and segments and located and self.offsets[0] == 0 and (lengths >= 0).all())
 
 
-def cached(tokenizer: Tokenizer, max_length: int, texts: list[str], cache: Path | None, seconds: Seconds = None) -> Tokens:
+def cached(
+    tokenizer: Tokenizer,
+    max_length: int,
+    texts: list[str],
+    cache: Path | None,
+    seconds: Seconds = None,
+    *,
+    located: bool = False,
+) -> Tokens:
     """Takes the texts' tokens from the folder `cache` if they are there; else makes them, and puts them there.
 
+    located: whether `Tokens.where` is wanted, of texts with second ones.
     A file that is broken or another's is made anew, and a folder that cannot be written is no cache: neither is an error.
     """
     if cache is None:
-        return tokenize(tokenizer, max_length, texts, seconds)
-    mark = fingerprint(tokenizer, max_length, texts, seconds)
+        return tokenize(tokenizer, max_length, texts, seconds, located=located)
+    mark = fingerprint(tokenizer, max_length, texts, seconds, located=located)
     path = cache.expanduser() / f"{mark}.safetensors"
     tokens = _read(path, mark, len(texts))
     if tokens is None:
-        tokens = tokenize(tokenizer, max_length, texts, seconds)
+        tokens = tokenize(tokenizer, max_length, texts, seconds, located=located)
         arrays, notes = tokens.arrays, {"fingerprint": mark, "checksum": _checksum(tokens)}
         with suppress(OSError, SafetensorError):  # the folder cannot be written, or the disk is full
             saved_run.write(path, lambda temporary: save_file(arrays, temporary, metadata=notes))
     return tokens
 
 
-def tokenize(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None) -> Tokens:
+def tokenize(
+    tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None, *, located: bool = False
+) -> Tokens:
     """Makes the texts' tokens, special ones included, cut at `max_length`: of two texts the longer first.
 
     Raises UserError where `max_length` has no room for two texts.
@@ -96,10 +114,12 @@ def tokenize(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: S
             f"encoder.max_length={least} or more"
         )
     chunks = zip(_chunks(texts), repeat(None) if seconds is None else _chunks(seconds), strict=False)
-    return Tokens.join([_chunk(tokenizer, max_length, *chunk) for chunk in chunks])
+    return Tokens.join([_chunk(tokenizer, max_length, *chunk, located=located) for chunk in chunks])
 
 
-def fingerprint(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None) -> str:
+def fingerprint(
+    tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds = None, *, located: bool = False
+) -> str:
     """Gives sixteen hex digits that change with whatever changes a token: texts, tokenizer, `max_length`, the libraries."""
     # its state in Rust tells all but which cut and padding it was last called with; every call sets both
     tokenizer.backend_tokenizer.no_truncation()
@@ -119,7 +139,7 @@ def fingerprint(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds
         digest.update(np.fromiter(map(len, chunk), np.int64, len(chunk)).tobytes())  # where one ends and the next begins
         digest.update("".join(chunk).encode())
     if seconds is not None:
-        digest.update("\x1f".join(["seconds", *tokenizer.model_input_names]).encode())
+        digest.update("\x1f".join(["seconds", *tokenizer.model_input_names, *(["where"] if located else [])]).encode())
         for some in _chunks(seconds):
             digest.update(np.array([-1 if text is None else len(text) for text in some], np.int64).tobytes())
             digest.update("".join(text or "" for text in some).encode())
@@ -147,7 +167,7 @@ def _chunks(texts: list[Any]) -> Iterator[list[Any]]:
     return (texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK))
 
 
-def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds) -> Tokens:
+def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Seconds, *, located: bool) -> Tokens:
     pairs: list[Any] = texts
     if seconds is not None:
         pairs = [text if second is None else (text, second) for text, second in zip(texts, seconds, strict=True)]
@@ -163,13 +183,15 @@ def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Sec
     flat, places = chain.from_iterable, int(lengths.sum())
     ids = np.fromiter(flat(encoded["input_ids"]), np.int32, places)
     spans = np.fromiter(flat(flat(encoded["offset_mapping"])), np.int64, 2 * places).reshape(-1, 2)
-    offsets, second = np.concatenate([[0], lengths.cumsum()]), None
+    offsets, second, where = np.concatenate([[0], lengths.cumsum()]), None, None
     if seconds is not None:
-        spans[np.fromiter((s == 1 for i in range(len(texts)) for s in encoded.sequence_ids(i)), bool, places)] = 0
+        later = np.fromiter((s == 1 for i in range(len(texts)) for s in encoded.sequence_ids(i)), bool, places)
+        where = np.where(later[:, None], spans, 0).astype(np.int32) if located else None
+        spans[later] = 0
         if "token_type_ids" in tokenizer.model_input_names:
             types = np.fromiter(flat(encoded["token_type_ids"]), np.int64, places)
             second = (lengths - np.diff(np.concatenate([[0], types.cumsum()])[offsets])).astype(np.int32)
-    return Tokens(ids, offsets, word_begins(texts, lengths, spans), second)
+    return Tokens(ids, offsets, word_begins(texts, lengths, spans), second, where)
 
 
 def _checksum(tokens: Tokens) -> str:

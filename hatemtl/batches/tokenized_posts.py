@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hatemtl.answers import Answers, Passage
 from hatemtl.batches.augmentation import Augmenter
 from hatemtl.batches.batch import Batch, padded
 from hatemtl.batches.masking import Masking
@@ -32,7 +33,8 @@ class TokenizedPosts(Dataset[Batch]):
 
     A post is one sequence of tokens, or one for each of its choices; words are those of its first.
     prefix: (all tokens, D), what frozen layers make of them, if `frozen_prefix.Prefix` has filled it in.
-    tokens, offsets, begins, second: as in `token_cache.Tokens`. cache: the folder that keeps them, if any.
+    tokens, offsets, begins, second, where: as in `token_cache.Tokens`. located: whether `where` is there, which answers are
+    read off; `seconds` are then the posts' second texts, "" of those without. cache: the folder that keeps them, if any.
     firsts: (N + 1,), which is each post's first sequence.
     texts: as their authors wrote them; `preprocess` makes of each what is tokenized, word by word.
     masks: how the posts of a task are masked, for those that guess masked tokens. draw: the number that they are drawn by.
@@ -47,9 +49,13 @@ class TokenizedPosts(Dataset[Batch]):
         parts: list[Posts],
         cache: Path | None = None,
         preprocess: Preprocess = AS_IS,
+        *,
+        located: bool = False,
     ) -> None:
         self.ids = [post for posts in parts for post in posts.ids]
         self.texts = [text for posts in parts for text in posts.texts]
+        pairs = (posts.pairs or [()] * len(posts) for posts in parts) if located else ()
+        self.seconds = [pair[0] if pair else "" for of_part in pairs for pair in of_part]
         self.splits = np.concatenate([posts.splits for posts in parts])
         self.tokenizer, self.pad, self.max_length = tokenizer, tokenizer.pad_token_id, max_length
         self.preprocess = preprocess
@@ -57,9 +63,10 @@ class TokenizedPosts(Dataset[Batch]):
         for posts in parts:
             if id(posts) not in made:
                 texts, seconds, of_each = _sequences(posts, preprocess)
-                made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds), of_each
+                made[id(posts)] = cached(tokenizer, max_length, texts, cache, seconds, located=located), of_each
         tokens = Tokens.join([made[id(posts)][0] for posts in parts])
         self.tokens, self.offsets, self.begins, self.second = tokens.ids, tokens.offsets, tokens.begins, tokens.second
+        self.where = tokens.where
         counts = np.concatenate([made[id(posts)][1] for posts in parts])
         self.firsts = np.concatenate([[0], counts.cumsum()])
         later = np.ones(len(self.offsets) - 1, bool)
@@ -70,6 +77,7 @@ class TokenizedPosts(Dataset[Batch]):
         self.targets: dict[str, np.ndarray] = {}
         self.shares: dict[str, np.ndarray] = {}
         self.counts: dict[str, np.ndarray] = {}  # (N, C), of tasks with a lexicon
+        self.right: dict[str, np.ndarray] = {}  # (N, A, 2), of answers, as in `Column.values`
         self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
         self.masks: dict[str, Masking] = {}
@@ -135,12 +143,30 @@ class TokenizedPosts(Dataset[Batch]):
         if column.space.about == "words":
             mine = first + np.flatnonzero(column.has)
             self.targets[task], self.beyond[task] = self._at_tokens(column.values[column.has], mine)
+        elif column.space.about == "answers":
+            if self.preprocess.asked:
+                keys = " ".join(f"preprocess.{name}=false" for name in self.preprocess.asked)
+                raise UserError(f"task {task!r} has answers by their places in texts, which stay as they are; type {keys}")
+            self.right[task] = np.full((len(self), *column.values.shape[1:]), -1, np.int64)
+            self.right[task][rows][column.has] = column.values[column.has]
+            self.targets[task] = np.full((len(self), 2), int(IGNORED))
+            for row in np.flatnonzero(self.has[task]).tolist():
+                passage = self.passage(row, self.right[task][row])
+                if (whole := passage.whole(full=len(passage.where) == self.max_length)) is not None:
+                    self.targets[task][row] = whole
         else:
             self.targets[task] = np.zeros((len(self), *column.values.shape[1:]), dtype=column.values.dtype)
             self.targets[task][rows][column.has] = column.values[column.has]  # a placeholder must not reach the loss
             if column.shares is not None:
                 self.shares[task] = np.zeros((len(self), len(column.space)), np.float32)
                 self.shares[task][rows][column.has] = column.shares[column.has]
+
+    def passage(self, row: int, right: np.ndarray | None = None) -> Passage:
+        """Gives a post's second text with its tokens. right: the answers to be found in it, -1 where there are fewer."""
+        assert self.where is not None  # or no answers are asked for
+        start, end = self.offsets[self.firsts[row] : self.firsts[row] + 2]
+        known = np.zeros((0, 2), np.int64) if right is None else right[right[:, 0] >= 0]
+        return Passage(self.seconds[row], self.where[start:end], known)
 
     def count(self, lexicons: Mapping[str, Lexicon]) -> "TokenizedPosts":
         """Counts the words of tasks' lexicons in the posts as they are read, of which only the first texts count."""
@@ -186,8 +212,13 @@ class TokenizedPosts(Dataset[Batch]):
         return words.tolist()
 
     def counted(self, task: str) -> np.ndarray:
-        """Counts what a task's loss is a mean of, by post, (N,): its annotated words' tokens, or 1; 0 of one without."""
+        """Counts what a task's loss is a mean of, by post, (N,): its annotated words' tokens, or 1; 0 of one without.
+
+        Nor does an answer count that was cut off.
+        """
         has = self.has[task].astype(np.int64)
+        if self.spaces[task].about == "answers":
+            return has * (self.targets[task][:, 0] >= 0)
         if self.spaces[task].about != "words":
             return has
         before = np.concatenate([[0], np.cumsum(self.targets[task] >= 0)])
@@ -231,9 +262,13 @@ class TokenizedPosts(Dataset[Batch]):
             later = None if later is None else inside & np.take_along_axis(later, order, axis=1)
         first = slice(None) if owner is None else np.flatnonzero(np.diff(owner, prepend=-1))
         has = {task: some[rows] & ~absent for task, some in self.has.items()}
-        targets: dict[str, torch.Tensor] = {}
+        targets: dict[str, Any] = {}
         for task, values in self.targets.items():
             about = self.spaces[task].about
+            if about == "answers":
+                learned = torch.from_numpy(np.where(absent[:, None], int(IGNORED), values[rows]))
+                targets[task] = Answers(learned, [self.passage(row, self.right[task][row]) for row in rows.tolist()])
+                continue
             if about == "masked tokens":
                 mine = np.full((len(rows), width), int(IGNORED))
                 if has[task].any():
@@ -250,6 +285,7 @@ class TokenizedPosts(Dataset[Batch]):
                 mine = values[rows]
                 mine[absent] = 0
             targets[task] = torch.from_numpy(mine)
+        answerable = None if self.where is None else inside & (self.where[places, 1] > self.where[places, 0])
         shares = {task: values[rows] for task, values in self.shares.items()}
         for mine in shares.values():
             mine[absent] = 0
@@ -268,6 +304,7 @@ class TokenizedPosts(Dataset[Batch]):
             shares={task: torch.from_numpy(mine) for task, mine in shares.items()},
             unlabelled=None if self.labelled == len(self) else torch.from_numpy(rows >= self.labelled),
             counts={task: torch.from_numpy(values[rows]) for task, values in self.counts.items()},
+            answerable=None if answerable is None else torch.from_numpy(answerable),
         )
 
 

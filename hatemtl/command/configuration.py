@@ -47,7 +47,7 @@ KEYS: dict[str, Any] = {
     "augmentation": Mapping[str, Augmentation] | None,
     **{"evaluations": Mapping[str, Evaluation] | None, "heads.merge": HeadsMerge, "data.leaks": Policy},
     **dict.fromkeys(("save_path", "load_path", "data.cache", "export.format", "export.path"), str | None),
-    **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.delimiter"), str | None),
+    **dict.fromkeys(("predict.input", "predict.output", "predict.text", "predict.pair", "predict.delimiter"), str | None),
     **{f"publish.{key}": str | None for key in ("folder", "head_of", "base", "hub_id", "license", "language")},
     **dict.fromkeys(("publish.data", "publish.verdicts"), str | None),
     **dict.fromkeys(("publish.upload", "publish.private"), bool),

@@ -131,6 +131,15 @@ def annotations(console: Console, data: DataModule, leaked: Sequence[str] = ()) 
             absent += _add_counts(table, name, column.space.names, values)
         elif column.space.about == "words":
             table.add_row("  marked words", *(f"{sum(int((words >= 0.5).sum()) for words in each):,}" for each in values))
+        elif column.space.about == "answers":
+            gone = pool.has[name] & (pool.targets[name][:, 0] < 0)
+            each = [int((gone & (pool.splits == split)).sum()) for split in SPLITS]
+            table.add_row("  without a whole answer", *(f"{number:,}" for number in each))
+            if any(each):
+                absent.append(
+                    f"{name}: encoder.max_length={pool.max_length} cuts the answers off {sum(each):,} posts, which are left "
+                    f"out of the loss and seldom count as right in evaluation; a larger one keeps them"
+                )
         elif column.space.about == "posts":
             table.add_row("  mean ± deviation", *(f"{v.mean():.2f} ± {v.std():.2f}" if len(v) else "" for v in values))
     _print(console, "annotated posts", table)

@@ -24,7 +24,8 @@ class Column:
 
     values: multiclass, ordinal (N,) int64, the label's position; choice (N,) int64, the right pair's position; multilabel
         (N, C) float32 in [0, 1]; score (N,) float32; tokens (N,) of objects, each a float32 array in [0, 1] with one value
-        a word of the post (`text.split(" ")`).
+        a word of the post (`text.split(" ")`); span (N, A, 2) int64, of each right answer its first character in the second
+        text and one past its last, -1 where the post has fewer.
     has: (N,) bool, whether the post is annotated at all; where not, the value is a placeholder.
     shares: (N, C) float32, of multiclass and multilabel the share of a post's annotators who gave each label, which the
         values are the majority of; None where the corpus does not tell.
@@ -60,7 +61,8 @@ class Raw:
 
     source: the file or folder. cells[column][i]: a text, a number, a list, or None. places[i]: where row i stands, as an
     error names it. pairs: the columns that `Posts.pairs` are from. separator: what stands between the labels of one cell.
-    strata: (N,) integers, equal where posts count as alike for `thinned`.
+    strata: (N,) integers, equal where posts count as alike for `thinned`. seconds: `Posts.pairs` as the file has them, for
+    places in them.
     """
 
     source: str
@@ -69,10 +71,12 @@ class Raw:
     pairs: tuple[str, ...]
     separator: str
     strata: np.ndarray
+    seconds: list[tuple[str, ...]] | None = None
 
     def at(self, rows: np.ndarray) -> "Raw":
         cells = {name: [column[i] for i in rows] for name, column in self.cells.items()}
-        return replace(self, cells=cells, places=[self.places[i] for i in rows], strata=self.strata[rows])
+        seconds = None if self.seconds is None else [self.seconds[i] for i in rows]
+        return replace(self, cells=cells, places=[self.places[i] for i in rows], strata=self.strata[rows], seconds=seconds)
 
 
 @dataclass(frozen=True)

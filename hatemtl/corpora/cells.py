@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hatemtl.corpora.base import Column, Posts, Raw
+from hatemtl.corpora.questions import padded, places
 from hatemtl.corpora.rows import NO, NOTHING, YES, shown
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import Kind, name_of
@@ -25,11 +26,12 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
     multilabel: one column with any number of labels a cell, between separators or in a JSON list (the separator alone, or
         []: none of them); or several, a label each, whose cells hold a share from 0 to 1, true or false, yes or no.
     score: a number. tokens: a number from 0 to 1 for each word of the text, between spaces or in a JSON list.
+    span: the answers to a question, as `questions.places` reads them, in the one second text.
     choice: which second text is right, as its number, counted from 0, or as its column's name.
     A cell that is empty, null, NA or NaN leaves the post without this annotation; of several columns, any such cell does.
 
     names: the labels, in their order; None finds them in the cells and sorts them, as numbers if all are, else by name. Of a
-        score or tokens, whose column else gives it, one name.
+        score, tokens or span, whose column else gives it, one name.
     Raises UserError with file, line and column where a cell is none of this, or names a label that is not among `names`.
     """
     raw = posts.raw
@@ -52,6 +54,8 @@ def as_column(posts: Posts, column: str | Sequence[str], kind: Kind, names: Sequ
             return cells[0].numbers()
         case "tokens":
             return cells[0].words()
+        case "span":
+            return cells[0].answers()
         case _:
             return cells[0].choices()
 
@@ -147,6 +151,19 @@ class _Cells:
             if place is None:
                 raise self._wrong(i, f"one of {', '.join(position)}")
         return self.filled("choice", pairs, found)
+
+    def answers(self) -> Column:
+        if len(self.raw.pairs) != 1 or self.raw.seconds is None:
+            needed = "a span task needs the one column of texts that hold the answers"
+            raise UserError(f"column={self.column!r}: {needed}; type tasks.TASK.corpus.pair=COLUMN, or corpus=squad")
+        found: dict[int, list[tuple[int, int]]] = {}
+        for i, value in self.given.items():
+            try:
+                found[i] = places(value, self.raw.seconds[i][0])
+            except ValueError as error:
+                raise self._wrong(i, str(error)) from None
+        each = [found.get(i, []) for i in range(len(self.posts))]
+        return Column.of("span", self.names or (self.column,), padded(each), np.array([*map(bool, each)], bool))
 
     def share(self, i: int, value: Any) -> float:
         name, number = name_of(value).lower(), _number(value)

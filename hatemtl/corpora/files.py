@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hatemtl.corpora.questions import laid_out
 from hatemtl.corpora.rows import LONGEST, Rows, shown
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.harmless import unguarded
@@ -42,6 +43,8 @@ def read_table(path: Path, *, delimiter: str | None, encoding: str, keys: str, l
         return read_jsonl(path, again="mend the line")
     if path.suffix == ".parquet":
         return read_parquet(path, again="write the file anew")
+    if path.suffix == ".json":
+        return read_questions(path, again="mend the file, or name one of a JSON object a line NAME.jsonl")
     between, recode = delimiter_of(path, delimiter), f"type {keys}encoding=cp1252"
     if between is None and path.suffix == ".txt" and lines:
         again = f"mend the line, or {recode}"
@@ -171,6 +174,16 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
         raise UserError(f"{path}: holds no rows; {again}")
     names = dict.fromkeys(name for row in found.values() for name in row)
     return Rows(path, {name: [row.get(name) for row in found.values()] for name in names}, [*found], again)
+
+
+def read_questions(path: Path, *, again: str) -> Rows:
+    """Reads a JSON file of SQuAD's layout, a row a question. Raises UserError with the place where it is another."""
+    with _reading(path, "utf-8-sig", again):
+        text = path.read_text(encoding="utf-8-sig")
+    try:
+        return laid_out(path, json.loads(text), again)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {again}") from error
 
 
 def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = None) -> Rows:

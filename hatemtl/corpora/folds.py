@@ -78,6 +78,9 @@ class Folds:
         name = str(self.group_by)
         if posts.raw is not None and name in posts.raw.cells:
             return [name_of(value) if is_given(value) else "" for value in posts.raw.cells[name]]
+        if posts.raw is not None and posts.raw.seconds is not None and name in posts.raw.pairs:
+            place = posts.raw.pairs.index(name)
+            return [name_of(of_post[place]) for of_post in posts.raw.seconds]
         fitting = {of: column for of, column in posts.columns.items() if column.space.carries == "one"}
         if name not in fitting:
             known = did_you_mean(name, [*fitting, *(posts.raw.cells if posts.raw else ())])

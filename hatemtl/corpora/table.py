@@ -5,6 +5,8 @@
 What the column annotates is the head's matter: `head@tasks.table.head=score` reads the same cells as numbers, and
 `cells.as_column` says how each kind is read. CONTRIBUTING.md shows a task with a name of its own.
 
+A file of SQuAD's layout (.json, or a table with its columns) is a table of questions: corpus=squad names its columns.
+
 To test a saved run on another table, give that one's `path`, and `fractions=[0,0,1]` where all of it is for the test.
 
 A byte order mark, CRLF and empty lines are passed over; space in a text is collapsed; half an emoji becomes "?".
@@ -21,7 +23,7 @@ import numpy as np
 from hatemtl.corpora.base import CALLED, Corpus, Posts, Raw, Split
 from hatemtl.corpora.cells import is_given
 from hatemtl.corpora.files import SUFFIXES, Hub, read_table
-from hatemtl.corpora.rows import Rows, sound
+from hatemtl.corpora.rows import Rows, shown, sound
 from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.labels import name_of
@@ -34,7 +36,8 @@ class Table(Corpus):
     """A user's posts, one a row. Every column but those named here may be a task's.
 
     conf/corpus/table.yaml says what each key does. Where train and test alone are given, val is drawn from train, in the
-    proportion of the fractions. No two splits share a group, whether drawn or given.
+    proportion of the fractions. No two splits share a group, whether drawn or given, nor drawn ones a text; but where second
+    texts are the groups, first ones may be alike.
     """
 
     path: str | None
@@ -74,6 +77,7 @@ class Table(Corpus):
             pairs=self._pairs,
             separator=self.separator,
             strata=np.unique([*map(name_of, strata)], return_inverse=True)[1],
+            seconds=[*zip(*(cells[name] for name in self._pairs), strict=True)] or None,
         )
         splits = self._splits([split for split, rows in parts for _ in rows.lines], cells, texts, raw)
         return Posts(self._ids(parts, cells, raw.places), texts, splits, {}, pairs, raw)
@@ -121,7 +125,10 @@ class Table(Corpus):
                     raise UserError(f"{where}: {name or 'empty'}, expected train, val or test; mend the cell")
             given = [CALLED[name] for name in said]
         groups = [""] * len(texts) if self.group_by is None else _names(cells[self.group_by])
-        together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
+        if self.group_by in self._pairs:  # as texts with questions about them, of which the same may be asked of many
+            together = keys(groups)
+        else:
+            together = keys(texts, [[f"\0{group}"] if group else [] for group in groups])
         splits = np.array([split or "" for split in given], "<U5")
         if given[0] is None:
             return divide(together, self.fractions, self.seed, raw.strata)
@@ -134,8 +141,9 @@ class Table(Corpus):
             before = first.setdefault(group, i)
             if group and splits[before] != splits[i]:
                 raise UserError(
-                    f"{raw.places[i]}, column {self.group_by!r}: {group!r} stands in {splits[i]}, but in {splits[before]} "
-                    f"at {raw.places[before]}; mend the splits, or {_type('group_by', 'null')} to let splits share it"
+                    f"{raw.places[i]}, column {self.group_by!r}: {shown(group)} stands in {splits[i]}, but in "
+                    f"{splits[before]} at {raw.places[before]}; mend the splits, or {_type('group_by', 'null')} "
+                    f"to let splits share it"
                 )
         return splits
 

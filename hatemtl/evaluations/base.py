@@ -9,12 +9,13 @@ import numpy as np
 
 from hatemtl.corpora.base import Column, Posts
 from hatemtl.errors import UserError
-from hatemtl.labels import Kind, LabelSpace
+from hatemtl.labels import About, Kind, LabelSpace
 
 Stage = Literal["val", "test"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Behind = Literal["low", "high", "posts", "communities"]
 BEHIND: tuple[Behind, ...] = get_args(Behind)
+UNJUDGED: tuple[About, ...] = ("masked tokens", "answers")  # tasks about these are judged by their heads alone
 
 
 @dataclass(frozen=True)

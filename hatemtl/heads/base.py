@@ -214,8 +214,9 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, attention_mask: Tensor, counts: Tensor | None = None) -> Tensor:
         """Computes logits from hidden states (B, T, D) and, with a lexicon, counts (B, C).
 
-        (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; for choice (S,), one a sequence, of which the
-        loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states themselves.
+        (B, C); (B, C - 1) for ordinal; (B, 1) for score; (B, T) for tokens; (B, T, 2) for span; for choice (S,), one a
+        sequence, of which the loss takes those of a post, (B, C), with -inf where it has fewer; for masked the hidden states
+        themselves.
         """
         read = hidden if self.pool is None else self.pool(hidden, attention_mask)
         return self.layers(read if self.counts is None else self.counts(read, counts))
@@ -245,7 +246,10 @@ class Head(nn.Module):
         return self.loss(logits, targets, has)[None], has.any().to(torch.float32)[None]
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units."""
+        """Gives each post's answers: probabilities (B, C), or (B, T) for tokens; for score (B, 1), in the scale's units.
+
+        For span (B, 3): the first and the last token of the answer, and its probability.
+        """
         return logits.softmax(dim=1)
 
     def metric(self) -> Metric:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.attention import by_head, of_first_token, watching
 from hatemtl.encoders.fast import merged
+from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.methods.mtl_lora import reading, reads_by_task
 from hatemtl.network.frozen_prefix import Prefix
@@ -105,6 +106,10 @@ class Forward:
     def _read(self, head: Head, hidden: Tensor, batch: Batch, task: str) -> Tensor:
         if head.space.about == "second texts":
             return batch.by_post(head(hidden, batch.attention_mask), len(head.space))
+        if head.space.about == "answers":
+            if batch.answerable is None:
+                raise UserError(f"task {task!r} answers from second texts, and these posts have none; leave the task out")
+            return head(batch.first(hidden), batch.first(batch.answerable))
         return head(batch.first(hidden), batch.first(batch.attention_mask), batch.counts.get(task))
 
     @contextmanager

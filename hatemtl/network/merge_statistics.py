@@ -211,7 +211,7 @@ def _surprise(forward: Forward, batch: Batch, draw: torch.Generator) -> Tensor:
     found = [head.surprise(logits[task][batch.has[task]], draw) for task, head in forward.heads.items()]
     if other := [head.kind for head, surprise in zip(forward.heads.values(), found, strict=True) if surprise is None]:
         raise UserError(
-            f"merge=fisher knows heads for multiclass, multilabel and choice labels, not for {other[0]} ones; type "
+            f"merge=fisher knows heads for multiclass, multilabel, choice and span labels, not for {other[0]} ones; type "
             f"merge=mean"
         )
     return torch.stack(found).sum()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from hatemtl.heads.base import Head
 
 @dataclass
 class Predictions:
-    """A head's answers to the posts that its task annotates: places in the pool, scores and targets, a tensor a batch."""
+    """A head's answers to the posts that its task annotates: places in the pool, scores and targets, a tensor a batch.
+
+    Targets of a span head are `Answers`, of which `whole` makes nothing.
+    """
 
     posts: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
 
-    def add(self, posts: Tensor, scores: Tensor, targets: Tensor, has: Tensor) -> None:
+    def add(self, posts: Tensor, scores: Tensor, targets: Any, has: Tensor) -> None:
         """Keeps what was said of a batch's posts that have the annotation, on the CPU."""
         self.posts.append(posts[has].cpu())
         self.scores.append(scores[has].float().cpu())

@@ -8,7 +8,7 @@
     lexicon_TASK.csv     the word list whose counts a task's head reads, if any
     results.csv          metric,value at full precision
     console.txt          what its commands printed
-    predictions.parquet  post id, task, gold, scores (after action=test)
+    predictions.parquet  post id, task, gold, scores, of span tasks answers (after action=test)
     merge.csv            the share of a merge's energy that its cut to a rank lost, by layer
     objective.csv        a row an optimizer step: each task's weight, and the cosines of their gradients
     search.csv           what each candidate for a merge's coefficients was worth

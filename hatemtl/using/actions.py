@@ -95,7 +95,14 @@ def _check_folds(request: Request, saved: SavedRun) -> None:
 
 
 def predict(
-    request: Request, *, input: str | None, output: str | None, text: str | None, delimiter: str | None, encoding: str
+    request: Request,
+    *,
+    input: str | None,
+    output: str | None,
+    text: str | None,
+    pair: str | None,
+    delimiter: str | None,
+    encoding: str,
 ) -> Path:
     """Scores the posts of the user's own file with a saved run; gives the scored file."""
     if input is None:
@@ -107,7 +114,13 @@ def predict(
     target = scored_file.output_for(source, output, delimiter=delimiter, overwrite=request.overwrite)
     texts, saved = rows.posts(text), request.used_run("predict")
     spaces = {task: saved.labels[task] for task in request.tasks}
-    check_predictable(spaces)
+    if pair is None and (asking := [task for task, space in spaces.items() if space.about == "answers"]):
+        raise UserError(
+            f"task {asking[0]!r} finds answers in a second text beside the question, predict.text={text}; type "
+            f"predict.pair=COLUMN of that, or leave {asking[0]} out of tasks=[...]"
+        )
+    check_predictable(spaces, pairs=pair is not None)
+    seconds = None if pair is None else scored_file.seconds(rows, pair)
     scored_file.check_writable(rows, [*scored_file.score_columns(spaces, [])], target, **cells)
     predictor = Predictor(request, saved)
     report.notes(console, predictor.network.notes)
@@ -115,7 +128,7 @@ def predict(
     started()
     with Progress(console=console, transient=True, disable=not request.trainer.bar(console.is_terminal)) as progress:
         bar = progress.add_task("scoring", total=len(texts))
-        said = predictor(texts, partial(progress.advance, bar))
+        said = predictor(texts, partial(progress.advance, bar), seconds=seconds)
     write: Any = partial(scored_file.write_scored, rows, scored_file.score_columns(spaces, said), **cells)
     with kept_elsewhere(target, write, saved.folder, given="predict.output="):
         write(target)

@@ -15,10 +15,11 @@ from hatemtl.corpora.base import Column
 from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.folds import Folds
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.evaluations.base import Beforehand, Evaluation, Listing, Predicted, Reader, Row
+from hatemtl.evaluations.base import UNJUDGED, Beforehand, Evaluation, Listing, Predicted, Reader, Row
 from hatemtl.heads.base import COUNTS
 from hatemtl.labels import Kind
 from hatemtl.network.module import MultitaskModule
+from hatemtl.network.predictions import Predictions
 
 
 def check_evaluations(evaluations: Mapping[str, Evaluation], data: DataModule) -> None:
@@ -80,8 +81,8 @@ def listed(
 
 
 def _said(module: MultitaskModule, data: DataModule) -> dict[str, Predicted]:
-    """Gathers what the module kept of a test, by task."""
-    kept = module.predictions.items()
+    """Gathers what the module kept of a test, by task that evaluations may judge."""
+    kept = [(task, of) for task, of in module.predictions.items() if data.spaces[task].about not in UNJUDGED]
     return {task: of_task.whole("test", module.head(task), data.pool.at_words) for task, of_task in kept}
 
 
@@ -147,12 +148,19 @@ def predictions(module: MultitaskModule, pool: TokenizedPosts) -> Any:
     share) a label for multilabel, a word for tokens. scores: probabilities, a label, level, choice or word, 0 for a choice
     that the post does not have; [number] for score, in the scale's units. Words are those of the post's `text.split(" ")`;
     one beyond max_length, which no one read, scores 0, and one that makes no token has NaN in both. Masked tokens are no
-    predictions of a post, and are left out.
+    predictions of a post, and are left out. Where a task answers questions, there are two more columns, answer and
+    right_answers, of its rows alone; gold is then [first character, one past the last, ...] of the right ones, and scores
+    [first character, one past the last, probability].
     """
     import pandas as pd  # which training does without
 
-    rows = []
+    rows: list[tuple[Any, ...]] = []
+    names = ["post_id", "task", "gold", "scores"]
     for task, kept in module.predictions.items():
+        if pool.spaces[task].about == "answers":
+            rows += _answered(task, kept, pool)
+            names = [*names[:4], "answer", "right_answers"]
+            continue
         of_words = pool.spaces[task].about == "words"
         for posts, scores, targets in zip(kept.posts, kept.scores, kept.targets, strict=True):
             for post, score, target in zip(posts.tolist(), scores.tolist(), targets.tolist(), strict=True):
@@ -160,4 +168,13 @@ def predictions(module: MultitaskModule, pool: TokenizedPosts) -> Any:
                     width = len(score)
                     score, target = pool.at_words(post, score), pool.at_words(post, target[:width], target[width:])
                 rows.append((pool.ids[post], task, target if isinstance(target, list) else [float(target)], score))
-    return pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])
+    return pd.DataFrame([row + (None,) * (len(names) - len(row)) for row in rows], columns=names)
+
+
+def _answered(task: str, kept: Predictions, pool: TokenizedPosts) -> Iterator[tuple[Any, ...]]:
+    for posts, scores, targets in zip(kept.posts, kept.scores, kept.targets, strict=True):
+        for post, (first, last, score), passage in zip(posts.tolist(), scores.tolist(), targets.passages, strict=True):
+            begin, end = passage.between(int(first), int(last))
+            gold = [float(place) for place in passage.right.ravel()]
+            answer = passage.text[begin:end]
+            yield pool.ids[post], task, gold, [float(begin), float(end), score], answer, passage.answers

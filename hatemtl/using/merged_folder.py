@@ -15,6 +15,7 @@ from hatemtl.corpora import preprocess
 from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.encoders import for_others
 from hatemtl.encoders.pretrained import Encoder, Transformer
+from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, load
@@ -31,6 +32,11 @@ def write(predictor: Predictor, folder: Path, *, overwrite: bool = False) -> str
     is said so, and load.py reads all but masked ones. Raises UserError where it would read something else than the network.
     """
     run, encoder = predictor.saved, predictor.network.encoder
+    if asking := [task for task, space in predictor.spaces.items() if space.about == "answers"]:
+        raise UserError(
+            f"export.format=merged: task {asking[0]!r} finds answers in second texts, which load.py does not; type "
+            f"tasks=[...] without it, or export.format=peft for the adapter alone"
+        )
     heads: dict[str, Any] = {task: head for task, head in predictor.heads.items() if head.space.about != "masked tokens"}
     model = merged(run, encoder, seed=predictor.request.seed)
     asked = [*cases(predictor, model, heads)] if heads else []

@@ -11,7 +11,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts, loader
 from hatemtl.command.request import Request
 from hatemtl.corpora.base import Posts
-from hatemtl.corpora.rows import LONGEST, as_post, shown
+from hatemtl.corpora.rows import LONGEST, as_post, shown, sound
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
@@ -27,8 +27,9 @@ from hatemtl.using.reader import through
 class Scored:
     """Holds what one task says of one text.
 
-    labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text.
-    scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words.
+    labels: the names of its labels, or of its level; the words that are marked; a scale's number, as text; an answer.
+    scores: of each label, in the labels' order: a probability, or a scale's number. Empty for words. Of an answer, `start`,
+        its first character in the second text, and `score`, the product of the probabilities of its start and its end.
     words: each word with its score, 0 beyond max_length, NaN where the tokenizer makes nothing of it. Empty but for words.
     """
 
@@ -69,21 +70,42 @@ class Predictor:
         request = requested(using_alone(folder, typed, config_dir))
         with request.naming(), kept():
             predictor = cls(request, request.used_run("predict"))
-        check_predictable(predictor.spaces)
+        check_predictable(predictor.spaces, pairs=True)
         return predictor
 
-    def __call__(self, texts: Iterable[str], told: Callable[[int], object] | None = None) -> list[dict[str, Scored]]:
+    def __call__(
+        self,
+        texts: Iterable[str],
+        told: Callable[[int], object] | None = None,
+        *,
+        seconds: Sequence[str] | None = None,
+    ) -> list[dict[str, Scored]]:
         """Gives what each task says of each text. told: called with the number of texts of every batch that is done.
 
-        Space in a text is collapsed, as in training. Raises UserError where something is no text, or an empty one.
+        seconds: the second text that each is read with, as the one in which a question's answer stands.
+        Space in a text is collapsed, as in training, but in no second one. Raises UserError where something is no text, or
+        an empty one, or a task needs second texts and there are none.
         """
-        pool = self.pool(texts)
+        check_predictable(self.spaces, pairs=seconds is not None)
+        if seconds is not None:
+            texts = [*texts]
+            if len(seconds) != len(texts):
+                raise UserError(f"{len(seconds)} second texts for {len(texts)} texts; give one for each")
+            for i, second in enumerate(seconds):
+                if not isinstance(second, str) or not second.strip():
+                    raise UserError(f"second text {i}: {shown(second)}, expected a text with a word in it")
+        pool = self.pool(texts, None if seconds is None else [(sound(second),) for second in seconds])
         return self.named(pool, self.scores(pool, told))
 
     def named(self, pool: TokenizedPosts, scores: Mapping[str, Sequence[list[float]]]) -> list[dict[str, Scored]]:
         """Gives what scores of all tasks say of each text of the pool."""
         return [
-            {task: scored(self.heads[task], scores[task][row], text.split(" ")) for task in self.spaces}
+            {
+                task: answered(pool, row, scores[task][row])
+                if self.spaces[task].about == "answers"
+                else scored(self.heads[task], scores[task][row], text.split(" "))
+                for task in self.spaces
+            }
             for row, text in enumerate(pool.texts)
         ]
 
@@ -100,7 +122,9 @@ class Predictor:
                 raise UserError(f"text {i}: {len(posts[i]):,} characters, expected {LONGEST:,} at most; leave it out")
         whole = Posts([*map(str, range(len(posts)))], posts, np.full(len(posts), "test"), {}, pairs)
         length, preprocess = self.network.encoder.max_length, self.request.preprocess
-        return TokenizedPosts(self.tokenizer, length, [whole], preprocess=preprocess).count(self.lexicons)
+        located = any(space.about == "answers" for space in self.spaces.values())
+        pool = TokenizedPosts(self.tokenizer, length, [whole], preprocess=preprocess, located=located)
+        return pool.count(self.lexicons)
 
     def scores(
         self, pool: TokenizedPosts, told: Callable[[int], object] | None = None, tasks: Iterable[str] | None = None
@@ -125,10 +149,10 @@ class Predictor:
                 found[task][post] = pool.at_words(post, row) if self.spaces[task].about == "words" else row
 
 
-def check_predictable(spaces: Mapping[str, LabelSpace]) -> None:
-    """Raises UserError where a task says nothing of a single text."""
+def check_predictable(spaces: Mapping[str, LabelSpace], *, pairs: bool = False) -> None:
+    """Raises UserError where a task says nothing of a single text, or of one with a second where there are `pairs`."""
     for task, space in spaces.items():
-        if space.about not in ("posts", "words"):
+        if space.about not in ("posts", "words", *(["answers"] if pairs else [])):
             raise UserError(
                 f"task {task!r} is about {space.about} and says nothing of a single text; leave it out of tasks=[...]"
             )
@@ -140,3 +164,10 @@ def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
     if head.space.about == "words":
         return Scored(labels, {}, list(zip(words, scores, strict=True)))
     return Scored(labels, dict(zip(head.space.names, scores, strict=True)), [])
+
+
+def answered(pool: TokenizedPosts, post: int, scores: Sequence[float]) -> Scored:
+    """Gives what a span head's scores of one post of the pool say: the answer between two of its tokens."""
+    first, last, score = scores
+    begin, end = pool.passage(post).between(int(first), int(last))
+    return Scored([pool.seconds[post][begin:end]], {"start": begin, "score": score}, [])

@@ -15,7 +15,7 @@ from hatemtl.batches.token_cache import tokenize
 from hatemtl.batches.tokenized_posts import WHOLE, TokenizedPosts, loader
 from hatemtl.corpora.base import Posts
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Predicted, Stage, Tokens
+from hatemtl.evaluations.base import UNJUDGED, Predicted, Stage, Tokens
 from hatemtl.network.forward import Forward
 from hatemtl.network.module import MultitaskModule
 from hatemtl.network.predictions import Predictions
@@ -53,7 +53,7 @@ class Reader:
 
     def _predicted(self, stage: Stage) -> dict[str, Predicted]:
         pool, spaces = self.data.pool, self.data.spaces
-        kept = {task: Predictions() for task, space in spaces.items() if space.about != "masked tokens"}
+        kept = {task: Predictions() for task, space in spaces.items() if space.about not in UNJUDGED}
         batches = self.data.val_dataloader() if stage == "val" else self.data.test_dataloader()
         for batch, logits in through(self.module.to(self.settings.device), self.settings, batches, kept):
             for task, of_task in logits.items():

@@ -39,12 +39,20 @@ def read(
     return replace(rows, again="mend the cell, or leave the row out"), text
 
 
+def seconds(rows: Rows, column: str) -> list[str]:
+    """Reads the column of second texts, none empty, as they are. Raises UserError where there is none, or one is empty."""
+    replace(rows, again="type predict.pair=COLUMN").texts(column)
+    return rows[column]
+
+
 def output_for(path: Path, output: str | None, *, delimiter: str | None = None, overwrite: bool = False) -> Path:
-    """Gives the path of the scored rows: `output`, or beside the input as NAME.scored.EXT (CSV for plain text).
+    """Gives the path of the scored rows: `output`, or beside the input as NAME.scored.EXT.
+
+    They are CSV for plain text, and JSON lines for a file of SQuAD's layout.
 
     Raises UserError where it cannot be written, or stands there already and may not be overwritten.
     """
-    suffix = ".csv" if path.suffix == ".txt" and delimiter is None else path.suffix
+    suffix = {".txt": ".csv", ".json": ".jsonl"}.get(path.suffix, path.suffix) if delimiter is None else path.suffix
     target = Path(output) if output else path.with_suffix(f".scored{suffix}")
     if target.suffix not in SUFFIXES and delimiter is None:
         raise UserError(f"predict.output={target}: {did_you_mean(target.suffix or str(target), SUFFIXES)}")
@@ -56,7 +64,10 @@ def output_for(path: Path, output: str | None, *, delimiter: str | None = None, 
 
 
 def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, Scored]]) -> dict[str, list[Any]]:
-    """Columns of what a Predictor said of texts: pred_TASK with labels, words or number, pred_TASK_LABEL with each score."""
+    """Columns of what a Predictor said of texts: pred_TASK with labels, words or number, pred_TASK_LABEL with each score.
+
+    Of a task that answers questions: pred_TASK with the answer, pred_TASK_start and pred_TASK_score.
+    """
     columns: dict[str, list[Any]] = {}
     for task, space in spaces.items():
         of_task = [of_text[task] for of_text in said]
@@ -64,7 +75,8 @@ def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, 
         if space.about == "words":
             columns[f"pred_{task}_scores"] = [" ".join(f"{score:.4f}" for _, score in one.words) for one in of_task]
         else:
-            columns |= {f"pred_{task}_{label}": [one.scores[label] for one in of_task] for label in space.names}
+            names = ("start", "score") if space.about == "answers" else space.names
+            columns |= {f"pred_{task}_{name}": [one.scores[name] for one in of_task] for name in names}
     return columns
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from figures import by_key
@@ -14,6 +15,7 @@ from results import Results, ResultsError, read_results
 from sklearn import metrics as reference
 from tested_runs import NAMES, classes, save
 
+from hatemtl.answers import worth
 from hatemtl.heads.base import Head
 from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.multiclass import MulticlassHead
@@ -176,3 +178,20 @@ def test_what_is_missing_or_garbled_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "a", posts=["same"] * 30)
     with pytest.raises(ResultsError, match="one row a post"):
         read_outcome(run, "label")
+
+
+def test_answers_are_judged_as_the_network_was(tmp_path: Path) -> None:
+    said = ["The choir", "«soup»", "a", "in 1961", ""]
+    right = [["choir", "the big choir"], ["soup"], ["the"], ["1961", "April of 1961"], ["cake"]]
+    em, f1 = (sum(of) / len(said) for of in zip(*map(worth, said, right), strict=True))
+    rows = {"test_label_em": em, "test_label_f1": f1}
+    run = read_results(save(tmp_path / "a", [[0]] * 5, [[0]] * 5, kind="span", names=["answer"], rows=rows) / "results.csv")
+    with pytest.raises(ResultsError, match="cannot be read"):
+        read_outcome(run, "label")
+    frame = pd.read_parquet(tmp_path / "a" / "predictions.parquet")
+    frame.assign(answer=said, right_answers=right).to_parquet(tmp_path / "a" / "predictions.parquet")
+    read = read_outcome(run, "label")
+    read.check()
+    found = read.measures()
+    assert (found["em"].value(), found["f1"].value()) == pytest.approx((em, f1))
+    assert float(found["em"].of(np.array([0, 0, 2, 0, 0]) @ found["em"].indicators)) == 1

@@ -236,9 +236,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of posts that were tokenized."""
     numbers: list[int] = []
 
-    def counted(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Any = None) -> Tokens:
+    def counted(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Any = None, **how: bool) -> Tokens:
         numbers.append(len(texts))
-        return tokenize(tokenizer, max_length, texts, seconds)
+        return tokenize(tokenizer, max_length, texts, seconds, **how)
 
     monkeypatch.setattr(token_cache, "tokenize", counted)
     return numbers
@@ -400,3 +400,18 @@ def test_whatever_may_change_a_token_changes_the_fingerprint(monkeypatch: pytest
     marks.append(fingerprint(minilm(), 128, TEXTS))
     assert len(set(marks)) == len(marks)
     assert all(len(mark) == 16 for mark in marks)
+
+
+def test_places_in_second_texts_are_kept_apart_from_tokens_without(tmp_path: Path, calls: list[int]) -> None:
+    texts, seconds = ["what?", "who?", "no"], ["a choir", "the soup", None]
+    plain, located = (
+        [cached(minilm(), 16, texts, tmp_path, seconds, located=located) for _ in range(2)] for located in (False, True)
+    )
+    assert calls == [3, 3] and len([*tmp_path.iterdir()]) == 2
+    for kept, made in ((plain[1], plain[0]), (located[1], located[0])):
+        assert kept.arrays.keys() == made.arrays.keys()
+        for name, array in made.arrays.items():
+            np.testing.assert_array_equal(kept.arrays[name], array)
+    assert plain[0].where is None and located[0].where is not None
+    shown = [(i, a, b) for i in range(3) for a, b in located[0].where[slice(*located[0].offsets[i : i + 2])] if b > a]
+    assert [str(seconds[i])[a:b] for i, a, b in shown] == ["a", "choir", "the", "soup"]

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hatemtl.batches.batch import PAD_TO
 from hatemtl.batches.masking import Masking
 from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.corpora.base import Column
+from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.encoders.pretrained import Tokenizer
+from hatemtl.errors import UserError
 from hatemtl.labels import IGNORED, LabelSpace
 
 
@@ -379,3 +382,75 @@ def test_a_fingerprint_tells_shares_where_they_are_asked_for() -> None:
     )
     assert one.fingerprint() == other.fingerprint()
     assert len({one.fingerprint(), one.fingerprint("label"), other.fingerprint("label")}) == 3
+
+
+# Answers in second texts
+
+CONTEXT = "Hyperglump, the choir of <Grünau>, sang: «soup»  and garden cake!"
+RIGHT = ("choir", "Grünau", "soup", "cake", "ump, the ch", "Hyperglump", "!")
+
+
+def asked(make: Callable[[], Tokenizer], max_length: int, answers: list[list[str]], **more: Any) -> TokenizedPosts:
+    """A question a list of answers, each in the one context; behind them a post without a second text."""
+    values = np.full((len(answers) + 1, max(map(len, answers)), 2), -1)
+    for row, of_post in zip(values, answers, strict=False):
+        row[: len(of_post)] = [(CONTEXT.index(one), CONTEXT.index(one) + len(one)) for one in of_post]
+    has = np.arange(len(values)) < len(answers)
+    posts = as_posts([f"what is it {i}?" for i in range(len(values))])
+    posts = replace(posts, pairs=[(CONTEXT,)] * len(answers) + [()])
+    pool = TokenizedPosts(make(), max_length, [posts], located=True, **more)
+    pool.annotate("answer", Column(LabelSpace("span", ("answer",)), values, has), 0)
+    return pool
+
+
+@every_tokenizer
+def test_an_answer_is_learned_at_the_tokens_that_show_it_and_read_off_them(make: Callable[[], Tokenizer]) -> None:
+    pool = asked(make, 128, [[one] for one in RIGHT])
+    batch = pool[np.arange(len(pool))]
+    for row, right in enumerate(RIGHT):
+        first, last = batch.targets["answer"].places[row].tolist()
+        passage = batch.targets["answer"].passages[row]
+        begin, end = passage.between(first, last)
+        assert right in passage.text[begin:end] and passage.answers == [right]
+        assert passage.text[begin:end] == right or right == "ump, the ch" or len(passage.text[begin:end]) <= len(right) + 6
+        assert batch.answerable is not None and batch.answerable[row, [first, last]].all()
+        if last > first:  # no token too many; at the start one may stand for the space before the first word alone
+            assert right not in passage.text[slice(*passage.between(first, last - 1))]
+    assert batch.targets["answer"].places[-1].tolist() == [IGNORED, IGNORED] and not batch.has["answer"][-1]
+    assert not batch.answerable[-1].any()  # type: ignore[index]
+
+
+def test_tokens_that_may_be_answers_are_those_of_the_second_text() -> None:
+    pool = asked(minilm, 128, [["soup"]])
+    batch = pool[np.array([0])]
+    ids = batch.input_ids[batch.answerable]  # type: ignore[index]
+    assert ids.tolist() == minilm()(CONTEXT, add_special_tokens=False)["input_ids"]
+
+
+def test_an_answer_that_is_cut_off_is_not_learned_but_one_that_is_whole() -> None:
+    whole = asked(minilm, 128, [["cake"]])
+    length = int(whole.lengths[0])
+    for cut in (1, 4):
+        pool = asked(minilm, length - cut, [["garden cake"], ["garden cake", "choir"], ["choir"]])
+        learned = pool.targets["answer"][:3, 0]
+        assert (learned >= 0).tolist() == [cut == 1, True, True]  # at first the mark behind it alone is cut off
+        assert pool.counted("answer").tolist() == [int(cut == 1), 1, 1, 0]
+        assert pool.passage(1, pool.right["answer"][1]).answers == ["garden cake", "choir"]  # both are right all the same
+
+
+def test_answers_share_batches_with_other_posts_whose_sequences_they_do_not_touch() -> None:
+    pool = asked(minilm, 64, [["soup"], ["cake"]])
+    absent = pool[np.array([~0, 1])]
+    assert absent.targets["answer"].places[0].tolist() == [IGNORED, IGNORED] and absent.has["answer"].tolist() == [
+        False,
+        True,
+    ]
+    some = absent.some(1, 2)
+    assert len(some.targets["answer"]) == 1 and some.answerable is not None and len(some.answerable) == 1
+    moved = absent.to("cpu")
+    assert torch.equal(moved.targets["answer"].places, absent.targets["answer"].places)
+
+
+def test_texts_that_are_rewritten_have_no_places() -> None:
+    with pytest.raises(UserError, match=r"task 'answer' has answers by their places.*type preprocess.case=false"):
+        asked(minilm, 64, [["soup"]], preprocess=Preprocess(case=True))

@@ -304,7 +304,7 @@ WRONG = {
     "a long text": ("posts.jsonl", '{"text": "' + "b" * 9_900_000 + '"}', "line 1, column 'text'.*1,000,000"),
     "no file of posts": ("posts.xlsx", "", r"\.csv, \.tsv, \.jsonl, \.parquet.*delimiter="),
     "no suffix": ("posts", "", r"posts: .*\.csv, \.tsv"),
-    "another suffix": ("posts.json", "{}", r"did you mean '\.jsonl'"),
+    "another suffix": ("posts.json", "{}", r"list 'data'.*NAME\.jsonl"),
     "empty": ("posts.csv", "", "holds no rows"),
     "header only": ("posts.csv", "text,n\n", "holds no rows"),
     "empty JSON": ("posts.jsonl", "", "holds no rows"),

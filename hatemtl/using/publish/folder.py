@@ -157,11 +157,12 @@ def _reason(error: UserError) -> str:
 
 
 def _chosen(task: str | None, tasks: list[str], run: SavedRun) -> tuple[str, list[str]]:
-    """Gives the task whose head other libraries carry, and all that classify, as those of masked tokens do not."""
+    """Gives the task whose head other libraries carry, and all that load.py reads: none of masked tokens, nor of answers."""
     labels = run.labels
-    known = [name for name in tasks if labels[name].about != "masked tokens"]
+    known = [name for name in tasks if labels[name].about not in ("masked tokens", "answers")]
     if not known:
-        raise UserError(f"{run.folder} has no task but masked tokens, and no label to give; publish a run of another task")
+        has = " and ".join(sorted({labels[name].about for name in tasks}))
+        raise UserError(f"{run.folder} has no task but {has}, and no label to give; publish a run of another task")
     if task is None and len(known) == 1:
         return known[0], known
     if task not in known:
