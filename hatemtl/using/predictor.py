@@ -56,12 +56,15 @@ class Predictor:
         """request: how `saved`, its `used_run`, is loaded."""
         self.request, self.saved, self.spaces = request, saved, {task: saved.labels[task] for task in request.tasks}
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
-        self.device = request.trainer.device
-        self.network.module.requires_grad_(False).eval().to(self.device)
+        self.network.module.requires_grad_(False).eval().to(request.trainer.device)
         self.heads = {task: self.network.module.head(task) for task in self.spaces}
         self.lexicons = {task: lexicon for task, of in request.tasks.items() if (lexicon := of.lexicon) is not None}
         self.tokenizer = self.network.encoder.tokenizer()
         check_tokenizer(saved, vocabulary(self.tokenizer))
+
+    @property
+    def device(self) -> torch.device:
+        return self.request.trainer.device
 
     @classmethod
     def load(cls, folder: str | Path, *typed: str, config_dir: str | Path | None = None) -> "Predictor":
