@@ -38,7 +38,7 @@ def read_table(path: Path, *, delimiter: str | None, encoding: str, keys: str, l
     probe = "a text, and another\n" * 8  # which idna takes for a name that is too long
     try:
         usable = probe.encode(encoding).decode(encoding) == probe
-    except (LookupError, TypeError, UnicodeError):  # an encoding of Python's may be undefined, by name and by nature
+    except (LookupError, TypeError, ValueError):  # an encoding of Python's may be undefined, by name and by nature
         usable = False
     if not usable:
         raise UserError(f"{keys}encoding={encoding}: no such encoding; try utf-8-sig, cp1252 or utf-16") from None

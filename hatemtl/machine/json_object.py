@@ -11,7 +11,7 @@ import yaml
 from hatemtl.errors import UserError
 
 LIMIT = 1 << 24  # bytes, some ten times what the longest such file of an encoder has
-DEEPEST, MOST = 64, 1_000_000  # levels and values: an alias of YAML may repeat a few lines a billion times
+DEEPEST, MOST = 64, 200_000  # levels and values: an alias of YAML may repeat a few lines a billion times
 
 
 class Shape(NamedTuple):

@@ -7,11 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from conftest import Outcome
 from pyarrow import parquet
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel
 
 from hatemtl.corpora.files import read_table
+from hatemtl.encoders.files import WAY_OUT
+from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import LOADERS
@@ -62,6 +67,18 @@ def length(run: SavedRun) -> Any:
     return run.configured("encoder", "max_length")
 
 
+SMALL: dict[str, Any] = {"model_type": "bert", "vocab_size": 9, "hidden_size": 4, "intermediate_size": 4}
+SMALL |= {"num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def small_encoder(folder: Path, **keys: Any) -> Encoder:
+    """An encoder of a folder whose weights, if there are any, are a tiny BERT's."""
+    (folder / "config.json").write_text(json.dumps({**SMALL, **keys}))
+    if not (folder / "model.safetensors").exists():
+        save_file({"x": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return Encoder(source=str(folder), revision=None, max_length=8, attention="eager", random=None)
+
+
 def config(run: SavedRun) -> Any:
     return run.config
 
@@ -102,11 +119,11 @@ def results(run: SavedRun) -> Any:
         ("config.yaml", "tasks: !!python/object/apply:os.getcwd []\n", config, "not valid YAML (could not determine"),
         (
             "config.yaml",
-            f"tasks: {'[' * 5000}{']' * 5000}\n",
+            f"tasks: {'[' * 1000}{']' * 1000}\n",
             config,
             "config.yaml: ",
         ),  # who gives up first is YAML's affair
-        ("config.yaml", f"tasks: {{}}\n{BOMB}", config, "more than 1,000,000 values"),
+        ("config.yaml", f"tasks: {{}}\n{BOMB}", config, "more than 200,000 values"),
         ("config.yaml", "tasks: &a {target: *a}\n", config, "more than 64 levels"),
         ("run.json", "[]", record, "holds [], expected keys with values;"),
         ("run.json", as_record(library=None), record, "library is None, expected one of adapterhub, peft"),
@@ -151,6 +168,34 @@ def test_every_library_has_a_method_that_loads_it() -> None:
 def test_a_path_of_no_saved_run(given: str) -> None:
     with pytest.raises(UserError, match="there is no such saved run; train one"):
         SavedRun(given)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"model_type": "t5"}, "t5 is no encoder of text that hatemtl can train"),
+        ({"model_type": "whisper"}, "whisper is no encoder of text that hatemtl can train"),
+        ({"model_type": "timm_backbone"}, "timm_backbone is no encoder of text that hatemtl can train"),
+        ({"model_type": "nope"}, "cannot be read (The checkpoint you are trying to load has model type `nope`"),
+        ({"pad_token_id": 99}, "cannot be read (Padding_idx must be within num_embeddings)"),
+        ({"pad_token_id": -99}, "cannot be read (Padding_idx must be within num_embeddings)"),
+        ({"pad_token_id": "x"}, "cannot be read ('>' not supported"),
+    ],
+)
+def test_an_encoder_of_another_family(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        small_encoder(tmp_path, **keys).model(dropout=False, seed=0)
+    assert said in str(error.value)
+    assert str(error.value).endswith(WAY_OUT)
+
+
+def test_hidden_states_that_an_encoder_gives_otherwise(tmp_path: Path) -> None:
+    own = BertModel(BertConfig(**SMALL))
+    own.save_pretrained(tmp_path)
+    encoder = small_encoder(tmp_path, output_hidden_states=True, return_dict=False)
+    given = encoder.model(dropout=False, seed=0)(torch.tensor([[1, 2]]))
+    assert given.hidden_states is None
+    assert given.last_hidden_state.shape == (1, 2, 4)
 
 
 TEXT = b"text\nhello\n"
@@ -207,8 +252,8 @@ def test_a_parquet_file_with_bytes_where_texts_are_asked_for(tmp_path: Path) -> 
         (["action=predict", f"load_path={LONG}", "predict.input=DIR/p.csv"], "there is no such saved run"),
         (["action=predict", f"load_path=me/{LONG}", "predict.input=DIR/p.csv"], "me/aaa"),
         (["encoder=tiny", "corpus@tasks.target.corpus=sample", f"save_path=DIR/{LONG}"], "no run can be left there"),
-        (["tasks=[table]", "tasks.table.column=x", f"tasks.table.corpus.path={LONG}.csv"], "no such file"),
-        (["encoder=tiny", f"data.dir={LONG}"], "has no"),
+        (["tasks=[table]", "tasks.table.column=x", f"tasks.table.corpus.path={LONG}.csv"], "File name too long"),
+        (["encoder=tiny", f"data.dir={LONG}"], "File name too long; type data.dir=FOLDER"),
     ],
 )
 def test_a_command(cli: Callable[..., Outcome], run: Path, arguments: list[str], said: str) -> None:
