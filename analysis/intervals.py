@@ -4,6 +4,7 @@ Posts are drawn (see resampling.py); seeds, of which there are few, enter by the
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,11 @@ from outcomes import Array, Measure
 from scipy import optimize, stats
 
 POWER = 0.8
+# What a metric can be, by its name; of others, as of a loss, nothing is known.
+RANGES = {
+    re.compile(r"_(f1|accuracy|precision|recall|auroc|auc|auprc|ece|false_(positive|negative)_rate)(_|$)"): (0.0, 1.0),
+    re.compile(r"_(matthews|quadratic_kappa|spearman|pearson|sufficiency|comprehensiveness)(_|$)"): (-1.0, 1.0),
+}
 RUNS = np.unique(np.geomspace(2, 10_000, 400).round())  # that are looked at: each up to 40, then one in so many
 
 
@@ -123,6 +129,25 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 def half(values: Sequence[float]) -> float | None:
     """Half the 95 % interval of their mean; None of one value."""
     return interval(values)[1] - float(np.mean(values)) if len(values) > 1 else None
+
+
+def within(metric: str, low: float, high: float) -> tuple[float, float]:
+    """Cuts an interval of a mean to what the metric can be.
+
+    It holds the true mean as often as before, for that lies there too; Student's, of two seeds, knows nothing of it.
+
+    >>> within("test_label_macro_f1", -0.2, 1.4), within("test_label_matthews", -0.2, 1.4), within("val_loss", -0.2, 1.4)
+    ((0.0, 1.0), (-0.2, 1.0), (-0.2, 1.4))
+    """
+    least, most = next((ends for name, ends in RANGES.items() if name.search(metric)), (-math.inf, math.inf))
+    return max(low, least), min(high, most)  # in this order, for NaN is neither
+
+
+def beyond(metric: str, values: Sequence[float]) -> bool:
+    """Tells whether the 95 % interval of their mean reaches beyond what the metric can be."""
+    low, high = interval(values)
+    least, most = within(metric, low, high)
+    return least > low or most < high
 
 
 def mean_interval(system: Scored, alpha: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from intervals import half
+from intervals import beyond, half
 from results import Results, ResultsError, column_names, find_results, note, read_results, sidecar
 from summaries import settings
 from table import LOWER_IS_BETTER, Cell, Table, add_output_options
@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             note(f"chosen by {args.by}, so it is no test any more: choose by val_*, and test the one that is chosen")
         elif len(groups) > 1 and args.by not in FIGURES:
             note(f"the first of {len(groups)} is high partly because it was chosen: its test says what it is worth")
+        if any(beyond(args.by, group.values) for group in groups[: args.top]):
+            note(f"± reaches beyond what {args.by} can be: too few runs to say more")
         winner = groups[0].runs[0]
         seeds = f" (with seed={(sidecar(winner, 'run.json') or {}).get('seed')}; of {len(groups[0].runs)} seeds)"
         if (line := command(winner)) is None:

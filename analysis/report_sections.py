@@ -16,7 +16,7 @@ from conflicts import STEPS, read_steps, running
 from conflicts import drawn as steps_drawn
 from conflicts import table_of as steps_table
 from cost import Run, behind, describe
-from intervals import Scored, interval, mean_interval
+from intervals import Scored, interval, mean_interval, within
 from outcomes import Outcome
 from reliability import Bins, binned, read_answers
 from reliability import drawn as bins_drawn
@@ -45,7 +45,7 @@ GROUPED = {  # rows of evaluations, one a group: what they are called and say
     ),
     "false_positive_rate": ("False positive rate", "of the posts that do not carry a label, the share that it is given to"),
 }
-MEANS = "Bars are means over seeds, lines their intervals over seeds and posts."
+MEANS = "Bars are means over seeds, lines their intervals over seeds and posts, cut to what the metric can be."
 POINTS = 250  # of a line over steps
 WIDE = 2  # diagrams of reliability in a picture
 
@@ -86,8 +86,8 @@ def primary(systems: Sequence[System], tasks: Mapping[str, str]) -> list[str]:
     return [f"test_{task}_{named[task] or PRIMARY[kind]}" for task, kind in tasks.items() if named[task] or kind in PRIMARY]
 
 
-def value_of(scored: Scored, alpha: float) -> Value:
-    return Value(float(scored.values.mean()), *mean_interval(scored, alpha))
+def value_of(scored: Scored, metric: str, alpha: float) -> Value:
+    return Value(float(scored.values.mean()), *within(metric, *mean_interval(scored, alpha)))
 
 
 def table_of(values: Values, names: Sequence[str], corner: str) -> Table:
@@ -129,8 +129,9 @@ def by_label(asked: Asked) -> Iterator[Figure]:
         said: dict[str, dict[str, list[Outcome]]] = {}
         values = {}
         for label in labels:
-            scored = measured(asked.systems, f"test_{task}_f1_{label}", said, asked.how)
-            values[shown(label)] = {name: value_of(scored[name], asked.how.alpha) for name in asked.names}
+            metric = f"test_{task}_f1_{label}"
+            scored = measured(asked.systems, metric, said, asked.how)
+            values[shown(label)] = {name: value_of(scored[name], metric, asked.how.alpha) for name in asked.names}
         table = table_of(values, asked.names, "label")
         draw = partial(bars, asked.names, values, "F1")
         yield Figure(f"labels-{task}", f"F1 of each label, task {task}", MEANS, draw, table, asked.command)
@@ -146,7 +147,7 @@ def by_group(asked: Asked) -> Iterator[Figure]:
                 continue  # a row of parts is not one of the whole
             for row in runs[0]:
                 if row.startswith(start) and not is_bound(row) and not is_count(row) and all(row in of for of in runs):
-                    ends = interval([of[row] for of in runs], 1 - asked.how.alpha)
+                    ends = within(row, *interval([of[row] for of in runs], 1 - asked.how.alpha))
                     own = (runs[0].get(f"{row}__low", math.nan), runs[0].get(f"{row}__high", math.nan))
                     mean = fmean(of[row] for of in runs)
                     if math.isfinite(mean):

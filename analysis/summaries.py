@@ -31,7 +31,7 @@ def averaged(
     Columns whose means are of unlike numbers of runs are noted. letters: whether each row gets them, see `lettered`.
     settings: rows that come first, a value a run; where the runs of a name have several, all of them.
     """
-    from intervals import half  # and scipy
+    from intervals import beyond, half  # and scipy
 
     names = list(dict.fromkeys(columns))
 
@@ -52,6 +52,9 @@ def averaged(
         if len({len(of) for of in known if of}) > 1:
             runs = ", ".join(f"{len(of)} of {name}" for name, of in zip(names, known, strict=True) if of)
             note(f"{metric}: means of unlike numbers of runs, {runs}")
+    wide = [metric for metric, values in rows.items() if interval and any(beyond(metric, of) for of in by_name(values))]
+    if wide:
+        note(f"± reaches beyond what the metric can be in {len(wide)} rows, as {wide[0]}: too few runs to say more")
     measured = "± 95 %" if interval else "sd"
     return Table(names, means, spread=spread, measured=measured, letters=shown, **options)
 

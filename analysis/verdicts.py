@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from intervals import RUNS, Scored, mean_interval
+from intervals import RUNS, Scored, mean_interval, within
 from many_comparisons import holm
+from results import note
 from scipy import stats
 from significance import Finding
 from table import Cell
@@ -128,8 +129,12 @@ def sentence(of: Comparison, judgement: Judgement, picks: Sequence[str], say: Sa
 
 def row_of(system: Scored, metric: str, say: Saying) -> dict[str, Cell]:
     """What is known of a system by itself, by the names that CSV and JSON have."""
-    low, high = mean_interval(system, say.alpha)
+    ends = mean_interval(system, say.alpha)
+    low, high = within(metric, *ends)
     n, mean = float(len(system.values)), float(system.values.mean())
+    if low > ends[0] or high < ends[1]:
+        whole = " to ".join(short(end, say.digits) for end in ends)
+        note(f"{metric}: the interval of the mean {short(mean, say.digits)}, {whole}, is cut to what the metric can be")
     return {"metric": metric, "runs": n, "mean": mean, "low": low, "high": high}
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks on a machine with a GPU, in some ten minutes, that a run is there what it is on a CPU: the same scores in float32, the
-# same after kill -9 and the same command again, and by two processes where there are two GPUs; then prints its throughput.
+# same after kill -9 and the same command again, and by two processes where there are two GPUs, each with the whole encoder or
+# with half of it, or else by two runs side by side on the one; then prints its throughput.
 # Made-up posts, no network. With --dry all on the CPU, to see that the script itself is whole. Exits with 1 where scores differ.
 #
 #   OUT=/tmp/gpu_check benchmarks/gpu_check.sh [--dry]
@@ -66,8 +67,12 @@ same "killed and resumed" one resumed 1e-5 || failed=1
 if ((gpus >= 2)); then
   main two "${exact[@]}" trainer.accelerator=$there trainer.devices=2
   same "two processes" one two 1e-4 || failed=1
+  main split "${exact[@]}" trainer.accelerator=$there trainer.devices=2 trainer.strategy=fsdp
+  same "two processes, the encoder split" one split 1e-4 || failed=1
 else
   echo "two processes: not tried, there is one GPU"
+  main side "${exact[@]}" -m method.rank=8,16 trainer.accelerator=$there launcher=local launcher.jobs=2
+  same "two runs side by side on one GPU" one side/rank=16 1e-5 || failed=1
 fi
 
 main throughput encoder=minilm optimization.epochs=2 trainer.accelerator=$there

@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples, draw
 from benchmarks.readings import Reading, Tasks
-from hatemtl.command.configuration import build, requested, using_alone
+from hatemtl.command.configuration import build, requested
+from hatemtl.command.used_run import using_alone
 from hatemtl.corpora.base import Column, Corpus, Posts
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace

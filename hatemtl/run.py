@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hatemtl.command import console as report
-from hatemtl.command.configuration import build, known_by, requested, using
+from hatemtl.command.configuration import build, known_by, requested
 from hatemtl.command.faults import mendable
 from hatemtl.command.request import Request, Result
 from hatemtl.command.several_runs import Turn, in_sweep, plan, same_run, varied
-from hatemtl.command.words import quoted, typed_words
+from hatemtl.command.used_run import using
+from hatemtl.command.words import option_of, quoted, typed_words
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
@@ -52,10 +53,10 @@ def run(cfg: Any) -> None:
         plan(cfg, _carry, config=lambda cfg: known_by(cfg) if _trains(cfg) else None)
     else:
         alone = (_trains(cfg) or _actions(cfg) == ["tune"]) and not launched()
-        if alone and not (launcher := build(cfg.launcher)).waits:
+        if alone and not build(cfg.launcher).waits:
             raise UserError(
-                f"launcher={type(launcher).__name__.lower()} submits the runs of a sweep, and leaves them; type main.py -m "
-                f"..., or launcher=serial"
+                f"launcher={option_of('launcher')} submits the runs of a sweep, and leaves them; type main.py -m ..., or "
+                f"launcher=serial"
             )
         reporting(lambda: _do(cfg))
 

@@ -9,8 +9,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from hatemtl.command.configuration import chosen
 from hatemtl.command.suggestions import CONF, all_spelled_out
+from hatemtl.command.words import chosen
 from hatemtl.errors import UserError
 from hatemtl.run import run
 

@@ -129,7 +129,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from hatemtl.command.configuration import requested, using_alone
+from hatemtl.command.configuration import requested
+from hatemtl.command.used_run import using_alone
 from hatemtl.machine.crew import called, joined
 from hatemtl.saved_runs.saved_run import SavedRun, write_results
 from hatemtl.using.judging import predictions

@@ -108,6 +108,11 @@ class Batch:
             tokens=-1,
         )
 
+    def labelled(self) -> "Batch":
+        """Leaves out posts that are there for regularisers alone, which come last; all stay where there are no others."""
+        there = len(self) if self.unlabelled is None else int((~self.unlabelled).sum())
+        return replace(self.some(0, there), unlabelled=None) if 0 < there < len(self) else self
+
     def _starts(self, owner: Tensor) -> Tensor:
         """(B + 1,) where the sequences of each post start, and where the last ends; found without waiting for a GPU."""
         return torch.searchsorted(owner, torch.arange(len(self) + 1, device=owner.device))

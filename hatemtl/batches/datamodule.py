@@ -98,6 +98,11 @@ class DataModule(L.LightningDataModule):
         reads = {c: "+".join(name for name, task in self.tasks.items() if task.corpus == c) for c in self.corpora}
         return {corpus: names or "unlabelled" for corpus, names in reads.items()}
 
+    @property
+    def paired(self) -> set[str]:
+        """Names the tasks some of whose posts are read with second texts."""
+        return {name for name, task in self.tasks.items() if any(self.corpora[task.corpus].pairs or ())}
+
     def leave_out(self, posts: Mapping[Corpus, np.ndarray]) -> None:
         """Takes the posts at these positions out of their corpora; to be called before `tokenize`."""
         for corpus, gone in posts.items():
@@ -236,6 +241,11 @@ class DataModule(L.LightningDataModule):
             counted = {task: self.pool.counted(task) for task in self.tasks}
             mine = [*in_parts(uses, mine, counted, accumulate)]
         return loader(self.pool.drawn(self.seed, epoch), mine, self.workers)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Leaves unlabelled posts out of a training step in which no regulariser would say anything of them."""
+        module: Any = None if batch.unlabelled is None or self.trainer is None else self.trainer.lightning_module
+        return batch if module is None or module.reads_unlabelled else batch.labelled()
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")

@@ -6,9 +6,10 @@ from typing import Any
 
 from hydra import compose
 
-from hatemtl.command.configuration import build, composing, requested
+from hatemtl.command.configuration import build, requested
 from hatemtl.command.request import Request
 from hatemtl.command.suggestions import spelled_out
+from hatemtl.command.used_run import composing
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.startup import quiet
 from hatemtl.methods.base import LOADERS

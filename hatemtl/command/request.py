@@ -201,7 +201,7 @@ class Request:
                 return data.some(split, number)
 
             training = {"regularisers": self.regularisers, "heads_merge": self.heads_merge, "posts": posts}
-            training["teacher"] = self._teacher
+            training |= {"teacher": self._teacher, "paired": data.paired}
         network = assemble(
             encoder=self.encoder,
             method=self.method,
@@ -215,7 +215,7 @@ class Request:
             **training,
         )
         layers = network.module.encoder
-        if not self.trainer.fast:
+        if not self.trainer.fast or self.trainer.splits:
             restore(layers)
         known = [*self.method.starts_from(), *([heads] if (heads := self.heads_from()) else [])]
         other = dict.fromkeys(filter(None, (preprocessed_otherwise(run, self.preprocess) for run in known)))

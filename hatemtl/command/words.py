@@ -1,4 +1,4 @@
-"""Reads and quotes the words of a command line, and finds the names nearest to one that is mistyped."""
+"""Reads and quotes the words of a command line, lists the options they choose, and finds names near a mistyped one."""
 
 import os
 import re
@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 HYDRA, PACKAGE = ("hydra.", "hydra/"), Path(__file__).parents[1]
 CONF = next(folder / "conf" for folder in (PACKAGE, PACKAGE.parent) if (folder / "conf").is_dir())  # of a wheel, a checkout
+# Groups whose options make no other run: what is logged, watched, judged and where files lie; an experiment is its values.
+NO_PART = ("experiment", "logger", "trainer", "data", "evaluations", "launcher")
 
 
 def parsed(override: str) -> Override | None:
@@ -35,6 +37,24 @@ def typed_words() -> list[str]:
     """Gives the overrides that were typed for the run that Hydra started."""
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return words
+
+
+def option_of(group: str) -> str:
+    """Names the option of a group that makes the run that Hydra started."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def chosen(hydra: Any) -> dict[str, str]:
+    """Lists the options of groups that make the run what it is, and classes that were typed in their place."""
+    options = {
+        str(group): str(option)
+        for group, option in hydra.runtime.choices.items()
+        if option is not None
+        and not str(group).startswith("hydra/")
+        and not {str(group), *re.findall(r"@(\w+)\.", str(group))} & {*NO_PART}
+    }
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in hydra.overrides.task)
+    return options | {key: value for key, value in typed.items() if key.endswith("._target_")}
 
 
 def readable(override: str) -> bool:

@@ -16,7 +16,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 Behind = Literal["low", "high", "posts", "communities"]
 BEHIND: tuple[Behind, ...] = get_args(Behind)
 UNJUDGED: tuple[About, ...] = ("masked tokens", "answers")  # tasks about these are judged by their heads alone
-TABLES = ("errors.csv", "error_words.csv")  # what a `Listing` may leave beside the rows of a test
 
 
 @dataclass(frozen=True)
@@ -202,10 +201,13 @@ class Evaluation(Protocol):
 
 @runtime_checkable
 class Listing(Protocol):
-    """An evaluation that leaves tables beside the rows of the test: CSV files of the folder, by their names in `TABLES`."""
+    """An evaluation that leaves tables beside the rows of the test: CSV files of the folder, which it names itself."""
 
     def tables(
         self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
     ) -> Mapping[str, list[dict[str, object]]]:
-        """Rows by column, the same columns in each row of a table; one of them is `task`. Given: as of `Evaluation.rows`."""
+        """Rows by column, by the name of their file, the same columns in each row of it; one of them is `task`.
+
+        Given: as of `Evaluation.rows`.
+        """
         ...

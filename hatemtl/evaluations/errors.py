@@ -11,11 +11,11 @@ import numpy as np
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
 from hatemtl.evaluations import explainers
-from hatemtl.evaluations.base import TABLES, Beforehand, Needs, Predicted, Reader, Row
+from hatemtl.evaluations.base import Beforehand, Needs, Predicted, Reader, Row
 from hatemtl.labels import LabelSpace
 
 Explainer = Literal["attention", "gradient_input", "integrated_gradients"]
-POSTS, WORDS = TABLES
+POSTS, WORDS = "errors.csv", "error_words.csv"
 SIDES = ("false_positive", "false_negative")
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 STEPS = 20  # of integrated gradients

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 from hatemtl.errors import UserError
 from hatemtl.machine.following import FOLLOWS
@@ -63,6 +64,10 @@ class Crew:
         distributed.all_reduce(some, distributed.ReduceOp.MAX)
         return dict(zip(values, some.bool(), strict=True))
 
+    def all(self, values: Iterable[bool]) -> bool:
+        """Tells whether all values of all processes are true."""
+        return all(self.gather(all(values)))
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Puts in place of tensors, which all processes list alike, their means over these."""
         if self.world > 1 and tensors:
@@ -74,8 +79,12 @@ class Crew:
 
     @torch.no_grad()
     def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Gives parameters the means of their gradients; one that no process has a gradient for keeps none."""
-        if self.world == 1:
+        """Gives parameters the means of their gradients; one that no process has a gradient for keeps none.
+
+        Of those that are split over the processes, `sharding` has made them.
+        """
+        parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        if self.world == 1 or not parameters:
             return
         there = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device).int()
         distributed.all_reduce(there, distributed.ReduceOp.MAX)

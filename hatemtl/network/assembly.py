@@ -1,7 +1,7 @@
 """Assembles encoder, method and heads into the network of a run, and checks everything that would be silently wrong."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -84,11 +84,12 @@ def assemble(
     posts: Callable[[str, int], list[Batch]] | None = None,
     regularisers: Mapping[str, Regulariser] | None = None,
     teacher: Callable[[SavedRun], Forward] | None = None,
+    paired: Collection[str] = (),
 ) -> Network:
     """Builds the network; heads start from `heads_from`, from those of the method's sources, or fresh by their own draws.
 
     posts: batches of so many posts of a split, for a merge that has to know some; None where none are at hand.
-    teacher: gives the network of a saved run that a regulariser asks.
+    teacher: gives the network of a saved run that a regulariser asks. paired: the tasks of posts with second texts.
     Raises UserError where a head does not fit its labels or what was saved, Refusal where the method does not fit the rest.
     """
     for task, space in spaces.items():
@@ -150,7 +151,7 @@ def assemble(
     if regularisers and teacher:
         numbers = {corpus: number for number, corpus in enumerate(dict.fromkeys(task.corpus for task in tasks.values()))}
         corpora = {task: numbers[tasks[task].corpus] for task in spaces}
-        module.regularise(regularisers, Run(seed=seed, corpora=corpora, teacher=teacher))
+        module.regularise(regularisers, Run(seed=seed, corpora=corpora, teacher=teacher, paired=paired))
     cuts = [note for saved in known for note in initial_heads.other_thresholds(saved, tasks)]
     said = (*notes.values(), *cuts, *attached.notes)
     return Network(module, encoder, method, mark, name, said, attached.lost, told, seconds)

@@ -17,6 +17,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Row, Stage
 from hatemtl.heads.base import COUNTS, Head, primary
 from hatemtl.machine.crew import ALONE
+from hatemtl.machine.sharding import clip, keep_whole, part_of, whole
 from hatemtl.network.epoch_losses import EpochLosses
 from hatemtl.network.forward import Forward
 from hatemtl.network.predictions import Predictions
@@ -59,7 +60,7 @@ class MultitaskModule(L.LightningModule):
         # what is weighed: the loss of a task, or those of its labels; by name the task
         self.by_label = {task: [f"{task}_{label}" for label in self.head(task).space.names] for task in by_label}
         self.losses_of = {name: task for task in heads for name in self.by_label.get(task, [task])}
-        self.learnable = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self.learns = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         self.stage = 0  # of training: its number, from 0 on, in the course of the optimization
         # a network that is used alone may be made without any
         self.stages = (optimization.course if isinstance(optimization, Optimization) else []) or [WHOLE]
@@ -93,6 +94,11 @@ class MultitaskModule(L.LightningModule):
         self.merged = ExitStack()  # the LoRAs are merged while nothing is trained
 
     @property
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Gives what training changes, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if name in self.learns}
+
+    @property
     def weighting(self) -> Weighting:
         """Gives the weighting of the stage that training is in."""
         return self.weightings[self.stage]  # type: ignore[return-value]
@@ -100,7 +106,16 @@ class MultitaskModule(L.LightningModule):
     @property
     def regularising(self) -> dict[str, Regulariser]:
         """Gives the regularisers that act in the stage that training is in."""
-        some = self.stages[self.stage].regulariser
+        return self._acting(self.stage)
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Tells whether a regulariser says something of posts of no task, in the stage of the step that comes."""
+        acting = self._acting(self.plan.at(self.trainer.global_step))
+        return any(one.of_any_post and one.weight for one in acting.values())
+
+    def _acting(self, stage: int) -> dict[str, Regulariser]:
+        some = self.stages[stage].regulariser
         return {name: one for name, one in self.regularisers.items() if some is None or name in some}
 
     def regularise(self, regularisers: Mapping[str, Regulariser], run: Run) -> None:
@@ -263,7 +278,7 @@ class MultitaskModule(L.LightningModule):
         trained = [parameter for group in groups for parameter in group["params"]]
         self.crew.average_gradients(trained)
         if self.optimization.clip is not None:  # not the trainer's: it refuses fused optimizers under autocast
-            nn.utils.clip_grad_norm_(trained, self.optimization.clip)
+            clip(trained, self.optimization.clip)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.through.progress = self.trainer.global_step / self.plan.ends[-1]
@@ -333,6 +348,7 @@ class MultitaskModule(L.LightningModule):
             regularisers=self.states.named_parameters(),
         )
         optimizer.register_step_post_hook(self._updated)
+        keep_whole(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def planned(self, data: Any) -> Plan:
@@ -340,7 +356,7 @@ class MultitaskModule(L.LightningModule):
         depth: int = self.encoder.config.num_hidden_layers  # type: ignore[union-attr, assignment]
         ends = data.ends(self.optimization.total_epochs, self.optimization.accumulate)
         plan = self.optimization.plan(ends, depth)
-        sides = [name.partition(".")[::2] for name in self.learnable]
+        sides = [name.partition(".")[::2] for name in self.learns]
         for number, stage in enumerate(self.stages):
             for name in [name for name in stage.regulariser or () if name not in self.regularisers]:
                 known = did_you_mean(name, self.regularisers)
@@ -358,4 +374,8 @@ class MultitaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         beside = self.weightings.state_dict(prefix="weightings.") | self.states.state_dict(prefix="states.")
-        checkpoint["state_dict"] = self.trained_state() | beside
+        checkpoint["state_dict"] = {name: whole(tensor) for name, tensor in self.trained_state().items()} | beside
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        state |= {name: part_of(state[name], like) for name, like in self.trained_state().items()}

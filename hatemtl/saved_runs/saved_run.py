@@ -35,7 +35,7 @@ import yaml
 from safetensors import SafetensorError
 
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import BEHIND, STAGES, TABLES, Row, Stage
+from hatemtl.evaluations.base import BEHIND, STAGES, Row, Stage
 from hatemtl.harmless import guarded, unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
@@ -154,6 +154,11 @@ class SavedRun:
         return record
 
     @property
+    def hub(self) -> str | None:
+        """Names the repository and commit that it was fetched from, where it is of the hub and no folder of the user's."""
+        return self.record.get("hub")
+
+    @property
     def labels(self) -> dict[str, LabelSpace]:
         """Reads the label space of every task whose head was trained."""
         path = self.folder / "labels.json"
@@ -257,9 +262,15 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
     write_rows(folder / "results.csv", [{"metric": metric, "value": value} for metric, value in lines.items()])
 
 
-def write_tables(folder: Path, tables: Mapping[str, Sequence[Mapping[str, object]]], tasks: Iterable[str]) -> None:
-    """Writes what evaluations list of these tasks, in place of all that the folder has of them from an earlier test."""
-    for name in TABLES:
+def write_tables(
+    folder: Path, tables: Mapping[str, Sequence[Mapping[str, object]]], tasks: Iterable[str], before: Iterable[str] = ()
+) -> list[str]:
+    """Writes what evaluations list of these tasks, in place of all that the folder has of them from earlier tests.
+
+    tables: rows by the name of their file. before: the files that earlier tests left. Gives the files that are there now.
+    """
+    names = sorted({*tables, *before})
+    for name in names:
         path, rows, anew = folder / name, [*tables.get(name, ())], {*tasks}
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
@@ -269,6 +280,7 @@ def write_tables(folder: Path, tables: Mapping[str, Sequence[Mapping[str, object
         write_rows(path, [{column: row.get(column, "") for column in columns} for row in rows])
         if not rows:
             path.unlink(missing_ok=True)
+    return [name for name in names if (folder / name).exists()]
 
 
 def read_results(folder: Path) -> dict[str, float]:

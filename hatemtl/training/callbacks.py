@@ -20,6 +20,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.errors import Diverged
 from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_flops, wait
+from hatemtl.machine.sharding import mine, whole
 from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs.saved_run import write, write_rows
 
@@ -42,7 +43,8 @@ class BestWeights(Callback):
             return
         score = float(trainer.callback_metrics["val_score"])
         weights = pl_module.trained_state()
-        if score > self.score and all(map(finite, weights.values())):  # NaN may score well where few labels are right
+        # NaN may score well where few labels are right
+        if score > self.score and pl_module.crew.all(map(finite, map(mine, weights.values()))):
             self.score, self.epoch, self.step = score, trainer.current_epoch, trainer.global_step
             self.weights = {k: v.clone() for k, v in weights.items()}
         if trainer.is_last_batch:  # with an epoch training ends, not within one
@@ -52,6 +54,9 @@ class BestWeights(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stop(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights = {name: whole(tensor) for name, tensor in self.weights.items()}
+
     def _stop(self, trainer: Trainer) -> None:
         trainer.should_stop = trainer.should_stop or (self.patience is not None and self.waited >= self.patience)
 
@@ -60,8 +65,8 @@ class BestWeights(Callback):
         module.load_state_dict(self.weights, strict=False)
 
     def state_dict(self) -> dict[str, Any]:
-        kept = ("score", "epoch", "step", "waited", "weights")
-        return {name: getattr(self, name) for name in kept}
+        kept = ("score", "epoch", "step", "waited")
+        return {name: getattr(self, name) for name in kept} | {"weights": {n: whole(v) for n, v in self.weights.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)
@@ -70,12 +75,16 @@ class BestWeights(Callback):
 class WholeFile(TorchCheckpointIO):
     """Writes a checkpoint to a hidden neighbour and renames it. Lightning's own way needs the memory twice, and TMPDIR."""
 
+    def __init__(self, *, writes: bool = True) -> None:
+        self.writes = writes
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         def content(temporary: Path) -> None:
             with temporary.open("wb") as file:  # of Python, whose errors say what the disk lacks
                 torch.save(checkpoint, file)
 
-        write(Path(path), content)
+        if self.writes:
+            write(Path(path), content)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -89,13 +98,16 @@ def kept_epochs(path: Path) -> int:
 
 
 class Checkpoint(Callback):
-    """Writes the state of training after every epoch, so that an interrupted run goes on where it was."""
+    """Writes the state of training after every epoch, so that an interrupted run goes on where it was.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    writes: whether this process does, or but takes part in making whole what is split.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        trainer.strategy.checkpoint_io = WholeFile()
+        trainer.strategy.checkpoint_io = WholeFile(writes=self.writes)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         trainer.save_checkpoint(self.path)

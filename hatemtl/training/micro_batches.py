@@ -77,7 +77,7 @@ def fit(
     beginning = Beginning()
     if checkpoint.exists():
         data.cut_as(read_checkpoint(checkpoint).get(type(data).__qualname__, {}))
-    else:
+    elif module.crew.world == 1:  # several processes do not begin again
         beginning.keep(module, callbacks)
     while True:
         module.optimization = cut(optimization, data)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from hatemtl.machine.crew import check as check_crew
 from hatemtl.machine.flops import matmul_peak
 from hatemtl.machine.ledger import Ledger
 from hatemtl.machine.provenance import provenance
+from hatemtl.machine.sharding import sharded
 from hatemtl.machine.startup import started
 from hatemtl.network.module import MultitaskModule
-from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished
@@ -35,6 +35,7 @@ from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepT
 from hatemtl.training.micro_batches import cut, fit, that_fit
 from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
+from hatemtl.training.refusals import check_folds, check_splits, check_steps
 from hatemtl.training.spending import LEDGER, Spending
 from hatemtl.using.actions import evaluate, reader, spent_on
 from hatemtl.using.judging import check_evaluations, check_test
@@ -98,7 +99,7 @@ def _train(
         raise UserError("folds.of=test deals the posts of a test; type action=[train,test], or folds.of=train")
     heads_from = request.heads_from()
     known = [*starts, *([heads_from] if heads_from else []), *map(SavedRun, request.teachers)]
-    _check_folds(request, known)
+    check_folds(request, known)
     tasks = request.tasks_knowing(heads_from)
     data = request.datamodule(tasks)
     sources = {str(source.folder): source.digest() for source in known}
@@ -119,7 +120,8 @@ def _train(
     network = request.network(tasks, data.spaces, name=save_path.name, data=data)
     report.notes(console, network.notes)
     module, origin = network.module, provenance()
-    _check_steps(request, module)
+    check_steps(request, module)
+    check_splits(request, module)
     if refits:
         check_refit(module.encoder, {task: module.head(task) for task in tasks})
     words = prepare(network, data, settings, optimization.total_epochs, request.cache, cache_prefix=request.cache_prefix)
@@ -132,7 +134,8 @@ def _train(
     throughput = Throughput()
     learn: Any = partial(_learn, request, module, data, crew, command, console=console)
     if not lead:
-        learn([best, throughput], folder=unfinished(save_path), logger=False, bar=False)
+        watching = [best, throughput, *([Checkpoint(unfinished(save_path), writes=False)] if settings.splits else [])]
+        learn(watching, folder=unfinished(save_path), logger=False, bar=False)
         sys.exit(0)  # what was trained, the lead judges and saves
     work = start(save_path, config, inputs)
     table, spending = StepTable(work / saved_run.STEPS), Spending(ledger, work, console)
@@ -255,43 +258,9 @@ def _learn(
     if request.micro_batches == "auto" and not checkpoint.exists():
         data.cut(that_fit(module, data, settings), 0)
         report.notes(console, [f"data.micro_batches=auto: {data.micro_batches} for each batch"])
-    with joined(crew, settings.devices * settings.nodes, command, settings.device) as module.crew:
+    with joined(crew, settings.devices * settings.nodes, command, settings.device) as module.crew, ExitStack() as split:
+        if settings.splits:
+            split.enter_context(sharded(module.to(settings.device).encoder, settings.device))
         trainer = fit(trainer_of, callbacks, module, data, optimization, checkpoint, console)
     module.crew = ALONE
     return trainer, seconds
-
-
-def _check_steps(request: Request, module: MultitaskModule) -> None:
-    """Raises UserError where gradients of tasks are to be weighed against one another, and no optimizer step has two."""
-    if request.trainer.devices * request.trainer.nodes > 1 and any(map(of_hidden, module.weightings)):  # type: ignore[arg-type]
-        raise UserError("weighting.of=hidden is for one process; type weighting.of=parameters, or trainer.devices=1")
-    samplings = [stage.sampling or request.sampling for stage in module.stages]
-    apart = [sampling.step == "per_task" for sampling in samplings]
-    some = [one for one, alone in zip(module.weightings, apart, strict=True) if alone and one.needs == "gradients"]
-    if not some:
-        return
-    if any(map(of_hidden, some)):  # type: ignore[arg-type]
-        raise UserError(
-            "weighting.of=hidden with sampling.step=per_task: a batch has one task; type weighting.of=parameters"
-        )
-    if request.optimization.accumulate == 1:
-        raise UserError(
-            f"sampling.step=per_task makes a step of one task, where there is nothing to weigh; type "
-            f"optimization.accumulate={len(module.heads)} as well, sampling.step=joint, or weighting=sum"
-        )
-
-
-def _check_folds(request: Request, sources: Sequence[SavedRun]) -> None:
-    """Raises UserError where a run to start from, or to learn from, saw posts that this run's fold is tested on."""
-
-    def corpora(choices: Mapping[str, str]) -> set[str]:
-        return {option for group, option in choices.items() if group.startswith("corpus@")}
-
-    folds = request.identity.get("folds")
-    for source in sources:
-        config = source.config
-        if folds and config.get("folds") != folds and corpora(request.choices) & corpora(config.get("choices", {})):
-            raise UserError(
-                f"{source.folder} was trained on posts that fold {folds['fold']} of {folds['number']} is tested on; start "
-                f"from a run of the same folds, trained with the same folds.number, group_by, fold and seed"
-            )

@@ -76,8 +76,10 @@ class TrainerSettings:
 
     accelerator: see `read_accelerator`. precision: the type of the frozen weights and of the encoder's arithmetic. What is
     trained, its optimizer state and the heads stay float32. devices: processes that train on a machine, each on a GPU of its
-    own where there are any; of another form it is refused. nodes: machines. fast: whether hatemtl's own layers compute what
-    they can, once they agree with the libraries'. memory: whether a CPU's compiled code is kept for every shape of a batch.
+    own where there are any; of another form it is refused. nodes: machines. strategy: what each process holds: "ddp" the
+    whole network, "fsdp" its part of the encoder, as `machine.sharding` has it; "auto" is ddp. fast: whether hatemtl's own
+    layers compute what they can, once they agree with the libraries'; never where the encoder is split. memory: whether a
+    CPU's compiled code is kept for every shape of a batch.
     """
 
     accelerator: str
@@ -87,16 +89,24 @@ class TrainerSettings:
     progress: bool | None
     devices: int | str | Sequence[int] = 1
     nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     memory: Literal["fast", "lean"] = "fast"
 
     def __post_init__(self) -> None:
         if self.compile is True and not _compiler():
             raise UserError("trainer.compile=true needs g++, or the C++ compiler that CXX names; type trainer.compile=false")
+        if self.compile is True and self.splits:
+            raise UserError("trainer.compile=true: what trainer.strategy=fsdp splits is not compiled; leave one of them out")
         if not isinstance(self.devices, int) or self.devices < 1:
             raise UserError(_not_a_number(self.devices))
         if self.nodes < 1:
             raise UserError(f"trainer.nodes={self.nodes}: expected a whole number from 1")
         read_accelerator(self.accelerator).check(self.accelerator, self.devices)
+
+    @property
+    def splits(self) -> bool:
+        """Tells whether each process holds a part of the encoder alone."""
+        return self.strategy == "fsdp"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,7 +135,7 @@ class TrainerSettings:
         on_gpu = self.device.type != "cpu"
         work = tokens * encoder.config.hidden_size  # type: ignore[union-attr, operator]
         pays = work >= COMPILE_FROM and not on_gpu and _compiler() and not is_fast(encoder)
-        if self.compile is False or (self.compile == "auto" and not pays):
+        if self.compile is False or self.splits or (self.compile == "auto" and not pays):
             return None
         with suppress(OSError):  # a folder that cannot be written is no cache
             if cache is not None:
@@ -174,5 +184,6 @@ class TrainerSettings:
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            inference_mode=not self.splits,  # weights that were gathered in it could not be trained with
             reload_dataloaders_every_n_epochs=1,  # under a token budget an epoch has its own number of batches
         )

@@ -34,9 +34,12 @@ from hatemtl.using.reader import Reader
 def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, asked = Console(), request.used_run("test"), time.perf_counter()
-    ledger, tested_anew = Ledger(request.cost), {"tested_data": None, "ledger": None}  # by others, while this one tests
-    if "hub" in saved.record and request.save_path is None:
-        raise UserError(f"{saved.record['hub']} is of the hub, and results need a folder; type save_path=FOLDER")
+    ledger, tested_anew = (
+        Ledger(request.cost),
+        {"tested_data": None, "tables": None, "ledger": None},
+    )  # by others, while this one tests
+    if saved.hub is not None and request.save_path is None:
+        raise UserError(f"{saved.hub} is of the hub, and results need a folder; type save_path=FOLDER")
     folder = request.save_path or saved.folder
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
@@ -212,12 +215,12 @@ def measured(
                 raise UserError(f"{path} cannot be read ({error}); remove it, and test again") from error
             frame = pd.concat([before[~before["task"].isin(list(network.module.heads))], new], ignore_index=True)
         answers.write(folder / "fusion.csv")
-        artifacts.write_tables(folder, tables, network.module.heads)
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
         record = artifacts.read_record(folder)
+        listed = artifacts.write_tables(folder, tables, network.module.heads, record.get("tables", ()))
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         spent = added(record.get("ledger"), ledger.entry(folder))
-        artifacts.write_record(folder, {**record, "tested_data": tested, "ledger": spent})
+        artifacts.write_record(folder, {**record, "tested_data": tested, "tables": listed, "ledger": spent})
         artifacts.write_results(folder, rows)  # last: by its rows a run counts as tested
 
     def tell(folder: Path) -> None:

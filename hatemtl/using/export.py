@@ -160,7 +160,8 @@ def write(
             hidden.mkdir(parents=True)
             content(hidden)
             share(hidden)
-            said: dict[str, Any] = {"format": form, "run": str(run.folder), "digest": run.digest()}
+            # by its name alone: the folder may be given away, and where runs lie is its owner's affair
+            said: dict[str, Any] = {"format": form, "run": run.folder.resolve().name, "digest": run.digest()}
             said |= {"hatemtl": version("hatemtl"), "files": sorted(_files(hidden))}
             (hidden / MARKER).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             if not overwrite or not folder.exists() or not any(folder.iterdir()):

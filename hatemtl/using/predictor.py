@@ -63,7 +63,8 @@ class Predictor:
         config_dir: as --config-dir there, where options of your own lie; Python must find their classes.
         Random generators and Hydra are left as they were found. Raises UserError where the run cannot be loaded so.
         """
-        from hatemtl.command.configuration import requested, using_alone  # and Hydra, which others do without
+        from hatemtl.command.configuration import requested  # and Hydra, which others do without
+        from hatemtl.command.used_run import using_alone
 
         quiet()
         request = requested(using_alone(folder, typed, config_dir))

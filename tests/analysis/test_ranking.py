@@ -42,6 +42,8 @@ def test_settings_are_ranked_by_their_mean_over_seeds(run: Script, sweep: Path) 
     )
     assert "uv run main.py method.rank=16 seed=1 'tasks=[label]' save_path=adapters/winner" in err
     assert "high partly because it was chosen" in err
+    assert "± reaches beyond what val_label_macro_f1 can be: too few runs to say more" in err  # 0.650 + 0.635
+    assert "reaches beyond" not in run("runs/*", "--by", "val_label_macro_f1", "--top", "1")[2]
 
 
 def test_less_is_better_of_errors_and_of_costs(run: Script, sweep: Path) -> None:

@@ -12,8 +12,9 @@ from resampling import bootstrap, counts, flips
 from scipy import stats
 from significance import TESTS, Finding, How
 from stochastic_order import distances, upper_bound, violation
-from verdicts import bayes
+from verdicts import Saying, bayes, row_of
 
+NAMES = ("macro_f1", "matthews", "loss")
 HOW = How(alpha=0.05, level=0.05, resamples=2000, seed=0, paired=True)
 
 
@@ -31,6 +32,16 @@ def scored(*right: np.ndarray, draws: int = 2000, seeds: tuple[int, ...] = ()) -
 
 def of_seeds(*values: float, lower: bool = False) -> Scored:
     return Scored(np.array(values), tuple(range(len(values))), lower=lower)
+
+
+def test_an_interval_is_cut_to_what_the_metric_can_be_and_a_note_gives_it_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of .6 and .7 by hand: .65 ± 12.706 · .05."""
+    say = Saying(alpha=0.05, family=1, digits=3, rope=None)
+    ends = [(row["low"], row["high"]) for row in (row_of(of_seeds(0.6, 0.7), f"test_x_{name}", say) for name in NAMES)]
+    assert ends == [pytest.approx(by_hand, abs=1e-3) for by_hand in ((0.015, 1.0), (0.015, 1.0), (0.015, 1.285))]
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 2
+    assert "test_x_macro_f1: the interval of the mean .650, .015 to 1.285, is cut to what the metric can be" in notes[0]
 
 
 def test_draws_have_as_many_posts_and_sides_are_all_tried_where_few() -> None:

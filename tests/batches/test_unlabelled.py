@@ -1,5 +1,6 @@
 """Unlabelled posts join batches of training, and nothing else."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from hatemtl.batches.sampling import Use
 from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
+from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.regularisers.smart import SMART
+from hatemtl.objective.stages import Stage
 
 
 def module(unlabelled: Unlabelled | None, seed: int = 0, **options: Any) -> DataModule:
@@ -95,3 +98,31 @@ def test_smart_has_a_say_on_them_as_on_annotated_posts() -> None:
     all_but_last, last = torch.arange(5) < 4, torch.arange(5) == 4
     assert term(last, all_but_last) == pytest.approx(term(None, torch.ones(5, dtype=torch.bool)))
     assert term(None, all_but_last) != pytest.approx(term(last, all_but_last))
+
+
+def test_they_are_left_out_of_a_stage_in_which_no_regulariser_reads_them() -> None:
+    """Each of its own posts stays as it was; a batch of nothing but unlabelled posts stays, for one has to be stepped."""
+    joined, plain = module(MORE), module(None)
+    with_more, without = joined._uses(0, epochs=1)[0].rows, plain._uses(0, epochs=1)[0].rows
+    for reads in (True, False):
+        joined.trainer = SimpleNamespace(lightning_module=SimpleNamespace(reads_unlabelled=reads))  # type: ignore[assignment]
+        given = joined.on_before_batch_transfer(joined.pool[with_more], 0)
+        assert len(given) == len(without) + 3 * reads
+        assert given.posts[: len(without)].tolist() == without.tolist()
+        assert given.input_ids.shape[0] == given.attention_mask.shape[0] == len(given.has["target"]) == len(given)
+    alone = joined.pool[with_more[-3:]]
+    assert alone.labelled() is alone
+    assert plain.on_before_batch_transfer(plain.pool[without], 0).posts.tolist() == without.tolist()
+
+
+def test_the_stage_of_the_step_that_comes_says_whether_they_are_read() -> None:
+    read, idle = SimpleNamespace(of_any_post=True, weight=1.0), SimpleNamespace(of_any_post=True, weight=0.0)
+    other = SimpleNamespace(of_any_post=False, weight=1.0)
+    stages = [Stage(regulariser=["r_drop"]), Stage(), Stage(regulariser=["vat", "smart"])]
+    network: Any = SimpleNamespace(stages=stages, plan=SimpleNamespace(at=lambda step: step))
+    network._acting = lambda stage: MultitaskModule._acting(network, stage)
+    for vat, said in ((read, [False, True, True]), (idle, [False, False, False])):
+        network.regularisers = {"vat": vat, "r_drop": other}
+        for step, reads in enumerate(said):
+            network.trainer = SimpleNamespace(global_step=step)
+            assert MultitaskModule.reads_unlabelled.fget(network) is reads  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ def test_all_is_checked(tmp_path: Path) -> None:
         "float32, cpu against cpu",
         "killed and resumed",
         "two processes",
+        "two processes, the encoder split",
     ]
     assert "WRONG" not in done.stdout and "posts/s" in done.stdout
 

@@ -9,7 +9,8 @@ import pytest
 import uvicorn
 from conftest import main
 
-from hatemtl.command.configuration import requested, using_alone
+from hatemtl.command.configuration import requested
+from hatemtl.command.used_run import using_alone
 from hatemtl.using.serve.action import bound
 from hatemtl.using.serve.app import app
 from hatemtl.using.serve.one_encoder import together

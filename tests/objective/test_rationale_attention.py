@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,6 +179,14 @@ def test_kept_layers_below_serve_it() -> None:
 def test_what_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         regulariser(**given).check(module(*TASKS).through)
+
+
+def test_posts_that_are_read_with_second_texts_are_refused() -> None:
+    """The mark of a first text's last word would spread over the second text."""
+    through = module(*TASKS).through
+    with pytest.raises(UserError, match="rationale_task=rationale: its posts are read with second texts"):
+        regulariser().begin(through, replace(RUN, paired={"rationale"}))
+    regulariser().begin(through, replace(RUN, paired={"label"}))
 
 
 def test_tasks_that_read_by_themselves_are_refused() -> None:

@@ -120,9 +120,10 @@ def test_results_of_other_tasks_and_stages_stay(tmp_path: Path) -> None:
 def test_tables_of_other_tasks_stay_and_those_of_the_test_before_go(tmp_path: Path) -> None:
     path = tmp_path / "errors.csv"
     write_tables(tmp_path, {"errors.csv": [{"task": "a", "text": "=1"}, {"task": "b", "text": "-0 1"}]}, ["a", "b"])
-    write_tables(tmp_path, {"errors.csv": [{"task": "a", "score": 0.5}]}, ["a"])
+    left = write_tables(tmp_path, {"errors.csv": [{"task": "a", "score": 0.5}]}, ["a"])
+    assert left == ["errors.csv"]
     assert path.read_text() == "task,text,score\nb,'-0 1,\na,,0.5\n"
-    write_tables(tmp_path, {}, ["a", "b"])
+    assert write_tables(tmp_path, {"others.csv": []}, ["a", "b"], left) == [], "whichever evaluation left it"
     assert not path.exists()
 
 

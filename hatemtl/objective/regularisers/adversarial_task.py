@@ -26,6 +26,7 @@ class AdversarialTask(Regulariser):
     being how far training is. layers: of the discriminator.
     """
 
+    by_passes = True
     weight: float
     of: str
     coefficient: float

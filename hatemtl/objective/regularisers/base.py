@@ -39,23 +39,27 @@ class Run:
     """Tells a regulariser of the run whose training it has a say in.
 
     corpora: the corpus of each task, by a number from 0 on. teacher: gives the network of one of the `saved_runs`, in which
-    nothing is trained; raises UserError where it reads other tokens than this run's.
+    nothing is trained; raises UserError where it reads other tokens than this run's. paired: the tasks whose posts are read
+    with second texts.
     """
 
     seed: int
     corpora: Mapping[str, int]
     teacher: Callable[[SavedRun], Passes]
+    paired: Collection[str] = ()
 
 
 class Regulariser(Protocol):
     """Has a say in training beside the losses. A class of it needs no verb but those that it says something by.
 
     weight: of its terms; of a weight of 0 no term is asked for. of_any_post: whether they say something of posts that no
-    task annotates, so that unlabelled ones can join the batches.
+    task annotates, so that unlabelled ones can join the batches. by_passes: whether they ask the network for whole passes
+    alone, so that its weights can be split over processes.
     """
 
     weight: float
     of_any_post: ClassVar[bool] = False
+    by_passes: ClassVar[bool] = False
 
     def saved_runs(self) -> list[SavedRun]:
         """Lists the saved runs that it asks. Raises UserError where there is none."""

@@ -27,6 +27,7 @@ class Distil(Regulariser):
     weight of 1, of tasks of weight 1 and of weighting=sum, p·loss + (1 - p)·T²·KL.
     """
 
+    by_passes = True
     weight: float
     teachers: str | None
     temperature: float

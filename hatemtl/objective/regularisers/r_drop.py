@@ -18,6 +18,7 @@ class RDrop(Regulariser):
     divergences between their predictions, over a task's annotated posts, summed over tasks; losses are the first pass's.
     """
 
+    by_passes = True
     weight: float
 
     def __post_init__(self) -> None:

@@ -103,6 +103,11 @@ class RationaleAttention(Regulariser):
             )
 
     def begin(self, forward: Passes, run: Run) -> Regulariser:
+        if self.rationale_task in run.paired:
+            raise UserError(
+                f"regulariser.rationale_attention.rationale_task={self.rationale_task}: its posts are read with second "
+                f"texts, of whose words no rationale tells; name a task of posts of one text, or leave the regulariser out"
+            )
         if self.of == "encoder" and self.weight:
             forward.watched = [*dict.fromkeys([*forward.watched, *self.layers])]
         return self

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from hatemtl.errors import UserError
 from hatemtl.training.launch import local
 from hatemtl.training.launch.base import Ended, Run
-from hatemtl.training.launch.local import Local
+from hatemtl.training.launch.local import Local, environment
 
 # In the place of main.py: says what it sees, and ends as its word says.
 MAIN = """
@@ -88,6 +89,14 @@ def test_cores_are_shared_out_where_there_are_enough() -> None:
     assert Local(jobs=4, threads=1).places([0, 1]) == [[]] * 4
     with pytest.raises(UserError, match=r"launcher.jobs=0: expected"):
         Local(jobs=0, threads=1)
+
+
+def test_one_gpu_is_shared_and_of_several_each_run_has_one_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert all("CUDA_VISIBLE_DEVICES" not in environment(slot, 1) for slot in (0, 1)), "as it stands"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [environment(slot, 1)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == ["3", "5", "3"]
 
 
 def test_what_ends_the_sweep_interrupts_the_runs() -> None:

@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT, Outcome, main
 from starlette.testclient import TestClient
 
-from hatemtl.command.configuration import requested, using_alone
+from hatemtl.command.configuration import requested
+from hatemtl.command.used_run import using_alone
 from hatemtl.using.predictor import Predictor
 from hatemtl.using.serve.app import PAGES, TEXT, app
 from hatemtl.using.serve.one_encoder import OnOneEncoder, together

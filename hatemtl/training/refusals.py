@@ -1,0 +1,77 @@
+"""Refuses, before anything is written, what a run asks for and no training can give."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hatemtl.command.request import Request
+from hatemtl.errors import UserError
+from hatemtl.network.module import MultitaskModule
+from hatemtl.objective.gradients import of_hidden
+from hatemtl.saved_runs.saved_run import SavedRun
+
+
+def check_steps(request: Request, module: MultitaskModule) -> None:
+    """Raises UserError where gradients of tasks are to be weighed against one another, and no optimizer step has two."""
+    if request.trainer.devices * request.trainer.nodes > 1 and any(map(of_hidden, module.weightings)):  # type: ignore[arg-type]
+        raise UserError("weighting.of=hidden is for one process; type weighting.of=parameters, or trainer.devices=1")
+    samplings = [stage.sampling or request.sampling for stage in module.stages]
+    apart = [sampling.step == "per_task" for sampling in samplings]
+    some = [one for one, alone in zip(module.weightings, apart, strict=True) if alone and one.needs == "gradients"]
+    if not some:
+        return
+    if any(map(of_hidden, some)):  # type: ignore[arg-type]
+        raise UserError(
+            "weighting.of=hidden with sampling.step=per_task: a batch has one task; type weighting.of=parameters"
+        )
+    if request.optimization.accumulate == 1:
+        raise UserError(
+            f"sampling.step=per_task makes a step of one task, where there is nothing to weigh; type "
+            f"optimization.accumulate={len(module.heads)} as well, sampling.step=joint, or weighting=sum"
+        )
+
+
+def check_splits(request: Request, module: MultitaskModule) -> None:
+    """Raises UserError where what is asked for needs the encoder's weights or gradients whole, and they are split."""
+    settings, library = request.trainer, request.method.library.name
+    if not settings.splits:
+        return
+    stages = [(one, stage.sampling or request.sampling) for one, stage in zip(module.weightings, module.stages, strict=True)]
+    whole = [name for name, one in request.regularisers.items() if not one.by_passes]
+    refused: dict[str, Any] = {
+        f"trainer.devices={settings.devices}: one process has none to share with; type trainer.devices=2": (
+            settings.devices * settings.nodes == 1
+        ),
+        f"method={request.choices.get('method', library)}: computes in layers of its own; type another method": (
+            library in ("bank", "mtl_lora")
+        ),
+        f"encoder.quantize={request.encoder.quantize}: such weights are not split; type encoder.quantize=null": (
+            request.encoder.quantize
+        ),
+        "data.cache_prefix=true: keeps what whole layers compute; type data.cache_prefix=false": request.cache_prefix,
+        "this weighting takes the gradients of each task apart, and no process has them whole; type weighting=sum": (
+            any(one.needs == "gradients" for one, _ in stages)
+        ),
+        "sampling.step=per_task: this weighting then takes the gradients of each task apart; type sampling.step=joint": (
+            any(one.needs != "losses" and of.step == "per_task" for one, of in stages)
+        ),
+        f"regulariser=[{','.join(whole)}]: reads weights or embeddings by itself; leave it out": whole,
+    }
+    for said, there in refused.items():
+        if there:
+            raise UserError(f"trainer.strategy=fsdp with {said}, or trainer.strategy=ddp")
+
+
+def check_folds(request: Request, sources: Sequence[SavedRun]) -> None:
+    """Raises UserError where a run to start from, or to learn from, saw posts that this run's fold is tested on."""
+
+    def corpora(choices: Mapping[str, str]) -> set[str]:
+        return {option for group, option in choices.items() if group.startswith("corpus@")}
+
+    folds = request.identity.get("folds")
+    for source in sources:
+        config = source.config
+        if folds and config.get("folds") != folds and corpora(request.choices) & corpora(config.get("choices", {})):
+            raise UserError(
+                f"{source.folder} was trained on posts that fold {folds['fold']} of {folds['number']} is tested on; start "
+                f"from a run of the same folds, trained with the same folds.number, group_by, fold and seed"
+            )
