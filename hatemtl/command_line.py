@@ -46,6 +46,10 @@ def _composed(cfg: DictConfig) -> None:
                 run(cfg)
     except (UserError, OmegaConfBaseException) as error:
         _fail(error)
+    except (HydraException, ValueError) as error:  # of a command that uses a saved run, which is composed in here
+        if not is_mistyped(error):
+            raise
+        _fail(explain(error, sys.argv[1:]))
     except MemoryError:
         _fail("out of memory before anything began; close other programs, or allow more (ulimit -v)")
 

@@ -35,9 +35,12 @@ def read_table(path: Path, *, delimiter: str | None, encoding: str, keys: str, l
     keys: stands before `delimiter` and `encoding` where an error says what to type. lines: the column that the lines of a
     .txt become; None reads none. Raises UserError with the line and the way out.
     """
+    probe = "a text, and another\n" * 8  # which idna takes for a name that is too long
     try:
-        "".encode(encoding)
-    except (LookupError, TypeError):
+        usable = probe.encode(encoding).decode(encoding) == probe
+    except (LookupError, TypeError, ValueError):  # an encoding of Python's may be undefined, by name and by nature
+        usable = False
+    if not usable:
         raise UserError(f"{keys}encoding={encoding}: no such encoding; try utf-8-sig, cp1252 or utf-16") from None
     if path.suffix == ".jsonl":
         return read_jsonl(path, again="mend the line")
@@ -168,8 +171,10 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
                 if not isinstance(row, dict):
                     raise UserError(f"{path}, line {number}: {shown(row)}, expected a JSON object; {again}")
                 found[number] = row
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {again}") from error
+        except UnicodeError:
+            raise
+        except (ValueError, RecursionError) as error:  # a number or a nesting that is too long, too
+            raise UserError(f"{path}, line {number}: not valid JSON ({_told(error)}); {again}") from error
     if not found:
         raise UserError(f"{path}: holds no rows; {again}")
     names = dict.fromkeys(name for row in found.values() for name in row)
@@ -182,8 +187,13 @@ def read_questions(path: Path, *, again: str) -> Rows:
         text = path.read_text(encoding="utf-8-sig")
     try:
         return laid_out(path, json.loads(text), again)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {again}") from error
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not valid JSON ({_told(error)}); {again}") from error
+
+
+def _told(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = None) -> Rows:
@@ -193,11 +203,11 @@ def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = 
 
     try:
         table = concat_tables([read_table(path) for path in paths])
+        columns = {name: table[name].to_pylist() for name in table.column_names if only is None or only(name)}
     except (OSError, ValueError, ArrowException) as error:
         raise UserError(f"{paths[0]} cannot be read ({str(error).splitlines()[0]}); {again}") from error
     if not table.num_rows:
         raise UserError(f"{paths[0]}: holds no rows; {again}")
-    columns = {name: table[name].to_pylist() for name in table.column_names if only is None or only(name)}
     return Rows(paths[0], columns, range(1, table.num_rows + 1), again, "row", table if only is None else None)
 
 

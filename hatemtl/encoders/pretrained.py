@@ -37,7 +37,17 @@ Tokenizer = PreTrainedTokenizerFast
 FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "spm.model"]
 # How transformers fails at files that are broken or tampered with.
 FAILURES = (
-    *(ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ),
     SafetensorError,
 )
 
@@ -126,6 +136,7 @@ class Encoder:
             for key, value in config.to_dict().items():
                 if isinstance(value, float) and key.endswith(("dropout", "dropout_prob")):
                     setattr(config, key, 0.0)
+        config.return_dict, config.output_hidden_states = True, False  # the last ones are read, by name
         if hasattr(config, "reference_compile"):
             config.reference_compile = False  # ModernBERT would compile its layers by itself, under the adapters
         attention: str = self.attention
@@ -206,7 +217,7 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"the encoder in {folder} cannot be read ({reason}); download it again, or {WAY_OUT}") from error
 
 

@@ -1,16 +1,41 @@
-"""Reads a JSON object out of a file that anyone may have written: of bounded length, keys with values and nothing else."""
+"""Reads keys with values out of a file that anyone may have written, JSON or YAML: of bounded length and depth."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NamedTuple
+
+import yaml
 
 from hatemtl.errors import UserError
 
 LIMIT = 1 << 24  # bytes, some ten times what the longest such file of an encoder has
+DEEPEST, MOST = 64, 200_000  # levels and values: an alias of YAML may repeat a few lines a billion times
+
+
+class Shape(NamedTuple):
+    """Says of what type a value is, if it is there, and how an error names it."""
+
+    type: type | UnionType
+    named: str
+
+
+TEXT, MAYBE_TEXT = Shape(str, "a text"), Shape(str | None, "a text or null")
+KEYS, MAYBE_KEYS = Shape(dict, "keys with values"), Shape(dict | None, "keys with values or null")
 
 
 def read(path: Path, way_out: str, *keys: str) -> dict[str, Any]:
-    """Reads the keys and values in the file. Raises UserError, which ends in `way_out`, as `mapping` does."""
+    """Reads the keys and values in the JSON file. Raises UserError, which ends in `way_out`, as `mapping` does."""
+    return mapping(path, _parsed(path, way_out, "JSON", json.loads), way_out, *keys)
+
+
+def read_yaml(path: Path, way_out: str, *keys: str) -> dict[str, Any]:
+    """Reads the keys and values in the YAML file, which constructs nothing. Raises UserError as `read` does."""
+    return mapping(path, _parsed(path, way_out, "YAML", yaml.safe_load), way_out, *keys)
+
+
+def _parsed(path: Path, way_out: str, format: str, parse: Callable[[str], Any]) -> Any:
     try:
         with path.open("rb") as file:
             raw = file.read(LIMIT + 1)
@@ -19,16 +44,40 @@ def read(path: Path, way_out: str, *keys: str) -> dict[str, Any]:
     if len(raw) > LIMIT:
         raise UserError(f"{path}: is longer than {LIMIT >> 20} MiB, expected keys with values; {way_out}")
     try:
-        content = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {way_out}") from error
-    return mapping(path, content, way_out, *keys)
+        return parse(raw.decode("utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # of a day or a number too, which are none
+        raise UserError(f"{path}: not valid {format} ({error}); {way_out}") from error
 
 
 def mapping(path: Path, content: object, way_out: str, *keys: str) -> dict[str, Any]:
-    """Gives what a file holds. Raises UserError where that are no keys with values, or one of these keys is missing."""
+    """Gives what a file holds.
+
+    Raises UserError where that are no keys with values, or one of these keys is missing, or where it is nested too deep or
+    holds too much to be walked through, or half an emoji, which is no text that could be written.
+    """
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {str(content)[:40]}, expected keys with values; {way_out}")
     if lacking := [key for key in keys if key not in content]:
         raise UserError(f"{path}: has no {', '.join(lacking)}; {way_out}")
+    seen = 0
+    left: list[tuple[Any, int]] = [(content, 1)]
+    while left:
+        value, depth = left.pop()
+        inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+        seen += len(inside)
+        if seen > MOST or depth > DEEPEST:
+            told = f"more than {MOST:,} values" if seen > MOST else f"more than {DEEPEST} levels of keys and lists"
+            raise UserError(f"{path}: holds {told}, expected the few that such a file has; {way_out}")
+        left += [(one, depth + 1) for one in inside if isinstance(one, dict | list)]
+        for text in inside:
+            if isinstance(text, str) and not text.isascii() and text != text.encode(errors="replace").decode():
+                raise UserError(f"{path}: {text!r:.60} holds half an emoji, expected whole characters; {way_out}")
+    return content
+
+
+def shaped(path: Path, content: dict[str, Any], way_out: str, shapes: dict[str, Shape], above: str = "") -> dict[str, Any]:
+    """Gives the content itself. Raises UserError where a key that it has holds a value of another type."""
+    for key, shape in shapes.items():
+        if key in content and not isinstance(content[key], shape.type):
+            raise UserError(f"{path}: {above}{key} is {content[key]!r:.60}, expected {shape.named}; {way_out}")
     return content

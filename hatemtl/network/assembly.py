@@ -104,7 +104,7 @@ def assemble(
     with refusing():
         for source in [*method.starts_from(), *([heads_from] if heads_from else [])]:
             check_encoder(source, mark, encoder)
-            bits = source.config["encoder"].get("quantize")  # a run from before there was such a key had none
+            bits = source.configured("encoder").get("quantize")  # a run from before there was such a key had none
             if bits != encoder.quantize:
                 notes[source.folder] = (
                     f"{source.folder} was trained over {bits or 'float'} weights of this encoder and stands over "
@@ -200,7 +200,7 @@ def check_method(saved: SavedRun, method: Method, encoder: Encoder) -> None:
             f"the given method does not load the encoder side of {saved.folder}, which its heads were trained with; "
             f"type method={LOADERS[saved.record['library']]}"
         )
-    length = saved.config["encoder"]["max_length"]
+    length = saved.configured("encoder", "max_length")
     if encoder.max_length != length:
         raise UserError(
             f"load_path={saved.folder} was trained with encoder.max_length={length}, this run has {encoder.max_length}; "

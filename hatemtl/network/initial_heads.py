@@ -63,7 +63,7 @@ def load_thresholds(heads: Mapping[str, Any], saved: SavedRun) -> None:
     """Gives the heads that are said to be tuned the saved run's thresholds. Raises UserError where it tuned none."""
     for task, head in heads.items():
         if head.tunes:
-            if saved.config["tasks"][task]["head"].get("threshold") != "tuned" or task not in saved.thresholds:
+            if saved.configured("tasks", task, "head").get("threshold") != "tuned" or task not in saved.thresholds:
                 raise UserError(
                     f"tasks.{task}.head.threshold=tuned: {saved.folder} has no tuned thresholds; tune them by action=train "
                     f"load_path={saved.folder} heads.load=true optimization.epochs=0 tasks.{task}.head.threshold=tuned "
@@ -76,7 +76,7 @@ def other_thresholds(saved: SavedRun, tasks: Mapping[str, Task]) -> list[str]:
     """Says of the saved run's heads that had other thresholds than these tasks' that they have them no more."""
     notes = []
     for task in [task for task in tasks if task in saved.labels]:
-        asked, trained = (of.get("threshold") for of in (tasks[task].head_settings, saved.config["tasks"][task]["head"]))
+        asked, trained = (of.get("threshold") for of in (tasks[task].head_settings, saved.configured("tasks", task, "head")))
         if asked not in (trained, "tuned"):
             notes.append(
                 f"{saved.folder} has tasks.{task}.head.threshold={trained}, and this run predicts from {asked}; "
@@ -147,7 +147,7 @@ def check_heads(saved: SavedRun, tasks: Mapping[str, Task]) -> None:
             raise UserError(
                 f"load_path={saved.folder} has no trained head for task {name!r}; type tasks=[{','.join(saved.labels)}]"
             )
-        trained = saved.config["tasks"][name]
+        trained = saved.configured("tasks", name)
         pattern = trained.get("mask_pattern")  # a task may leave it out
         was, asked = (None if each is None else Part.parse(each) for each in (pattern, task.mask_pattern))
         if was != asked:
@@ -167,7 +167,7 @@ def _check_settings(saved: SavedRun, name: str, task: Task, given: str) -> None:
             f"{given}: its head for task {name!r} is for {kind} labels, this run's is for {task.kind} ones; give the "
             f"tasks.{name}.* keys of {saved.folder / 'config.yaml'}"
         )
-    trained = saved.config["tasks"][name]["head"]
+    trained = saved.configured("tasks", name, "head")
     known, lexicon = saved.record.get("lexicons", {}).get(name), task.lexicon
     if (lexicon.digest if lexicon else None) != known:
         right = saved.folder / saved_run.lexicon_file(name) if known else "null"

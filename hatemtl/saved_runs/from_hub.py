@@ -35,7 +35,7 @@ def is_named(given: str) -> bool:
     What begins with adapters/ is none: runs lie there by default, and one that is gone, or typed in another folder, must not
     come from a stranger of that name.
     """
-    here = given.startswith("adapters/") or Path(given).exists() or Path(given).parent.is_dir()
+    here = given.startswith("adapters/") or os.path.exists(given) or os.path.isdir(os.path.dirname(given) or ".")
     return NAME.fullmatch(given) is not None and not here
 
 

@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AGAIN = "train the run again with overwrite=true"
+LIBRARIES = ("adapterhub", "peft", "full", "bank", "mtl_lora")  # that a run's encoder side may be saved by
+# What config.yaml and run.json hold at these keys, wherever they have them.
+GROUPS = ("tasks", "encoder", "method", "trainer", "data", "optimization", "batching", "sampling")
+CONFIG = dict.fromkeys(GROUPS, json_object.KEYS) | {"choices": json_object.MAYBE_KEYS, "preprocess": json_object.MAYBE_KEYS}
+RECORD = dict.fromkeys(("data", "tested_data", "versions", "sources", "lexicons"), json_object.KEYS)
+RECORD |= {"ledger": json_object.MAYBE_KEYS, "method": json_object.TEXT, "encoder": json_object.MAYBE_TEXT}
+RECORD |= {"encoder_source": json_object.TEXT, "hub": json_object.TEXT, "tokenizer": json_object.TEXT}
 
 
 def write(path: Path, content: Callable[[Path], object]) -> None:
@@ -109,10 +116,10 @@ class SavedRun:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = from_hub.adopted(str(folder)) if from_hub.is_named(str(folder)) else Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.exists(self.folder) and not self.folder.is_dir():  # which, unlike Path's, takes a name of any length
             raise UserError(f"{folder}: a saved run is a folder, and this is no folder; give another path")
-        if not self.folder.is_dir():
-            if unfinished(self.folder).is_dir():
+        if not os.path.isdir(self.folder):
+            if self.folder.name and os.path.isdir(unfinished(self.folder)):
                 raise UserError(f"{folder}: this run is not finished; train it to its end with save_path={folder}")
             raise UserError(f"{folder}: there is no such saved run; train one with save_path={folder}")
         for name in ("config.yaml", "run.json", "labels.json"):
@@ -122,12 +129,29 @@ class SavedRun:
     @property
     def config(self) -> dict[str, Any]:
         """Reads the resolved configuration. To be read and compared, never instantiated."""
-        return read_config(self.folder)
+        config, path = read_config(self.folder), self.folder / "config.yaml"
+        for name, task in config["tasks"].items():
+            json_object.shaped(path, config["tasks"], AGAIN, {name: json_object.KEYS}, "tasks.")
+            json_object.shaped(path, task, AGAIN, {"head": json_object.KEYS}, f"tasks.{name}.")
+        return config
+
+    def configured(self, *keys: str) -> Any:
+        """Gives what the configuration holds at a key below others. Raises UserError where it has none."""
+        found: Any = self.config
+        for place, key in enumerate(keys):
+            if not isinstance(found, dict) or key not in found:
+                raise UserError(f"{self.folder / 'config.yaml'}: has no {'.'.join(keys[: place + 1])}; {AGAIN}")
+            found = found[key]
+        return found
 
     @property
     def record(self) -> dict[str, Any]:
         """Reads run.json: what was measured."""
-        return json_object.read(self.folder / "run.json", AGAIN, "method", "library", "encoder", "encoder_source")
+        record = _record(self.folder, "method", "library", "encoder", "encoder_source")
+        if record["library"] not in LIBRARIES:
+            said = f"{self.folder / 'run.json'}: library is {record['library']!r:.60}"
+            raise UserError(f"{said}, expected one of {', '.join(LIBRARIES)}; {AGAIN}")
+        return record
 
     @property
     def hub(self) -> str | None:
@@ -157,7 +181,7 @@ class SavedRun:
     @property
     def results(self) -> dict[str, float]:
         """The lines of results.csv, in their order; empty before any."""
-        return _read_results(self.folder)
+        return read_results(self.folder)
 
     @property
     def rows(self) -> list[Row]:
@@ -212,18 +236,20 @@ class SavedRun:
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.yaml. Raises UserError where it is broken."""
     path = folder / "config.yaml"
-    try:
-        return json_object.mapping(path, yaml.safe_load(path.read_text(encoding="utf-8")), AGAIN, "tasks")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({error}); {AGAIN}") from error
+    return json_object.shaped(path, json_object.read_yaml(path, AGAIN, "tasks"), AGAIN, CONFIG)
+
+
+def _record(folder: Path, *keys: str) -> dict[str, Any]:
+    path = folder / "run.json"
+    return json_object.shaped(path, json_object.read(path, AGAIN, *keys), AGAIN, RECORD)
 
 
 def _space(path: Path, task: str, content: Any) -> LabelSpace:
     match content:
-        case {"kind": kind, "names": [*names]} if all(isinstance(name, str) for name in names):
+        case {"kind": str(kind), "names": [*names]} if all(isinstance(name, str) for name in names):
             with suppress(UserError):  # of another kind, or a label twice
-                return LabelSpace(kind, tuple(names))
-    raise UserError(f"{path}: the labels of task {task!r} are {content}, expected their kind and names; {AGAIN}")
+                return LabelSpace(kind, tuple(names))  # type: ignore[arg-type]
+    raise UserError(f"{path}: the labels of task {task!r} are {content!r:.80}, expected their kind and names; {AGAIN}")
 
 
 def write_results(folder: Path, rows: Sequence[Row]) -> None:
@@ -231,7 +257,7 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
     labels = folder / "labels.json"
     known = {*(row.task for row in rows), *(json_object.read(labels, AGAIN) if labels.exists() else ())}
     anew = {(row.stage, row.task) for row in rows}
-    lines = {name: value for name, value in _read_results(folder).items() if _stage_and_task(name, known) not in anew}
+    lines = {name: value for name, value in read_results(folder).items() if _stage_and_task(name, known) not in anew}
     lines |= {row.metric: float(row.value) for row in rows}
     write_rows(folder / "results.csv", [{"metric": metric, "value": value} for metric, value in lines.items()])
 
@@ -257,12 +283,18 @@ def write_tables(
     return [name for name in names if (folder / name).exists()]
 
 
-def _read_results(folder: Path) -> dict[str, float]:
+def read_results(folder: Path) -> dict[str, float]:
+    """Reads the lines of results.csv, none before any. Raises UserError where it is broken."""
     path = folder / "results.csv"
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: expected the columns metric and value, a number ({error}); remove it, or {AGAIN}"
+        ) from None
 
 
 def _stage_and_task(metric: str, tasks: Iterable[str]) -> tuple[Stage, str] | None:
@@ -288,7 +320,7 @@ def lexicon_file(task: str) -> str:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Reads run.json; nothing where a test was sent to a folder of its own."""
-    return json_object.read(folder / "run.json", AGAIN) if (folder / "run.json").exists() else {}
+    return _record(folder) if (folder / "run.json").exists() else {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -44,6 +44,7 @@ def test(request: Request) -> Result:
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     with held(folder, TESTED):  # what is refused is refused before anything is computed
+        artifacts.read_results(folder)
         before = {**saved.record, **tested_anew}  # no two trainings leave the same
     tasks = request.tasks_knowing(saved)
     for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
@@ -75,7 +76,7 @@ def test(request: Request) -> Result:
         leave(folder)
         console.keep(folder / console.NAME)
     tell(folder)
-    return Result(folder, rows, saved.record["best_epoch"], time.perf_counter() - asked, trained=False)
+    return Result(folder, rows, saved.record.get("best_epoch") or 0, time.perf_counter() - asked, trained=False)
 
 
 def _check_folds(request: Request, saved: SavedRun) -> None:
@@ -208,7 +209,10 @@ def measured(
     def leave(folder: Path) -> None:
         path, frame = folder / "predictions.parquet", new
         if path.exists():
-            before = pd.read_parquet(path)
+            try:
+                before = pd.read_parquet(path)
+            except ValueError as error:  # Arrow's are
+                raise UserError(f"{path} cannot be read ({error}); remove it, and test again") from error
             frame = pd.concat([before[~before["task"].isin(list(network.module.heads))], new], ignore_index=True)
         answers.write(folder / "fusion.csv")
         artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
