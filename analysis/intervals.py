@@ -16,7 +16,7 @@ from scipy import optimize, stats
 POWER = 0.8
 # What a metric can be, by its name; of others, as of a loss, nothing is known.
 RANGES = {
-    re.compile(r"_(f1|accuracy|precision|recall|auroc|auc|auprc|ece|false_(positive|negative)_rate)(_|$)"): (0.0, 1.0),
+    re.compile(r"_(f1|em|accuracy|precision|recall|auroc|auc|auprc|ece|false_(positive|negative)_rate)(_|$)"): (0.0, 1.0),
     re.compile(r"_(matthews|quadratic_kappa|spearman|pearson|sufficiency|comprehensiveness)(_|$)"): (-1.0, 1.0),
 }
 RUNS = np.unique(np.geomspace(2, 10_000, 400).round())  # that are looked at: each up to 40, then one in so many

@@ -33,12 +33,14 @@ def instead_of_uv(folder: Path) -> Iterator[Path]:
     (bin / "uv").write_text(ASK.format(python=sys.executable, address=address))
     (bin / "uv").chmod(0o755)
     server = subprocess.Popen([sys.executable, __file__, str(address)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not address.exists():
-        assert server.poll() is None
-        time.sleep(0.05)
-    yield bin
-    server.kill()
-    server.wait()
+    try:
+        while not address.exists():
+            assert server.poll() is None
+            time.sleep(0.05)
+        yield bin
+    finally:
+        server.kill()
+        server.wait()
 
 
 def serve(address: str) -> None:

@@ -219,9 +219,11 @@ class Request:
             restore(layers)
         known = [*self.method.starts_from(), *([heads] if (heads := self.heads_from()) else [])]
         other = dict.fromkeys(filter(None, (preprocessed_otherwise(run, self.preprocess) for run in known)))
-        notes = [*network.notes, *other, verify(layers)]
-        network.store(self.trainer.dtype)
-        return replace(network, notes=tuple(filter(None, [*notes, verify(layers)])))
+        with self.trainer.arithmetic():  # as they will compute
+            notes = [*network.notes, *other, verify(layers)]
+            network.store(self.trainer.dtype)
+            notes.append(verify(layers))
+        return replace(network, notes=tuple(filter(None, notes)))
 
     def _teacher(self, saved: SavedRun) -> Forward:
         """Gives the network of a saved run that reads this run's posts, as this run computes; nothing in it is trained."""

@@ -22,7 +22,7 @@ from hatemtl.command.words import parsed, quoted, typed_words
 from hatemtl.errors import UserError
 from hatemtl.harmless import shown
 from hatemtl.machine.interruption import interruptible
-from hatemtl.machine.startup import starting
+from hatemtl.machine.startup import PROGRAM, starting
 
 LISTED = (
     "tasks",
@@ -88,7 +88,7 @@ def same_run(*also: str) -> list[str] | None:
     if not HydraConfig.initialized():
         return None
     of_hydra = [word for word in sys.argv[1:] if word.lstrip("+~").startswith("hydra.")]
-    return [sys.executable, sys.argv[0], *_config_dir(), *of_hydra, *typed_words(), *also]
+    return [*PROGRAM, *_config_dir(), *of_hydra, *typed_words(), *also]
 
 
 def _config_dir() -> list[str]:

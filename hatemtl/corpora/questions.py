@@ -55,7 +55,7 @@ def places(cell: Any, context: str) -> list[tuple[int, int]]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # a number or a nesting that is too long, too
             cell = None
     match cell:
         case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):

@@ -1,7 +1,8 @@
-"""Reads keys with values out of a file that anyone may have written, JSON or YAML: of bounded length and depth."""
+"""Reads and writes keys with values, JSON or YAML, in files that anyone may have written: of bounded length and depth."""
 
 import json
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple
@@ -11,7 +12,14 @@ import yaml
 from hatemtl.errors import UserError
 
 LIMIT = 1 << 24  # bytes, some ten times what the longest such file of an encoder has
-DEEPEST, MOST = 64, 200_000  # levels and values: an alias of YAML may repeat a few lines a billion times
+DEEPEST, MOST = 64, 200_000  # levels and values
+
+
+class _Whole(yaml.SafeDumper):
+    """Writes what stands there twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 class Shape(NamedTuple):
@@ -32,7 +40,19 @@ def read(path: Path, way_out: str, *keys: str) -> dict[str, Any]:
 
 def read_yaml(path: Path, way_out: str, *keys: str) -> dict[str, Any]:
     """Reads the keys and values in the YAML file, which constructs nothing. Raises UserError as `read` does."""
-    return mapping(path, _parsed(path, way_out, "YAML", yaml.safe_load), way_out, *keys)
+    return mapping(path, _parsed(path, way_out, "YAML", _plain), way_out, *keys)
+
+
+def _plain(text: str) -> Any:
+    """Parses YAML without aliases, by which a few lines may stand for a billion."""
+    if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise yaml.YAMLError("an alias, *name, which no such file has")
+    return yaml.safe_load(text)
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """Writes keys with plain values as `read_yaml` reads them, in their order."""
+    return yaml.dump(dict(content), Dumper=_Whole, sort_keys=False, allow_unicode=True)
 
 
 def _parsed(path: Path, way_out: str, format: str, parse: Callable[[str], Any]) -> Any:
@@ -56,7 +76,7 @@ def mapping(path: Path, content: object, way_out: str, *keys: str) -> dict[str, 
     holds too much to be walked through, or half an emoji, which is no text that could be written.
     """
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {str(content)[:40]}, expected keys with values; {way_out}")
+        raise UserError(f"{path}: holds {reprlib.repr(content)}, expected keys with values; {way_out}")
     if lacking := [key for key in keys if key not in content]:
         raise UserError(f"{path}: has no {', '.join(lacking)}; {way_out}")
     seen = 0
@@ -71,7 +91,7 @@ def mapping(path: Path, content: object, way_out: str, *keys: str) -> dict[str, 
         left += [(one, depth + 1) for one in inside if isinstance(one, dict | list)]
         for text in inside:
             if isinstance(text, str) and not text.isascii() and text != text.encode(errors="replace").decode():
-                raise UserError(f"{path}: {text!r:.60} holds half an emoji, expected whole characters; {way_out}")
+                raise UserError(f"{path}: {reprlib.repr(text)} holds half an emoji, expected whole characters; {way_out}")
     return content
 
 
@@ -79,5 +99,5 @@ def shaped(path: Path, content: dict[str, Any], way_out: str, shapes: dict[str, 
     """Gives the content itself. Raises UserError where a key that it has holds a value of another type."""
     for key, shape in shapes.items():
         if key in content and not isinstance(content[key], shape.type):
-            raise UserError(f"{path}: {above}{key} is {content[key]!r:.60}, expected {shape.named}; {way_out}")
+            raise UserError(f"{path}: {above}{key} is {reprlib.repr(content[key])}, expected {shape.named}; {way_out}")
     return content

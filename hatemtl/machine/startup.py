@@ -6,11 +6,19 @@ import gc
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 ONEDNN, KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192"
+_MAIN = Path(__file__).parents[2] / "main.py"
+# What does a command in a process of its own: in a checkout by its main.py, beside which modules of the user's are found, as
+# here; of a wheel without the folder where it was typed, whose files would be imported in the place of libraries.
+PROGRAM = (
+    (sys.executable, str(_MAIN)) if _MAIN.with_name("pyproject.toml").is_file() else (sys.executable, "-P", "-m", "hatemtl")
+)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 atexit.register(gc.disable)  # a last search as the process ends takes half a second and frees what ends with it anyway

@@ -31,7 +31,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from safetensors import SafetensorError
 
 from hatemtl.errors import UserError
@@ -47,9 +46,12 @@ if TYPE_CHECKING:
 AGAIN = "train the run again with overwrite=true"
 LIBRARIES = ("adapterhub", "peft", "full", "bank", "mtl_lora")  # that a run's encoder side may be saved by
 # What config.yaml and run.json hold at these keys, wherever they have them.
+TABLE = re.compile(r"(?!results|fusion|lexicon_)\w+\.csv")
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 GROUPS = ("tasks", "encoder", "method", "trainer", "data", "optimization", "batching", "sampling")
 CONFIG = dict.fromkeys(GROUPS, json_object.KEYS) | {"choices": json_object.MAYBE_KEYS, "preprocess": json_object.MAYBE_KEYS}
-RECORD = dict.fromkeys(("data", "tested_data", "versions", "sources", "lexicons"), json_object.KEYS)
+RECORD = {"tables": json_object.Shape(list, "a list")}
+RECORD |= dict.fromkeys(("data", "tested_data", "versions", "sources", "lexicons"), json_object.KEYS)
 RECORD |= {"ledger": json_object.MAYBE_KEYS, "method": json_object.TEXT, "encoder": json_object.MAYBE_TEXT}
 RECORD |= {"encoder_source": json_object.TEXT, "hub": json_object.TEXT, "tokenizer": json_object.TEXT}
 
@@ -262,25 +264,43 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
     write_rows(folder / "results.csv", [{"metric": metric, "value": value} for metric, value in lines.items()])
 
 
-def write_tables(
-    folder: Path, tables: Mapping[str, Sequence[Mapping[str, object]]], tasks: Iterable[str], before: Iterable[str] = ()
-) -> list[str]:
-    """Writes what evaluations list of these tasks, in place of all that the folder has of them from earlier tests.
+def read_tables(folder: Path, names: Iterable[Any]) -> Tables:
+    """Reads what evaluations of earlier tests listed, rows by the name of their file. Raises UserError where one is broken.
 
-    tables: rows by the name of their file. before: the files that earlier tests left. Gives the files that are there now.
+    names: as run.json has them, which may be another's: none may lead out of the folder.
     """
-    names = sorted({*tables, *before})
+    found: dict[str, Any] = {}
     for name in names:
-        path, rows, anew = folder / name, [*tables.get(name, ())], {*tasks}
+        if not isinstance(name, str) or TABLE.fullmatch(name) is None:
+            said = f"{folder / 'run.json'}: tables holds {name!r:.60}"
+            raise UserError(f"{said}, expected names of CSV files of the folder; do not use this run, or {AGAIN}")
+        path = folder / name
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [{column: unguarded(cell) for column, cell in row.items()} for row in csv.DictReader(file)]
-            rows = [*(row for row in kept if row["task"] not in anew), *rows]
-        columns = dict.fromkeys(column for row in rows for column in row)
-        write_rows(path, [{column: row.get(column, "") for column in columns} for row in rows])
-        if not rows:
-            path.unlink(missing_ok=True)
-    return [name for name in names if (folder / name).exists()]
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    found[name] = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+                if not all(row.get("task") for row in found[name]):
+                    raise ValueError("a row without its task")
+            except (ValueError, TypeError, AttributeError, csv.Error) as error:
+                raise UserError(f"{path}: expected a table with a column task ({error}); remove it") from None
+    return found
+
+
+def write_tables(folder: Path, tables: Tables, tasks: Iterable[str], before: Tables) -> list[str]:
+    """Writes what evaluations list of these tasks, in place of what earlier tests did of them.
+
+    tables, before: rows by the name of their file. Gives the files that are there now.
+    """
+    anew, there = {*tasks}, []
+    for name in sorted({*tables, *before}):
+        rows = [*(row for row in before.get(name, ()) if row["task"] not in anew), *tables.get(name, ())]
+        if rows:
+            columns = dict.fromkeys(column for row in rows for column in row)
+            write_rows(folder / name, [{column: row.get(column, "") for column in columns} for row in rows])
+            there.append(name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    return there
 
 
 def read_results(folder: Path) -> dict[str, float]:
@@ -330,7 +350,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Writes config.yaml."""
-    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_text(folder / "config.yaml", json_object.as_yaml(config))
 
 
 def unfinished(save_path: Path) -> Path:

@@ -47,6 +47,9 @@ def check_splits(request: Request, module: MultitaskModule) -> None:
         f"encoder.quantize={request.encoder.quantize}: such weights are not split; type encoder.quantize=null": (
             request.encoder.quantize
         ),
+        "a task that guesses masked tokens, whose head reads the encoder's embeddings: leave the task out": any(
+            module.head(task).space.about == "masked tokens" for task in module.heads
+        ),
         "data.cache_prefix=true: keeps what whole layers compute; type data.cache_prefix=false": request.cache_prefix,
         "this weighting takes the gradients of each task apart, and no process has them whole; type weighting=sum": (
             any(one.needs == "gradients" for one, _ in stages)
@@ -70,7 +73,7 @@ def check_folds(request: Request, sources: Sequence[SavedRun]) -> None:
     folds = request.identity.get("folds")
     for source in sources:
         config = source.config
-        if folds and config.get("folds") != folds and corpora(request.choices) & corpora(config.get("choices", {})):
+        if folds and config.get("folds") != folds and corpora(request.choices) & corpora(config.get("choices") or {}):
             raise UserError(
                 f"{source.folder} was trained on posts that fold {folds['fold']} of {folds['number']} is tested on; start "
                 f"from a run of the same folds, trained with the same folds.number, group_by, fold and seed"

@@ -133,7 +133,7 @@ def adopt(study: Any, asker: Asker) -> int:
 
 def value_at(config: Mapping[str, Any], key: str) -> Value:
     """Reads what a run has at a key of the space, or which option of a group. Raises KeyError where it has neither."""
-    choices = config.get("choices", {})
+    choices = config.get("choices") or {}
     if key in choices:
         return choices[key]
     node: Any = config

@@ -30,6 +30,8 @@ from hatemtl.using import export, judging, scored_file
 from hatemtl.using.predictor import Predictor, check_predictable
 from hatemtl.using.reader import Reader
 
+PREDICTIONS = "predictions.parquet"
+
 
 def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
@@ -44,7 +46,7 @@ def test(request: Request) -> Result:
     if (folder / "config.yaml").exists() and folder.resolve() != saved.folder.resolve():
         raise UserError(f"save_path={folder} holds another saved run, whose results would be lost; give another")
     with held(folder, TESTED):  # what is refused is refused before anything is computed
-        artifacts.read_results(folder)
+        _earlier(folder)
         before = {**saved.record, **tested_anew}  # no two trainings leave the same
     tasks = request.tasks_knowing(saved)
     for group in [f"corpus@tasks.{name}.corpus" for name in tasks if request.save_path is None]:
@@ -77,6 +79,25 @@ def test(request: Request) -> Result:
         console.keep(folder / console.NAME)
     tell(folder)
     return Result(folder, rows, saved.record.get("best_epoch") or 0, time.perf_counter() - asked, trained=False)
+
+
+def _earlier(folder: Path) -> tuple[dict[str, Any], Any, artifacts.Tables]:
+    """Reads what earlier tests left in a folder: run.json, predictions (None before any) and tables.
+
+    Raises UserError where a file is broken, results.csv among them.
+    """
+    import pandas as pd
+
+    artifacts.read_results(folder)
+    record, path, frame = artifacts.read_record(folder), folder / PREDICTIONS, None
+    if path.exists():
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:  # Arrow's are
+            raise UserError(f"{path} cannot be read ({error}); remove it, and test again") from error
+        if "task" not in frame:
+            raise UserError(f"{path}: has no column task, expected predictions of a test; remove it, and test again")
+    return record, frame, artifacts.read_tables(folder, record.get("tables") or ())
 
 
 def _check_folds(request: Request, saved: SavedRun) -> None:
@@ -207,17 +228,12 @@ def measured(
         )
 
     def leave(folder: Path) -> None:
-        path, frame = folder / "predictions.parquet", new
-        if path.exists():
-            try:
-                before = pd.read_parquet(path)
-            except ValueError as error:  # Arrow's are
-                raise UserError(f"{path} cannot be read ({error}); remove it, and test again") from error
-            frame = pd.concat([before[~before["task"].isin(list(network.module.heads))], new], ignore_index=True)
+        record, before, tables_before = _earlier(folder)
+        kept = [] if before is None else [before[~before["task"].isin(list(network.module.heads))]]
+        frame = pd.concat([*kept, new], ignore_index=True)
         answers.write(folder / "fusion.csv")
-        artifacts.write(path, lambda temporary: frame.to_parquet(temporary, index=False))
-        record = artifacts.read_record(folder)
-        listed = artifacts.write_tables(folder, tables, network.module.heads, record.get("tables", ()))
+        artifacts.write(folder / PREDICTIONS, lambda temporary: frame.to_parquet(temporary, index=False))
+        listed = artifacts.write_tables(folder, tables, network.module.heads, tables_before)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         spent = added(record.get("ledger"), ledger.entry(folder))
         artifacts.write_record(folder, {**record, "tested_data": tested, "tables": listed, "ledger": spent})

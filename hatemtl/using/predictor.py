@@ -1,8 +1,9 @@
 """Scores texts with a saved run: what the command line, a script, a notebook and a server stand on."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,13 @@ class Predictor:
         """Gives what each task says of each text. told: called with the number of texts of every batch that is done.
 
         seconds: the second text that each is read with, as the one in which a question's answer stands.
-        Space in a text is collapsed, as in training, but in no second one. Raises UserError where something is no text, or
-        an empty one, or a task needs second texts and there are none.
+        Space in texts is collapsed before they are read, as in training; an answer and its start are told of the second text
+        as it is given. Raises UserError where something is no text, or an empty one, or a task needs second texts and there
+        are none.
         """
         check_predictable(self.spaces, pairs=seconds is not None)
+        if isinstance(seconds, str | bytes):
+            raise UserError(f"{shown(seconds)}: expected several second texts; give a list of them")
         if seconds is not None:
             texts = [*texts]
             if len(seconds) != len(texts):
@@ -104,8 +108,12 @@ class Predictor:
             for i, second in enumerate(seconds):
                 if not isinstance(second, str) or not second.strip():
                     raise UserError(f"second text {i}: {shown(second)}, expected a text with a word in it")
-        pool = self.pool(texts, None if seconds is None else [(sound(second),) for second in seconds])
-        return self.named(pool, self.scores(pool, told))
+        pool = self.pool(texts, None if seconds is None else [(as_post(second),) for second in seconds])
+        said = self.named(pool, self.scores(pool, told))
+        for task in (task for task, space in self.spaces.items() if space.about == "answers"):
+            for second, of_post in zip(seconds or (), said, strict=True):
+                of_post[task] = as_given(sound(second), of_post[task])
+        return said
 
     def named(self, pool: TokenizedPosts, scores: Mapping[str, Sequence[list[float]]]) -> list[dict[str, Scored]]:
         """Gives what scores of all tasks say of each text of the pool."""
@@ -201,6 +209,19 @@ def scored(head: Head, scores: list[float], words: Sequence[str]) -> Scored:
     if head.space.about == "words":
         return Scored(labels, {}, list(zip(words, scores, strict=True)))
     return Scored(labels, dict(zip(head.space.names, scores, strict=True)), [])
+
+
+def as_given(text: str, answer: Scored) -> Scored:
+    """Finds an answer of a text, whose space was collapsed, in the text itself.
+
+    >>> as_given(" the soup \\n is  of anna", Scored(["soup is"], {"start": 4, "score": 1.0}, []))
+    Scored(labels=['soup \\n is'], scores={'start': 5, 'score': 1.0}, words=[])
+    """
+    words = [word.span() for word in re.finditer(r"\S+", text)]
+    places = [place for begin, end in words for place in range(begin, end + 1)]  # and of the space behind each
+    begin = int(answer.scores["start"])
+    end = places[begin + len(answer.labels[0]) - 1] + 1 if answer.labels[0] else places[begin]
+    return replace(answer, labels=[text[places[begin] : end]], scores={**answer.scores, "start": places[begin]})
 
 
 def answered(pool: TokenizedPosts, post: int, scores: Sequence[float]) -> Scored:

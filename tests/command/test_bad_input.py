@@ -20,7 +20,15 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.base import LOADERS
-from hatemtl.saved_runs.saved_run import LIBRARIES, SavedRun, read_results, write_config, write_labels, write_record
+from hatemtl.saved_runs.saved_run import (
+    LIBRARIES,
+    SavedRun,
+    read_results,
+    read_tables,
+    write_config,
+    write_labels,
+    write_record,
+)
 
 LONG = "a" * 5000
 NESTED = "[" * 100_000 + "]" * 100_000
@@ -95,6 +103,10 @@ def results(run: SavedRun) -> Any:
     return read_results(run.folder)
 
 
+def tables(run: SavedRun) -> Any:
+    return read_tables(run.folder, run.record["tables"])
+
+
 @pytest.mark.parametrize(
     ("file", "content", "read", "said"),
     [
@@ -123,8 +135,19 @@ def results(run: SavedRun) -> Any:
             config,
             "config.yaml: ",
         ),  # who gives up first is YAML's affair
-        ("config.yaml", f"tasks: {{}}\n{BOMB}", config, "more than 200,000 values"),
-        ("config.yaml", "tasks: &a {target: *a}\n", config, "more than 64 levels"),
+        ("config.yaml", f"tasks: {{}}\n{BOMB}", config, "an alias, *name, which no such file has"),
+        ("config.yaml", "tasks: &a {target: *a}\n", config, "an alias"),
+        ("config.yaml", "- &a [x]\n- [*a, *a]\n", config, "an alias"),
+        ("run.json", as_record(tables="x"), tables, "tables is 'x', expected a list;"),
+        (
+            "run.json",
+            as_record(tables=["../victim.csv"]),
+            tables,
+            "tables holds '../victim.csv', expected names",
+        ),
+        ("run.json", as_record(tables=["/tmp/victim.csv"]), tables, "expected names of CSV files of"),
+        ("run.json", as_record(tables=["results.csv"]), tables, "expected names of CSV files of"),
+        ("run.json", as_record(tables=[["a.csv"]]), tables, "expected names of CSV files of"),
         ("run.json", "[]", record, "holds [], expected keys with values;"),
         ("run.json", as_record(library=None), record, "library is None, expected one of adapterhub, peft"),
         ("run.json", as_record(library=["peft"]), record, "library is ['peft'], expected one of"),

@@ -118,7 +118,10 @@ def test_what_needs_the_encoder_whole_is_refused() -> None:
             method=SimpleNamespace(library=SimpleNamespace(name=given.pop("library", "full"))),
             encoder=SimpleNamespace(quantize=given.pop("bits", None)), regularisers=given.pop("regularisers", {}),
         )  # fmt: skip
-        module: Any = SimpleNamespace(weightings=[weighting], stages=[SimpleNamespace(sampling=None)])
+        head = SimpleNamespace(space=SimpleNamespace(about=given.pop("about", "posts")))
+        module: Any = SimpleNamespace(
+            weightings=[weighting], stages=[SimpleNamespace(sampling=None)], heads={"a": head}, head={"a": head}.get
+        )
         try:
             check_splits(request, module)
         except UserError as error:
@@ -131,6 +134,7 @@ def test_what_needs_the_encoder_whole_is_refused() -> None:
     assert said(library="bank").startswith("trainer.strategy=fsdp with method=lora_gate: ")
     assert "type encoder.quantize=null, or" in said(bits="8bit")
     assert "type data.cache_prefix=false, or" in said(prefix=True)
+    assert "leave the task out, or" in said(about="masked tokens")
     assert "type weighting=sum, or" in said(needs="gradients")
     assert "type sampling.step=joint, or" in said(needs="all losses", step="per_task")
     assert "with regulariser=[ema]: " in said(regularisers={"r_drop": passes, "ema": other})

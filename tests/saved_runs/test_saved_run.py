@@ -16,6 +16,7 @@ from hatemtl.heads.base import COUNTS
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import (
     SavedRun,
+    read_tables,
     write,
     write_config,
     write_labels,
@@ -119,12 +120,18 @@ def test_results_of_other_tasks_and_stages_stay(tmp_path: Path) -> None:
 
 def test_tables_of_other_tasks_stay_and_those_of_the_test_before_go(tmp_path: Path) -> None:
     path = tmp_path / "errors.csv"
-    write_tables(tmp_path, {"errors.csv": [{"task": "a", "text": "=1"}, {"task": "b", "text": "-0 1"}]}, ["a", "b"])
-    left = write_tables(tmp_path, {"errors.csv": [{"task": "a", "score": 0.5}]}, ["a"])
+    write_tables(tmp_path, {"errors.csv": [{"task": "a", "text": "=1"}, {"task": "b", "text": "-0 1"}]}, ["a", "b"], {})
+    before = read_tables(tmp_path, ["errors.csv", "gone.csv"])
+    left = write_tables(tmp_path, {"errors.csv": [{"task": "a", "score": 0.5}]}, ["a"], before)
     assert left == ["errors.csv"]
     assert path.read_text() == "task,text,score\nb,'-0 1,\na,,0.5\n"
-    assert write_tables(tmp_path, {"others.csv": []}, ["a", "b"], left) == [], "whichever evaluation left it"
+    assert write_tables(tmp_path, {"others.csv": []}, ["a", "b"], read_tables(tmp_path, left)) == [], (
+        "whichever evaluation left it"
+    )
     assert not path.exists()
+    path.write_text("post,text\n1,x\n")
+    with pytest.raises(UserError, match="expected a table with a column task"):
+        read_tables(tmp_path, ["errors.csv"])
 
 
 def test_results_of_a_task_whose_name_begins_alike_stay(tmp_path: Path) -> None:

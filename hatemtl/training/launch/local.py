@@ -7,7 +7,6 @@ threads are its own, and a worker on another machine is started with the very sa
 import os
 import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -20,10 +19,10 @@ from typing import ClassVar
 
 from hatemtl.errors import UserError
 from hatemtl.harmless import shown
+from hatemtl.machine import startup
 from hatemtl.machine.following import FOLLOWS
 from hatemtl.training.launch.base import REPORT, Ended, Run, reported
 
-PROGRAM = (sys.executable, "-m", "hatemtl")
 TOLD = ("epoch ", "step ", "note: ", "warning: ", "error: ", "Traceback")  # how the lines begin that are shown of a run
 PATIENCE = 60  # seconds in which a run that is interrupted may clear away what it has half written
 
@@ -84,7 +83,7 @@ class Worker:
         self.run, self.slot, self.report, self.last = run, slot, reports / f"{slot}.json", deque[str](maxlen=50)
         self.report.unlink(missing_ok=True)
         self.process = subprocess.Popen(
-            [*PROGRAM, *run.words],
+            [*startup.PROGRAM, *run.words],
             stdin=subprocess.PIPE,  # which ends when this process does
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, ClassVar
 
 from hatemtl.errors import UserError
-from hatemtl.training.launch import local
+from hatemtl.machine import startup
 from hatemtl.training.launch.base import Ended, Run
 from hatemtl.training.launch.slurm import Job
 from hatemtl.training.launch.submission import PLACE, Submitted, leave, report_of
@@ -67,7 +67,7 @@ class Ray:
             assert run.save_path is not None and run.config is not None
             own = run.save_path.name
             name, log = f"{own}-{token_hex(3)}", folder / PLACE / "jobs" / f"{own}_log.out"
-            command = (*local.PROGRAM, *run.words)
+            command = (*startup.PROGRAM, *run.words)
             job = Job(command, folder / own, run.config, report_of(folder, own), self.cpus, None, Path.cwd(), log)
             how: dict[str, Any] = {"name": name, "lifetime": "detached", "max_restarts": self.restarts}
             how |= {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.resources)}

@@ -20,10 +20,10 @@ from typing import Any, ClassVar, Literal
 from filelock import FileLock, Timeout
 
 from hatemtl.errors import UserError
+from hatemtl.machine import startup
 from hatemtl.machine.following import FOLLOWS
 from hatemtl.saved_runs.failures import forget_failure, write_failure
 from hatemtl.saved_runs.saved_run import write_text
-from hatemtl.training.launch import local
 from hatemtl.training.launch.base import REPORT, Ended, Run, reported
 from hatemtl.training.launch.submission import PLACE, Submitted, leave, report_of
 
@@ -98,7 +98,7 @@ class Slurm:
 
     def _job(self, run: Run, folder: Path, slots: int | None) -> "Job":
         assert run.save_path is not None and run.config is not None
-        command = (*local.PROGRAM, *run.words)
+        command = (*startup.PROGRAM, *run.words)
         save_path = folder / run.save_path.name
         return Job(command, save_path, run.config, report_of(folder, save_path.name), self.cpus, slots)
 

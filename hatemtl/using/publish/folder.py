@@ -6,14 +6,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hatemtl.command.console import Console
 from hatemtl.command.request import Request
 from hatemtl.corpora.base import Corpus
 from hatemtl.corpora.joint import Joint
 from hatemtl.corpora.origin import origins
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine import json_object
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 from hatemtl.using import export, merged_folder
@@ -139,7 +138,7 @@ def _fill(folder: Path, predictor: Predictor, facts: Facts) -> Facts:
         raise UserError(f"{saved.folder} cannot be published: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
     told = places.record(saved.record, base)
     (folder / "run.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    config = yaml.safe_dump(places.settings(saved.config, base), sort_keys=False, allow_unicode=True)
+    config = json_object.as_yaml(places.settings(saved.config, base))
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     left_out = {layout: places.without_folder(reason, saved.folder) for layout, reason in left_out.items()}
     why = places.without_folder(why, saved.folder)

@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 
 from hatemtl.errors import UserError
+from hatemtl.machine import startup
 from hatemtl.training.launch import local
 from hatemtl.training.launch.base import Ended, Run
 from hatemtl.training.launch.local import Local, environment
@@ -45,7 +46,7 @@ open(report, "w").write(json.dumps(ended))
 @pytest.fixture(autouse=True)
 def _main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "main.py").write_text(MAIN)
-    monkeypatch.setattr(local, "PROGRAM", (sys.executable, str(tmp_path / "main.py")))
+    monkeypatch.setattr(startup, "PROGRAM", (sys.executable, str(tmp_path / "main.py")))
     monkeypatch.setenv("ROOT", str(ROOT))
 
 
@@ -110,8 +111,8 @@ def test_what_ends_the_sweep_interrupts_the_runs() -> None:
 @pytest.mark.slow
 def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     starts = (
-        "import os, sys; from pathlib import Path; from hatemtl.training.launch import local; "
-        "from hatemtl.training.launch.base import Run; local.PROGRAM = (sys.executable, sys.argv[1]); "
+        "import sys; from hatemtl.training.launch import local; from hatemtl.machine import startup; "
+        "from hatemtl.training.launch.base import Run; startup.PROGRAM = (sys.executable, sys.argv[1]); "
         "kept = local.Worker; local.Worker = lambda *a: (w := kept(*a), print(w.process.pid, flush=True))[0]; "
         "list(local.Local(jobs=1, threads=1)([Run('r', ('waits',), None)]))"
     )
