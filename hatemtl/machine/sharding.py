@@ -50,6 +50,15 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return []
 
 
+def can_join() -> bool:
+    """Tells whether this torch keeps what `_joined` takes off where that looks for it: no release promises to."""
+    try:
+        from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+    except ImportError:
+        return False
+    return hasattr(FSDPState(), "_fsdp_param_groups")
+
+
 def _joined(part: Any) -> None:
     """Takes off a module what `fully_shard` put on it; torch itself has no way back."""
     state = part._get_fsdp_state()

@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from hatemtl.command.request import Request
 from hatemtl.errors import UserError
+from hatemtl.machine.sharding import can_join
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -41,6 +44,7 @@ def check_splits(request: Request, module: MultitaskModule) -> None:
         f"trainer.devices={settings.devices}: one process has none to share with; type trainer.devices=2": (
             settings.devices * settings.nodes == 1
         ),
+        f"torch {torch.__version__}: what it splits cannot be made whole again; install torch 2.15": not can_join(),
         f"method={request.choices.get('method', library)}: computes in layers of its own; type another method": (
             library in ("bank", "mtl_lora")
         ),
