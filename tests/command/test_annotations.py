@@ -200,7 +200,11 @@ ROOT: dict[str, Any] = {
     "method": {"learning_rate": 1.0},
 }
 # What a leaf lacks that the user has to type.
-TYPED = {"table": {"path": "posts.csv"}, "squad": {"path": "posts.json"}, "joint": {"corpora": {"one": SAMPLE}}}
+TYPED = {
+    "table": {"path": "posts.csv"},
+    "squad": {"path": "posts.json", "pair": None},
+    "joint": {"corpora": {"one": SAMPLE}},
+}
 TEXTS = ("tokens", "score", "masked")
 
 
