@@ -360,12 +360,12 @@ def test_a_limit_of_the_address_space(tmp_path: Path) -> None:
     limited = (
         "import resource, runpy, sys\n"
         "import hatemtl.run, adapters\n"  # which take some three GiB of it
-        "limit = (int(open('/proc/self/statm').read().split()[0]) << 12) + (1 << 30)\n"
+        "limit = (int(open('/proc/self/statm').read().split()[0]) << 12) + (3 << 28)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path('main.py', run_name='__main__')\n"
     )
-    wide = ["encoder.random.hidden_size=1024", "encoder.random.num_attention_heads=16", "batching.batch_size=2000"]
+    wide = ["encoder.random.hidden_size=512", "encoder.random.num_attention_heads=8", "batching.batch_size=2000"]
     command = [
         sys.executable,
         "-c",
