@@ -20,7 +20,7 @@ def test_keys_and_values_are_read(tmp_path: Path) -> None:
         (b"\xff\xfe{}", r"not valid JSON \("),
         (b"[" * 100_000, r"not valid JSON \("),
         (b"[1]", r"holds \[1\], expected keys with values"),
-        (b'"a"', "holds a, expected keys with values"),
+        (b'"a"', "holds 'a', expected keys with values"),
         (b'{"a": "' + b"b" * LIMIT + b'"}', "is longer than 16 MiB"),
     ],
     ids=["cut off", "no text", "deep", "a list", "a word", "long"],
