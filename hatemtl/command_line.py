@@ -27,9 +27,7 @@ def answer() -> None:
         print(f"interrupted {stop}".rstrip(), file=sys.stderr)
         sys.exit(130)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if not is_mistyped(error):
-            raise
-        _fail(explain(error, sys.argv[1:]))
+        _explain(error)
     except OSError as error:  # Hydra makes a folder for several runs
         if error.filename is None or not {"-m", "--multirun"} & {*sys.argv}:
             raise
@@ -47,11 +45,15 @@ def _composed(cfg: DictConfig) -> None:
     except (UserError, OmegaConfBaseException) as error:
         _fail(error)
     except (HydraException, ValueError) as error:  # of a command that uses a saved run, which is composed in here
-        if not is_mistyped(error):
-            raise
-        _fail(explain(error, sys.argv[1:]))
+        _explain(error)
     except MemoryError:
         _fail("out of memory before anything began; close other programs, or allow more (ulimit -v)")
+
+
+def _explain(error: Exception) -> NoReturn:
+    if not is_mistyped(error):
+        raise error
+    _fail(explain(error, sys.argv[1:]))
 
 
 def _fail(error: Exception | str) -> NoReturn:

@@ -117,8 +117,8 @@ for seed in "${seeds[@]}"; do
 done
 
 table() { uv run analysis/dapt_table.py "$OUT/*/results.csv" "$@"; }
-table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
-table
+table --format org --output "$OUT/table.org"
+cat "$OUT/table.org"
 cost "$OUT/*/results.csv" --format org --output "$OUT/cost.org"
-cost "$OUT/*/results.csv"
+cat "$OUT/cost.org"

@@ -49,5 +49,4 @@ table() {
   uv run analysis/retention_table.py "$OUT" --part "target_part_*" --run target_single ah_merge16 "lora_*" ah_stack "$@"
   uv run analysis/retention_table.py "$OUT" --part "bottleneck_part_*" --run ah_fusion bottleneck_merge "$@"
 }
-table --format org >"$OUT/table.org"
-table
+table --format org | tee "$OUT/table.org"

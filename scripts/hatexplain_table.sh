@@ -61,5 +61,4 @@ hatecheck() {
 }
 paper --output "$OUT/table.org"
 hatecheck --output "$OUT/hatecheck.org"
-paper
-hatecheck
+cat "$OUT/table.org" "$OUT/hatecheck.org"

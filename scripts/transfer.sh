@@ -65,6 +65,6 @@ for from in "${trained[@]}"; do
 done
 
 table() { uv run analysis/table.py "${runs[@]}" --name "${names[@]}" --mean "$@"; }
-table --format org --output "$OUT/table.org"
 table --format csv --output "$OUT/table.csv"
-table
+table --format org --output "$OUT/table.org"
+cat "$OUT/table.org"

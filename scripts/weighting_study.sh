@@ -61,9 +61,7 @@ for set in "${sets[@]}"; do
   for weighting in "${weightings[@]}"; do [ "$weighting" = sum ] || names+=("$weighting"); done
   globs=("${names[@]/#/$folder/}") globs=("${globs[@]/%//*}")
   for task in "${tasks[@]}"; do
-    for output in "" "--output=$folder/$task.org"; do
-      uv run analysis/compare.py "${globs[@]}" --name "${names[@]}" \
-        --metric "test_$(metric "$task")" ${output:+"$output"}
-    done
+    uv run analysis/compare.py "${globs[@]}" --name "${names[@]}" --metric "test_$(metric "$task")" --output "$folder/$task.org"
+    cat "$folder/$task.org"
   done
 done

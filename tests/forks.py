@@ -3,6 +3,7 @@
 `python forks.py SOCKET` serves; `shim` writes what takes the place of `uv` on the path of a script.
 """
 
+import json
 import os
 import runpy
 import signal
@@ -73,8 +74,6 @@ def serve(address: str) -> None:
 
 def run(asked: bytes, streams: list[int]) -> int:
     """Runs a file as Python would, in the folder, with the environment and with the streams of who asked."""
-    import json
-
     folder, (file, *words), environment = json.loads(asked)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)

@@ -35,11 +35,8 @@ PREDICTIONS = "predictions.parquet"
 
 def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
-    console, saved, asked = Console(), request.used_run("test"), time.perf_counter()
-    ledger, tested_anew = (
-        Ledger(request.cost),
-        {"tested_data": None, "tables": None, "ledger": None},
-    )  # by others, while this one tests
+    console, saved, asked, ledger = Console(), request.used_run("test"), time.perf_counter(), Ledger(request.cost)
+    tested_anew = {"tested_data": None, "tables": None, "ledger": None}  # by others, while this one tests
     if saved.hub is not None and request.save_path is None:
         raise UserError(f"{saved.hub} is of the hub, and results need a folder; type save_path=FOLDER")
     folder = request.save_path or saved.folder
