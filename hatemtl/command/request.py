@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 
 from hatemtl.batches.augmentation import Augmentation
 from hatemtl.batches.batching import Batching
@@ -220,9 +221,9 @@ class Request:
         known = [*self.method.starts_from(), *([heads] if (heads := self.heads_from()) else [])]
         other = dict.fromkeys(filter(None, (preprocessed_otherwise(run, self.preprocess) for run in known)))
         with self.trainer.arithmetic():  # as they will compute
-            notes = [*network.notes, *other, verify(layers)]
+            notes = [*network.notes, *other, verify(layers, torch.float32)]
             network.store(self.trainer.dtype)
-            notes.append(verify(layers))
+            notes.append(verify(layers, self.trainer.dtype))
         return replace(network, notes=tuple(filter(None, notes)))
 
     def _teacher(self, saved: SavedRun) -> Forward:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hatemtl.encoders.fast import accelerate
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.methods.base import Attached, Library, Method
@@ -24,7 +25,7 @@ def load(model: Any, run: SavedRun, name: str, seed: int) -> Any:
     except RuntimeError as error:  # one is missing, too many or of another shape
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{run.folder / WEIGHTS} does not fit this encoder ({reason}); {AGAIN}") from error
-    return model.requires_grad_(True)
+    return model
 
 
 LIBRARY = Library(name="full", pattern=None, quantizable=False, save=save, load=load)
@@ -38,4 +39,8 @@ class Full(Method):
     library = LIBRARY
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        return super().attach(model, name=name, seed=seed) if self.path is not None else Attached(model.requires_grad_(True))
+        model.requires_grad_(True)
+        if self.path is not None:
+            super().attach(model, name=name, seed=seed)
+        accelerate(model, own=True)
+        return Attached(model)

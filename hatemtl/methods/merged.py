@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatemtl.encoders.fast import accelerate
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, merge_each, merge_factors
@@ -133,7 +134,8 @@ class MergedWeights(Method):
         with torch.no_grad():
             for key, update in merged:  # one at a time: all of them in double precision are twice the encoder
                 weights[key].add_(update.to(weights[key]))
-        return Attached(model.requires_grad_(True), notes)
+        accelerate(model.requires_grad_(True), own=True)
+        return Attached(model, notes)
 
 
 def _left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[str, ...]:

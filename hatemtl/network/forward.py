@@ -125,7 +125,7 @@ class Forward:
         if not self.settled:
             for module in (self.encoder, *self.heads.values()):
                 module.eval()
-            merge(self.encoder, int8=self.int8)
+            merge(self.encoder, self.dtype, int8=self.int8)
             self.settled = True
 
     def unsettle(self) -> None:
@@ -139,7 +139,7 @@ class Forward:
         if self.settled:
             yield
         else:
-            with self.without_dropout(), merged(self.encoder):
+            with self.without_dropout(), merged(self.encoder, self.dtype):
                 yield
 
     @contextmanager

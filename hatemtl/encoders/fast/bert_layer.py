@@ -1,6 +1,7 @@
-"""Computes the layer of BERT and its kin with LoRAs, in as few passes over memory as its formula allows."""
+"""Computes the layer of BERT and its kin, in as few passes over memory as its formula allows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.int8_linear import Int8Linear
 from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
+from hatemtl.encoders.fast.trained import Norm, TrainedLinear
 
 # transformers' layers of one form.
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
-Norm = tuple[tuple[int, ...], Tensor, Tensor, float]  # its shape, weight, bias and epsilon
 # Between these powers of the least and the greatest number, a sum of exponentials has not lost what counts, and what it
 # weighs may be as large as 2³² (float32, bf16).
 SAFE = 0.75
@@ -36,11 +38,14 @@ class Group:
         return self.mask.exp() if self.mask.any() else None
 
 
-def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[Tensor]]:
+def attend(
+    qkv: Tensor, groups: list[Group], heads: int, dropout: Dropout | None = None, p: float = 0.0
+) -> tuple[Tensor, list[Tensor]]:
     """Computes softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1) of q, k, v, (M, 3·H·d); keeps what its gradient needs.
 
-    The context is (M, H·d), zero in rows of no group. Kept of each are q (n·H, T, d), k and v (n·H, K, d) and the weights
-    (n·H, T, K). K is T, but `LEAST_KEYS` at least; keys of nothing get no weight.
+    The context is (M, H·d), zero in rows of no group. Kept of each are q (n·H, T, d), k and v (n·H, K, d), the weights
+    (n·H, T, K) and which of them dropout, if any, left out with probability p. K is T, but `LEAST_KEYS` at least; keys of
+    nothing get no weight.
     """
     width = qkv.shape[-1] // (3 * heads)
     context, kept = qkv.new_empty(qkv.shape[0], heads * width), []
@@ -49,10 +54,12 @@ def attend(qkv: Tensor, groups: list[Group], heads: int) -> tuple[Tensor, list[T
         keys = max(length, LEAST_KEYS)
         q, k, v = _apart(qkv, group, heads, keys)
         q = q[:, :length]
-        p = _softmax(q, k, mask if keys == length else F.pad(mask, (0, keys - length), value=-math.inf), heads)
+        weights = _softmax(q, k, mask if keys == length else F.pad(mask, (0, keys - length), value=-math.inf), heads)
+        out = None if dropout is None else dropout.left_out(weights.shape, p)
         into = context[group.begin : group.end].view(-1, length, heads, width)
-        into.copy_(torch.bmm(p, v).view(-1, heads, length, width).transpose(1, 2))
-        kept += [q, k, v, p]
+        mixed = torch.bmm(weights, v) if out is None else torch.bmm(weights.masked_fill(out, 0), v).div_(1 - p)
+        into.copy_(mixed.view(-1, heads, length, width).transpose(1, 2))
+        kept += [q, k, v, weights, weights if out is None else out]
     context[groups[-1].end :] = 0
     return context, kept
 
@@ -107,38 +114,22 @@ def _softmax(q: Tensor, k: Tensor, mask: Tensor, heads: int) -> Tensor:
     return torch.softmax(masked, dim=-1).to(q.dtype).view(scores.shape)
 
 
-def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor]) -> Tensor:
+def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor], p: float = 0.0) -> Tensor:
     """Computes the gradient (M, 3·H·d) of q, k and v, from that of the context, (M, H·d), and what `attend` kept."""
     width = kept[0].shape[-1]
     heads, dqkv = dy.shape[-1] // width, dy.new_empty(dy.shape[0], 3 * dy.shape[-1])
-    for group, q, k, v, p in zip(groups, *(kept[i::4] for i in range(4)), strict=True):
+    for group, q, k, v, weights, out in zip(groups, *(kept[i::5] for i in range(5)), strict=True):
         length = q.shape[1]
         do = dy[group.begin : group.end].view(-1, length, heads, width).transpose(1, 2).reshape(-1, length, width)
-        dp = torch.bmm(do, v.transpose(1, 2)).float()
-        ds = torch._softmax_backward_data(dp, p.float(), -1, torch.float32).mul_(width**-0.5).to(q.dtype)
+        dp, there = torch.bmm(do, v.transpose(1, 2)).float(), weights
+        if p:
+            dp, there, do = dp.masked_fill_(out, 0).mul_(1 / (1 - p)), weights.masked_fill(out, 0), do.div(1 - p)
+        ds = torch._softmax_backward_data(dp, weights.float(), -1, torch.float32).mul_(width**-0.5).to(q.dtype)
         into = dqkv[group.begin : group.end].view(-1, length, 3, heads, width)
-        for i, (left, right) in enumerate(((ds, k), (ds.transpose(1, 2), q), (p.transpose(1, 2), do))):
+        for i, (left, right) in enumerate(((ds, k), (ds.transpose(1, 2), q), (there.transpose(1, 2), do))):
             into[:, :, i] = torch.bmm(left, right)[:, :length].view(-1, heads, length, width).transpose(1, 2)
     dqkv[groups[-1].end :] = 0
     return dqkv
-
-
-def _norm(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Computes a frozen layer norm of x, (M, D), and keeps what its gradient needs."""
-    shape, weight, bias, eps = _numbers(norm)
-    y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
-    return y, [x, mean, rstd, weight, bias]
-
-
-def _numbers(norm: nn.LayerNorm) -> Norm:
-    # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
-    weight, bias = (w.detach().to(torch.promote_types(w.dtype, torch.float32)) for w in (norm.weight, norm.bias))
-    return norm.normalized_shape, weight, bias, norm.eps
-
-
-def _norm_backward(dy: Tensor, kept: list[Tensor]) -> Tensor:
-    x, *rest = kept
-    return torch.ops.aten.native_layer_norm_backward(dy, x, x.shape[-1:], *rest, [True, False, False])[0]
 
 
 class BertLayer:
@@ -151,52 +142,84 @@ class BertLayer:
         self.context, self.intermediate = _joint(attention.output.dense), _joint(layer.intermediate.dense)
         self.output = _joint(feed_forward.dense)
         self.joints = [self.projections, self.context, self.intermediate, self.output]  # in the order of their computation
-        self.norms = attention.output.LayerNorm, feed_forward.LayerNorm
+        self.norms = Norm(attention.output.LayerNorm), Norm(feed_forward.LayerNorm)
+        self.parts = [self.projections, self.context, self.norms[0], self.intermediate, self.output, self.norms[1]]
+        self.dropouts = attention.self.dropout, attention.output.dropout, feed_forward.dropout
         # joints with LoRAs in, and what the norms compute with, while nothing is trained
-        self.merged: tuple[list[FrozenLinear | Int8Linear], list[Norm]] | None = None
+        self.merged: tuple[list[FrozenLinear | Int8Linear], list[Any]] | None = None
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        return [factor for joint in self.joints for factor in joint.factors]
+        return [factor for part in self.parts for factor in part.factors]
 
-    def forward(self, x: Tensor, groups: list[Group]) -> tuple[Tensor, list[list[Tensor]]]:
-        """Computes the next hidden states, and what their gradient needs. Unless merged, `prepare` must come first."""
+    def chances(self) -> tuple[float, ...]:
+        """Gives how likely dropout leaves out a weight of attention, a number of its output, one of the layer's."""
+        return tuple(m.p if m.training else 0.0 for m in self.dropouts)
+
+    def forward(
+        self, x: Tensor, groups: list[Group], dropout: Dropout | None = None
+    ) -> tuple[Tensor, list[list[Tensor]], tuple[float, ...]]:
+        """Computes the next hidden states, what their gradient needs, and the dropout's `chances`.
+
+        Unless merged, `prepare` must come first. dropout: of this pass; None where there is none.
+        """
         if self.merged is not None:
             (project, context, intermediate, output), (first, second) = self.merged
             y = torch.native_layer_norm(context(attend_only(project(x), groups, self.heads)).add_(x), *first)[0]
-            return torch.native_layer_norm(output(intermediate(y)).add_(y), *second)[0], []
+            return torch.native_layer_norm(output(intermediate(y)).add_(y), *second)[0], [], ()
+        chances = (0.0, 0.0, 0.0) if dropout is None else self.chances()
         y, low_1 = self.projections.forward(x)
-        mixed, attention = attend(y, groups, self.heads)
+        mixed, attention = attend(y, groups, self.heads, dropout if chances[0] else None, chances[0])
         y, low_2 = self.context.forward(mixed)
-        middle, norm_1 = _norm(self.norms[0], y.add_(x))
+        y, out_1 = _add(y, x, dropout, chances[1])
+        middle, norm_1 = self.norms[0].forward(y)
         inner, low_3 = self.intermediate.forward(middle)
         outer = F.gelu(inner)
         y, low_4 = self.output.forward(outer)
-        last, norm_2 = _norm(self.norms[1], y.add_(middle))
-        return last, [[x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2]
+        y, out_2 = _add(y, middle, dropout, chances[2])
+        last, norm_2 = self.norms[1].forward(y)
+        kept = [[x], low_1, attention, [mixed], low_2, out_1, norm_1, [middle], low_3, [inner, outer], low_4, out_2, norm_2]
+        return last, kept, chances
 
     def backward(
-        self, dy: Any, groups: list[Group], kept: list[list[Tensor]], *, dx: bool
+        self, dy: Any, groups: list[Group], kept: list[list[Tensor]], chances: Sequence[float], *, dx: bool
     ) -> tuple[Tensor | None, list[list[Tensor]]]:
-        """Computes the gradient of x, if asked for, and each joint's as `Joint.backward` does. kept: what `forward` gave."""
-        [x], low_1, attention, [mixed], low_2, norm_1, [middle], low_3, [inner, outer], low_4, norm_2 = kept
-        projected = dx or bool(self.projections.loras)  # whether anything learns below the attention's weights
-        dy_2 = _norm_backward(dy, norm_2)
-        dy, found_4 = self.output.backward(dy_2, outer, low_4, dx=True)
+        """Computes the gradient of x, if asked for, and those of each of `parts`. kept, chances: what `forward` gave."""
+        [x], low_1, attention, [mixed], low_2, out_1, norm_1, [middle], low_3, [inner, outer], low_4, out_2, norm_2 = kept
+        projected = dx or bool(self.projections.factors)  # whether anything learns below the attention's weights
+        dy_2, of_norm_2 = self.norms[1].backward(dy, norm_2)
+        dy, found_4 = self.output.backward(_left(dy_2, out_2, chances[2]), outer, low_4, dx=True)
         dy = torch.ops.aten.gelu_backward(dy, inner)
         dy, found_3 = self.intermediate.backward(dy, middle, low_3, dx=True)
-        dy_1 = _norm_backward(dy.add_(dy_2), norm_1)
-        dy, found_2 = self.context.backward(dy_1, mixed, low_2, dx=projected)
-        if not projected:
-            return None, [[], found_2, found_3, found_4]
-        dy, found_1 = self.projections.backward(attend_backward(dy, groups, attention), x, low_1, dx=dx)
-        return (dy.add_(dy_1) if dx else None), [found_1, found_2, found_3, found_4]
+        dy_1, of_norm_1 = self.norms[0].backward(dy.add_(dy_2), norm_1)
+        dy, found_2 = self.context.backward(_left(dy_1, out_1, chances[1]), mixed, low_2, dx=projected)
+        found_1: list[Tensor] = []
+        if projected:
+            dy = attend_backward(dy, groups, attention, chances[0])
+            dy, found_1 = self.projections.backward(dy, x, low_1, dx=dx)
+        return (dy.add_(dy_1) if dx else None), [found_1, found_2, of_norm_1, found_3, found_4, of_norm_2]
 
     @torch.no_grad()
-    def merge(self, *, int8: bool) -> None:
-        joints = [joint.merged(gelu=joint is self.intermediate, int8=int8) for joint in self.joints]
-        self.merged = joints, [*map(_numbers, self.norms)]
+    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
+        joints = [joint.merged(dtype, gelu=joint is self.intermediate, int8=int8) for joint in self.joints]
+        self.merged = joints, [norm.numbers() for norm in self.norms]
 
 
-def _joint(*layers: Any) -> Joint:
-    return Joint([(layer, layer.forward if isinstance(layer.forward, LoRALinear) else None) for layer in layers])
+def _add(y: Tensor, x: Tensor, dropout: Dropout | None, p: float) -> tuple[Tensor, list[Tensor]]:
+    """Adds x to y in its place, of which dropout leaves some out with probability p; gives those too."""
+    if dropout is None or not p:
+        return y.add_(x), []
+    out = dropout.left_out(y.shape, p)
+    return torch.add(x, y.masked_fill_(out, 0), alpha=1 / (1 - p), out=y), [out]
+
+
+def _left(dy: Tensor, out: list[Tensor], p: float) -> Tensor:
+    """The gradient (M, D) of what dropout took numbers from: of these it is 0."""
+    return dy.masked_fill(out[0], 0).div_(1 - p) if out else dy
+
+
+def _joint(*layers: Any) -> Joint | TrainedLinear:
+    loras = [layer.forward if isinstance(layer.forward, LoRALinear) else None for layer in layers]
+    if any(loras) or not any(p.requires_grad for layer in layers for p in (layer.weight, layer.bias)):
+        return Joint([*zip(layers, loras, strict=True)])
+    return TrainedLinear(layers)

@@ -1,4 +1,4 @@
-"""Computes the layers of BERT and its kin with LoRAs as one step of autograd, in which next to no padding is computed."""
+"""Computes the layers of BERT and its kin as one step of autograd, in which next to no padding is computed."""
 
 import math
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, waits
+from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.lora_linear import gradients, prepare
 from hatemtl.encoders.partway import Watch
 
@@ -30,15 +31,19 @@ class _Stack(torch.autograd.Function):
     """Some layers, one after the other, with gradients for their input (B, T, D) and their factors, named to get theirs."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, posts: "Posts", layers: list[BertLayer], *factors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, posts: "Posts", layers: list[BertLayer], dropout: Dropout | None, *factors: Tensor
+    ) -> Tensor:
         # nothing learns below the first of these
         first = 0 if ctx.needs_input_grad[0] else next((i for i, layer in enumerate(layers) if layer.factors), len(layers))
+        ctx.chances = []
         with _BelowAutograd():
             x, kept = posts.pack(hidden), []
             for i, layer in enumerate(layers):
-                x, found = layer.forward(x, posts.groups)
+                x, found, chances = layer.forward(x, posts.groups, dropout)
                 if i >= first:
                     kept.append(found)
+                    ctx.chances.append(chances)
             y = posts.unpack(x)
         ctx.sizes = [[len(tensors) for tensors in layer] for layer in kept]
         ctx.save_for_backward(*(tensor for layer in kept for tensors in layer for tensor in tensors))
@@ -52,11 +57,11 @@ class _Stack(torch.autograd.Function):
         with _BelowAutograd():
             dy, found = ctx.posts.pack(grads[0]), []
             for i, layer in reversed([*enumerate(ctx.layers)]):
-                dy, of = layer.backward(dy, ctx.posts.groups, kept[i], dx=i > 0 or below)
+                dy, of = layer.backward(dy, ctx.posts.groups, kept[i], ctx.chances[i], dx=i > 0 or below)
                 found.append(of)
-            joints = [joint for layer in ctx.layers for joint in layer.joints]
-            factors = gradients(joints, [*chain.from_iterable(reversed(found))])
-            return ctx.posts.unpack(dy) if below else None, None, None, *factors
+            parts = [part for layer in ctx.layers for part in layer.parts]
+            factors = gradients(parts, [*chain.from_iterable(reversed(found))])
+            return ctx.posts.unpack(dy) if below else None, None, None, None, *factors
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,8 @@ def _cuts(lengths: np.ndarray) -> list[int]:
 class BertStack:
     """Takes the place of `forward` in what transformers calls an encoder: the layers of BERT, ELECTRA or RoBERTa.
 
-    Dropout in the body, compiled code and whoever asks for more than the last hidden states go the library's own way, and
-    so does every layer that somebody watches or has replaced, but for a `Watch`, which is told what it wants.
+    Compiled code and whoever asks for more than the last hidden states go the library's own way, and so does every layer
+    that somebody watches or has replaced, but for a `Watch`, which is told what it wants.
     """
 
     before: Any = None  # an own `forward` that the encoder had
@@ -148,13 +153,11 @@ class BertStack:
     def __init__(self, encoder: Any) -> None:
         self.owner, self.own = encoder, encoder.forward
         self.layers = [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer]
-        self.dropouts = [m for m in encoder.modules() if isinstance(m, nn.Dropout)]
 
     def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
         """Computes the last hidden states (B, T, D), zero at padding, of the embedded posts; as transformers gives them."""
-        dropout = any(m.training and m.p > 0 for m in self.dropouts)
         asked = more.get("output_attentions") or more.get("output_hidden_states") or not more.get("return_dict", True)
-        if dropout or asked or torch.compiler.is_compiling():
+        if asked or torch.compiler.is_compiling():
             return self.own(hidden, attention_mask, **more)
         for (own, _), items in groupby(self.layers, self._way()):
             group = [*items]
@@ -187,17 +190,18 @@ def _watches(layer: nn.Module) -> list[Watch]:
 
 def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Tensor:
     kind, dtype = hidden.device.type, layers[0].context.layers[0].weight.dtype
-    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is not dtype:
-        raise RuntimeError(f"frozen weights of dtype {dtype} in a run of {torch.get_autocast_dtype(kind)}")
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
     hidden = hidden.to(dtype)
     posts = Posts.of(hidden, mask)
     prepare([joint for layer in layers if layer.merged is None for joint in layer.joints], dtype)
+    dropout = Dropout(hidden.device) if any(any(layer.chances()) for layer in layers) else None
     with torch.autocast(kind, enabled=False):  # all is of one type
         if torch.is_grad_enabled():
-            return _Stack.apply(hidden, posts, layers, *chain.from_iterable(layer.factors for layer in layers))
+            return _Stack.apply(hidden, posts, layers, dropout, *chain.from_iterable(layer.factors for layer in layers))
         x = posts.pack(hidden)
         for layer in layers:
-            x, _ = layer.forward(x, posts.groups)  # what a gradient would need is let go at once
+            x, *_ = layer.forward(x, posts.groups, dropout)  # what a gradient would need is let go at once
         return posts.unpack(x)
 
 

@@ -1,7 +1,7 @@
 """Opens the door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
-They compute plain LoRAs of any encoder, and whole layers of BERT and its kin where nothing else is trained: docs/fast.org
-says when. The libraries keep the parameters and save them.
+They compute plain LoRAs of any encoder, and whole layers of BERT and its kin where these, or the layers' own weights, are
+all that is trained: docs/fast.org says when. The libraries keep the parameters and save them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,14 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 _verified: dict[tuple[Any, ...], str] = {}  # what was found in this process, by the kind of model; "" where all was well
 
 
-def accelerate(model: nn.Module, loras: Sequence[LoRALinear]) -> None:
-    """Lets these LoRAs be computed here, and whole layers where nothing else is trained, in place of any before."""
+def accelerate(model: nn.Module, loras: Sequence[LoRALinear] = (), *, own: bool = False) -> None:
+    """Lets these LoRAs be computed here, and whole layers where nothing else is trained, in place of any before.
+
+    own: whether the model is as its library loaded it, nothing added, and its own weights are trained.
+    """
     restore(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    alone = loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)}
+    alone = own or (loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)})
     steps: Iterator[LoRALinear | BertStack] = chain(loras, map(BertStack, stacks(model) if alone else []))
     for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
         ours.before, ours.owner.forward = ours.owner.__dict__.get("forward"), ours
@@ -43,18 +46,19 @@ def restore(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[bool]:
+def merged(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[bool]:
     """Merges each LoRA computed here into the weight under it, inside, while nothing is trained; says if there is any.
 
-    Afterwards all is as before, to the last bit: to merge and unmerge as the libraries do would change the frozen weights.
+    dtype: that layers whose own weights are trained compute in. Afterwards all is as before, to the last bit: to merge and
+    unmerge as the libraries do would change the frozen weights.
     """
     try:
-        yield merge(model)
+        yield merge(model, dtype)
     finally:
         unmerge(model)
 
 
-def merge(model: nn.Module, *, int8: bool = False) -> bool:
+def merge(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool = False) -> bool:
     """Merges each LoRA computed here into the weight under it, until `unmerge`; says if there is any.
 
     int8: whether whole layers that are computed here, on a CPU, multiply in it from then on.
@@ -62,7 +66,7 @@ def merge(model: nn.Module, *, int8: bool = False) -> bool:
     steps = _mergeable(model)
     for step in steps:
         if isinstance(step, BertLayer):
-            step.merge(int8=int8)
+            step.merge(dtype, int8=int8)
         else:
             step.merge()
     return bool(steps)
@@ -85,30 +89,32 @@ def is_fast(model: nn.Module) -> bool:
     return any(isinstance(module.forward, BertStack) for module in model.modules())
 
 
-def verify(model: nn.Module) -> str | None:
+def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
     """Compares hidden states and gradients with the library's, once a process for each kind of model and number format.
 
-    Where they differ, the library computes from now on; gives what a user should know of that. No weight changes, no draw.
+    dtype: of the computation, and of frozen weights. Where they differ, the library computes from now on; gives what a user
+    should know of that. No weight changes, no draw.
     """
     forwards = [module.forward for module in model.modules()]
     loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
-    if not loras:
+    if not loras and not is_fast(model):
         return None
     config: Any = model.config
-    weight = loras[0].layer.weight
-    key = config.to_json_string(), type(loras[0].owner), len(loras), len(forwards), weight.dtype, weight.device
+    kind, device = type(loras[0].owner) if loras else None, next(model.parameters()).device
+    key = config.to_json_string(), kind, len(loras), len(forwards), dtype, device
     if key not in _verified:
-        _verified[key] = _difference(model, loras)
+        _verified[key] = _difference(model, loras, dtype)
     if _verified[key]:
         restore(model)
     return _verified[key] or None
 
 
-def _difference(model: nn.Module, loras: Sequence[LoRALinear]) -> str:
+def _difference(model: nn.Module, loras: Sequence[LoRALinear], dtype: torch.dtype) -> str:
     """Says how our layers differ from the library's, "" where they do not."""
     factors = [factor for lora in loras for factor in (lora.A, lora.B)]
+    trained = factors or [parameter for parameter in model.parameters() if parameter.requires_grad]
     before, modes = [factor.detach().clone() for factor in factors], [(m, m.training) for m in model.modules()]
-    dtype, instead = loras[0].layer.weight.dtype, "so the library's compute, more slowly, as by trainer.fast=false"
+    instead = "so the library's compute, more slowly, as by trainer.fast=false"
     sizes = [factor.numel() for factor in factors]
     scales = [scale for lora in loras for scale in (lora.A.shape[1] ** -0.5, 0.1 / (lora.scale or 1))]
     threads = torch.get_num_threads()
@@ -117,15 +123,15 @@ def _difference(model: nn.Module, loras: Sequence[LoRALinear]) -> str:
         for factor, numbers, scale in zip(factors, _made_up(sum(sizes)).split(sizes), scales, strict=True):
             factor.data.copy_(scale * numbers.view(factor.shape))
         try:
-            ours = _said(model.eval(), factors, dtype)
+            ours = _said(model.eval(), trained, dtype)
         except (RuntimeError, AttributeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             return f"hatemtl's own layers fail on this encoder ({type(error).__name__}: {reason}), {instead}"
         restore(model)
-        theirs = _said(model, factors, dtype)
+        theirs = _said(model, trained, dtype)
     finally:
         torch.set_num_threads(threads)
-        accelerate(model, loras)
+        accelerate(model, loras, own=not loras)
         for module, mode in modes:
             module.training = mode
         for factor, numbers in zip(factors, before, strict=True):
@@ -136,10 +142,10 @@ def _difference(model: nn.Module, loras: Sequence[LoRALinear]) -> str:
     return f"hatemtl's own layers differ from the library's on this encoder (by {max(off):.1g} of what it says), {instead}"
 
 
-def _said(model: nn.Module, factors: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states of two posts of eight and six tokens, the same with LoRAs merged, and the gradients of the factors."""
+def _said(model: nn.Module, trained: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of two posts of eight and six tokens, the same with LoRAs merged, and gradients of what is trained."""
     config: Any = model.config
-    device, long = factors[0].device, min(8, getattr(config, "max_position_embeddings", 10) - 2)  # RoBERTa counts from 2
+    device, long = trained[0].device, min(8, getattr(config, "max_position_embeddings", 10) - 2)  # RoBERTa counts from 2
     short = long - long // 4
     ids = 3 + torch.arange(2 * long, device=device).view(2, long) % (config.vocab_size - 3)
     mask = torch.arange(long, device=device) < torch.tensor([[long], [short]], device=device)
@@ -151,10 +157,10 @@ def _said(model: nn.Module, factors: Sequence[nn.Parameter], dtype: torch.dtype)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
         with torch.enable_grad():
             apart = hidden()
-        with torch.no_grad(), merged(model) as other:
+        with torch.no_grad(), merged(model, dtype) as other:
             together = hidden() if other else apart.detach()
     loss = (apart.flatten() * _made_up(apart.numel()).to(apart)).sum()
-    gradients = torch.autograd.grad(loss, factors, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
     return apart.detach(), together, torch.cat([gradient.flatten() for gradient in gradients])
 
 

@@ -68,8 +68,15 @@ class Joint:
     def factors(self) -> list[nn.Parameter]:
         return [factor for *_, lora in self.loras for factor in (lora.A, lora.B)]
 
-    def join(self) -> None:
-        """Makes one weight and one bias of the layers', unless they are."""
+    @property
+    def scales(self) -> list[float]:
+        """Lists by what the gradient of each of `factors` is yet to be multiplied."""
+        return [scale for *_, lora in self.loras for scale in (1.0, lora.scale)]
+
+    def join(self, dtype: torch.dtype) -> None:
+        """Makes one weight and one bias of the layers', unless they are. Raises RuntimeError where dtype is another."""
+        if (own := self.layers[0].weight.dtype) is not dtype:
+            raise RuntimeError(f"frozen weights of dtype {own} in a run of {dtype}")
         if self.joined == self._found():  # else first called, moved or changed since
             return
         first = self.layers[0]
@@ -88,9 +95,9 @@ class Joint:
         """Tells where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
 
-    def merged(self, *, gelu: bool, int8: bool) -> FrozenLinear | Int8Linear:
+    def merged(self, dtype: torch.dtype, *, gelu: bool, int8: bool) -> FrozenLinear | Int8Linear:
         """Gives the layers with their LoRAs in them, which were merged before."""
-        self.join()
+        self.join(self.layers[0].weight.dtype)  # what is frozen has the type of the computation
         weights: Any = [layer.weight if lora is None else lora.merged for layer, lora in self.pairs]
         weight = torch.cat(weights) if self.loras else self.weight
         return Int8Linear(weight, self.bias, gelu=gelu) if int8 else FrozenLinear(weight, self.bias, gelu=gelu, stays=True)
@@ -129,6 +136,10 @@ class Joint:
         # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
         return gradient, [dlow.mT @ x, _outputs(low, B).mT @ mine]
 
+    def apart(self, found: list[Tensor]) -> list[Tensor]:
+        """Gives the gradient of each of `factors`, but for `scales`, of what `backward` found."""
+        return self.parts(found[0], found[1].mT) if found else []
+
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
         """Gives the part of A and B, or of what is shaped as they, where each of `factors` stands."""
         if B.ndim == 3:
@@ -141,10 +152,10 @@ class Joint:
 
 
 @torch.no_grad()
-def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
-    """Makes weights and factors of these layers ready for `Joint.forward`; needed whenever they may have changed."""
+def prepare(joints: Sequence[Any], dtype: torch.dtype) -> None:
+    """Makes the factors of these layers ready for `Joint.forward`, and their weights; needed when they may have changed."""
     for joint in joints:
-        joint.join()
+        joint.join(dtype)
     if not (trained := [joint for joint in joints if joint.loras]):
         return
     loras = [lora for joint in trained for *_, lora in joint.loras]
@@ -164,18 +175,17 @@ def prepare(joints: Sequence[Joint], dtype: torch.dtype) -> None:
     torch._foreach_copy_(into, factors)
 
 
-def gradients(joints: Sequence[Joint], found: Sequence[list[Tensor]]) -> list[Tensor]:
-    """Gives those of the factors of all these layers, in their order, from what `Joint.backward` gave of each."""
-    pairs = [(joint, of) for joint, of in zip(joints, found, strict=True) if of]
-    parts = [part for joint, (of_A, of_B) in pairs for part in joint.parts(of_A, of_B.mT)]
-    loras = [lora for joint, _ in pairs for *_, lora in joint.loras]
+def gradients(layers: Sequence[Any], found: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Gives those of the factors of all these layers, in their order and type, from what `backward` gave of each."""
+    pairs = [(layer, of) for layer, of in zip(layers, found, strict=True) if of]
+    parts = [part for layer, of in pairs for part in layer.apart(of)]
     if not parts:
         return []
-    into = [*_unflatten_dense_tensors(loras[0].A.new_empty(sum(part.numel() for part in parts)), parts)]
+    into = [*_unflatten_dense_tensors(pairs[0][0].factors[0].new_empty(sum(part.numel() for part in parts)), parts)]
     torch._foreach_copy_(into, parts)
-    for of_B, lora in zip(into[1::2], loras, strict=True):
-        if lora.scale != 1:
-            of_B.mul_(lora.scale)
+    for part, scale in zip(into, [scale for layer, _ in pairs for scale in layer.scales], strict=True):
+        if scale != 1:
+            part.mul_(scale)
     return into
 
 

@@ -117,11 +117,11 @@ def test_the_factors_gradients_do_not_depend_on_whether_the_inputs_is_asked_for(
         layer.joints[i].loras = []
     prepare(layer.joints, torch.float32)
     with torch.no_grad():
-        y, kept = layer.forward(torch.randn(12, layer.output.layers[0].out_features, generator=draw), groups)
+        y, kept, chances = layer.forward(torch.randn(12, layer.output.layers[0].out_features, generator=draw), groups)
         dy = torch.randn(y.shape, generator=draw)
-        (dx, found), (none, others) = (layer.backward(dy, groups, kept, dx=asked) for asked in (True, False))
+        (dx, found), (none, others) = (layer.backward(dy, groups, kept, chances, dx=asked) for asked in (True, False))
     assert dx is not None and dx.abs().sum() > 0 and none is None
-    assert [len(of) for of in found] == [len(of) for of in others] == [2 * bool(joint.loras) for joint in layer.joints]
+    assert [len(of) for of in found] == [len(of) for of in others] == [2 * bool(part.loras) for part in layer.parts]
     for gradient, other in zip(chain(*found), chain(*others), strict=True):
         assert gradient.abs().sum() > 0
         torch.testing.assert_close(other, gradient)

@@ -221,7 +221,7 @@ def test_who_watches_a_layer_sees_it_computed() -> None:
 
 
 @every_library
-def test_dropout_and_attention_maps_are_left_to_the_library(library: str) -> None:
+def test_attention_maps_are_left_to_the_library_and_dropout_ends_with_training(library: str) -> None:
     model, batch = adapted(library), tokens(20)
     maps = model.eval()(**batch, output_attentions=True).attentions
     assert [tuple(weights.shape) for weights in maps] == 2 * [(3, 4, 20, 20)]

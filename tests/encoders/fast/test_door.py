@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast import LoRALinear, accelerate, bert_layer, bert_stack, door, is_fast, merged, restore, verify
+from hatemtl.encoders.fast.trained import Norm
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub.library_fixes import DoRALinear
 
@@ -167,7 +168,7 @@ def test_a_model_that_was_compared_is_as_it_was_to_the_last_bit(library: str, ki
     next(m for m in model.modules() if isinstance(m, nn.Linear)).eval()  # modes may be mixed
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     forwards, modes, state = replaced(model), [m.training for m in model.modules()], torch.get_rng_state()
-    assert verify(model) is None
+    assert verify(model, dtype) is None
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == modes
     assert replaced(model) == forwards != {}
@@ -186,8 +187,8 @@ def wrong(model: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "activation":
         monkeypatch.setattr(bert_layer, "F", SimpleNamespace(pad=F.pad, gelu=partial(F.gelu, approximate="tanh")))
     elif how == "norm":
-        norm = bert_layer._norm
-        monkeypatch.setattr(bert_layer, "_norm", lambda layer, x: norm(layer, x.clamp(max=3)))
+        norm = Norm.forward
+        monkeypatch.setattr(Norm, "forward", lambda own, x: norm(own, x.clamp(max=3)))
     elif how == "gradient":
         gradients = bert_stack.gradients
         monkeypatch.setattr(bert_stack, "gradients", lambda *of: [1.001 * gradient for gradient in gradients(*of)])
@@ -206,9 +207,9 @@ def test_where_they_differ_the_library_computes_and_the_user_is_told(
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with monkeypatch.context() as patch:
         wrong(model, how, patch)
-        note = verify(model)
+        note = verify(model, torch.float32)
         other = fresh(library)
-        assert verify(other) == note  # which is as wrong
+        assert verify(other, torch.float32) == note  # which is as wrong
     assert note is not None and "trainer.fast=false" in note
     assert ("fail on this encoder" if how == "failure" else "differ from the library's") in note
     assert replaced(model) == replaced(other) == {}
@@ -225,22 +226,22 @@ def test_models_of_one_kind_are_compared_once(monkeypatch: pytest.MonkeyPatch) -
     compared, difference = [], door._difference
     monkeypatch.setattr(door, "_difference", lambda *of: compared.append(of) or difference(*of))
     for _ in range(2):
-        verify(fresh("peft"))
-        verify(stored(fresh("peft"), torch.bfloat16))
+        verify(fresh("peft"), torch.float32)
+        verify(stored(fresh("peft"), torch.bfloat16), torch.bfloat16)
     assert len(compared) == 2
-    verify(fresh("adapterhub"))
-    verify(fresh("peft", "electra"))
+    verify(fresh("adapterhub"), torch.float32)
+    verify(fresh("peft", "electra"), torch.float32)
     assert len(compared) == 4
 
 
 def test_what_the_library_computes_anyway_needs_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "_difference", None)
-    assert verify(encoder()) is None
+    assert verify(encoder(), torch.float32) is None
     model = adapted()
     assert given(model)
     restore(model)
-    assert verify(model) is None
-    assert verify(adapted(dropout=0.5)) is None
+    assert verify(model, torch.float32) is None
+    assert verify(adapted(dropout=0.5), torch.float32) is None
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -250,5 +251,5 @@ def test_an_encoder_of_few_positions_is_compared_too(kind: str) -> None:
     few.max_position_embeddings = 5
     model = cls(few).eval()
     model.pooler = None
-    assert verify(LIBRARIES["peft"](**SHARED).attach(model, name="run", seed=0).model) is None
+    assert verify(LIBRARIES["peft"](**SHARED).attach(model, name="run", seed=0).model, torch.float32) is None
     assert [*door._verified.values()] == [""]

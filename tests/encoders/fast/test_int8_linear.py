@@ -63,7 +63,7 @@ def test_layers_that_are_merged_into_it_say_nearly_the_same(dtype: torch.dtype) 
     there = batch["attention_mask"].bool()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         exact = model(**batch).last_hidden_state[there].float()
-        assert merge(model, int8=True)
+        assert merge(model, dtype, int8=True)
         found = model(**batch).last_hidden_state[there]
         unmerge(model)
         assert torch.equal(model(**batch).last_hidden_state[there].float(), exact)

@@ -1,0 +1,97 @@
+"""Dropout in our layers is the library's: the same places, the same scale, the same gradients, another draw each pass."""
+
+from typing import Any
+
+import pytest
+import torch
+from encoders.fast import test_trained
+from encoders.fast.test_bert_stack import FUSED, step, tokens
+from encoders.fast.test_lora_linear import adapted, by_library
+from torch import Tensor, nn
+
+from hatemtl.encoders.fast.dropout import Dropout
+
+CPU = torch.device("cpu")
+LENGTH = 20  # above the least number of keys, so that weights are (posts·heads, T, T)
+
+
+def dropping(model: Any, p: float) -> Any:
+    """The model with dropout in its layers."""
+    for module in model.encoder.modules() if hasattr(model, "encoder") else model.base_model.model.encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+    return model
+
+
+class Replayed(nn.Module):
+    """Leaves out what was left out before."""
+
+    def __init__(self, drawn: list[Tensor], p: float) -> None:
+        super().__init__()
+        self.drawn, self.p = drawn, p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill(self.drawn.pop(0).view(x.shape), 0) / (1 - self.p)
+
+
+@FUSED
+@pytest.mark.parametrize("what", ["full", "adapterhub", "peft"])
+def test_with_the_same_numbers_left_out_all_is_the_librarys(kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, drawn, left_out = 0.3, [], Dropout.left_out
+
+    def kept(own: Dropout, *of: Any) -> Tensor:
+        drawn.append(left_out(own, *of))
+        return drawn[-1]
+
+    monkeypatch.setattr(Dropout, "left_out", kept)
+    model = dropping(test_trained.full(kind) if what == "full" else adapted(what, kind), p)
+    batch = tokens(LENGTH, padded=False)
+    hidden, gradients = step(model, batch)
+    assert len(drawn) == 6  # three a layer
+    theirs = by_library(model)
+    for path, module in [*theirs.named_modules()]:
+        if isinstance(module, nn.Dropout) and ".layer." in path:
+            theirs.set_submodule(path, Replayed(drawn, p))
+    expected, others = step(theirs, batch)
+    assert not drawn
+    torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
+def test_so_many_are_left_out_as_asked_for(p: float) -> None:
+    out = Dropout(CPU).left_out((301, 333), p)
+    assert out.dtype is torch.bool and out.shape == (301, 333)
+    share = out.float().mean()
+    assert abs(share - p) < 5 * (p * (1 - p) / out.numel()) ** 0.5
+    rows = out.float().mean(1)  # and no row or column stands out
+    assert rows.std() < 1.3 * (p * (1 - p) / 333) ** 0.5
+
+
+def test_a_draw_hangs_on_torchs_state_alone_and_the_next_is_another() -> None:
+    state = torch.get_rng_state()
+    dropout = Dropout(CPU)
+    first, second = dropout.left_out((40, 50), 0.5), dropout.left_out((40, 50), 0.5)
+    assert not torch.equal(first, second)
+    other = Dropout(CPU).left_out((40, 50), 0.5)
+    assert not torch.equal(first, other)
+    torch.set_rng_state(state)
+    again = Dropout(CPU)
+    assert torch.equal(again.left_out((40, 50), 0.5), first)
+    assert torch.equal(again.left_out((40, 50), 0.5), second)
+
+
+def test_nothing_is_drawn_without_dropout_and_none_left_out_in_evaluation() -> None:
+    batch = tokens(LENGTH)
+    model = test_trained.full()
+    state = torch.get_rng_state()
+    step(model, batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    dropping(model, 0.5).eval()
+    with torch.no_grad():
+        first, second = (model(**batch).last_hidden_state for _ in range(2))
+        assert torch.equal(first, second)
+        third = model.train()(**batch).last_hidden_state
+        assert not torch.equal(third, first)  # as the library's, which drops without gradients too
