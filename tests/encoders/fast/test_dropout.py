@@ -9,7 +9,7 @@ from encoders.fast.test_bert_stack import FUSED, step, tokens
 from encoders.fast.test_lora_linear import adapted, by_library
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast.dropout import Dropout
+from hatemtl.encoders.fast.dropout import Dropout, keep
 
 CPU = torch.device("cpu")
 LENGTH = 20  # above the least number of keys, so that weights are (posts·heads, T, T)
@@ -31,19 +31,19 @@ class Replayed(nn.Module):
         self.drawn, self.p = drawn, p
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.masked_fill(self.drawn.pop(0).view(x.shape), 0) / (1 - self.p)
+        return x.masked_fill(self.drawn.pop(0).view(x.shape) == 0, 0) / (1 - self.p)
 
 
 @FUSED
 @pytest.mark.parametrize("what", ["full", "adapterhub", "peft"])
 def test_with_the_same_numbers_left_out_all_is_the_librarys(kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    p, drawn, left_out = 0.3, [], Dropout.left_out
+    p, drawn, mask = 0.3, [], Dropout.mask
 
     def kept(own: Dropout, *of: Any) -> Tensor:
-        drawn.append(left_out(own, *of))
+        drawn.append(mask(own, *of))
         return drawn[-1]
 
-    monkeypatch.setattr(Dropout, "left_out", kept)
+    monkeypatch.setattr(Dropout, "mask", kept)
     model = dropping(test_trained.full(kind) if what == "full" else adapted(what, kind), p)
     batch = tokens(LENGTH, padded=False)
     hidden, gradients = step(model, batch)
@@ -61,9 +61,12 @@ def test_with_the_same_numbers_left_out_all_is_the_librarys(kind: str, what: str
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
-def test_so_many_are_left_out_as_asked_for(p: float) -> None:
-    out = Dropout(CPU).left_out((301, 333), p)
-    assert out.dtype is torch.bool and out.shape == (301, 333)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_so_many_are_left_out_as_asked_for(p: float, dtype: torch.dtype) -> None:
+    mask = Dropout(CPU).mask((301, 333), p, dtype)
+    assert mask.shape == (301, 333) and mask.dtype.itemsize == dtype.itemsize
+    out = mask == 0
+    assert torch.equal(keep(torch.full(out.shape, 1.7, dtype=dtype), mask), torch.where(out, 0, 1.7).to(dtype))
     share = out.float().mean()
     assert abs(share - p) < 5 * (p * (1 - p) / out.numel()) ** 0.5
     rows = out.float().mean(1)  # and no row or column stands out
@@ -73,14 +76,14 @@ def test_so_many_are_left_out_as_asked_for(p: float) -> None:
 def test_a_draw_hangs_on_torchs_state_alone_and_the_next_is_another() -> None:
     state = torch.get_rng_state()
     dropout = Dropout(CPU)
-    first, second = dropout.left_out((40, 50), 0.5), dropout.left_out((40, 50), 0.5)
+    first, second = dropout.mask((40, 50), 0.5, torch.bfloat16), dropout.mask((40, 50), 0.5, torch.bfloat16)
     assert not torch.equal(first, second)
-    other = Dropout(CPU).left_out((40, 50), 0.5)
+    other = Dropout(CPU).mask((40, 50), 0.5, torch.bfloat16)
     assert not torch.equal(first, other)
     torch.set_rng_state(state)
     again = Dropout(CPU)
-    assert torch.equal(again.left_out((40, 50), 0.5), first)
-    assert torch.equal(again.left_out((40, 50), 0.5), second)
+    assert torch.equal(again.mask((40, 50), 0.5, torch.bfloat16), first)
+    assert torch.equal(again.mask((40, 50), 0.5, torch.bfloat16), second)
 
 
 def test_nothing_is_drawn_without_dropout_and_none_left_out_in_evaluation() -> None:
