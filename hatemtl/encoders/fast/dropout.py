@@ -19,7 +19,7 @@ class Dropout:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cpu":
-            self.bits = np.random.SFC64(int(torch.randint(2**62, ())))
+            self.bits = np.random.SFC64(torch.randint(2**62, (1,)).numpy())
 
     def mask(self, shape: tuple[int, ...] | torch.Size, p: float, dtype: torch.dtype) -> Tensor:
         """Draws what to keep of numbers of this shape and type, each with probability 1 - p: all its bits, or none."""
