@@ -1,0 +1,54 @@
+"""What is copied of a study says what the study says, in fewer bytes, and is whole or not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pyarrow import parquet
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def saved(folder: Path, *, double: bool = False, tested: bool = True) -> None:
+    """A run with scores of float32, or of numbers that these do not hold."""
+    folder.mkdir(parents=True)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter.safetensors").write_bytes(bytes(1000))
+    (folder / "config.yaml").write_text(f"save_path: {folder}\n")
+    (folder / "run.json").write_text('{"seed": 1}')
+    (folder / "results.csv").write_text("metric,value\ntest_target_macro_f1,0.5\n")
+    if tested:
+        scores = np.random.default_rng(0).random((90, 3))
+        rows = scores if double else scores.astype(np.float32).astype(float)
+        ids = [f"{i}_post" for i in range(90)]
+        frame = {"post_id": ids, "task": "target", "gold": [*(scores > 0.5).astype(float)], "scores": [*rows]}
+        pd.DataFrame(frame).to_parquet(folder / "predictions.parquet")
+
+
+def test_a_copy_says_the_same_in_fewer_bytes(run: Run, tmp_path: Path) -> None:
+    for seed in "01":
+        saved(tmp_path / "study" / seed / "single", double=seed == "1")
+    saved(tmp_path / "study" / "2" / ".single.unfinished")
+    code, out, _ = run(str(tmp_path / "study"), "--to", "evidence/study")
+    assert code == 0 and out.startswith("evidence/study: 0.0 MB")
+    copied = tmp_path / "evidence" / "study"
+    found = sorted(str(path.relative_to(copied)) for path in copied.glob("**/*.*"))
+    names = ("config.yaml", "predictions.parquet", "results.csv", "run.json")
+    assert found == [f"{seed}/single/{name}" for seed in "01" for name in names]
+    for seed, kind in (("0", "float"), ("1", "double")):
+        paths = (of / seed / "single" / "predictions.parquet" for of in (tmp_path / "study", copied))
+        before, after = map(parquet.read_table, paths)
+        assert before.to_pylist() == after.to_pylist()
+        assert str(after.schema.field("scores").type) == f"list<element: {kind}>"
+    assert (tmp_path / "evidence/study/0/single/config.yaml").read_text() == "save_path: evidence/study/0/single\n"
+
+
+def test_a_study_is_copied_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
+    saved(tmp_path / "study" / "0")
+    saved(tmp_path / "study" / "1", tested=False)
+    code, _, err = run("study", "--to", "evidence")
+    assert code == 2 and "study/1: expected" in err and "action=test" in err
+    assert not (tmp_path / "evidence").exists()
+    code, _, err = run("nothing", "--to", "evidence")
+    assert code == 2 and "no finished run below it" in err
