@@ -35,12 +35,18 @@ SIZE: dict[str, Any] = {
     **{"vocab_size": 20, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
     **{"max_position_embeddings": 32, "attn_implementation": "eager"},
 }
+# What DeBERTa-v3 has of its own; distances of 4 and more share a bucket.
+V3: dict[str, Any] = {
+    **{"relative_attention": True, "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 8},
+    **{"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+}
 KINDS = {
     "bert": (BertModel, BertConfig(**SIZE)),
     "electra": (ElectraModel, ElectraConfig(**SIZE, embedding_size=16)),
     "roberta": (RobertaModel, RobertaConfig(**SIZE)),
-    "deberta": (DebertaV2Model, DebertaV2Config(**SIZE, relative_attention=True, pos_att_type="p2c|c2p")),
-    "modernbert": (ModernBertModel, ModernBertConfig(**SIZE, pad_token_id=0)),  # q, k and v in one matrix, no biases
+    "deberta": (DebertaV2Model, DebertaV2Config(**SIZE, **V3)),
+    # q, k and v in one matrix, no biases, the second layer's attention is local
+    "modernbert": (ModernBertModel, ModernBertConfig(**SIZE, pad_token_id=0, local_attention=8)),
 }
 RATES = {"learning_rate": 1e-3, "body_dropout": False}
 

@@ -1,7 +1,7 @@
 """Computes the layer of BERT and its kin, in as few passes over memory as its formula allows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -132,21 +132,38 @@ def attend_backward(dy: Tensor, groups: list[Group], kept: list[Tensor], p: floa
     return dqkv
 
 
-class BertLayer:
-    """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads, for hidden states (M, D)."""
+class Attention:
+    """Computes what stands between q, k, v and the context in BERT; another may project more rows than the posts'."""
 
-    def __init__(self, layer: Any) -> None:
-        attention, feed_forward = layer.attention, layer.output
-        self.heads: int = attention.self.num_attention_heads
-        self.projections = _joint(attention.self.query, attention.self.key, attention.self.value)
-        self.context, self.intermediate = _joint(attention.output.dense), _joint(layer.intermediate.dense)
-        self.output = _joint(feed_forward.dense)
-        self.joints = [self.projections, self.context, self.intermediate, self.output]  # in the order of their computation
-        self.norms = Norm(attention.output.LayerNorm), Norm(feed_forward.LayerNorm)
-        self.parts = [self.projections, self.context, self.norms[0], self.intermediate, self.output, self.norms[1]]
-        self.dropouts = attention.self.dropout, attention.output.dropout, feed_forward.dropout
-        # joints with LoRAs in, and what the norms compute with, while nothing is trained
-        self.merged: tuple[list[FrozenLinear | Int8Linear], list[Any]] | None = None
+    names = "query", "key", "value"  # of the layers that project
+
+    def enter(self, x: Tensor, groups: list[Group]) -> Tensor:
+        """Gives the rows to be projected, the posts' (M, D) first."""
+        return x
+
+    def forward(
+        self, qkv: Tensor, groups: list[Group], heads: int, dropout: Dropout | None, p: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        return attend(qkv, groups, heads, dropout if p else None, p)
+
+    def alone(self, project: Callable[[Tensor], Tensor], x: Tensor, groups: list[Group], heads: int) -> Tensor:
+        return attend_only(project(x), groups, heads)
+
+    def backward(self, dy: Tensor, groups: list[Group], kept: list[Tensor], p: float) -> Tensor:
+        return attend_backward(dy, groups, kept, p)
+
+
+class Layer:
+    """Computes a layer of hidden states (M, D), of linear layers `joints`, `norms`, and their `parts` in a given order."""
+
+    attention: Attention
+    heads: int
+    joints: list[Joint | TrainedLinear]  # in the order of their computation
+    norms: Sequence[Norm]
+    parts: list[Any]
+    activated: Any = None  # the joint that GELU follows
+    # joints with LoRAs in, and what the norms compute with, while nothing is trained
+    merged: tuple[list[FrozenLinear | Int8Linear], list[Any]] | None = None
 
     @property
     def factors(self) -> list[nn.Parameter]:
@@ -154,7 +171,7 @@ class BertLayer:
 
     def chances(self) -> tuple[float, ...]:
         """Gives how likely dropout leaves out a weight of attention, a number of its output, one of the layer's."""
-        return tuple(m.p if m.training else 0.0 for m in self.dropouts)
+        return ()
 
     def forward(
         self, x: Tensor, groups: list[Group], dropout: Dropout | None = None
@@ -163,13 +180,49 @@ class BertLayer:
 
         Unless merged, `prepare` must come first. dropout: of this pass; None where there is none.
         """
+        raise NotImplementedError
+
+    def backward(
+        self, dy: Any, groups: list[Group], kept: list[list[Tensor]], chances: Sequence[float], *, dx: bool
+    ) -> tuple[Tensor | None, list[list[Tensor]]]:
+        """Computes the gradient of x, if asked for, and those of each of `parts`. kept, chances: what `forward` gave."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
+        joints = [joint.merged(dtype, gelu=joint is self.activated, int8=int8) for joint in self.joints]
+        self.merged = joints, [norm.numbers() for norm in self.norms]
+
+
+class BertLayer(Layer):
+    """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads."""
+
+    def __init__(self, layer: Any, attention: Attention | None = None) -> None:
+        self.attention, own, feed_forward = attention or Attention(), layer.attention, layer.output
+        self.heads = own.self.num_attention_heads
+        self.projections = joint(*(getattr(own.self, name) for name in self.attention.names))
+        self.context, self.intermediate = joint(own.output.dense), joint(layer.intermediate.dense)
+        self.output = joint(feed_forward.dense)
+        self.joints, self.activated = [self.projections, self.context, self.intermediate, self.output], self.intermediate
+        self.norms = Norm(own.output.LayerNorm), Norm(feed_forward.LayerNorm)
+        self.parts = [self.projections, self.context, self.norms[0], self.intermediate, self.output, self.norms[1]]
+        self.dropouts = own.self.dropout, own.output.dropout, feed_forward.dropout
+
+    def chances(self) -> tuple[float, ...]:
+        return tuple(m.p if m.training else 0.0 for m in self.dropouts)
+
+    def forward(
+        self, x: Tensor, groups: list[Group], dropout: Dropout | None = None
+    ) -> tuple[Tensor, list[list[Tensor]], tuple[float, ...]]:
         if self.merged is not None:
             (project, context, intermediate, output), (first, second) = self.merged
-            y = torch.native_layer_norm(context(attend_only(project(x), groups, self.heads)).add_(x), *first)[0]
+            y = context(self.attention.alone(project, x, groups, self.heads)).add_(x)
+            y = torch.native_layer_norm(y, *first)[0]
             return torch.native_layer_norm(output(intermediate(y)).add_(y), *second)[0], [], ()
         chances = (0.0, 0.0, 0.0) if dropout is None else self.chances()
-        y, low_1 = self.projections.forward(x)
-        mixed, attention = attend(y, groups, self.heads, dropout if chances[0] else None, chances[0])
+        entering = self.attention.enter(x, groups)
+        y, low_1 = self.projections.forward(entering)
+        mixed, attention = self.attention.forward(y, groups, self.heads, dropout, chances[0])
         y, low_2 = self.context.forward(mixed)
         y, mask_1 = _add(y, x, dropout, chances[1])
         middle, norm_1 = self.norms[0].forward(y)
@@ -178,28 +231,15 @@ class BertLayer:
         y, low_4 = self.output.forward(outer)
         y, mask_2 = _add(y, middle, dropout, chances[2])
         last, norm_2 = self.norms[1].forward(y)
-        kept = [
-            [x],
-            low_1,
-            attention,
-            [mixed],
-            low_2,
-            mask_1,
-            norm_1,
-            [middle],
-            low_3,
-            [inner, outer],
-            low_4,
-            mask_2,
-            norm_2,
-        ]
+        first = [[entering], low_1, attention, [mixed], low_2, mask_1, norm_1]
+        kept = [*first, [middle], low_3, [inner, outer], low_4, mask_2, norm_2]
         return last, kept, chances
 
     def backward(
         self, dy: Any, groups: list[Group], kept: list[list[Tensor]], chances: Sequence[float], *, dx: bool
     ) -> tuple[Tensor | None, list[list[Tensor]]]:
-        """Computes the gradient of x, if asked for, and those of each of `parts`. kept, chances: what `forward` gave."""
-        [x], low_1, attention, [mixed], low_2, mask_1, norm_1, [middle], low_3, [inner, outer], low_4, mask_2, norm_2 = kept
+        [entering], low_1, attention, [mixed], low_2, mask_1, norm_1, *rest = kept
+        [middle], low_3, [inner, outer], low_4, mask_2, norm_2 = rest
         projected = dx or bool(self.projections.factors)  # whether anything learns below the attention's weights
         dy_2, of_norm_2 = self.norms[1].backward(dy, norm_2)
         dy, found_4 = self.output.backward(_kept(dy_2, mask_2, chances[2]), outer, low_4, dx=True)
@@ -209,14 +249,9 @@ class BertLayer:
         dy, found_2 = self.context.backward(_kept(dy_1, mask_1, chances[1]), mixed, low_2, dx=projected)
         found_1: list[Tensor] = []
         if projected:
-            dy = attend_backward(dy, groups, attention, chances[0])
-            dy, found_1 = self.projections.backward(dy, x, low_1, dx=dx)
-        return (dy.add_(dy_1) if dx else None), [found_1, found_2, of_norm_1, found_3, found_4, of_norm_2]
-
-    @torch.no_grad()
-    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        joints = [joint.merged(dtype, gelu=joint is self.intermediate, int8=int8) for joint in self.joints]
-        self.merged = joints, [norm.numbers() for norm in self.norms]
+            dy = self.attention.backward(dy, groups, attention, chances[0])
+            dy, found_1 = self.projections.backward(dy, entering, low_1, dx=dx)
+        return (dy_1.add_(dy[: len(dy_1)]) if dx else None), [found_1, found_2, of_norm_1, found_3, found_4, of_norm_2]
 
 
 def _add(y: Tensor, x: Tensor, dropout: Dropout | None, p: float) -> tuple[Tensor, list[Tensor]]:
@@ -232,8 +267,10 @@ def _kept(dy: Tensor, mask: list[Tensor], p: float) -> Tensor:
     return keep(dy, mask[0]).div_(1 - p) if mask else dy
 
 
-def _joint(*layers: Any) -> Joint | TrainedLinear:
+def joint(*layers: Any) -> Joint | TrainedLinear:
+    """Gives layers of one input as one, with their LoRAs, or with their own weights where these are trained."""
     loras = [layer.forward if isinstance(layer.forward, LoRALinear) else None for layer in layers]
-    if any(loras) or not any(p.requires_grad for layer in layers for p in (layer.weight, layer.bias)):
+    own = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+    if any(loras) or not any(p.requires_grad for p in own):
         return Joint([*zip(layers, loras, strict=True)])
     return TrainedLinear(layers)

@@ -1,7 +1,7 @@
 """Computes the layers of BERT and its kin as one step of autograd, in which next to no padding is computed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby, islice
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, waits
+from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, Layer, waits
 from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.lora_linear import gradients, prepare
 from hatemtl.encoders.partway import Watch
@@ -32,7 +32,7 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, posts: "Posts", layers: list[BertLayer], dropout: Dropout | None, *factors: Tensor
+        ctx: Any, hidden: Tensor, posts: "Posts", layers: list[Layer], dropout: Dropout | None, *factors: Tensor
     ) -> Tensor:
         # nothing learns below the first of these
         first = 0 if ctx.needs_input_grad[0] else next((i for i, layer in enumerate(layers) if layer.factors), len(layers))
@@ -152,7 +152,7 @@ class BertStack:
 
     def __init__(self, encoder: Any) -> None:
         self.owner, self.own = encoder, encoder.forward
-        self.layers = [(layer, BertLayer(layer), _hooks(layer)) for layer in encoder.layer]
+        self.layers = [(layer, BertLayer(layer), hooks_on(layer)) for layer in encoder.layer]
 
     def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
         """Computes the last hidden states (B, T, D), zero at padding, of the embedded posts; as transformers gives them."""
@@ -167,7 +167,7 @@ class BertStack:
             else:
                 for watch in _watches(group[0][0]):
                     watch(group[0][0], (hidden,), {})
-                hidden = _through([ours for _, ours, _ in group], hidden, attention_mask)
+                hidden = through([ours for _, ours, _ in group], hidden, attention_mask)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
 
     def _way(self) -> Callable[[Any], tuple[bool, int]]:
@@ -176,10 +176,11 @@ class BertStack:
         One begins where a `Watch` is to be told what enters.
         """
         stacks = accumulate(bool(_watches(layer)) for layer, *_ in self.layers)
-        return lambda item: ("forward" in item[0].__dict__ or _hooks(item[0]) != item[2], next(stacks))
+        return lambda item: ("forward" in item[0].__dict__ or hooks_on(item[0]) != item[2], next(stacks))
 
 
-def _hooks(layer: nn.Module) -> int:
+def hooks_on(layer: nn.Module) -> int:
+    """Counts who watches a layer, but for a `Watch`."""
     found = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some of its own
     return found - len(_watches(layer))
 
@@ -188,8 +189,9 @@ def _watches(layer: nn.Module) -> list[Watch]:
     return [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, Watch)]
 
 
-def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Tensor:
-    kind, dtype = hidden.device.type, layers[0].context.layers[0].weight.dtype
+def through(layers: list[Layer], hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Computes these layers of hidden states (B, T, D); mask: (B, 1, 1, T), 0 for a token."""
+    kind, dtype = hidden.device.type, layers[0].joints[0].layers[0].weight.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     hidden = hidden.to(dtype)
@@ -205,11 +207,13 @@ def _through(layers: list[BertLayer], hidden: Tensor, mask: Tensor | None) -> Te
         return posts.unpack(x)
 
 
-def stacks(model: nn.Module) -> list[nn.Module]:
-    """Finds the modules of the model that `BertStack` can take the place of; none where its layers are not as BERT's."""
+def stacks(model: nn.Module) -> Iterator[BertStack]:
+    """Gives what takes the place of the model's encoders; nothing where its layers are not as BERT's."""
     config: Any = model.config
     eager, absolute = config._attn_implementation == "eager", getattr(config, "position_embedding_type", "") == "absolute"
     if not eager or not absolute or getattr(config, "hidden_act", "") != "gelu" or getattr(config, "is_decoder", False):
-        return []
-    kinds = [(module, getattr(module, "layer", None)) for module in model.modules()]
-    return [m for m, layers in kinds if isinstance(layers, nn.ModuleList) and all(type(x).__name__ in KINDS for x in layers)]
+        return
+    for module in [*model.modules()]:
+        layers = getattr(module, "layer", None)
+        if isinstance(layers, nn.ModuleList) and all(type(layer).__name__ in KINDS for layer in layers):
+            yield BertStack(module)

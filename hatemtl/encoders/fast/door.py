@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast.bert_layer import BertLayer
-from hatemtl.encoders.fast.bert_stack import BertStack, stacks
+from hatemtl.encoders.fast import bert_stack, model_stack
+from hatemtl.encoders.fast.bert_layer import Layer
+from hatemtl.encoders.fast.bert_stack import BertStack
 from hatemtl.encoders.fast.lora_linear import LoRALinear
+from hatemtl.encoders.fast.model_stack import ModelStack
 
+Stack = BertStack | ModelStack  # what takes the place of the `forward` of all layers
+KINDS = (bert_stack.stacks, model_stack.stacks)  # each gives those that it finds in a model
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
 # seen, in bf16, where the library's own rounding is as large, 0.025, which grows with depth.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
@@ -30,7 +34,7 @@ def accelerate(model: nn.Module, loras: Sequence[LoRALinear] = (), *, own: bool 
     restore(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     alone = own or (loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)})
-    steps: Iterator[LoRALinear | BertStack] = chain(loras, map(BertStack, stacks(model) if alone else []))
+    steps: Iterator[LoRALinear | Stack] = chain(loras, (stack for kind in KINDS if alone for stack in kind(model)))
     for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
         ours.before, ours.owner.forward = ours.owner.__dict__.get("forward"), ours
 
@@ -39,7 +43,7 @@ def restore(model: nn.Module) -> None:
     """Lets every module compute as it did before `accelerate`; what others put in the place of a `forward` stays."""
     for module in model.modules():
         ours = module.__dict__.get("forward")
-        if isinstance(ours, LoRALinear | BertStack):
+        if isinstance(ours, LoRALinear | Stack):
             del module.forward
             if ours.before is not None:
                 module.forward = ours.before
@@ -65,7 +69,7 @@ def merge(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool = 
     """
     steps = _mergeable(model)
     for step in steps:
-        if isinstance(step, BertLayer):
+        if isinstance(step, Layer):
             step.merge(dtype, int8=int8)
         else:
             step.merge()
@@ -78,15 +82,15 @@ def unmerge(model: nn.Module) -> None:
         step.merged = None
 
 
-def _mergeable(model: nn.Module) -> list[LoRALinear | BertLayer]:
+def _mergeable(model: nn.Module) -> list[LoRALinear | Layer]:
     forwards = [module.forward for module in model.modules()]
-    steps: list[LoRALinear | BertLayer] = [f for f in forwards if isinstance(f, LoRALinear)]
-    return steps + [layer for f in forwards if isinstance(f, BertStack) for _, layer, _ in f.layers]
+    steps: list[LoRALinear | Layer] = [f for f in forwards if isinstance(f, LoRALinear)]
+    return steps + [layer for f in forwards if isinstance(f, Stack) for _, layer, _ in f.layers]
 
 
 def is_fast(model: nn.Module) -> bool:
     """Tells whether whole layers of the model are computed here: those are as fast as compiled code."""
-    return any(isinstance(module.forward, BertStack) for module in model.modules())
+    return any(isinstance(module.forward, Stack) for module in model.modules())
 
 
 def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
@@ -143,9 +147,10 @@ def _difference(model: nn.Module, loras: Sequence[LoRALinear], dtype: torch.dtyp
 
 
 def _said(model: nn.Module, trained: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states of two posts of eight and six tokens, the same with LoRAs merged, and gradients of what is trained."""
+    """Hidden states of two posts of few tokens, the same with LoRAs merged, and gradients of what is trained."""
     config: Any = model.config
-    device, long = trained[0].device, min(8, getattr(config, "max_position_embeddings", 10) - 2)  # RoBERTa counts from 2
+    long = max(8, getattr(config, "local_attention", 0) // 2 + 2)  # so that local attention leaves something out
+    device, long = trained[0].device, min(long, getattr(config, "max_position_embeddings", 10) - 2)  # RoBERTa counts from 2
     short = long - long // 4
     ids = 3 + torch.arange(2 * long, device=device).view(2, long) % (config.vocab_size - 3)
     mask = torch.arange(long, device=device) < torch.tensor([[long], [short]], device=device)

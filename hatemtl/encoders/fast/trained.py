@@ -84,7 +84,7 @@ class Norm:
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        return [parameter for parameter in (self.norm.weight, self.norm.bias) if parameter.requires_grad]
+        return [p for p in (self.norm.weight, self.norm.bias) if p is not None and p.requires_grad]
 
     @property
     def scales(self) -> list[float]:
@@ -94,7 +94,8 @@ class Norm:
         """Gives its shape, weight, bias and epsilon."""
         # with float32 weights torch keeps a bf16 input's mean and deviation in float32 too: more exact, and a quarter faster
         norm = self.norm
-        weight, bias = (w.detach().to(torch.promote_types(w.dtype, torch.float32)) for w in (norm.weight, norm.bias))
+        own = norm.weight, torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
+        weight, bias = (w.detach().to(torch.promote_types(w.dtype, torch.float32)) for w in own)
         return norm.normalized_shape, weight, bias, norm.eps
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -106,7 +107,7 @@ class Norm:
     def backward(self, dy: Tensor, kept: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Computes the gradient of x, and those of `factors`."""
         x, *rest = kept
-        asked = [True, self.norm.weight.requires_grad, self.norm.bias.requires_grad]
+        asked = [True, self.norm.weight.requires_grad, self.norm.bias is not None and self.norm.bias.requires_grad]
         dx, *found = torch.ops.aten.native_layer_norm_backward(dy, x, x.shape[-1:], *rest, asked)
         return dx, [part for part, wanted in zip(found, asked[1:], strict=True) if wanted]
 

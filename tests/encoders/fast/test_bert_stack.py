@@ -14,8 +14,9 @@ from methods.test_base import trained
 from torch import Tensor, nn
 
 from hatemtl.encoders.fast import merged, restore
-from hatemtl.encoders.fast.bert_layer import LEAST_KEYS, BertLayer
+from hatemtl.encoders.fast.bert_layer import LEAST_KEYS
 from hatemtl.encoders.fast.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, _cuts
+from hatemtl.encoders.fast.model_stack import ModelStack
 from hatemtl.errors import UserError
 from hatemtl.methods.adapterhub import library as ah_library
 from hatemtl.methods.adapterhub import train_and_load as adapter_hub
@@ -24,8 +25,10 @@ FUSED = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 LENGTHS = pytest.mark.parametrize("length", [1, 5, LEAST_KEYS - 1, LEAST_KEYS, LEAST_KEYS + 1, 28])
 
 
-def fused(model: nn.Module) -> list[BertLayer]:
-    return [layer for m in model.modules() if isinstance(m.forward, BertStack) for _, layer, _ in m.forward.layers]
+def fused(model: nn.Module) -> list[Any]:
+    return [
+        layer for m in model.modules() if isinstance(m.forward, BertStack | ModelStack) for _, layer, _ in m.forward.layers
+    ]
 
 
 def tokens(length: int, *, padded: bool = True) -> dict[str, Tensor]:
@@ -246,12 +249,6 @@ def test_a_gradient_of_gradients_is_the_librarys_or_refused(library: str) -> Non
     gradients = torch.autograd.grad(model(**batch).last_hidden_state.sin().sum(), factors, create_graph=True)
     whole = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
     assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(whole, factors))
-
-
-@pytest.mark.parametrize("kind", ["deberta", "modernbert"])
-@every_library
-def test_other_layers_keep_their_own_way(library: str, kind: str) -> None:
-    assert not fused(adapted(library, kind))
 
 
 def test_a_lora_that_is_not_plain_keeps_its_layers_from_it() -> None:
