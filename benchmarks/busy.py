@@ -46,9 +46,7 @@ def main() -> None:
     parser.add_argument("--eval-posts", type=int, default=960)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--others", type=int, default=1, help="processes beside it (default: 1)")
-    parser.add_argument(
-        "--spins", type=int, nargs="*", default=[], help="further counts to try (GOMP_SPINCOUNT)"
-    )
+    parser.add_argument("--spins", type=int, nargs="*", default=[], help="further counts to try (GOMP_SPINCOUNT)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     build, draw = Build(options.posts, options.train_posts, options.eval_posts, []), random.Random(0)

@@ -65,8 +65,8 @@ def test_out_of_a_training_pass_of_our_layers_values_and_gradients_are_the_libra
     library: str, kind: str, layer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch, ours = adapted(library, kind).train(), tokens(9), list[int]()
-    through = bert_stack._through
-    monkeypatch.setattr(bert_stack, "_through", lambda layers, *rest: ours.append(len(layers)) or through(layers, *rest))
+    through = bert_stack.through
+    monkeypatch.setattr(bert_stack, "through", lambda layers, *rest: ours.append(len(layers)) or through(layers, *rest))
     with watching(model, [layer]) as entered:
         hidden = model(**batch).last_hidden_state
     assert ours == ([2] if layer == 0 else [1, 1]), "no layer went the library's way"

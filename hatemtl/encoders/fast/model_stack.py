@@ -1,6 +1,7 @@
 """Computes a whole encoder whose layers stand in no module of their own, or say more than is read: ModernBERT, DeBERTa."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ def stacks(model: nn.Module) -> Iterator[ModelStack]:
             known = config.relative_attention and {*config.pos_att_type} == {"c2p", "p2c"} and encoder.conv is None
             known = known and config.hidden_act == "gelu" and getattr(config, "share_att_key", False)
             if known and not encoder.rel_embeddings.weight.requires_grad:  # of which our layers compute no gradient
-                yield ModelStack(
-                    module, encoder.layer, lambda layer, encoder=encoder: BertLayer(layer, Disentangled(encoder))
-                )
+                yield ModelStack(module, encoder.layer, partial(_disentangled, encoder=encoder))
+
+
+def _disentangled(layer: Any, encoder: Any) -> BertLayer:
+    return BertLayer(layer, Disentangled(encoder))

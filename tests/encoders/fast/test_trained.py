@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import FUSED, LENGTHS, fused, step, tokens
+from encoders.fast.test_bert_stack import FUSED, LENGTHS, step, tokens
 from encoders.fast.test_lora_linear import HALF, by_library, encoder, moved, off
 from methods.test_base import RATES, trained
 from torch import nn
@@ -20,11 +20,11 @@ def full(kind: str = "bert") -> Any:
     return Full(path=None, **RATES).attach(encoder(kind), name="run", seed=0).model
 
 
-@FUSED
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "modernbert"])
 @LENGTHS
 def test_values_and_gradients_are_those_of_the_library(kind: str, length: int) -> None:
     model, batch = full(kind), tokens(length)
-    assert len(fused(model)) == 2
+    assert is_fast(model)
     (hidden, gradients), (expected, others) = step(model, batch), step(by_library(model), batch)
     torch.testing.assert_close(hidden, expected, atol=5e-6, rtol=1e-5)
     assert gradients.keys() == others.keys() == trained(model).keys()
@@ -123,9 +123,8 @@ def test_where_they_differ_the_library_computes(monkeypatch: pytest.MonkeyPatch)
     assert note is not None and "differ from the library's" in note and not is_fast(model)
 
 
-@pytest.mark.parametrize("kind", ["deberta", "modernbert"])
-def test_other_layers_keep_their_own_way(kind: str) -> None:
-    model = full(kind)
+def test_other_layers_keep_their_own_way() -> None:
+    model = full("deberta")
     assert not is_fast(model) and verify(model, torch.float32) is None
 
 
