@@ -12,7 +12,7 @@ from methods.test_base import encoder as with_dropout
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, ModernBertConfig, ModernBertModel
 
-from hatemtl.encoders.fast import deberta_layer, door, is_fast, merge, merged, modernbert_layer, unmerge, verify
+from hatemtl.encoders.fast import accelerate, deberta_layer, door, is_fast, merge, merged, modernbert_layer, unmerge, verify
 from hatemtl.encoders.fast.bert_layer import Group
 from hatemtl.encoders.fast.modernbert_layer import Rotary
 from hatemtl.methods.peft_adapters import library as peft_library
@@ -143,6 +143,20 @@ def test_embeddings_may_be_given_and_learn(kind: str) -> None:
         found.append((hidden.detach(), gradient[mask.bool()]))
     for mine, exact in zip(*found, strict=True):
         assert off(mine, exact) < EXACT
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_modernberts_own_weights_are_trained_with_biases_or_without(bias: bool) -> None:
+    torch.manual_seed(0)
+    given = {"pad_token_id": 0, "local_attention": 8, "attention_bias": bias, "mlp_bias": bias, "norm_bias": bias}
+    model: Any = ModernBertModel(ModernBertConfig(**SIZE, **given))
+    accelerate(model, own=True)
+    assert len(fused(model)) == 2
+    compared(model, mixed())
+    model.layers[0].requires_grad_(False)
+    model.layers[1].attn.requires_grad_(False)
+    accelerate(model, own=True)
+    compared(model, mixed())
 
 
 @EACH
