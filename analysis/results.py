@@ -106,7 +106,11 @@ def read_results(path: Path) -> Results:
             raise ResultsError(f"{path}:{reader.line_num}: {error}; expected a metric and its value") from None
         except UnicodeDecodeError as error:
             raise ResultsError(f"{path}: {error}; expected a CSV file in UTF-8") from None
-    return Results(path, rows)
+    found = Results(path, rows)
+    in_int8 = [task for task, how in ((sidecar(found, "run.json") or {}).get("tested_precision") or {}).items() if how == "int8"]
+    if in_int8:
+        note(f"{path} was made in int8 (trainer.precision), where scores differ a little, for {', '.join(in_int8)}")
+    return found
 
 
 def sidecar(run: Results, name: str) -> dict[str, Any] | None:

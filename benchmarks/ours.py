@@ -1,13 +1,16 @@
 """hatemtl as a benchmark sees it: the one file here that knows hatemtl's inside, to be changed with it."""
 
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +23,7 @@ from benchmarks.readings import Reading, Tasks
 from hatemtl.command.configuration import build, requested
 from hatemtl.command.used_run import using_alone
 from hatemtl.corpora.base import Column, Corpus, Posts
+from hatemtl.encoders.fast.bert_stack import BertStack
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import keep_memory, quiet
@@ -163,6 +167,53 @@ class Stopwatch(Callback):
         self.busy += time.process_time()
 
 
+class Bytes(Callback):
+    """Bytes by what they are of: weights and tokens as training ends, and what its largest step kept for gradients.
+
+    What every step keeps is looked at as autograd is told to keep it; each storage counts once, and weights do not.
+    """
+
+    def __init__(self, run: "Run") -> None:
+        self.run, self.parts, self.most = run, dict[str, int](), 0
+        self.weights, self.seen, self.hooks = set[int](), dict[int, int](), ExitStack()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.weights = {weight.untyped_storage().data_ptr() for weight in pl_module.parameters()}
+        self.hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor))
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is torch.strided:
+            self.seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        self.most = max(self.most, sum(size for place, size in self.seen.items() if place not in self.weights))
+        self.seen.clear()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.hooks.close()
+        weights = [*pl_module.parameters()]
+        trained = sum(weight.nbytes for weight in weights if weight.requires_grad)
+        moments = [value for of in trainer.optimizers[0].state.values() for value in of.values()]
+        stacks = [module.forward for module in pl_module.modules() if isinstance(module.forward, BertStack)]
+        joints = [joint for stack in stacks for _, layer, _ in stack.layers for joint in layer.joints]
+        forward, backward = ([getattr(joint, name, None) for joint in joints] for name in ("product", "transposed"))
+        pool = self.run.data.pool
+        self.parts = {
+            "weights that stay": sum(weight.nbytes for weight in weights if not weight.requires_grad),
+            "the same in oneDNN's order, forward": _ordered(forward),
+            "the same in oneDNN's order, backward": _ordered(backward),
+            "weights that are trained": trained,
+            "their gradients and moments": trained + sum(value.nbytes for value in moments),
+            "tokens": sum(array.nbytes for array in (pool.tokens, pool.offsets, pool.begins)),
+            "texts": sum(map(sys.getsizeof, pool.texts)),
+        }
+
+
+def _ordered(layers: Iterable[Any]) -> int:
+    return sum(layer.weight.nbytes for layer in layers if layer is not None and layer.ordered is not None)
+
+
 def texts(source: Source) -> list[str]:
     """The texts of the corpus of labels."""
     corpus: Corpus = build(composed(source, ("label",)).tasks.label.corpus)
@@ -182,6 +233,7 @@ class Run:
         keep_memory()
         self.device, self.request = device, requested(cfg)
         self.settings, self.optimization = self.request.trainer, self.request.optimization
+        self.settings.take()
         self.notes: dict[str, str] = {}
         self.busy = 0.0  # of the last training, in seconds of the processor
         self.data = self.request.datamodule(self.request.tasks)
@@ -196,11 +248,11 @@ class Run:
             seconds = (time.perf_counter() - start) / len(self.data.pool)
             self.notes["tokens and prefix, computed"] = f"{seconds:.2g} s a post"
 
-    def train(self) -> Reading:
+    def train(self, also: Sequence[Callback] = ()) -> Reading:
         """Every epoch of the configuration, without validation; the log is written as always."""
         watch = Stopwatch(self.device)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._trainer(Path(folder), [watch], self.request.tracker(Path(folder), "train").logger)
+            trainer = self._trainer(Path(folder), [watch, *also], self.request.tracker(Path(folder), "train").logger)
             trainer.limit_val_batches = 0
             trainer.fit(self.module.train(), self.data)
         self.busy = watch.busy

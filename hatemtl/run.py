@@ -147,7 +147,9 @@ def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Pat
     here = [] if cfg.save_path is None else [f"save_path={quoted(str(cfg.save_path))}"]
     command = same_run(*here, *also)
     result: Result = _told(request, lambda: train(request, then_test=then_test, command=command), trains=True)
-    tested = any(row.stage == "test" for row in result.rows)
+    # results of int8 are not what this command leaves
+    exact = "int8" not in SavedRun(result.folder).record.get("tested_precision", {}).values()
+    tested = exact and any(row.stage == "test" for row in result.rows)
     judged_anew = request.evaluations or (request.folds is not None and request.folds.of == "test")
     if then_test and not result.trained and (judged_anew or not tested):
         # finished before, by a command that did not test, or not by all of these
@@ -192,9 +194,13 @@ def _serve(cfg: Any) -> Path:
     folders = [cfg.load_path] if isinstance(cfg.load_path, str) else [*(cfg.load_path or [])]
     if not folders:
         raise UserError("action=serve needs the saved runs to serve; type load_path=FOLDER, or load_path=FOLDER,ANOTHER")
-    others = [word for word in typed_words() if not word.startswith("load_path=")]
+    others, precision = [word for word in typed_words() if not word.startswith("load_path=")], cfg.serve.precision
+    if precision is not None:  # short for what other actions know as well
+        if twice := next((word for word in others if word.startswith("trainer.precision=")), None):
+            raise UserError(f"serve.precision={precision} is short for trainer.precision=int8; leave it or {twice} out")
+        others.append(f"trainer.precision={precision}")
     requests = [_requested(using(str(folder), typed=others)) for folder in folders]
-    return _told(requests[0], lambda: serve(requests, **cfg.serve))
+    return _told(requests[0], lambda: serve(requests, host=cfg.serve.host, port=cfg.serve.port, queue=cfg.serve.queue))
 
 
 def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> Any:

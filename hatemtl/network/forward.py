@@ -139,7 +139,7 @@ class Forward:
         if self.settled:
             yield
         else:
-            with self.without_dropout(), merged(self.encoder, self.dtype):
+            with self.without_dropout(), merged(self.encoder, self.dtype, int8=self.int8):
                 yield
 
     @contextmanager

@@ -301,7 +301,7 @@ class MultitaskModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         for regulariser in self.regularising.values() if self.trainer.state.fn == "fit" else ():
             self.merged.enter_context(regulariser.evaluating(self.through))
-        self.merged.enter_context(merged(self.encoder, self.through.dtype))
+        self.merged.enter_context(merged(self.encoder, self.through.dtype, int8=self.through.int8))
         self.predictions.clear()
         self.so_far.forget("val")
         self.metrics = {task: self.head(task).metric().to(self.device) for task in self.heads}

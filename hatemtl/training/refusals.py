@@ -13,6 +13,15 @@ from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs.saved_run import SavedRun
 
 
+def check_learns(settings: Any) -> None:
+    """Raises UserError where the number format has no gradients. settings: `training.trainer_settings.TrainerSettings`."""
+    if settings.int8:
+        raise UserError(
+            "trainer.precision=int8 computes no gradients, so nothing would learn; leave it out to train, and type "
+            "action=test load_path=FOLDER trainer.precision=int8 afterwards"
+        )
+
+
 def check_steps(request: Request, module: MultitaskModule) -> None:
     """Raises UserError where gradients of tasks are to be weighed against one another, and no optimizer step has two."""
     if request.trainer.devices * request.trainer.nodes > 1 and any(map(of_hidden, module.weightings)):  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepT
 from hatemtl.training.micro_batches import cut, fit, that_fit
 from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
-from hatemtl.training.refusals import check_folds, check_splits, check_steps
+from hatemtl.training.refusals import check_folds, check_learns, check_splits, check_steps
 from hatemtl.training.spending import LEDGER, Spending
 from hatemtl.using.actions import evaluate, reader, spent_on
 from hatemtl.using.judging import check_evaluations, check_test
@@ -58,6 +58,7 @@ def train(
     if not save_path.name:
         raise UserError(f"save_path={save_path}: expected the name of a folder; type save_path=adapters/NAME")
     crew, settings = called(), request.trainer
+    check_learns(settings)
     check_crew(crew, settings.devices, settings.nodes)
     if crew is None and settings.devices > 1 and command is None:
         raise UserError(

@@ -82,16 +82,16 @@ def _not_a_number(devices: int | str | Sequence[int]) -> str:
 class TrainerSettings:
     """Says where and in which number format a run computes.
 
-    accelerator: see `read_accelerator`. precision: the type of the frozen weights and of the encoder's arithmetic. What is
-    trained, its optimizer state and the heads stay float32. devices: processes that train on a machine, each on a GPU of its
-    own where there are any; of another form it is refused. nodes: machines. strategy: what each process holds: "ddp" the
-    whole network, "fsdp" its part of the encoder, as `machine.sharding` has it; "auto" is ddp. fast: whether hatemtl's own
-    layers compute what they can, once they agree with the libraries'; never where the encoder is split. memory: whether a
-    CPU's compiled code is kept for every shape of a batch.
+    accelerator: see `read_accelerator`. precision: the type of the frozen weights and of the encoder's arithmetic; int8 is
+    for a saved run's, see `using.int8`. What is trained, its optimizer state and the heads stay float32. devices: processes
+    that train on a machine, each on a GPU of its own where there are any; of another form it is refused. nodes: machines.
+    strategy: what each process holds: "ddp" the whole network, "fsdp" its part of the encoder, as `machine.sharding` has it;
+    "auto" is ddp. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'; never where
+    the encoder is split. memory: whether a CPU's compiled code is kept for every shape of a batch.
     """
 
     accelerator: str
-    precision: Literal["auto", "32", "bf16", 32]
+    precision: Literal["auto", "32", "bf16", "int8", 32]
     compile: bool | Literal["auto"]
     fast: Literal["auto", False]
     progress: bool | None
@@ -110,6 +110,10 @@ class TrainerSettings:
         if self.nodes < 1:
             raise UserError(f"trainer.nodes={self.nodes}: expected a whole number from 1")
         read_accelerator(self.accelerator).check(self.accelerator, self.devices)
+        if self.int8 and self.device.type != "cpu":
+            raise UserError("trainer.precision=int8 is computed by a CPU alone; type trainer.accelerator=cpu as well")
+        if self.int8 and not torch.backends.mkldnn.is_available():
+            raise UserError("trainer.precision=int8 is computed by oneDNN, which torch lacks here; leave it out")
 
     @property
     def splits(self) -> bool:
@@ -117,10 +121,20 @@ class TrainerSettings:
         return self.strategy == "fsdp"
 
     @property
+    def int8(self) -> bool:
+        """Tells whether the encoder's linear layers are computed in int8, with what was trained in them."""
+        return self.precision == "int8"
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Names the type of the frozen weights and of the encoder's arithmetic."""
-        chosen = fastest_precision(self.accelerator) if self.precision == "auto" else str(self.precision)
+        """Names the type of the frozen weights and of the encoder's arithmetic; with int8 of all but its linear layers'."""
+        chosen = fastest_precision(self.accelerator) if self.precision in ("auto", "int8") else str(self.precision)
         return torch.bfloat16 if chosen == "bf16" else torch.float32
+
+    @property
+    def told(self) -> str:
+        """Names the number format as `precision` would be typed for it."""
+        return "int8" if self.int8 else "bf16" if self.dtype is torch.bfloat16 else "32"
 
     @property
     def device(self) -> torch.device:

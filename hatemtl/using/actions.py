@@ -27,6 +27,7 @@ from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, judging, scored_file
+from hatemtl.using.int8 import quantize
 from hatemtl.using.predictor import Predictor, check_predictable
 from hatemtl.using.reader import Reader
 
@@ -36,7 +37,7 @@ PREDICTIONS = "predictions.parquet"
 def test(request: Request) -> Result:
     """Tests a saved run: `test_*` rows and predictions go beside its weights, or to save_path where one is given."""
     console, saved, asked, ledger = Console(), request.used_run("test"), time.perf_counter(), Ledger(request.cost)
-    tested_anew = {"tested_data": None, "tables": None, "ledger": None}  # by others, while this one tests
+    tested_anew = dict.fromkeys(("tested_data", "tested_precision", "tables", "ledger"))  # by others, while this one tests
     if saved.hub is not None and request.save_path is None:
         raise UserError(f"{saved.hub} is of the hub, and results need a folder; type save_path=FOLDER")
     folder = request.save_path or saved.folder
@@ -62,13 +63,15 @@ def test(request: Request) -> Result:
     network.module.requires_grad_(False)
     report.notes(console, network.notes)
     report.network(console, network.parts())
+    if request.trainer.int8:
+        quantize(network, request, saved)
     tokenizer = network.encoder.tokenizer()
     check_tokenizer(saved, vocabulary(tokenizer))
     data.tokenize(tokenizer, network.encoder.max_length, request.cache)
     judging.check_test(request.evaluations, data, reader(request, network, data))
     ledger.of_which("tokenizing", data.seconds)
     rows, leave, tell = measured(request, network, data, folder, ledger)
-    report.results(console, rows, f"{folder}: test split")
+    report.results(console, rows, f"{folder}: test split{', in int8' if request.trainer.int8 else ''}")
     with kept_elsewhere(folder, leave), held(folder, TESTED):
         if {**saved.record, **tested_anew} != before:
             raise UserError(f"{saved.folder} was trained anew while it was tested; type the same again")
@@ -151,7 +154,7 @@ def predict(
     write: Any = partial(scored_file.write_scored, rows, scored_file.score_columns(spaces, said), **cells)
     with kept_elsewhere(target, write, saved.folder, given="predict.output="):
         write(target)
-    console.print(f"{len(texts)} posts scored: {target}", soft_wrap=True)
+    console.print(f"{len(texts)} posts scored{' in int8' if request.trainer.int8 else ''}: {target}", soft_wrap=True)
     return target
 
 
@@ -233,7 +236,9 @@ def measured(
         listed = artifacts.write_tables(folder, tables, network.module.heads, tables_before)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         spent = added(record.get("ledger"), ledger.entry(folder))
-        artifacts.write_record(folder, {**record, "tested_data": tested, "tables": listed, "ledger": spent})
+        how = {**record.get("tested_precision", {}), **dict.fromkeys(network.module.heads, request.trainer.told)}
+        anew = {"tested_data": tested, "tested_precision": how, "tables": listed, "ledger": spent}
+        artifacts.write_record(folder, {**record, **anew})
         artifacts.write_results(folder, rows)  # last: by its rows a run counts as tested
 
     def tell(folder: Path) -> None:

@@ -19,7 +19,8 @@ from hatemtl.errors import UserError
 from hatemtl.heads.base import Head
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using import export, load
-from hatemtl.using.merged_encoder import TEXTS, Case, cases, merged
+from hatemtl.using.made_up_posts import TEXTS, Case, cases
+from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor
 
 TOLERANCE = 1e-4  # by which a score that others read may differ, beside the largest where that is above 1

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hatemtl.encoders import for_others
 from hatemtl.saved_runs.saved_run import write_labels
 from hatemtl.using import export
-from hatemtl.using.merged_encoder import TEXTS, cases, merged
+from hatemtl.using.made_up_posts import TEXTS, cases
+from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor, check_predictable
 
 TOLERANCE = 1e-3  # by which a score of the graph's may differ, beside the largest where that is above 1

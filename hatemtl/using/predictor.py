@@ -23,6 +23,7 @@ from hatemtl.machine.startup import quiet
 from hatemtl.network.assembly import check_tokenizer
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import kept
+from hatemtl.using.int8 import quantize
 
 # Tokens times squared hidden size that a thread is worth its while for: those of 227 tokens of MiniLM, some 4 ms a layer. Of
 # less, a product takes a tenth of a millisecond, and where something else runs on the machine, to wait for another thread
@@ -58,6 +59,8 @@ class Predictor:
         self.request, self.saved, self.spaces = request, saved, {task: saved.labels[task] for task in request.tasks}
         self.network = request.network(request.tasks, self.spaces, name=saved.folder.name)
         self.network.module.requires_grad_(False).eval().to(request.trainer.device)
+        if request.trainer.int8:
+            quantize(self.network, request, saved)
         self.heads = {task: self.network.module.head(task) for task in self.spaces}
         self.lexicons = {task: lexicon for task, of in request.tasks.items() if (lexicon := of.lexicon) is not None}
         self.tokenizer = self.network.encoder.tokenizer()

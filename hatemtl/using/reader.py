@@ -19,6 +19,7 @@ from hatemtl.evaluations.base import UNJUDGED, Predicted, Stage, Tokens
 from hatemtl.network.forward import Forward
 from hatemtl.network.module import MultitaskModule
 from hatemtl.network.predictions import Predictions
+from hatemtl.using.int8 import KEY
 
 
 def through(
@@ -126,6 +127,8 @@ class Reader:
 
     @contextmanager
     def gradients(self) -> Iterator[None]:
+        if self.settings.int8:
+            raise UserError(f"{KEY} computes no gradients, of which these explanations are made; leave one of them out")
         self.module.to(self.settings.device)
         with self.settings.arithmetic(), self.through.gradients():
             yield

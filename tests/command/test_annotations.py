@@ -52,7 +52,7 @@ TRUTH = "expected true or false"
         ("optimization.epochs=2.5", "optimization.epochs=2.5: expected a whole number; type optimization.epochs=4"),
         ("optimization.schedule=cosin", "expected linear, cosine or constant; did you mean 'cosine'?"),
         ("trainer.accelerator=null", "trainer.accelerator=null: expected a text; type trainer.accelerator=auto"),
-        ("trainer.precision=bf61", "trainer.precision=bf61: expected auto, 32 or bf16; did you mean 'bf16'?"),
+        ("trainer.precision=bf61", "trainer.precision=bf61: expected auto, 32, bf16 or int8; did you mean 'bf16'?"),
         ("trainer.compile=no", "trainer.compile=no: expected true, false or auto"),
         ("trainer.fast=0", "trainer.fast=0: expected auto or false"),
         ("encoder.max_length=abc", "encoder.max_length=abc: expected a whole number; type encoder.max_length=128"),

@@ -24,8 +24,9 @@ from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import LabelSpace
 from hatemtl.using import load, merged_folder
 from hatemtl.using.export import MARKER
-from hatemtl.using.merged_encoder import TEXTS as MADE_UP
-from hatemtl.using.merged_encoder import cases, merged
+from hatemtl.using.made_up_posts import TEXTS as MADE_UP
+from hatemtl.using.made_up_posts import cases
+from hatemtl.using.merged_encoder import merged
 
 TEXTS = ["this is fine", "that is not this is not that"]
 

@@ -19,12 +19,15 @@ from hatemtl.encoders.partway import Watch
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
+import os
+
 # Places of padding that cost as much as one more group.
-PADDING = 24
+PADDING = int(os.environ.get("PAD", "48"))
 # Posts times squared length of a group at most, unless of one post: what attention computes of it shall stay in the cache.
 AREA = 2**17
-# oneDNN computes blocks of rows: what is left over from them costs up to 2 % more.
-ROWS = 4
+# oneDNN makes code for each number of rows, 0.65 MB a product, and computes blocks of them. So it is a multiple of 4, and
+# has some five digits of two: 46 numbers in place of 211 in three epochs of HateXplain, for 0.8 % more rows.
+ROWS, FINEST = 4, 32
 
 
 class _Stack(torch.autograd.Function):
@@ -66,7 +69,7 @@ class _Stack(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Posts:
-    """The places of a padded batch's posts (B, T) when they stand one behind the other, in M rows, a multiple of `ROWS`.
+    """The places of a padded batch's posts (B, T) when they stand one behind the other, in M rows, as many as `ROWS` and `FINEST` say.
 
     groups: of like length, each as long as its longest. packing: which place each row holds (M,), the rows that hold no
     token, which row holds each place (B·T,), any at padding, and where that is; None where the batch stays as it is.
@@ -100,7 +103,7 @@ class Posts:
         rows = np.concatenate(places)
         sources, tokens = np.zeros(posts * length, dtype=np.int64), real.reshape(-1)
         sources[rows] = np.arange(len(rows))
-        rest = -len(rows) % ROWS
+        rest = -len(rows) % max(ROWS, 2 ** len(rows).bit_length() // FINEST)
         nothing = np.append(np.flatnonzero(~tokens[rows]), np.arange(len(rows), len(rows) + rest))
         found = np.append(rows, np.zeros(rest, dtype=np.int64)), nothing, sources, np.flatnonzero(~tokens)
         return Posts((posts, length), groups, tuple(map(torch.from_numpy, found)))

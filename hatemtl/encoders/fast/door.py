@@ -50,14 +50,14 @@ def restore(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[bool]:
+def merged(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool = False) -> Iterator[bool]:
     """Merges each LoRA computed here into the weight under it, inside, while nothing is trained; says if there is any.
 
     dtype: that layers whose own weights are trained compute in. Afterwards all is as before, to the last bit: to merge and
     unmerge as the libraries do would change the frozen weights.
     """
     try:
-        yield merge(model, dtype)
+        yield merge(model, dtype, int8=int8)
     finally:
         unmerge(model)
 

@@ -16,7 +16,8 @@ from hatemtl.machine import json_object
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
 from hatemtl.using import export, merged_folder
-from hatemtl.using.merged_encoder import cases, merged
+from hatemtl.using.made_up_posts import cases
+from hatemtl.using.merged_encoder import merged
 from hatemtl.using.predictor import Predictor
 from hatemtl.using.publish import adapter_folders, card, evaluation, metadata, places, said_head
 from hatemtl.using.publish import upload as hub

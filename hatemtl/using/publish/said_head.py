@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatemtl.corpora.preprocess import Preprocess
 from hatemtl.encoders import for_others
 from hatemtl.encoders.pretrained import Transformer
-from hatemtl.using.merged_encoder import Case
+from hatemtl.using.made_up_posts import Case
 from hatemtl.using.merged_folder import TOLERANCE, classifier, layers_of
 
 OUTSIDE = "O"  # what a token is called that is not marked, as in the tags of every corpus of tokens

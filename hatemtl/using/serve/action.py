@@ -7,9 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from hatemtl.command import console as report
 from hatemtl.command.console import Console
@@ -24,10 +22,10 @@ PACKAGES = ("starlette", "uvicorn")
 SWITCH = 0.0005
 
 
-def serve(requests: Sequence[Request], *, host: str, port: int, queue: int, precision: Literal["int8"] | None) -> Path:
+def serve(requests: Sequence[Request], *, host: str, port: int, queue: int) -> Path:
     """Answers on host and port what these saved runs say of texts, until it is interrupted; gives the first one's folder.
 
-    queue: how many posts may wait, counted once a run. precision: int8 for dynamic quantisation; None as each run says.
+    queue: how many posts may wait, counted once a run.
     """
     if lacking := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise UserError(f"action=serve needs {' and '.join(lacking)}; type `uv sync --extra serve`")
@@ -35,17 +33,12 @@ def serve(requests: Sequence[Request], *, host: str, port: int, queue: int, prec
         raise UserError(f"serve.port={port}: expected a number from 0, for any that is free, to 65535")
     if queue < 1:
         raise UserError(f"serve.queue={queue}: expected a whole number from 1; type serve.queue=1024")
-    device = requests[0].trainer.device.type
-    if precision == "int8" and device != "cpu":
-        raise UserError("serve.precision=int8 is computed by a CPU alone; type trainer.accelerator=cpu as well")
-    if precision == "int8" and not torch.backends.mkldnn.is_available():
-        raise UserError("serve.precision=int8 is computed by oneDNN, which torch lacks here; type serve.precision=null")
     used = named(requests)
     for request in requests:
         saved = request.used_run("serve")
         check_predictable({task: saved.labels[task] for task in request.tasks})
     with closing(bound(host, port)) as listening:  # before what takes seconds
-        _serve(used, listening, host=host, queue=queue, int8=precision == "int8")
+        _serve(used, listening, host=host, queue=queue)
     return requests[0].used_run("serve").folder
 
 
@@ -82,7 +75,7 @@ def bound(host: str, port: int) -> socket.socket:
         raise UserError(f"serve.host={host}: no name of a host; type serve.host=127.0.0.1") from None
 
 
-def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: str, queue: int, int8: bool) -> None:
+def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: str, queue: int) -> None:
     import uvicorn  # with starlette slow to import
 
     from hatemtl.using.serve.app import app
@@ -96,10 +89,10 @@ def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: s
         # lightning has every look for a GPU, one a request, open NVIDIA's driver; torch's own look takes no time
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     sys.setswitchinterval(SWITCH)
-    loaded = together(requests, int8=int8)
+    loaded = together(requests)
     for predictor in loaded.predictors.values():
         report.notes(console, predictor.network.notes)
-    runs = Runs(loaded, int8=int8)
+    runs = Runs(loaded)
     started()
     with closing(Queue(runs, limit=queue)) as waiting:
         waiting.predict({name: ["ready"] for name in requests}).result()  # the first call is the slowest

@@ -22,8 +22,8 @@ from hatemtl.methods import lora_formats
 from hatemtl.methods.bank.lora_bank import LIBRARY, Gating, banks, fill
 from hatemtl.methods.base import Attached, Method
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.using.int8 import KEY, shrink
 from hatemtl.using.predictor import Predictor
-from hatemtl.using.serve.int8 import KEY, quantized, shrink
 
 SMALL = 1024  # numbers: tensors of fewer are not worth looking for twice
 
@@ -72,21 +72,25 @@ class RowGate(nn.Module):
 
 @dataclass(frozen=True)
 class OnOneEncoder:
-    """Holds saved runs by name. rows: which source of the bank each is that is in it; gate: of that bank."""
+    """Holds saved runs by name. rows: which source of the bank each is that is in it; gate: of that bank.
+
+    int8: whether they multiply in it.
+    """
 
     predictors: Mapping[str, Predictor]
     rows: Mapping[str, int]
     gate: RowGate | None
+    int8: bool
 
 
-def together(requests: Mapping[str, Request], *, int8: bool) -> OnOneEncoder:
+def together(requests: Mapping[str, Request]) -> OnOneEncoder:
     """Loads the saved runs that these requests use, by name. Raises UserError where they are not of one encoder."""
     saved = {name: request.used_run("serve") for name, request in requests.items()}
     check_encoders([*saved.values()])
     name, request = next(iter(requests.items()))
+    int8 = request.trainer.int8
     if len(requests) == 1:
-        predictor = Predictor(request, saved[name])
-        return OnOneEncoder({name: quantized(predictor) if int8 else predictor}, {}, None)
+        return OnOneEncoder({name: Predictor(request, saved[name])}, {}, None, int8)
     if request.encoder.quantize is not None:
         raise UserError(
             f"encoder.quantize={request.encoder.quantize}: several are served on float weights; type encoder.quantize=null"
@@ -96,7 +100,7 @@ def together(requests: Mapping[str, Request], *, int8: bool) -> OnOneEncoder:
     if int8 and (others := [name for name in requests if name not in alike]):
         raise UserError(
             f"{KEY} takes several runs of plain LoRAs alone, and {others[0]} is of another kind; type "
-            f"serve.precision=null, or load_path={saved[others[0]].folder} alone"
+            f"load_path={saved[others[0]].folder} alone, or leave it out"
         )
     predictors: dict[str, Predictor] = {}
     for name, request in sorted(requests.items(), key=lambda item: item[0] in alike):  # copies are taken of it as it is
@@ -114,7 +118,7 @@ def together(requests: Mapping[str, Request], *, int8: bool) -> OnOneEncoder:
             predictors[name].network.module.to(predictors[name].request.trainer.device)
         gate.each = gate.each.to(predictors[next(iter(rows))].request.trainer.device)
     once(weight for predictor in predictors.values() for weight in predictor.network.module.encoder.parameters())
-    return OnOneEncoder({name: predictors[name] for name in requests}, rows, gate)
+    return OnOneEncoder({name: predictors[name] for name in requests}, rows, gate, int8)
 
 
 def check_encoders(runs: Sequence[SavedRun]) -> None:

@@ -14,6 +14,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations import explainers
+from hatemtl.using.int8 import KEY
 from hatemtl.using.predictor import Predictor, Scored
 from hatemtl.using.reader import Reader
 from hatemtl.using.serve.one_encoder import OnOneEncoder
@@ -26,8 +27,8 @@ Found = dict[str, list[list[float]]]
 class Runs:
     """Reads texts with saved runs by name, asked by one thread."""
 
-    def __init__(self, loaded: OnOneEncoder, *, int8: bool = False) -> None:
-        self.predictors, self.rows, self.gate, self.int8 = loaded.predictors, loaded.rows, loaded.gate, int8
+    def __init__(self, loaded: OnOneEncoder) -> None:
+        self.predictors, self.rows, self.gate, self.int8 = loaded.predictors, loaded.rows, loaded.gate, loaded.int8
 
     def said(self, asked: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Scored]]]:
         """Gives what every task of each run says of the texts that this run is asked about."""
@@ -75,7 +76,7 @@ class Runs:
         predictor = self.predictors[name]
         space = predictor.spaces[task]
         if self.int8:
-            raise UserError("serve.precision=int8 computes no gradients, of which attributions are made; serve without it")
+            raise UserError(f"{KEY} computes no gradients, of which attributions are made; serve without it")
         if space.about == "words":
             raise UserError(f"task {task!r} marks words itself; ask about the label of another task")
         if label not in space.names:

@@ -12,7 +12,8 @@ from using.test_export import METHODS, predictor, source, trained
 from using.test_merged_folder import head
 
 from hatemtl.corpora.preprocess import AS_IS
-from hatemtl.using.merged_encoder import cases, merged
+from hatemtl.using.made_up_posts import cases
+from hatemtl.using.merged_encoder import merged
 from hatemtl.using.publish import adapter_folders
 from hatemtl.using.publish.said_head import say
 

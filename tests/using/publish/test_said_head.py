@@ -9,7 +9,8 @@ from using.test_export import METHODS, predictor, source, trained
 from using.test_merged_folder import head
 
 from hatemtl.corpora.preprocess import AS_IS, Preprocess
-from hatemtl.using.merged_encoder import cases, merged
+from hatemtl.using.made_up_posts import cases
+from hatemtl.using.merged_encoder import merged
 from hatemtl.using.publish.said_head import SaidHead, say
 
 SAID = {

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def loaded(folders: dict[str, Path], *names: str, int8: bool = False) -> OnOneEncoder:
-    typed = ["trainer.accelerator=cpu"]
-    return together({name: requested(using_alone(folders[name], typed)) for name in names}, int8=int8)
+def loaded(folders: dict[str, Path], *names: str, also: Sequence[str] = ()) -> OnOneEncoder:
+    typed = ["trainer.accelerator=cpu", *also]
+    return together({name: requested(using_alone(folders[name], typed)) for name in names})
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_one_encoder_lies_in_memory_once(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("names", [("first",), ("first", "second")])
 def test_int8_says_nearly_the_same(folders: dict[str, Path], names: tuple[str, ...]) -> None:
-    runs = Runs(loaded(folders, *names, int8=True), int8=True)
+    runs = Runs(loaded(folders, *names, also=["trainer.precision=int8"]))
     said = runs.said(dict.fromkeys(names, TEXTS[:3]))
     for name in names:
         exact = Predictor.load(folders[name], "trainer.accelerator=cpu")(TEXTS[:3])
@@ -248,6 +248,8 @@ def test_runs_of_different_encoders_and_ports_in_use_are_told(folders: dict[str,
     assert "type load_path=FOLDER" in told()
     assert "serve.port=99999" in told(f"load_path={first}", "serve.port=99999")
     assert "serve.precision=int4" in told(f"load_path={first}", "serve.precision=int4")
+    twice = told(f"load_path={first}", "serve.precision=int8", "trainer.precision=32")
+    assert "short for trainer.precision=int8; leave it or trainer.precision=32 out" in twice
     with bound("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert "Address already in use; type serve.port=0" in told(f"load_path={first}", f"serve.port={port}")

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from hatemtl.encoders.fast import Int8Linear
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods.bank.lora_bank import Gating, banks, fill
-from hatemtl.using.serve.int8 import shrink
+from hatemtl.using.int8 import shrink
 from hatemtl.using.serve.one_encoder import RowGate, once
 
 
