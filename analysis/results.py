@@ -107,7 +107,8 @@ def read_results(path: Path) -> Results:
         except UnicodeDecodeError as error:
             raise ResultsError(f"{path}: {error}; expected a CSV file in UTF-8") from None
     found = Results(path, rows)
-    in_int8 = [task for task, how in ((sidecar(found, "run.json") or {}).get("tested_precision") or {}).items() if how == "int8"]
+    formats = (sidecar(found, "run.json") or {}).get("tested_precision") or {}
+    in_int8 = [task for task, how in formats.items() if how == "int8"]
     if in_int8:
         note(f"{path} was made in int8 (trainer.precision), where scores differ a little, for {', '.join(in_int8)}")
     return found

@@ -1,8 +1,8 @@
 """What a long training keeps of the machine's memory, and where: hatemtl's `fast` and `lean` beside the tuned Trainer's.
 
-Every arm is a process of its own, and all are at work at once, so that what slows the machine slows them alike; speed is told
-in seconds of the processor. Each trains a LoRA on MiniLM for so many steps of 32 posts, and evaluates once. Where a byte
-is, hatemtl's arms say when their training has ended.
+Every arm is a process of its own, and all are at work at once, so that what slows the machine slows them alike; speed is
+told in seconds of the processor. Each trains a LoRA on MiniLM for so many steps of 32 posts, and evaluates once. Where a
+byte is, hatemtl's arms say when their training has ended.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ONEDNN, KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2048"
-TORCHS = "LRU_CACHE_CAPACITY"
+TORCHS, KEPT_BY_TORCH = "LRU_CACHE_CAPACITY", "32"
 _MAIN = Path(__file__).parents[2] / "main.py"
 # What does a command in a process of its own: in a checkout by its main.py, beside which modules of the user's are found, as
 # here; of a wheel without the folder where it was typed, whose files would be imported in the place of libraries.
@@ -47,9 +47,9 @@ def keep_memory() -> None:
     To be called before the first tensor is made: torch and oneDNN look at the environment once.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors on large pages: evaluation is 4 % faster
-    # it makes code for every shape, 0.65 MB each; MiniLM's layers with LoRAs have 29 a number of rows and 6 a shape of attention
+    # it makes code for every shape, 0.65 MB each; a BERT layer has 29 a number of rows and 6 a shape of attention
     os.environ.setdefault(ONEDNN, KEPT_SHAPES)
-    os.environ.setdefault(TORCHS, "32")  # of the same, by torch; it asks oneDNN for any that it does not keep
+    os.environ.setdefault(TORCHS, KEPT_BY_TORCH)  # of the same, by torch; it asks oneDNN for any that it does not keep
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most that it takes
@@ -64,6 +64,7 @@ def bound_memory() -> None:
     """
     if os.environ.get(ONEDNN, KEPT_SHAPES) == KEPT_SHAPES:  # else it was typed
         os.environ[ONEDNN] = "256"
+    os.environ.setdefault(TORCHS, KEPT_BY_TORCH)
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(TRIM_THRESHOLD, 64 << 20)
 

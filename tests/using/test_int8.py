@@ -24,7 +24,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The command that trained a run, by its method."""
     root = tmp_path_factory.mktemp("int8")
     commands = {
-        method: [*TINY, f"method={method}", rate, "optimization.epochs=1", "action=[train,test]", f"save_path={root / method}"]
+        method: [
+            *TINY,
+            f"method={method}",
+            rate,
+            "optimization.epochs=1",
+            "action=[train,test]",
+            f"save_path={root}/{method}",
+        ]
         for method, rate in METHODS.items()
     }
     for command in commands.values():
@@ -65,7 +72,7 @@ def test_a_predictor_says_what_a_test_does(runs: dict[str, list[str]], method: s
     exact = Predictor.load(folder(runs[method]), "trainer.accelerator=cpu")
     for i, said in enumerate(Predictor.load(folder(runs[method]), *INT8)(TEXTS)):
         for label, score in said["label"].scores.items():
-            assert written[f"label_{label}"][i] == pytest.approx(score, abs=1e-4)
+            assert written[f"pred_label_{label}"][i] == pytest.approx(score, abs=1e-4)
         assert said["label"].scores == pytest.approx(exact(TEXTS)[i]["label"].scores, abs=0.02)
         assert said["label"].scores != exact(TEXTS)[i]["label"].scores
 
