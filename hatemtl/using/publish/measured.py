@@ -9,6 +9,8 @@ from hatemtl.using.publish.markdown import code, number, plain, span, table
 
 def evaluation(facts: Facts) -> Iterator[str]:
     for task, found in facts.figures.items():
+        int8 = facts.run.record.get("tested_precision", {}).get(task) == "int8"
+        computed = "int8" if int8 else facts.run.record["precision"]
         rows = [
             [code(name if label is None else f"{name} {label}"), number(value), span(low, high)]
             for name, label, value, low, high in found.rows
@@ -17,7 +19,7 @@ def evaluation(facts: Facts) -> Iterator[str]:
         yield (
             f"{found.posts:,} test posts of {', '.join(code(of.name) for of in facts.corpora[task])}. {CONFIDENCE:.0%} "
             f"intervals are percentiles over {RESAMPLES:,} draws of these posts; they are of this one run, and how much "
-            f"another seed would differ they do not say. Computed in {code(facts.run.record['precision'])}; the folder's "
+            f"another seed would differ they do not say. Computed in {code(computed)}; the folder's "
             f"float32 differs by rounding."
         )
         yield table(["figure", "value", "interval"], rows)
