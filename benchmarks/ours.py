@@ -23,7 +23,6 @@ from benchmarks.readings import Reading, Tasks
 from hatemtl.command.configuration import build, requested
 from hatemtl.command.used_run import using_alone
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.encoders.fast.bert_stack import BertStack
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 from hatemtl.machine.startup import keep_memory, quiet
@@ -195,8 +194,8 @@ class Bytes(Callback):
         weights = [*pl_module.parameters()]
         trained = sum(weight.nbytes for weight in weights if weight.requires_grad)
         moments = [value for of in trainer.optimizers[0].state.values() for value in of.values()]
-        stacks = [module.forward for module in pl_module.modules() if isinstance(module.forward, BertStack)]
-        joints = [joint for stack in stacks for _, layer, _ in stack.layers for joint in layer.joints]
+        stacks = [getattr(module.forward, "layers", ()) for module in pl_module.modules()]  # hatemtl's own have some
+        joints = [joint for layers in stacks for _, layer, _ in layers for joint in layer.joints]
         forward, backward = ([getattr(joint, name, None) for joint in joints] for name in ("product", "transposed"))
         pool = self.run.data.pool
         self.parts = {
@@ -211,7 +210,7 @@ class Bytes(Callback):
 
 
 def _ordered(layers: Iterable[Any]) -> int:
-    return sum(layer.weight.nbytes for layer in layers if layer is not None and layer.ordered is not None)
+    return sum(layer.weight.nbytes for layer in layers if getattr(layer, "ordered", None) is not None)
 
 
 def texts(source: Source) -> list[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -153,7 +154,8 @@ def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Pat
     judged_anew = request.evaluations or (request.folds is not None and request.folds.of == "test")
     if then_test and not result.trained and (judged_anew or not tested):
         # finished before, by a command that did not test, or not by all of these
-        again = using(result.folder)
+        words = [word for word in typed_words() if not re.match(r"[+~]*(method|merge|heads|load_path)\b", word)]
+        again = using(result.folder, typed=words)  # which loads what was made
         again.save_path, again.folds = str(result.folder), cfg.folds
         return _use("test", again), False
     return result.folder, not result.trained

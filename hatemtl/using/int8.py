@@ -35,7 +35,8 @@ def quantize(network: Network, request: Request, saved: SavedRun) -> None:
     try:
         model = merged(saved, request.encoder, seed=request.seed)
     except UserError as error:
-        raise UserError(str(error).replace("export.format=merged", KEY).partition("; type")[0] + "; leave it out") from error
+        reason = str(error).removeprefix("export.format=merged: ").partition("; ")[0]
+        raise UserError(f"{KEY} computes weights with what was trained in them: {reason}; leave it out") from error
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]
     shrink(model)
