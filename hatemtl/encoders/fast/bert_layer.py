@@ -191,9 +191,6 @@ class Layer:
     @torch.no_grad()
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
         joints = [joint.merged(dtype, gelu=joint is self.activated, int8=int8) for joint in self.joints]
-        for small, before in zip(joints[1:], self.joints, strict=False):
-            if isinstance(small, Int8Linear) and before is self.activated:
-                small.behind_gelu()
         self.merged = joints, [norm.numbers() for norm in self.norms]
 
 
