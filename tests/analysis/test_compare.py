@@ -152,6 +152,13 @@ def test_leaks_and_other_splits_are_refused(run: Run, tmp_path: Path) -> None:
     assert "saw other splits" in run("full_?", "lora_?", *ACCURACY)[2]
 
 
+def test_results_of_int8_are_noted(run: Run, tmp_path: Path) -> None:
+    assert "int8" not in run("full_?", "lora_?", *ACCURACY)[2]
+    edit(tmp_path / "lora_1", tested_precision={"label": "int8"})
+    code, _, err = run("full_?", "lora_?", *ACCURACY)
+    assert code == 0 and "note: lora_1/results.csv was made in int8 (trainer.precision)" in err and "for label" in err
+
+
 def test_other_posts_and_copies_are_refused(run: Run, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     save(tmp_path / "fewer", *classes(100, 0.7, draw))
