@@ -321,6 +321,15 @@ def test_the_official_splits_have_their_published_sizes(hatexplain: Posts) -> No
 
 
 @real
+def test_labels_by_platform_are_those_of_the_papers_table(hatexplain: Posts) -> None:
+    """Mathew et al. 2021, arXiv:2012.10289, the statistics of the dataset; ids of a few tweets go on behind `_twitter`."""
+    values, gab = hatexplain.columns["label"].values, np.array([post.endswith("_gab") for post in hatexplain.ids])
+    counts = {name: [int((values[of] == i).sum()) for of in (~gab, gab)] for i, name in enumerate(LABELS)}
+    assert counts == {"hatespeech": [708, 5227], "offensive": [2328, 3152], "normal": [5770, 2044]}
+    assert sum(map(sum, counts.values())) == 20148 - 919  # the undecided ones are in no split
+
+
+@real
 def test_test_posts_by_community(hatexplain: Posts) -> None:
     counts = hatexplain.columns["target"].values[hatexplain.splits == "test"].sum(axis=0).astype(int)
     assert dict(zip(COMMUNITIES, counts.tolist(), strict=True)) == {

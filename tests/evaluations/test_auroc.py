@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
+from torchmetrics.functional import auroc
 
 from hatemtl.errors import UserError
 from hatemtl.evaluations.auroc import AUROC
@@ -36,6 +38,15 @@ def test_of_several_labels_a_post_it_is_scikit_learns() -> None:
     draw = np.random.default_rng(0)
     scores, gold = draw.random((50, 3)).astype(np.float32), (draw.random((50, 3)) < 0.4).astype(np.float32)
     assert said("multilabel", scores, gold)["test_t_auroc"] == pytest.approx(roc_auc_score(gold, scores, average="macro"))
+
+
+@pytest.mark.parametrize("scores", [[0.5] * 6, [0.1, 0.1, 0.9, 0.9, 0.9, 0.1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]])
+def test_of_ties_and_of_all_right_or_wrong_it_is_torchmetrics(scores: list[float]) -> None:
+    gold = np.array([[1, 0, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
+    given = np.stack([scores] * 3, axis=1).astype(np.float32)
+    found = said("multilabel", given, gold)
+    theirs = auroc(torch.from_numpy(given), torch.from_numpy(gold).int(), task="multilabel", num_labels=3, average="none")
+    assert [found[f"test_t_auroc_{name}"] for name in NAMES] == pytest.approx(theirs.tolist(), abs=1e-6)
 
 
 def test_a_label_that_no_post_carries_is_in_no_mean() -> None:

@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from figures import by_metric
 from scipy.special import expit, softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Predicted
@@ -81,6 +83,14 @@ def test_scores_are_scikit_learns(several: bool) -> None:
     share, confidence = calibration_curve(right, top, n_bins=15)
     counts = np.histogram(top, np.linspace(0, 1, 16))[0]
     assert rows["ece"] == pytest.approx((abs(share - confidence) * counts[counts > 0]).sum() / 300)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_calibration_error_is_that_of_torchmetrics(seed: int) -> None:
+    some = drawn(200, 1.5, seed=seed)
+    scores, gold = torch.from_numpy(some.scores), torch.from_numpy(some.gold)
+    theirs = multiclass_calibration_error(scores, gold, num_classes=3, n_bins=15, norm="l1")
+    assert measured(some)["ece"] == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_the_ends_of_bins_belong_below() -> None:
