@@ -95,7 +95,7 @@ def failures(runs: Sequence[Results]) -> list[str]:
             try:
                 record: Any = json.loads(path.read_text(encoding="utf-8"))
                 found.append(f"{name} {record['status']}: {str(record['message'])[:80]}")
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, RecursionError, KeyError, TypeError):
                 found.append(f"{name} failed")
     return found
 

@@ -1,11 +1,10 @@
 """The results of saved runs, found and read.
 
-What the scripts of this folder share. They need no torch, and of hatemtl its harmless.py alone.
+What the scripts of this folder share. They need no torch, and of hatemtl what needs none either.
 """
 
 import csv
 import glob
-import json
 import os
 import re
 import sys
@@ -14,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hatemtl.errors import UserError
 from hatemtl.harmless import shown, unguarded
+from hatemtl.machine import json_object
 
 PREDICTIONS = "predictions.parquet"
+AGAIN = "expected what the run left; train it again"
 UNFINISHED = ".unfinished"  # how the hidden folder of a run at work ends
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
@@ -120,13 +120,9 @@ def sidecar(run: Results, name: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ResultsError(f"{path}: cannot be read ({error}); expected what the run left; train it again") from None
-    if not isinstance(content, dict):
-        raise ResultsError(f"{path}: expected keys and values, as the run left them; train it again")
-    return content
+        return (json_object.read if path.suffix == ".json" else json_object.read_yaml)(path, AGAIN)
+    except UserError as error:
+        raise ResultsError(str(error)) from None
 
 
 def leaves(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

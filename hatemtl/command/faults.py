@@ -55,10 +55,15 @@ def mendable(error: BaseException, config: Mapping[str, Any]) -> UserError | Non
     path = Path(os.fsdecode(name)) if isinstance(name := getattr(error, "filename", None), str | bytes) else None
     if number in DISK or NOT_WRITTEN.search(said):
         path = path or _target(config)
-    elif number is None or path is None or any(path.resolve().is_relative_to(folder) for folder in OURS):
+    elif number is None or path is None or any(_real(path).is_relative_to(folder) for folder in OURS):
         return None
     reason = "cannot be written" if number is None else os.strerror(number)
     return UserError(f"{path}: {reason}; {HELPS.get(number or errno.ENOSPC, '')}{_elsewhere(path, config)}")
+
+
+def _real(path: Path) -> Path:
+    """Follows links, where `Path.resolve` of Python below 3.13 fails at a link that leads back to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _target(config: Mapping[str, Any]) -> Path:

@@ -190,8 +190,9 @@ class _Cells:
         if isinstance(value, str) and value.strip().startswith("["):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise self._wrong(i, f"a JSON list ({error.msg})") from None
+            except (ValueError, RecursionError) as error:  # a number or a nesting that is too long, too
+                said = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise self._wrong(i, f"a JSON list ({said})") from None
         if isinstance(value, str):
             return [item for item in value.split(self.raw.separator if separator == "" else separator) if item.strip()]
         items = value if isinstance(value, list) else [value]

@@ -310,7 +310,10 @@ def read_results(folder: Path) -> dict[str, float]:
         return {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {unguarded(row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+            rows = csv.DictReader(file)
+            if rows.fieldnames not in (None, ["metric", "value"]):
+                raise ValueError(f"found {', '.join(rows.fieldnames)!r:.60}")
+            return {unguarded(row["metric"]): float(row["value"]) for row in rows}
     except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
         raise UserError(
             f"{path}: expected the columns metric and value, a number ({error}); remove it, or {AGAIN}"

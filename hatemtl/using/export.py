@@ -186,7 +186,7 @@ def _check_left(folder: Path, given: str) -> None:
     """Raises UserError where an export did not leave the folder, or not all that it holds."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         marker = None
     match marker:
         case {"format": str(), "files": [*files]}:

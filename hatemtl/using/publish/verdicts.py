@@ -29,7 +29,7 @@ def read(path: Path, run: SavedRun) -> list[Mapping[str, Any]]:
         raise UserError(f"{given}: no such file; {again}") from error
     except OSError as error:
         raise UserError(f"{given}: it cannot be read ({error.strerror}); {again}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{given}: no JSON ({error}); {again}") from error
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows)):
         raise UserError(f"{given}: expected the rows that analysis/compare.py writes; {again}")
