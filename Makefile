@@ -1,4 +1,4 @@
-.PHONY: check test test-slow demo clean
+.PHONY: check test test-slow trust lock licences advisories promises demo clean
 
 check:      ## lint, format and types
 	uv run ruff check .
@@ -10,6 +10,26 @@ test:       ## the fast tests
 
 test-slow:  ## the slow ones: PEFT, loggers
 	uv run pytest -m slow
+
+trust: lock licences promises advisories    ## what docs/trust.org promises; advisories come last, since they need the network
+
+lock:       ## uv.lock is that of pyproject.toml, and each file in it has its hash
+	uv lock --check
+	uv run pytest tests/test_dependencies.py
+
+licences:   ## of all that is installed; fails at one that nobody read
+	uv run scripts/licences.py --extra mtl dev
+
+# CVE-2026-4372, of transformers 4.57, which AdapterHub asks for: a key of config.json names code that the package `kernels`
+# would run. We refuse that key before transformers reads the file, and `kernels` is no dependency: tests/encoders/test_files.py.
+KNOWN = --ignore CVE-2026-4372
+advisories: ## asks api.osv.dev of every package in uv.lock; fails at a new advisory
+	uv audit --preview-features audit-command --locked $(KNOWN)
+
+promises:   ## the tests that docs/trust.org names, slow ones too
+	uv run pytest -m "slow or not slow" tests/command tests/test_determinism.py tests/training/test_plain_loop.py \
+	    tests/heads tests/merging tests/evaluations tests/corpora tests/saved_runs tests/encoders/test_files.py \
+	    tests/machine/test_interruption.py tests/analysis tests/test_run.py tests/test_wheel.py
 
 demo:       ## everything once, without network or data
 	uv run main.py experiment=demo

@@ -127,7 +127,8 @@ def test_no_room_without_a_name_and_no_code_among_outputs() -> None:
 
 def test_analysis_never_imports_torch() -> None:
     for path in (PACKAGE.parent / "analysis").glob("*.py"):
-        others = imports(path) - {"hatemtl.harmless"}  # which imports nothing
+        light = {"hatemtl.harmless", "hatemtl.errors", "hatemtl.machine.json_object", "hatemtl.machine"}  # YAML at most
+        others = imports(path) - light
         assert not {m.split(".")[0] for m in others} & {"torch", "hatemtl", "transformers", "lightning"}
 
 

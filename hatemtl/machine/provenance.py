@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("hatemtl", "torch", "transformers", "adapters", "peft", "lightning", "datasets", "torchmetrics")
+PACKAGES = ("hatemtl", "torch", "transformers", "adapters", "peft", "lightning", "pyarrow", "torchmetrics")
 
 
 def provenance() -> dict[str, Any]:
