@@ -66,7 +66,8 @@ def _parsed(path: Path, way_out: str, format: str, parse: Callable[[str], Any]) 
     try:
         return parse(raw.decode("utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # of a day or a number too, which are none
-        raise UserError(f"{path}: not valid {format} ({error}); {way_out}") from error
+        told = " ".join(str(error).split())  # of YAML in several lines
+        raise UserError(f"{path}: not valid {format} ({told}); {way_out}") from error
 
 
 def mapping(path: Path, content: object, way_out: str, *keys: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def share(folder: Path) -> None:
 
 def _as_new(path: Path) -> None:
     """Gives a file the mode of any new one beside it."""
-    new = path.with_name(f"{path.name}.new")
+    new = path.with_name(f".new.{os.getpid()}")  # which goes with what else killed processes left
     new.touch()
     with suppress(OSError):  # a disk may know no modes
         path.chmod(new.stat().st_mode)
