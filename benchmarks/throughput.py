@@ -1,126 +1,29 @@
 """Posts a second of hatemtl and its rivals in training and evaluation, measured in turns on the same posts.
 
-Every arm stands ready in a process of its own; each round measures all of them once, in an order drawn anew, one at a time.
-What is reported are ratios within a round: the machine's mood falls out of them.
+What is reported are ratios within a round: the machine's mood falls out of them. For any encoder of encoders.py under LoRA,
+whole, or with bottlenecks; cases.py has many of them in one table.
 """
 
 import argparse
 import csv
-import random
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
-from benchmarks import chart, command_line, machine
-from benchmarks.flops import MINILM, evaluation_flops, training_flops
+from benchmarks import chart, command_line, encoders, machine
+from benchmarks.arms import ONE, RIVALS, TITLES, Measurement, Setting, measured
+from benchmarks.flops import Method, Shape, evaluation_flops, shape_of, training_flops
 from benchmarks.readings import THREE, Reading, Spread, Stage, Tasks, one_after_another, org, ratio, spread
-from benchmarks.workers import Arm, ArmFailed, Job, Worker
-from hatemtl.machine.startup import keep_memory
 
-ONE: Tasks = ("label",)
 BASE = "trainer"
-RIVALS = ("trainer", "trainer_tuned", "trainer_lean", "trainer_padded", "adapterhub")
-TITLES = {
-    "trainer": "Trainer + PEFT, quick start",
-    "trainer_padded": "the same, padded to 128",
-    "adapterhub": "AdapterTrainer, quick start",
-    "trainer_tuned": "Trainer + PEFT, every switch but torch_compile",
-    "trainer_lean": "the same, no body dropout, merged for evaluation",
-    "hatemtl": "hatemtl",
-    "hatemtl_compiled": "hatemtl, trainer.compile=true",
-}
 MEASURES: dict[str, tuple[Stage, Tasks]] = {
     "training": ("train", ONE),
     "evaluation": ("eval", ONE),
     "training, 3 tasks": ("train", THREE),
     "evaluation, 3 tasks": ("eval", THREE),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all arms have in common. posts: `sample`, or a folder of corpora."""
-
-    posts: str
-    train: int
-    evaluation: int
-    device: str
-
-
-@dataclass(frozen=True)
-class Build:
-    """Makes the arm of a name."""
-
-    name: str
-    setting: Setting
-
-    def __call__(self) -> Arm:
-        if self.name.startswith("hatemtl"):
-            keep_memory()  # as main.py does before it imports what makes tensors
-        from benchmarks.ours import UNKNOWN, HatemtlArm, Source, examples
-        from benchmarks.rivals import Recipe, TrainerArm
-
-        setting = self.setting
-        source = Source(name=setting.posts, train=setting.train, evaluation=setting.evaluation)
-        if self.name in ("hatemtl", "hatemtl_compiled"):
-            overrides = ["trainer.compile=true"] if self.name == "hatemtl_compiled" else []
-            try:
-                return HatemtlArm(source, overrides, device=setting.device, tasks=[ONE, THREE])
-            except UNKNOWN as error:
-                raise ArmFailed(str(error).splitlines()[0]) from error
-        recipe = {
-            "trainer": Recipe(),
-            "trainer_padded": Recipe(pad_to_longest=False),
-            "adapterhub": Recipe(library="adapters"),
-            "trainer_tuned": Recipe(switches=True),
-            "trainer_lean": Recipe(switches=True, body_dropout=False, merged=True),
-        }[self.name]
-        if self.name == "trainer_padded":  # it costs the same for every post, and much
-            source = replace(source, train=min(source.train, 128), evaluation=min(source.evaluation, 256))
-        train, evaluation = (examples(source, split) for split in ("train", "val"))
-        return TrainerArm(recipe, train, evaluation, device=setting.device, tasks=THREE if self.name in SEVERAL else ONE)
-
-
-# Rivals that are measured on three tasks too: three models, trained one after the other.
-SEVERAL = ("trainer", "trainer_tuned")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one arm did of one job in one round."""
-
-    round: int
-    arm: str
-    job: Job
-    reading: Reading
-
-
-def jobs(arm: str) -> list[Job]:
-    """What is measured of an arm in a round."""
-    if arm.startswith("hatemtl"):
-        tasks: list[Tasks] = [ONE, THREE]
-    else:
-        tasks = [(task,) for task in (THREE if arm in SEVERAL else ONE)]
-    return [Job(stage, given) for stage in ("train", "eval") for given in tasks]
-
-
-def in_turns(workers: Mapping[str, Worker], *, rounds: int, seed: int, say: Callable[[str], None]) -> list[Measurement]:
-    """Every job of every worker once a round, in a new order each; an arm that fails is left out from there on."""
-    draw, found, gone = random.Random(seed), [], set()
-    for number in range(rounds):
-        order = [(name, job) for name in workers for job in jobs(name)]
-        draw.shuffle(order)
-        for name, job in order:
-            if name in gone:
-                continue
-            try:
-                found.append(Measurement(number, name, job, workers[name].measure(job)))
-            except ArmFailed as failure:
-                gone.add(name)
-                say(f"{name}: left out from round {number + 1}: {failure}")
-        say(f"round {number + 1} of {rounds}")
-    return [m for m in found if m.arm not in gone]
 
 
 def rates(measurements: Sequence[Measurement]) -> dict[tuple[str, str], list[Reading]]:
@@ -150,14 +53,16 @@ def speedups(table: Mapping[tuple[str, str], Sequence[Reading]], over: str, meas
     }
 
 
-def shares(table: Mapping[tuple[str, str], Sequence[Reading]], peak: float | None = None) -> dict[tuple[str, str], float]:
+def shares(
+    table: Mapping[tuple[str, str], Sequence[Reading]], shape: Shape, peak: float | None = None
+) -> dict[tuple[str, str], float]:
     """What share of a peak goes into real tokens, by arm and measure, the median of the rounds.
 
     peak: FLOP/s; None takes what was measured beside each pass, so that most of the machine's mood falls out.
     """
     return {
         (arm, measure): spread(
-            (training_flops if measure.startswith("training") else evaluation_flops)(MINILM, r.tokens, r.squares)
+            (training_flops if measure.startswith("training") else evaluation_flops)(shape, r.tokens, r.squares)
             / r.seconds
             / (peak or r.peak)
             for r in readings
@@ -175,24 +80,25 @@ def times(value: Spread | None) -> str:
     return "" if value is None else f"{value.middle:.2f} ({value.low:.2f}–{value.high:.2f})"
 
 
-def report(table: Mapping[tuple[str, str], Sequence[Reading]], facts: Mapping[str, str]) -> str:
+def report(table: Mapping[tuple[str, str], Sequence[Reading]], shape: Shape, facts: Mapping[str, str]) -> str:
     """The tables in org: each arm against the quick start, hatemtl against each rival, and where the arithmetic went."""
     arms = [arm for arm in TITLES if any(arm == name for name, _ in table)]
-    against = {measure: speedups(table, BASE, measure) for measure in MEASURES}
-    head = ["times as fast as the quick start", *MEASURES]
+    measures = [m for m in MEASURES if any(m == name for _, name in table)]
+    against = {measure: speedups(table, BASE, measure) for measure in measures}
+    head = ["times as fast as the quick start", *measures]
     parts = [
         f"Posts a second as ratios: medians of {max((len(r) for r in table.values()), default=0)} rounds (least–greatest).",
         "",
-        org(head, [[TITLES[arm], *(times(against[m].get(arm)) for m in MEASURES)] for arm in arms]),
+        org(head, [[TITLES[arm], *(times(against[m].get(arm)) for m in measures)] for arm in arms]),
     ]
     for mine in [arm for arm in arms if arm.startswith("hatemtl")]:
         rows = []
         for rival in [arm for arm in arms if arm in RIVALS]:
-            rows.append([TITLES[rival], *(times(speedups(table, rival, m).get(mine)) for m in MEASURES)])
-        parts += ["", org([f"{TITLES[mine]} against", *MEASURES], rows)]
+            rows.append([TITLES[rival], *(times(speedups(table, rival, m).get(mine)) for m in measures)])
+        parts += ["", org([f"{TITLES[mine]} against", *measures], rows)]
     peaks = spread(r.peak for readings in table.values() for r in readings)
     full = {key: spread(r.tokens / r.padded for r in readings).middle for key, readings in table.items()}
-    columns = {"peak": shares(table), "best peak": shares(table, peaks.high), "real tokens": full}
+    columns = {"peak": shares(table, shape), "best peak": shares(table, shape, peaks.high), "real tokens": full}
     stages = ("training", "evaluation")
     parts += [
         "",
@@ -219,6 +125,8 @@ def write_rows(path: Path, measurements: Iterable[Measurement], setting: Setting
             "stage": m.job.stage,
             "tasks": "+".join(m.job.tasks),
             **asdict(m.reading),
+            "encoder": setting.encoder,
+            "method": setting.method,
             "corpus": "sample" if setting.posts == "sample" else "hatexplain",
             **about,
         }
@@ -230,35 +138,27 @@ def write_rows(path: Path, measurements: Iterable[Measurement], setting: Setting
         writer.writerows(rows)
 
 
-def say(line: str) -> None:
-    """Progress, on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     options = _options()
-    setting = Setting(posts=options.posts, train=options.train_posts, evaluation=options.eval_posts, device=options.device)
-    facts: dict[str, str] = {}
-    workers: dict[str, Worker] = {}
     about = machine.description(options.device, options.threads)
-    try:
-        for name in options.arms:
-            try:
-                workers[name] = Worker(
-                    name, Build(name, setting), threads=options.threads, peak_of=options.device, seconds=options.seconds
-                )
-                if workers[name].notes:
-                    facts[f"{TITLES[name]}, found"] = ", ".join(f"{k}={v}" for k, v in workers[name].notes.items())
-                say(f"{name}: ready {workers[name].notes or ''}")
-            except ArmFailed as failure:
-                facts[f"{TITLES[name]}, left out"] = str(failure)
-                say(f"{name}: left out: {failure}")
-        measurements = in_turns(workers, rounds=options.rounds, seed=0, say=say)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    with tempfile.TemporaryDirectory() as parent:
+        setting = Setting(
+            posts=options.posts,
+            train=options.train_posts,
+            evaluation=options.eval_posts,
+            device=options.device,
+            encoder=options.encoder,
+            folder=encoders.folder(options.encoder, Path(parent)),
+            method=options.method,
+            three=options.tasks == 3,
+        )
+        shape = shape_of(encoders.config(setting.folder), options.method)
+        measurements, facts = measured(
+            options.arms, setting, rounds=options.rounds, threads=options.threads, seconds=options.seconds
+        )
     table = rates(measurements)
-    text = report(table, {**about, "train posts": str(setting.train), **facts})
+    what = {"encoder": options.encoder, "method": options.method, "train posts": str(setting.train)}
+    text = report(table, shape, {**about, **what, **facts})
     options.out.mkdir(parents=True, exist_ok=True)
     write_rows(options.out / "throughput.csv", measurements, setting, about)
     (options.out / "throughput.org").write_text(text, encoding="utf-8")
@@ -272,12 +172,19 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = command_line.parser(__doc__, posts=True, quick="two rounds of few posts")
+    parser.add_argument(
+        "--encoder", choices=encoders.ENCODERS, default=encoders.MINILM, help="all but minilm of random weights"
+    )
+    parser.add_argument("--method", choices=get_args(Method), default="ah_lora16", help="as conf/method/ names it")
+    parser.add_argument("--tasks", type=int, choices=[1, 3], default=3, help="1: the label task; 3: three tasks beside it")
     parser.add_argument("--rounds", type=int, default=5, help="at least 5 to be reported (default)")
     parser.add_argument("--train-posts", type=int, default=1024, help="posts a training pass, drawn once (default 1024)")
     parser.add_argument("--eval-posts", type=int, default=1922, help="posts an evaluation pass (default 1922: all of val)")
     parser.add_argument("--seconds", type=float, default=8, help="that a measurement takes at least, in passes (default 8)")
     parser.add_argument("--arms", nargs="+", choices=list(TITLES), default=list(TITLES))
     given = parser.parse_args()
+    if given.method != "ah_lora16" and "adapterhub" in given.arms:
+        given.arms.remove("adapterhub")  # its quick start is one of LoRA
     if given.quick:
         given.rounds, given.train_posts, given.eval_posts, given.seconds = 2, 96, 128, 0
     return given

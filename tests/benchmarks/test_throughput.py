@@ -1,12 +1,16 @@
 import pytest
 
+from benchmarks.arms import ONE, Measurement, in_turns, jobs
+from benchmarks.flops import Shape
 from benchmarks.quality import OURS, RIVALS, SCORES, VARIANTS, difference
 from benchmarks.quality import report as quality_report
 from benchmarks.readings import THREE, Reading, Spread
 from benchmarks.scaling import Point
 from benchmarks.scaling import report as scaling_report
-from benchmarks.throughput import ONE, Measurement, in_turns, jobs, rates, report, shares, speedups
+from benchmarks.throughput import rates, report, shares, speedups
 from benchmarks.workers import ArmFailed, Job
+
+MINILM = Shape(layers=6, hidden=384, feed_forward=1536)
 
 
 class Clockwork:
@@ -57,14 +61,14 @@ def test_three_tasks_are_three_trainings_for_a_rival_and_one_for_hatemtl() -> No
 
 def test_shares_of_the_peak() -> None:
     table = rates(measured(hatemtl=1.0))
-    once, twice = shares(table, 1e12), shares(table, 2e12)
+    once, twice = shares(table, MINILM, 1e12), shares(table, MINILM, 2e12)
     assert once["hatemtl", "training"] == pytest.approx(2 * twice["hatemtl", "training"])
-    assert shares(table) == once
+    assert shares(table, MINILM) == once
     assert once["hatemtl", "training"] > 2 * once["hatemtl", "evaluation"]
 
 
 def test_the_report_holds_ratios_and_no_seconds() -> None:
-    text = report(rates(measured(trainer=2.0, hatemtl=1.0)), {"machine": "M"})
+    text = report(rates(measured(trainer=2.0, hatemtl=1.0)), MINILM, {"machine": "M"})
     assert "2.00 (2.00–2.00)" in next(line for line in text.splitlines() if line.startswith("| hatemtl "))
     assert "75%" in text  # 600 of 800 positions hold a token
     assert "- machine :: M" in text
