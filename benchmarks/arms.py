@@ -117,16 +117,15 @@ def measured(
 ) -> tuple[list[Measurement], dict[str, str]]:
     """Every measurement of these arms, and what was found on the way, or why an arm was left out.
 
-    seconds: that one takes at least. found: the Trainer's switches, where it need not try them. share: the lean Trainer takes
-    over what the tuned one found.
+    seconds: that one takes at least. found: the Trainer's switches, where it need not try them. share: the lean Trainer has
+    those that the tuned one found.
     """
     facts: dict[str, str] = {}
     workers: dict[str, Worker] = {}
     try:
         for name in names:
-            found = (
-                workers["trainer_tuned"].notes if share and name == "trainer_lean" and "trainer_tuned" in workers else None
-            )
+            if share and name == "trainer_lean" and "trainer_tuned" in workers:
+                found = found or workers["trainer_tuned"].notes
             build = Build(name, setting, found)
             try:
                 workers[name] = Worker(name, build, threads=threads, peak_of=setting.device, seconds=seconds)
