@@ -112,12 +112,13 @@ def measured(
     rounds: int,
     threads: int,
     seconds: float,
+    own_time: bool = False,
     share: bool = False,
     found: Mapping[str, str] | None = None,
 ) -> tuple[list[Measurement], dict[str, str]]:
     """Every measurement of these arms, and what was found on the way, or why an arm was left out.
 
-    seconds: that one takes at least. found: the Trainer's switches, where it need not try them. share: the lean Trainer has
+    seconds: that one takes at least; own_time: of the processor's. found: the Trainer's switches, where it need not try them. share: the lean Trainer has
     those that the tuned one found.
     """
     facts: dict[str, str] = {}
@@ -128,7 +129,9 @@ def measured(
                 found = found or workers["trainer_tuned"].notes
             build = Build(name, setting, found)
             try:
-                workers[name] = Worker(name, build, threads=threads, peak_of=setting.device, seconds=seconds)
+                workers[name] = Worker(
+                    name, build, threads=threads, peak_of=setting.device, seconds=seconds, own_time=own_time
+                )
                 if workers[name].notes:
                     facts[f"{TITLES[name]}, found"] = ", ".join(f"{k}={v}" for k, v in workers[name].notes.items())
                 say(f"{name}: ready {workers[name].notes or ''}")

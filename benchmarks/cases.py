@@ -95,12 +95,13 @@ def main() -> None:
             shape = shape_of(encoders.config(setting.folder), case.method)
             switches = None if options.tuning else USUAL
             found, said = measured(
-                ARMS,
+                options.arms,
                 setting,
                 rounds=options.rounds,
                 threads=options.threads,
                 seconds=options.seconds,
                 share=True,
+                own_time=options.own_time,
                 found=switches,
             )
         facts |= {f"{name}, {what}": value for what, value in said.items()}
@@ -109,6 +110,7 @@ def main() -> None:
         minutes = {
             "minutes": f"{(time.monotonic() - begun) / 60:.0f}",
             "rounds": str(options.rounds),
+            "seconds of": "the processor" if options.own_time else "the clock",
             "tuned": "by trial" if options.tuning else str(USUAL),
         }
         lines = [f"- {key} :: {value}" for key, value in {**about, **minutes, **facts}.items()]
@@ -129,7 +131,10 @@ def _options() -> argparse.Namespace:
         "--posts-a-pass", type=int, help="of training, half as many again of evaluation; default: of each case"
     )
     parser.add_argument("--no-tuning", dest="tuning", action="store_false", help="sets the Trainer up as is most often best")
+    parser.add_argument("--own-time", action="store_true", help=command_line.OWN_TIME)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="both Trainers and hatemtl")
     given = parser.parse_args()
+    given.threads = 1 if given.own_time else given.threads
     if given.quick:
         given.rounds, given.posts_a_pass, given.tuning = 1, 32, False
     return given

@@ -17,6 +17,9 @@ def parser(about: str | None, *, posts: bool, quick: str) -> argparse.ArgumentPa
     return made
 
 
+OWN_TIME = "seconds of one thread's processor instead of the clock's, for a machine at work; sets --threads 1"
+
+
 def leave(out: Path, name: str, text: str) -> None:
     """Prints a report and keeps it as `name`.org in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from benchmarks import machine
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples, draw
 from benchmarks.readings import Reading, Tasks
@@ -148,7 +149,7 @@ class Stopwatch(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         synchronize(self.device)
-        self.started, self.busy = time.perf_counter(), -time.process_time()
+        self.started, self.busy = machine.clock(), -time.process_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,7 +163,7 @@ class Stopwatch(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         synchronize(self.device)
-        self.seconds = time.perf_counter() - self.started
+        self.seconds = machine.clock() - self.started
         self.busy += time.process_time()
 
 
@@ -263,10 +264,10 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._trainer(Path(folder), [watch])
             synchronize(self.device)
-            start = time.perf_counter()
+            start = machine.clock()
             trainer.validate(self.module, self.data, verbose=False)
             synchronize(self.device)
-            seconds = time.perf_counter() - start
+            seconds = machine.clock() - start
         return self._reading("val", seconds, watch.padded)
 
     def test(self) -> Mapping[str, float]:

@@ -3,7 +3,6 @@
 import copy
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import machine
 from benchmarks.flops import Method
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples
@@ -145,16 +145,16 @@ class TrainerArm:
         measured = copy.deepcopy(model.network) if self.recipe.lean or self.recipe.full_bf16 else model.network
         merging = 0.0
         if self.recipe.lean and hasattr(measured, "merge_and_unload"):
-            start = time.perf_counter()
+            start = machine.clock()
             measured = measured.merge_and_unload()
             synchronize(self.device)
-            merging = time.perf_counter() - start
+            merging = machine.clock() - start
         trainer = self._trainer(measured, model, eval_dataset=self._dataset(rows))
         synchronize(self.device)
-        start = time.perf_counter()
+        start = machine.clock()
         self.scores = trainer.evaluate()
         synchronize(self.device)
-        seconds = time.perf_counter() - start + merging
+        seconds = machine.clock() - start + merging
         trainer.accelerator.unwrap_model(measured, keep_fp32_wrapper=False)
         return _reading(rows, seconds, trainer.padded)
 
@@ -273,11 +273,11 @@ def _stopwatch(device: str) -> Any:
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             synchronize(device)
-            self.started = time.perf_counter()
+            self.started = machine.clock()
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             synchronize(device)
-            self.seconds += time.perf_counter() - self.started
+            self.seconds += machine.clock() - self.started
 
     return Stopwatch()
 

@@ -154,10 +154,20 @@ def main() -> None:
         )
         shape = shape_of(encoders.config(setting.folder), options.method)
         measurements, facts = measured(
-            options.arms, setting, rounds=options.rounds, threads=options.threads, seconds=options.seconds
+            options.arms,
+            setting,
+            rounds=options.rounds,
+            threads=options.threads,
+            seconds=options.seconds,
+            own_time=options.own_time,
         )
     table = rates(measurements)
-    what = {"encoder": options.encoder, "method": options.method, "train posts": str(setting.train)}
+    what = {
+        "seconds of": "the processor" if options.own_time else "the clock",
+        "encoder": options.encoder,
+        "method": options.method,
+        "train posts": str(setting.train),
+    }
     text = report(table, shape, {**about, **what, **facts})
     options.out.mkdir(parents=True, exist_ok=True)
     write_rows(options.out / "throughput.csv", measurements, setting, about)
@@ -181,10 +191,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--train-posts", type=int, default=1024, help="posts a training pass, drawn once (default 1024)")
     parser.add_argument("--eval-posts", type=int, default=1922, help="posts an evaluation pass (default 1922: all of val)")
     parser.add_argument("--seconds", type=float, default=8, help="that a measurement takes at least, in passes (default 8)")
+    parser.add_argument("--own-time", action="store_true", help=command_line.OWN_TIME)
     parser.add_argument("--arms", nargs="+", choices=list(TITLES), default=list(TITLES))
     given = parser.parse_args()
     if given.method != "ah_lora16" and "adapterhub" in given.arms:
         given.arms.remove("adapterhub")  # its quick start is one of LoRA
+    given.threads = 1 if given.own_time else given.threads
     if given.quick:
         given.rounds, given.train_posts, given.eval_posts, given.seconds = 2, 96, 128, 0
     return given

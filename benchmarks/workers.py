@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing as mp
 import os
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 from unittest.mock import patch
 
+from benchmarks import machine
 from benchmarks.machine import peak_flops
 from benchmarks.readings import Reading, Stage, Tasks, lasting
 
@@ -49,7 +51,8 @@ class Worker:
     """A process with one arm, imports and warm-up paid.
 
     peak_of: the device whose peak is measured beside each measurement. seconds: that a measurement takes at least, in as
-    many passes as it needs. environment: what the process has there besides its parent's.
+    many passes as it needs. environment: what the process has there besides its parent's. own_time: seconds are of its
+    processor's time.
     """
 
     def __init__(
@@ -61,12 +64,15 @@ class Worker:
         peak_of: str | None = None,
         seconds: float = 0,
         environment: Mapping[str, str] | None = None,
+        own_time: bool = False,
     ) -> None:
         self.name = name
         context = mp.get_context("spawn")  # fork would share the parent's threads and its random state
         self.pipe, theirs = context.Pipe()
         os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited, and read when torch is imported
-        self.process = context.Process(target=_serve, args=(build, theirs, threads, peak_of, seconds), daemon=False)
+        self.process = context.Process(
+            target=_serve, args=(build, theirs, threads, peak_of, seconds, own_time), daemon=False
+        )
         with patch.dict(os.environ, environment or {}):  # restored afterwards
             self.process.start()
         theirs.close()
@@ -98,7 +104,8 @@ class Worker:
         return answer
 
 
-def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None, seconds: float) -> None:
+def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None, seconds: float, own_time: bool) -> None:
+    machine.clock = time.process_time if own_time else time.perf_counter
     try:
         import torch
 
