@@ -118,7 +118,7 @@ def measured(
 ) -> tuple[list[Measurement], dict[str, str]]:
     """Every measurement of these arms, and what was found on the way, or why an arm was left out.
 
-    seconds: that one takes at least; own_time: of the processor's. found: the Trainer's switches, where it need not try them.
+    seconds: that one takes at least; own_time: of its processor. found: the Trainer's switches, where it need not try them.
     share: the lean Trainer has those that the tuned one found.
     """
     facts: dict[str, str] = {}
