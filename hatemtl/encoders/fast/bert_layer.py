@@ -19,6 +19,8 @@ from hatemtl.encoders.fast.trained import Norm, TrainedLinear
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
+# Up to so many tokens of a single post torch's own kernel, one call, takes less time; of more tokens or posts it takes more.
+SHORT = 48
 # Between these powers of the least and the greatest number, a sum of exponentials has not lost what counts, and what it
 # weighs may be as large as 2³² (float32, bf16).
 SAFE = 0.75
@@ -76,6 +78,11 @@ def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
     context = qkv.new_empty(qkv.shape[0], heads * width)
     for group in groups:
         length = group.mask.shape[-1]
+        if group.end - group.begin == length <= SHORT and group.factor is None:
+            q, k, v = qkv[group.begin : group.end].view(1, length, 3, heads, width).permute(2, 0, 3, 1, 4).unbind()
+            of_one = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            context[group.begin : group.end].view(1, length, heads, width).copy_(of_one)
+            continue
         q, k, v = _apart(qkv, group, heads, length)
         # powers of two are the faster ones
         e = torch.baddbmm(q.new_empty(1), q, k.mT, beta=0, alpha=math.log2(math.e) * width**-0.5).exp2_()
