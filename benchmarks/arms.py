@@ -55,6 +55,13 @@ class Build:
     setting: Setting
     found: Mapping[str, str] | None = None
 
+    @property
+    def overrides(self) -> list[str]:
+        """What hatemtl is told, on its command line, of what the arm is."""
+        setting = self.setting
+        told = [f"encoder={setting.encoder}", f"encoder.source={setting.folder}", f"method={setting.method}"]
+        return [*told, *(["trainer.compile=true"] if self.name == "hatemtl_compiled" else [])]
+
     def __call__(self) -> Arm:
         if self.name.startswith("hatemtl"):
             keep_memory()  # as main.py does before it imports what makes tensors
@@ -64,11 +71,9 @@ class Build:
         setting = self.setting
         source = Source(name=setting.posts, train=setting.train, evaluation=setting.evaluation)
         if self.name in ("hatemtl", "hatemtl_compiled"):
-            overrides = [f"encoder={setting.encoder}", f"encoder.source={setting.folder}", f"method={setting.method}"]
-            overrides += ["trainer.compile=true"] if self.name == "hatemtl_compiled" else []
             try:
                 every = [ONE, THREE] if setting.three else [ONE]
-                return HatemtlArm(source, overrides, device=setting.device, tasks=every)
+                return HatemtlArm(source, self.overrides, device=setting.device, tasks=every)
             except UNKNOWN as error:
                 raise ArmFailed(str(error).splitlines()[0]) from error
         recipe = Recipe(

@@ -79,8 +79,7 @@ class TrainerArm:
         """found: what another arm's warm-up found of the switches, where this one need not try them."""
         silence()
         if found is not None:
-            told = {name: next(o for o in options if str(o) == found[name]) for name, (_, options) in CHOICES.items()}
-            recipe = replace(recipe, **told)
+            recipe = as_found(recipe, found)
         self.recipe, self.device, self.posts, self.tuned = recipe, device, (train, evaluation), found is not None
         if recipe.switches:
             torch.set_float32_matmul_precision("medium")
@@ -244,6 +243,12 @@ CHOICES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "full_bf16": ("eval", (False, True)),
     "eval_batch": ("eval", (32, 64, 128)),
 }
+
+
+def as_found(recipe: Recipe, found: Mapping[str, str]) -> Recipe:
+    """The recipe with the options of all doubtful switches that a warm-up found, and told as text."""
+    told = {name: next(o for o in options if str(o) == found[name]) for name, (_, options) in CHOICES.items()}
+    return replace(recipe, **told)
 
 
 def silence() -> None:
