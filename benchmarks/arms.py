@@ -33,8 +33,8 @@ SEVERAL = ("trainer", "trainer_tuned")
 class Setting:
     """What all arms have in common.
 
-    posts: `sample`, or a folder of corpora; so many for training and evaluation. encoder: its name in conf/encoder/, and the
-    folder that all read it from. three: whether three tasks are measured beside one.
+    posts: `sample`, or a folder of corpora; so many for training and evaluation; alike: drawn as batches of like lengths.
+    encoder: its name in conf/encoder/, and the folder that all read it from. three: whether three tasks are measured too.
     """
 
     posts: str
@@ -44,6 +44,7 @@ class Setting:
     encoder: str
     folder: Path
     method: Method
+    alike: bool = False
     three: bool = True
 
 
@@ -69,7 +70,7 @@ class Build:
         from benchmarks.rivals import Recipe, TrainerArm
 
         setting = self.setting
-        source = Source(name=setting.posts, train=setting.train, evaluation=setting.evaluation)
+        source = Source(name=setting.posts, train=setting.train, evaluation=setting.evaluation, alike=setting.alike)
         if self.name in ("hatemtl", "hatemtl_compiled"):
             try:
                 every = [ONE, THREE] if setting.three else [ONE]

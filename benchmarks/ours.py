@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import machine
 from benchmarks.machine import synchronize
-from benchmarks.posts import Examples, draw
+from benchmarks.posts import Examples, batches, draw
 from benchmarks.readings import Reading, Tasks
 from hatemtl.command.configuration import build, requested
 from hatemtl.command.used_run import using_alone
@@ -38,12 +38,16 @@ UNKNOWN = (HydraException, OmegaConfBaseException, UserError)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which posts: `name` is `sample` or a folder of corpora; so many of train and val, drawn by `seed`, and all of test."""
+    """Which posts: `name` is `sample` or a folder of corpora; so many of train and val, drawn by `seed`, and all of test.
+
+    alike: whether they are drawn as batches of like lengths, for where there are few.
+    """
 
     name: str
     train: int
     evaluation: int
     seed: int = 0
+    alike: bool = False
 
     def overrides(self, tasks: Tasks) -> list[str]:
         """What selects the corpus on the command line."""
@@ -63,14 +67,15 @@ class Drawn:
     train: int
     evaluation: int
     seed: int
+    alike: bool
 
     def load(self) -> Posts:
-        posts = self.corpus.load()
-        counts = {"train": self.train, "val": self.evaluation}
-        rows = [
-            draw(np.flatnonzero(posts.splits == split), counts.get(split, len(posts)), self.seed)
-            for split in ("train", "val", "test")
-        ]
+        posts, rows = self.corpus.load(), []
+        sizes = np.fromiter(map(len, posts.texts), np.int64, len(posts))
+        for split, count in (("train", self.train), ("val", self.evaluation), ("test", len(posts))):
+            every = np.flatnonzero(posts.splits == split)
+            mine = batches(every, sizes[every], count, self.seed) if self.alike else draw(every, count, self.seed)
+            rows.append(mine)
         return posts.at(np.concatenate(rows))
 
 
@@ -120,7 +125,7 @@ def composed(
         corpus: Any = OmegaConf.to_container(task.corpus, resolve=True)
         if stretched:
             corpus = {"_target_": "benchmarks.ours.Stretched", "corpus": corpus, **stretched}
-        counts = {"train": source.train, "evaluation": source.evaluation, "seed": source.seed}
+        counts = {"train": source.train, "evaluation": source.evaluation, "seed": source.seed, "alike": source.alike}
         task.corpus = {"_target_": "benchmarks.ours.Drawn", "corpus": corpus, **counts}
     return cfg
 

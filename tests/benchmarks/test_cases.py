@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import cases, encoders, machine
@@ -11,6 +12,7 @@ from benchmarks.arms import Build, Measurement, Setting, in_turns, jobs
 from benchmarks.cases import ARMS, CASES, HEAD, USUAL, row
 from benchmarks.flops import Shape
 from benchmarks.ours import Source, composed
+from benchmarks.posts import batches
 from benchmarks.readings import Reading
 from benchmarks.rivals import CHOICES, Recipe, as_found
 from benchmarks.throughput import rates
@@ -75,6 +77,18 @@ def test_switches_are_taken_over_as_they_were_found() -> None:
     assert (found.attention, found.in_memory, found.workers, found.eval_batch) == ("eager", True, 0, 32)
     with pytest.raises(StopIteration):
         as_found(Recipe(encoder=""), {**USUAL, "attention": "another"})
+
+
+def test_few_posts_are_batches_of_like_lengths_of_all_lengths() -> None:
+    sizes = np.random.default_rng(0).integers(10, 200, 3200)
+    found = batches(np.arange(5, 3205), sizes, 96, seed=0)
+    assert len(found) == len({*found}) == 96
+    assert (np.diff(found) > 0).all()
+    by_size = np.sort(sizes[found - 5]).reshape(3, 32)
+    assert (np.ptp(by_size, axis=1) <= 8).all()  # of 190, of which a fiftieth is 4
+    assert by_size[0].max() < 60 < by_size[1].min() < by_size[1].max() < 150 < by_size[2].min()
+    assert np.array_equal(batches(np.arange(7), sizes[:7], 96, seed=0), np.arange(7))
+    assert not np.array_equal(batches(np.arange(5, 3205), sizes, 96, seed=1), found)
 
 
 class Clocked:
