@@ -16,7 +16,7 @@ from benchmarks.flops import Method
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples
 from benchmarks.readings import Reading, Tasks
-from benchmarks.rival_networks import MAX_LENGTH, Library, attentions, encode, network, optimizer, scorer
+from benchmarks.rival_networks import MAX_LENGTH, Library, attentions, encode, group_as_of_many, network, optimizer, scorer
 
 BATCH = 32
 
@@ -83,6 +83,7 @@ class TrainerArm:
         self.recipe, self.device, self.posts, self.tuned = recipe, device, (train, evaluation), found is not None
         if recipe.switches:
             torch.set_float32_matmul_precision("medium")
+            group_as_of_many()
         self.models = {task: self._model(task) for task in tasks}
         self.scores: dict[str, float] = {}
 

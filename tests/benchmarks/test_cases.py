@@ -14,6 +14,7 @@ from benchmarks.flops import Shape
 from benchmarks.ours import Source, composed
 from benchmarks.posts import batches
 from benchmarks.readings import Reading
+from benchmarks.rival_networks import group_as_of_many
 from benchmarks.rivals import CHOICES, Recipe, as_found
 from benchmarks.throughput import rates
 from benchmarks.workers import Worker
@@ -89,6 +90,18 @@ def test_few_posts_are_batches_of_like_lengths_of_all_lengths() -> None:
     assert by_size[0].max() < 60 < by_size[1].min() < by_size[1].max() < 150 < by_size[2].min()
     assert np.array_equal(batches(np.arange(7), sizes[:7], 96, seed=0), np.arange(7))
     assert not np.array_equal(batches(np.arange(5, 3205), sizes, 96, seed=1), found)
+
+
+def test_the_trainer_groups_few_posts_as_it_does_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import trainer_pt_utils
+
+    monkeypatch.setattr(trainer_pt_utils, "get_length_grouped_indices", trainer_pt_utils.get_length_grouped_indices)
+    lengths = np.random.default_rng(0).permutation(96).tolist()
+    for twice in range(2):
+        group_as_of_many()
+        drawn = trainer_pt_utils.LengthGroupedSampler(32, lengths=lengths)
+        found = np.array(lengths)[[*drawn]].reshape(3, 32)
+        assert (np.ptp(found, axis=1) == 31).all(), twice
 
 
 class Clocked:
