@@ -135,8 +135,7 @@ class TrainerArm:
         trainer.train()
         # undoes the autocast wrapped around forward, which the next Trainer would wrap once more
         trainer.accelerator.unwrap_model(model.network, keep_fp32_wrapper=False)
-        rows = rows * int(self.recipe.epochs)
-        return _reading(rows, watch.seconds, trainer.padded)
+        return _reading(rows * int(self.recipe.epochs), watch.seconds, trainer.padded)
 
     def _evaluate(self, task: str, *, posts: int | None = None) -> Reading:
         model = self.models[task]
