@@ -81,10 +81,11 @@ def ours(source: Any, memory: str) -> Found:
 
 def trainer(source: Any, attention: str) -> Found:
     """By what `TrainerArm.tune` finds on this machine; it is not asked to, for what it tries would be counted too."""
+    from benchmarks.encoders import installed
     from benchmarks.ours import examples
     from benchmarks.rivals import Recipe, TrainerArm
 
-    recipe = Recipe(switches=True, attention=attention, in_memory=True, epochs=EPOCHS)
+    recipe = Recipe(encoder=str(installed()), switches=True, attention=attention, in_memory=True, epochs=EPOCHS)
     arm = TrainerArm(recipe, examples(source, "train"), examples(source, "val"), device="cpu", tasks=("label",))
     busy = time.process_time()
     reading = arm.train(("label",))

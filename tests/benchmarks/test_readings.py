@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from benchmarks import chart
-from benchmarks.flops import MINILM, Shape, evaluation_flops, training_flops
+from benchmarks.flops import Shape, evaluation_flops, training_flops
 from benchmarks.posts import draw, macro_f1
 from benchmarks.readings import Line, Reading, Spread, fit, lasting, one_after_another, org, ratio, spread
 
@@ -45,19 +45,20 @@ def test_fit_is_least_squares() -> None:
 
 
 def test_flops_by_hand() -> None:
-    # one layer, 4 wide, feed-forward 8, rank 2; one post of 3 tokens
-    shape = Shape(layers=1, hidden=4, feed_forward=8, rank=2)
+    # one layer, 4 wide, feed-forward 8, a LoRA of rank 16; one post of 3 tokens
+    shape = Shape(layers=1, hidden=4, feed_forward=8)
     linear = 2 * (4 * 16 + 2 * 32)  # 256 a token
-    lora = 2 * 2 * (3 * (4 + 4) + (4 + 8) + (8 + 4))  # 192 a token
+    lora = 2 * 16 * (3 * (4 + 4) + (4 + 8) + (8 + 4))  # 1,536 a token
     attention = 2 * 3 * 3 * 4 + 2 * 3 * 3 * 4  # scores and weighted sum of 3 by 3 pairs
     assert evaluation_flops(shape, 3, 9) == 3 * linear + attention == 912
-    unneeded = 2 * 3 * 4 * (4 + 2)  # the input gradient of q, k and v through W and through A
-    assert training_flops(shape, 3, 9) == 3 * (2 * linear + 3 * lora - unneeded) + 3 * attention == 3264
+    unneeded = 2 * 3 * 4 * (4 + 16)  # the input gradient of q, k and v through W and through A
+    assert training_flops(shape, 3, 9) == 3 * (2 * linear + 3 * lora - unneeded) + 3 * attention == 14352
 
 
 def test_flops_of_minilm() -> None:
-    assert MINILM.linear == 24 * 384**2 * 6
-    assert training_flops(MINILM, 30, 900) / 30 == pytest.approx(45.9e6, rel=0.01)
+    shape = Shape(layers=6, hidden=384, feed_forward=1536)
+    assert shape.linear == 24 * 384**2
+    assert training_flops(shape, 30, 900) / 30 == pytest.approx(45.9e6, rel=0.01)
 
 
 def test_draw_is_a_function_of_the_seed() -> None:
