@@ -115,7 +115,7 @@ def _rows(longest: int) -> int:
 
 
 def _far(length: int, longest: int) -> slice:
-    """Where distances of posts of T places are, among those from `longest` − 1 down."""
+    """Finds the distances of posts of T places among those from `longest` − 1 down."""
     return slice(longest - length, longest + length - 1)
 
 
