@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.flops import Method
 from benchmarks.readings import THREE, Reading, Tasks
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
-from hatemtl.machine.startup import keep_memory
+from hatemtl.machine.startup import keep_memory, share_cores
 
 ONE: Tasks = ("label",)
 TITLES = {
@@ -66,6 +66,7 @@ class Build:
     def __call__(self) -> Arm:
         if self.name.startswith("hatemtl"):
             keep_memory()  # as main.py does before it imports what makes tensors
+            share_cores()
         from benchmarks.ours import UNKNOWN, HatemtlArm, Source, examples
         from benchmarks.rivals import Recipe, TrainerArm
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.readings import Reading, org, ratio, spread
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
-from hatemtl.machine.startup import keep_memory
+from hatemtl.machine.startup import keep_memory, share_cores
 
 CHOICES: dict[str, list[str]] = {
     "default": [],
@@ -43,6 +43,7 @@ class Build:
         if self.preloaded and self.preloaded not in Path("/proc/self/maps").read_text():
             raise ArmFailed(f"{self.preloaded} is not installed")
         keep_memory()  # as main.py does before it imports what makes tensors
+        share_cores()
         from benchmarks.ours import HatemtlArm, Source
 
         source = Source(name=self.posts, train=self.train, evaluation=self.evaluation)

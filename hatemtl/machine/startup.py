@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ONEDNN, KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2048"
+SPINS = "1500"  # fewer are slower on a quiet machine, more on a busy one: benchmarks/busy.py
 TORCHS, KEPT_BY_TORCH = "LRU_CACHE_CAPACITY", "32"
 _MAIN = Path(__file__).parents[2] / "main.py"
 # What does a command in a process of its own: in a checkout by its main.py, beside which modules of the user's are found, as
@@ -33,6 +34,7 @@ def starting() -> Iterator[None]:
     os.environ.setdefault("USE_TF", "0")  # transformers would import TensorFlow and JAX where they are installed
     os.environ.setdefault("USE_FLAX", "0")
     keep_memory()
+    share_cores()
     gc.disable()  # a start makes half a million objects that stay; going through them again and again is a fifth of it
     try:
         yield
@@ -54,6 +56,16 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most that it takes
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def share_cores() -> None:
+    """Lets a thread that waits for others of its product leave its core soon, unless the environment says how long.
+
+    libgomp lets it turn round for milliseconds, as if nobody else wanted the core: beside a process that does, the system then
+    takes the others off theirs. To be called before torch is imported: libgomp looks at the environment once.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def bound_memory() -> None:

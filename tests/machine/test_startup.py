@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hatemtl.machine.startup import bound_memory, keep_memory, started, starting
+from hatemtl.machine.startup import SPINS, bound_memory, keep_memory, share_cores, started, starting
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048", "LRU_CACHE_CAPACITY": "32"}
@@ -45,6 +45,35 @@ def test_what_is_kept_can_be_chosen_in_the_environment(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, "0")
     keep_memory()
     assert {os.environ[name] for name in KEPT} == {"0"}
+
+
+def test_threads_wait_as_the_environment_says_else_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == SPINS
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+@pytest.mark.slow  # a start of its own
+def test_a_start_says_it_before_anything_loads_the_library_that_reads_it() -> None:
+    script = (
+        "from hatemtl.machine.startup import starting\n"
+        "import sys\n"
+        "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules\n"
+        "with starting():\n"
+        "    import torch, os\n"
+        "print(os.environ['GOMP_SPINCOUNT'])"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    run = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.strip() == SPINS, run.stderr
 
 
 @pytest.mark.slow  # a start of its own
