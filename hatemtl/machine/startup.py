@@ -61,8 +61,8 @@ def keep_memory() -> None:
 def share_cores() -> None:
     """Lets a thread that waits for others of its product leave its core soon, unless the environment says how long.
 
-    libgomp lets it turn round for milliseconds, as if nobody else wanted the core: beside a process that does, the system then
-    takes the others off theirs. To be called before torch is imported: libgomp looks at the environment once.
+    libgomp lets it turn round for milliseconds, as if nobody else wanted the core: beside a process that does, the system
+    then takes the others off theirs. To be called before torch is imported: libgomp looks at the environment once.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
