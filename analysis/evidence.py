@@ -7,6 +7,7 @@ copies as it reads runs.
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,10 @@ def predictions(path: Path) -> bytes:
     import pyarrow as pa
     from pyarrow import compute, parquet
 
-    table = parquet.read_table(path).replace_schema_metadata(None)
+    try:
+        table = parquet.read_table(path).replace_schema_metadata(None)
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: cannot be read ({error}); test the run again, with action=test") from None
     for i, field in enumerate(table.schema):
         if pa.types.is_list(field.type) and pa.types.is_float64(field.type.value_type):
             small = table.column(i).cast(pa.list_(pa.float32()), safe=False)
@@ -39,10 +43,15 @@ def predictions(path: Path) -> bytes:
 
 def copy(study: Path, to: Path) -> int:
     """Copies every finished run below a study; gives how many bytes that takes. Raises ResultsError where there is none."""
+    if to.absolute() == study.absolute() or study.absolute() in to.absolute().parents or study == Path():
+        raise ResultsError(f"{study}, --to {to}: expected a study's own folder, and one that is not in it for its copies")
     paths = [path for path in sorted(study.glob("**/results.csv")) if "/." not in f"/{path.relative_to(study)}"]
     runs = [read_results(path) for path in paths]
     if not runs:
         raise ResultsError(f"{study}: no finished run below it; expected the folder that a study's runs were saved in")
+    # a path of a run below it, whole: after a quote, a space, = or an opening bracket, and before a slash
+    either = b"|".join(re.escape(bytes(of)) for of in (study.absolute(), study))
+    named = re.compile(rb"(?<![^\s\"'=\[,])(?:" + either + rb")(?=/)")
     copies: dict[Path, bytes] = {}
     for run in runs:
         folder = run.path.parent
@@ -51,8 +60,9 @@ def copy(study: Path, to: Path) -> int:
         into = to / folder.relative_to(study)
         copies[into / PREDICTIONS] = predictions(folder / PREDICTIONS)
         for name in SAID:
-            said = (folder / name).read_bytes().replace(bytes(study.absolute()), bytes(to))
-            copies[into / name] = said.replace(bytes(study), bytes(to))
+            copies[into / name] = (folder / name).read_bytes()
+            if name != "results.csv":
+                copies[into / name] = named.sub(lambda _: bytes(to), copies[into / name])
     for path, content in copies.items():  # only now: a study is copied whole or not at all
         write_whole(path, content)
     return sum(map(len, copies.values()))

@@ -107,9 +107,11 @@ def read_results(path: Path) -> Results:
         except UnicodeDecodeError as error:
             raise ResultsError(f"{path}: {error}; expected a CSV file in UTF-8") from None
     found = Results(path, rows)
-    formats = (sidecar(found, "run.json") or {}).get("tested_precision") or {}
-    in_int8 = [task for task, how in formats.items() if how == "int8"]
-    if in_int8:
+    try:
+        formats = (sidecar(found, "run.json") or {}).get("tested_precision")
+    except ResultsError:  # whose business it is says so; these are the results
+        formats = None
+    if in_int8 := [str(task) for task, how in formats.items() if how == "int8"] if isinstance(formats, dict) else []:
         note(f"{path} was made in int8 (trainer.precision), where scores differ a little, for {', '.join(in_int8)}")
     return found
 

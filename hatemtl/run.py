@@ -25,6 +25,7 @@ from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 from hatemtl.training.callbacks import kept_epochs
 from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Run, attempt, launched, reporting
+from hatemtl.training.refusals import check_learns
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
 from hatemtl.tuning.settings import JOURNAL
@@ -64,6 +65,9 @@ def run(cfg: Any) -> None:
 
 def _carry(turns: Sequence[Turn]) -> bool:
     """Does the runs of a sweep; tells whether all ended well. Raises UserError where another works in a folder of them."""
+    for turn in turns:
+        if _trains(turn.cfg):
+            check_learns(turn.cfg.trainer.precision)  # before any of them takes a folder
     folders = sorted({Path(turn.save_path).parent for turn in turns if turn.moved and turn.save_path is not None})
     with ExitStack() as ends:
         for folder in folders:  # of the sweep's own making
@@ -127,6 +131,7 @@ def _asked(action: str, save_path: str | None) -> Path:
 
 def _tune(cfg: Any) -> Path:
     """Searches for settings, each trial a run of the command that was typed but for these."""
+    check_learns(cfg.trainer.precision)
     request, tuning = _requested(cfg), build(cfg.tune)
     if request.overwrite:
         raise UserError("overwrite=true: a study goes on where it was; for a new one give another save_path")
@@ -149,7 +154,7 @@ def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Pat
     command = same_run(*here, *also)
     result: Result = _told(request, lambda: train(request, then_test=then_test, command=command), trains=True)
     # results of int8 are not what this command leaves
-    exact = "int8" not in SavedRun(result.folder).record.get("tested_precision", {}).values()
+    exact = not SavedRun(result.folder).tested_in_int8
     tested = exact and any(row.stage == "test" for row in result.rows)
     judged_anew = request.evaluations or (request.folds is not None and request.folds.of == "test")
     if then_test and not result.trained and (judged_anew or not tested):
@@ -198,8 +203,9 @@ def _serve(cfg: Any) -> Path:
         raise UserError("action=serve needs the saved runs to serve; type load_path=FOLDER, or load_path=FOLDER,ANOTHER")
     others, precision = [word for word in typed_words() if not word.startswith("load_path=")], cfg.serve.precision
     if precision is not None:  # short for what other actions know as well
-        if twice := next((word for word in others if word.startswith("trainer.precision=")), None):
-            raise UserError(f"serve.precision={precision} is short for trainer.precision=int8; leave it or {twice} out")
+        typed = [word for word in others if word.lstrip("+~").startswith("trainer.precision")]
+        if other := next((word for word in typed if word.partition("=")[2] != precision), None):
+            raise UserError(f"serve.precision={precision} is short for trainer.precision=int8; leave it or {other} out")
         others.append(f"trainer.precision={precision}")
     requests = [_requested(using(str(folder), typed=others)) for folder in folders]
     return _told(requests[0], lambda: serve(requests, host=cfg.serve.host, port=cfg.serve.port, queue=cfg.serve.queue))

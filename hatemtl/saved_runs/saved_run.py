@@ -147,6 +147,11 @@ class SavedRun:
         return found
 
     @property
+    def tested_in_int8(self) -> bool:
+        """Tells whether results of it were made in int8, which no command that trains leaves."""
+        return "int8" in self.record.get("tested_precision", {}).values()
+
+    @property
     def record(self) -> dict[str, Any]:
         """Reads run.json: what was measured."""
         record = _record(self.folder, "method", "library", "encoder", "encoder_source")

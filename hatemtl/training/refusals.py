@@ -13,9 +13,9 @@ from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs.saved_run import SavedRun
 
 
-def check_learns(settings: Any) -> None:
-    """Raises UserError where the number format has no gradients. settings: `training.trainer_settings.TrainerSettings`."""
-    if settings.int8:
+def check_learns(precision: object) -> None:
+    """Raises UserError where a number format, as `trainer.precision` names it, has no gradients."""
+    if precision == "int8":
         raise UserError(
             "trainer.precision=int8 computes no gradients, so nothing would learn; leave it out to train, and type "
             "action=test load_path=FOLDER trainer.precision=int8 afterwards"

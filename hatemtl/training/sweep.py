@@ -112,7 +112,7 @@ class Finished:
             asked = request()
             judged_anew = asked.evaluations or asked.folds is not None
             tested = {row.task for row in saved.rows if row.stage == "test"}
-            if then_test and (judged_anew or not tested >= asked.tasks.keys()):
+            if then_test and (judged_anew or saved.tested_in_int8 or not tested >= asked.tasks.keys()):
                 return False
             record = saved.record
             sources = {folder: SavedRun(folder).digest() for folder in record["sources"]}

@@ -58,7 +58,7 @@ def train(
     if not save_path.name:
         raise UserError(f"save_path={save_path}: expected the name of a folder; type save_path=adapters/NAME")
     crew, settings = called(), request.trainer
-    check_learns(settings)
+    check_learns(settings.precision)
     check_crew(crew, settings.devices, settings.nodes)
     if crew is None and settings.devices > 1 and command is None:
         raise UserError(

@@ -1,5 +1,6 @@
 """What is copied of a study says what the study says, in fewer bytes, and is whole or not there."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ def saved(folder: Path, *, double: bool = False, tested: bool = True) -> None:
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter.safetensors").write_bytes(bytes(1000))
     (folder / "config.yaml").write_text(f"save_path: {folder}\n")
-    (folder / "run.json").write_text('{"seed": 1}')
+    (folder / "run.json").write_text(
+        f'{{"seed": 1, "versions": {{"study": "study"}}, "words": ["method.sources={folder}_*"]}}'
+    )
     (folder / "results.csv").write_text("metric,value\ntest_target_macro_f1,0.5\n")
     if tested:
         scores = np.random.default_rng(0).random((90, 3))
@@ -42,6 +45,9 @@ def test_a_copy_says_the_same_in_fewer_bytes(run: Run, tmp_path: Path) -> None:
         assert before.to_pylist() == after.to_pylist()
         assert str(after.schema.field("scores").type) == f"list<element: {kind}>"
     assert (tmp_path / "evidence/study/0/single/config.yaml").read_text() == "save_path: evidence/study/0/single\n"
+    said = json.loads((tmp_path / "evidence/study/0/single/run.json").read_text())
+    assert said == {"seed": 1, "versions": {"study": "study"}, "words": ["method.sources=evidence/study/0/single_*"]}
+    assert (copied / "0/single/results.csv").read_bytes() == (tmp_path / "study/0/single/results.csv").read_bytes()
 
 
 def test_a_study_is_copied_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
@@ -50,5 +56,12 @@ def test_a_study_is_copied_whole_or_not_at_all(run: Run, tmp_path: Path) -> None
     code, _, err = run("study", "--to", "evidence")
     assert code == 2 and "study/1: expected" in err and "action=test" in err
     assert not (tmp_path / "evidence").exists()
+    for study, to in ((".", "../other"), ("study", "study"), ("study", "study/evidence")):
+        code, _, err = run(study, "--to", to)
+        assert code == 2 and "expected a study's own folder" in err
+    saved(tmp_path / "broken" / "0")
+    (tmp_path / "broken" / "0" / "predictions.parquet").write_bytes(b"PAR1")
+    code, _, err = run("broken", "--to", "evidence")
+    assert code == 2 and "cannot be read" in err and not (tmp_path / "evidence").exists()
     code, _, err = run("nothing", "--to", "evidence")
     assert code == 2 and "no finished run below it" in err

@@ -88,10 +88,25 @@ def test_the_run_stays_the_same_and_is_tested_anew_in_its_own_format(runs: dict[
     assert read(run)[0]["tested_precision"] == before["tested_precision"] and read(run)[1] == exact
 
 
+def test_a_sweep_tests_anew_what_was_tested_in_int8(cli: Cli, tmp_path: Path) -> None:
+    sweep = ["-m", "seed=1,2", *TINY, "optimization.epochs=1", "action=[train,test]", f"save_path={tmp_path / 'sweep'}"]
+    assert cli(*sweep).code == 0
+    run = next(path.parent for path in sorted((tmp_path / "sweep").glob("*/run.json")))
+    before = read(run)
+    assert cli("action=test", f"load_path='{run}'", *INT8).code == 0
+    assert read(run)[1] != before[1]
+    assert cli(*sweep).code == 0
+    assert read(run)[0]["tested_precision"] == before[0]["tested_precision"] and read(run)[1] == before[1]
+
+
 def test_what_int8_cannot_do_is_told(runs: dict[str, list[str]], cli: Cli, tmp_path: Path) -> None:
     outcome = cli(*TINY, *INT8, f"save_path={tmp_path / 'none'}")
     assert outcome.code == 2 and "nothing would learn" in outcome.err and "action=test load_path=FOLDER" in outcome.err
     assert not [*tmp_path.iterdir()]
+    for words in (["-m", "seed=1,2"], ["action=tune", "tune.space={optimization.encoder_lr: log(1e-5, 3e-3)}"]):
+        outcome = cli(*words, *TINY, *INT8, f"save_path={tmp_path / 'none'}")
+        assert outcome.code == 2 and "nothing would learn" in outcome.err
+        assert not [*tmp_path.iterdir()]
     outcome = cli("action=test", f"load_path={folder(runs['ah_seq_bn'])}", *INT8, f"save_path={tmp_path / 'none'}")
     assert outcome.code == 2 and "trainer.precision=int8" in outcome.err and "leave it out" in outcome.err
     explained = ["evaluations=[faithfulness]", "evaluations.faithfulness.explainers=[gradient_input]"]

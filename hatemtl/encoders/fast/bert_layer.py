@@ -78,8 +78,10 @@ def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:
     context = qkv.new_empty(qkv.shape[0], heads * width)
     for group in groups:
         length = group.mask.shape[-1]
-        if group.end - group.begin == length <= SHORT and group.factor is None:
-            q, k, v = qkv[group.begin : group.end].view(1, length, 3, heads, width).permute(2, 0, 3, 1, 4).unbind()
+        own = qkv[group.begin : group.end]
+        # of what is no number torch's makes one
+        if len(own) == length <= SHORT and group.factor is None and math.isfinite(float(own.sum())):
+            q, k, v = own.view(1, length, 3, heads, width).permute(2, 0, 3, 1, 4).unbind()
             of_one = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
             context[group.begin : group.end].view(1, length, heads, width).copy_(of_one)
             continue

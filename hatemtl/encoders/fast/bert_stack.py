@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, Layer, waits
 from hatemtl.encoders.fast.dropout import Dropout
-from hatemtl.encoders.fast.lora_linear import gradients, prepare
+from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
 from hatemtl.encoders.partway import Watch
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
@@ -54,6 +54,7 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        check_once()
         flat, below = iter(ctx.saved_tensors), ctx.needs_input_grad[0]
         kept = [[[*islice(flat, size)] for size in layer] for layer in ctx.sizes]
         with _BelowAutograd():

@@ -105,7 +105,8 @@ def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
         return None
     config: Any = model.config
     kind, device = type(loras[0].owner) if loras else None, next(model.parameters()).device
-    key = config.to_json_string(), kind, len(loras), len(forwards), dtype, device
+    sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    key = config.to_json_string(), kind, len(loras), is_fast(model), tuple(sizes), dtype, device
     if key not in _verified:
         _verified[key] = _difference(model, loras, dtype)
     if _verified[key]:

@@ -113,13 +113,7 @@ class Joint:
         return y, [low, self.A, self.B]
 
     def backward(self, dy: Tensor, x: Tensor, kept: list[Tensor], *, dx: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave.
-
-        Raises UserError where it is to be differentiated itself.
-        """
-        # torch's `once_differentiable` tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part
-        if torch.is_grad_enabled():
-            raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
+        """Computes the gradient of x, if asked for, and those of A and Bᵀ, if there are any. kept: what `forward` gave."""
         gradient = None
         if dx:  # dy·W
             self.transposed = self.transposed or FrozenLinear(self.weight.mT, None)
@@ -189,6 +183,13 @@ def gradients(layers: Sequence[Any], found: Sequence[list[Tensor]]) -> list[Tens
     return into
 
 
+def check_once() -> None:
+    """Raises UserError where a gradient that is computed now is to be differentiated itself."""
+    # torch's `once_differentiable` tells only who calls `backward()`; `torch.autograd.grad` loses the LoRAs' part
+    if torch.is_grad_enabled():
+        raise UserError("a gradient of gradients is more than hatemtl's own layers compute; type trainer.fast=false")
+
+
 class _Linear(torch.autograd.Function):
     """Computes a `Joint` with gradients for x and its factors, which are named so that they get theirs."""
 
@@ -202,6 +203,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         x, *kept = ctx.saved_tensors
         dx, found = ctx.joint.backward(grads[0], x, kept, dx=ctx.needs_input_grad[0])
         return dx, None, *gradients([ctx.joint], [found])

@@ -61,7 +61,9 @@ def stacks(model: nn.Module) -> Iterator[ModelStack]:
             encoder: Any = module.encoder
             known = config.relative_attention and {*config.pos_att_type} == {"c2p", "p2c"} and encoder.conv is None
             known = known and config.hidden_act == "gelu" and getattr(config, "share_att_key", False)
-            if known and not encoder.rel_embeddings.weight.requires_grad:  # of which our layers compute no gradient
+            distances = [encoder.rel_embeddings, getattr(encoder, "LayerNorm", nn.Identity())]
+            learn = any(parameter.requires_grad for module in distances for parameter in module.parameters())
+            if known and not learn:  # our layers compute no gradient of these
                 yield ModelStack(module, encoder.layer, partial(_disentangled, encoder=encoder))
 
 

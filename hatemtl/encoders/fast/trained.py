@@ -40,6 +40,8 @@ class TrainedLinear:
     def _joined(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         rows = [layer.out_features for layer in self.layers]
         first = self.layers[0]
+        if len(rows) == 1 and first.weight.dtype is dtype:
+            return first.weight.detach(), None if first.bias is None else first.bias.detach()
         weight = first.weight.new_empty(sum(rows), first.in_features, dtype=dtype)
         bias = None if first.bias is None else weight.new_empty(sum(rows))
         torch._foreach_copy_([*weight.split(rows)], [layer.weight.detach() for layer in self.layers])

@@ -9,8 +9,7 @@ from hatemtl.using.publish.markdown import code, number, plain, span, table
 
 def evaluation(facts: Facts) -> Iterator[str]:
     for task, found in facts.figures.items():
-        int8 = facts.run.record.get("tested_precision", {}).get(task) == "int8"
-        computed = "int8" if int8 else facts.run.record["precision"]
+        computed = facts.run.record.get("tested_precision", {}).get(task, facts.run.record["precision"])
         rows = [
             [code(name if label is None else f"{name} {label}"), number(value), span(low, high)]
             for name, label, value, low, high in found.rows

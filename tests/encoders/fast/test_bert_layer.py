@@ -125,3 +125,11 @@ def test_the_factors_gradients_do_not_depend_on_whether_the_inputs_is_asked_for(
     for gradient, other in zip(chain(*found), chain(*others), strict=True):
         assert gradient.abs().sum() > 0
         torch.testing.assert_close(other, gradient)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_short_post_of_what_is_no_number_has_no_number(wrong: float) -> None:
+    qkv = torch.randn(6, 3 * HEADS * WIDTH)
+    qkv[2, :WIDTH] = wrong
+    group = Group(0, 6, padded_to([6], 6))
+    assert not attend_only(qkv, [group], HEADS).isfinite().all()

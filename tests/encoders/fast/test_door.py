@@ -230,6 +230,10 @@ def test_models_of_one_kind_are_compared_once(monkeypatch: pytest.MonkeyPatch) -
         verify(fresh("peft"), torch.float32)
         verify(stored(fresh("peft"), torch.bfloat16), torch.bfloat16)
     assert len(compared) == 2
+    some = adapted("peft", rank=2)  # of another shape
+    verify(some, torch.float32)
+    assert len(compared) == 3
+    compared.pop()
     verify(fresh("adapterhub"), torch.float32)
     verify(fresh("peft", "electra"), torch.float32)
     assert len(compared) == 4

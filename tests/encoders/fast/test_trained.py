@@ -12,6 +12,7 @@ from torch import nn
 
 from hatemtl.encoders.fast import door, is_fast, merge, merged, unmerge, verify
 from hatemtl.encoders.fast.trained import Norm
+from hatemtl.errors import UserError
 from hatemtl.methods.full import Full
 
 
@@ -126,6 +127,14 @@ def test_where_they_differ_the_library_computes(monkeypatch: pytest.MonkeyPatch)
 def test_other_layers_keep_their_own_way() -> None:
     model = full("deberta")
     assert not is_fast(model) and verify(model, torch.float32) is None
+
+
+def test_a_gradient_of_gradients_is_refused() -> None:
+    model = full()
+    with pytest.raises(UserError, match="type trainer.fast=false"):
+        torch.autograd.grad(
+            model(**tokens(5)).last_hidden_state.sin().sum(), list(trained(model).values()), create_graph=True
+        )
 
 
 def test_a_copy_has_weights_of_its_own() -> None:
