@@ -153,11 +153,10 @@ def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Pat
     here = [] if cfg.save_path is None else [f"save_path={quoted(str(cfg.save_path))}"]
     command = same_run(*here, *also)
     result: Result = _told(request, lambda: train(request, then_test=then_test, command=command), trains=True)
-    # results of int8 are not what this command leaves
-    exact = not SavedRun(result.folder).tested_in_int8
-    tested = exact and any(row.stage == "test" for row in result.rows)
+    tested = any(row.stage == "test" for row in result.rows)
     judged_anew = request.evaluations or (request.folds is not None and request.folds.of == "test")
-    if then_test and not result.trained and (judged_anew or not tested):
+    # results of int8 are not what this command leaves
+    if then_test and not result.trained and (judged_anew or not tested or SavedRun(result.folder).tested_in_int8):
         # finished before, by a command that did not test, or not by all of these
         words = [word for word in typed_words() if not re.match(r"[+~]*(method|merge|heads|load_path)\b", word)]
         again = using(result.folder, typed=words)  # which loads what was made

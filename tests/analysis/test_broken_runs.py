@@ -18,7 +18,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 ABSENT = ("absent", "a folder", "a loop", "dangling")
 # What each script is called with, the files that it reads, and the ways of being broken in which it does without.
 SCRIPTS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
-    "table": (["a_*", "b_*", "--settings"], {"results.csv": ("cut",), "config.yaml": ABSENT}),
+    "table": (["a_*", "b_*", "--settings"], {"results.csv": ("cut",), "config.yaml": (*ABSENT, "cut")}),
     "ranking": (
         ["a_*", "--by", "test_label_ece"],
         {"results.csv": ("cut",), "config.yaml": ABSENT, "run.json": ABSENT},

@@ -65,7 +65,11 @@ READ = [
     *(Read(f"words.{end}", [*SAMPLE, f"tasks.label.head.lexicon=DIR/words.{end}", OUT]) for end in ("csv", "tsv")),
     Read("questions.json", ["tasks=[squad]", "encoder=tiny", "tasks.squad.corpus.path=DIR/questions.json", OUT]),
     *(
-        Read(f"data/{file}", [f"tasks=[{task}]", "encoder=tiny", "data.dir=DIR/data", OUT], CUT if "Multi" in file else ())
+        Read(
+            f"data/{file}",
+            [f"tasks=[{task}]", "encoder=tiny", "data.dir=DIR/data", OUT],
+            CUT if file.endswith(("csv", "tsv")) else (),
+        )
         for task, file in CORPORA.items()
     ),
 ]

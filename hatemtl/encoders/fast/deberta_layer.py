@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from hatemtl.encoders.fast.bert_layer import LEAST_KEYS, Attention, Group
 from hatemtl.encoders.fast.dropout import Dropout
@@ -75,6 +74,9 @@ class Disentangled(Attention):
         span, table = encoder.rel_embeddings.num_embeddings // 2, encoder.get_rel_embedding().detach()
         distances = torch.arange(longest - 1, longest - 1 - _rows(longest), -1, device=table.device)
         if encoder.position_buckets > 0:
+            # its module compiles functions as it is imported, and warns of it: only where it is there anyway
+            from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
             distances = make_log_bucket_position(distances, encoder.position_buckets, encoder.max_relative_positions)
         return table[(distances.long() + span).clamp_(0, 2 * span - 1)]
 
