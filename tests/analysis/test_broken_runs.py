@@ -21,7 +21,7 @@ SCRIPTS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     "table": (["a_*", "b_*", "--settings"], {"results.csv": ("cut",), "config.yaml": (*ABSENT, "cut")}),
     "ranking": (
         ["a_*", "--by", "test_label_ece"],
-        {"results.csv": ("cut",), "config.yaml": ABSENT, "run.json": ABSENT},
+        {"results.csv": ("cut",), "config.yaml": (*ABSENT, "cut"), "run.json": ABSENT},
     ),
     "compare": (
         ["a_*", "b_*", "--metric", "test_label_accuracy"],

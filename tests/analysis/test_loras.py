@@ -301,6 +301,6 @@ def test_other_changes(save: Save, tmp_path: Path) -> None:
     config.write_text(text.replace('"r": 2', '"r": "2"'))
     told("r='2'; expected a number")
     config.write_text("{")
-    told("adapter_config.json: cannot be read")
+    told("adapter_config.json: not valid JSON")
     config.write_text("{}")
     told("no 'config' in it" if save is adapter_hub else "peft_type=None")

@@ -421,4 +421,5 @@ def test_no_script_needs_torch(name: str, tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = ast.literal_eval(shown.stdout)
     assert not {module.partition(".")[0] for module in loaded} & {"torch", "transformers", "lightning", "pandas"}
-    assert {module for module in loaded if module.startswith("hatemtl")} == {"hatemtl", "hatemtl.harmless"}
+    ours = {"hatemtl", "hatemtl.errors", "hatemtl.harmless", "hatemtl.machine", "hatemtl.machine.json_object"}
+    assert {module for module in loaded if module.startswith("hatemtl")} == ours

@@ -77,7 +77,7 @@ def reader(method: str = "lora", max_length: int = 128, *, pairs: bool = False) 
     never: Any = SimpleNamespace()
     weights = dict.fromkeys(heads, 1.0)
     module = MultitaskModule(model, heads, weights=weights, weighting=Sum, optimization=never, seed=0)
-    return Reader(module, SimpleNamespace(device="cpu", arithmetic=nullcontext), data, max_length)
+    return Reader(module, SimpleNamespace(device="cpu", arithmetic=nullcontext, int8=False), data, max_length)
 
 
 def judged(asked: Reader, kind: Any, **given: Any) -> dict[str, float]:

@@ -14,6 +14,7 @@ from transformers import DebertaV2Config, DebertaV2Model, ModernBertConfig, Mode
 
 from hatemtl.encoders.fast import accelerate, deberta_layer, door, is_fast, merge, merged, modernbert_layer, unmerge, verify
 from hatemtl.encoders.fast.bert_layer import Group
+from hatemtl.encoders.fast.deberta_layer import Disentangled
 from hatemtl.encoders.fast.modernbert_layer import Rotary
 from hatemtl.methods.peft_adapters import library as peft_library
 
@@ -281,7 +282,8 @@ def test_where_they_differ_the_library_computes_and_the_user_is_told(
     assert verify(model, torch.float32) is None and is_fast(model)
     monkeypatch.setattr(door, "_verified", {})
     if how == "distance":
-        monkeypatch.setattr(deberta_layer, "make_log_bucket_position", lambda distances, *of: distances.clamp(-6, 6))
+        embedded = Disentangled._embedded
+        monkeypatch.setattr(Disentangled, "_embedded", lambda own, longest: embedded(own, longest).flip(0))
     elif how == "gradient":
         back = deberta_layer._aslant_back
         monkeypatch.setattr(deberta_layer, "_aslant_back", lambda *of: 1.01 * back(*of))
