@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.choices import Build
-from benchmarks.readings import Spread, Stage, org, ratio
+from benchmarks.readings import Stage, org, ratio, times
 from benchmarks.workers import Job, Worker
 
 STAGES: tuple[Stage, ...] = ("train", "eval")
@@ -66,13 +66,10 @@ def main() -> None:
         for worker in workers.values():
             worker.close()
 
-    def cell(of: Spread) -> str:
-        return f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})"
-
     rows = [
         [f"={name}="]
-        + [cell(ratio(speeds[name, stage, 0], speeds["libgomp's own", stage, 0])) for stage in STAGES]
-        + [cell(ratio(speeds[name, stage, options.others], speeds[name, stage, 0])) for stage in STAGES]
+        + [times(ratio(speeds[name, stage, 0], speeds["libgomp's own", stage, 0])) for stage in STAGES]
+        + [times(ratio(speeds[name, stage, options.others], speeds[name, stage, 0])) for stage in STAGES]
         for name in workers
     ]
     quiet, busy = "alone, against libgomp's own: ", f"beside {options.others}, against alone: "

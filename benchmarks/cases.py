@@ -16,8 +16,8 @@ from typing import NamedTuple
 from benchmarks import command_line, encoders, machine
 from benchmarks.arms import Setting, measured, say
 from benchmarks.flops import Method, Shape, shape_of
-from benchmarks.readings import Reading, org
-from benchmarks.throughput import rates, shares, speedups, times, write_rows
+from benchmarks.readings import Reading, org, times
+from benchmarks.throughput import rates, shares, speedups, write_rows
 
 ARMS = ("trainer_tuned", "trainer_lean", "hatemtl")
 
@@ -47,18 +47,8 @@ CASES = {
 AIM_OF_EVALUATION = 2.0
 # What the Trainer's warm-up most often finds of the doubtful switches on a CPU: for --no-tuning.
 USUAL = {"attention": "eager", "in_memory": "True", "workers": "0", "full_bf16": "True", "eval_batch": "32"}
-HEAD = [
-    "encoder, method",
-    "training / tuned",
-    "aim",
-    "/ lean",
-    "evaluation / tuned",
-    "aim",
-    "/ lean",
-    "training of peak",
-    "tuned",
-]
-HEAD += ["evaluation of peak", "tuned"]
+HEAD = ["encoder, method", "training / tuned", "aim", "/ lean", "evaluation / tuned", "aim", "/ lean"]
+HEAD += ["training of peak", "tuned", "evaluation of peak", "tuned"]
 
 
 def row(name: str, case: Case, shape: Shape, table: dict[tuple[str, str], list[Reading]]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.readings import Reading, org, ratio, spread
+from benchmarks.readings import Reading, org, ratio, spread, times
 from benchmarks.workers import Arm, ArmFailed, Job, Worker
 from hatemtl.machine.startup import keep_memory, share_cores
 
@@ -86,7 +86,7 @@ def main() -> None:
         for stage in ("train", "eval"):
             mine, base = ([r.posts_per_second for r in readings[key, stage]] for key in (name, "default"))
             of = ratio(mine, base)
-            cells.append(f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})")
+            cells.append(times(of))
         padding = spread(1 - r.tokens / r.padded for r in readings[name, "train"]).middle
         rows.append([f"={name}=", *cells, f"{padding:.0%}"])
     epoch = spread(r.seconds / r.posts for r in readings["default", "train"]).middle

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import command_line, machine
-from benchmarks.readings import Spread, org, ratio, spread
+from benchmarks.readings import Spread, org, ratio, spread, times
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,9 +70,7 @@ def by_loop(gold: "np.ndarray[Any, Any]", said: "np.ndarray[Any, Any]", resample
 
 def report(products: Spread, loop: Spread, faster: Spread, posts: int, resamples: int) -> str:
     """An org table: seconds of both, and how many times as fast the one is."""
-    cells = [
-        [name, f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})"] for name, of in (("products", products), ("loop", loop))
-    ]
+    cells = [[name, times(of)] for name, of in (("products", products), ("loop", loop))]
     cells.append(["ratio", f"{faster.middle:.0f} ({faster.low:.0f}–{faster.high:.0f})"])
     return org([f"{SYSTEMS} × {SEEDS} runs, {posts:,} posts, {resamples:,} draws", "s"], cells)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import command_line
 from benchmarks.posts import macro_f1
-from benchmarks.readings import Spread, org, ratio
+from benchmarks.readings import org, ratio, times
 from hatemtl.machine.startup import keep_memory
 
 FORMATS = ("int8", "bf16", "32")
@@ -26,14 +26,10 @@ def compared(scores: dict[str, np.ndarray], gold: np.ndarray, seconds: dict[str,
         f1, right = macro_f1(said, gold, mine.shape[1]), (said == gold).mean()
         speed = ratio(seconds["bf16"], seconds[how])
         moved = (said != scores["bf16"].argmax(1)).mean()
-        figures = [f"{off.max():.4f}", f"{off.mean():.4f}", f"{moved:.1%}", f"{f1:.4f}", f"{right:.4f}", _spread(speed)]
+        figures = [f"{off.max():.4f}", f"{off.mean():.4f}", f"{moved:.1%}", f"{f1:.4f}", f"{right:.4f}", times(speed)]
         rows.append([how, *figures])
     head = ["format", "largest difference", "mean", "other label", "macro-F1", "accuracy", "times bf16's posts a second"]
     return org(head, rows)
-
-
-def _spread(of: Spread) -> str:
-    return f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.ours import Run, Source, composed
-from benchmarks.readings import THREE, org, ratio
+from benchmarks.readings import THREE, org, ratio, times
 
 
 class Arm(NamedTuple):
@@ -71,7 +71,7 @@ def main() -> None:
     rows = []
     for name in arms:
         of = ratio(seconds[name], seconds[ARMS[name].base])
-        rows.append([f"={name}=", f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})", f"={ARMS[name].base}="])
+        rows.append([f"={name}=", times(of), f"={ARMS[name].base}="])
     print(org(["a training step under", "takes times that", "under"], rows))
 
 

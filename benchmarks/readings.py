@@ -47,6 +47,15 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.median(known), min(known), max(known))
 
 
+def times(value: Spread | None) -> str:
+    """A ratio with the least and greatest of the rounds.
+
+    >>> times(Spread(3.14159, 3.0, 3.5))
+    '3.14 (3.00–3.50)'
+    """
+    return "" if value is None else f"{value.middle:.2f} ({value.low:.2f}–{value.high:.2f})"
+
+
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     """The spread of the ratios of each round: what slows the machine in one round slows both sides of it.
 

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks import command_line, machine
-from benchmarks.readings import Spread, org, ratio, spread
+from benchmarks.readings import Spread, org, ratio, spread, times
 
 ROOT = Path(__file__).parents[1]
 OURS, INT8, PLAIN, PIPELINE = "hatemtl", "hatemtl, int8", "starlette and pipeline", "pipeline"
@@ -149,7 +149,7 @@ def report(rounds: Mapping[str, Sequence[Round]], pipeline: Sequence[Round], dif
         ("int8 over bf16, 32 clients", ratio(clients[INT8], clients[OURS]), "at least 1.3"),
         ("int8 over bf16, 256 posts a request", ratio(large[INT8], large[OURS]), "at least 1.3"),
     ]
-    said = [[name, f"{came.middle:.2f} ({came.low:.2f}–{came.high:.2f})", aim] for name, came, aim in aims]
+    said = [[name, times(came), aim] for name, came, aim in aims]
     said.append(["int8 and bf16, largest difference of scores", f"{difference:.3f}", "at most 0.02"])
     return f"{table}\n\n{org(['', 'times (least–greatest round)', 'aim'], said)}"
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import command_line
-from benchmarks.readings import org, ratio
+from benchmarks.readings import org, ratio, times
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = "importing the libraries"
@@ -50,7 +50,7 @@ def report(seconds: Mapping[str, Sequence[float]]) -> str:
         of = ratio(seconds[name], seconds[IMPORTS])
         middle = sorted(seconds[name])[len(seconds[name]) // 2]
         said = f"{'under' if middle <= limit else 'over'} {limit:g} s"
-        rows.append([name, f"{of.middle:.2f} ({of.low:.2f}–{of.high:.2f})", said])
+        rows.append([name, times(of), said])
     return org(["waiting", "over importing torch, transformers, adapters and lightning", "median"], rows)
 
 

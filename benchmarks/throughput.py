@@ -15,7 +15,7 @@ from typing import get_args
 from benchmarks import chart, command_line, encoders, machine
 from benchmarks.arms import ONE, RIVALS, TITLES, Measurement, Setting, measured
 from benchmarks.flops import Method, Shape, evaluation_flops, shape_of, training_flops
-from benchmarks.readings import THREE, Reading, Spread, Stage, Tasks, one_after_another, org, ratio, spread
+from benchmarks.readings import THREE, Reading, Spread, Stage, Tasks, one_after_another, org, ratio, spread, times
 
 BASE = "trainer"
 MEASURES: dict[str, tuple[Stage, Tasks]] = {
@@ -69,15 +69,6 @@ def shares(
         ).middle
         for (arm, measure), readings in table.items()
     }
-
-
-def times(value: Spread | None) -> str:
-    """A ratio with the least and greatest of the rounds.
-
-    >>> times(Spread(3.14159, 3.0, 3.5))
-    '3.14 (3.00–3.50)'
-    """
-    return "" if value is None else f"{value.middle:.2f} ({value.low:.2f}–{value.high:.2f})"
 
 
 def report(table: Mapping[tuple[str, str], Sequence[Reading]], shape: Shape, facts: Mapping[str, str]) -> str:

@@ -84,9 +84,7 @@ def _lock(path: Path, save_path: Path, doing: str) -> FileLock:
             lock.acquire()
             return lock
         except Timeout:
-            if (
-                not path.exists()
-            ):  # let go just now, or nothing can be made there, as in /proc, which filelock takes for held
+            if not path.exists():  # let go just now, or none can be made there, as in /proc, which filelock takes for held
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
             holder: dict[str, Any] = {}
             with suppress(UserError):  # it may not be signed yet
