@@ -6,17 +6,19 @@ such as seconds or trained_parameters.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from intervals import beyond, half
-from results import Results, ResultsError, column_names, find_results, note, read_results, sidecar
+from results import AGAIN, Results, ResultsError, column_names, find_results, note, read_results, sidecar
 from summaries import settings
 from table import LOWER_IS_BETTER, Cell, Table, add_output_options
+
+from hatemtl.errors import UserError
+from hatemtl.machine import json_object
 
 EXAMPLES = """examples:
   uv run analysis/ranking.py "adapters/ranks/*" --by val_label_macro_f1
@@ -93,9 +95,9 @@ def failures(runs: Sequence[Results]) -> list[str]:
         for path in sorted(folder.glob(".*.failed.json")):
             name = path.name.removeprefix(".").removesuffix(".failed.json")
             try:
-                record: Any = json.loads(path.read_text(encoding="utf-8"))
+                record = json_object.read(path, AGAIN)
                 found.append(f"{name} {record['status']}: {str(record['message'])[:80]}")
-            except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            except (UserError, KeyError):
                 found.append(f"{name} failed")
     return found
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Outcome, main
-from lightning.pytorch import LightningModule, Trainer
-
-from hatemtl.training.callbacks import Throughput
+from test_run import broken_off
 
 Cli = Callable[..., Outcome]
 TASKS = ("label", "target")
@@ -67,17 +65,8 @@ def test_tested_apart_from_training(first: dict[str, bytes], tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_broken_off_and_gone_on_with(first: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Throughput.on_train_epoch_start
-
-    def cut(self: Throughput, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            raise RuntimeError("the lights went out")
-        begin(self, trainer, module)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_epoch_start", cut)
-        with pytest.raises(RuntimeError, match="lights"):
-            main(*TYPED, f"save_path={tmp_path / 'run'}")
+    with broken_off(monkeypatch, epoch=1):
+        main(*TYPED, f"save_path={tmp_path / 'run'}")
     assert main(*TYPED, "data.workers=1", f"save_path={tmp_path / 'run'}") == 0
     assert kept(tmp_path / "run") == first
 

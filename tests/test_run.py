@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,22 @@ SLOWER = (
 )
 
 
+@contextmanager
+def broken_off(monkeypatch: pytest.MonkeyPatch, epoch: int) -> Iterator[None]:
+    """Breaks the training inside off as this epoch begins."""
+    begin = Throughput.on_train_epoch_start
+
+    def cut(self: Throughput, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch == epoch:
+            raise RuntimeError("the lights went out")
+        begin(self, trainer, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Throughput, "on_train_epoch_start", cut)
+        with pytest.raises(RuntimeError, match="lights"):
+            yield
+
+
 @pytest.mark.parametrize(
     "weighting",
     [
@@ -169,18 +186,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     ]  # whose own parameters are in the checkpoint
     assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
 
-    begin = Throughput.on_train_epoch_start
     for last in (1, 2) if "stages" in weighting else (1,):  # in each stage
-
-        def cut(self: Throughput, trainer: Trainer, module: LightningModule, last: int = last) -> None:
-            if trainer.current_epoch == last:
-                raise RuntimeError("the lights went out")
-            begin(self, trainer, module)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Throughput, "on_train_epoch_start", cut)
-            with pytest.raises(RuntimeError, match="lights"):
-                cli(*options, f"save_path={tmp_path / 'cut'}")
+        with broken_off(monkeypatch, epoch=last):
+            cli(*options, f"save_path={tmp_path / 'cut'}")
     assert not (tmp_path / "cut").exists()
     assert unfinished(tmp_path / "cut").is_dir()
     other = cli(*options, f"save_path={tmp_path / 'cut'}", "seed=3")
