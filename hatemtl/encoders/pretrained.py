@@ -138,8 +138,14 @@ class Encoder:
             )
         how: dict[str, Any] = {"attn_implementation": attention, "dtype": torch.float32, "trust_remote_code": False}
         if self.random is not None:
-            with seeded(seed, "encoder"):
-                model = AutoModel.from_config(config, **how)
+            try:
+                with seeded(seed, "encoder"):
+                    model = AutoModel.from_config(config, **how)
+            except FAILURES as error:
+                raise UserError(
+                    f"encoder.random={dict(self.random)}: {config.model_type} cannot be made of these sizes ({error}); give "
+                    f"others, or type encoder.random={{}} for those of config.json"
+                ) from error
         else:
             check_weights(folder, self.source)
             # those of another shape are told of by name below

@@ -108,6 +108,10 @@ TRUTH = "expected true or false"
         ("data.dir=-1", "data.dir=-1: expected a text; type 'data.dir=\"-1\"'"),
         ("data.cache=true", "data.cache=true: expected a text or null"),
         ("data.cache=''", "data.cache=: expected a folder, or null for none; type data.cache=FOLDER"),
+        (
+            "data.cache=/dev/null",
+            "data.cache=/dev/null is no folder, and one is expected; type data.cache=null",
+        ),
         ("data.leaks=wran", "data.leaks=wran: expected warn, drop or refuse; did you mean 'warn'?"),
         ("data.workers=1.5", "data.workers=1.5: expected a whole number; type data.workers=0"),
         ("heads.merge=concta", "heads.merge=concta: expected fresh, concat, mean or refit; did you mean 'concat'?"),

@@ -197,6 +197,12 @@ def test_a_mistyped_key_of_random_is_told(tmp_path: Path) -> None:
         at(tmp_path, random={"num_hidden_layer": 1}).model(dropout=False, seed=0)
 
 
+def test_sizes_that_make_no_encoder_are_told(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    with pytest.raises(UserError, match=r"encoder.random=\{'hidden_size': 63\}.*not a multiple.*type encoder.random="):
+        at(tmp_path, random={"hidden_size": 63}).model(dropout=False, seed=0)
+
+
 def test_attention_is_chosen_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save("bert", tmp_path / "bert")
     save("electra", tmp_path / "electra")

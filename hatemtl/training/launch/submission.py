@@ -18,13 +18,17 @@ AGAIN = "submit the sweep again: main.py -m ... launcher=slurm, or ray"
 
 @dataclass(frozen=True)
 class Submitted:
-    """Holds a run in a cluster's hands. folder: its own, in the sweep's. config: it is known by this. job: its number."""
+    """Holds a run in a cluster's hands. folder: its own, in the sweep's. config: it is known by this. job: its number.
+
+    stood: the digest of the finished run that stood there when it was submitted, if one did.
+    """
 
     name: str
     folder: str
     config: Mapping[str, Any]
     cluster: str
     job: str
+    stood: str | None = None
 
 
 def read(folder: Path) -> dict[str, Submitted]:
@@ -70,6 +74,7 @@ def leave(
     refuse_others(folder, due, before)
     working = states(folder, [one for one in before.values() if one.cluster == cluster])
     new: list[Run] = []
+    stood: dict[Run, str | None] = {}
     for run in due:
         name = run.save_path.name if run.save_path is not None else ""
         if name in working and (now := stands(folder, before[name], working[name])).state in ("submitted", "running"):
@@ -80,9 +85,10 @@ def leave(
     for run in new:
         assert run.save_path is not None
         report_of(folder, run.save_path.name).unlink(missing_ok=True)
+        stood[run] = SavedRun(run.save_path).digest() if run.save_path.is_dir() else None
     for run, job in zip(new, submit(folder.absolute(), new) if new else (), strict=True):
         assert run.save_path is not None and run.config is not None
-        before[run.save_path.name] = Submitted(run.name, run.save_path.name, run.config, cluster, job)
+        before[run.save_path.name] = Submitted(run.name, run.save_path.name, run.config, cluster, job, stood[run])
     write(folder, before.values())
     for run in new:
         assert run.save_path is not None
@@ -134,9 +140,8 @@ def stands(folder: Path, run: Submitted, state: str | None) -> Ended:
     if state is not None and (said is None or begun):
         return Ended("running" if begun else "submitted", f"job {run.job}: {state}")
     done = save_path.is_dir() and not differences(SavedRun(save_path).config, run.config)
-    newer = done and path.is_file() and (save_path / "run.json").stat().st_mtime > path.stat().st_mtime
-    if said is not None and said.state == "failed" and not newer:
-        return said
+    if said is not None and said.state == "failed" and not (done and SavedRun(save_path).digest() != run.stood):
+        return said  # else somebody finished it since, by whatever clock
     if done:
         return Ended("finished", str(save_path))
     if said is not None and not begun and said.state != "interrupted":
