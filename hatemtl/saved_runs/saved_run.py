@@ -64,6 +64,7 @@ def write(path: Path, content: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.unlink(missing_ok=True)  # in a run from elsewhere it may be a link, which would be written through
         content(temporary)
         _as_new(temporary)
         os.replace(temporary, path)

@@ -165,8 +165,8 @@ def wandb(
         mode = "offline"
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    place: Any = {"id": secrets.token_hex(4), "project": project, "entity": entity, "job_type": about.action}
-    place |= _tracked(logs).get("wandb", {})
+    place: Any = _known(logs, "wandb", {"project": project, "entity": entity})
+    place = {"id": secrets.token_hex(4), "job_type": about.action, **place}
     logger = WandbLogger(
         name=about.run,
         save_dir=logs,
@@ -183,6 +183,16 @@ def wandb(
 
 def _tracked(logs: Path) -> dict[str, Any]:
     return json_object.read(logs / TRACKED, AGAIN) if (logs / TRACKED).exists() else {}
+
+
+def _known(logs: Path, tracker: str, place: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Gives this place at a tracker, with what finds the run again that is there already, if that is its place.
+
+    Whoever made the run may have written the file: figures and texts go nowhere but where the user says.
+    """
+    known = _tracked(logs).get(tracker)
+    here = isinstance(known, dict) and place.items() <= known.items()
+    return {**place, **{key: known[key] for key in ("id", "job_type") if here and isinstance(known.get(key), str)}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +228,7 @@ class Mlflow:
         if self.place == f"sqlite:///{MLFLOW}":
             MLFLOW.parent.mkdir(exist_ok=True)
         logs = folder / "logs"
-        known = _tracked(logs).get("mlflow", {})
-        place = {"uri": self.place, "id": None, **known}
+        place: Any = {"id": None, **_known(logs, "mlflow", {"uri": self.place})}
         tags = {"action": about.action, "group": about.study, **{f"of.{tag}": "true" for tag in about.tags}}
         try:
             logger = MLFlowLogger(

@@ -196,3 +196,14 @@ def test_what_is_printed_is_kept_behind_what_was_there(tmp_path: Path) -> None:
     assert sum("pytest" in line or "-c" in line for line in lines) == 2  # the words of the command, once for each
     assert any(f"test_{'x' * 60}_f1" in line for line in lines)  # wider than the terminal
     assert "\x1b" not in at.read_text(encoding="utf-8")
+
+
+def test_what_is_printed_goes_through_no_link(tmp_path: Path) -> None:
+    own = tmp_path / "profile"
+    own.write_text("mine\n")
+    (tmp_path / "console.txt").symlink_to(own)  # as in an archive that somebody gave away
+    with open("/dev/null", "w") as nowhere:
+        console = Console(file=nowhere)
+        console.keep(tmp_path / "console.txt")
+        console.print("$(a command)")
+    assert own.read_text() == "mine\n"

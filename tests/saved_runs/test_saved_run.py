@@ -1,6 +1,7 @@
 """The saved run: whole or not there, the same run or another."""
 
 import math
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,15 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 # Reading
+
+
+def test_nothing_is_written_through_a_link_that_waits_there(tmp_path: Path) -> None:
+    own = tmp_path / "profile"
+    own.write_text("mine")
+    (tmp_path / f".results.csv.{os.getpid()}").symlink_to(own)  # an archive may hold one for every process number
+    write_results(tmp_path, [Row("test", "label", "f1", "$(a command)", 0.5)])
+    assert own.read_text() == "mine"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["profile", "results.csv"]
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

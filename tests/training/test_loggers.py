@@ -91,6 +91,25 @@ def test_mlflow_has_curves_and_ends_them_with_what_the_run_came_to(tmp_path: Pat
     assert run.data.tags["group"] == "study" and run.data.tags["of.minilm"] == "true"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"project": "mine", "entity": "somebody", "id": "theirs", "job_type": "train"},
+        {"project": "mine", "id": "theirs"},
+        {"project": "mine", "entity": None, "id": 7, "dir": "/elsewhere"},
+        ["theirs"],
+    ],
+    ids=str,
+)
+def test_figures_go_to_no_place_that_a_saved_run_names(written: Any, tmp_path: Path) -> None:
+    place = {"project": "mine", "entity": None}
+    (tmp_path / loggers.TRACKED).write_text(json.dumps({"wandb": written, "mlflow": {"uri": "http://theirs", "id": "1"}}))
+    assert loggers._known(tmp_path, "wandb", place) == place
+    assert loggers._known(tmp_path, "mlflow", {"uri": "sqlite:///mine"}) == {"uri": "sqlite:///mine"}
+    (tmp_path / loggers.TRACKED).write_text(json.dumps({"wandb": {**place, "id": "a1", "job_type": "train", "dir": "x"}}))
+    assert loggers._known(tmp_path, "wandb", place) == {**place, "id": "a1", "job_type": "train"}
+
+
 def test_mlflow_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
