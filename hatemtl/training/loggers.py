@@ -191,8 +191,9 @@ def _known(logs: Path, tracker: str, place: Mapping[str, str | None]) -> dict[st
     Whoever made the run may have written the file: figures and texts go nowhere but where the user says.
     """
     known = _tracked(logs).get(tracker)
-    here = isinstance(known, dict) and place.items() <= known.items()
-    return {**place, **{key: known[key] for key in ("id", "job_type") if here and isinstance(known.get(key), str)}}
+    if not isinstance(known, dict) or any(known.get(key) != value for key, value in place.items()):
+        return {**place}
+    return {**place, **{key: known[key] for key in ("id", "job_type") if isinstance(known.get(key), str)}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def test_mlflow_has_curves_and_ends_them_with_what_the_run_came_to(tmp_path: Pat
     "written",
     [
         {"project": "mine", "entity": "somebody", "id": "theirs", "job_type": "train"},
-        {"project": "mine", "id": "theirs"},
+        {"project": "theirs", "entity": None, "id": "a1"},
         {"project": "mine", "entity": None, "id": 7, "dir": "/elsewhere"},
         ["theirs"],
     ],
