@@ -156,3 +156,26 @@ def test_statistics_of_something_else_are_refused() -> None:
 def test_a_floor_out_of_range_is_refused(floor: float) -> None:
     with pytest.raises(UserError, match="merge.floor="):
         Fisher(normalize=True, floor=floor, posts=8)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])  # of the gradients
+@pytest.mark.parametrize("floor", [0.5, 1e-3])
+def test_normalized_it_is_the_formula_whatever_the_size_of_the_gradients(size: float, floor: float) -> None:
+    updates = [update(3, 2.0, seed) for seed in range(3)]
+    F = torch.stack([size * (seed + 1) * sure(seed) for seed in range(3)]).double()
+    whole_of = [{"x": f, "y": 2 * f} for f in F]  # the norm is that of all layers
+    merged = whole(Fisher(normalize=True, floor=floor, posts=1, statistics=whole_of)(updates, layer="x"))
+    normed = F / torch.stack([(f.square().sum() * 5).sqrt() for f in F])[:, None, None]
+    sharp = normed + floor * normed.mean()
+    expected = (sharp * torch.stack([one.dense() for one in updates])).sum(0) / sharp.sum(0)
+    assert apart(merged, expected) < 1e-9
+
+
+def test_one_source_that_is_sure_of_nothing_has_the_say_of_the_floor() -> None:
+    updates, F = [update(3, 2.0, seed) for seed in range(2)], sure(0).double()
+    statistics = [{"x": F}, {"x": torch.zeros(OUT, IN)}]
+    merged = whole(Fisher(normalize=True, floor=0.25, posts=1, statistics=statistics)(updates, layer="x"))
+    normed = torch.stack([F / F.norm(), torch.zeros_like(F)])
+    sharp = normed + 0.25 * normed.mean()
+    expected = (sharp * torch.stack([one.dense() for one in updates])).sum(0) / sharp.sum(0)
+    assert apart(merged, expected) < 1e-9

@@ -108,3 +108,21 @@ def test_what_cannot_be_minimised_is_refused(given: dict[str, Any], said: str) -
             built(**given)
         except Exception as error:
             raise error.__cause__ or error from None  # Hydra's own is around it
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "refused"),
+    [
+        ("loss", 1e-9, [float("inf"), float("nan"), -1e-9]),
+        ("entropy", 0, [float("inf")]),
+        ("steps", 1, [0]),
+        ("posts", 1, [0]),
+        ("rate", 1e-9, [0, float("inf")]),
+        ("start", -2.0, [float("inf"), float("nan")]),
+    ],
+)
+def test_each_number_is_taken_as_far_as_it_means_something(key: str, least: float, refused: list[float]) -> None:
+    assert getattr(built(**{key: least}), key) == least
+    for value in refused:
+        with pytest.raises(Exception, match=rf"merge\.{key}={value}: expected"):
+            built(**{key: value})

@@ -130,3 +130,17 @@ def test_the_draw_belongs_to_seed_and_layer_and_to_nothing_drawn_before() -> Non
     for (seed, layer), before in reversed(made.items()):
         assert torch.equal(whole(LEGO(units=4, seed=seed)(sources, layer=layer)), before)
     assert len({float(one.norm()) for one in made.values()}) > 1
+
+
+def test_a_cluster_of_one_is_where_its_point_is() -> None:
+    points = torch.tensor([[0.0], [4.0], [10.0]], dtype=torch.float64)
+    found = kmeans(points, 2, torch.Generator().manual_seed(0)).tolist()
+    assert found[0] == found[1] != found[2]
+
+
+def test_another_seed_and_another_layer_draw_anew() -> None:
+    """Of points without clusters each search finds its own."""
+    sources = [update(12, 1.0, seed) for seed in range(4)]
+    found = [(0, "a"), (0, "b"), (1, "a")]
+    merged = [whole(LEGO(units=3, seed=seed)(sources, layer=layer)) for seed, layer in found]
+    assert all(apart(merged[0], other) > 1e-3 for other in merged[1:])

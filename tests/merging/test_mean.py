@@ -88,8 +88,15 @@ def test_one_weight_a_source(merge: Merge) -> None:
 
 @pytest.mark.parametrize("weights", [[-1, 2], [0, 0], [], [float("nan")], [float("inf")]])
 def test_weights_that_are_no_mean_are_refused(weights: Any) -> None:
-    with pytest.raises(UserError, match=r"merge\.weights=.*numbers from 0.*type merge\.weights=\[1,2\]"):
+    with pytest.raises(UserError, match=r"^merge\.weights=.*numbers from 0.*type merge\.weights=\[1,2\]"):
         Mean(weights=weights)
+
+
+@pytest.mark.parametrize("weights", [[], [float("nan"), 1], [float("inf"), 1]])
+def test_a_sum_takes_any_weights_that_are_numbers(weights: Any) -> None:
+    with pytest.raises(UserError, match=r"^merge\.weights="):
+        TaskArithmetic(scale=1, weights=weights)
+    TaskArithmetic(scale=1, weights=[-1, 0.5])
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])

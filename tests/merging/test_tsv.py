@@ -4,6 +4,7 @@ from drawn import apart, unlike, update, whole
 from scipy.linalg import polar
 from torch import Tensor
 
+from hatemtl.errors import UserError
 from hatemtl.merging.base import layers_of
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.subspaces import TSVM
@@ -61,3 +62,9 @@ def test_the_singular_values_of_the_merge_are_those_of_the_sources() -> None:
     merged = whole(TSVM(share=None, scale=1.0)(updates, layer="x"))
     theirs = torch.cat([torch.linalg.svdvals(one.dense())[:3] for one in updates]).sort(descending=True).values
     torch.testing.assert_close(torch.linalg.svdvals(merged)[:12], theirs)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])
+def test_a_share_is_a_share(share: float) -> None:
+    with pytest.raises(UserError, match=f"merge.share={share}: expected"):
+        TSVM(share=share, scale=1.0)
