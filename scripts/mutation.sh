@@ -33,7 +33,7 @@ area() {  # FILES TESTS: lays out the copy, and lets mutmut change these files
 source_paths = [$sources]
 only_mutate = [$files]
 also_copy = ["conf", "main.py", "hatemtl", "analysis", "benchmarks", "README.org", "docs"$also]
-pytest_add_cli_args = ["-o", "addopts=--import-mode=importlib -p no:xdist -p no:cacheprovider", "-m", "not slow and not network and not gpu"]
+pytest_add_cli_args = ["-o", "addopts=--import-mode=importlib -p no:xdist -p no:cacheprovider", "-m", "not slow and not trust and not network and not gpu"]
 pytest_add_cli_args_test_selection = [$tests]
 mutate_only_covered_lines = true
 TOML

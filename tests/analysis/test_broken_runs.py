@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 from broken import BREAKS, contents
 from tested_runs import system
+from tiers import tier
 
 # Seven anchors of nine aliases each: five million values, were they walked through.
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -47,8 +47,8 @@ def cases() -> Iterator[Any]:
         for file, well in files.items():
             for way in [*BREAKS, *(["a bomb"] if file.endswith(".yaml") else [])]:
                 if way not in well and not (way == "utf-16" and file.endswith(".parquet")):
-                    slow = [] if crc32(f"{script} {file} {way}".encode()) % 10 == 0 else [pytest.mark.slow]
-                    yield pytest.param(script, words, file, way, id=f"{script} {file} {way}", marks=slow)
+                    name = f"{script} {file} {way}"
+                    yield pytest.param(script, words, file, way, id=name, marks=tier(name, fast=10))
 
 
 @pytest.mark.parametrize(("script", "words", "file", "way"), cases())

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 from broken import BREAKS, contents
 from conftest import Outcome
 from every_file import SAMPLE, laid_out
+from tiers import tier
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def cases() -> Iterator[Any]:
         for way in BREAKS:
             if way not in read.well and not (binary and way == "utf-16"):
                 name = f"{way} {read.file} {read.words[0]}"
-                slow = [] if crc32(name.encode()) % 40 == 0 else [pytest.mark.slow]
-                yield pytest.param(read, way, id=name, marks=slow)
+                yield pytest.param(read, way, id=name, marks=tier(name, fast=40))
 
 
 @pytest.mark.parametrize(("read", "way"), cases())

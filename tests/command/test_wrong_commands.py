@@ -4,12 +4,12 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 from broken import contents
 from conftest import Outcome
 from every_file import SAMPLE, laid_out
+from tiers import tier
 
 # What stands for several words, and DIR for the folder of `every_file.laid_out`.
 SHORT = {
@@ -203,8 +203,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cases() -> list[object]:
-    slow = pytest.mark.slow
-    return [pytest.param(c, id=c, marks=[] if crc32(c.encode()) % 20 == 0 else [slow]) for c in COMMANDS]
+    return [pytest.param(command, id=command, marks=tier(command, fast=20)) for command in COMMANDS]
 
 
 @pytest.mark.parametrize("command", cases())
