@@ -366,6 +366,7 @@ def test_a_limit_of_the_address_space(tmp_path: Path) -> None:
         "runpy.run_path('main.py', run_name='__main__')\n"
     )
     wide = ["encoder.random.hidden_size=512", "encoder.random.num_attention_heads=8", "batching.batch_size=2000"]
+    wide.append("tasks.label.corpus.size=1000")
     command = [
         sys.executable,
         "-c",
