@@ -1,0 +1,121 @@
+"""Changes one operator, number, name or word of the code at a time, and asks the fast tests whether they notice (mutmut).
+
+Of each area a sample of all such changes is drawn. It prints how many were killed, and ends with 1 where that are fewer
+than asked for. What was done is kept in OUT, and the same command goes on with it. There, in OUT/AREA, `mutmut show NAME`
+shows one of those that OUT/AREA/survived.txt names.
+
+    uv run scripts/mutation.py merging metrics statistics saved_runs batches --out /tmp/mutation
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MUTMUT = ["uv", "run", "--project", str(ROOT), "--with", "mutmut>=3.8,<4", "mutmut"]
+SURVIVED, NO_TESTS = 0, 33  # how mutmut's files say it; None is not tried, and every other number killed
+NAMES = ("significance", "resampling", "intervals", "many_comparisons", "stochastic_order", "outcomes", "verdicts")
+
+
+@dataclass(frozen=True)
+class Area:
+    """files: that are changed. tests: that are to notice. flat: whether they are imported by their own names alone."""
+
+    files: list[str]
+    tests: list[str]
+    flat: bool = False
+
+
+AREAS = {
+    "merging": Area(["hatemtl/merging/*.py"], ["tests/merging"]),
+    "metrics": Area(["hatemtl/heads/*.py", "hatemtl/evaluations/*.py"], ["tests/heads", "tests/evaluations"]),
+    "statistics": Area(
+        [f"{name}.py" for name in NAMES],
+        [f"tests/analysis/test_{name}.py" for name in ("significance", "compare", "outcomes")],
+        flat=True,
+    ),
+    "saved_runs": Area(["hatemtl/saved_runs/*.py"], ["tests/saved_runs"]),
+    "batches": Area(["hatemtl/batches/*.py"], ["tests/batches"]),
+}
+
+
+def lay_out(area: Area, folder: Path) -> None:
+    """Copies the tree, with what mutmut is to do."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    also = ["conf", "main.py", "hatemtl", "analysis", "benchmarks", "README.org", "docs"]
+    config = (folder / "pyproject.toml").read_text()
+    marks = re.search(r"-m '([^']+)'", config)
+    assert marks is not None
+    if area.flat:
+        for script in (folder / "analysis").glob("*.py"):
+            (folder / script.name).write_bytes(script.read_bytes())
+            also.append(script.name)
+        config = re.sub(r"(?m)^pythonpath = .*$", 'pythonpath = [".", "tests"]', config)
+    settings = {
+        "source_paths": area.files if area.flat else ["hatemtl"],
+        "only_mutate": area.files,
+        "also_copy": also,
+        "pytest_add_cli_args": ["-o", "addopts=--import-mode=importlib -p no:xdist -p no:cacheprovider", "-m", marks[1]],
+        "pytest_add_cli_args_test_selection": area.tests,
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    text = "\n".join([config, "[tool.mutmut]", *lines, "mutate_only_covered_lines = true", ""])
+    (folder / "pyproject.toml").write_text(text)
+
+
+def mutmut(folder: Path, *words: str) -> None:
+    """Runs it, one mutant after the other, and keeps what it says."""
+    with (folder / "mutmut.log").open("a") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*MUTMUT, "run", "--max-children", "1", *words], cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def found(folder: Path) -> dict[str, int | None]:
+    """Reads how each mutant ended, by its name."""
+    files = sorted(folder.glob("mutants/**/*.meta"))
+    return {name: code for file in files for name, code in json.loads(file.read_text())["exit_code_by_key"].items()}
+
+
+def judge(name: str, folder: Path, sample: int) -> float:
+    """Tries a sample of an area's mutants; gives the share that was killed."""
+    if not folder.exists():
+        lay_out(AREAS[name], folder)
+    if not found(folder):
+        mutmut(folder, "none of them")  # makes them all
+    if not (names := sorted(found(folder))):
+        raise SystemExit(f"{name}: no mutant was made; {folder / 'mutmut.log'} says why")
+    chosen = sorted(random.Random(0).sample(names, min(sample, len(names))))
+    if left := [one for one in chosen if found(folder)[one] is None]:
+        mutmut(folder, *left)
+    codes = {one: code for one, code in found(folder).items() if one in set(chosen) and code is not None}
+    survived = [one for one, code in codes.items() if code == SURVIVED]
+    (folder / "survived.txt").write_text("".join(f"{one}\n" for one in survived))
+    tried = len(codes) - [*codes.values()].count(NO_TESTS)
+    share = 1 - len(survived) / max(tried, 1)
+    print(f"{name}: {tried - len(survived)} of {tried} killed, {100 * share:.1f} %, drawn of {len(names)}", flush=True)
+    return share if tried else 0.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("areas", nargs="*", choices=[*AREAS, []], metavar="AREA", help=f"{', '.join(AREAS)}; all by default")
+    parser.add_argument("--out", type=Path, default=Path("/tmp/hatemtl_mutation"), help="where copies of the tree go")
+    parser.add_argument("--sample", type=int, default=300, help="changes of an area that are tried")
+    parser.add_argument("--least", type=float, default=85, help="per cent that tests must notice")
+    args = parser.parse_args()
+    shares = [judge(name, args.out / name, args.sample) for name in args.areas or AREAS]
+    return int(any(100 * share < args.least for share in shares))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
