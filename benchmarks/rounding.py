@@ -19,8 +19,8 @@ from benchmarks.posts import macro_f1
 from benchmarks.readings import org
 from hatemtl.machine.startup import PROGRAM
 
-WORDS = ("tasks=[label]", "encoder=minilm", "action=[train,test]", "optimization.epochs=3", "trainer.accelerator=cpu")
-WORDS += ("trainer.progress=false", "trainer.compile=false", "data.cache=null")
+WORDS = ["tasks=[label]", "encoder=minilm", "action=[train,test]", "optimization.epochs=3", "trainer.accelerator=cpu"]
+WORDS += ["trainer.progress=false", "trainer.compile=false", "data.cache=null"]
 OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what a processor of 2013 has
 # What each row is called, its words, and its environment. Those of one number format are compared with the first of them.
 VARIANTS = (

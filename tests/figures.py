@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from hatemtl.evaluations.base import Row
-from hatemtl.heads.base import Figure
+from hatemtl.heads.figures import Figure
 
 
 def by_key(figures: Iterable[Figure]) -> dict[str, float]:

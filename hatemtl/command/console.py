@@ -22,7 +22,7 @@ from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import SPLITS
 from hatemtl.evaluations.base import Row
 from hatemtl.harmless import shown
-from hatemtl.heads.base import COUNTS
+from hatemtl.heads.figures import COUNTS
 from hatemtl.methods.base import Component
 
 WIDTH = 125  # characters of a line that is kept

@@ -1,149 +1,23 @@
-"""Defines a head, and holds the pooling and the layers that heads share."""
+"""Defines a head: logits, loss, figures and decoding of one task."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.heads.figures import Figure, confusion, likeliest
+from hatemtl.heads.layers import Counts, Pool
 from hatemtl.heads.losses import CrossEntropy, Loss
 from hatemtl.labels import Kind, LabelSpace, name_of
 
-Pooling = Literal["cls", "mean", "attention"]
 Threshold = float | Literal["tuned"]
 LabelWeights = Mapping[str | int | float | bool, float]  # by name, as a YAML reads it
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
-COUNTS = ("tp", "fp", "fn")  # true positives, false positives, false negatives: figures that are numbers of posts or words
-
-
-class Figure(NamedTuple):
-    """A number that a head is judged by. label: the one that it is of, None for all of them."""
-
-    name: str
-    label: str | None
-    value: float
-
-    @property
-    def key(self) -> str:
-        """Tells how `primary` names it: f1_women, macro_f1."""
-        return self.name if self.label is None else f"{self.name}_{self.label}"
-
-
-class Tally(Metric):
-    """Adds up what `count` makes of each batch's scores, targets and has, from a tensor of zeros on; or puts it end to end.
-
-    No size of what is made may depend on values, which would have to come from the device first.
-    """
-
-    found: Tensor | list[Tensor]
-
-    def __init__(self, count: Callable[[Tensor, Tensor, Tensor], Tensor], zeros: Tensor | None = None) -> None:
-        super().__init__()
-        self.count = count
-        self.add_state("found", [] if zeros is None else zeros, dist_reduce_fx="cat" if zeros is None else "sum")
-
-    def update(self, scores: Tensor, targets: Tensor, has: Tensor) -> None:
-        found = self.count(scores, targets, has)
-        if isinstance(self.found, list):
-            self.found.append(found)
-        else:
-            self.found += found
-
-    def compute(self) -> Tensor:
-        return dim_zero_cat(self.found) if isinstance(self.found, list) else self.found
-
-
-def confusion(labels: int, predict: Callable[[Tensor], Tensor]) -> Tally:
-    """Counts posts of label i for which label j was predicted, (C, C) int64, over the posts that are annotated.
-
-    predict: the labels' positions (B,) that scores (B, C) say.
-    """
-
-    def count(scores: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        places = targets * labels + predict(scores)  # no bincount, whose size would have to come from the device
-        counts = torch.zeros(labels * labels, dtype=torch.int64, device=scores.device).index_add_(0, places, has.long())
-        return counts.view(labels, labels)
-
-    return Tally(count, torch.zeros(labels, labels, dtype=torch.int64))
-
-
-def likeliest(scores: Tensor) -> Tensor:
-    """Picks the label of the highest score, (B, C) → (B,)."""
-    return scores.argmax(dim=1)
-
-
-class Pool(nn.Module):
-    """One vector a post, (B, T, D) → (B, D): its first token, the mean of its tokens, or a learned weighting of them."""
-
-    def __init__(self, kind: Pooling, hidden_size: int) -> None:
-        super().__init__()
-        self.kind = kind
-        self.query = nn.Linear(hidden_size, 1) if kind == "attention" else None
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        if self.kind == "cls":
-            return hidden[:, 0]
-        return torch.einsum("bt,btd->bd", self.weights(hidden, attention_mask), hidden)
-
-    def weights(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Gives how much each token counts, (B, T), but where only the first does."""
-        if self.query is not None:
-            return self.query(hidden).squeeze(-1).masked_fill(attention_mask == 0, -torch.inf).softmax(dim=1)
-        weights = attention_mask.to(hidden.dtype)
-        return weights / weights.sum(dim=1, keepdim=True)
-
-
-class Counts(nn.Module):
-    """Puts C counts of a post behind its vector, (B, D) → (B, D + C), each less its mean over its deviation in training."""
-
-    scale: Tensor
-
-    def __init__(self, counts: int) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.stack([torch.zeros(counts), torch.ones(counts)]))
-
-    def observe(self, values: Tensor) -> None:
-        """Takes in the training posts' counts, (N, C); a loaded head keeps what its weights were trained for."""
-        if torch.equal(self.scale, Counts(len(self.scale[0])).scale.to(self.scale)) and len(values):
-            deviation = values.double().std(dim=0, correction=0)
-            self.scale.copy_(torch.stack([values.double().mean(dim=0), deviation.where(deviation > 0, 1.0)]))
-
-    def forward(self, vectors: Tensor, counts: Tensor | None) -> Tensor:
-        if counts is None:
-            raise UserError(
-                "a head with a lexicon counts the words of whole posts, and was asked about tokens alone; leave out the "
-                "evaluations that do so, or train it with tasks.TASK.head.lexicon=null"
-            )
-        mean, deviation = self.scale
-        return torch.cat([vectors, (counts - mean) / deviation], dim=1)
-
-
-def counting(lexicon: str | None, counts: int) -> Counts | None:
-    """Makes the part of a head that reads so many counts of a lexicon; None where there is no lexicon."""
-    if bool(lexicon) != bool(counts):
-        raise ValueError(f"lexicon={lexicon} with {counts} counts: expected both or none")
-    return Counts(counts) if counts else None
-
-
-def feed_forward(hidden_size: int, outputs: int, *, layers: int, dropout: float, counts: int = 0) -> nn.Sequential:
-    """Stacks `layers` linear layers down to `outputs`, GELU between them, dropout before each.
-
-    counts: how many numbers the first reads beside the hidden ones.
-    """
-    if layers < 1:
-        raise UserError(f"head layers={layers}: expected at least 1")
-    if not 0 <= dropout < 1:
-        raise UserError(f"head dropout={dropout}: expected a probability below 1")
-    stack: list[nn.Module] = []
-    inputs = [hidden_size + counts, *[hidden_size] * (layers - 1)]
-    for size in inputs[:-1]:
-        stack += [nn.Dropout(dropout), nn.Linear(size, hidden_size), nn.GELU()]
-    return nn.Sequential(*stack, nn.Dropout(dropout), nn.Linear(inputs[-1], outputs))
 
 
 class Head(nn.Module):
@@ -324,24 +198,6 @@ def _asked(label_weights: LabelWeights, space: LabelSpace) -> Tensor:
             f"head label_weights={given}: no label of {', '.join(space.names)} would count; give one a weight above 0"
         )
     return weights
-
-
-def f1(tp: float, fp: float, fn: float) -> float:
-    """Computes 2·tp / (2·tp + fp + fn), 0 where nothing is there and nothing was predicted (as scikit-learn's default)."""
-    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
-
-
-def label_rows(counts: Tensor, names: Sequence[str], overall: Figure) -> list[Figure]:
-    """Gives F1 of each label and their mean, a figure of all labels, and the counts (C, 3) that F1 is made of."""
-    f1s = [f1(*of_label) for of_label in counts.tolist()]
-    each = [Figure("f1", name, value) for name, value in zip(names, f1s, strict=True)]
-    return [*each, Figure("macro_f1", None, sum(f1s) / len(f1s)), overall, *count_rows(counts, names)]
-
-
-def count_rows(counts: Tensor, names: Sequence[str]) -> list[Figure]:
-    """Gives the `COUNTS` (C, 3) of each label: micro-F1 over parts cannot be rebuilt without them."""
-    of_labels = zip(names, counts.tolist(), strict=True)
-    return [Figure(kind, name, float(n)) for name, of_label in of_labels for kind, n in zip(COUNTS, of_label, strict=True)]
 
 
 def drawn_loss(logits: Tensor, draw: Generator) -> Tensor:

@@ -4,7 +4,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, carried, drawn_loss, feed_forward, grouped, masked_mean
+from hatemtl.heads.base import Head, carried, drawn_loss, grouped, masked_mean
+from hatemtl.heads.figures import Figure
+from hatemtl.heads.layers import Pool, Pooling, feed_forward
 from hatemtl.labels import LabelSpace
 
 

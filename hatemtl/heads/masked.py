@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Figure, Head, Tally
+from hatemtl.heads.base import Head
+from hatemtl.heads.figures import Figure, Tally
 from hatemtl.labels import IGNORED, LabelSpace
 
 

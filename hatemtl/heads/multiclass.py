@@ -7,21 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import (
-    Figure,
-    Head,
-    LabelWeights,
-    Pool,
-    Pooling,
-    carried,
-    counting,
-    drawn_loss,
-    feed_forward,
-    grouped,
-    label_rows,
-    label_weights,
-    masked_mean,
-)
+from hatemtl.heads.base import Head, LabelWeights, carried, drawn_loss, grouped, label_weights, masked_mean
+from hatemtl.heads.figures import Figure, label_rows
+from hatemtl.heads.layers import Pool, Pooling, counting, feed_forward
 from hatemtl.heads.losses import ClassBalanced, Loss
 from hatemtl.labels import LabelSpace
 

@@ -8,20 +8,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import (
-    Figure,
-    Head,
-    LabelWeights,
-    Pool,
-    Pooling,
-    Tally,
-    Threshold,
-    counting,
-    f1,
-    feed_forward,
-    label_rows,
-    masked_mean,
-)
+from hatemtl.heads.base import Head, LabelWeights, Threshold, masked_mean
+from hatemtl.heads.figures import Figure, Tally, f1, label_rows
+from hatemtl.heads.layers import Pool, Pooling, counting, feed_forward
 from hatemtl.heads.losses import Loss
 from hatemtl.labels import LabelSpace
 

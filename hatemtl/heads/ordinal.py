@@ -10,19 +10,9 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import (
-    Figure,
-    Head,
-    Pool,
-    Pooling,
-    carried,
-    confusion,
-    counting,
-    feed_forward,
-    grouped,
-    label_weights,
-    masked_mean,
-)
+from hatemtl.heads.base import Head, carried, grouped, label_weights, masked_mean
+from hatemtl.heads.figures import Figure, confusion
+from hatemtl.heads.layers import Pool, Pooling, counting, feed_forward
 from hatemtl.heads.multiclass import class_rows
 from hatemtl.heads.multilabel import kl
 from hatemtl.heads.score import correlation, ranks

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Pool, Pooling, Tally, counting, feed_forward, masked_mean
+from hatemtl.heads.base import Head, masked_mean
+from hatemtl.heads.figures import Figure, Tally
+from hatemtl.heads.layers import Pool, Pooling, counting, feed_forward
 from hatemtl.labels import LabelSpace
 
 

@@ -9,7 +9,9 @@ from torchmetrics import Metric
 
 from hatemtl.answers import Answers, worth
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Figure, Head, Tally, drawn_loss, feed_forward, masked_mean
+from hatemtl.heads.base import Head, drawn_loss, masked_mean
+from hatemtl.heads.figures import Figure, Tally
+from hatemtl.heads.layers import feed_forward
 from hatemtl.labels import IGNORED, LabelSpace
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from hatemtl.heads.base import Figure, Head, Tally, Threshold, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.base import Head, Threshold, masked_mean
+from hatemtl.heads.figures import Figure, Tally, count_rows, f1
+from hatemtl.heads.layers import feed_forward
 from hatemtl.heads.losses import Loss
 from hatemtl.heads.multilabel import agreements, kl, positive_weights, reach
 from hatemtl.labels import LabelSpace

@@ -15,7 +15,8 @@ from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import merged
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import Row, Stage
-from hatemtl.heads.base import COUNTS, Head, primary
+from hatemtl.heads.base import Head, primary
+from hatemtl.heads.figures import COUNTS
 from hatemtl.machine.crew import ALONE
 from hatemtl.machine.sharding import clip, keep_whole, part_of, whole
 from hatemtl.network.epoch_losses import EpochLosses

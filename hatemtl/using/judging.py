@@ -16,7 +16,7 @@ from hatemtl.corpora.cells import as_column
 from hatemtl.corpora.folds import Folds
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.evaluations.base import UNJUDGED, Beforehand, Evaluation, Listing, Predicted, Reader, Row
-from hatemtl.heads.base import COUNTS
+from hatemtl.heads.figures import COUNTS
 from hatemtl.labels import Kind
 from hatemtl.network.module import MultitaskModule
 from hatemtl.network.predictions import Predictions

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Pool, count_rows, f1, feed_forward, masked_mean
+from hatemtl.heads.base import masked_mean
 from hatemtl.heads.choice import ChoiceHead
+from hatemtl.heads.figures import count_rows, f1
+from hatemtl.heads.layers import Pool, feed_forward
 from hatemtl.heads.losses import binary_losses
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead

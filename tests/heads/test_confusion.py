@@ -4,7 +4,7 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, matthews_corrcoef
 
-from hatemtl.heads.base import confusion, likeliest
+from hatemtl.heads.figures import confusion, likeliest
 from hatemtl.heads.multiclass import matthews
 from hatemtl.heads.ordinal import quadratic_kappa, spearman
 from hatemtl.heads.score import correlation, ranks

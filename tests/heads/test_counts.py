@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import Counts
+from hatemtl.heads.layers import Counts
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.ordinal import OrdinalHead

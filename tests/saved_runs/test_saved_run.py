@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import STAGES, Row, Stage
-from hatemtl.heads.base import COUNTS
+from hatemtl.heads.figures import COUNTS
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import (
     SavedRun,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.heads.base import Pool, feed_forward, masked_mean
+from hatemtl.heads.base import masked_mean
+from hatemtl.heads.layers import Pool, feed_forward
 from hatemtl.objective.regularisers.base import Passes, Regulariser, Run, expect
 from hatemtl.seeds import seeded
 

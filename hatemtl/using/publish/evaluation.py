@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
-from hatemtl.heads.base import COUNTS, Head
+from hatemtl.heads.base import Head
+from hatemtl.heads.figures import COUNTS
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.claiming import differences
 from hatemtl.saved_runs.saved_run import SavedRun
