@@ -12,7 +12,8 @@ from conftest import Outcome
 from hatemtl.evaluations.base import Row
 from hatemtl.harmless import guarded, shown, unguarded
 from hatemtl.labels import LabelSpace
-from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results, write_rows
+from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record, write_results
+from hatemtl.saved_runs.writing import write_rows
 
 BIDI = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 MARKS = "\u061c\u200e\u200f"  # of a direction, without a bidirectional class of their own

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
-from hatemtl.saved_runs import saved_run
+from hatemtl.saved_runs import writing
 
 FORMAT = "1"  # of the file and of what its arrays mean; another number makes all files anew
 CHUNK = 2000  # texts that are tokenized at a time: Python's lists of their tokens take some thirty times the arrays' place
@@ -96,7 +96,7 @@ def cached(
         tokens = tokenize(tokenizer, max_length, texts, seconds, located=located)
         arrays, notes = tokens.arrays, {"fingerprint": mark, "checksum": _checksum(tokens)}
         with suppress(OSError, SafetensorError):  # the folder cannot be written, or the disk is full
-            saved_run.write(path, lambda temporary: save_file(arrays, temporary, metadata=notes))
+            writing.write(path, lambda temporary: save_file(arrays, temporary, metadata=notes))
     return tokens
 
 

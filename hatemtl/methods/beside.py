@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.methods.base import FAILURES
-from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
+from hatemtl.saved_runs.writing import write_text
 
 M = TypeVar("M", bound=nn.Module)
 Makers = Mapping[str, Callable[[nn.Linear], nn.Module]]  # what makes the module for a layer, by the path of the layer

@@ -17,7 +17,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts
 from hatemtl.encoders.partway import EnoughError, run_until
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.saved_run import write
+from hatemtl.saved_runs.writing import write
 
 
 class Prefix:

@@ -119,7 +119,7 @@ def _sweep(save_path: Path) -> None:
     for folder in (save_path, unfinished(save_path)):
         if (folder / "run.json").exists():  # else it may be anyone's
             for path in folder.rglob(".*"):
-                if re.fullmatch(r"\..+\.\d+", path.name):  # as saved_run.write names them
+                if re.fullmatch(r"\..+\.\d+", path.name):  # as `writing.write` names them
                     path.unlink(missing_ok=True)
 
 

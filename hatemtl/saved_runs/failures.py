@@ -9,7 +9,7 @@ from typing import Any
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.saved_runs.claiming import digest
-from hatemtl.saved_runs.saved_run import write_text
+from hatemtl.saved_runs.writing import write_text
 
 
 def record_of(save_path: Path) -> Path:

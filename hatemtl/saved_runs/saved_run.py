@@ -22,11 +22,10 @@ leading dot is a finished run, and a glob never meets an unfinished one. No pick
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,14 +34,16 @@ from safetensors import SafetensorError
 
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import BEHIND, STAGES, Row, Stage
-from hatemtl.harmless import guarded, unguarded
+from hatemtl.harmless import unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
 from hatemtl.saved_runs import from_hub
+from hatemtl.saved_runs.writing import write_rows, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+STEPS = "objective.csv"  # a row an optimizer step: each task's weight, and the cosines of their gradients
 AGAIN = "train the run again with overwrite=true"
 LIBRARIES = ("adapterhub", "peft", "full", "bank", "mtl_lora")  # that a run's encoder side may be saved by
 # What config.yaml and run.json hold at these keys, wherever they have them.
@@ -54,64 +55,6 @@ RECORD = {"tables": json_object.Shape(list, "a list")}
 RECORD |= dict.fromkeys(("data", "tested_data", "tested_precision", "versions", "sources", "lexicons"), json_object.KEYS)
 RECORD |= {"ledger": json_object.MAYBE_KEYS, "method": json_object.TEXT, "encoder": json_object.MAYBE_TEXT}
 RECORD |= {"encoder_source": json_object.TEXT, "hub": json_object.TEXT, "tokenizer": json_object.TEXT}
-
-
-def write(path: Path, content: Callable[[Path], object]) -> None:
-    """Lets `content` write to a hidden neighbour of `path`, then renames it: `path` is whole or as it was.
-
-    It may be read by whom the umask lets. Raises OSError with `path` in it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.unlink(missing_ok=True)  # in a run from elsewhere it may be a link, which would be written through
-        content(temporary)
-        _as_new(temporary)
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        if found := re.search(r"\(os error (\d+)\)", str(error)):  # in words
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
-        raise
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def share(folder: Path) -> None:
-    """Lets others read a folder's safetensors files, which libraries write for their owner alone, where the umask does."""
-    for path in folder.rglob("*.safetensors"):
-        _as_new(path)
-
-
-def _as_new(path: Path) -> None:
-    """Gives a file the mode of any new one beside it."""
-    new = path.with_name(f".new.{os.getpid()}")  # which goes with what else killed processes left
-    new.touch()
-    with suppress(OSError):  # a disk may know no modes
-        path.chmod(new.stat().st_mode)
-    new.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes text as `write` does."""
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-STEPS = "objective.csv"  # a row an optimizer step: each task's weight, and the cosines of their gradients
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Writes rows of one set of columns as CSV, or nothing where there are none."""
-    if rows:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(map(guarded, rows[0]))
-        writer.writerows([guarded(row[column]) for column in rows[0]] for row in rows)
-        write_text(path, text.getvalue())
 
 
 class SavedRun:

@@ -22,7 +22,7 @@ from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_flops, wait
 from hatemtl.machine.sharding import mine, whole
 from hatemtl.network.module import MultitaskModule
-from hatemtl.saved_runs.saved_run import write, write_rows
+from hatemtl.saved_runs.writing import write, write_rows
 
 AGAIN = "overwrite=true, since the unfinished run is another"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hatemtl.command import console as report
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.saved_run import SavedRun, write_text
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.writing import write_text
 from hatemtl.training.launch import ray, slurm
 from hatemtl.training.launch.base import Ended
 from hatemtl.training.launch.submission import Submitted, read, stands

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from hatemtl.command.request import About, Tested
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
-from hatemtl.saved_runs.saved_run import AGAIN, write_text
+from hatemtl.saved_runs.saved_run import AGAIN
+from hatemtl.saved_runs.writing import write_text
 
 TRACKED = "tracked.json"  # in logs/ of a run: what finds it again at the tracker
 MLFLOW = Path("adapters/mlflow.db")  # where no server is named: the runs of this folder

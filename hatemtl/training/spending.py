@@ -17,7 +17,8 @@ from hatemtl.machine import json_object
 from hatemtl.machine.flops import wait
 from hatemtl.machine.ledger import Ledger, added
 from hatemtl.saved_runs.claiming import CHECKPOINT
-from hatemtl.saved_runs.saved_run import AGAIN, write_text
+from hatemtl.saved_runs.saved_run import AGAIN
+from hatemtl.saved_runs.writing import write_text
 
 LEDGER = "ledger.json"  # of a run at work; a finished one has it in run.json
 MINUTE = 60.0  # seconds of training until the end is told, and between two times that the ledger is kept

@@ -30,6 +30,7 @@ from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished
+from hatemtl.saved_runs.writing import share, write, write_rows, write_text
 from hatemtl.training import thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
 from hatemtl.training.micro_batches import cut, fit, that_fit
@@ -149,8 +150,8 @@ def _train(
         report.annotations(console, data, leaked)
         report.network(console, network.parts())
         report.merge(console, network.lost)
-        saved_run.write_rows(work / "merge.csv", network.merged())
-        saved_run.write_rows(work / "search.csv", network.search.tried)
+        write_rows(work / "merge.csv", network.merged())
+        write_rows(work / "search.csv", network.search.tried)
         tracker.begin(config)
         if (work / CHECKPOINT).exists():
             console.print(f"{save_path}: an unfinished run goes on after its last whole epoch", soft_wrap=True)
@@ -176,11 +177,11 @@ def _train(
     peak = matmul_peak(trainer.strategy.root_device, settings.dtype)
     method.library.save(module.encoder, network.name, work)
     heads = {name: value.contiguous().cpu() for name, value in module.heads.state_dict().items()}
-    saved_run.write(work / "heads.safetensors", lambda path: save_file(heads, path))
-    saved_run.share(work)
+    write(work / "heads.safetensors", lambda path: save_file(heads, path))
+    share(work)
     saved_run.write_labels(work, data.spaces, {task: module.head(task).written_thresholds() for task in tasks})
     for task, lexicon in data.lexicons.items():
-        saved_run.write_text(work / saved_run.lexicon_file(task), lexicon.text)
+        write_text(work / saved_run.lexicon_file(task), lexicon.text)
     saved_run.write_results(work, rows)
     saved_run.write_record(
         work,

@@ -11,8 +11,8 @@ import yaml
 
 from hatemtl.command import console as report
 from hatemtl.harmless import shown
-from hatemtl.saved_runs.saved_run import write, write_rows, write_text
 from hatemtl.saved_runs.sweep_names import word
+from hatemtl.saved_runs.writing import write, write_rows, write_text
 
 SHOWN = 20  # trials of the table; all stand in trials.csv
 

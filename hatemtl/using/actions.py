@@ -26,6 +26,7 @@ from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.saved_runs import saved_run as artifacts
 from hatemtl.saved_runs.claiming import TESTED, held
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.writing import write
 from hatemtl.using import export, judging, scored_file
 from hatemtl.using.int8 import quantize
 from hatemtl.using.predictor import Predictor, check_predictable
@@ -232,7 +233,7 @@ def measured(
         kept = [] if before is None else [before[~before["task"].isin(list(network.module.heads))]]
         frame = pd.concat([*kept, new], ignore_index=True)
         answers.write(folder / "fusion.csv")
-        artifacts.write(folder / PREDICTIONS, lambda temporary: frame.to_parquet(temporary, index=False))
+        write(folder / PREDICTIONS, lambda temporary: frame.to_parquet(temporary, index=False))
         listed = artifacts.write_tables(folder, tables, network.module.heads, tables_before)
         tested = {**record.get("tested_data", {}), **data.fingerprints()}
         spent = added(record.get("ledger"), ledger.entry(folder))

@@ -17,7 +17,8 @@ from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
-from hatemtl.saved_runs.saved_run import SavedRun, share
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.writing import share
 
 MARKER = "hatemtl_export.json"
 FORMATS = ("peft", "adapterhub", "merged", "onnx")

@@ -15,7 +15,7 @@ from hatemtl.corpora.rows import Rows, sound
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.harmless import guarded
 from hatemtl.labels import LabelSpace
-from hatemtl.saved_runs.saved_run import write
+from hatemtl.saved_runs.writing import write
 from hatemtl.using.predictor import Scored
 
 Columns = Mapping[str, Sequence[Any]]

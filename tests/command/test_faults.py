@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 import hatemtl
 from hatemtl.command.faults import mendable
 from hatemtl.network.module import MultitaskModule
-from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished
+from hatemtl.saved_runs.writing import write
 
 Cli = Callable[..., Outcome]
 RUN = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=300"]
@@ -167,7 +167,7 @@ def test_a_write_that_fails_names_the_file_it_was_for(tmp_path: Path) -> None:
 
     for content, number in ((full, errno.ENOSPC), (unnamed, errno.EDQUOT)):
         with pytest.raises(OSError) as error:
-            saved_run.write(path, content)
+            write(path, content)
         assert (error.value.errno, error.value.filename) == (number, str(path))
         assert not list(path.parent.iterdir())
 

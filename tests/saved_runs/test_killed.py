@@ -12,7 +12,8 @@ from saved_runs.test_saved_run import names
 from hatemtl.evaluations.base import Row
 from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.claiming import TESTED, TRAINED, claim, finish, held, start
-from hatemtl.saved_runs.saved_run import SavedRun, write, write_labels, write_record, write_results, write_rows
+from hatemtl.saved_runs.saved_run import SavedRun, write_labels, write_record, write_results
+from hatemtl.saved_runs.writing import write, write_rows
 
 # What Python tells of before it is done to a file (https://docs.python.org/3/library/audit_events.html).
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}

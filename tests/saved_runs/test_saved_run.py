@@ -18,14 +18,13 @@ from hatemtl.labels import LabelSpace
 from hatemtl.saved_runs.saved_run import (
     SavedRun,
     read_tables,
-    write,
     write_config,
     write_labels,
     write_record,
     write_results,
     write_tables,
-    write_text,
 )
+from hatemtl.saved_runs.writing import write, write_text
 
 CONFIG: dict[str, Any] = {
     "action": "train",

@@ -28,7 +28,8 @@ from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds, saved
 from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, dora_scale, keep_type
 from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_name
-from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
+from hatemtl.saved_runs.writing import write
 from hatemtl.seeds import seeded
 
 WEIGHTS = "adapter/adapter.safetensors"

@@ -29,7 +29,8 @@ from hatemtl.methods.adapterhub.configuration_strings import kinds
 from hatemtl.methods.adapterhub.library_fixes import added, in_order, late_average, weighted, without_residual
 from hatemtl.methods.base import Library, module_name, try_out
 from hatemtl.methods.lora_formats import SEVERAL
-from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write_text
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
+from hatemtl.saved_runs.writing import write_text
 from hatemtl.seeds import seeded
 
 # What the library would compute wrongly, or not at all, in each way of working together: by kind, with the reason.

@@ -15,7 +15,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.harmless import unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.methods.bank.lora_bank import banks
-from hatemtl.saved_runs.saved_run import write_rows
+from hatemtl.saved_runs.writing import write_rows
 
 COLUMNS = ("task", "label", "layer", "source", "weight", "posts")
 EVERY = "*"  # in place of a label: all posts that carry the task's annotation

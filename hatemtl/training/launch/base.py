@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from hatemtl.errors import Diverged, UserError
 from hatemtl.harmless import shown
 from hatemtl.machine import json_object
-from hatemtl.saved_runs.saved_run import write_text
+from hatemtl.saved_runs.writing import write_text
 
 State = Literal[
     "finished", "was finished before", "failed", "failed before", "interrupted", "not begun", "submitted", "running"

@@ -23,7 +23,7 @@ from hatemtl.errors import UserError
 from hatemtl.machine import startup
 from hatemtl.machine.following import FOLLOWS
 from hatemtl.saved_runs.failures import forget_failure, write_failure
-from hatemtl.saved_runs.saved_run import write_text
+from hatemtl.saved_runs.writing import write_text
 from hatemtl.training.launch.base import REPORT, Ended, Run, reported
 from hatemtl.training.launch.submission import PLACE, Submitted, leave, report_of
 

@@ -9,7 +9,8 @@ from typing import Any
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.saved_runs.claiming import differences
-from hatemtl.saved_runs.saved_run import SavedRun, write_text
+from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.saved_runs.writing import write_text
 from hatemtl.training.launch.base import Ended, Run, reported
 
 PLACE = ".submitted"  # in the folder that the runs share: what is known of the jobs, what each reports, and submitit's files
