@@ -19,7 +19,7 @@ from benchmarks.posts import macro_f1
 from benchmarks.readings import org
 from hatemtl.machine.startup import PROGRAM
 
-WORDS = ["tasks=[label]", "encoder=minilm", "action=[train,test]", "optimization.epochs=3", "trainer.accelerator=cpu"]
+WORDS = ["tasks=[label]", "encoder=minilm", "action=[train,test]", "optimization.epochs=1", "trainer.accelerator=cpu"]
 WORDS += ["trainer.progress=false", "trainer.compile=false", "data.cache=null"]
 OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what a processor of 2013 has
 # What each row is called, its words, and its environment. Those of one number format are compared with the first of them.
@@ -58,10 +58,10 @@ def apart(found: dict[str, np.ndarray], gold: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = command_line.parser(__doc__, posts=False, quick="one epoch of made-up posts on a tiny encoder")
+    parser = command_line.parser(__doc__, posts=False, quick="made-up posts on a tiny encoder")
     options, words = parser.parse_known_args()
     if options.quick:
-        words += ["encoder=tiny", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=150", "optimization.epochs=1"]
+        words += ["encoder=tiny", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=150"]
     found: dict[str, np.ndarray] = {}
     with TemporaryDirectory() as folder:
         for number, (name, own, environment) in enumerate(VARIANTS):

@@ -69,8 +69,7 @@ def lay_out(area: Area, folder: Path) -> None:
         "pytest_add_cli_args_test_selection": area.tests,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    text = "\n".join([config, "[tool.mutmut]", *lines, "mutate_only_covered_lines = true", ""])
-    (folder / "pyproject.toml").write_text(text)
+    (folder / "pyproject.toml").write_text("\n".join([config, "[tool.mutmut]", *lines, ""]))
 
 
 def mutmut(folder: Path, *words: str) -> None:
