@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MUTMUT = ["uv", "run", "--project", str(ROOT), "--with", "mutmut>=3.8,<4", "mutmut"]
 SURVIVED, NO_TESTS = 0, 33  # how mutmut's files say it; None is not tried, and every other number killed
+HOW = "--import-mode=importlib --doctest-modules -p no:xdist -p no:cacheprovider"
 NAMES = ("significance", "resampling", "intervals", "many_comparisons", "stochastic_order", "outcomes", "verdicts")
 
 
@@ -30,6 +31,10 @@ class Area:
     files: list[str]
     tests: list[str]
     flat: bool = False
+
+    def files_of(self, folder: Path) -> list[str]:
+        """Lists the files that are changed, whose examples are tests too."""
+        return sorted(path.relative_to(folder).as_posix() for pattern in self.files for path in folder.glob(pattern))
 
 
 AREAS = {
@@ -65,8 +70,13 @@ def lay_out(area: Area, folder: Path) -> None:
         "source_paths": area.files if area.flat else ["hatemtl"],
         "only_mutate": area.files,
         "also_copy": also,
-        "pytest_add_cli_args": ["-o", "addopts=--import-mode=importlib -p no:xdist -p no:cacheprovider", "-m", marks[1]],
-        "pytest_add_cli_args_test_selection": area.tests,
+        "pytest_add_cli_args": [
+            "-o",
+            "addopts=--import-mode=importlib --doctest-modules -p no:xdist -p no:cacheprovider",
+            "-m",
+            marks[1],
+        ],
+        "pytest_add_cli_args_test_selection": [*area.tests, *area.files_of(folder)],
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     (folder / "pyproject.toml").write_text("\n".join([config, "[tool.mutmut]", *lines, ""]))

@@ -79,8 +79,10 @@ def sweep_folder(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> s
 def standing(folder: Path) -> dict[str, Path]:
     """Finds the runs that stand in a folder, finished or not: the save_path of each, by its configuration's digest."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*/config.yaml")) + sorted(folder.glob(".*.unfinished/config.yaml")):
+    for path in sorted(folder.glob("*/config.yaml"), key=lambda path: (path.parent.name.endswith(".unfinished"), path)):
         name = re.sub(r"^\.(.+)\.unfinished$", r"\1", path.parent.name)
+        if name.startswith("."):
+            continue  # what a killed process has left
         with suppress(UserError, OSError):  # what cannot be read is no run to go on with
             found.setdefault(digest(read_config(path.parent)), folder / name)
     return found

@@ -26,9 +26,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def laid_out(cache: Path, files: dict[str, Any], repo: str = "me/adapter") -> None:
+def laid_out(
+    cache: Path, files: dict[str, Any], repo: str = "me/adapter", *, revision: str = "main", sha: str = SHA
+) -> None:
     """Writes files as a download of the repository leaves them: JSON, tensors by key, or text."""
-    snapshot = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / SHA
+    snapshot = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / sha
     for name, content in files.items():
         path = snapshot / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,7 @@ def laid_out(cache: Path, files: dict[str, Any], repo: str = "me/adapter") -> No
             path.write_text(content if isinstance(content, str) else json.dumps(content))
     references = snapshot.parents[1] / "refs"
     references.mkdir(exist_ok=True)
-    (references / "main").write_text(SHA)
+    (references / revision).write_text(sha)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,23 @@ def test_an_adapter_of_peft_loses_its_head_and_the_name_of_the_model_around_the_
     assert (said["modules_to_save"], said["task_type"]) == (None, None)
     assert said["target_modules"] == ["encoder.layer.0.attention.self.query", "value"]
     assert SavedRun(f"me/adapter@{SHA}").folder == run.folder  # as run.json names it
+
+
+def test_a_revision_is_the_one_that_was_asked_for_and_read_once(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [f"base_model.model.encoder.layer.0.{x}" for x in "ab"]
+    laid_out(hub, {"adapter_config.json": PEFT, "adapter_model.safetensors": keys})
+    other = "b" * 40
+    settings = {**PEFT, "base_model_name_or_path": None, "model_name": None, "target_modules": "query"}
+    laid_out(hub, {"adapter_config.json": settings, "adapter_model.safetensors": keys[:1]}, revision="v1", sha=other)
+    old, new = SavedRun("me/adapter@v1"), SavedRun("me/adapter")
+    assert (old.record["hub"], new.record["hub"]) == (f"me/adapter@{other}", f"me/adapter@{SHA}")
+    assert old.record["encoder_source"] == "an encoder that it does not name"
+    assert [*old.tensors("adapter/adapter_model.safetensors")] == keys[:1]  # of a part of the encoder alone nothing is cut
+    assert json.loads((old.folder / "adapter" / "adapter_config.json").read_text())["target_modules"] == "query"
+    assert old.folder.parent == new.folder.parent and old.folder.parent.name == "hub"
+    assert capsys.readouterr().out.count("was read from the hub") == 2
+    assert SavedRun("me/adapter").folder == new.folder and not capsys.readouterr().out
+    assert sorted(path.name for path in new.folder.parent.iterdir()) == [new.folder.name, old.folder.name]
 
 
 def test_an_adapter_of_adapterhub_is_read_without_its_head(hub: Path) -> None:
