@@ -195,3 +195,37 @@ def test_answers_are_judged_as_the_network_was(tmp_path: Path) -> None:
     found = read.measures()
     assert (found["em"].value(), found["f1"].value()) == pytest.approx((em, f1))
     assert float(found["em"].of(np.array([0, 0, 2, 0, 0]) @ found["em"].indicators)) == 1
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_many_draws_at_once_are_each_draw_alone_whatever_their_weight(kind: str) -> None:
+    """Also draws of no post, of one, and of posts that are all of one label."""
+    scores, targets = drawn(kind)
+    draw = np.random.default_rng(0)
+    weights = np.stack([draw.multinomial(POSTS, np.full(POSTS, 1 / POSTS)) for _ in range(6)]).astype(float)
+    same = np.ones(POSTS) if targets.ndim > 1 else (targets == targets[0]).numpy().astype(float)
+    weights = np.concatenate([weights, np.zeros((1, POSTS)), np.eye(POSTS)[:2], same[None]])
+    for name, measure in outcome(kind, scores, targets).measures().items():
+        sums = weights @ measure.indicators
+        alone = np.array([float(measure.of(one)) for one in sums])
+        assert np.isfinite(alone).all(), name
+        np.testing.assert_allclose(measure.of(sums), alone, atol=1e-12, err_msg=name)
+        stacked = measure.of(sums.reshape(2, 5, -1))
+        np.testing.assert_allclose(stacked, alone.reshape(2, 5), atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(measure.of(sums / 64), alone, atol=1e-9, err_msg=name)  # of shares of posts
+
+
+def test_agreement_of_posts_of_one_level_is_none_beyond_chance() -> None:
+    one = torch.tensor([[1.0, 0.0, 0.0]]).repeat(POSTS, 1)
+    found = outcome("ordinal", one, torch.zeros(POSTS, dtype=torch.int64)).measures()
+    assert found["quadratic_kappa"].value() == found["spearman"].value() == 0
+    assert found["accuracy"].value() == 1 and found["mae"].value() == 0
+
+
+def test_where_levels_share_all_the_probability_alike_the_lower_is_the_median_as_in_the_head() -> None:
+    scores, targets = torch.tensor([[0.5, 0.5, 0.0]]).repeat(POSTS, 1), torch.zeros(POSTS, dtype=torch.int64)
+    metric = HEADS["ordinal"](LabelSpace("ordinal", NAMES)).metric()
+    metric.update(scores, targets, torch.ones(POSTS, dtype=torch.bool))
+    rows = by_key(HEADS["ordinal"](LabelSpace("ordinal", NAMES)).rows(metric.compute()))
+    found = outcome("ordinal", scores, targets).measures()
+    assert found["accuracy"].value() == rows["accuracy"] == 1 and found["mae"].value() == rows["mae"] == 0

@@ -1,16 +1,17 @@
 """Tests of systems: hand-worked and named references, floors, power, and (slow) whether each holds its level."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from intervals import Scored, Spread, crossed, interval, mean_interval, runs_needed
+from intervals import Scored, Spread, crossed, expanded, interval, mean_interval, runs_needed
 from many_comparisons import holm, letters
 from outcomes import Measure, _share, label_f1s
 from resampling import bootstrap, counts, flips
 from scipy import stats
-from significance import TESTS, Finding, How
+from significance import TESTS, Cannot, Finding, How
 from stochastic_order import distances, upper_bound, violation
 from verdicts import Saying, bayes, row_of
 
@@ -84,6 +85,79 @@ def test_the_bootstraps_error_is_the_formula_of_a_mean() -> None:
     assert found.error == pytest.approx(stats.sem(b - a), rel=0.06)
     assert (found.low, found.high) == pytest.approx(stats.ttest_rel(b, a).confidence_interval(), abs=0.006)
     assert found.p == pytest.approx(stats.ttest_rel(b, a).pvalue, abs=0.03)
+
+
+def test_the_bootstrap_of_few_posts_is_expanded_to_the_error_of_their_mean() -> None:
+    """Of three posts a draw's deviation is √(2/3) of the standard error."""
+    a, b = np.zeros(3), np.array([0.0, 0.3, 0.9])
+    found = TESTS["bootstrap"](scored(a, draws=20_000), scored(b, draws=20_000), HOW)
+    assert found.error == pytest.approx(stats.sem(b), rel=0.03)
+    assert found.effect == ("d", pytest.approx(b.mean() / b.std(ddof=1), rel=0.03))
+    assert found.df == 2
+    reach = stats.t.isf(0.025, 2) + stats.t.isf(0.2, 2)
+    assert found.detectable == pytest.approx(reach * found.error)
+
+
+def test_the_smallest_p_over_posts_is_the_one_that_comes_out_where_every_post_gains() -> None:
+    a, b = scored(np.zeros(200)), scored(np.ones(200))
+    assert TESTS["permutation"](a, b, HOW).p == TESTS["permutation"](a, b, HOW).floor == 1 / 2001
+    found = TESTS["bootstrap"](a, b, HOW)
+    assert found.p == found.floor == expanded(1 / 2001, 200)
+    assert found.p == TESTS["bootstrap"](b, a, HOW).p
+
+
+def test_mcnemar_tells_what_it_could_have_found_and_refuses_what_is_no_accuracy() -> None:
+    a, b = np.zeros(30), np.zeros(30)
+    a[:12], b[:10], b[20:28] = 1, 1, 1
+    found = TESTS["mcnemar"](scored(a), scored(b), HOW)
+    assert found.detectable == pytest.approx((stats.t.isf(0.025, 29) + stats.t.isf(0.2, 29)) * found.error)
+    assert found.notes == ["8 posts right in {b} alone, 2 in {a} alone"]
+    same = TESTS["mcnemar"](scored(a), scored(a), HOW)
+    assert same.p == same.floor == 1 and math.isnan(same.effect[1])
+    assert TESTS["mcnemar"](scored(np.zeros(4)), scored(np.ones(4)), HOW).effect == ("odds", math.inf)
+    with pytest.raises(Cannot, match="^is for accuracy over posts that no group joins$"):
+        TESTS["mcnemar"](scored(a / 2), scored(b), HOW)
+
+
+def test_systems_that_differ_by_nothing_in_any_pair_have_no_effect() -> None:
+    found = TESTS["wilcoxon"](of_seeds(0.1, 0.2, 0.3), of_seeds(0.1, 0.2, 0.3), HOW)
+    assert (found.p, found.floor, found.effect) == (1, 1, ("r", 0.0))
+
+
+def test_the_runs_that_are_needed_are_those_of_the_pairs() -> None:
+    """Pairs that go up and down together need few; taken as unrelated they would need many."""
+    a, b = of_seeds(0.1, 0.5, 0.9, 0.3), of_seeds(0.15, 0.56, 0.95, 0.36)
+    assert TESTS["wilcoxon"](a, b, HOW).needed < 10 < TESTS["mann_whitney"](a, b, HOW).needed  # type: ignore[operator]
+
+
+def test_drawn_deals_are_those_of_the_seed() -> None:
+    draw = np.random.default_rng(0)
+    a, b = of_seeds(*draw.random(12)), of_seeds(*(draw.random(12) + 0.2))
+    few = HOW._replace(resamples=500)
+    for test in ("mann_whitney", "aso", "wilcoxon"):
+        found = [TESTS[test](a, b, how).p for how in (few, few, few._replace(seed=1))]
+        assert found[0] == found[1], test
+    assert TESTS["mann_whitney"](a, b, few).p != TESTS["mann_whitney"](a, b, few._replace(seed=1)).p
+
+
+def test_what_speaks_against_a_test_is_noted() -> None:
+    odd, even = of_seeds(0.1, 0.1001, 0.1002, 0.1003, 0.9), of_seeds(0.1, 0.2, 0.31, 0.4, 0.5)
+    [note] = TESTS["welch"](odd, even, HOW).notes
+    assert "{a}'s seeds are not normal (Shapiro p = 0.00" in note
+    assert not TESTS["welch"](even, even, HOW).notes
+    [note] = TESTS["aso"](of_seeds(0.1, 0.5, 0.4), of_seeds(0.2, 0.3, 0.6), HOW).notes
+    assert re.fullmatch(r"the order is not even almost stochastic, ε_min = (0\.[5-9]\d|1\.00)", note)
+    assert not TESTS["aso"](of_seeds(0.1, 0.2), of_seeds(0.5, 0.7), HOW).notes
+
+
+def test_no_distance_is_no_order() -> None:
+    assert violation(np.array([1.0, 2.0]), np.array([2.0, 1.0])) == 0.5
+
+
+def test_chunks_of_draws_are_as_many_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resampling.CHUNK", 64)
+    for draws in (counts(20, 10, np.random.default_rng(0)), flips(20, 10, np.random.default_rng(0))):
+        assert [len(chunk) for chunk in draws] == [3, 3, 3, 1]
 
 
 def test_seed_tests_are_scipys() -> None:
