@@ -42,7 +42,7 @@ AREAS = {
     "metrics": Area(["hatemtl/heads/*.py", "hatemtl/evaluations/*.py"], ["tests/heads", "tests/evaluations"]),
     "statistics": Area(
         [f"{name}.py" for name in NAMES],
-        [f"tests/analysis/test_{name}.py" for name in ("significance", "compare", "outcomes")],
+        [f"tests/analysis/test_{name}.py" for name in ("significance", "compare", "outcomes", "verdicts")],
         flat=True,
     ),
     "saved_runs": Area(["hatemtl/saved_runs/*.py"], ["tests/saved_runs"]),
