@@ -171,7 +171,7 @@ def _chunk(tokenizer: Tokenizer, max_length: int, texts: list[str], seconds: Sec
     pairs: list[Any] = texts
     if seconds is not None:
         pairs = [text if second is None else (text, second) for text, second in zip(texts, seconds, strict=True)]
-    encoded = tokenizer.batch_encode_plus(
+    encoded = tokenizer(
         pairs,
         truncation="longest_first",
         max_length=max_length,

@@ -3,7 +3,8 @@
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def provenance() -> dict[str, Any]:
     """Records git commit (with a + where the tree was changed since), versions and machine, for run.json."""
     return {
         "git_commit": _commit(),
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "versions": {"python": platform.python_version(), **_versions()},
         "machine": machine(),
         "threads": torch.get_num_threads(),
     }
@@ -36,6 +37,14 @@ def peak_memory() -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):  # adapters, beside transformers 5
+            found[package] = version(package)
+    return found
 
 
 def _commit() -> str | None:

@@ -9,15 +9,21 @@ from hatemtl.encoders.fast import restore
 from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint
 from hatemtl.errors import UserError
 from hatemtl.methods import full
-from hatemtl.methods.adapterhub import library as ah_library
-from hatemtl.methods.adapterhub import several_adapters
 from hatemtl.methods.base import module_name
 from hatemtl.methods.peft_adapters import library as peft_library
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun
 
 TOLERANCE = 1e-3  # of the largest hidden number, by which merging in float32 may change an encoder
-LOADS: dict[str, Any] = {"full": full.load, "peft": peft_library.load, "adapterhub": several_adapters.load}
+
+
+def _load_adapterhub(model: Transformer, run: SavedRun, name: str, seed: int) -> Any:
+    from hatemtl.methods.adapterhub import several_adapters  # its library may be missing
+
+    return several_adapters.load(model, run, name, seed)
+
+
+LOADS: dict[str, Any] = {"full": full.load, "peft": peft_library.load, "adapterhub": _load_adapterhub}
 
 
 def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
@@ -38,6 +44,8 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     if library == "peft":
         attached = peft_library.fold(attached)
     elif library == "adapterhub":
+        from hatemtl.methods.adapterhub import library as ah_library
+
         active = ah_library.active(attached)
         if len(active) != 1:
             raise UserError(

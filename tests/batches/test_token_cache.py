@@ -171,7 +171,7 @@ def test_two_texts_are_the_tokenizers_own_pair(
     for row, (text, second) in enumerate(zip(FIRST, SECOND, strict=True)):
         given = [text] if second is None else [(text, second)]  # called with an empty second, it would take it for none
         how = {"truncation": "longest_first", "max_length": max_length, "return_token_type_ids": True}
-        own = tokenizer.batch_encode_plus(given, **how)
+        own = tokenizer(given, **how)
         here = slice(tokens.offsets[row], tokens.offsets[row + 1])
         assert tokens.ids[here].tolist() == own["input_ids"][0]
         length = len(own["input_ids"][0])

@@ -33,8 +33,8 @@ BIAS = "hatemtl.evaluations.false_positives.FalsePositiveDifference"
         (["merge._target_=hatemtl.merging.mean.Meen"], "merge._target_=.*did you mean 'hatemtl.merging.mean.Mean'"),
         (["merge=knots", "merge.inner._target_=hatemtl.TIES"], "merge.inner._target_=.*'hatemtl.merging.trimmed.TIES'"),
         (
-            ["method._target_=hatemtl.methods.merged.MergedAdapterz"],
-            "did you mean 'hatemtl.methods.merged.MergedAdapters'",
+            ["method._target_=hatemtl.methods.adapterhub.merged.MergedAdapterz"],
+            "did you mean 'hatemtl.methods.adapterhub.merged.MergedAdapters'",
         ),
     ],
 )

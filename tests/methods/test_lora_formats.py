@@ -16,7 +16,7 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Mean
 from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub import library as ah_library
-from hatemtl.methods.merged import MergedAdapters
+from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.saved_runs.saved_run import SavedRun
 
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,7 @@ from hatemtl.methods.adapterhub.configuration_strings import KNOWN, REFUSED, con
 from hatemtl.methods.adapterhub.library import WEIGHTS, fold, loras, own_parameters
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubAdapter, AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.base import components
-from hatemtl.methods.merged import MergedAdapters
+from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.network.assembly import Network
 from scripts import zoo_table
 
