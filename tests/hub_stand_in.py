@@ -11,7 +11,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from huggingface_hub import configure_http_backend, constants
+from conftest import forget_sessions
+from huggingface_hub import constants
 
 COMMIT = "d" * 40
 
@@ -104,8 +105,8 @@ def stand_in() -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", hub.address)
-        configure_http_backend()  # forgets sessions opened while offline; below, those opened while online
+        forget_sessions()  # opened while offline; below, those opened while online
         yield hub
-    configure_http_backend()
+    forget_sessions()
     server.shutdown()
     server.server_close()

@@ -3,8 +3,7 @@
 import platform
 import subprocess
 import sys
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,8 @@ def peak_memory() -> int | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):  # adapters, beside transformers 5
-            found[package] = version(package)
-    return found
+    """Gives those of the packages that are installed; adapters is not, beside transformers 5."""
+    return {package: version(package) for package in PACKAGES if any(Distribution.discover(name=package))}
 
 
 def _commit() -> str | None:

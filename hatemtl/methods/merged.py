@@ -36,7 +36,8 @@ class MergedWeights(Method):
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()
         if runs[0].record["library"] == self.library.name:
-            merged = merged_changes(self.merge, model.state_dict(), [(str(run.folder), run.tensors(full.WEIGHTS)) for run in runs])
+            given = [(str(run.folder), run.tensors(full.WEIGHTS)) for run in runs]
+            merged = merged_changes(self.merge, model.state_dict(), given)
             notes: tuple[str, ...] = ()
         else:
             sources = [lora_formats.read(run, model) for run in runs]

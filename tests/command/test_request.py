@@ -16,8 +16,8 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import Refusal, UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.merging.mean import Mean
-from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.adapterhub.merged import MergedAdapters
+from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun

@@ -10,7 +10,8 @@ import pytest
 import sentencepiece
 import torch
 import yaml
-from huggingface_hub import configure_http_backend, constants
+from conftest import forget_sessions
+from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
@@ -437,9 +438,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        configure_http_backend()
+        forget_sessions()
         yield tmp_path / "hub"
-    configure_http_backend()
+    forget_sessions()
 
 
 def test_a_cached_revision_of_the_hub_needs_no_network(cache: Path) -> None:

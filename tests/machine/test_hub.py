@@ -4,7 +4,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import requests
-from huggingface_hub import configure_http_backend, constants
+from conftest import forget_sessions
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hatemtl.errors import UserError
@@ -17,9 +18,9 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        configure_http_backend()  # forgets sessions opened while online; below, those opened while offline
+        forget_sessions()  # opened while online; below, those opened while offline
         yield tmp_path
-    configure_http_backend()
+    forget_sessions()
 
 
 def test_without_network_and_cache_the_error_names_the_repository_and_the_way_out(offline: Path) -> None:

@@ -21,9 +21,9 @@ from hatemtl.merging.base import Merge, Needs, Update, dense
 from hatemtl.merging.informed import Fisher, RegMean, unpacked
 from hatemtl.merging.mean import Linear, Mean, TaskArithmetic
 from hatemtl.methods.adapterhub.library import loras, own_parameters, updates
+from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.methods.adapterhub.train_and_load import LoadAdapterHub
 from hatemtl.methods.full import Full
-from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.methods.merged import MergedWeights
 from hatemtl.network.merge_statistics import informed
 from hatemtl.saved_runs.saved_run import SavedRun

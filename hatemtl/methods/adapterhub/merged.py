@@ -48,11 +48,12 @@ class MergedAdapters(Method):
             add(adapted, name, adapted.adapters_config.get(names[0]), seed)
             start = own_parameters(adapted, name)
             with torch.no_grad():
-                for key, change in merged_changes(self.merge, start, [(each, own_parameters(adapted, each)) for each in names]):
+                sources = [(each, own_parameters(adapted, each)) for each in names]
+                for key, change in merged_changes(self.merge, start, sources):
                     start[key].add_(change.to(start[key]))
             return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
-        sources = [updates(adapted, source) for source in names]
-        merged, lost = merge_factors(self.merge, sources, self.rank, names)
+        loras = [updates(adapted, source) for source in names]
+        merged, lost = merge_factors(self.merge, loras, self.rank, names)
         rank = max(update.rank for update in merged.values())
         add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
         for key, own in updates(adapted, name).items():
@@ -60,7 +61,7 @@ class MergedAdapters(Method):
             if update := merged.get(key):
                 own.A[: update.rank].copy_(update.A)
                 own.B[:, : update.rank].copy_(update.scale * update.B)
-        return Attached(train(adapted, name), left_alone(runs, sources), lost)
+        return Attached(train(adapted, name), left_alone(runs, loras), lost)
 
     def each(self, model: Transformer, *, seed: int, linear: bool) -> Iterator[tuple[Transformer, dict[str, nn.Parameter]]]:
         runs = self.starts_from()

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoders.fast.test_lora_linear import LIBRARIES, SHARED, adapted, by_library, every_library, moved, off, stored
+from encoders.fast.test_lora_linear import (
+    LIBRARIES,
+    SHARED,
+    adapted,
+    by_library,
+    every_library,
+    hub_lora,
+    moved,
+    off,
+    stored,
+)
 from methods.test_base import encoder as with_dropout
 from methods.test_base import trained
 from torch import Tensor, nn
@@ -18,8 +28,6 @@ from hatemtl.encoders.fast.bert_layer import LEAST_KEYS
 from hatemtl.encoders.fast.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, _cuts
 from hatemtl.encoders.fast.model_stack import ModelStack
 from hatemtl.errors import UserError
-from hatemtl.methods.adapterhub import library as ah_library
-from hatemtl.methods.adapterhub import train_and_load as adapter_hub
 
 FUSED = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 LENGTHS = pytest.mark.parametrize("length", [1, 5, LEAST_KEYS - 1, LEAST_KEYS, LEAST_KEYS + 1, 28])
@@ -96,7 +104,7 @@ def test_loras_on_some_layers_and_projections_only() -> None:
     batch = tokens(20)
     parts = ({"attention": ["q", "v"], "intermediate": False}, {"attention": ["k"]}, {"attention": []})
     for changes in ({"leave_out": [0]}, *parts):
-        model = moved(adapter_hub.AdapterHubLoRA(**_lora(**changes)).attach(_encoder(), name="run", seed=0).model)
+        model = moved(hub_lora(**_lora(**changes)).attach(_encoder(), name="run", seed=0).model)
         (hidden, gradients), (expected, others) = step(model, batch), step(by_library(model), batch)
         torch.testing.assert_close(hidden, expected, atol=5e-6, rtol=1e-5)
         assert gradients.keys() == others.keys()
@@ -268,6 +276,8 @@ def test_a_gradient_of_gradients_is_the_librarys_or_refused(library: str) -> Non
 def test_a_lora_that_is_not_plain_keeps_its_layers_from_it() -> None:
     for library in LIBRARIES:
         assert not fused(adapted(library, dropout=0.1))
+    from hatemtl.methods.adapterhub import library as ah_library
+
     model = ah_library.enable(with_dropout("bert"))
     model.add_adapter("run", config="seq_bn")
     assert not fused(ah_library.train(model, "run"))

@@ -6,10 +6,10 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import adapters
 import pytest
 import torch
 from encoders.fast.test_lora_linear import (
+    FIRST,
     HALF,
     LIBRARIES,
     SHARED,
@@ -30,8 +30,6 @@ from torch.nn import functional as F
 
 from hatemtl.encoders.fast import LoRALinear, accelerate, bert_layer, bert_stack, door, is_fast, merged, restore, verify
 from hatemtl.encoders.fast.trained import Norm
-from hatemtl.methods.adapterhub import library as ah_library
-from hatemtl.methods.adapterhub.library_fixes import DoRALinear
 
 
 def replaced(model: nn.Module) -> dict[str, str]:
@@ -105,6 +103,11 @@ def test_what_others_put_in_stays_and_what_they_had_put_in_before_comes_back() -
 
 
 def test_a_dora_is_adapterhubs_own_to_take_away() -> None:
+    import adapters
+
+    from hatemtl.methods.adapterhub import library as ah_library
+    from hatemtl.methods.adapterhub.library_fixes import DoRALinear
+
     model = ah_library.enable(encoder())
     ah_library.add(model, "run", adapters.LoRAConfig(r=4, use_dora=True), seed=0)
     moved(ah_library.train(model, "run"))
@@ -234,7 +237,7 @@ def test_models_of_one_kind_are_compared_once(monkeypatch: pytest.MonkeyPatch) -
     verify(some, torch.float32)
     assert len(compared) == 3
     compared.pop()
-    verify(fresh("adapterhub"), torch.float32)
+    verify(fresh(FIRST), torch.float32)
     verify(fresh("peft", "electra"), torch.float32)
     assert len(compared) == 4
 

@@ -21,10 +21,10 @@ from hatemtl.encoders.attention import of_first_token
 from hatemtl.errors import UserError
 from hatemtl.merging.mean import Mean
 from hatemtl.methods.adapterhub.library import active
+from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.methods.adapterhub.train_and_load import AdapterFusion, Averaged, LoadAdapterHub, Stacked
 from hatemtl.methods.base import components
 from hatemtl.methods.lora_formats import SEVERAL as SETUP
-from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.saved_runs.saved_run import SavedRun
 
 every_kind = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])

@@ -16,9 +16,9 @@ from hatemtl.errors import UserError
 from hatemtl.merging.mean import Mean, TaskArithmetic
 from hatemtl.methods.adapterhub.configuration_strings import KNOWN, REFUSED, configuration, kinds
 from hatemtl.methods.adapterhub.library import WEIGHTS, fold, loras, own_parameters
+from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubAdapter, AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.base import components
-from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.network.assembly import Network
 from scripts import zoo_table
 

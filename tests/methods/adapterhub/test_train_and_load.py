@@ -19,9 +19,9 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.merging.mean import Linear, Mean
 from hatemtl.methods.adapterhub import several_adapters
 from hatemtl.methods.adapterhub.library import WEIGHTS, active, loras, updates
+from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
 from hatemtl.methods.base import components
-from hatemtl.methods.adapterhub.merged import MergedAdapters
 from hatemtl.methods.merged import MergedWeights
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
