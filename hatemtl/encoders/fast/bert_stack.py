@@ -83,10 +83,13 @@ class Posts:
     def of(hidden: Tensor, mask: Tensor | None) -> "Posts":
         """Finds those of a batch's hidden states (B, T, D).
 
-        mask: (B, 1, 1, T), 0 for a token. With another, or on a GPU, which would be waited for, the batch stays as it is.
+        mask: (B, 1, 1, T), or the same for every place that reads, (B, 1, T, T), 0 for a token. With another, or on a GPU,
+        which would be waited for, the batch stays as it is.
         """
         posts, length, _ = hidden.shape
         mask = hidden.new_zeros(1, 1, 1, length, dtype=torch.float32) if mask is None else mask.float()
+        if mask.shape[2] > 1 and not waits(hidden.device) and bool((mask == mask[:, :, :1]).all()):
+            mask = mask[:, :, :1]  # transformers 5 gives the wide one
         if waits(hidden.device) or mask.shape != (posts, 1, 1, length):
             return Posts((posts, length), [Group(0, posts * length, mask)])
         real = (mask.view(posts, length) == 0).numpy()
@@ -184,8 +187,10 @@ class BertStack:
 
 def hooks_on(layer: nn.Module) -> int:
     """Counts who watches a layer, but for a `Watch`."""
-    found = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # the library sets some of its own
-    return found - len(_watches(layer))
+    hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]  # AdapterHub sets some of its own
+    # with which transformers 5 collects hidden states, once it was asked to for good
+    own = [hook for hook in hooks if getattr(hook, "__module__", None) == "transformers.utils.output_capturing"]
+    return len(hooks) - len(own) - len(_watches(layer))
 
 
 def _watches(layer: nn.Module) -> list[Watch]:
@@ -193,7 +198,7 @@ def _watches(layer: nn.Module) -> list[Watch]:
 
 
 def through(layers: list[Layer], hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Computes these layers of hidden states (B, T, D); mask: (B, 1, 1, T), 0 for a token."""
+    """Computes these layers of hidden states (B, T, D); mask: as of `Posts.of`."""
     kind, dtype = hidden.device.type, layers[0].joints[0].layers[0].weight.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -213,7 +218,7 @@ def through(layers: list[Layer], hidden: Tensor, mask: Tensor | None) -> Tensor:
 def stacks(model: nn.Module) -> Iterator[BertStack]:
     """Gives what takes the place of the model's encoders; nothing where its layers are not as BERT's."""
     config: Any = model.config
-    eager, absolute = config._attn_implementation == "eager", getattr(config, "position_embedding_type", "") == "absolute"
+    eager, absolute = config._attn_implementation == "eager", getattr(config, "position_embedding_type", "absolute") == "absolute"
     if not eager or not absolute or getattr(config, "hidden_act", "") != "gelu" or getattr(config, "is_decoder", False):
         return
     for module in [*model.modules()]:

@@ -55,8 +55,10 @@ def stacks(model: nn.Module) -> Iterator[ModelStack]:
         config: Any = getattr(module, "config", None)
         if type(module).__name__ == "ModernBertModel":
             known = config._attn_implementation == "eager" and config.hidden_activation == "gelu"
-            if known and not getattr(config, "rope_scaling", None) and not config.reference_compile:
-                yield ModelStack(module, module.layers, ModernBertLayer)
+            ropes = getattr(config, "rope_parameters", None) or {"": {"rope_type": "default"}}  # a kind of layer, if any
+            known = known and not getattr(config, "rope_scaling", None) and not getattr(config, "reference_compile", False)
+            if known and all(rope["rope_type"] == "default" for rope in ropes.values()):
+                yield ModelStack(module, module.layers, partial(ModernBertLayer, model=module))
         elif type(module).__name__ == "DebertaV2Model":
             encoder: Any = module.encoder
             known = config.relative_attention and {*config.pos_att_type} == {"c2p", "p2c"} and encoder.conv is None

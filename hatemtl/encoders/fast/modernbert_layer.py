@@ -18,8 +18,12 @@ class Rotary(Attention):
     A place of a local layer reads those at most `window` away, one of a global layer, where it is -1, all.
     """
 
-    def __init__(self, attention: Any) -> None:
-        self.rotary, self.window = attention.rotary_emb, attention.local_attention[0]
+    def __init__(self, layer: Any, model: Any) -> None:
+        if kind := getattr(layer, "attention_type", None):  # transformers 5 keeps the angles of all layers in the model
+            self.rotary, self.frequencies = model.rotary_emb, f"{kind}_inv_freq"
+            self.window = model.config.sliding_window if kind == "sliding_attention" else -1
+        else:
+            self.rotary, self.frequencies, self.window = layer.attn.rotary_emb, "inv_freq", layer.attn.local_attention[0]
 
     def forward(
         self, qkv: Tensor, groups: list[Group], heads: int, dropout: Dropout | None, p: float
@@ -35,7 +39,7 @@ class Rotary(Attention):
     def _turn(self, qkv: Tensor, groups: list[Group], heads: int, *, back: bool = False) -> Tensor:
         """Turns q and k of (M, 3·H·d), in place."""
         longest = max(group.mask.shape[-1] for group in groups)
-        frequencies = self.rotary.inv_freq.float()
+        frequencies = getattr(self.rotary, self.frequencies).float()
         angles = torch.outer(torch.arange(longest, device=qkv.device, dtype=torch.float32), frequencies)[:, None, None]
         cos, sin = angles.cos().to(qkv.dtype), angles.sin().to(qkv.dtype)
         for group in groups:
@@ -60,8 +64,8 @@ class Rotary(Attention):
 class ModernBertLayer(Layer):
     """Computes a layer of transformers' ModernBERT, whose weights it reads; of dropout it knows nothing."""
 
-    def __init__(self, layer: Any) -> None:
-        self.heads, self.attention = layer.attn.num_heads, Rotary(layer.attn)
+    def __init__(self, layer: Any, model: Any) -> None:
+        self.heads, self.attention = model.config.num_attention_heads, Rotary(layer, model)
         self.joints = [joint(linear) for linear in (layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo)]
         # the lowest layer has one, for the embeddings are normed
         self.norms = [Norm(norm) for norm in (layer.attn_norm, layer.mlp_norm) if isinstance(norm, nn.LayerNorm)]
