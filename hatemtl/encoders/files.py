@@ -80,12 +80,14 @@ def check_fit(model: nn.Module, seen: Mapping[str, Any], folder: Path, prefix: s
     missing = [key for key in seen["missing_keys"] if not key.startswith("pooler.")]
     missing += [key for key, parameter in model.named_parameters() if parameter.is_meta]  # an index lied
     parts = {key.split(".")[0] for key in model.state_dict()}
-    extra = [key for key in seen["unexpected_keys"] if key.removeprefix(f"{prefix}.").split(".")[0] in parts]
+    others = [key if isinstance(key, str) else key[0] for key in seen["mismatched_keys"]]  # transformers 5 adds shapes
+    unexpected = (key.removeprefix(f"{prefix}.") for key in seen["unexpected_keys"])
+    extra = [key for key in unexpected if key.split(".")[0] in parts]
     said = []
-    for what, keys in {"missing": missing, "of another shape": [*seen["mismatched_keys"]], "too many": extra}.items():
+    for what, keys in {"missing": missing, "of another shape": others, "too many": extra}.items():
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            said.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{more})")
+            said.append(f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{more})")
     if said:
         raise UserError(
             f"the weights in {folder} do not fit the {type(model).__name__} of its config.json: {', '.join(said)}; {AGAIN}"

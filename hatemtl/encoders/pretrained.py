@@ -101,6 +101,9 @@ class Encoder:
             tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, add_prefix_space=True)
         if not tokenizer.is_fast:
             raise UserError(f"encoder.source={self.source}: has no fast tokenizer; {WAY_OUT}")
+        words = tokenizer.backend_tokenizer.pre_tokenizer
+        if not getattr(words, "add_prefix_space", True):  # transformers 5 does not pass it on
+            words.add_prefix_space = True
         return tokenizer
 
     def model(self, *, dropout: bool, seed: int, pooler: bool = False) -> Transformer:

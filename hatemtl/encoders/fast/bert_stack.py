@@ -169,7 +169,8 @@ class BertStack:
             group = [*items]
             if own:
                 for layer, *_ in group:
-                    hidden = layer(hidden, attention_mask)[0]
+                    given = layer(hidden, attention_mask)
+                    hidden = given if isinstance(given, Tensor) else given[0]
             else:
                 for watch in _watches(group[0][0]):
                     watch(group[0][0], (hidden,), {})
@@ -218,7 +219,8 @@ def through(layers: list[Layer], hidden: Tensor, mask: Tensor | None) -> Tensor:
 def stacks(model: nn.Module) -> Iterator[BertStack]:
     """Gives what takes the place of the model's encoders; nothing where its layers are not as BERT's."""
     config: Any = model.config
-    eager, absolute = config._attn_implementation == "eager", getattr(config, "position_embedding_type", "absolute") == "absolute"
+    eager = config._attn_implementation == "eager"
+    absolute = getattr(config, "position_embedding_type", "absolute") == "absolute"  # transformers 5 knows no other
     if not eager or not absolute or getattr(config, "hidden_act", "") != "gelu" or getattr(config, "is_decoder", False):
         return
     for module in [*model.modules()]:

@@ -55,9 +55,10 @@ def stacks(model: nn.Module) -> Iterator[ModelStack]:
         config: Any = getattr(module, "config", None)
         if type(module).__name__ == "ModernBertModel":
             known = config._attn_implementation == "eager" and config.hidden_activation == "gelu"
-            ropes = getattr(config, "rope_parameters", None) or {"": {"rope_type": "default"}}  # a kind of layer, if any
-            known = known and not getattr(config, "rope_scaling", None) and not getattr(config, "reference_compile", False)
-            if known and all(rope["rope_type"] == "default" for rope in ropes.values()):
+            known = known and not getattr(config, "reference_compile", False)
+            ropes = getattr(config, "rope_parameters", None)  # of transformers 5, by kind of layer
+            plain = all(r["rope_type"] == "default" for r in ropes.values()) if ropes else not config.rope_scaling
+            if known and plain:
                 yield ModelStack(module, module.layers, partial(ModernBertLayer, model=module))
         elif type(module).__name__ == "DebertaV2Model":
             encoder: Any = module.encoder

@@ -227,12 +227,18 @@ def test_posts_of_many_lengths_in_any_order(library: str, kind: str) -> None:
         torch.testing.assert_close(model(**batch).last_hidden_state[mask.bool()], expected, atol=1e-5, rtol=1e-4)
 
 
+def states_of(output: Any) -> Tensor:
+    """What a layer gives; transformers 4 has it in a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
 def test_who_watches_a_layer_sees_it_computed() -> None:
     model, batch = adapted(), tokens(20)
     expected, gradients = step(model, batch)
     seen: list[Tensor] = []
     layer = model.get_submodule(next(name for name, m in model.named_modules() if type(m).__name__ == "BertLayer"))
-    handle = layer.register_forward_hook(lambda module, given, output: seen.append(output[0]))
+    handle = layer.register_forward_hook(lambda module, given, output: seen.append(states_of(output)))
     hidden, others = step(model, batch)
     assert [tuple(states.shape) for states in seen] == [(3, 20, seen[0].shape[-1])]
     torch.testing.assert_close(hidden, expected, atol=5e-6, rtol=1e-5)

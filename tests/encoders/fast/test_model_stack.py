@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import LENGTHS, fused, step, tokens
+from encoders.fast.test_bert_stack import LENGTHS, fused, states_of, step, tokens
 from encoders.fast.test_lora_linear import HALF, SHARED, adapted, by_library, moved, off, stored
 from methods.test_base import KINDS, SIZE, V3
 from methods.test_base import encoder as with_dropout
@@ -238,7 +238,7 @@ def test_who_watches_asks_for_more_or_drops_out_is_served_by_the_library(kind: s
     expected, _ = step(model, batch)
     layer = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == 2)[0]
     seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda module, given, output: seen.append(output[0]))
+    handle = layer.register_forward_hook(lambda module, given, output: seen.append(states_of(output)))
     hidden, _ = step(model, batch)
     assert [tuple(states.shape) for states in seen] == [(3, 20, SIZE["hidden_size"])]
     assert off(hidden, expected) < EXACT
