@@ -22,6 +22,12 @@ def run_until(model: nn.Module, inputs: Mapping[str, Any], handle: RemovableHand
         handle.remove()
 
 
+def states(given: Any) -> Tensor:
+    """Gives the hidden states (S, T, D) among what a layer gave: all of it from transformers 5 on, else its first."""
+    found: Tensor = given if isinstance(given, Tensor) else given[0]
+    return found
+
+
 @dataclass(frozen=True)
 class Watch:
     """Tells what enters a layer, (S, T, D), as a hook before it; hatemtl's own layers know it, and compute on."""

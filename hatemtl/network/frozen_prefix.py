@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.tokenized_posts import TokenizedPosts
-from hatemtl.encoders.partway import EnoughError, run_until
+from hatemtl.encoders.partway import EnoughError, run_until, states
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.writing import write
 
@@ -38,7 +38,7 @@ class Prefix:
         if any(isinstance(m, nn.Dropout) and m.p > 0 for m in encoder.modules() if m not in above):
             raise UserError("data.cache_prefix=true: dropout makes every pass another; type method.body_dropout=false")
         self.current: Tensor | None = None
-        self.outputs = 0
+        self.others: int | None = None  # what a layer gives beside hidden states; None where these are no tuple's
 
     def fill(self, pool: TokenizedPosts, batches: Sequence[np.ndarray], folder: Path, mark: str) -> None:
         """Computes the hidden states of these rows, unless `folder` holds them, and gives them to the pool.
@@ -66,10 +66,10 @@ class Prefix:
                 with temporary.open("wb") as file:
                     if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without a word
                         os.posix_fallocate(file.fileno(), 0, room)
-                states = torch.from_file(str(temporary), shared=True, size=size, dtype=dtype).view(shape)
+                filled = torch.from_file(str(temporary), shared=True, size=size, dtype=dtype).view(shape)
                 for rows in batches:
                     batch, places = pool[rows], torch.cat([torch.arange(*pool.span(row)) for row in rows])
-                    states[places] = self._below(batch.to(device)).cpu()[batch.attention_mask.bool()].to(dtype)
+                    filled[places] = self._below(batch.to(device)).cpu()[batch.attention_mask.bool()].to(dtype)
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
 
@@ -85,9 +85,9 @@ class Prefix:
     def _below(self, batch: Batch) -> Tensor:
         found: list[Tensor] = []
 
-        def stop(module: nn.Module, arguments: Any, output: tuple[Any, ...]) -> None:
-            found.append(output[0])
-            self.outputs = len(output)
+        def stop(module: nn.Module, arguments: Any, output: Any) -> None:
+            found.append(states(output))
+            self.others = len(output) - 1 if isinstance(output, tuple) else None
             raise EnoughError
 
         handle, training = self.layers[-1].register_forward_hook(stop), self.encoder.training
@@ -104,13 +104,14 @@ class Prefix:
         for layer in self.layers:
             layer.forward = partial(self._recalled, layer.forward, last=layer is self.layers[-1])
 
-    def _recalled(self, own: Any, *arguments: Any, last: bool, **keywords: Any) -> tuple[Tensor | None, ...]:
-        states = self.current
-        if states is None:
+    def _recalled(self, own: Any, *arguments: Any, last: bool, **keywords: Any) -> Any:
+        known = self.current
+        if known is None:
             return own(*arguments, **keywords)
         if last:
             self.current = None
-        return (states, *[None] * (self.outputs - 1))  # nothing of what else a layer could give
+        # nothing of what else a layer could give
+        return known if self.others is None else (known, *[None] * self.others)
 
 
 def _layers(encoder: nn.Module) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, Layer, waits
 from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
-from hatemtl.encoders.partway import Watch
+from hatemtl.encoders.partway import Watch, states
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -169,8 +169,7 @@ class BertStack:
             group = [*items]
             if own:
                 for layer, *_ in group:
-                    given = layer(hidden, attention_mask)
-                    hidden = given if isinstance(given, Tensor) else given[0]
+                    hidden = states(layer(hidden, attention_mask))
             else:
                 for watch in _watches(group[0][0]):
                     watch(group[0][0], (hidden,), {})

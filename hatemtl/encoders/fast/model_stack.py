@@ -56,9 +56,9 @@ def stacks(model: nn.Module) -> Iterator[ModelStack]:
         if type(module).__name__ == "ModernBertModel":
             known = config._attn_implementation == "eager" and config.hidden_activation == "gelu"
             known = known and not getattr(config, "reference_compile", False)
-            ropes = getattr(config, "rope_parameters", None)  # of transformers 5, by kind of layer
-            plain = all(r["rope_type"] == "default" for r in ropes.values()) if ropes else not config.rope_scaling
-            if known and plain:
+            # by kind of layer in transformers 5, where `rope_scaling` is another name of it
+            ropes = getattr(config, "rope_parameters", None) or {"": getattr(config, "rope_scaling", None)}
+            if known and all(rope is None or rope.get("rope_type") == "default" for rope in ropes.values()):
                 yield ModelStack(module, module.layers, partial(ModernBertLayer, model=module))
         elif type(module).__name__ == "DebertaV2Model":
             encoder: Any = module.encoder

@@ -27,6 +27,7 @@ from hatemtl.encoders.fast import merged, restore
 from hatemtl.encoders.fast.bert_layer import LEAST_KEYS
 from hatemtl.encoders.fast.bert_stack import AREA, PADDING, ROWS, BertStack, Posts, _cuts
 from hatemtl.encoders.fast.model_stack import ModelStack
+from hatemtl.encoders.partway import states as states_of
 from hatemtl.errors import UserError
 
 FUSED = pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
@@ -225,12 +226,6 @@ def test_posts_of_many_lengths_in_any_order(library: str, kind: str) -> None:
         torch.testing.assert_close(gradient, others[name], atol=5e-5, rtol=1e-4)
     with torch.inference_mode(), merged(model.eval()):
         torch.testing.assert_close(model(**batch).last_hidden_state[mask.bool()], expected, atol=1e-5, rtol=1e-4)
-
-
-def states_of(output: Any) -> Tensor:
-    """What a layer gives; transformers 4 has it in a tuple."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
 
 
 def test_who_watches_a_layer_sees_it_computed() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import LENGTHS, fused, states_of, step, tokens
+from encoders.fast.test_bert_stack import LENGTHS, fused, step, tokens
 from encoders.fast.test_lora_linear import HALF, SHARED, adapted, by_library, moved, off, stored
 from methods.test_base import KINDS, SIZE, V3
 from methods.test_base import encoder as with_dropout
@@ -16,6 +16,7 @@ from hatemtl.encoders.fast import accelerate, deberta_layer, door, is_fast, merg
 from hatemtl.encoders.fast.bert_layer import Group
 from hatemtl.encoders.fast.deberta_layer import Disentangled
 from hatemtl.encoders.fast.modernbert_layer import Rotary
+from hatemtl.encoders.partway import states as states_of
 from hatemtl.methods.peft_adapters import library as peft_library
 
 # AdapterHub's LoRA on ModernBERT's one matrix of q, k and v is none of ours.
