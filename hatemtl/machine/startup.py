@@ -98,6 +98,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*mkldnn_matmul.*",  # torch takes another way, as where memory is short
         ".*Unsupported layer type.*proceed at your own risk.*",  # PEFT, of layers that it tunes itself
+        ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT 0.21 beside transformers 5
         ".*srun.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
