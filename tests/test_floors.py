@@ -151,10 +151,22 @@ def test_analysis_never_imports_torch() -> None:
     ],
 )
 def test_heavy_packages_wait_until_they_are_needed(start: str, without: set[str]) -> None:
-    seen, todo = set(), {f"hatemtl.{start}"}
+    assert not {module.split(".")[0] for module in reached(f"hatemtl.{start}")} & without
+
+
+def reached(start: str) -> set[str]:
+    """All that is imported as soon as this is."""
+    seen, todo = set(), {start}
     while todo:
         module = todo.pop()
         seen.add(module)
         path = PACKAGE.parent / f"{module.replace('.', '/')}.py"
         todo |= imports(path, at_once=True) - seen if path.exists() and module.startswith("hatemtl.") else set()
-    assert not {module.split(".")[0] for module in seen} & without
+    return seen
+
+
+def test_adapterhub_may_be_missing() -> None:
+    """Its library is an extra: only its own methods need it at once."""
+    others = [name(path) for path in FILES if not name(path).startswith("methods.adapterhub.")]
+    need = [module for module in others if any(f"{x}.".startswith("adapters.") for x in reached(f"hatemtl.{module}"))]
+    assert len(others) > 200 and not need

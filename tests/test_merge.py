@@ -183,6 +183,7 @@ def test_what_cannot_be_merged_is_told(sample: list[str], parts: Path, options: 
     assert not (parts / "merge").exists()
 
 
+@pytest.mark.usefixtures("adapterhub")
 def test_damaged_sources_are_named(cli: Cli, sample: list[str], parts: Path) -> None:
     weights = parts / "part_2" / "adapter" / "adapter.safetensors"
     whole = weights.read_bytes()

@@ -170,6 +170,7 @@ def broken_off(monkeypatch: pytest.MonkeyPatch, epoch: int) -> Iterator[None]:
         *(pytest.param(n, marks=pytest.mark.slow, id=i) for i, n in {**{n: n for n in SLOWER}, "stages": STAGES}.items()),
     ],
 )
+@pytest.mark.usefixtures("adapterhub")
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weighting: str
 ) -> None:
@@ -453,6 +454,7 @@ def test_predict_reads_as_training_does(cli: Cli, copied: Path, tmp_path: Path) 
     assert sorted(tmp_path.iterdir()) == left
 
 
+@pytest.mark.usefixtures("adapterhub")
 def test_a_merge_of_parts_trains_and_tests(cli: Cli, sample: list[str], tmp_path: Path) -> None:
     for part in (1, 2):
         assert cli(*sample, f'tasks.target.mask_pattern="{part} 2"', f"save_path={tmp_path}/part_{part}").code == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ADAPTERHUB
 
 from hatemtl.machine import provenance as module
 from hatemtl.machine.provenance import peak_memory, provenance
@@ -54,8 +55,9 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_versions_and_machine() -> None:
     record = provenance()
     assert json.loads(json.dumps(record)) == record
-    for name in ("hatemtl", "torch", "transformers", "adapters", "peft", "lightning"):
+    for name in ("hatemtl", "torch", "transformers", "peft", "lightning", *(["adapters"] if ADAPTERHUB else [])):
         assert record["versions"][name] == version(name)
+    assert ("adapters" in record["versions"]) is ADAPTERHUB
     assert record["threads"] == torch.get_num_threads()
 
 
