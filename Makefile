@@ -18,7 +18,7 @@ lock:       ## uv.lock is that of pyproject.toml, and each file in it has its ha
 	uv run pytest tests/test_dependencies.py
 
 licences:   ## of all that is installed; fails at one that nobody read
-	uv run scripts/licences.py --extra mtl dev
+	uv run scripts/licences.py --extra adapterhub mtl dev
 
 # CVE-2026-4372, of transformers 4.57, which AdapterHub asks for: a key of config.json names code that the package `kernels`
 # would run. We refuse that key before transformers reads the file, and `kernels` is no dependency: tests/encoders/test_files.py.

@@ -218,6 +218,13 @@ def test_attention_is_chosen_or_refused(tmp_path: Path, monkeypatch: pytest.Monk
         at(tmp_path / "deberta", attention="sdpa").model(dropout=False, seed=0)
 
 
+def test_every_version_of_transformers_knows_an_encoder_by_the_same_digits() -> None:
+    """By which saved runs are told that they are of another one; of weights and words that are installed, not drawn."""
+    encoder = Encoder(**settings("minilm"))
+    assert fingerprint(encoder.model(dropout=False, seed=0)) == "56b314f89cbdeef1"
+    assert vocabulary(encoder.tokenizer()) == "66854eac0051205f"
+
+
 def test_no_configuration_makes_other_numbers_of_the_weights(tmp_path: Path) -> None:
     save("bert", tmp_path)
     change(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
