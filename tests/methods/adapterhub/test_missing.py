@@ -15,6 +15,7 @@ def test_what_to_type_is_told_before_anything_is_written(
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("hatemtl.methods.adapterhub")]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("hatemtl.methods.adapterhub", raising=False)  # by which Hydra would find what other tests imported
     monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "conftest" not in str(finder)])
     all_of = Distribution.discover
     monkeypatch.setattr(Distribution, "discover", lambda **of: [] if of.get("name") == "adapters" else all_of(**of))
