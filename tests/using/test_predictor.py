@@ -205,7 +205,7 @@ def test_no_text_says_nothing(three: Predictor) -> None:
         (["trainer.precison=32"], "trainer.precison: trainer=auto has no such key; did you mean 'trainer.precision'"),
         (["tasks=[labell]"], "did you mean 'label'"),
         (["tasks=[mlm]"], r"no trained head for task 'mlm'; type tasks=\[label,target,rationale\]"),
-        (["method=full"], "method=full on encoder=tiny: .*load it with method=ah_load"),
+        (["method=full"], "method=full on encoder=tiny: .*load it with method=(ah|peft)_load"),
         (["heads.load=false"], "never trained; type heads.load=true"),
     ],
 )
