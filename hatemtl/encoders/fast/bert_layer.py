@@ -1,9 +1,11 @@
 """Computes the layer of BERT and its kin, in as few passes over memory as its formula allows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import or_
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch.nn import functional as F
 from hatemtl.encoders.fast.dropout import Dropout, keep, keep_
 from hatemtl.encoders.fast.int8_linear import Int8Linear
 from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
-from hatemtl.encoders.fast.trained import Norm, TrainedLinear
+from hatemtl.encoders.fast.sublayer_end import Bottleneck, SublayerEnd
+from hatemtl.encoders.fast.trained import TrainedLinear
 
 # transformers' layers of one form.
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
@@ -168,15 +171,24 @@ class Layer:
     attention: Attention
     heads: int
     joints: list[Joint | TrainedLinear]  # in the order of their computation
-    norms: Sequence[Norm]
+    norms: Sequence[Any]  # and what computes with them, if anything
     parts: list[Any]
     activated: Any = None  # the joint that GELU follows
-    # joints with LoRAs in, and what the norms compute with, while nothing is trained
+    # joints with LoRAs in, and norms, while nothing is trained
     merged: tuple[list[FrozenLinear | Int8Linear], list[Any]] | None = None
 
     @property
     def factors(self) -> list[nn.Parameter]:
         return [factor for part in self.parts for factor in part.factors]
+
+    @property
+    def linears(self) -> list[Any]:
+        """Lists all that must be joined before it computes: `joints`, and those of adapters beside them."""
+        return [*self.joints, *(joint for norm in self.norms for joint in norm.joints)]
+
+    @property
+    def bottlenecks(self) -> list[Bottleneck]:
+        return [norm.bottleneck for norm in self.norms if norm.bottleneck is not None]
 
     def chances(self) -> tuple[float, ...]:
         """Gives how likely dropout leaves out a weight of attention, a number of its output, one of the layer's."""
@@ -200,80 +212,71 @@ class Layer:
     @torch.no_grad()
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
         joints = [joint.merged(dtype, gelu=joint is self.activated, int8=int8) for joint in self.joints]
-        self.merged = joints, [norm.numbers() for norm in self.norms]
+        self.merged = joints, [norm.merged(dtype) for norm in self.norms]
 
 
 class BertLayer(Layer):
-    """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads."""
+    """Computes a layer of transformers' BERT, ELECTRA or RoBERTa, whose weights it reads.
 
-    def __init__(self, layer: Any, attention: Attention | None = None) -> None:
+    bottlenecks: those that it may have, by the ids of their owners.
+    """
+
+    def __init__(
+        self, layer: Any, attention: Attention | None = None, bottlenecks: Mapping[int, Bottleneck] | None = None
+    ) -> None:
         self.attention, own, feed_forward = attention or Attention(), layer.attention, layer.output
-        self.heads = own.self.num_attention_heads
-        self.projections = joint(*(getattr(own.self, name) for name in self.attention.names))
-        self.context, self.intermediate = joint(own.output.dense), joint(layer.intermediate.dense)
-        self.output = joint(feed_forward.dense)
-        self.joints, self.activated = [self.projections, self.context, self.intermediate, self.output], self.intermediate
-        self.norms = Norm(own.output.LayerNorm), Norm(feed_forward.LayerNorm)
-        self.parts = [self.projections, self.context, self.norms[0], self.intermediate, self.output, self.norms[1]]
-        self.dropouts = own.self.dropout, own.output.dropout, feed_forward.dropout
+        self.heads, self.own_dropout, known = own.self.num_attention_heads, own.self.dropout, bottlenecks or {}
+        projections, context = joint(*(getattr(own.self, name) for name in self.attention.names)), joint(own.output.dense)
+        intermediate, output = joint(layer.intermediate.dense), joint(feed_forward.dense)
+        self.joints, self.activated = [projections, context, intermediate, output], intermediate
+        first, second = self.norms = [SublayerEnd(end, known.get(id(end))) for end in (own.output, feed_forward)]
+        self.parts = [projections, context, first, intermediate, output, second]
 
     def chances(self) -> tuple[float, ...]:
-        return tuple(m.p if m.training else 0.0 for m in self.dropouts)
+        return tuple(m.p if m.training else 0.0 for m in (self.own_dropout, *(end.dropout for end in self.norms)))
 
     def forward(
         self, x: Tensor, groups: list[Group], dropout: Dropout | None = None
     ) -> tuple[Tensor, list[list[Tensor]], tuple[float, ...]]:
         if self.merged is not None:
             (project, context, intermediate, output), (first, second) = self.merged
-            y = context(self.attention.alone(project, x, groups, self.heads)).add_(x)
-            y = torch.native_layer_norm(y, *first)[0]
-            return torch.native_layer_norm(output(intermediate(y)).add_(y), *second)[0], [], ()
+            y = first(context(self.attention.alone(project, x, groups, self.heads)), x)
+            return second(output(intermediate(y)), y), [], ()
         chances = (0.0, 0.0, 0.0) if dropout is None else self.chances()
         entering = self.attention.enter(x, groups)
-        y, low_1 = self.projections.forward(entering)
+        y, low_1 = self.joints[0].forward(entering)
         mixed, attention = self.attention.forward(y, groups, self.heads, dropout, chances[0])
-        y, low_2 = self.context.forward(mixed)
-        y, mask_1 = _add(y, x, dropout, chances[1])
-        middle, norm_1 = self.norms[0].forward(y)
-        inner, low_3 = self.intermediate.forward(middle)
+        y, low_2 = self.joints[1].forward(mixed)
+        middle, end_1 = self.norms[0].forward(y, x, dropout, chances[1])
+        inner, low_3 = self.joints[2].forward(middle)
         outer = F.gelu(inner)
-        y, low_4 = self.output.forward(outer)
-        y, mask_2 = _add(y, middle, dropout, chances[2])
-        last, norm_2 = self.norms[1].forward(y)
-        first = [[entering], low_1, attention, [mixed], low_2, mask_1, norm_1]
-        kept = [*first, [middle], low_3, [inner, outer], low_4, mask_2, norm_2]
-        return last, kept, chances
+        y, low_4 = self.joints[3].forward(outer)
+        last, end_2 = self.norms[1].forward(y, middle, dropout, chances[2])
+        first = [[entering], low_1, attention, [mixed], low_2, *end_1]
+        return last, [*first, [middle], low_3, [inner, outer], low_4, *end_2], chances
 
     def backward(
         self, dy: Any, groups: list[Group], kept: list[list[Tensor]], chances: Sequence[float], *, dx: bool
     ) -> tuple[Tensor | None, list[list[Tensor]]]:
-        [entering], low_1, attention, [mixed], low_2, mask_1, norm_1, *rest = kept
-        [middle], low_3, [inner, outer], low_4, mask_2, norm_2 = rest
-        projected = dx or bool(self.projections.factors)  # whether anything learns below the attention's weights
-        dy_2, of_norm_2 = self.norms[1].backward(dy, norm_2)
-        dy, found_4 = self.output.backward(_kept(dy_2, mask_2, chances[2]), outer, low_4, dx=True)
-        dy = torch.ops.aten.gelu_backward(dy, inner)
-        dy, found_3 = self.intermediate.backward(dy, middle, low_3, dx=True)
-        dy_1, of_norm_1 = self.norms[0].backward(dy.add_(dy_2), norm_1)
-        dy, found_2 = self.context.backward(_kept(dy_1, mask_1, chances[1]), mixed, low_2, dx=projected)
-        found_1: list[Tensor] = []
-        if projected:
-            dy = self.attention.backward(dy, groups, attention, chances[0])
-            dy, found_1 = self.projections.backward(dy, entering, low_1, dx=dx)
-        return (dy_1.add_(dy[: len(dy_1)]) if dx else None), [found_1, found_2, of_norm_1, found_3, found_4, of_norm_2]
-
-
-def _add(y: Tensor, x: Tensor, dropout: Dropout | None, p: float) -> tuple[Tensor, list[Tensor]]:
-    """Adds x to y in its place, of which dropout leaves some out with probability p; gives its mask too."""
-    if dropout is None or not p:
-        return y.add_(x), []
-    mask = dropout.mask(y.shape, p, y.dtype)
-    return torch.add(x, keep_(y, mask), alpha=1 / (1 - p), out=y), [mask]
-
-
-def _kept(dy: Tensor, mask: list[Tensor], p: float) -> Tensor:
-    """The gradient (M, D) of what dropout took numbers from: of these it is 0."""
-    return keep(dy, mask[0]).div_(1 - p) if mask else dy
+        [entering], low_1, attention, [mixed], low_2, *rest = kept
+        end_1, ([middle], low_3, [inner, outer], low_4, *end_2) = rest[:3], rest[3:]
+        # whether anything learns below each of the parts
+        below = [*accumulate((bool(part.factors) for part in self.parts), or_, initial=dx)]
+        found: list[list[Tensor]] = [[] for _ in self.parts]
+        dy, across, found[5] = self.norms[1].backward(dy, end_2, chances[2], dx=below[5])
+        if below[5]:
+            dy, found[4] = self.joints[3].backward(dy, outer, low_4, dx=below[4])
+        if below[4]:
+            dy, found[3] = self.joints[2].backward(torch.ops.aten.gelu_backward(dy, inner), middle, low_3, dx=below[3])
+        if below[3]:
+            dy, across, found[2] = self.norms[0].backward(dy.add_(across), end_1, chances[1], dx=below[2])
+        if below[2]:
+            dy, found[1] = self.joints[1].backward(dy, mixed, low_2, dx=below[1])
+        if below[1]:
+            dy, found[0] = self.joints[0].backward(
+                self.attention.backward(dy, groups, attention, chances[0]), entering, low_1, dx=dx
+            )
+        return (across.add_(dy[: len(across)]) if dx else None), found
 
 
 def joint(*layers: Any) -> Joint | TrainedLinear:

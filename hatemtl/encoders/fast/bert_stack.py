@@ -1,7 +1,7 @@
 """Computes the layers of BERT and its kin as one step of autograd, in which next to no padding is computed."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby, islice
 from typing import Any
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, Layer, waits
 from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
+from hatemtl.encoders.fast.sublayer_end import Bottleneck
 from hatemtl.encoders.partway import Watch, states
 
 # Inside, autograd looks at no operation, which takes it time even where nothing is recorded.
@@ -156,9 +157,9 @@ class BertStack:
 
     before: Any = None  # an own `forward` that the encoder had
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, bottlenecks: Mapping[int, Bottleneck]) -> None:
         self.owner, self.own = encoder, encoder.forward
-        self.layers = [(layer, BertLayer(layer), hooks_on(layer)) for layer in encoder.layer]
+        self.layers = [(layer, BertLayer(layer, bottlenecks=bottlenecks), hooks_on(layer)) for layer in encoder.layer]
 
     def __call__(self, hidden: Any, attention_mask: Tensor | None = None, **more: Any) -> Any:
         """Computes the last hidden states (B, T, D), zero at padding, of the embedded posts; as transformers gives them."""
@@ -204,7 +205,7 @@ def through(layers: list[Layer], hidden: Tensor, mask: Tensor | None) -> Tensor:
         dtype = torch.get_autocast_dtype(kind)
     hidden = hidden.to(dtype)
     posts = Posts.of(hidden, mask)
-    prepare([joint for layer in layers if layer.merged is None for joint in layer.joints], dtype)
+    prepare([joint for layer in layers if layer.merged is None for joint in layer.linears], dtype)
     dropout = Dropout(hidden.device) if any(any(layer.chances()) for layer in layers) else None
     with torch.autocast(kind, enabled=False):  # all is of one type
         if torch.is_grad_enabled():
@@ -215,7 +216,7 @@ def through(layers: list[Layer], hidden: Tensor, mask: Tensor | None) -> Tensor:
         return posts.unpack(x)
 
 
-def stacks(model: nn.Module) -> Iterator[BertStack]:
+def stacks(model: nn.Module, bottlenecks: Mapping[int, Bottleneck]) -> Iterator[BertStack]:
     """Gives what takes the place of the model's encoders; nothing where its layers are not as BERT's."""
     config: Any = model.config
     eager = config._attn_implementation == "eager"
@@ -225,4 +226,4 @@ def stacks(model: nn.Module) -> Iterator[BertStack]:
     for module in [*model.modules()]:
         layers = getattr(module, "layer", None)
         if isinstance(layers, nn.ModuleList) and all(type(layer).__name__ in KINDS for layer in layers):
-            yield BertStack(module)
+            yield BertStack(module, bottlenecks)

@@ -1,7 +1,7 @@
 """Opens the door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
-They compute plain LoRAs of any encoder, and whole layers of BERT and its kin where these, or the layers' own weights, are
-all that is trained: docs/fast.org says when. The libraries keep the parameters and save them.
+They compute plain LoRAs of any encoder, and whole layers of BERT and its kin where these, plain bottlenecks, or the layers'
+own weights are all that is trained: docs/fast.org says when. The libraries keep the parameters and save them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from hatemtl.encoders.fast.bert_layer import Layer
 from hatemtl.encoders.fast.bert_stack import BertStack
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 from hatemtl.encoders.fast.model_stack import ModelStack
+from hatemtl.encoders.fast.sublayer_end import Bottleneck
 
 Stack = BertStack | ModelStack  # what takes the place of the `forward` of all layers
 KINDS = (bert_stack.stacks, model_stack.stacks)  # each gives those that it finds in a model
@@ -26,15 +27,19 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 _verified: dict[tuple[Any, ...], str] = {}  # what was found in this process, by the kind of model; "" where all was well
 
 
-def accelerate(model: nn.Module, loras: Sequence[LoRALinear] = (), *, own: bool = False) -> None:
+def accelerate(
+    model: nn.Module, loras: Sequence[LoRALinear] = (), bottlenecks: Sequence[Bottleneck] = (), *, own: bool = False
+) -> None:
     """Lets these LoRAs be computed here, and whole layers where nothing else is trained, in place of any before.
 
+    bottlenecks: those of such layers.
     own: whether the model is as its library loaded it, nothing added, and its own weights are trained.
     """
     restore(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    alone = own or (loras and trained == {id(factor) for lora in loras for factor in (lora.A, lora.B)})
-    steps: Iterator[LoRALinear | Stack] = chain(loras, (stack for kind in KINDS if alone for stack in kind(model)))
+    given, by_owner = [*loras, *bottlenecks], {id(bottleneck.owner): bottleneck for bottleneck in bottlenecks}
+    alone = own or (given and trained == {id(factor) for adapter in given for factor in adapter.factors})
+    steps: Iterator[LoRALinear | Stack] = chain(loras, (s for kind in KINDS if alone for s in kind(model, by_owner)))
     for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
         ours.before, ours.owner.forward = ours.owner.__dict__.get("forward"), ours
 
@@ -101,27 +106,32 @@ def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
     """
     forwards = [module.forward for module in model.modules()]
     loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
+    bottlenecks = [adapter for f in forwards if isinstance(f, Stack) for _, layer, _ in f.layers for adapter in layer.bottlenecks]
     if not loras and not is_fast(model):
         return None
     config: Any = model.config
-    kind, device = type(loras[0].owner) if loras else None, next(model.parameters()).device
+    kinds = {(type(lora.owner), "") for lora in loras} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
     sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    key = config.to_json_string(), kind, len(loras), is_fast(model), tuple(sizes), dtype, device
+    how = len(loras), len(bottlenecks), frozenset(kinds), is_fast(model), tuple(sizes)
+    key = config.to_json_string(), how, dtype, next(model.parameters()).device
     if key not in _verified:
-        _verified[key] = _difference(model, loras, dtype)
+        _verified[key] = _difference(model, loras, bottlenecks, dtype)
     if _verified[key]:
         restore(model)
     return _verified[key] or None
 
 
-def _difference(model: nn.Module, loras: Sequence[LoRALinear], dtype: torch.dtype) -> str:
+def _difference(
+    model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequence[Bottleneck], dtype: torch.dtype
+) -> str:
     """Says how our layers differ from the library's, "" where they do not."""
-    factors = [factor for lora in loras for factor in (lora.A, lora.B)]
+    given = [*loras, *bottlenecks]
+    factors = [factor for adapter in given for factor in adapter.factors]
     trained = factors or [parameter for parameter in model.parameters() if parameter.requires_grad]
     before, modes = [factor.detach().clone() for factor in factors], [(m, m.training) for m in model.modules()]
     instead = "so the library's compute, more slowly, as by trainer.fast=false"
     sizes = [factor.numel() for factor in factors]
-    scales = [scale for lora in loras for scale in (lora.A.shape[1] ** -0.5, 0.1 / (lora.scale or 1))]
+    scales = [size for adapter in given for size in adapter.sizes]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # to wait for others takes longer than these small products, many times so on a busy machine
     try:  # every B may be zero, so all factors hold made-up numbers meanwhile
@@ -136,7 +146,7 @@ def _difference(model: nn.Module, loras: Sequence[LoRALinear], dtype: torch.dtyp
         theirs = _said(model, trained, dtype)
     finally:
         torch.set_num_threads(threads)
-        accelerate(model, loras, own=not loras)
+        accelerate(model, loras, bottlenecks, own=not given)
         for module, mode in modes:
             module.training = mode
         for factor, numbers in zip(factors, before, strict=True):

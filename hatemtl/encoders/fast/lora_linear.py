@@ -233,6 +233,15 @@ class LoRALinear:
     def __post_init__(self) -> None:
         self.joint = Joint([(self.layer, self)])
 
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        return [self.A, self.B]
+
+    @property
+    def sizes(self) -> list[float]:
+        """Lists how large numbers `factors` hold in a comparison."""
+        return [self.A.shape[1] ** -0.5, 0.1 / (self.scale or 1)]
+
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
         x = x.to(weight.dtype)

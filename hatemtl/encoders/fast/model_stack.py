@@ -1,6 +1,6 @@
 """Computes a whole encoder whose layers stand in no module of their own, or say more than is read: ModernBERT, DeBERTa."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from hatemtl.encoders.fast.bert_layer import BertLayer, Layer
 from hatemtl.encoders.fast.bert_stack import hooks_on, through
 from hatemtl.encoders.fast.deberta_layer import Disentangled
 from hatemtl.encoders.fast.modernbert_layer import ModernBertLayer
+from hatemtl.encoders.fast.sublayer_end import Bottleneck
 
 
 class ModelStack:
@@ -49,7 +50,7 @@ class ModelStack:
         return BaseModelOutput(last_hidden_state=hidden if norm is None else norm(hidden))
 
 
-def stacks(model: nn.Module) -> Iterator[ModelStack]:
+def stacks(model: nn.Module, bottlenecks: Mapping[int, Bottleneck]) -> Iterator[ModelStack]:
     """Gives what takes the place of the model's encoders, where their layers are as ModernBERT's or DeBERTa-v3's."""
     for module in [*model.modules()]:
         config: Any = getattr(module, "config", None)
@@ -67,8 +68,8 @@ def stacks(model: nn.Module) -> Iterator[ModelStack]:
             distances = [encoder.rel_embeddings, getattr(encoder, "LayerNorm", nn.Identity())]
             learn = any(parameter.requires_grad for module in distances for parameter in module.parameters())
             if known and not learn:  # our layers compute no gradient of these
-                yield ModelStack(module, encoder.layer, partial(_disentangled, encoder=encoder))
+                yield ModelStack(module, encoder.layer, partial(_disentangled, encoder=encoder, bottlenecks=bottlenecks))
 
 
-def _disentangled(layer: Any, encoder: Any) -> BertLayer:
-    return BertLayer(layer, Disentangled(encoder))
+def _disentangled(layer: Any, encoder: Any, bottlenecks: Mapping[int, Bottleneck]) -> BertLayer:
+    return BertLayer(layer, Disentangled(encoder), bottlenecks)

@@ -76,9 +76,9 @@ class ModernBertLayer(Layer):
     ) -> tuple[Tensor, list[list[Tensor]], tuple[float, ...]]:
         if self.merged is not None:
             (project, context, intermediate, output), [*first, second] = self.merged
-            normed = torch.native_layer_norm(x, *first[0])[0] if first else x
+            normed = first[0](x) if first else x
             y = context(self.attention.alone(project, normed, groups, self.heads)).add_(x)
-            a, gate = intermediate(torch.native_layer_norm(y, *second)[0]).chunk(2, dim=-1)
+            a, gate = intermediate(second(y)).chunk(2, dim=-1)
             return output(F.gelu(a).mul_(gate)).add_(y), [], ()
         normed, norm_1 = self.norms[0].forward(x) if len(self.norms) > 1 else (x, [])
         y, low_1 = self.joints[0].forward(normed)

@@ -1,6 +1,6 @@
 """Computes layers whose own weights are trained, in the type of the computation, with gradients in float32."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ class TrainedLinear:
 class Norm:
     """Computes a layer norm of x, (M, D), with gradients for its weight and bias where they ask for one."""
 
-    loras = ()
+    loras, joints, bottleneck = (), (), None
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         self.norm = norm
@@ -99,6 +99,11 @@ class Norm:
         own = norm.weight, torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
         weight, bias = (w.detach().to(torch.promote_types(w.dtype, torch.float32)) for w in own)
         return norm.normalized_shape, weight, bias, norm.eps
+
+    def merged(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Gives what computes it while nothing is trained."""
+        numbers = self.numbers()
+        return lambda x: torch.native_layer_norm(x, *numbers)[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Computes the norm, and what its gradient needs."""
