@@ -3,4 +3,5 @@ from hatemtl.encoders.fast.int8_linear import Int8Linear
 from hatemtl.encoders.fast.lora_linear import LoRALinear
 from hatemtl.encoders.fast.sublayer_end import ACTIVATIONS, Bottleneck
 
-__all__ = ["ACTIVATIONS", "Bottleneck", "Int8Linear", "LoRALinear", "accelerate", "is_fast", "merge", "merged", "restore", "unmerge", "verify"]
+__all__ = ["ACTIVATIONS", "Bottleneck", "Int8Linear", "LoRALinear"]
+__all__ += ["accelerate", "is_fast", "merge", "merged", "restore", "unmerge", "verify"]

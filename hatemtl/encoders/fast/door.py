@@ -106,13 +106,14 @@ def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
     """
     forwards = [module.forward for module in model.modules()]
     loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
-    bottlenecks = [adapter for f in forwards if isinstance(f, Stack) for _, layer, _ in f.layers for adapter in layer.bottlenecks]
-    if not loras and not is_fast(model):
+    layers = [layer for ours in forwards if isinstance(ours, Stack) for _, layer, _ in ours.layers]
+    bottlenecks = [bottleneck for layer in layers for bottleneck in layer.bottlenecks]
+    if not loras and not layers:
         return None
     config: Any = model.config
     kinds = {(type(lora.owner), "") for lora in loras} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
     sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    how = len(loras), len(bottlenecks), frozenset(kinds), is_fast(model), tuple(sizes)
+    how = len(loras), len(bottlenecks), frozenset(kinds), len(layers), tuple(sizes)
     key = config.to_json_string(), how, dtype, next(model.parameters()).device
     if key not in _verified:
         _verified[key] = _difference(model, loras, bottlenecks, dtype)
@@ -121,9 +122,7 @@ def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
     return _verified[key] or None
 
 
-def _difference(
-    model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequence[Bottleneck], dtype: torch.dtype
-) -> str:
+def _difference(model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequence[Bottleneck], dtype: torch.dtype) -> str:
     """Says how our layers differ from the library's, "" where they do not."""
     given = [*loras, *bottlenecks]
     factors = [factor for adapter in given for factor in adapter.factors]

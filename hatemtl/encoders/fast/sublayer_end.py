@@ -68,7 +68,7 @@ class SublayerEnd:
         return [1.0] * len(self.factors)
 
     def forward(self, u: Tensor, x: Tensor, dropout: Dropout | None, p: float) -> tuple[Tensor, list[list[Tensor]]]:
-        """Computes it in u's place, with what its gradient needs. p: how likely dropout leaves out a number, if it is there."""
+        """Computes it in u's place, with what its gradient needs. p: of dropout, if there is any."""
         mask, adapter = list[Tensor](), self.bottleneck
         if dropout is not None and p:
             mask = [dropout.mask(u.shape, p, u.dtype)]
@@ -90,9 +90,7 @@ class SublayerEnd:
         y, normed = self.norm.forward(torch.add(total, r, alpha=adapter.scale, out=r))
         return y, [mask, normed, [e, z, a, *down, *up, *under]]
 
-    def backward(
-        self, dy: Tensor, kept: list[list[Tensor]], p: float, *, dx: bool
-    ) -> tuple[Any, Any, list[Tensor]]:
+    def backward(self, dy: Tensor, kept: list[list[Tensor]], p: float, *, dx: bool) -> tuple[Any, Any, list[Tensor]]:
         """Computes the gradients of u and x, where asked for, and those of `factors`. They may be the same tensor."""
         mask, normed, of_adapter = kept
         of_u, found = self.norm.backward(dy, normed)

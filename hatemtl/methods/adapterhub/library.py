@@ -8,7 +8,7 @@ from typing import Any
 import adapters
 import torch
 from adapters.composition import AdapterCompositionBlock, Stack
-from adapters.configuration import AdapterConfig, BnConfig, LoRAConfig
+from adapters.configuration import AdapterConfig, LoRAConfig
 from adapters.loading import AdapterLoader
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.lora import LoRA as LoRAModule
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hatemtl.encoders.fast import ACTIVATIONS, Bottleneck, LoRALinear, accelerate, restore
+from hatemtl.encoders.fast import LoRALinear, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
@@ -27,6 +27,7 @@ from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds, saved
 from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, dora_scale, keep_type
+from hatemtl.methods.adapterhub.plain_bottlenecks import plain_bottlenecks
 from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_name
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.saved_runs.writing import write
@@ -193,25 +194,8 @@ def train(model: Any, name: str) -> Any:
     activate(model, Stack(name), {name})
     plain = [(layer, lora) for _, layer, lora in loras(model, name) if _plain(layer, lora)]
     found = [LoRALinear(layer, layer, lora.lora_A, lora.lora_B, lora.scaling) for layer, lora in plain]
-    accelerate(model, found, _bottlenecks(model, name))
+    accelerate(model, found, plain_bottlenecks(model, name))
     return model
-
-
-def _bottlenecks(model: Any, name: str) -> list[Bottleneck]:
-    """Gives the bottlenecks of adapter `name` that are no more than two layers, a function between them, and a scale."""
-    found = []
-    layers = [module for module in model.modules() if isinstance(module, BottleneckLayer) and name in module.adapters]
-    for owner in layers:
-        config, adapter = model.adapters_config.match(name, BnConfig, owner.layer_idx, owner.location_key), owner.adapters[name]
-        plain = isinstance(adapter.scaling, float) and config.original_ln_after
-        plain = plain and (config.is_parallel or config.residual_before_ln is True)
-        more = config.ln_before or config.ln_after or config.use_gating or config.phm_layer or config.dropout
-        if owner.is_layer_hooked or not plain or more or config.non_linearity.lower() not in ACTIVATIONS:
-            continue
-        reads: Any = "input" if config.is_parallel else "normed" if config.original_ln_before else "output"
-        down, up = adapter.adapter_down[0], adapter.adapter_up
-        found.append(Bottleneck(owner, down, up, config.non_linearity.lower(), adapter.scaling, reads))
-    return found
 
 
 def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:

@@ -117,7 +117,7 @@ def test_the_factors_gradients_do_not_depend_on_whether_the_inputs_is_asked_for(
         layer.joints[i].loras = []
     prepare(layer.joints, torch.float32)
     with torch.no_grad():
-        y, kept, chances = layer.forward(torch.randn(12, layer.output.layers[0].out_features, generator=draw), groups)
+        y, kept, chances = layer.forward(torch.randn(12, layer.joints[3].layers[0].out_features, generator=draw), groups)
         dy = torch.randn(y.shape, generator=draw)
         (dx, found), (none, others) = (layer.backward(dy, groups, kept, chances, dx=asked) for asked in (True, False))
     assert dx is not None and dx.abs().sum() > 0 and none is None

@@ -280,7 +280,7 @@ def test_a_lora_that_is_not_plain_keeps_its_layers_from_it() -> None:
     from hatemtl.methods.adapterhub import library as ah_library
 
     model = ah_library.enable(with_dropout("bert"))
-    model.add_adapter("run", config="seq_bn")
+    model.add_adapter("run", config="seq_bn[dropout=0.1]")
     assert not fused(ah_library.train(model, "run"))
 
 
