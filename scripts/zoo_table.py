@@ -51,6 +51,7 @@ COMPOSED = {
     "ah_average": ("ah_lora16", "peft_lora16"),
     "ah_parallel": ("ah_lora16", "peft_lora16"),
     NARROW: ("ah_seq_bn", "ah_seq_bn"),
+    NARROW.replace("ah_", "bottleneck_"): ("bottleneck", "ah_seq_bn"),
     "lora_fusion": ("ah_lora16", "peft_lora16"),
     "lora_gate": ("ah_lora16", "peft_lora16"),
     "ah_merge16": ("ah_lora16", "peft_lora16"),
@@ -89,9 +90,9 @@ def _small(folder: Path) -> Small:
 
 def methods() -> list[str]:
     """Every method that trains something new on one encoder, as a user types it: a YAML, and keys that are tried beside."""
-    loaders = set(LOADERS.values()) - {"full"}  # which trains as well
     composing = {typed.split()[0] for typed in COMPOSED}
-    names = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - loaders - composing - set(ANY))
+    every = {path.stem for path in (CONF / "method").glob("*.yaml") if not path.stem.endswith("_load")}
+    names = sorted(every - composing - set(ANY))
     typed = [[name, *(f"{name} {key}" for key in KEYS.get(name, ()))] for name in names]
     return sorted((row for rows in typed for row in rows), key=lambda row: row != "ah_lora16")
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -19,8 +20,10 @@ from hatemtl.saved_runs import from_hub
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.seeds import generator
 
-# Which method loads what a library saved.
+# Which method loads what a library saved. To import `adapters` would not tell: folders of this name hold saved runs.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
+if not any(Distribution.discover(name="adapters")):
+    LOADERS["adapterhub"] = "bottleneck_load"  # which reads its bottlenecks, and fusions of them
 # How a library fails at what a user or a file gave it that does not fit.
 FAILURES = (*pretrained.FAILURES, AssertionError, re.error)
 

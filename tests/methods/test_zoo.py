@@ -81,7 +81,7 @@ def test_every_yaml_is_tried() -> None:
     tried = {typed.split()[0] for typed in (*zoo_table.methods(), *zoo_table.COMPOSED)}
     assert {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")} - tried == {
         *("ah", "peft"),  # any kind: those that have no file are tried in the tests of both libraries
-        *("ah_load", "peft_load", "bank_load", "mtl_load"),  # which load what the others save
+        *("ah_load", "peft_load", "bank_load", "mtl_load", "bottleneck_load"),  # which load what the others save
     }
 
 
