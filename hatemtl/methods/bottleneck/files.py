@@ -36,14 +36,10 @@ def save(model: Any, name: str, folder: Path) -> None:
         return
     for each in end.names:
         _save_one(model, each, end.owner.adapters[each].config, target / each)
-    settings = {
-        **FUSION,
-        "regularization": False,
-        "value_initialized": True,
-        **end.owner.adapter_fusion_layer[end.fusion].settings,
-    }
-    more = {"adapter_names": [*end.names]}
-    _write(model, name, {"config": settings, **more}, target / name, "adapter_fusion_config.json")
+    settings = {**FUSION, "regularization": False, "value_initialized": True}
+    settings |= end.owner.adapter_fusion_layer[end.fusion].settings
+    content = {"config": settings, "adapter_names": [*end.names]}
+    _write(model, name, content, target / name, "adapter_fusion_config.json")
     _write_tensors(model, f".adapter_fusion_layer.{name}.", target / name / "model_adapter_fusion.safetensors")
     shares = [1 / len(end.names)] * len(end.names)
     content = {"how": "Fuse", "names": [*end.names], "trained": name, "weights": shares}
@@ -79,8 +75,8 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Transformer
     called = [*names, trained] if isinstance(names, list) else [None]
     if saved["how"] != "Fuse" or not all(isinstance(each, str) and re.fullmatch(r"[^/\\.]+", each) for each in called):
         raise UserError(
-            f"{run.folder}: its adapters work together as {saved['how']!r:.40}, and a fusion of bottlenecks is expected; type "
-            f"method=ah_load"
+            f"{run.folder}: its adapters work together as {saved['how']!r:.40}, and a fusion of bottlenecks is expected; "
+            f"type method=ah_load"
         )
     taken: list[str] = []
     for each in names:
@@ -105,14 +101,9 @@ def load_one(model: Transformer, run: SavedRun, name: str, inside: str = "adapte
     path, weights = run.folder / inside / "adapter_config.json", f"{inside}/adapter.safetensors"
     content = json_object.read(path, AGAIN, "config", "name")
     config = content["config"]
-    if (
-        not isinstance(config, dict)
-        or config.get("architecture") is not None
-        or "non_linearity" not in config
-        or odd(config)
-    ):
-        keys = ", ".join(odd(config)) if isinstance(config, dict) and "non_linearity" in config else "architecture"
-        raise UserError(f"{path}: no plain bottleneck ({keys}), which is expected here; type method=ah_load")
+    known = isinstance(config, dict) and config.get("architecture") is None and config.keys() >= NEEDED
+    if more := odd(config) if known else ["architecture"]:
+        raise UserError(f"{path}: no plain bottleneck ({', '.join(more)}), which is expected here; type method=ah_load")
     tensors = run.tensors(weights)
     with torch.random.fork_rng(devices=[]):
         insert(model, name, config)

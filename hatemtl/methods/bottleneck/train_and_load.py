@@ -15,7 +15,7 @@ from hatemtl.seeds import seeded
 
 @dataclass(frozen=True, kw_only=True)
 class Bottlenecks(Method):
-    """Trains a bottleneck in every layer (Pfeiffer et al. 2021; Houlsby et al. 2019; He et al. 2022) on the frozen encoder."""
+    """Trains bottlenecks on the frozen encoder (Pfeiffer et al. 2021; Houlsby et al. 2019; He et al. 2022)."""
 
     kind: Kind
     reduction_factor: float
