@@ -15,8 +15,8 @@ from scripts import zoo_table
 MERGED = {"ah_lora16", "ah_dora", "ah_vera", "ah_ia3", "full"}  # and all of PEFT's
 NOT_STACKED = {"ah_dora", "ah_reft", "ah_seq_bn_inv", "ah_double_seq_bn_inv"}
 NOT_AVERAGED = NOT_STACKED | {"ah_prefix", "ah_mam", "ah_unipelt"}
-FUSED = {"ah_seq_bn", "ah_double_seq_bn", "ah_par_bn", "ah_scaled_par_bn", "ah_compacter"}
-SOURCES = {"peft_lora16", "peft_rslora16"}  # what AdapterHub's library takes beside its own: plain LoRAs
+FUSED = {"bottleneck", "ah_seq_bn", "ah_double_seq_bn", "ah_par_bn", "ah_scaled_par_bn", "ah_compacter"}
+SOURCES = {"peft_lora16", "peft_rslora16", "bottleneck"}  # what AdapterHub's library takes beside its own
 WAY_OUT = r"type method=|type export\.format=|, method=ah_|train it with method=|load it with method=|name sources"
 
 

@@ -95,8 +95,8 @@ def places(model: Transformer) -> Iterator[tuple[int, str, Any]]:
     parts = "dense", "dropout", "LayerNorm"
     if not found or not all(hasattr(output, part) for both in found for output in both for part in parts):
         raise UserError(
-            f"hatemtl's own bottlenecks know no layers of {model.config.model_type}; type method=ah_seq_bn, AdapterHub's, or "
-            f"method=peft_lora16"
+            f"hatemtl's own bottlenecks know no layers of {model.config.model_type}; type method=ah_seq_bn, AdapterHub's, "
+            f"or method=peft_lora16"
         )
     for i, (of_attention, output) in enumerate(found):
         yield from ((i, "mh_adapter", of_attention), (i, "output_adapter", output))
