@@ -54,9 +54,9 @@ class Fusion(nn.Module):
         """Gives (..., D) of e (..., D) and of what n adapters say of it, (..., n, D)."""
         asked = e if self.query is None else self.query(e)
         keys = said if self.key is None else self.key(said)
-        shares = self.dropout(torch.einsum("...d,...nd->...n", asked, keys)).softmax(dim=-1)
+        shares = self.dropout((asked.unsqueeze(-2) @ keys.mT).squeeze(-2)).softmax(dim=-1)
         values = said if self.value is None else self.value(said)
-        return torch.einsum("...n,...nd->...d", shares.to(values.dtype), values)
+        return (shares.unsqueeze(-2) @ values).squeeze(-2)
 
 
 def _drawn(linear: nn.Linear) -> nn.Linear:
@@ -75,13 +75,12 @@ class AdaptedEnd:
     def __call__(self, hidden: Tensor, x: Tensor) -> Tensor:
         owner, adapters = self.owner, [self.owner.adapters[name] for name in self.names]
         u = owner.dropout(owner.dense(hidden))
-        total = u + x
         entering = reads(adapters[-1].config)
-        e = x if entering == "input" else u if entering == "output" else owner.LayerNorm(total)
+        e = x if entering == "input" else u if entering == "output" else owner.LayerNorm(u + x)
         said = [adapter(e) for adapter in adapters]
         fusion = None if self.fusion is None else owner.adapter_fusion_layer[self.fusion]
         added = said[0] if fusion is None else fusion(e, torch.stack(said, dim=-2))
-        normed: Tensor = owner.LayerNorm(total + added)
+        normed: Tensor = owner.LayerNorm(added + u + x)  # in AdapterHub's order, to the last bit
         return normed
 
 
