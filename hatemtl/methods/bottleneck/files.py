@@ -20,7 +20,8 @@ from hatemtl.methods.base import Library, check_keys, module_name
 from hatemtl.methods.bottleneck.configuration import NEEDED, odd
 from hatemtl.methods.bottleneck.layers import activate, ends, fuse, insert
 from hatemtl.methods.lora_formats import SEVERAL
-from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, write, write_text
+from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
+from hatemtl.saved_runs.writing import write, write_text
 from hatemtl.seeds import seeded
 
 PATTERN = re.compile(r"\.(?:adapters|adapter_fusion_layer)\.([^.]+)\.")
