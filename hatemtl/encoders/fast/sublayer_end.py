@@ -39,7 +39,8 @@ class Bottleneck:
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        return [self.down.weight, self.down.bias, self.up.weight, self.up.bias]
+        own: list[Any] = [self.down.weight, self.down.bias, self.up.weight, self.up.bias]
+        return own
 
     @property
     def sizes(self) -> list[float]:
@@ -61,7 +62,8 @@ class SublayerEnd:
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        return [factor for part in (self.norm, *self.joints) for factor in part.factors]
+        parts: list[Any] = [self.norm, *self.joints]
+        return [factor for part in parts for factor in part.factors]
 
     @property
     def scales(self) -> list[float]:
@@ -98,6 +100,7 @@ class SublayerEnd:
         if adapter is not None:
             e, z, a, down, up, *under = of_adapter
             dr = of_u if adapter.scale == 1 else of_u * adapter.scale
+            d: Any
             d, of_up = self.joints[1].backward(dr, a, [up], dx=True)
             d, of_down = self.joints[0].backward(ACTIVATIONS[adapter.activation][1](d, z), e, [down], dx=dx)
             found = [*found, *of_down, *of_up]
