@@ -32,9 +32,10 @@ class Area:
     tests: list[str]
     flat: bool = False
 
-    def files_of(self, folder: Path) -> list[str]:
-        """Lists the files that are changed, whose examples are tests too."""
-        return sorted(path.relative_to(folder).as_posix() for pattern in self.files for path in folder.glob(pattern))
+    @property
+    def asked(self) -> list[str]:
+        """Lists what pytest is given: the tests, and the folders of files whose examples are tests too."""
+        return [*self.tests, *([] if self.flat else [pattern.removesuffix("/*.py") for pattern in self.files])]
 
 
 AREAS = {
@@ -76,7 +77,7 @@ def lay_out(area: Area, folder: Path) -> None:
             "-m",
             marks[1],
         ],
-        "pytest_add_cli_args_test_selection": [*area.tests, *area.files_of(folder)],
+        "pytest_add_cli_args_test_selection": area.asked,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     (folder / "pyproject.toml").write_text("\n".join([config, "[tool.mutmut]", *lines, ""]))

@@ -37,7 +37,8 @@ def accelerate(
     """
     restore(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    given, by_owner = [*loras, *bottlenecks], {id(bottleneck.owner): bottleneck for bottleneck in bottlenecks}
+    given: list[LoRALinear | Bottleneck] = [*loras, *bottlenecks]
+    by_owner = {id(bottleneck.owner): bottleneck for bottleneck in bottlenecks}
     alone = own or (given and trained == {id(factor) for adapter in given for factor in adapter.factors})
     steps: Iterator[LoRALinear | Stack] = chain(loras, (s for kind in KINDS if alone for s in kind(model, by_owner)))
     for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
@@ -124,7 +125,7 @@ def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
 
 def _difference(model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequence[Bottleneck], dtype: torch.dtype) -> str:
     """Says how our layers differ from the library's, "" where they do not."""
-    given = [*loras, *bottlenecks]
+    given: list[LoRALinear | Bottleneck] = [*loras, *bottlenecks]
     factors = [factor for adapter in given for factor in adapter.factors]
     trained = factors or [parameter for parameter in model.parameters() if parameter.requires_grad]
     before, modes = [factor.detach().clone() for factor in factors], [(m, m.training) for m in model.modules()]

@@ -43,8 +43,8 @@ def save(model: Any, name: str, folder: Path) -> None:
     _write(model, name, content, target / name, "adapter_fusion_config.json")
     _write_tensors(model, f".adapter_fusion_layer.{name}.", target / name / "model_adapter_fusion.safetensors")
     shares = [1 / len(end.names)] * len(end.names)
-    content = {"how": "Fuse", "names": [*end.names], "trained": name, "weights": shares}
-    write_text(folder / SEVERAL, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    setup = {"how": "Fuse", "names": [*end.names], "trained": name, "weights": shares}
+    write_text(folder / SEVERAL, json.dumps(setup, indent=2, ensure_ascii=False) + "\n")
 
 
 def _save_one(model: Any, name: str, config: Mapping[str, Any], target: Path) -> None:

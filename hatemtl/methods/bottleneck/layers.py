@@ -20,14 +20,14 @@ class Adapter(nn.Module):
         super().__init__()
         self.config, narrow = config, width(config, layer, hidden)
         self.activation, self.scale = config["non_linearity"].lower(), config["scaling"]
-        self.adapter_down = nn.Sequential(nn.Linear(hidden, narrow))
-        self.adapter_up = nn.Linear(narrow, hidden)
-        for linear in (self.adapter_down[0], self.adapter_up):
+        down = nn.Linear(hidden, narrow)
+        self.adapter_down, self.adapter_up = nn.Sequential(down), nn.Linear(narrow, hidden)
+        for linear in (down, self.adapter_up):
             nn.init.zeros_(linear.bias)
             if config["init_weights"] != "mam_adapter":
                 nn.init.normal_(linear.weight, std=0.02)
         if config["init_weights"] == "mam_adapter":
-            nn.init.kaiming_uniform_(self.adapter_down[0].weight, a=math.sqrt(5))
+            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
             nn.init.zeros_(self.adapter_up.weight)
 
     def forward(self, e: Tensor) -> Tensor:
