@@ -165,6 +165,7 @@ def reached(start: str) -> set[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_adapterhub_may_be_missing() -> None:
     """Its library is an extra: only its own methods need it at once."""
     others = [name(path) for path in FILES if not name(path).startswith("methods.adapterhub.")]

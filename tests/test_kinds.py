@@ -183,7 +183,7 @@ def asks_by_name(path: Path) -> bool:
             case ast.Dict(keys=keys) if len(kinds(*keys)) > 1:
                 return True
             case ast.ImportFrom(module=str(module)) if module.startswith("hatemtl.heads.") and not module.endswith(
-                (".base", ".losses")
+                (".base", ".figures", ".layers", ".losses")
             ):
                 return True
     return False

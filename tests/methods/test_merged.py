@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.batches.batch import Batch
+from hatemtl.encoders.fast import restore
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge, Needs, Update, dense
 from hatemtl.merging.informed import Fisher, RegMean, unpacked
@@ -121,6 +122,7 @@ def test_fisher_is_the_mean_weighted_by_each_entrys_information(config: str, tmp
 @torch.no_grad()
 def read(model: nn.Module, own: dict[str, nn.Parameter], posts: list[Batch]) -> Weights:
     """What each linear layer among an adapter's parameters, but a gate, reads of all tokens, (tokens, in)."""
+    restore(model)  # else hatemtl's own layers compute in their place
     seen: dict[str, list[Tensor]] = {key: [] for key in own if ".gate." not in key}
     for key, inputs in seen.items():
         for module in model.modules():

@@ -79,7 +79,7 @@ def killed(do: object, run: Path, seed: int, number: int) -> bool:
         os._exit(1)
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["a first run", "in place of another"])
+@pytest.mark.parametrize("before", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_leaves_the_old_run_or_the_new(tmp_path: Path, before: bool) -> None:
     states, number = [], 0
     while True:

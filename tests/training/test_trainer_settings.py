@@ -117,7 +117,7 @@ def test_what_does_not_pay_or_is_not_asked_for_is_not(given: bool | str, tokens:
 
 
 def test_what_is_fused_is_compiled_only_when_asked_for(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = SimpleNamespace(forward=BertStack(SimpleNamespace(forward=None, layer=[], modules=list)))
+    stack = SimpleNamespace(forward=BertStack(SimpleNamespace(forward=None, layer=[], modules=list), {}))
     monkeypatch.setattr(ENCODER, "modules", lambda: [ENCODER, stack])
     assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
     assert settings(compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"

@@ -116,6 +116,7 @@ def add_fusion(
                 layer.delete_fusion_layer(name)  # a layer that the sources leave out
                 continue
             fusion = layer.adapter_fusion_layer[name]
+            fusion.dropout.p = config.dropout_prob  # the library takes none for the encoder's own
             fusion.register_forward_pre_hook(in_order)
             if width is not None:
                 fusion.query = nn.Linear(fusion.dense_size, width).apply(Bottleneck.init_bert_weights)

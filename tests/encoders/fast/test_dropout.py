@@ -1,5 +1,6 @@
 """Dropout in our layers is the library's: the same places, the same scale, the same gradients, another draw each pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +25,16 @@ def dropping(model: Any, p: float) -> Any:
     return model
 
 
+def replaying(drawn: list[Tensor]) -> Callable[..., Tensor]:
+    """Gives what takes the place of torch's dropout, by which modules do it, and transformers 5 without one."""
+
+    def again(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """Leaves out what was left out before."""
+        return x.masked_fill(drawn.pop(0).view(x.shape) == 0, 0) / (1 - p) if training and p else x
+
+    return again
+
+
 @FUSED
 @pytest.mark.parametrize("what", ["full", "adapterhub", "peft"])
 def test_with_the_same_numbers_left_out_all_is_the_librarys(kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,11 +50,7 @@ def test_with_the_same_numbers_left_out_all_is_the_librarys(kind: str, what: str
     hidden, gradients = step(model, batch)
     assert len(drawn) == 6  # three a layer
 
-    def again(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        """Leaves out what was left out before."""
-        return x.masked_fill(drawn.pop(0).view(x.shape) == 0, 0) / (1 - p) if training and p else x
-
-    monkeypatch.setattr(F, "dropout", again)  # by which modules do it, and transformers 5 without one
+    monkeypatch.setattr(F, "dropout", replaying(drawn))
     expected, others = step(by_library(model), batch)
     assert not drawn
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)

@@ -221,6 +221,15 @@ def test_a_fusion_is_as_large_as_its_keys_say(keys: dict[str, Any], count: int, 
     assert {name for name, p in model.named_parameters() if not torch.equal(p, before[name])} == set(trained(model))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_a_fusion_drops_what_it_was_asked_to_whatever_the_encoder_does(dropout: float, tmp_path: Path) -> None:
+    parts(adapter("seq_bn"), tmp_path)
+    model = encoder("bert")
+    model.config.attention_probs_dropout_prob = 0.1
+    fused = fusion(tmp_path / "part_*", dropout=dropout).attach(model, name="whole", seed=3).model
+    assert [layer.dropout.p for layer in fusions(fused)] == [dropout] * 2
+
+
 def test_a_fusion_reads_its_sources_as_one_block_of_memory(tmp_path: Path) -> None:
     """In bf16 and without a gradient, a CPU takes a hundred times as long to multiply a view of another order."""
     parts(adapter("seq_bn"), tmp_path)
