@@ -1,6 +1,6 @@
 """Copies what verdicts are made of from a study's saved runs: small enough to be published, without weights and logs.
 
-Of every finished run below STUDY it copies the configuration, the record, the results and the predictions (post ids, labels
+Of every finished run below STUDY it copies the configuration, the record, labels, results and predictions (post ids, gold
 and scores: no texts), and names FOLDER where they name STUDY. Every script of analysis/ that needs no weights reads the
 copies as it reads runs.
 """
@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   uv run analysis/evidence.py adapters/small/lora16 --to evidence/partition
 """
 
-SAID = ("config.yaml", "run.json", "results.csv")
+SAID = ("config.yaml", "run.json", "labels.json", "results.csv")
 
 
 def predictions(path: Path) -> bytes:

@@ -4,9 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import compare
 import numpy as np
 import pandas as pd
+import pytest
 from pyarrow import parquet
+from tested_runs import system
+
+import evidence
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -20,6 +25,7 @@ def saved(folder: Path, *, double: bool = False, tested: bool = True) -> None:
     (folder / "run.json").write_text(
         f'{{"seed": 1, "versions": {{"study": "study"}}, "words": ["method.sources={folder}_*"]}}'
     )
+    (folder / "labels.json").write_text('{"target": {"kind": "multilabel", "names": ["a", "b", "c"]}}')
     (folder / "results.csv").write_text("metric,value\ntest_target_macro_f1,0.5\n")
     if tested:
         scores = np.random.default_rng(0).random((90, 3))
@@ -37,7 +43,7 @@ def test_a_copy_says_the_same_in_fewer_bytes(run: Run, tmp_path: Path) -> None:
     assert code == 0 and out.startswith("evidence/study: 0.0 MB")
     copied = tmp_path / "evidence" / "study"
     found = sorted(str(path.relative_to(copied)) for path in copied.glob("**/*.*"))
-    names = ("config.yaml", "predictions.parquet", "results.csv", "run.json")
+    names = ("config.yaml", "labels.json", "predictions.parquet", "results.csv", "run.json")
     assert found == [f"{seed}/single/{name}" for seed in "01" for name in names]
     for seed, kind in (("0", "float"), ("1", "double")):
         paths = (of / seed / "single" / "predictions.parquet" for of in (tmp_path / "study", copied))
@@ -48,6 +54,20 @@ def test_a_copy_says_the_same_in_fewer_bytes(run: Run, tmp_path: Path) -> None:
     said = json.loads((tmp_path / "evidence/study/0/single/run.json").read_text())
     assert said == {"seed": 1, "versions": {"study": "study"}, "words": ["method.sources=evidence/study/0/single_*"]}
     assert (copied / "0/single/results.csv").read_bytes() == (tmp_path / "study/0/single/results.csv").read_bytes()
+
+
+def test_copies_are_compared_as_the_runs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a metric that is computed anew from predictions, of which the labels are read."""
+    system(tmp_path / "study", "a", (0.8, 0.7), posts=60)
+    system(tmp_path / "study", "b", (0.6, 0.75), posts=60)
+    assert evidence.main([str(tmp_path / "study"), "--to", str(tmp_path / "copy")]) == 0
+    said = []
+    for place in ("study", "copy"):
+        capsys.readouterr()
+        both = [str(tmp_path / place / f"{name}_*") for name in "ab"]
+        assert compare.main([*both, "--metric", "test_label_macro_f1", "--name", "a", "b"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "macro_f1" in said[0]
 
 
 def test_a_study_is_copied_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
