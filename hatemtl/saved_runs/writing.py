@@ -47,7 +47,8 @@ def share(folder: Path) -> None:
 def _as_new(path: Path) -> None:
     """Gives a file the mode of any new one beside it."""
     new = path.with_name(f".new.{os.getpid()}")  # which goes with what else killed processes left
-    new.touch()
+    new.unlink(missing_ok=True)  # as above: a link would make a file elsewhere, and lend this one its mode
+    new.touch(exist_ok=False)
     with suppress(OSError):  # a disk may know no modes
         path.chmod(new.stat().st_mode)
     new.unlink()

@@ -179,6 +179,16 @@ def test_nothing_is_written_through_a_link_that_waits_there(tmp_path: Path) -> N
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["profile", "results.csv"]
 
 
+def test_no_mode_is_taken_from_a_link_that_waits_there(tmp_path: Path) -> None:
+    (tmp_path / "open").touch()
+    (tmp_path / "open").chmod(0o777)
+    for number, target in enumerate(("open", "nowhere")):
+        (tmp_path / f".new.{os.getpid()}").symlink_to(tmp_path / target)
+        write_text(tmp_path / f"results_{number}.csv", "metric,value\n")
+        assert not (tmp_path / f"results_{number}.csv").stat().st_mode & 0o111
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["open", "results_0.csv", "results_1.csv"]
+
+
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     spaces = {"target": LabelSpace("multilabel", ("ä", "b c")), "label": LabelSpace("multiclass", ("yes", "no"))}
     fill(tmp_path / "run")
