@@ -22,7 +22,7 @@ from hatemtl.machine.startup import PROGRAM
 WORDS = ["tasks=[label]", "encoder=minilm", "action=[train,test]", "optimization.epochs=1", "trainer.accelerator=cpu"]
 WORDS += ["trainer.progress=false", "trainer.compile=false", "data.cache=null"]
 OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what a processor of 2013 has
-# What each row is called, its words, and its environment. Those of one number format are compared with the first of them.
+# What each row is called, its words, and its environment.
 VARIANTS = (
     ("float32, one thread", ["trainer.precision=32"], {"OMP_NUM_THREADS": "1"}),
     ("again", ["trainer.precision=32"], {"OMP_NUM_THREADS": "1"}),

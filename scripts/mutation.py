@@ -73,7 +73,7 @@ def lay_out(area: Area, folder: Path) -> None:
         "also_copy": also,
         "pytest_add_cli_args": [
             "-o",
-            "addopts=--import-mode=importlib --doctest-modules -p no:xdist -p no:cacheprovider",
+            f"addopts={HOW}",
             "-m",
             marks[1],
         ],

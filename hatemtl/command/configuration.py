@@ -1,5 +1,6 @@
 """Builds a `Request` of a configuration, and refuses what contradicts in it."""
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -211,5 +212,6 @@ def check_types(cfg: DictConfig) -> None:
         raise UserError(f"seed={cfg.seed}: expected a whole number from 0 to 4294967295")
     if cfg.data.cache == "":
         raise UserError("data.cache=: expected a folder, or null for none; type data.cache=FOLDER")
-    if cfg.data.cache is not None and (place := Path(cfg.data.cache).expanduser()).exists() and not place.is_dir():
+    place = os.path.expanduser(cfg.data.cache or "")  # of os.path, which takes a name of any length
+    if os.path.exists(place) and not os.path.isdir(place):
         raise UserError(f"data.cache={cfg.data.cache} is no folder, and one is expected; type data.cache=null to keep none")

@@ -136,6 +136,8 @@ class Request:
 
     def tracker(self, folder: Path, action: str, *, named: Path | None = None) -> Any:
         """Opens the tracker of a run that lies in this folder. named: where it will, if it is at work."""
+        if (logs := folder / "logs").is_symlink():
+            raise UserError(f"{logs} is a link, through which a tracker would write elsewhere; remove it")
         place = (named or folder).absolute()
         made_of = [self.choices.get("method", type(self.method).__name__), self.choices.get("encoder", self.encoder.source)]
         tags = [*dict.fromkeys([*made_of, *self.tasks])]

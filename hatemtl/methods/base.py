@@ -163,6 +163,13 @@ def try_out(model: Any, given: str) -> Any:
     return model.train()
 
 
+def fusion_width(tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """Gives the `method.width` of a saved AdapterFusion, whose keys have no bias then; None for the encoder's own."""
+    of = {".".join(key.split(".")[-2:]): tensor for key, tensor in tensors.items()}
+    chosen = {"query.weight", "key.weight"} <= of.keys() and "key.bias" not in of
+    return of["query.weight"].shape[0] if chosen else None
+
+
 def module_name(folder: str, taken: Sequence[str] = ()) -> str:
     """Gives a folder's name as torch takes it for a module: without dots, none that its containers use or that is taken."""
     name = wanted = folder.replace(".", "_")

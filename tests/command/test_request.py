@@ -76,6 +76,13 @@ def test_equal_requests_make_equal_runs_and_another_seed_another(tmp_path: Path)
     assert a.record["seed"] == 1
 
 
+def test_no_tracker_writes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="run/logs is a link, through which a tracker would write elsewhere; remove it"):
+        request(tmp_path / "run").tracker(tmp_path / "run", "test")
+
+
 def test_a_request_is_known_by_its_values(tmp_path: Path) -> None:
     first = request(tmp_path / "run")
     result = train(first)

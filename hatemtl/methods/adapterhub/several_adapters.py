@@ -27,7 +27,7 @@ from hatemtl.machine import json_object
 from hatemtl.methods.adapterhub import library
 from hatemtl.methods.adapterhub.configuration_strings import kinds
 from hatemtl.methods.adapterhub.library_fixes import added, in_order, late_average, weighted, without_residual
-from hatemtl.methods.base import Library, module_name, try_out
+from hatemtl.methods.base import Library, fusion_width, module_name, try_out
 from hatemtl.methods.lora_formats import SEVERAL
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.saved_runs.writing import write_text
@@ -177,9 +177,7 @@ def _load_fusion(model: Any, run: SavedRun, saved: str, name: str, names: Sequen
         config = AdapterFusionConfig(**json_object.read(path, AGAIN)["config"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from error
-    query = next((tensor for key, tensor in tensors.items() if key.endswith(".query.weight")), None)
-    width = None if query is None or query.shape[0] == query.shape[1] else query.shape[0]
-    add_fusion(model, name, names, config, width, seed)
+    add_fusion(model, name, names, config, fusion_width(tensors), seed)
     place = ".adapter_fusion_layer.{}.".format
     given = {key.replace(place(saved), place(name)): tensor for key, tensor in tensors.items()}
     own = {key: parameter for key, parameter in model.named_parameters() if place(name) in key}

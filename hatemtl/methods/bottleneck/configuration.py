@@ -1,5 +1,6 @@
 """Describes bottlenecks in AdapterHub's words, and tells which of these hatemtl itself can compute."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ SHARED: dict[str, Any] = {
 }
 NEEDED = {"reduction_factor", "non_linearity", "mh_adapter", "output_adapter", "original_ln_before", "is_parallel"}
 NEEDED |= {"scaling", "leave_out", "init_weights"}
+LEAST = 0.01  # a reduction factor, which makes a bottleneck a hundred times as wide as the encoder
 KINDS: dict[Kind, dict[str, Any]] = {
     "seq": {"mh_adapter": False, "original_ln_before": True, "non_linearity": "relu"},
     "double_seq": {"mh_adapter": True, "original_ln_before": False, "non_linearity": "swish"},
@@ -48,11 +50,25 @@ def odd(config: Mapping[str, Any]) -> list[str]:
     found = [key for key, value in PLAIN.items() if config.get(key, value) != value]
     if not config.get("is_parallel") and config.get("residual_before_ln") is not True:
         found.append("residual_before_ln")
-    if not isinstance(config.get("scaling", 1.0), float):
+    if not is_number(config.get("scaling", 1.0)):
         found.append("scaling")
+    factor = config.get("reduction_factor")
+    factors: list[Any] = [*factor.values()] if isinstance(factor, Mapping) else [factor]
+    if not factors or not all(is_number(one) and one >= LEAST for one in factors):
+        found.append("reduction_factor")
+    if isinstance(factor, Mapping) and "default" not in factor:
+        found.append("reduction_factor")
+    left_out = config.get("leave_out")
+    if not isinstance(left_out, list) or not all(isinstance(layer, int) for layer in left_out):
+        found.append("leave_out")
     if str(config.get("non_linearity")).lower() not in ACTIVATIONS:
         found.append("non_linearity")
     return found
+
+
+def is_number(value: Any) -> bool:
+    """Tells whether this is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def reads(config: Mapping[str, Any]) -> Literal["normed", "output", "input"]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
-from hatemtl.methods.base import Library, check_keys, module_name
-from hatemtl.methods.bottleneck.configuration import NEEDED, odd
+from hatemtl.methods.base import Library, check_keys, fusion_width, module_name
+from hatemtl.methods.bottleneck.configuration import NEEDED, is_number, odd
 from hatemtl.methods.bottleneck.layers import activate, ends, fuse, insert
 from hatemtl.methods.lora_formats import SEVERAL
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
@@ -86,20 +86,32 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Transformer
     inside = f"adapter/{trained}/model_adapter_fusion.safetensors"
     tensors, config = run.tensors(inside), run.folder / f"adapter/{trained}/adapter_fusion_config.json"
     settings = json_object.read(config, AGAIN, "config")["config"]
-    if more := [key for key, value in FUSION.items() if settings.get(key, value) != value]:
-        raise UserError(f"{config}: {', '.join(more)}: more than hatemtl's own fusions know; type method=ah_load")
-    query = next((tensor for key, tensor in tensors.items() if key.endswith(".query.weight")), None)
-    narrow = None if query is None or query.shape[0] == query.shape[1] else query.shape[0]
-    matrices = {key: bool(settings[key]) for key in ("query", "key", "value")}
+    matrices, dropout = _checked(config, settings)
     with seeded(seed, "fusion"):
-        fuse(model, name, taken, **matrices, width=narrow, dropout=settings["dropout_prob"] or 0.0)
+        fuse(model, name, taken, **matrices, width=fusion_width(tensors), dropout=dropout)
     _take(model, run.folder / inside, tensors, f".adapter_fusion_layer.{trained}.", f".adapter_fusion_layer.{name}.")
     return activate(model, taken, name, name)
+
+
+def _checked(path: Path, settings: Any) -> tuple[dict[str, bool], float]:
+    """Gives which matrices a fusion has, and its dropout. Raises UserError where its file says none, or more."""
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: config is {settings!r:.40}, expected keys with values; {AGAIN}")
+    if more := [key for key, value in FUSION.items() if settings.get(key, value) != value]:
+        raise UserError(f"{path}: {', '.join(more)}: more than hatemtl's own fusions know; type method=ah_load")
+    matrices, dropout = {key: settings.get(key) for key in ("query", "key", "value")}, settings.get("dropout_prob") or 0.0
+    if not all(isinstance(is_there, bool) for is_there in matrices.values()):
+        raise UserError(f"{path}: query, key and value are {[*matrices.values()]!r:.60}, expected true or false; {AGAIN}")
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: dropout_prob is {dropout!r:.40}, expected a probability below 1; {AGAIN}")
+    return matrices, dropout  # type: ignore[return-value]
 
 
 def load_one(model: Transformer, run: SavedRun, name: str, inside: str = "adapter") -> None:
     """Puts the adapter in this folder of a saved run into the model. Raises UserError where it is no plain bottleneck."""
     path, weights = run.folder / inside / "adapter_config.json", f"{inside}/adapter.safetensors"
+    if inside == "adapter" and (run.folder / SEVERAL).is_file():
+        raise UserError(f"{run.folder} holds several adapters together, and one is expected; name the runs of each")
     content = json_object.read(path, AGAIN, "config", "name")
     config = content["config"]
     known = isinstance(config, dict) and config.get("architecture") is None and config.keys() >= NEEDED
@@ -108,6 +120,8 @@ def load_one(model: Transformer, run: SavedRun, name: str, inside: str = "adapte
     tensors = run.tensors(weights)
     with torch.random.fork_rng(devices=[]):
         insert(model, name, config)
+    if not any(f".adapters.{name}." in key for key, _ in model.named_parameters()):
+        raise UserError(f"{path}: leaves out each of the encoder's layers, expected an adapter in one; {AGAIN}")
     _take(model, run.folder / weights, tensors, f".adapters.{content['name']}.", f".adapters.{name}.")
 
 

@@ -19,7 +19,7 @@ class Adapter(nn.Module):
     def __init__(self, config: Mapping[str, Any], layer: int, hidden: int) -> None:
         super().__init__()
         self.config, narrow = config, width(config, layer, hidden)
-        self.activation, self.scale = config["non_linearity"].lower(), config["scaling"]
+        self.activation, self.scale = config["non_linearity"].lower(), float(config["scaling"])
         down = nn.Linear(hidden, narrow)
         self.adapter_down, self.adapter_up = nn.Sequential(down), nn.Linear(narrow, hidden)
         for linear in (down, self.adapter_up):

@@ -7,7 +7,7 @@ from hatemtl.encoders.fast import ACTIVATIONS
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.methods.base import Attached, Method, check_dropout, check_leave_out, module_name
-from hatemtl.methods.bottleneck.configuration import KINDS, Kind, configuration
+from hatemtl.methods.bottleneck.configuration import KINDS, LEAST, Kind, configuration
 from hatemtl.methods.bottleneck.files import LIBRARY, load_one
 from hatemtl.methods.bottleneck.layers import activate, fuse, insert
 from hatemtl.seeds import seeded
@@ -29,9 +29,9 @@ class Bottlenecks(Method):
             raise UserError(f"method.kind={self.kind}: {did_you_mean(self.kind, [*KINDS])}")
         if self.non_linearity is not None and self.non_linearity.lower() not in ACTIVATIONS:
             raise UserError(f"method.non_linearity={self.non_linearity}: {did_you_mean(self.non_linearity, [*ACTIVATIONS])}")
-        for key, value in (("reduction_factor", self.reduction_factor), ("scaling", self.scaling)):
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"method.{key}={value}: expected a number above 0; type method.{key}=4")
+        for key, value, least in (("reduction_factor", self.reduction_factor, LEAST), ("scaling", self.scaling, 1e-6)):
+            if value is not None and not least <= value < float("inf"):
+                raise UserError(f"method.{key}={value}: expected a number of at least {least:g}; type method.{key}=4")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         config = configuration(

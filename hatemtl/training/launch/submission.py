@@ -21,7 +21,7 @@ AGAIN = "submit the sweep again: main.py -m ... launcher=slurm, or ray"
 class Submitted:
     """Holds a run in a cluster's hands. folder: its own, in the sweep's. config: it is known by this. job: its number.
 
-    stood: the digest of the finished run that stood there when it was submitted, if one did.
+    stood: tells the finished run that stood there when it was submitted from any later one; None where none did.
     """
 
     name: str
@@ -85,8 +85,8 @@ def leave(
     (folder / PLACE / "jobs").mkdir(parents=True, exist_ok=True)
     for run in new:
         assert run.save_path is not None
+        stood[run] = _mark(run.save_path)
         report_of(folder, run.save_path.name).unlink(missing_ok=True)
-        stood[run] = SavedRun(run.save_path).digest() if run.save_path.is_dir() else None
     for run, job in zip(new, submit(folder.absolute(), new) if new else (), strict=True):
         assert run.save_path is not None and run.config is not None
         before[run.save_path.name] = Submitted(run.name, run.save_path.name, run.config, cluster, job, stood[run])
@@ -124,6 +124,15 @@ def refuse_others(folder: Path, runs: Iterable[Run], before: Mapping[str, Submit
             )
 
 
+def _mark(save_path: Path) -> str | None:
+    """Tells one training's finished run from another's of the same weights; None where there is none."""
+    try:
+        run = SavedRun(save_path)
+        return f"{run.digest()} {run.record.get('seconds')}"
+    except UserError:
+        return None
+
+
 def _over(name: str) -> tuple[str, ...]:
     """Gives the keys that a sweep went over, of the name of one of its runs.
 
@@ -141,7 +150,7 @@ def stands(folder: Path, run: Submitted, state: str | None) -> Ended:
     if state is not None and (said is None or begun):
         return Ended("running" if begun else "submitted", f"job {run.job}: {state}")
     done = save_path.is_dir() and not differences(SavedRun(save_path).config, run.config)
-    if said is not None and said.state == "failed" and not (done and SavedRun(save_path).digest() != run.stood):
+    if said is not None and said.state == "failed" and not (done and _mark(save_path) != run.stood):
         return said  # else somebody finished it since, by whatever clock
     if done:
         return Ended("finished", str(save_path))

@@ -1,5 +1,7 @@
 """hatemtl's own bottlenecks and fusions are AdapterHub's: values, gradients, first draws and files, in both directions."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +99,17 @@ def test_a_fusion_is_adapterhubs_and_so_are_its_files(kinds: tuple[str, str], tm
         assert off(hidden(again), hidden(mine)) < 1e-6
 
 
-def test_a_narrow_fusion_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [3, 32])  # 32 is the encoder's own, without a bias of keys
+def test_a_narrow_fusion_comes_back(width: int, tmp_path: Path) -> None:
+    from hatemtl.methods.adapterhub.train_and_load import LoadAdapterHub
+
     for i in range(2):
         save(Bottlenecks(kind="seq", **OWN), tmp_path / f"source_{i}", change=i + 1)
-    method = BottleneckFusion(sources=str(tmp_path / "source_*"), **{**FUSION, "width": 3, "value": False})
+    method = BottleneckFusion(sources=str(tmp_path / "source_*"), **{**FUSION, "width": width, "value": False})
     model = save(method, tmp_path / "fusion")
-    again = LoadBottlenecks(path=str(tmp_path / "fusion"), **RATES).attach(encoder(), name="again", seed=0).model
-    assert torch.equal(hidden(again), hidden(model))
+    for loader in (LoadBottlenecks, LoadAdapterHub):
+        again = loader(path=str(tmp_path / "fusion"), **RATES).attach(encoder(), name="again", seed=0).model
+        assert off(hidden(again), hidden(model)) < 1e-6
     found = {(part.name, part.kind, part.trained > 0, part.active) for part in components(method, model)}
     others = {(f"source_{i}", "adapter", False, True) for i in range(2)}
     assert found == {("encoder", "body", False, True), ("run", "adapter", True, True), *others}
@@ -121,7 +127,7 @@ def test_layers_may_be_left_out() -> None:
     [
         ({"kind": "sequ"}, "method.kind=sequ.*seq"),
         ({"non_linearity": "rleu"}, "method.non_linearity=rleu.*relu"),
-        ({"reduction_factor": 0}, "expected a number above 0"),
+        ({"reduction_factor": 0}, "expected a number of at least 0.01"),
     ],
 )
 def test_what_is_none_is_told(keys: dict[str, Any], message: str) -> None:
@@ -151,6 +157,59 @@ def test_sources_in_different_places_are_not_fused(tmp_path: Path) -> None:
         save(Bottlenecks(kind=kind, **OWN), tmp_path / kind)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="in different places; name sources of one method"):
         BottleneckFusion(sources=str(tmp_path / "*"), **FUSION).attach(encoder(), name="run", seed=0)
+
+
+BROKEN: list[tuple[str, Any, str]] = [
+    *(("reduction_factor", value, "reduction_factor") for value in (0, None, "x", {}, float("nan"), 1e-9, {"1": 2}, True)),
+    *(("leave_out", value, "leave_out") for value in (5, None, ["0"], {})),
+    *(("scaling", value, "scaling") for value in (float("nan"), "learned", True, None)),
+    ("leave_out", [0, 1], "leaves out each of the encoder's layers"),
+    ("non_linearity", None, "non_linearity"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), BROKEN)
+def test_a_file_that_says_no_bottleneck_is_told(key: str, value: Any, said: str, tmp_path: Path) -> None:
+    save(Bottlenecks(kind="seq", **OWN), tmp_path / "run")
+    path = tmp_path / "run" / "adapter" / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["config"][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(str(path)) + f".*{said}"):
+        LoadBottlenecks(path=str(tmp_path / "run"), **RATES).attach(encoder(), name="again", seed=0)
+
+
+def test_a_scale_may_be_a_whole_number(tmp_path: Path) -> None:
+    model = save(Bottlenecks(kind="par", **OWN), tmp_path / "run")
+    path = tmp_path / "run" / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"scaling": 4.0', '"scaling": 4'))
+    again = LoadBottlenecks(path=str(tmp_path / "run"), **RATES).attach(encoder(), name="again", seed=0).model
+    assert torch.equal(hidden(again), hidden(model))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ([], "expected keys with values"),
+        ({"dropout_prob": "x"}, "dropout_prob is 'x', expected a probability"),
+        ({"dropout_prob": 5}, "dropout_prob is 5, expected a probability"),
+        ({"query": None}, "expected true or false"),
+        ({"temperature": True}, "temperature: more than hatemtl's own fusions know"),
+    ],
+    ids=str,
+)
+def test_a_file_that_says_no_fusion_is_told(config: Any, said: str, tmp_path: Path) -> None:
+    for i in range(2):
+        save(Bottlenecks(kind="seq", **OWN), tmp_path / f"source_{i}", change=i + 1)
+    save(BottleneckFusion(sources=str(tmp_path / "source_*"), **FUSION), tmp_path / "fusion")
+    [path] = (tmp_path / "fusion").glob("adapter/*/adapter_fusion_config.json")
+    content = json.loads(path.read_text())
+    content["config"] = {**content["config"], **config} if isinstance(config, dict) else config
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(str(path)) + f".*{said}"):
+        LoadBottlenecks(path=str(tmp_path / "fusion"), **RATES).attach(encoder(), name="again", seed=0)
+    with pytest.raises(UserError, match="holds several adapters together, and one is expected"):
+        BottleneckFusion(sources=str(tmp_path / "fusion"), **FUSION).attach(encoder(), name="more", seed=0)
 
 
 def test_recorded_files_are_small() -> None:
