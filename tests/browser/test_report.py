@@ -45,7 +45,7 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda said: complaints.append(said.text[:300]))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.goto(address)
+        page.goto(address, timeout=120_000)  # of a busy machine
         return page
 
     yield opened

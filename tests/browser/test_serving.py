@@ -48,7 +48,7 @@ def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator
     opened, complaints = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
     opened.on("console", lambda said: complaints.append(said.text))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.goto(address)
+    opened.goto(address, timeout=120_000)  # of a busy machine
     opened.fill("#texts", f"a mild day at the choir\n\n{HOSTILE} hello")
     opened.get_by_role("button", name="Score").click()
     opened.wait_for_selector("#download:not([hidden])")
@@ -73,7 +73,7 @@ def test_who_asks_before_the_runs_are_known_waits(browser: Any, address: str) ->
     page, held = browser.new_page(), []
     page.route("**/runs", lambda route: held.append(route))
     with page.expect_request("**/runs"):
-        page.goto(address)
+        page.goto(address, timeout=120_000)
     page.fill("#texts", "a mild day at the choir")
     page.get_by_role("button", name="Score").click()
     assert page.locator("#error").inner_text() == ""

@@ -16,7 +16,12 @@ Cli = Callable[..., Outcome]
 TEXTS = ["you dronk", "a  long and mild post about the choir in our garden", "hm"]
 INT8 = ("trainer.accelerator=cpu", "trainer.precision=int8")
 TINY = ("tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=150", "encoder=tiny")
-METHODS = {"ah_lora16": "method.learning_rate=1e-2", "full": "method.learning_rate=1e-3", "ah_seq_bn": "seed=0"}
+METHODS = {
+    "ah_lora16": "method.learning_rate=1e-2",
+    "full": "method.learning_rate=1e-3",
+    "ah_seq_bn": "method.learning_rate=1e-3",
+    "ah_prefix": "seed=0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[list[float]]]:
     return record, [[*row] for row in pd.read_parquet(folder / "predictions.parquet")["scores"]]
 
 
-@pytest.mark.parametrize("method", ["ah_lora16", "full"])
+@pytest.mark.parametrize("method", ["ah_lora16", "full", "ah_seq_bn"])
 def test_a_test_in_int8_is_near_and_says_so(runs: dict[str, list[str]], method: str, cli: Cli, tmp_path: Path) -> None:
     run = folder(runs[method])
     before, exact = read(run)
@@ -107,7 +112,7 @@ def test_what_int8_cannot_do_is_told(runs: dict[str, list[str]], cli: Cli, tmp_p
         outcome = cli(*words, *TINY, *INT8, f"save_path={tmp_path / 'none'}")
         assert outcome.code == 2 and "nothing would learn" in outcome.err
         assert not [*tmp_path.iterdir()]
-    outcome = cli("action=test", f"load_path={folder(runs['ah_seq_bn'])}", *INT8, f"save_path={tmp_path / 'none'}")
+    outcome = cli("action=test", f"load_path={folder(runs['ah_prefix'])}", *INT8, f"save_path={tmp_path / 'none'}")
     assert outcome.code == 2 and "trainer.precision=int8" in outcome.err and "leave it out" in outcome.err
     explained = ["evaluations=[faithfulness]", "evaluations.faithfulness.explainers=[gradient_input]"]
     run = folder(runs["ah_lora16"])
