@@ -28,7 +28,7 @@ from transformers import (
 
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
-from hatemtl.methods.base import Component, components, draw_lora_A, saved_by
+from hatemtl.methods.base import LOADERS, Component, components, draw_lora_A, saved_by
 from hatemtl.saved_runs.saved_run import SavedRun, write_config, write_labels, write_record
 
 SIZE: dict[str, Any] = {
@@ -180,7 +180,7 @@ def test_components_count_every_parameter_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "expected"), [("adapterhub", "ah_load"), ("peft", "peft_load"), ("full", "method=full")]
+    ("library", "expected"), [("adapterhub", LOADERS["adapterhub"]), ("peft", "peft_load"), ("full", "method=full")]
 )
 def test_a_run_of_another_library_is_refused_with_the_method_that_loads_it(
     library: str, expected: str, tmp_path: Path

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from hatemtl.errors import UserError
-from hatemtl.methods.base import components
+from hatemtl.methods.base import LOADERS, components
 from hatemtl.methods.full import WEIGHTS, Full
 
 
@@ -91,7 +91,7 @@ def test_of_an_encoder_the_tensors_alone_are_read(tmp_path: Path, monkeypatch: p
 
 
 def test_an_adapter_is_no_encoder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="saved by ah_lora16 .*; load it with method=ah_load"):
+    with pytest.raises(UserError, match=f"saved by ah_lora16 .*; load it with method={LOADERS['adapterhub']}"):
         full(record(tmp_path / "run", "adapterhub")).starts_from()
     with pytest.raises(UserError, match="no such saved run"):
         full(tmp_path / "none").starts_from()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from hatemtl.errors import UserError
-from hatemtl.methods.base import components
+from hatemtl.methods.base import LOADERS, components
 from hatemtl.methods.peft_adapters.library import KINDS as OF_PEFT
 from hatemtl.methods.peft_adapters.library import REFUSED, WEIGHTS, LoadPEFT, PEFTAdapter, PEFTLoRA, fold
 
@@ -178,7 +178,7 @@ def test_a_broken_adapter_is_told(way: str, tmp_path: Path) -> None:
 def test_a_run_to_load_must_be_named_and_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="type load_path=FOLDER"):
         LoadPEFT(path=None, **RATES).starts_from()
-    with pytest.raises(UserError, match="load it with method=ah_load"):
+    with pytest.raises(UserError, match=f"load it with method={LOADERS['adapterhub']}"):
         load(record(tmp_path / "run", "adapterhub")).starts_from()
     save(lora(), tmp_path / "good")
     assert [run.folder for run in load(tmp_path / "good").starts_from()] == [tmp_path / "good"]
