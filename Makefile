@@ -1,4 +1,4 @@
-.PHONY: check test test-slow trust lock licences advisories promises demo clean
+.PHONY: check test test-slow trust lock licences advisories promises mutation demo clean
 
 check:      ## lint, format and types
 	uv run ruff check .
@@ -31,6 +31,9 @@ promises:   ## the tests that docs/trust.org names, slow ones too
 	    tests/heads tests/merging tests/evaluations tests/corpora tests/saved_runs tests/encoders/test_files.py \
 	    tests/machine/test_interruption.py tests/training/test_clock.py tests/training/launch \
 	    tests/analysis tests/test_run.py tests/test_wheel.py tests/benchmarks/test_rounding.py
+
+mutation:   ## changes the code a little, and asks the tests; hours
+	uv run scripts/mutation.py
 
 demo:       ## everything once, without network or data
 	uv run main.py experiment=demo

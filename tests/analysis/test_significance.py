@@ -119,6 +119,19 @@ def test_mcnemar_tells_what_it_could_have_found_and_refuses_what_is_no_accuracy(
         TESTS["mcnemar"](scored(a / 2), scored(b), HOW)
 
 
+def test_effects_and_mcnemars_interval_by_hand() -> None:
+    """Cohen's d of 1, 2, 3 against 3, 4, 8 is 3/√4, less 3 of 15; of nine pairs eight are gained and one is tied."""
+    a, b = of_seeds(1.0, 2.0, 3.0), of_seeds(3.0, 4.0, 8.0)
+    assert TESTS["welch"](a, b, HOW).effect == ("g", pytest.approx((1 - 3 / 15) * 3 / 2))
+    assert TESTS["mann_whitney"](a, b, HOW).effect == ("δ", pytest.approx(8 / 9))
+    right = np.zeros((2, 30))
+    right[0, :12], right[1, :10], right[1, 20:28] = 1, 1, 1
+    found = TESTS["mcnemar"](scored(right[0]), scored(right[1]), HOW)
+    error = math.sqrt((12 / 32 - (6 / 32) ** 2) / 32)
+    assert (found.low, found.high) == pytest.approx((6 / 32 - 1.959964 * error, 6 / 32 + 1.959964 * error))
+    assert (found.error, found.df) == (pytest.approx(error), 29)
+
+
 def test_systems_that_differ_by_nothing_in_any_pair_have_no_effect() -> None:
     found = TESTS["wilcoxon"](of_seeds(0.1, 0.2, 0.3), of_seeds(0.1, 0.2, 0.3), HOW)
     assert (found.p, found.floor, found.effect) == (1, 1, ("r", 0.0))
