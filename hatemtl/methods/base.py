@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from importlib.metadata import Distribution
@@ -177,6 +177,14 @@ def module_name(folder: str, taken: Sequence[str] = ()) -> str:
     while name in taken or hasattr(nn.ModuleDict(), name):
         name, number = f"{wanted}_{number}", number + 1
     return name
+
+
+def module_names(folders: Iterable[str], name: str) -> list[str]:
+    """Gives such a name of each folder, none twice, and none as what is trained is called, `name`."""
+    names: list[str] = []
+    for folder in folders:
+        names.append(module_name(folder, taken=[*names, name]))
+    return names
 
 
 @torch.no_grad()

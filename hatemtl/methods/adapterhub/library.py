@@ -28,7 +28,7 @@ from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds, saved
 from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, dora_scale, keep_type
 from hatemtl.methods.adapterhub.plain_bottlenecks import plain_bottlenecks
-from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_name
+from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_names
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
 from hatemtl.saved_runs.writing import write
 from hatemtl.seeds import seeded
@@ -154,10 +154,9 @@ def take_in(path: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
 
 def load_all(model: Transformer, runs: Sequence[SavedRun], name: str) -> tuple[Any, list[str]]:
     """Gives the model with every run's adapter, each under its folder's name, none under `name`; and their names."""
-    adapted, names = enable(model), list[str]()
-    for run in runs:
-        names.append(module_name(run.folder.resolve().name, taken=[*names, name]))
-        load_one(adapted, run, names[-1])
+    adapted, names = enable(model), module_names((run.folder.resolve().name for run in runs), name)
+    for run, each in zip(runs, names, strict=True):
+        load_one(adapted, run, each)
     return adapted, names
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
-from hatemtl.methods.base import Library, check_keys, fusion_width, module_name
+from hatemtl.methods.base import Library, check_keys, fusion_width, module_names
 from hatemtl.methods.bottleneck.configuration import NEEDED, is_number, odd
 from hatemtl.methods.bottleneck.layers import activate, ends, fuse, insert
 from hatemtl.methods.lora_formats import SEVERAL
@@ -79,10 +79,9 @@ def load(model: Transformer, run: SavedRun, name: str, seed: int) -> Transformer
             f"{run.folder}: its adapters work together as {saved['how']!r:.40}, and a fusion of bottlenecks is expected; "
             f"type method=ah_load"
         )
-    taken: list[str] = []
-    for each in names:
-        taken.append(module_name(each, taken=[*taken, name]))
-        load_one(model, run, taken[-1], inside=f"adapter/{each}")
+    taken = module_names(names, name)
+    for each, now in zip(names, taken, strict=True):
+        load_one(model, run, now, inside=f"adapter/{each}")
     inside = f"adapter/{trained}/model_adapter_fusion.safetensors"
     tensors, config = run.tensors(inside), run.folder / f"adapter/{trained}/adapter_fusion_config.json"
     settings = json_object.read(config, AGAIN, "config")["config"]

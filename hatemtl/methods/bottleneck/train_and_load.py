@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hatemtl.encoders.fast import ACTIVATIONS
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError, did_you_mean
-from hatemtl.methods.base import Attached, Method, check_dropout, check_leave_out, module_name
+from hatemtl.methods.base import Attached, Method, check_dropout, check_leave_out, module_names
 from hatemtl.methods.bottleneck.configuration import KINDS, LEAST, Kind, configuration
 from hatemtl.methods.bottleneck.files import LIBRARY, load_one
 from hatemtl.methods.bottleneck.layers import activate, fuse, insert
@@ -79,10 +79,10 @@ class BottleneckFusion(Method):
         check_dropout(self.dropout)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
-        names: list[str] = []
-        for run in self.starts_from():
-            names.append(module_name(run.folder.resolve().name, taken=[*names, name]))
-            load_one(model, run, names[-1])
+        runs = self.starts_from()
+        names = module_names((run.folder.resolve().name for run in runs), name)
+        for run, each in zip(runs, names, strict=True):
+            load_one(model, run, each)
         matrices = {"query": self.query, "key": self.key, "value": self.value}
         with seeded(seed, "fusion"):
             fuse(model, name, names, **matrices, width=self.width, dropout=self.dropout)
