@@ -55,6 +55,7 @@ COMPOSED = {
     "lora_fusion": ("ah_lora16", "peft_lora16"),
     "lora_gate": ("ah_lora16", "peft_lora16"),
     "ah_merge16": ("ah_lora16", "peft_lora16"),
+    "peft_merge16": ("ah_lora16", "peft_lora16"),
     "full_merge": ("ah_lora16", "peft_lora16"),
 }
 TOGETHER = {"stack": "ah_stack", "average": "ah_average", "parallel": "ah_parallel", "fuse": NARROW}

@@ -193,7 +193,7 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
     for word in hydra.overrides.task if hydra is not None else ():
         if re.match(r"[+~]*merge\b", word):
             method = hydra.runtime.choices["method"]
-            raise UserError(f"{word}: method={method} reads no merge; type method=ah_merge16, or leave it out")
+            raise UserError(f"{word}: method={method} reads no merge; type method=peft_merge16, or leave it out")
     config.pop("merge", None)  # what no one reads makes no other run
     config.get("choices", {}).pop("merge", None)
     return config

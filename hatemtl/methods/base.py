@@ -158,7 +158,7 @@ def try_out(model: Any, given: str) -> Any:
     except FAILURES as error:
         raise UserError(
             f"{given}: its library cannot compute it on the encoder {model.config.model_type} "
-            f"({type(error).__name__}: {error}); give other adapters, or type method=ah_lora16"
+            f"({type(error).__name__}: {error}); give other adapters, or type method=peft_lora16"
         ) from error
     return model.train()
 
@@ -205,6 +205,12 @@ def check_lora(*, rank: int, alpha: float, dropout: float = 0.0) -> None:
     if not 0 < alpha < math.inf:
         raise UserError(f"method.alpha={alpha}: expected a number above 0; type method.alpha={rank}")
     check_dropout(dropout)
+
+
+def check_cut(rank: int | None) -> None:
+    """Raises UserError where a merge cannot be cut to this rank."""
+    if rank is not None and rank < 1:
+        raise UserError(f"method.rank={rank}: expected a whole number from 1, or null, by which nothing is cut")
 
 
 def check_dropout(dropout: float) -> None:

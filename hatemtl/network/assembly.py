@@ -113,7 +113,7 @@ def assemble(
     if encoder.quantize is not None and not method.library.quantizable:
         raise Refusal(
             f"encoder.quantize={encoder.quantize}: {type(method).__name__} ({method.library.name}) needs the weights of "
-            f"{encoder.source} as floats; type encoder.quantize=null, or method=ah_lora16"
+            f"{encoder.source} as floats; type encoder.quantize=null, or method=peft_lora16"
         )
     needs = method.merge.needs if method.merge and posts else None
     heads = initial_heads.fresh(model, tasks, spaces, seed)

@@ -32,7 +32,7 @@ class Prefix:
         if not self.layers:
             raise UserError(
                 "data.cache_prefix=true: the lowest layer is trained, so nothing stays the same; leave layers without an "
-                "adapter, type method=ah_lora16 method.leave_out=[0,1,2], or data.cache_prefix=false"
+                "adapter, type method=peft_lora16 method.leave_out=[0,1,2], or data.cache_prefix=false"
             )
         above = {*nn.ModuleList(_layers(encoder)[len(self.layers) :]).modules()}
         if any(isinstance(m, nn.Dropout) and m.p > 0 for m in encoder.modules() if m not in above):

@@ -90,7 +90,7 @@ def merge(heads: Mapping[str, Any], runs: list[SavedRun], tasks: Mapping[str, Ta
     if not runs:
         raise UserError(
             f"heads.merge={how} needs saved runs whose heads to merge, and this method starts from none; type "
-            f"method=ah_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
+            f"method=peft_merge16 method.sources=\"'adapters/run_*'\", or heads.merge=fresh"
         )
     weights = {run.folder: run.tensors(WEIGHTS) for run in runs}
     for task, head in heads.items():

@@ -26,6 +26,7 @@ from hatemtl.machine.ledger import Ledger
 from hatemtl.machine.provenance import provenance
 from hatemtl.machine.sharding import sharded
 from hatemtl.machine.startup import started
+from hatemtl.methods.base import LOADERS
 from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs import saved_run
 from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
@@ -90,7 +91,8 @@ def _train(
     with refusing():
         starts = method.starts_from()
     if request.load_path is not None and not request.heads_load and not starts:
-        raise UserError(f"load_path={request.load_path} would be used by nothing; type method=ah_load, or heads.load=true")
+        loader = LOADERS[SavedRun(request.load_path).record["library"]]
+        raise UserError(f"load_path={request.load_path} would be used by nothing; type method={loader}, or heads.load=true")
     if request.unlabelled is not None and not any(one.of_any_post and one.weight for one in request.regularisers.values()):
         raise UserError(
             "unlabelled.corpus would be read by nothing; type regulariser=[vat] or corpus@unlabelled.corpus=null"

@@ -37,7 +37,7 @@ def merged(run: SavedRun, encoder: Encoder, *, seed: int) -> Transformer:
     if library not in LOADS:
         raise UserError(
             f"export.format=merged: what {trained_by} ({library}) adds to {encoder.source} depends on the post or its task, "
-            f"so no weights hold it; train one LoRA instead, method=ah_lora16, or for a merge method=ah_merge16"
+            f"so no weights hold it; train one LoRA instead, method=peft_lora16, or for a merge method=peft_merge16"
         )
     attached: Any = LOADS[library](body, run, module_name(trained_by), seed)  # named as it is told where it cannot be merged
     before = _hidden(attached)

@@ -95,7 +95,9 @@ SAMPLE OUT method=ah_merge16
 SAMPLE OUT method=ah_merge16 "method.sources='DIR/none_*'"
 SAMPLE OUT method=ah_merge16 "method.sources='DIR/three'"
 SAMPLE OUT method=ah_merge16 "method.sources='DIR/run'" merge=ties merge.density=2
+SAMPLE OUT method=peft_merge16 "method.sources='DIR/run'" method.rank=0
 SAMPLE OUT merge=ties
+SAMPLE OUT load_path=DIR/run
 SAMPLE OUT "tasks.label.mask_pattern='1 4'"
 SAMPLE OUT tasks=[label,label]
 SAMPLE OUT tasks=[]

@@ -17,7 +17,7 @@ NOT_STACKED = {"ah_dora", "ah_reft", "ah_seq_bn_inv", "ah_double_seq_bn_inv"}
 NOT_AVERAGED = NOT_STACKED | {"ah_prefix", "ah_mam", "ah_unipelt"}
 FUSED = {"bottleneck", "ah_seq_bn", "ah_double_seq_bn", "ah_par_bn", "ah_scaled_par_bn", "ah_compacter"}
 SOURCES = {"peft_lora16", "peft_rslora16", "bottleneck"}  # what AdapterHub's library takes beside its own
-WAY_OUT = r"type method=|type export\.format=|, method=ah_|train it with method=|load it with method=|name sources"
+WAY_OUT = r"type method=|type export\.format=|, method=(?:ah|peft)_|train it with method=|load it with method=|name sources"
 
 
 @cache
@@ -65,12 +65,12 @@ def test_what_a_method_can_do(typed: str, kind: str) -> None:
             assert name in outcomes[trial] and kind in outcomes[trial], trial
 
 
-@every(list(zoo_table.COMPOSED), {"lora_fusion", "ah_merge16"})
+@every(list(zoo_table.COMPOSED), {"lora_fusion", "ah_merge16", "peft_merge16"})
 def test_what_becomes_of_saved_runs_put_together(typed: str, kind: str) -> None:
     name, outcomes = typed.split()[0], row(typed, kind).outcomes
     assert outcomes["train"] == ("-" if name in ("ah_average", "ah_parallel") else "yes")  # heads alone
     assert outcomes["reload exact"] == "yes"
-    if name in ("ah_merge16", "full_merge"):
+    if name in ("ah_merge16", "peft_merge16", "full_merge"):
         assert outcomes["into weights"] == "yes"
     else:
         assert re.search(WAY_OUT, outcomes["into weights"])

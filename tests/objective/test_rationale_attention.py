@@ -192,5 +192,5 @@ def test_posts_that_are_read_with_second_texts_are_refused() -> None:
 def test_tasks_that_read_by_themselves_are_refused() -> None:
     through = module(*TASKS).through
     through.by_task = True
-    with pytest.raises(UserError, match="each task has an attention of its own; type method=ah_lora16"):
+    with pytest.raises(UserError, match="each task has an attention of its own; type method=peft_lora16"):
         regulariser().check(through)

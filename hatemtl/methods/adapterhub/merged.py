@@ -15,7 +15,7 @@ from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
 from hatemtl.methods.adapterhub.library import add, load_all, own_parameters, train, updates
 from hatemtl.methods.adapterhub.several_adapters import LIBRARY
-from hatemtl.methods.base import Attached, Method, try_out
+from hatemtl.methods.base import Attached, Method, check_cut, try_out
 from hatemtl.methods.merged import left_alone, merged_changes
 from hatemtl.saved_runs.saved_run import SavedRun
 
@@ -38,8 +38,7 @@ class MergedAdapters(Method):
     library = LIBRARY
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise UserError(f"method.rank={self.rank}: expected a whole number from 1, or null, by which nothing is cut")
+        check_cut(self.rank)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()

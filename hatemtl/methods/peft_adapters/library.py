@@ -113,9 +113,14 @@ def fold(model: peft.PeftModel) -> nn.Module:
 
 
 def add(
-    model: Transformer, kind: str, options: Mapping[str, Any], targets: str | None, leave_out: Sequence[int], seed: int
+    model: Transformer,
+    kind: str,
+    options: Mapping[str, Any],
+    targets: str | Sequence[str] | None,
+    leave_out: Sequence[int],
+    seed: int,
 ) -> peft.PeftModel:
-    """Gives the model with a new adapter; no random draw but its own moves."""
+    """Gives the model with a new adapter on layers that an expression finds, or on these; no draw but its own moves."""
     encoder, settings = model.config.model_type, dict(options)
     if kind == "IA3Config":
         settings.setdefault("feedforward_modules", FEED_FORWARD)

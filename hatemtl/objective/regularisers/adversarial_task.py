@@ -44,7 +44,7 @@ class AdversarialTask(Regulariser):
         if forward.by_task:
             raise UserError(
                 "regulariser=[adversarial_task]: what this method makes of a post depends on the task that reads it, so "
-                "there are no hidden states of all to guess from; type method=ah_lora16, or leave it out"
+                "there are no hidden states of all to guess from; type method=peft_lora16, or leave it out"
             )
         if self.of == "corpus":
             return

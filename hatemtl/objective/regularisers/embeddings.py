@@ -59,5 +59,5 @@ def check_embeddings(forward: Passes, name: str) -> None:
     if not same:
         raise UserError(
             f"regulariser=[{name}] moves the embeddings of tokens, and this encoder with this method does not read posts by "
-            f"them alone; type method=ah_lora16, or leave it out"
+            f"them alone; type method=peft_lora16, or leave it out"
         )

@@ -66,7 +66,7 @@ class RationaleAttention(Regulariser):
                 f"rationale to tasks=[...] (with tasks.rationale.weight=0 its head shapes nothing), or name another"
             )
         if forward.by_task:
-            raise UserError(f"{name}: with this method each task has an attention of its own; type method=ah_lora16")
+            raise UserError(f"{name}: with this method each task has an attention of its own; type method=peft_lora16")
         if self.of != "encoder":
             self._check_pooling(forward)
             return

@@ -401,7 +401,7 @@ def test_sources_that_do_not_go_together_are_refused(
 
 def test_what_the_library_fails_at_is_told(tmp_path: Path) -> None:
     parts(lora(), tmp_path, "modernbert")
-    with pytest.raises(UserError, match="cannot compute it on the encoder modernbert .*type method=ah_lora16"):
+    with pytest.raises(UserError, match="cannot compute it on the encoder modernbert .*type method=peft_lora16"):
         attached(averaged(tmp_path / "part_*"), "modernbert")
 
 

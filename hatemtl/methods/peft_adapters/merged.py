@@ -1,0 +1,40 @@
+"""Starts from the merge of several saved LoRAs, kept as one LoRA in PEFT's format, without AdapterHub."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hatemtl.encoders.pretrained import Transformer
+from hatemtl.merging.base import Merge, merge_factors
+from hatemtl.methods import lora_formats
+from hatemtl.methods.base import Attached, Method, check_cut
+from hatemtl.methods.merged import left_alone
+from hatemtl.methods.peft_adapters.library import LIBRARY, NAME, add, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedLoRA(Method):
+    """Starts from the merge of saved LoRAs of any rank, scale, layers and library, as updates ΔW, cut to `rank`."""
+
+    sources: str = field()
+    merge: Merge = field()
+    rank: int | None
+    library = LIBRARY
+
+    def __post_init__(self) -> None:
+        check_cut(self.rank)
+
+    def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
+        runs = self.starts_from()
+        loras = [lora_formats.read(run, model) for run in runs]
+        merged, lost = merge_factors(self.merge, loras, self.rank, [str(run.folder) for run in runs])
+        rank = max(update.rank for update in merged.values())
+        adapted: Any = add(model, "LoraConfig", {"r": rank, "lora_alpha": rank}, sorted(merged), [], seed)
+        layers = dict(adapted.get_base_model().named_modules())
+        with torch.no_grad():
+            for path, update in merged.items():  # further rows of A, where ranks differ, are fresh and can learn
+                A, B = layers[path].lora_A[NAME].weight, layers[path].lora_B[NAME].weight
+                A[: update.rank].copy_(update.A)
+                B[:, : update.rank].copy_(update.scale * update.B)
+        return Attached(train(adapted), left_alone(runs, loras), lost)
