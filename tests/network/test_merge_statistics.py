@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods.adapterhub.test_train_and_load import lora
+from methods.peft_adapters.test_train_and_load import lora
 from methods.test_base import RATES, encoder, hidden, save
 from torch import Tensor, nn
 from torch.nn import functional as F

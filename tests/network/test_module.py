@@ -24,7 +24,7 @@ from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
 from hatemtl.labels import IGNORED, LabelSpace
-from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
+from hatemtl.methods.peft_adapters.library import PEFTLoRA
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.from_losses import Uncertainty
 from hatemtl.objective.optimization import Optimization
@@ -56,11 +56,10 @@ def module(
 ) -> MultitaskModule:
     torch.manual_seed(0)
     size = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    bert = BertModel(BertConfig(**size, vocab_size=30, attn_implementation="eager"), add_pooling_layer=False)
+    bert: Any = BertModel(BertConfig(**size, vocab_size=30, attn_implementation="eager"), add_pooling_layer=False)
     if lora:
-        where: dict[str, Any] = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
-        method = AdapterHubLoRA(rank=2, alpha=2, dropout=0.0, **where, learning_rate=1e-3, body_dropout=False)
-        method.attach(bert, name="run", seed=0)
+        given: dict[str, Any] = {"targets": None, "leave_out": [], "learning_rate": 1e-3, "body_dropout": False}
+        bert = PEFTLoRA(rank=2, alpha=2, dropout=0.0, **given).attach(bert, name="run", seed=0).model
     optimization = Optimization(
         encoder_lr=1e-3, head_lr=1e-2, weight_decay=0.0, heads_first=heads_first, warmup=0, epochs=1,
         schedule="constant", clip=clip, accumulate=1, patience=None,
@@ -326,7 +325,7 @@ def test_the_trained_state_holds_what_is_trained(lora: bool) -> None:
     multitask = module(lora=lora)
     state = multitask.trained_state()
     assert set(state) == {name for name, parameter in multitask.named_parameters() if parameter.requires_grad}
-    assert all(".loras.run." in name or name.startswith("heads.") for name in state) is lora
+    assert all(".lora_" in name or name.startswith("heads.") for name in state) is lora
     assert not any(value.requires_grad for value in state.values())
     checkpoint: dict[str, Any] = {"state_dict": dict(multitask.state_dict())}
     multitask.on_save_checkpoint(checkpoint)

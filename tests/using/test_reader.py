@@ -23,8 +23,8 @@ from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Predicted
 from hatemtl.evaluations.faithfulness import Faithfulness
 from hatemtl.evaluations.plausibility import Plausibility
-from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
 from hatemtl.methods.mtl_lora import MTLLoRA
+from hatemtl.methods.peft_adapters.library import PEFTLoRA
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.weighting import Sum
 from hatemtl.using.judging import check_test
@@ -60,14 +60,13 @@ def reader(method: str = "lora", max_length: int = 128, *, pairs: bool = False) 
     torch.manual_seed(0)
     data = data_of(label=(Mine(pairs=pairs), "label"), marks=(Mine(pairs=pairs), "rationale"))
     data.tokenize(minilm(), max_length)
-    where: dict[str, Any] = {"attention": ["q", "k", "v"], "intermediate": True, "output": True}
     learning: dict[str, Any] = {"learning_rate": 1e-3, "body_dropout": False}
     if method == "mtl_lora":
         way: Any = MTLLoRA(
             tasks=["label", "marks"], rank=2, alpha=2, ups=2, temperature=1.0, learning_rate=1e-3, body_dropout=False
         )
     else:
-        way = AdapterHubLoRA(rank=2, alpha=2, dropout=0.0, leave_out=[], **learning, **where)
+        way = PEFTLoRA(rank=2, alpha=2, dropout=0.0, targets=None, leave_out=[], **learning)
     model: Any = way.attach(copy.deepcopy(bert()), name="run", seed=0).model
     with torch.no_grad():
         for parameter in model.parameters():

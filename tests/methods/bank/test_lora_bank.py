@@ -12,16 +12,13 @@ import pytest
 import torch
 from broken import damage
 from conftest import Outcome
-from methods.adapterhub.test_train_and_load import load as hub_load
-from methods.adapterhub.test_train_and_load import lora as hub_lora
-from methods.adapterhub.test_train_and_load import merge as hub_merge
+from methods.peft_adapters.test_merged import merge
+from methods.peft_adapters.test_train_and_load import As, hub_lora, load, lora
 from methods.test_base import KINDS, RATES, encoder, hidden, record, save, saved, trained
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hatemtl.errors import UserError
-from hatemtl.methods.adapterhub.library import WEIGHTS as HUB_WEIGHTS
-from hatemtl.methods.adapterhub.library import updates
 from hatemtl.methods.bank.lora_bank import (
     AttentionGate,
     Gating,
@@ -33,7 +30,7 @@ from hatemtl.methods.bank.lora_bank import (
     spread,
 )
 from hatemtl.methods.base import components
-from hatemtl.methods.lora_formats import read
+from hatemtl.methods.lora_formats import FILES, read
 from hatemtl.saved_runs.saved_run import SavedRun
 
 WEIGHTS, SETTINGS = "adapter/bank.safetensors", "adapter/bank.json"
@@ -58,10 +55,10 @@ def attached(way: Any, kind: str = "bert", *, name: str = "run", seed: int = 0) 
     return way.attach(encoder(kind), name=name, seed=seed).model
 
 
-def parts(folder: Path, kind: str = "bert", n: int = 3, **other: Any) -> None:
+def parts(folder: Path, kind: str = "bert", n: int = 3, way: Any = None) -> None:
     """Saved LoRAs part_1 to part_n."""
     for i in range(1, n + 1):
-        saved(hub_lora(**other), folder / f"part_{i}", kind, change=i)
+        saved(way or lora(), folder / f"part_{i}", kind, change=i)
 
 
 def source_names(model: nn.Module) -> list[str]:
@@ -92,7 +89,7 @@ def moved(model: Any, by: float = 0.3) -> Any:
 def test_it_starts_as_the_exact_average(kind: str, gating: str, tmp_path: Path) -> None:
     parts(tmp_path, kind)
     model = attached(method(tmp_path / "part_*", gating), kind)
-    average = attached(hub_merge(tmp_path / "part_*"), kind, name="merged")
+    average = attached(merge(tmp_path), kind, name="merged")
     assert not torch.allclose(hidden(average), hidden(encoder(kind)), atol=1e-2)
     torch.testing.assert_close(hidden(model), hidden(average), atol=1e-5, rtol=1e-5)
 
@@ -100,7 +97,7 @@ def test_it_starts_as_the_exact_average(kind: str, gating: str, tmp_path: Path) 
 @every_kind
 @every_gating
 def test_one_source_is_given_back(kind: str, gating: str, tmp_path: Path) -> None:
-    source = save(hub_lora(), tmp_path / "part_1", kind)
+    source = save(lora(), tmp_path / "part_1", kind)
     model = attached(method(tmp_path / "part_1", gating), kind)
     torch.testing.assert_close(hidden(model), hidden(source), atol=1e-5, rtol=1e-5)
 
@@ -108,30 +105,30 @@ def test_one_source_is_given_back(kind: str, gating: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 @every_gating
 def test_sources_may_differ_in_rank_scale_and_layers(kind: str, gating: str, tmp_path: Path) -> None:
-    save(hub_lora(rank=8, alpha=4), tmp_path / "part_1", kind)
-    save(hub_lora(attention=["q", "v"], intermediate=False), tmp_path / "part_2", kind, change=2)
-    save(hub_lora(rank=2, leave_out=[0]), tmp_path / "part_3", kind, change=3)
+    save(lora(rank=8, alpha=4), tmp_path / "part_1", kind)
+    save(lora(targets=r".*(query|value|attn\.Wqkv|layer\.\d+\.output\.dense)"), tmp_path / "part_2", kind, change=2)
+    save(lora(rank=2, leave_out=[0]), tmp_path / "part_3", kind, change=3)
     model = attached(method(tmp_path / "part_*", gating), kind)
-    average = attached(hub_merge(tmp_path / "part_*"), kind, name="merged")
+    average = attached(merge(tmp_path), kind, name="merged")
     torch.testing.assert_close(hidden(model), hidden(average), atol=1e-5, rtol=1e-5)
     assert 0 in {rank for bank in banks(model).values() for rank in bank.ranks}
     hidden(moved(model))
 
 
 def test_layers_that_no_source_adapts_have_no_bank(tmp_path: Path) -> None:
-    parts(tmp_path, attention=["q"], intermediate=False, output=False, leave_out=[0])
+    parts(tmp_path, way=lora(targets=".*query", leave_out=[0]))
     assert set(banks(attached(method(tmp_path / "part_*")))) == {"encoder.layer.1.attention.self.query"}
 
 
 def test_sources_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     for i, name in enumerate(("part_b", "part_a", "part.c")):
-        save(hub_lora(), tmp_path / name, change=i)
-    save(hub_lora(), tmp_path / "other" / "part_a", change=9)
+        save(lora(), tmp_path / name, change=i)
+    save(lora(), tmp_path / "other" / "part_a", change=9)
     model = attached(method(tmp_path / "part*"))
     assert source_names(model) == ["part_c", "part_a", "part_b"]  # "." stands before "_"
     layer, bank = next(iter(banks(model).items()))
     for A, folder in zip(bank.A.split(4), ("part.c", "part_a", "part_b"), strict=True):
-        assert torch.equal(A, updates(attached(hub_load(tmp_path / folder)), "run")[layer].A)
+        assert torch.equal(A, As(attached(load(tmp_path / folder)))[layer])
     assert source_names(attached(method(tmp_path / "*" / "part_a"))) == ["part_a"]
     shutil.copytree(tmp_path / "other", tmp_path / "third")
     assert source_names(attached(method(tmp_path / "*" / "part_a"))) == ["part_a", "part_a_2"]
@@ -330,6 +327,8 @@ def test_a_bank_for_a_wider_encoder_is_told(tmp_path: Path) -> None:
 
 @every_kind
 def test_a_source_is_read_as_its_library_reads_it(kind: str, tmp_path: Path) -> None:
+    from hatemtl.methods.adapterhub.library import updates
+
     for i, where in enumerate(({}, {"attention": ["q", "v"]}, {"attention": ["v"], "output": False}, {"attention": []})):
         model = save(hub_lora(alpha=6, **where), tmp_path / f"part_{i}", kind)
         bare = encoder(kind)
@@ -352,7 +351,7 @@ def as_peft(source: Path, folder: Path, **config: Any) -> Path:
     record(folder, "peft")
     tensors = {
         f"base_model.model.{key.split('.loras.')[0]}.{key[-6:]}.weight": value
-        for key, value in load_file(source / HUB_WEIGHTS).items()
+        for key, value in load_file(source / FILES["adapterhub"]).items()
     }
     (folder / "adapter").mkdir()
     save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
@@ -362,7 +361,7 @@ def as_peft(source: Path, folder: Path, **config: Any) -> Path:
 
 
 def test_sources_of_both_libraries_go_together(tmp_path: Path) -> None:
-    parts(tmp_path, n=2)
+    parts(tmp_path, n=2, way=hub_lora())
     expected = hidden(attached(method(tmp_path / "part_*")))
     as_peft(tmp_path / "part_1", tmp_path / "mixed" / "part_1")
     shutil.copytree(tmp_path / "part_2", tmp_path / "mixed" / "part_2")
@@ -400,7 +399,7 @@ def test_a_source_is_read_as_peft_reads_it(kind: str, tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_source_that_is_no_plain_lora_is_told(config: dict[str, Any], expected: str, tmp_path: Path) -> None:
-    parts(tmp_path, n=1)
+    parts(tmp_path, n=1, way=hub_lora())
     as_peft(tmp_path / "part_1", tmp_path / "part_2", **config)
     with pytest.raises(UserError, match=f"part_2.*{expected}"):
         attached(method(tmp_path / "part_*"))
@@ -418,7 +417,7 @@ def test_a_source_that_is_no_plain_lora_is_told(config: dict[str, Any], expected
     ids=str,
 )
 def test_another_adapter_of_adapterhub_is_told(change: dict[str, Any], expected: str, tmp_path: Path) -> None:
-    parts(tmp_path, n=2)
+    parts(tmp_path, n=2, way=hub_lora())
     path = tmp_path / "part_2" / "adapter" / "adapter_config.json"
     content = json.loads(path.read_text())
     content["config"] |= change
@@ -438,7 +437,7 @@ def test_a_source_whose_configuration_is_none_is_told(content: str, tmp_path: Pa
 @pytest.mark.parametrize("way", ["no configuration", "weights cut off", "a tensor is missing"])
 def test_a_broken_source_is_told(way: str, tmp_path: Path) -> None:
     parts(tmp_path, n=2)
-    damage(tmp_path / "part_2" / HUB_WEIGHTS, way)
+    damage(tmp_path / "part_2" / FILES["peft"], way)
     with pytest.raises(UserError, match="part_2"):
         attached(method(tmp_path / "part_*"))
 
@@ -446,7 +445,7 @@ def test_a_broken_source_is_told(way: str, tmp_path: Path) -> None:
 def test_a_source_for_another_encoder_is_told(tmp_path: Path) -> None:
     """`network.assemble` has compared fingerprints before; this is for what it does not see."""
     parts(tmp_path, "electra", n=1)
-    save(hub_lora(), tmp_path / "part_2", "modernbert")
+    save(lora(), tmp_path / "part_2", "modernbert")
     with pytest.raises(UserError, match="part_2: this encoder has no linear layer layers.0"):
         attached(method(tmp_path / "part_*"), "electra")
 
@@ -461,7 +460,7 @@ def test_sources_must_be_named_be_there_and_be_loras(gating: str, tmp_path: Path
     record(tmp_path / "part_2", "full")
     with pytest.raises(UserError, match=r"part_2 was saved by full \(full\), expected .*; load it with method=full"):
         method(tmp_path / "part_*", gating).starts_from()
-    with pytest.raises(UserError, match="load it with method=ah_load"):
+    with pytest.raises(UserError, match="load it with method=peft_load"):
         LoadBank(path=str(tmp_path / "part_1"), **RATES).starts_from()
     with pytest.raises(UserError, match="type load_path=FOLDER"):
         LoadBank(path=None, **RATES).starts_from()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods.peft_adapters.test_train_and_load import factors, load, lora
+from methods.peft_adapters.test_train_and_load import factors, hub_lora, load, lora
 from methods.test_base import KINDS, RATES, encoder, hidden, save, saved, trained
 
 from hatemtl.errors import UserError
@@ -80,9 +80,6 @@ def test_it_is_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bert", "deberta"])
 def test_it_is_the_merge_that_adapterhub_keeps(kind: str, tmp_path: Path) -> None:
     """But on ModernBERT, where AdapterHub has a LoRA, and so a cut, for each of q, k and v, and PEFT one for the three."""
-    pytest.importorskip("adapters")
-    from methods.peft_adapters.test_train_and_load import hub_lora
-
     from hatemtl.methods.adapterhub.merged import MergedAdapters
 
     saved(hub_lora(), tmp_path / "part_1", kind, change=1)

@@ -24,11 +24,12 @@ def lora(**other: Any) -> PEFTLoRA:
     return PEFTLoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None, "leave_out": [], **RATES, **other})
 
 
-def hub_lora() -> Any:
+def hub_lora(**other: Any) -> Any:
+    """AdapterHub's LoRA of the same layers; skips the test where that library is missing."""
     from hatemtl.methods.adapterhub.train_and_load import AdapterHubLoRA
 
     where = {"attention": ["q", "k", "v"], "intermediate": True, "output": True, "leave_out": []}
-    return AdapterHubLoRA(rank=4, alpha=8, dropout=0.0, **where, **RATES)  # type: ignore[arg-type]
+    return AdapterHubLoRA(**{"rank": 4, "alpha": 8, "dropout": 0.0, **where, **RATES, **other})
 
 
 def load(path: Path) -> LoadPEFT:
