@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 OUT=${OUT:-adapters/side_by_side}  # where the saved runs go, a folder that is not there yet
 ROUNDS=${ROUNDS:-3}
-JOBS=${JOBS:-$(python3 -c 'import os; print(len(os.sched_getaffinity(0)))')}
+JOBS=${JOBS:-$(python3 -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')}
 EXTRA=${EXTRA:-}                   # further overrides for every run, separated by spaces
 
 [ ! -e "$OUT" ] || { echo "OUT=$OUT is there already; remove it, or give another" >&2; exit 2; }

@@ -46,8 +46,8 @@ study() {  # seed
     [ -f "$to/results.csv" ] || hatemtl "${joint[@]}" action=test method=ah_load heads.load=true \
       "load_path=$OUT/joint_$seed" "tasks.joint.column=${tasks[$i]}" "save_path=$to"
     # its rows under the names that the other arrangements give them
-    sed -n "s/^metric,/&/p; s/^test_joint_f1_1,/test_${tasks[$i]}_${f1[$i]},/p
-      s/^test_joint_\(accuracy\|macro_f1\|matthews\),/test_${tasks[$i]}_\1,/p" "$to/results.csv" >"$to.csv"
+    sed -En "s/^metric,/&/p; s/^test_joint_f1_1,/test_${tasks[$i]}_${f1[$i]},/p
+      s/^test_joint_(accuracy|macro_f1|matthews),/test_${tasks[$i]}_\1,/p" "$to/results.csv" >"$to.csv"
   done
 }
 
@@ -55,7 +55,7 @@ if [[ ${1:-} == --seed ]]; then
   study "$2"
   exit
 fi
-printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed {}
+printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "scripts/${0##*/}" --seed {}
 
 runs=() names=()
 add() { names+=("$1") && shift && runs+=("$@"); }

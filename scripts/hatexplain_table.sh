@@ -46,7 +46,7 @@ if [[ ${1:-} == --seed ]]; then
   study "$2"
   exit
 fi
-printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed {}
+printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "scripts/${0##*/}" --seed {}
 
 paper() {  # the paper's columns, of explanations both protocols' and both explainers'; means over seeds and their intervals
   local explained=() of

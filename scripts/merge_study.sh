@@ -30,14 +30,18 @@ read -ra trained <<<"$TRAINED"
 read -ra extra <<<"$EXTRA"
 hatemtl() { uv run main.py "$@" "tasks=[target]" "tasks.target.corpus.fraction=$FRACTION" ${extra[@]+"${extra[@]}"}; }
 
-none=(heads.merge=concat optimization.epochs=0)
-refit=(heads.merge=refit optimization.epochs=0)
-heads=(heads.merge=concat optimization.epochs=0 optimization.heads_first=1)
-joint=(heads.merge=refit optimization.epochs=1)
+training() {  # kind
+  case $1 in
+    none) echo heads.merge=concat optimization.epochs=0 ;;
+    refit) echo heads.merge=refit optimization.epochs=0 ;;
+    heads) echo heads.merge=concat optimization.epochs=0 optimization.heads_first=1 ;;
+    joint) echo heads.merge=refit optimization.epochs=1 ;;
+  esac
+}
 
 after() {  # seed, kind of training, merges: those without keys of their own in one process
-  local seed=$1 kind=$2 plain=() spec key options
-  local -n training=$2
+  local seed=$1 kind=$2 plain=() spec key options training
+  read -ra training <<<"$(training "$kind")"
   shift 2
   merge=("seed=$seed" "action=[train,test]" method=ah_merge16 "method.sources='$OUT/$seed/target_part_*'" "${training[@]}")
   for spec in "$@"; do

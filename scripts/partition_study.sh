@@ -41,7 +41,7 @@ if [[ ${1:-} == --seed ]]; then
   study "$2"
   exit
 fi
-printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed {}
+printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "scripts/${0##*/}" --seed {}
 
 verdicts() {
   uv run analysis/compare.py "$OUT/*/${TASK}_single" "$OUT/*/${TASK}_part_*" "$OUT/*/${TASK}_refit" "$OUT/*/${TASK}_fusion" \

@@ -29,9 +29,11 @@ read -ra extra <<<"$EXTRA"
 read -ra seeds <<<"$SEEDS"
 read -ra lambdas <<<"$LAMBDAS"
 IFS=';' read -ra arrangements <<<"base:;${ARRANGEMENTS//$'\n'/ }"
+heads=null
+[[ $KIND != as_shipped ]] || heads=[0,1,2,3,4,5]  # summed, as in that code: of twelve the sum were twice as large
 for lambda in "${lambdas[@]}"; do
   arrangements+=("${KIND}_$lambda: regulariser=[rationale_attention] regulariser.rationale_attention.weight=$lambda
-    regulariser.rationale_attention.kind=$KIND")
+    regulariser.rationale_attention.kind=$KIND regulariser.rationale_attention.heads=$heads")
 done
 judges=("evaluations=[plausibility,faithfulness]")
 for judge in plausibility faithfulness; do judges+=("evaluations.$judge.explainers=[attention,rationale]"); done
@@ -52,7 +54,7 @@ if [[ ${1:-} == --seed ]]; then
   done
   exit
 fi
-printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed {}
+printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "scripts/${0##*/}" --seed {}
 
 globs=("${names[@]/#/$OUT/}") globs=("${globs[@]/%//*}")
 table() {

@@ -24,6 +24,7 @@ SEEDS=${SEEDS:-0 1 2}
 OUT=${OUT:-adapters/regularisers}  # where the saved runs go: a folder a share, in it one a regulariser, in it one a seed
 JOBS=${JOBS:-1}                    # seeds at once
 EXTRA=${EXTRA:-}                   # further overrides for every run, separated by spaces
+: "${METRIC_rationale:=f1}"        # METRIC_task: by what a task is judged, where that is not macro_f1
 
 read -ra extra <<<"$EXTRA"
 read -ra regularisers <<<"$REGULARISERS"
@@ -35,7 +36,7 @@ drops() { [[ " $REGULARISERS" == *" r_drop"* ]]; }
 
 study() {  # share, seed
   local share=$1 seed=$2 folder=$OUT/$1 cut=() own keys key of
-  mapfile -t cut < <(printf "tasks.%s.corpus.fraction=$share\n" "${tasks[@]}")
+  for of in "${tasks[@]}"; do cut+=("tasks.$of.corpus.fraction=$share"); done
   train() {  # name, overrides
     uv run main.py "tasks=[$TASKS]" "${cut[@]}" "seed=$seed" data.leaks=drop "action=[train,test]" \
       "save_path=$folder/$1/$seed" ${extra[@]+"${extra[@]}"} "${@:2}"
@@ -60,20 +61,23 @@ if [[ ${1:-} == --seed ]]; then  # share, seed
 fi
 
 verdicts() {  # folder, task, names: the baseline first
-  local folder=$1 metric=test_$2_macro_f1 globs=("${@:3}")
-  [ "$2" != rationale ] || metric=test_rationale_f1
+  local folder=$1 own=METRIC_$2 globs=("${@:3}") metric
+  metric=test_$2_${!own:-macro_f1}
   globs=("${globs[@]/#/$folder/}")
   uv run analysis/compare.py "${globs[@]/%//*}" --name "${@:3}" --metric "$metric" --output "$folder/$2_against_$3.org"
   cat "$folder/$2_against_$3.org"
 }
 
-names=()
-for of in "${regularisers[@]}"; do names+=("$(named "$of")"); done
+names=() dropping=()
+for of in "${regularisers[@]}"; do
+  names+=("$(named "$of")")
+  [[ ${of%%,*} != r_drop ]] || dropping+=("$(named "$of")")
+done
 for share in "${shares[@]}"; do
-  printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed "$share" {}
+  printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "scripts/${0##*/}" --seed "$share" {}
   for task in "${tasks[@]}"; do
     echo "$task, $share of the training posts:"
     verdicts "$OUT/$share" "$task" none "${names[@]}"
-    ! drops || verdicts "$OUT/$share" "$task" dropout r_drop
+    ! drops || verdicts "$OUT/$share" "$task" dropout "${dropping[@]}"
   done
 done

@@ -58,7 +58,7 @@ for from in "${trained[@]}"; do
         [ -f "$folder/results.csv" ] || uv run main.py "tasks=[label]" action=test "load_path=$run" "save_path=$folder" \
           "${words[@]}" ${extra_test[@]+"${extra_test[@]}"}
       fi
-      sed -n "s/^test_label_\(accuracy\|macro_f1\),/test_${to}_\1,/p" "$folder/results.csv" >>"$run.csv"
+      sed -En "s/^test_label_(accuracy|macro_f1),/test_${to}_\1,/p" "$folder/results.csv" >>"$run.csv"
     done
     runs+=("$run.csv") names+=("$from")
   done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How should one model learn several tasks: is any weighting of their losses or gradients better than a plain sum of losses
 # whose fixed weights were tuned? For each set of tasks tunes the sum on validation with the first seed (each task's weight times
-# and by FACTOR, the best by the unweighted mean of the tasks' primary metrics), trains it and every weighting with every seed,
+# and by FACTOR, the best by the unweighted mean of the tasks' metrics), trains it and every weighting with every seed,
 # tests all, and ends with verdicts against the tuned sum, a table a task. What a weighting costs a step, benchmarks/objectives.py tells.
 #
 # Parameters come from the environment; finished runs are skipped, so it may be interrupted and started again. JOBS seeds run
@@ -20,6 +20,7 @@ FACTOR=${FACTOR:-3}              # by which the sum's weights are tuned, up and 
 OUT=${OUT:-adapters/weightings}  # where the saved runs go: a folder a set, in it one a weighting, in it one a seed
 JOBS=${JOBS:-1}                  # seeds at once
 EXTRA=${EXTRA:-}                 # further overrides for every run, separated by spaces
+: "${METRIC_rationale:=f1}"      # METRIC_task: by what a task is tuned and judged, where that is not macro_f1: METRIC_cola=matthews
 
 read -ra extra <<<"$EXTRA"
 read -ra sets <<<"$SETS"
@@ -27,11 +28,15 @@ read -ra weightings <<<"$WEIGHTINGS"
 read -ra seeds <<<"$SEEDS"
 
 train() { uv run main.py data.leaks=drop "action=[train,test]" "$@" ${extra[@]+"${extra[@]}"}; }
-metric() { [[ $1 == rationale ]] && echo rationale_f1 || echo "$1_macro_f1"; }
-score() {  # run, its tasks: the sum of their primary metrics on validation
-  local of=()
-  for task in "${@:2}"; do of+=(-e "^val_$(metric "$task"),"); done
-  grep "${of[@]}" "$1/results.csv" | awk -F, '{ sum += $2 } END { print sum }'
+metric() { local own=METRIC_$1; echo "$1_${!own:-macro_f1}"; }
+score() {  # run, its tasks: the sum of their metrics on validation
+  local task sum=0 found
+  for task in "${@:2}"; do
+    found=$(sed -n "s/^val_$(metric "$task"),//p" "$1/results.csv")
+    [ -n "$found" ] || { echo "weighting_study.sh: $1 has no val_$(metric "$task"); set METRIC_$task to one it has" >&2; return 2; }
+    sum=$(awk "BEGIN { print $sum + $found }")
+  done
+  echo "$sum"
 }
 
 if [[ ${1:-} == --seed ]]; then  # set, seed, the weights of the tuned sum
@@ -56,7 +61,7 @@ for set in "${sets[@]}"; do
     done
   done
   echo "$set: the tuned sum has ${weights[*]:-equal weights}"
-  printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "$0" --seed "$set" {} ${weights[@]+"${weights[@]}"}
+  printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "scripts/${0##*/}" --seed "$set" {} ${weights[@]+"${weights[@]}"}
   names=(${weights[@]:+tuned_sum} sum)  # where no other weights were better, the sum is its own baseline
   for weighting in "${weightings[@]}"; do [ "$weighting" = sum ] || names+=("$weighting"); done
   globs=("${names[@]/#/$folder/}") globs=("${globs[@]/%//*}")

@@ -18,10 +18,11 @@ from pathlib import Path
 
 ASK = """#!{python} -SE
 import json, os, socket, sys
-server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server = socket.socket(socket.AF_UNIX)
 server.connect("{address}")
 asked = json.dumps([os.getcwd(), sys.argv[2:], dict(os.environ)]).encode()
-socket.send_fds(server, [asked], [0, 1, 2])
+socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(asked)
 sys.exit(server.recv(1)[0])
 """
 
@@ -54,14 +55,16 @@ def serve(address: str) -> None:
 
         import hatemtl.run  # noqa: F401
 
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"{address}.new")
     listening.listen()
     os.rename(f"{address}.new", address)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who asked waits; nobody else does
     while True:
         asking, _ = listening.accept()
-        asked, streams, _, _ = socket.recv_fds(asking, 1 << 20, 3)
+        size, streams, _, _ = socket.recv_fds(asking, 8, 3)
+        with asking.makefile("rb") as words:
+            asked = words.read(int.from_bytes(size, "big"))
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             code = run(asked, streams)

@@ -20,7 +20,6 @@ README = PAGES[ROOT / "README.org"]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 LINKING = PAGES | {CONTRIBUTING: CONTRIBUTING.read_text(encoding="utf-8")}
 BLOCK = re.compile(r"(?:#\+name: (\w+)\n)?#\+begin_src sh\n(.*?)#\+end_src", flags=re.DOTALL)
-# Pages that are being written and may be linked to already. When all are there, this goes.
 
 
 def commands(block: str) -> list[list[str]]:
@@ -150,6 +149,16 @@ def test_the_front_door_names_the_test_command() -> None:
     assert ["uv", "run", "pytest"] in block("start")
     assert "uv run pytest\n" in (ROOT / ".ci" / "run").read_text()
     assert "uv run main.py experiment=demo" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_promises_are_run_by_the_command_that_their_page_names() -> None:
+    page, make = PAGES[ROOT / "docs" / "trust.org"], (ROOT / "Makefile").read_text(encoding="utf-8")
+    run = {word for words in re.findall(r"pytest ((?:.*\\\n)*.*)", make) for word in words.split()}
+    named = {name for name in re.findall(r"=(tests/[\w/]+(?:\.py)?)=", page) if Path(name).name.startswith("test_")}
+    assert len(named) > 20 and "tests/test_dependencies.py" in run
+    assert [name for name in named if not {name, *map(str, Path(name).parents)} & run] == []
+    counts = [int(cell) for cell in re.findall(r"^\|.*\|\s+(\d+) \| =tests/", page, flags=re.MULTILINE)]
+    assert re.findall(r"That makes (\d+)\.|among the (\d+) above", page) == [(f"{sum(counts)}", ""), ("", f"{sum(counts)}")]
 
 
 def test_the_front_door_is_read_in_three_minutes() -> None:

@@ -22,13 +22,14 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
-    """Runs a script of scripts/ with these parameters; its commands are forks."""
+    """Runs a script of scripts/ with these parameters, named from another folder; its commands are forks."""
     with instead_of_uv(tmp_path_factory.mktemp("forks")) as bin:
 
         def call(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
             path = f"{bin}{os.pathsep}{os.environ['PATH']}"
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **variables}
-            return subprocess.run([str(ROOT / "scripts" / name)], env=environment, capture_output=True, text=True)
+            command = [f"{ROOT.name}/scripts/{name}"]
+            return subprocess.run(command, cwd=ROOT.parent, env=environment, capture_output=True, text=True)
 
         yield call
 
@@ -98,32 +99,36 @@ TWO = " ".join(
 @pytest.mark.slow
 def test_every_regulariser_stands_beside_none_on_each_share(script: Script, tmp_path: Path) -> None:
     """The one that needs dropout also beside dropout alone; keys of its own are read, and distil is taught by its twin."""
-    given = {"TASKS": "label,rationale", "REGULARISERS": "r_drop distil rationale_attention,kind=mse,weight=2"}
+    given = {"TASKS": "label,rationale", "REGULARISERS": "r_drop,weight=2 distil rationale_attention,kind=mse,weight=2"}
     small = {"SHARES": "0.5", "SEEDS": "0", "OUT": str(tmp_path), "EXTRA": f"encoder=tiny {TWO} optimization.epochs=1"}
     ended = script("regulariser_study.sh", **given, **small)
     assert ended.returncode == 0, ended.stderr
     folder = tmp_path / "0.5"
     name = "rationale_attention_kind_mse_weight_2"
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"none", "dropout", "r_drop", "distil", name}
+    trained = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert trained == {"none", "dropout", "r_drop_weight_2", "distil", name}
     kept = yaml.safe_load((folder / name / "0" / "config.yaml").read_text())
     assert kept["tasks"]["label"]["corpus"]["fraction"] == 0.5
     settings = kept["regulariser"]["rationale_attention"]
     assert (settings["kind"], settings["weight"]) == ("mse", 2)
     table = (folder / "label_against_none.org").read_text()
     assert all(cells(table, system) for system in ("none", "distil", name))
-    assert cells((folder / "rationale_against_dropout.org").read_text(), "r_drop")
+    assert cells((folder / "rationale_against_dropout.org").read_text(), "r_drop_weight_2")
 
 
 @pytest.mark.slow
 def test_rationales_are_learned_in_each_arrangement_and_at_each_weight(script: Script, tmp_path: Path) -> None:
-    given = {"ARRANGEMENTS": "cls: tasks.label.head.pooling=cls", "LAMBDAS": "10", "SEEDS": "0 1"}
-    small = {"OUT": str(tmp_path), "EXTRA": f"encoder=tiny {TWO} optimization.epochs=1"}
+    given = {"ARRANGEMENTS": "cls: tasks.label.head.pooling=cls", "LAMBDAS": "10", "KIND": "as_shipped", "SEEDS": "0 1"}
+    eight = "encoder=tiny encoder.random.num_attention_heads=8"
+    small = {"OUT": str(tmp_path), "EXTRA": f"{eight} {TWO} optimization.epochs=1"}
     ended = script("rationale_study.sh", **given, **small)
     assert ended.returncode == 0, ended.stderr
     table = (tmp_path / "table.org").read_text()
     rows = ("test_rationale_f1", "test_label_macro_f1", "test_label_comprehensiveness_attention_official")
     assert all(len(cells(table, row)) == 3 for row in rows)
-    assert "as_documented_10, test_rationale_f1" in (tmp_path / "verdicts.org").read_text()
+    assert "as_shipped_10, test_rationale_f1" in (tmp_path / "verdicts.org").read_text()
+    kept = yaml.safe_load((tmp_path / "as_shipped_10" / "0" / "config.yaml").read_text())
+    assert kept["regulariser"]["rationale_attention"]["heads"] == [0, 1, 2, 3, 4, 5]
     wrong = script("rationale_study.sh", **{**small, "ARRANGEMENTS": "tasks.label.head.pooling=cls"})
     assert wrong.returncode == 2 and "expected NAME: OVERRIDES" in wrong.stderr
 
