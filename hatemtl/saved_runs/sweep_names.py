@@ -26,11 +26,16 @@ def names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = [key for key in dict.fromkeys(key for of in settings for key in of) if _differ(key, settings)]
     short = {key: _short(key, keys) for key in keys}
     found = [",".join(f"{short[key]}={word(of.get(key))}" for key in keys) for of in settings]
-    found = [name if len(name) <= LONGEST else f"{name[:LONGEST]}-{_mark(name)}" for name in found]
+    found = [*map(shortened, found)]
     values = [repr([of.get(key) for key in keys]) for of in settings]
     owners: dict[str, str] = {}
     unlike = {name for name, value in zip(found, values, strict=True) if owners.setdefault(name, value) != value}
     return [f"{name}-{_mark(value)}" if name in unlike else name for name, value in zip(found, values, strict=True)]
+
+
+def shortened(name: str) -> str:
+    """Gives a name that a folder may have: of a long one the beginning, and what tells it from others."""
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{_mark(name)}"
 
 
 def word(value: Any) -> str:

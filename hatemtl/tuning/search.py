@@ -12,7 +12,7 @@ from typing import Any
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.claiming import digest
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.saved_runs.sweep_names import standing, word
+from hatemtl.saved_runs.sweep_names import shortened, standing, word
 from hatemtl.training.launch.base import Ended, Launcher, Run
 from hatemtl.training.sweep import WELL, Finished, Planned, ended_before, keep_record
 from hatemtl.tuning.settings import Tuning, measured
@@ -74,7 +74,7 @@ class Asker(Iterator[Run]):
                 job.planned = self.place.planned(job.trial.params, self.seeds[len(job.values)])
                 self.due.appendleft(job)
         elif ended.state != "interrupted":  # of which whoever goes on with the study takes care
-            self.study.fail(job.trial, ended.told)
+            self.study.fail(job.trial, ended.told, diverged=ended.diverged or ended.state == "failed before")
 
 
 class Place:
@@ -101,7 +101,7 @@ class Place:
         words = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in params.items()}
         twice = len({*short.values()}) < len(short)
         parts = [f"{key if twice else short[key]}={word(value)}" for key, value in words.items()]
-        return ",".join([*parts, *([f"seed={seed}"] if self.several else [])])
+        return shortened(",".join([*parts, *([f"seed={seed}"] if self.several else [])]))
 
 
 def search(asker: Asker, launcher: Launcher) -> None:

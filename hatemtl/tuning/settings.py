@@ -12,6 +12,7 @@ from hatemtl.errors import UserError, did_you_mean
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tuning.space import Choice, Dimension, grid, read_space
 
+PAIRS = 4  # of seeds, all worse, for a p below Optuna's .1: 2⁻⁴
 JOURNAL = "journal.log"  # of a study, in its folder
 # Of run.json, what may be an objective beside the rows of results.csv.
 FIGURES = ("seconds", "examples_per_second", "peak_memory_bytes", "trained_parameters", "parameters")
@@ -81,6 +82,11 @@ class Tuning:
             raise UserError(f"tune.pruner={self.pruner} judges by one objective, and tune.by has {len(found)}; type one")
         if self.pruner != "none" and len(self.seeds or ()) < 2:
             raise UserError(f"tune.pruner={self.pruner} looks after each seed of a trial; type tune.seeds=[0,1,2] as well")
+        if self.pruner == "wilcoxon" and len(self.seeds or ()) < PAIRS + 1:
+            raise UserError(
+                f"tune.pruner=wilcoxon can tell nothing of fewer than {PAIRS} seeds, and looks before a trial's last; type "
+                f"tune.seeds={[*range(PAIRS + 1)]}, or tune.pruner=median"
+            )
         return found
 
 

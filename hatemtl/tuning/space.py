@@ -12,6 +12,13 @@ from hatemtl.errors import UserError
 
 Value = str | int | float | bool | None
 EXAMPLE = "tune.space.optimization.encoder_lr='log(1e-5, 3e-3)'"
+# Keys that a search sets for each trial, and what to type in their place.
+INSTEAD = {
+    "seed": "for a run a seed, judged by their mean, type tune.seeds=[0,1,2]",
+    "save_path": "the study's folder is typed as save_path=FOLDER",
+    "action": "what a trial does is train; leave it out",
+    "overwrite": "a study goes on where it was; leave it out",
+}
 FORMS = "log(low, high), uniform(low, high), int(low, high), choice(a, b, ...) or a list [a, b, ...]"
 
 
@@ -54,6 +61,8 @@ def read_space(given: Mapping[str, Any] | None) -> dict[str, Dimension]:
     space = {key: _dimension(key, value) for key, value in _flat(given or {})}
     if not space:
         raise UserError(f"tune.space is empty, so there is nothing to search; type for instance {EXAMPLE}")
+    for key in space.keys() & INSTEAD.keys():
+        raise UserError(f"tune.space.{key}: each trial has its own; {INSTEAD[key]}")
     for key, places in _lists(space).items():
         if sorted(places) != [*range(len(places))]:
             some = ", ".join(map(str, sorted(places)))

@@ -72,17 +72,18 @@ class Study:
             for frozen in trials:
                 if frozen.state is TrialState.RUNNING and self._is_left(frozen):
                     return self._taken(Trial(self.study, frozen._trial_id))
-            used = [frozen for frozen in trials if frozen.state is not TrialState.WAITING]
-            if self.tuning.trials is not None and len(used) >= self.tuning.trials:
+            begun = [frozen for frozen in trials if frozen.state is not TrialState.WAITING]
+            lost = [frozen for frozen in begun if self._may_do_better(frozen)]
+            if self.tuning.trials is not None and len(begun) - len(lost) >= self.tuning.trials:
                 return None
             if self.tuning.sampler == "grid" and not any(frozen.state is TrialState.WAITING for frozen in trials):
-                tried = [frozen.params for frozen in trials]
+                tried = [frozen.params for frozen in trials if frozen not in lost]
                 point = next((point for point in grid(self.tuning.dimensions) if point not in tried), None)
                 if point is None:
                     return None
                 self.study.enqueue_trial(point)
             # anew for each, by their number: else who goes on, and who shares the study, would draw the same again
-            self.study.sampler = sampler(self.tuning, self.seed * 100_003 + len(used))
+            self.study.sampler = sampler(self.tuning, self.seed * 100_003 + len(begun))
             return self._taken(self.study.ask())
 
     def _taken(self, trial: Trial) -> Trial:
@@ -90,6 +91,11 @@ class Study:
         for key, of in self.distributions.items():
             suggest(trial, key, of)
         return trial
+
+    def _may_do_better(self, frozen: FrozenTrial) -> bool:
+        """Tells whether another process saw it fail for what may be mended since, as a full disk."""
+        own = frozen.user_attrs
+        return frozen.state is TrialState.FAIL and not own.get("diverged") and own.get("searcher") != self.me
 
     def _is_left(self, frozen: FrozenTrial) -> bool:
         """Tells whether the process that took the trial has ended; its lock is then anyone's."""
@@ -106,7 +112,7 @@ class Study:
 
     def add(self, params: Mapping[str, Value], values: Sequence[Sequence[float]]) -> None:
         """Adds what was trained before there was a study. values: of each seed, each objective's."""
-        steps = {i: of[0] for i, of in enumerate(values)} if len(self.lower) == 1 else {}
+        steps = {n: self._of_step(values[:n]) for n in range(1, len(values) + 1)} if len(self.lower) == 1 else {}
         self.study.add_trial(
             optuna.create_trial(
                 params=dict(params),
@@ -120,24 +126,24 @@ class Study:
     def tell(self, trial: Trial, values: Sequence[Sequence[float]], *, of: int) -> bool:
         """Tells what a trial was worth with the seeds so far, `of` so many; gives whether it is over."""
         trial.set_user_attr(SEEDS, [*map(list, values)])
+        if len(self.lower) == 1 and of > 1:
+            trial.report(self._of_step(values), len(values))
+            if len(values) < of and trial.should_prune():
+                self.study.tell(trial, state=TrialState.PRUNED)
+                return True
         if len(values) < of:
-            each = [value[0] for value in values]
-            value = each[-1] if self.tuning.pruner == "wilcoxon" else sum(each) / len(each)
-            if len(self.lower) > 1:
-                return False
-            trial.report(value, len(values) - 1)
-            if not trial.should_prune():
-                return False
-            self.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            if len(self.lower) == 1 and of > 1:
-                trial.report(values[-1][0] if self.tuning.pruner == "wilcoxon" else means(values)[0], of - 1)
-            self.study.tell(trial, means(values))
+            return False
+        self.study.tell(trial, means(values))
         return True
 
-    def fail(self, trial: Trial, why: str) -> None:
-        """Tells that a trial came to nothing."""
+    def _of_step(self, values: Sequence[Sequence[float]]) -> float:
+        """Gives what the pruner compares after so many seeds, its step: the mean, or the last to wilcoxon."""
+        return values[-1][0] if self.tuning.pruner == "wilcoxon" else means(values)[0]
+
+    def fail(self, trial: Trial, why: str, *, diverged: bool) -> None:
+        """Tells that a trial came to nothing. diverged: whether it always would."""
         trial.set_user_attr("why", why[:500])
+        trial.set_user_attr("diverged", diverged)
         self.study.tell(trial, state=TrialState.FAIL)
 
     def trials(self) -> list[FrozenTrial]:

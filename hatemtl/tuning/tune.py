@@ -84,8 +84,8 @@ def _tell(
 ) -> None:
     objectives, folder = asker.objectives, study.folder
     rows = outcome.rows_of(study, objectives)
+    whys = [str(trial.user_attrs["why"]) for trial in study.trials() if "why" in trial.user_attrs]
     if not (best := study.best()):
-        whys = [str(trial.user_attrs["why"]) for trial in study.trials() if "why" in trial.user_attrs]
         raise UserError(f"save_path={folder}: no trial ended well; the last: {whys[-1] if whys else 'none was begun'}")
     params, value = best[0].params, best[0].values[0]
     others = any(row["state"] == "running" for row in rows)
@@ -102,6 +102,8 @@ def _tell(
         notes.append(
             f"no other trial dominates any of {', '.join(str(of.number) for of in best)}: pareto.svg; {path} is the first"
         )
+    if whys:
+        notes.append(f"{len(whys)} trials failed, the last: {whys[-1]}; the same command replaces what did not diverge")
     if others:
         notes.append("another process is still at work on this study; it tells at its end")
     report.notes(console, [*notes, f"the best: uv run main.py --config-dir {folder} experiment={path.stem}"])

@@ -12,6 +12,7 @@ from searches import tuning
 
 from hatemtl.errors import UserError
 from hatemtl.tuning import outcome
+from hatemtl.tuning.search import Place
 from hatemtl.tuning.study import Study
 
 MARK = {"run": "0"}
@@ -36,7 +37,7 @@ def test_a_grid_has_its_points_and_no_more_whoever_asks(tmp_path: Path) -> None:
         one.tell(trial, [[0.5]], of=1)
         if (also := other.ask()) is not None:
             found.append(also.params)
-            other.fail(also, "it diverged")
+            other.fail(also, "it diverged", diverged=True)
     assert len(found) == len({repr(params) for params in found}) == len(one.trials()) == 9
     assert other.ask() is None
 
@@ -52,6 +53,25 @@ def test_what_an_ended_process_left_is_asked_again_and_no_one_elses(tmp_path: Pa
     again = alive.ask()
     assert again is not None and (again.number, again.params) == (left.number, left.params)
     assert len(alive.trials()) == 2
+
+
+@pytest.mark.parametrize("given", [GRID, {**RANGE, "trials": 9}], ids=["grid", "random"])
+def test_what_failed_and_did_not_diverge_is_made_up_for_by_who_goes_on(tmp_path: Path, given: dict[str, Any]) -> None:
+    """By the same point of a grid, and by another draw."""
+    one = study(tmp_path, **given)
+    for trial in asked(one):
+        if trial.number in (2, 5):
+            one.fail(trial, "no space left on device", diverged=trial.number == 5)
+        else:
+            one.tell(trial, [[0.5]], of=1)
+    assert len(one.trials()) == 9
+    one.close()
+    [again] = made_up = [*asked(other := study(tmp_path, **given))]
+    assert again.number == 9 and len(other.trials()) == 10
+    lost = other.trials()[2].params
+    assert (again.params == lost) is (given is GRID)
+    other.tell(made_up[0], [[0.5]], of=1)
+    assert other.ask() is None
 
 
 def test_who_goes_on_draws_what_would_have_been_drawn(tmp_path: Path) -> None:
@@ -83,20 +103,36 @@ def test_each_sampler_asks(tmp_path: Path, sampler: str) -> None:
     assert one.best()[0].values == [max(trial.params["a"] for trial in one.trials())]
 
 
-@pytest.mark.parametrize("pruner", ["median", "hyperband", "wilcoxon"])
-def test_what_is_worse_with_every_seed_does_not_have_them_all(tmp_path: Path, pruner: str) -> None:
-    one = study(tmp_path, space={"a": "uniform(0, 1)"}, trials=12, seeds=[*range(9)], pruner=pruner)
+@pytest.mark.parametrize(
+    ("pruner", "seeds"), [("median", 2), ("median", 9), ("hyperband", 2), ("hyperband", 9), ("wilcoxon", 5), ("wilcoxon", 9)]
+)
+def test_what_is_worse_with_every_seed_does_not_have_them_all(tmp_path: Path, pruner: str, seeds: int) -> None:
+    """With the fewest seeds that each pruner takes, too."""
+    one = study(tmp_path, space={"a": "uniform(0, 1)"}, trials=12, seeds=[*range(seeds)], pruner=pruner)
     seeds_of = []
     for trial in asked(one):
         values: list[list[float]] = []
         over = False
         while not over:
             values.append([1 - trial.number / 20 + len(values) / 1000])
-            over = one.tell(trial, values, of=9)
+            over = one.tell(trial, values, of=seeds)
         seeds_of.append(len(values))
-    assert seeds_of[0] == 9
-    assert min(seeds_of[5:]) < 9
+    assert seeds_of[0] == seeds
+    assert min(seeds_of[5:]) < seeds
     assert one.best()[0].number == 0
+
+
+@pytest.mark.parametrize("pruner", ["median", "wilcoxon"])
+def test_what_was_found_on_disk_is_compared_as_what_was_told(tmp_path: Path, pruner: str) -> None:
+    values = [[0.1], [0.9], [0.8]]
+    one = study(tmp_path, space={"a": "uniform(0, 1)"}, trials=12, seeds=[*range(3)], pruner=pruner)
+    trial = one.ask()
+    assert trial is not None
+    for seeds in range(1, 4):
+        assert one.tell(trial, values[:seeds], of=3) is (seeds == 3)
+    one.add(trial.params, values)
+    told, added = one.trials()
+    assert told.intermediate_values == added.intermediate_values and [*told.intermediate_values] == [1, 2, 3]
 
 
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
@@ -141,6 +177,14 @@ def test_a_saved_run_is_no_study(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="is a saved run"):
         study(tmp_path, **GRID)
+
+
+def test_a_trial_of_many_places_has_a_name_that_a_folder_may_have(tmp_path: Path) -> None:
+    plan: Any = None
+    place = Place(tmp_path, plan, seeds=2)
+    long = [place.name({f"merge.weights.{i}": 0.1234 + other for i in range(20)}, 1) for other in (0, 1)]
+    assert len({*long}) == 2 and max(map(len, long)) < 150
+    assert place.name({"method.rank": 4, "merge.weights.0": 0.5}, 1) == "rank=4,weights.0=0.5,seed=1"
 
 
 def test_luck_is_what_the_best_of_n_has_by_itself() -> None:

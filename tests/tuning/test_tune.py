@@ -39,6 +39,8 @@ def trials(folder: Path) -> list[dict[str, str]]:
         ([*GRID, "tune.by=test_label_macro_f1"], "type tune.by=val_label_macro_f1"),
         ([*GRID, "tune.by=[val_label_macro_f1,-seconds]", "tune.pruner=median"], "judges by one objective"),
         ([*GRID, "tune.pruner=median"], "type tune.seeds=[0,1,2] as well"),
+        ([*GRID, "tune.pruner=wilcoxon", "tune.seeds=[0,1,2]"], "type tune.seeds=[0, 1, 2, 3, 4], or tune.pruner=median"),
+        (["tune.space.seed=[1,2,3]", "tune.trials=3"], "tune.space.seed: each trial has its own; for a run a seed"),
         ([*GRID, "overwrite=true"], "give another save_path"),
         ([*GRID, "tune.sampler=gird"], "tune.sampler=gird: expected"),
     ],
