@@ -54,11 +54,15 @@ class About:
 
 @dataclass(frozen=True)
 class Tested:
-    """Holds what a tracker may show of a test: its predictions as a frame, labels of tasks of one a post, texts by id."""
+    """Holds what a tracker may show of a test: its predictions as a frame, and by task what it tells more of.
+
+    labels, said: of tasks of one a post, and the places of those that were predicted. texts: by the posts' ids.
+    """
 
     frame: Any
     labels: Mapping[str, Sequence[str]]
-    texts: Mapping[str, str]
+    said: Mapping[str, Sequence[int]]
+    texts: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,13 +120,12 @@ class OnWandb(Tracker):
             names = ["post_id", "task", "gold", "scores"]
             rows = tested.frame[names].assign(gold=tested.frame["gold"].map(str), scores=tested.frame["scores"].map(str))
             if self.shown["texts"]:
-                rows["text"] = rows["post_id"].map(tested.texts)
+                rows["text"] = [tested.texts[task][post] for task, post in zip(rows["task"], rows["post_id"], strict=True)]
             self.run.log({"test_predictions": wandb.Table(dataframe=rows)})
         for task, labels in tested.labels.items() if self.shown["confusion"] else ():
             mine = tested.frame[tested.frame["task"] == task]
-            gold, said = (np.array([*map(f, mine[of])], int) for of, f in (("gold", lambda g: g[0]), ("scores", np.argmax)))
             counts = np.zeros((len(labels), len(labels)), int)
-            np.add.at(counts, (gold, said), 1)
+            np.add.at(counts, ([int(gold[0]) for gold in mine["gold"]], [*tested.said[task]]), 1)
             cells: Any = [[labels[g], labels[s], int(n)] for (g, s), n in np.ndenumerate(counts)]
             self.run.log({f"test_{task}_confusion": wandb.Table(columns=["gold", "predicted", "posts"], data=cells)})
 

@@ -243,12 +243,17 @@ def measured(
         artifacts.write_results(folder, rows)  # last: by its rows a run counts as tested
 
     def tell(folder: Path) -> None:
-        carrying = {name: space for name, space in data.spaces.items() if space.carries == "one"}
-        texts = dict(zip(data.pool.ids, data.pool.texts, strict=True))
+        labels = {name: space.names for name, space in data.spaces.items() if space.carries == "one"}
+        said: dict[str, list[int]] = {}
+        for name, names in labels.items():
+            decode = network.module.head(name).decode
+            said[name] = [names.index(decode(scores, ())[0]) for scores in new["scores"][new["task"] == name]]
+        read = {name: data.corpora[task.corpus] for name, task in data.tasks.items()}
+        texts = {name: dict(zip(posts.ids, posts.texts, strict=True)) for name, posts in read.items()}
         with request.tracker(folder, "test") as tracker:
             spent = spent_on(artifacts.read_record(folder))
             tracker.figures({row.metric: row.value for row in report.figures(rows)} | spent)
-            tracker.tested(Tested(new, {name: space.names for name, space in carrying.items()}, texts))
+            tracker.tested(Tested(new, labels, said, texts))
 
     return rows, leave, tell
 

@@ -36,10 +36,11 @@ class Reader:
 
         seconds: the text that each is read with. For choice, (texts, 1): of a text's choices the right one has the highest.
         """
-        texts, seconds = [*map(self.preprocess, texts)], seconds and [*map(self.preprocess, seconds)]
+        # as they were read in training: words with one space between
+        texts, seconds = ([self.preprocess(" ".join(text.split())) for text in some or ()] for some in (texts, seconds))
         types = None if seconds else False  # as the model was trained: a text alone has none
         how: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt", "return_token_type_ids": types}
-        batch = self.tokenizer(texts, seconds, return_offsets_mapping=True, **how)
+        batch = self.tokenizer(texts, seconds or None, return_offsets_mapping=True, **how)
         spans = batch.pop("offset_mapping").tolist()
         hidden = self.encoder(**batch).last_hidden_state
         found: dict[str, Any] = {task: self._scores(task, hidden, batch["attention_mask"]) for task in self.heads}
@@ -58,7 +59,7 @@ class Reader:
         if kind == "ordinal":  # the median
             return names[int((scores.cumsum(0)[:-1] < 0.5).sum())]
         if kind in ("multilabel", "tokens"):
-            all_of_them = names if kind == "multilabel" else text.split(" ")
+            all_of_them = names if kind == "multilabel" else text.split()
             chosen = (scores >= torch.tensor(thresholds)).tolist()  # in float32, as they were trained
             return [name for name, yes in zip(all_of_them, chosen, strict=False) if yes]
         return float(scores)

@@ -9,19 +9,38 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import Outcome
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hatemtl.command.request import About
+from hatemtl.command.request import About, Tested
 from hatemtl.errors import UserError
 from hatemtl.training import loggers
 from hatemtl.training.loggers import Tracker
 
 ROOT = Path(__file__).parents[2]
 ABOUT = About("run", "study", ["ah_lora16", "minilm", "label", "x" * 80], "train")
+
+
+def test_what_wandb_shows_of_a_test_is_what_heads_said_of_each_tasks_own_posts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level is predicted by the median of its scores; two corpora may have posts of the same ids."""
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Table=lambda **given: given))
+    shown: dict[str, Any] = {}
+    experiment = SimpleNamespace(log=shown.update)
+    logger: Any = SimpleNamespace(experiment=experiment)
+    tracker = loggers.OnWandb(logger, predictions=True, confusion=True, texts=True)
+    rows = [("0", "harm", [2], [0.4, 0.25, 0.35]), ("0", "tone", [1], [0.2, 0.8])]
+    frame = pd.DataFrame(rows, columns=["post_id", "task", "gold", "scores"])
+    labels = {"harm": ["none", "some", "much"], "tone": ["mild", "sharp"]}
+    texts = {"harm": {"0": "one post"}, "tone": {"0": "another"}}
+    tracker.tested(Tested(frame, labels, {"harm": [1], "tone": [1]}, texts))
+    assert [*shown["test_predictions"]["dataframe"]["text"]] == ["one post", "another"]
+    for task, cell in (("harm", ["much", "some", 1]), ("tone", ["sharp", "sharp", 1])):
+        assert [of for of in shown[f"test_{task}_confusion"]["data"] if of[2]] == [cell]
 
 
 def log(tracker: Tracker) -> None:

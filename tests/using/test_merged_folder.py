@@ -158,12 +158,14 @@ def test_what_the_library_cannot_say_is_read_by_load_py(name: str, tmp_path: Pat
                 assert (said if isinstance(said, list) else [f"{said:.4f}" if kind == "score" else said]) == decoded
 
 
-def test_a_word_between_two_spaces_has_no_score(tmp_path: Path) -> None:
+def test_white_space_is_read_as_it_was_in_training(tmp_path: Path) -> None:
     encoder, some = source(tmp_path), head("tokens", "")
     run, _ = trained(METHODS["full"], encoder, tmp_path)
     merged_folder.write(predictor(run, encoder, {"rationale": some}), tmp_path / "out")
-    (row,) = load.Reader(tmp_path / "out")(["this  is fine"])["rationale"]
-    assert [math.isnan(score) for score in row] == [False, True, False, False]
+    reader = load.Reader(tmp_path / "out")
+    one, other = reader(["this is fine", " this  is\n\tfine"])["rationale"]
+    assert one == other and len(one) == 3 and not any(map(math.isnan, one))
+    assert len(reader.said("rationale", [1.0, 1.0, 1.0], " this  is\n\tfine")) == 3
 
 
 @pytest.mark.slow

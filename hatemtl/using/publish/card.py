@@ -131,6 +131,7 @@ def _limits(facts: Facts) -> str:
         "abuse, and may miss what is implied.",
         "- Scores are no probabilities of being right unless the calibration was tested, which the evaluation would say.",
     ]
+    more.append("- Texts are read with one space between words: load.py sees to it, a pipeline must be given them so.")
     if facts.rewrites:
         more.append(f"- Texts are rewritten before they are read ({', '.join(facts.rewrites)}); load.py does so.")
     if facts.language is None:
