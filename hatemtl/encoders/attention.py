@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatemtl.encoders.fast.bert_layer import KINDS
 from hatemtl.encoders.partway import EnoughError, Watch, run_until
 from hatemtl.errors import UserError
 
@@ -75,10 +76,11 @@ def _layers(model: nn.Module) -> list[Any] | None:
         return None
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
-            inside: list[Any] = [getattr(getattr(layer, "attention", None), "self", None) for layer in module]
-            plain = all(hasattr(attention, "query") and hasattr(attention, "key") for attention in inside)
-            if plain and not any(getattr(getattr(x, "prefix_tuning", None), "prefixes", None) for x in inside):
-                return [*module]
+            layers: list[Any] = [*module]
+            known = all(type(layer).__name__ in KINDS for layer in layers)
+            more = [getattr(layer.attention.self, "prefix_tuning", None) for layer in layers if known]
+            if known and not any(getattr(prefix, "prefixes", None) for prefix in more):
+                return layers
     return None
 
 

@@ -87,6 +87,9 @@ def merge_factors(
             updates[layer], lost[layer] = whole, 0.0
         else:
             updates[layer], lost[layer] = truncate(whole, rank)
+        cut = updates[layer]  # a direction of nothing has no gradient, and would never learn
+        there = cut.A.any(dim=1) | cut.B.any(dim=0)
+        updates[layer] = LoRAUpdate(cut.A[there], cut.B[:, there], cut.scale)
     return updates, lost
 
 
@@ -138,11 +141,16 @@ def average(updates: Sequence[Update]) -> Update:
 
 
 def of_factors(formula: Callable[..., Update]) -> Callable[..., Update]:
-    """Hands a formula the updates as `factored`; where they are no matrices it gives their mean."""
+    """Hands a formula the updates as `factored`; those that are no matrices `inner` merges, or they get scale · mean."""
 
     @wraps(formula)
     def merge(self: Any, updates: Sequence[Update], *, layer: str) -> Update:
-        return formula(self, factored(updates), layer=layer) if len(updates[0].shape) == 2 else average(updates)
+        if len(updates[0].shape) == 2:
+            return formula(self, factored(updates), layer=layer)
+        given = vars(self)
+        if "inner" in given:
+            return merged_inside(given["inner"], dense(updates).unbind(), layer=layer)
+        return total(updates, [given["scale"] / len(updates)] * len(updates))
 
     return merge
 

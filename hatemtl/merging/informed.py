@@ -150,7 +150,8 @@ class Fisher(Merge):
     arXiv:2111.09832), Fᵢ the diagonal Fisher information of source i's weights: the mean squared gradient of its
     log-likelihood.
 
-    It is the most likely weight if each source is a normal distribution with precision Fᵢ around its own.
+    It is the most likely weight if each source is a normal distribution with precision Fᵢ around its own. What nobody
+    gathered, of fully trained encoders all but the weights of linear layers, gets the mean.
 
     normalize: divide each source's Fᵢ by its norm over all layers. floor: Fᵢ + floor · the mean of all F in the layer.
     """

@@ -1,4 +1,4 @@
-"""Merges in bases of singular vectors, found from the updates' factors. Updates that are no matrices get the mean."""
+"""Merges in bases of singular vectors, found from the updates' factors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

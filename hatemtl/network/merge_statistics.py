@@ -134,11 +134,13 @@ def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) 
     first: dict[str, str] = {}  # by layer, that which reads the same before it, or itself: q, k and v read one tensor
     mask: Tensor
     read: tuple[Tensor | None, str] = None, ""
+    seen = set[str]()
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...], *, path: str) -> None:
         nonlocal read
-        if arguments[0].shape[:2] != mask.shape:
+        if path in seen:
             return  # DeBERTa's layers read the posts first, then positions, which no post owns
+        seen.add(path)
         if arguments[0] is not read[0]:
             read = arguments[0], path
         if first.setdefault(path, read[1]) == path:
@@ -151,6 +153,7 @@ def _grams(model: Transformer, layers: Sequence[str], batches: Sequence[Batch]) 
         forward = Forward(model.eval(), {})
         for batch in _pieces(batches, 4 * TOKENS):
             mask = batch.attention_mask.bool()
+            seen.clear()
             forward.encode(batch)
     tokens = sum(batch.tokens for batch in batches)
     means = {path: total.div_(tokens) for path, total in sums.items()}

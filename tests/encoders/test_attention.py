@@ -6,7 +6,8 @@ import pytest
 import torch
 from encoders.fast.test_bert_stack import fused, tokens
 from encoders.fast.test_lora_linear import HALF, adapted, by_library, every_library, stored
-from methods.test_base import encoder
+from methods.test_base import SIZE, encoder
+from transformers import AutoConfig, AutoModel
 
 from hatemtl.encoders.attention import by_head, of_first_token, watching
 from hatemtl.encoders.fast import bert_stack, merged
@@ -46,6 +47,24 @@ def test_without_an_adapter_it_is_the_librarys(kind: str) -> None:
     with torch.inference_mode():
         mine = of_first_token(model, batch, layer=-1, head=None)
     torch.testing.assert_close(mine, expected(model, batch)[-1].mean(dim=1), atol=1e-5, rtol=1e-4)
+
+
+NOT_BERT = {  # whose layers have its names, and another way: norms before, positions in the scores, a narrower inside
+    "megatron-bert": {},
+    "roberta-prelayernorm": {},
+    "roformer": {"embedding_size": 32},
+    "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 16, "true_hidden_size": 16},
+}
+
+
+@pytest.mark.parametrize("kind", NOT_BERT)
+def test_of_layers_that_only_look_like_berts_it_is_asked_for(kind: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZE, **NOT_BERT[kind]})
+    model, batch = AutoModel.from_config(config, attn_implementation="eager").eval(), tokens(7)
+    with torch.inference_mode():
+        mine = of_first_token(model, batch, layer=1, head=None)
+    torch.testing.assert_close(mine, expected(model, batch)[1].mean(dim=1), atol=1e-5, rtol=1e-4)
 
 
 def gradients(model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor, hidden: torch.Tensor) -> Any:

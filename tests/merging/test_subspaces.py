@@ -164,9 +164,11 @@ def test_full_matrices_merge_as_their_factors_do(merge: Merge, shape: tuple[int,
 
 @OF_MATRICES
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)])
-def test_what_is_no_matrix_gets_the_mean(merge: Merge, shape: tuple[int, ...]) -> None:
-    given = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    torch.testing.assert_close(merge(given, layer="x"), torch.stack(given).double().mean(0))
+def test_what_is_no_matrix_gets_the_scaled_mean_or_is_merged_by_the_inner_merge(merge: Any, shape: tuple[int, ...]) -> None:
+    given = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double() for seed in range(3)]
+    inner = getattr(merge, "inner", None)
+    expected = merge.scale * torch.stack(given).mean(0) if inner is None else inner(given, layer="x")
+    torch.testing.assert_close(merge(given, layer="x"), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -53,7 +53,7 @@ class MergedAdapters(Method):
             return Attached(try_out(train(adapted, name), f"method.sources={self.sources!r}"))
         loras = [updates(adapted, source) for source in names]
         merged, lost = merge_factors(self.merge, loras, self.rank, names)
-        rank = max(update.rank for update in merged.values())
+        rank = max(1, *(update.rank for update in merged.values()))
         add(adapted, name, union([adapted.adapters_config.get(source) for source in names], rank), seed)
         for key, own in updates(adapted, name).items():
             own.B.zero_()  # under it fresh rows of A, where no source has any, add nothing and can learn

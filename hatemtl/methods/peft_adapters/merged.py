@@ -29,11 +29,11 @@ class MergedLoRA(Method):
         runs = self.starts_from()
         loras = [lora_formats.read(run, model) for run in runs]
         merged, lost = merge_factors(self.merge, loras, self.rank, [str(run.folder) for run in runs])
-        rank = max(update.rank for update in merged.values())
+        rank = max(1, *(update.rank for update in merged.values()))
         adapted: Any = add(model, "LoraConfig", {"r": rank, "lora_alpha": rank}, sorted(merged), [], seed)
         layers = dict(adapted.get_base_model().named_modules())
         with torch.no_grad():
-            for path, update in merged.items():  # further rows of A, where ranks differ, are fresh and can learn
+            for path, update in merged.items():  # further rows of A are fresh, and can learn
                 A, B = layers[path].lora_A[NAME].weight, layers[path].lora_B[NAME].weight
                 A[: update.rank].copy_(update.A)
                 B[:, : update.rank].copy_(update.scale * update.B)

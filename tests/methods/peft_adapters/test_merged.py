@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from methods.peft_adapters.test_train_and_load import factors, hub_lora, load, lora
-from methods.test_base import KINDS, RATES, encoder, hidden, save, saved, trained
+from methods.test_base import KINDS, RATES, encoder, hidden, record, save, saved, trained
 
 from hatemtl.errors import UserError
 from hatemtl.merging.base import Merge
@@ -63,6 +63,23 @@ def test_where_ranks_differ_the_further_rows_add_nothing_and_can_learn(tmp_path:
     A, B = factors(model)["encoder.layer.0.intermediate.dense"]  # which two of the three adapt: rank 6 of 10
     assert A.shape[0] == 10 and B[:, :6].any() and not B[:, 6:].any() and A[6:].any(dim=1).all()
     assert {*trained(model)} == {key for key, _ in model.named_parameters() if "lora_" in key}
+
+
+@pytest.mark.parametrize("still", [0, None])
+def test_layers_that_no_source_changed_can_learn_once_they_are_merged(still: int | None, tmp_path: Path) -> None:
+    """Such as those below the ones that learnt in the sources; or all, of sources that only trained heads."""
+    for i in (1, 2):
+        model: Any = lora().attach(encoder(), name="run", seed=0).model
+        with torch.no_grad():
+            for path, (_, B) in factors(model).items():
+                if still is not None and f"layer.{still}." not in path:
+                    B.normal_(generator=torch.Generator().manual_seed(i))
+        record(tmp_path / f"part_{i}", "peft")
+        lora().library.save(model, "run", tmp_path / f"part_{i}")
+    model = merge(tmp_path, rank=4).attach(encoder(), name="merged", seed=0).model
+    hidden_states = model.train()(input_ids=torch.tensor([[3, 4, 5]])).last_hidden_state
+    hidden_states[..., :5].square().sum().backward()
+    assert all(A.any() and B.grad.any() for A, B in factors(model).values())
 
 
 def test_it_is_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
