@@ -207,7 +207,8 @@ def _serve(cfg: Any) -> Path:
             raise UserError(f"serve.precision={precision} is short for trainer.precision=int8; leave it or {other} out")
         others.append(f"trainer.precision={precision}")
     requests = [_requested(using(str(folder), typed=others)) for folder in folders]
-    return _told(requests[0], lambda: serve(requests, host=cfg.serve.host, port=cfg.serve.port, queue=cfg.serve.queue))
+    how = {"host": cfg.serve.host, "names": cfg.serve.names, "port": cfg.serve.port, "queue": cfg.serve.queue}
+    return _told(requests[0], lambda: serve(requests, **how))
 
 
 def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -57,7 +57,8 @@ KEYS: dict[str, Any] = {
     **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
     **{"unlabelled.corpus": Corpus | None, "unlabelled.posts": int},
     "folds.of": Literal["train", "test"],
-    **{"serve.host": str, "serve.port": int, "serve.queue": int, "serve.precision": Literal["int8"] | None},
+    **{"serve.host": str, "serve.names": Sequence[str], "serve.port": int},
+    **{"serve.queue": int, "serve.precision": Literal["int8"] | None},
     **dict.fromkeys(("cost.per_hour", "cost.watts"), float | None),
 }
 

@@ -73,7 +73,7 @@ def score_columns(spaces: Mapping[str, LabelSpace], said: Sequence[Mapping[str, 
         of_task = [of_text[task] for of_text in said]
         columns[f"pred_{task}"] = [" ".join(one.labels) for one in of_task]
         if space.about == "words":
-            columns[f"pred_{task}_scores"] = [" ".join(f"{score:.4f}" for _, score in one.words) for one in of_task]
+            columns[f"pred_{task}_scores"] = [" ".join(f"{score:.9g}" for _, score in one.words) for one in of_task]
         else:
             names = ("start", "score") if space.about == "answers" else space.names
             columns |= {f"pred_{task}_{name}": [one.scores[name] for one in of_task] for name in names}

@@ -31,7 +31,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert main(*tiny, *corpora) == 0
     typed = ["trainer.accelerator=cpu"]
     runs = Runs(together({name: requested(using_alone(folder / name, typed)) for name in tasks}))
-    queue, listening = Queue(runs, limit=256), bound("127.0.0.1", 0)
+    queue, listening = Queue(runs, limit=100), bound("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app(runs, queue, host="127.0.0.1"), log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

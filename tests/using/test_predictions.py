@@ -214,7 +214,7 @@ def test_score_columns_of_labels() -> None:
 def test_score_columns_of_words_name_the_marked_words() -> None:
     assert columns(rationale=[[0.1, 0.9], [0.3], [0.1, 0.8, 0.5, 0.6, 0.2]]) == {
         "pred_rationale": ["dronk", "", "you old dronk"],
-        "pred_rationale_scores": ["0.1000 0.9000", "0.3000", "0.1000 0.8000 0.5000 0.6000 0.2000"],
+        "pred_rationale_scores": ["0.1 0.9", "0.3", "0.1 0.8 0.5 0.6 0.2"],
     }
 
 

@@ -22,23 +22,23 @@ PACKAGES = ("starlette", "uvicorn")
 SWITCH = 0.0005
 
 
-def serve(requests: Sequence[Request], *, host: str, port: int, queue: int) -> Path:
+def serve(requests: Sequence[Request], *, host: str, names: Sequence[str], port: int, queue: int) -> Path:
     """Answers on host and port what these saved runs say of texts, until it is interrupted; gives the first one's folder.
 
-    queue: how many posts may wait, counted once a run.
+    names: further ones by which it may be asked. queue: how many posts may wait, counted once a run.
     """
     if lacking := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise UserError(f"action=serve needs {' and '.join(lacking)}; type `uv sync --extra serve`")
     if not 0 <= port < 65536:
         raise UserError(f"serve.port={port}: expected a number from 0, for any that is free, to 65535")
-    if queue < 1:
-        raise UserError(f"serve.queue={queue}: expected a whole number from 1; type serve.queue=1024")
+    if queue < len(requests):
+        raise UserError(f"serve.queue={queue}: expected room for a post of each run; type serve.queue=1024")
     used = named(requests)
     for request in requests:
         saved = request.used_run("serve")
         check_predictable({task: saved.labels[task] for task in request.tasks})
     with closing(bound(host, port)) as listening:  # before what takes seconds
-        _serve(used, listening, host=host, queue=queue)
+        _serve(used, listening, host=host, names=names, queue=queue)
     return requests[0].used_run("serve").folder
 
 
@@ -75,7 +75,9 @@ def bound(host: str, port: int) -> socket.socket:
         raise UserError(f"serve.host={host}: no name of a host; type serve.host=127.0.0.1") from None
 
 
-def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: str, queue: int) -> None:
+def _serve(
+    requests: Mapping[str, Request], listening: socket.socket, *, host: str, names: Sequence[str], queue: int
+) -> None:
     import uvicorn  # with starlette slow to import
 
     from hatemtl.using.serve.app import app
@@ -105,7 +107,7 @@ def _serve(requests: Mapping[str, Request], listening: socket.socket, *, host: s
             console.print("anyone who reaches this machine may ask it: nothing is encrypted, and no one asked who it is")
         console.print("Ctrl-C ends it")
         quiet: dict[str, Any] = {"access_log": False, "log_config": None, "log_level": "critical", "server_header": False}
-        config = uvicorn.Config(app(runs, waiting, host=host), ws="none", timeout_graceful_shutdown=3, **quiet)
+        config = uvicorn.Config(app(runs, waiting, host=host, names=names), ws="none", timeout_graceful_shutdown=3, **quiet)
         with suppress(Interrupted):  # as it is meant to end; where uvicorn is first to see the signal, it just returns
             uvicorn.Server(config).run(sockets=[listening])
         console.print("ended")

@@ -97,7 +97,7 @@ class Answers:
                 cuts = predictor.heads[task].written_thresholds()
                 tasks[task] = {"kind": space.kind, "about": space.about, "labels": space.names, "thresholds": cuts}
             found[name] = {"adapter": "in one batch" if name in self.runs.rows else "alone", "tasks": tasks}
-        return answer({"runs": found, "explains": [] if self.runs.int8 else get_args(By)})
+        return answer({"runs": found, "explains": [] if self.runs.int8 else get_args(By), "limit": self.queue.limit})
 
     async def _wait(self, ask: Callable[[], Any]) -> Any:
         try:
@@ -108,8 +108,8 @@ class Answers:
             raise Refused(422, str(error)) from error
 
 
-def app(runs: Runs, queue: Queue, *, host: str) -> Starlette:
-    """Makes the application that answers by these runs through this queue."""
+def app(runs: Runs, queue: Queue, *, host: str, names: Sequence[str] = ()) -> Starlette:
+    """Makes the application that answers by these runs through this queue. host, names: see `Guard`."""
     said = Answers(runs, queue)
     described = json.loads((HERE / "openapi.json").read_text(encoding="utf-8"))
     described["components"]["schemas"]["Run"]["enum"] = [*runs.predictors]
@@ -128,7 +128,7 @@ def app(runs: Runs, queue: Queue, *, host: str) -> Starlette:
     ]
     guard: Any = Guard
     handlers: Any = {HTTPException: _refused}
-    return Starlette(routes=routes, middleware=[Middleware(guard, host=host)], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[Middleware(guard, host=host, names=names)], exception_handlers=handlers)
 
 
 async def _file(request: Request, name: str) -> Response:

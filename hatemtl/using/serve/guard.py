@@ -5,6 +5,7 @@ import json
 import socket
 import sys
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,10 +74,11 @@ class Guard:
     is wrong with JSON; and logs what failed here by kind and place, never by what was sent.
 
     host: that the server listens on; one that is no loopback may be asked by any address of this machine, and by its name.
+    names: further ones, of a server in front, whose pages these then are.
     """
 
-    def __init__(self, app: Any, host: str) -> None:
-        self.app, self.host = app, host
+    def __init__(self, app: Any, host: str, names: Collection[str] = ()) -> None:
+        self.app, self.host, self.names = app, host, {name.lower() for name in names}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -109,13 +111,13 @@ class Guard:
         """Raises Refused where a page elsewhere may have sent this, by a name that it lets point here, or from itself."""
         given = request.headers.get("host", "")
         if not self._is_ours(_hostname(f"//{given}")):
-            raise Refused(421, f"this server is not {given[:99]!r}; ask it as {self.host}, or start it with serve.host=NAME")
+            raise Refused(421, f"this server is not {given[:99]!r}; ask it as {self.host}, or type serve.names=[NAME]")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != given:
+        if origin is not None and urlsplit(origin).netloc != given and _hostname(origin) not in self.names:
             raise Refused(403, "a page of another place asks; open the server's own")
 
     def _is_ours(self, name: str) -> bool:
-        if name in (*LOOPBACK, self.host.lower()):
+        if name in (*LOOPBACK, self.host.lower(), *self.names):
             return True
         if self.host.lower() in LOOPBACK:
             return False

@@ -1,10 +1,10 @@
 "use strict";
 // Everything of a text, a label or a run enters the page as text, never as markup.
 
-const CHUNK = 64, PAGE = 50; // texts that are sent at a time, and that are shown at a time
+const CHUNK = 64, PAGE = 50; // texts that are sent at a time at most, and that are shown at a time
 const SPACE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/; // as Python parts words
 const at = (id) => document.getElementById(id);
-let about = { runs: {}, explains: [] }, scored = [], shown = 0, table = null, turn = 0;
+let about = { runs: {}, explains: [], limit: 1 }, scored = [], shown = 0, table = null, turn = 0;
 
 function make(tag, content, attributes = {}) {
   const made = document.createElement(tag);
@@ -46,10 +46,11 @@ async function score(rows, column) {
   scored = []; shown = 0; at("results").replaceChildren(); at("download").hidden = at("more").hidden = at("legend").hidden = true;
   const kept = rows.filter((row) => String(row[column] ?? "").trim());
   if (!kept.length) return fail(new Error("no text to score"));
+  const many = Math.max(1, Math.min(CHUNK, Math.floor(about.limit / runs.length))); // more would never be let in
   try {
-    for (let i = 0; i < kept.length; i += CHUNK) {
+    for (let i = 0; i < kept.length; i += many) {
       at("status").textContent = `${i} of ${kept.length} texts scored`;
-      const some = kept.slice(i, i + CHUNK), texts = some.map((row) => String(row[column]));
+      const some = kept.slice(i, i + many), texts = some.map((row) => String(row[column]));
       const answer = await patiently("/predict", { texts, runs });
       if (mine !== turn) return; // another was asked for meanwhile
       some.forEach((row, j) => scored.push({ row, text: texts[j], said: Object.fromEntries(runs.map((run) => [run, answer[run][j]])) }));
@@ -79,7 +80,7 @@ function result(item, number) {
   if (!marking.length) article.append(make("p", item.text, { class: "post" }));
   for (const [run, task, of, said] of marking) {
     const cut = of.thresholds ? of.thresholds[0] : 0.5, scores = said[`pred_${task}_scores`].split(" ").map(Number);
-    const marked = words(item.text).map((word, i) => [word, scores[i] >= cut ? "rationale" : "", scores[i]]);
+    const marked = words(item.text).map((word, i) => [word, scores[i] >= Math.fround(cut) ? "rationale" : "", scores[i]]);
     article.append(make("p", [make("span", marking.length > 1 ? `${run}, ${task}: ` : "", { class: "legend" }), ...line(marked)], { class: "post" }));
   }
   article.append(...grids(item));
@@ -112,7 +113,7 @@ function cell(said, task, label, of) {
   if (typeof score !== "number") return make("td", "");
   if (of.kind === "score") return make("td", score.toFixed(3), { class: "score" });
   const place = of.labels.indexOf(label), cut = of.thresholds ? of.thresholds[place] : null;
-  const yes = cut === null ? said[`pred_${task}`] === label : score >= cut;
+  const yes = cut === null ? said[`pred_${task}`] === label : score >= Math.fround(cut); // scores are of single precision
   const content = [make("meter", `${score.toFixed(3)}`, { min: 0, max: 1, value: score, "aria-hidden": "true" }), ` ${score.toFixed(3)}`];
   if (yes) content.push(" ✓");
   if (cut !== null) content.push(make("small", ` from ${cut.toFixed(2)}`));

@@ -27,9 +27,9 @@ async def broken(request: Request) -> Response:
     raise RuntimeError((await body(request)).decode())
 
 
-def client(host: str = "127.0.0.1") -> TestClient:
+def client(host: str = "127.0.0.1", names: tuple[str, ...] = ()) -> TestClient:
     routes = [Route("/" + of.__name__, of, methods=["POST"]) for of in (echo, size, broken)]
-    guarded = Starlette(routes=routes, middleware=[Middleware(Guard, host=host)])
+    guarded = Starlette(routes=routes, middleware=[Middleware(Guard, host=host, names=names)])
     return TestClient(guarded, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
@@ -53,7 +53,7 @@ def test_only_names_of_this_server_are_answered(host: str, asked: str, status: i
     said = client(host).post("/echo", content=b"{}", headers={**JSON, "host": asked})
     assert said.status_code == status
     if status == 421:
-        assert "serve.host=NAME" in said.json()["error"]
+        assert "serve.names=[NAME]" in said.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,13 @@ def test_only_names_of_this_server_are_answered(host: str, asked: str, status: i
 )
 def test_pages_of_other_places_may_not_ask(origin: str, status: int) -> None:
     assert client().post("/echo", content=b"{}", headers={**JSON, "origin": origin}).status_code == status
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "hate.example.org"])  # as a server in front passes it on, or not
+@pytest.mark.parametrize(("origin", "status"), [("https://hate.example.org", 200), ("https://evil.example", 403)])
+def test_behind_another_server_its_names_are_this_ones(host: str, origin: str, status: int) -> None:
+    behind = client(names=("Hate.example.org",))
+    assert behind.post("/echo", content=b"{}", headers={**JSON, "host": host, "origin": origin}).status_code == status
 
 
 @pytest.mark.parametrize(
