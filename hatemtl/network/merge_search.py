@@ -108,21 +108,23 @@ class _Worth:
     def __call__(self, coefficients: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, Candidate]:
         for bank, row in zip(self.banks, coefficients.expand(len(self.banks), -1), strict=True):
             bank.gate.weights = row
-        sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.merge.objectives if name in ("loss", "entropy")}
+        means = [name for name in self.merge.objectives if name in ("loss", "entropy")]
+        sums: dict[tuple[str, str], Tensor] = {}  # of an objective and a task: its sum, and of how many answers or posts
         metrics = {task: head.metric() for task, head in self.heads.items() if "error" in self.merge.objectives}
         said = {task: Predictions() for task in self.judged}
         for batch in batches:
             for task, logits in self.forward(batch).items():
                 head, targets, has = self.heads[task], batch.targets[task], batch.has[task]
-                for name in sums:
+                for name in means:
                     value = head.loss(logits, targets, has) if name == "loss" else head.entropy(logits)
-                    sums[name] = sums[name] + value * len(batch)
+                    count = head.answers(logits, targets, has) if name == "loss" else torch.tensor(len(batch))
+                    sums[name, task] = sums.get((name, task), 0) + torch.stack([value * count, count.to(value)])
                 if task in metrics:
                     metrics[task].update(head.scores(logits).detach(), targets, has)
                 if task in said:
                     said[task].add(batch.posts, head.scores(logits).detach(), targets, has)
-        posts = sum(map(len, batches))
-        values = {name: value / posts for name, value in sums.items()}
+        by_task = {key: total / count.clamp(min=1) for key, (total, count) in sums.items()}
+        values = {name: torch.stack([by_task[name, task] for task in self.heads]).sum() for name in means}
         if metrics:
             best = [primary(self.heads[task], self.heads[task].rows(metric.compute())) for task, metric in metrics.items()]
             values["error"] = torch.tensor(1 - sum(best) / len(best))

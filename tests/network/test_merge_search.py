@@ -109,6 +109,28 @@ def test_the_gradient_reads_all_batches_each_time_round_in_another_order(tmp_pat
     assert read_by(learned(GRADIENT, steps=15, seed=1), runs, posts) != seen
 
 
+# What the objectives are means of
+
+
+def test_the_objectives_do_not_depend_on_how_posts_are_batched(tmp_path: Path) -> None:
+    """A batch counts by the posts that carry a task's annotation, of which the last here has none."""
+    runs, posts, merge = sources(tmp_path), batches(), learned({**CMAES, "loss": 1.0}, entropy=1.0)
+    posts[0].has["target"][1:] = False
+    posts[2].has["target"][:] = False
+    _, cut = search(merge, encoder(), runs, {"target": head()}, posts)
+    _, whole = search(merge, encoder(), runs, {"target": head()}, [joined(posts)])
+    for name in ("loss", "entropy"):
+        assert [row[name] for row in cut] == pytest.approx([row[name] for row in whole], rel=1e-5)
+    _, trace = search(learned(GRADIENT), encoder(), runs, {"target": head()}, posts[2:])
+    assert [row["loss"] for row in trace] == [0, 0]
+
+
+def joined(posts: list[Batch]) -> Batch:
+    targets, has = (torch.cat([getattr(batch, of)["target"] for batch in posts]) for of in ("targets", "has"))
+    rows = [torch.cat([getattr(batch, of) for batch in posts]) for of in ("input_ids", "attention_mask", "posts")]
+    return Batch(*rows[:2], {"target": targets}, {"target": has}, rows[2])
+
+
 # Bias
 
 
