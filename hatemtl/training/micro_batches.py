@@ -22,6 +22,7 @@ from hatemtl.batches.datamodule import DataModule
 from hatemtl.command.faults import is_of_memory
 from hatemtl.machine.memory import available, taking
 from hatemtl.network.module import MultitaskModule
+from hatemtl.objective.gradients import Gathered
 from hatemtl.objective.optimization import Optimization
 from hatemtl.training.callbacks import kept_epochs, read_checkpoint
 
@@ -107,6 +108,7 @@ def fit(
 def _let_go(module: MultitaskModule) -> None:
     """Frees what a step that was broken off holds."""
     module.weighed, module.moved, module.so_far.sums = None, [], {}
+    module.gathered, module.through.entered = Gathered(), None
     module.on_train_end()  # all may learn again, until a stage says otherwise
     module.learning = None
     module.zero_grad(set_to_none=True)

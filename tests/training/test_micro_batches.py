@@ -1,6 +1,7 @@
 """Where memory is out a run goes on in micro-batches, and learns what it would have learned with them from the start."""
 
 import io
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from network.test_module import batch as posts_of
+from network.test_module import module as network_of
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -30,7 +33,7 @@ from hatemtl.objective.weighting import Sum
 from hatemtl.tasks import Task
 from hatemtl.training import micro_batches
 from hatemtl.training.callbacks import BestWeights, Checkpoint, Throughput
-from hatemtl.training.micro_batches import fit, that_fit
+from hatemtl.training.micro_batches import _let_go, fit, that_fit
 
 SPACE = LabelSpace("multiclass", ("fine", "rude"))
 HEAD: Any = partial(MulticlassHead, pooling="mean", layers=1, dropout=0.0, label_smoothing=0.0, balance=0.0)
@@ -162,6 +165,20 @@ def test_a_run_that_goes_on_keeps_its_micro_batches(tmp_path: Path) -> None:
 def test_one_post_that_is_too_much_and_another_error_are_told(error: Exception, most: int, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
         learned(tmp_path, out=OutIn(0, most, error))
+
+
+def test_a_step_that_was_broken_off_is_let_go_whole() -> None:
+    """Its hidden states that a regulariser reads, and the gradients of tasks that it took apart."""
+    broken, some = network_of("label", "rationale").train(), posts_of(6)
+    broken.through.watched = [-1]
+    broken.gathered.add(broken.losses(some, broken(some)), some.has, broken.learnable, last=True)
+    assert broken.through.entered is not None
+    held = [broken.through.entered[1][-1], *broken.gathered.rows["label"].values()]
+    dead = [weakref.ref(tensor) for tensor in held]
+    assert held.pop(0).grad_fn is not None
+    held.clear()
+    _let_go(broken)
+    assert not any(of() is not None for of in dead)
 
 
 @pytest.mark.parametrize("step", ["joint", "per_task"])
