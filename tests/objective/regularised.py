@@ -68,13 +68,16 @@ def batch(posts: int = 5, length: int = 2, tasks: Iterable[str] = ("label",)) ->
     draw = torch.Generator().manual_seed(1)
     mask = torch.ones(posts, length, dtype=torch.int64)
     mask[:, -1] = 0
-    return SimpleNamespace(
+    made = SimpleNamespace(
         input_ids=torch.randint(9, (posts, length), generator=draw),
         attention_mask=mask,
         first=lambda values: values,
         has={task: torch.arange(posts) < posts - 1 for task in tasks},
         targets={task: torch.ones(posts, dtype=torch.int64) for task in tasks},
+        shares={},
+        learned=lambda task: made.shares.get(task, made.targets[task]),
         only=None,
         unlabelled=None,
         parts=None,
     )
+    return made

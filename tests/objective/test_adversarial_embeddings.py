@@ -59,6 +59,20 @@ def test_freelb_adds_up_the_gradients_of_its_steps(steps: int) -> None:
             torch.testing.assert_close(found, weight.grad)
 
 
+@pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
+@pytest.mark.parametrize("shares", [False, True])
+def test_freelb_at_posts_that_hardly_move_is_the_loss_that_is_trained(shares: bool) -> None:
+    """Also where a task learns from annotators' shares."""
+    multitask, posts = module("label").train(), posts_of(6)
+    multitask.encoder.eval()  # which has dropout
+    if shares:
+        posts.shares["label"] = torch.rand(6, 3).softmax(dim=1)
+    hidden, logits = multitask.through.states_and_logits(posts)
+    near = FreeLB(**{**FREELB, "lr": 1e-8, "steps": 1})
+    term = near.terms(multitask.through, posts, hidden, logits)["loss"]
+    torch.testing.assert_close(term, multitask.training_step(posts, 0))
+
+
 def test_smart_climbs_one_step_and_is_cut_to_its_box() -> None:
     forward, posts = Linear(kind="score"), batch()
     posts.targets = {"label": torch.ones(5)}

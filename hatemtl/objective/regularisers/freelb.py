@@ -74,4 +74,4 @@ class FreeLB(Regulariser):
     def loss(self, forward: Passes, batch: Any, tasks: list[str], shift: Tensor) -> Tensor:
         """Computes the tasks' losses at moved embeddings, summed."""
         said = forward(batch, tasks, moved(forward.embed(batch), shift))
-        return torch.stack([forward.heads[t].loss(said[t], batch.targets[t], batch.has[t]) for t in tasks]).sum()
+        return torch.stack([forward.heads[t].loss(said[t], batch.learned(t), batch.has[t]) for t in tasks]).sum()
