@@ -1,6 +1,6 @@
 """Runs posts through the shared encoder and reads task heads off its hidden states: written once, used by all."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,8 +21,9 @@ class Forward:
 
     dtype: of the encoder's arithmetic. compiled: the encoder as training calls it, None for itself. prefix: the layers whose
     hidden states come with a batch. learns: whether the encoder side gets gradients; heads do in any case. progress: how far
-    training is, from 0 to 1. settled: whether LoRAs are merged for good (`settle`). int8: whether into weights of 8 bits, in
-    hatemtl's own layers. watched: layers; every pass that records gradients keeps what enters them, until the next one.
+    training is, from 0 to 1. weights: of the tasks, in training. settled: whether LoRAs are merged for good (`settle`).
+    int8: whether into weights of 8 bits, in hatemtl's own layers. watched: layers; every pass that records gradients keeps
+    what enters them, until the next one.
     """
 
     def __init__(self, encoder: Any, heads: Any, *, dtype: torch.dtype = torch.float32) -> None:
@@ -30,6 +31,7 @@ class Forward:
         self.compiled: Callable[..., Any] | None = None
         self.prefix: Prefix | None = None
         self.learns, self.progress, self.by_task = True, 0.0, reads_by_task(encoder)
+        self.weights: Mapping[str, float] = {}
         self.settled, self.int8 = False, False
         self.watched: Collection[int] = ()
         self.entered: tuple[Batch, dict[int, Tensor]] | None = None

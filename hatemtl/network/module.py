@@ -58,6 +58,7 @@ class MultitaskModule(L.LightningModule):
         self.heads = nn.ModuleDict(heads)
         self.through = Forward(encoder, self.heads)
         self.weights, self.optimization, self.seed = dict(weights), optimization, seed
+        self.through.weights = self.weights
         # what is weighed: the loss of a task, or those of its labels; by name the task
         self.by_label = {task: [f"{task}_{label}" for label in self.head(task).space.names] for task in by_label}
         self.losses_of = {name: task for task in heads for name in self.by_label.get(task, [task])}

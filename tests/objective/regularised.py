@@ -34,6 +34,7 @@ class Linear:
         self.encoder.config = SimpleNamespace(hidden_size=WIDTH)  # type: ignore[assignment]
         self.heads = nn.ModuleDict({task: self._head(kind, labels) for task in tasks or ("label",)})
         self.learns, self.progress, self.by_task = True, 0.0, False
+        self.weights = dict.fromkeys(self.heads, 1.0)
 
     @staticmethod
     def _head(kind: str, labels: int) -> nn.Module:

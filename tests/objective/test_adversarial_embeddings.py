@@ -62,8 +62,8 @@ def test_freelb_adds_up_the_gradients_of_its_steps(steps: int) -> None:
 @pytest.mark.filterwarnings("ignore:.*self.trainer.*not registered.*")
 @pytest.mark.parametrize("shares", [False, True])
 def test_freelb_at_posts_that_hardly_move_is_the_loss_that_is_trained(shares: bool) -> None:
-    """Also where a task learns from annotators' shares."""
-    multitask, posts = module("label").train(), posts_of(6)
+    """Also where a task learns from annotators' shares, and where one counts less than another."""
+    multitask, posts = module("label", "target").train(), posts_of(6)
     multitask.encoder.eval()  # which has dropout
     if shares:
         posts.shares["label"] = torch.rand(6, 3).softmax(dim=1)
@@ -99,6 +99,24 @@ def test_no_annotated_post_is_no_nan(regulariser: Regulariser) -> None:
     term.backward()
     assert term.isfinite()
     assert isinstance(regulariser, VAT) or term == 0  # which is of posts, annotated or not
+
+
+@every
+def test_a_task_counts_by_its_weight(regulariser: Regulariser) -> None:
+    tasks = ("label", "other")
+    forward, posts = Linear(*tasks), batch(tasks=tasks)
+
+    def term(*read: str, **weights: float) -> torch.Tensor:
+        forward.weights = weights
+        torch.manual_seed(0)
+        (found,) = regulariser.terms(forward, posts, forward.encode(posts), forward(posts, read)).values()
+        return found
+
+    alone, whole = term("label", label=1.0), term(*tasks, label=1.0, other=0.0)
+    torch.testing.assert_close(term("label", label=0.5), alone / 2)
+    torch.testing.assert_close(whole, alone)
+    whole.backward()
+    assert not any(weight.grad is not None and weight.grad.any() for weight in forward.heads["other"].parameters())
 
 
 @every

@@ -45,6 +45,8 @@ def test_the_term_is_the_symmetric_divergence_from_the_averages_predictions() ->
     assert forward.encoder.shift.tolist() == [0.5] * 3, "the weights are back"
     posts.unlabelled = torch.arange(5) == 4
     assert float(term(forward, anchor, posts).detach()) == pytest.approx(float(both.mean().detach()))
+    forward.weights["label"] = 0.1
+    assert float(term(forward, anchor, posts).detach()) == pytest.approx(0.1 * float(both.mean().detach()))
 
 
 def test_autocast_does_not_answer_with_its_copies_of_the_weights() -> None:

@@ -33,8 +33,8 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1,
 HAS = torch.tensor([True, False, True, True, False])
 
 
-def divergence(kind: str, first: Tensor, second: Tensor, has: Tensor = HAS) -> Tensor:
-    """The term of one task, of a network whose second pass says `second`."""
+def divergence(kind: str, first: Tensor, second: Tensor, has: Tensor = HAS, weight: float = 1.0) -> Tensor:
+    """The term of one task of this weight, of a network whose second pass says `second`."""
 
     class Again(nn.Module):
         def forward(self, batch: Any, tasks: Any) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def divergence(kind: str, first: Tensor, second: Tensor, has: Tensor = HAS) -> T
 
     batch: Any = SimpleNamespace(attention_mask=MASK, has={"label": has}, first=lambda values: values)
     forward: Any = Again()
-    forward.heads = {"label": HEADS[kind]}
+    forward.heads, forward.weights = {"label": HEADS[kind]}, {"label": weight}
     return RDrop(weight=1.0).terms(forward, batch, None, {"label": first})["divergence"]
 
 
@@ -63,6 +63,7 @@ def test_divergence_is_torchs_over_annotated_posts(kind: str) -> None:
     elif kind != "multiclass":
         found = found.mean(dim=1)
     torch.testing.assert_close(divergence(kind, first, second), found[HAS].mean())
+    torch.testing.assert_close(divergence(kind, first, second, weight=0.1), 0.1 * found[HAS].mean())
 
 
 def test_a_choice_that_a_post_does_not_have_says_nothing() -> None:

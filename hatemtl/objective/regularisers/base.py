@@ -18,6 +18,7 @@ class Passes(Protocol):
 
     encoder: Any
     heads: Any
+    weights: Mapping[str, float]
     learns: bool
     progress: float
     by_task: bool
@@ -97,10 +98,11 @@ def expect(fits: bool, key: str, value: object, expected: str) -> None:
         raise UserError(f"regulariser.{key}={value}: expected {expected}")
 
 
-def over_posts(values: Mapping[str, Tensor], batch: Any) -> Tensor:
-    """Sums over tasks the mean of values (B,) over a task's annotated posts and over unlabelled ones."""
+def over_posts(values: Mapping[str, Tensor], batch: Any, weights: Mapping[str, float]) -> Tensor:
+    """Sums over tasks, by their weights, the mean of values (B,) over a task's annotated posts and over unlabelled ones."""
     more = False if batch.unlabelled is None else batch.unlabelled
-    return torch.stack([masked_mean(each, (batch.has[task] | more).float()) for task, each in values.items()]).sum()
+    means = {task: masked_mean(each, (batch.has[task] | more).float()) for task, each in values.items()}
+    return torch.stack([weights[task] * mean for task, mean in means.items()]).sum()
 
 
 def check_no_guessing(forward: Passes, name: str) -> None:

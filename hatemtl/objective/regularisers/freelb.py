@@ -13,7 +13,7 @@ from hatemtl.objective.regularisers.embeddings import check_embeddings, moved, n
 
 @dataclass(frozen=True, kw_only=True)
 class FreeLB(Regulariser):
-    """The mean over `steps` points of an ascent of the tasks' summed losses at embeddings X + δ (Zhu et al. 2020,
+    """The mean over `steps` points of an ascent of Σ weight·loss over tasks at embeddings X + δ (Zhu et al. 2020,
     arXiv:1909.11764, algorithm 1, whose loss is this term alone; here it stands beside that of X).
 
     δ starts uniform in ±init·‖X‖/√n, n the numbers of a sequence's tokens; each step adds lr·‖X‖ along its gradient, scaled
@@ -72,6 +72,7 @@ class FreeLB(Regulariser):
         return {"loss": value + linear - linear.detach()}
 
     def loss(self, forward: Passes, batch: Any, tasks: list[str], shift: Tensor) -> Tensor:
-        """Computes the tasks' losses at moved embeddings, summed."""
+        """Computes Σ weight·loss over the tasks at moved embeddings."""
         said = forward(batch, tasks, moved(forward.embed(batch), shift))
-        return torch.stack([forward.heads[t].loss(said[t], batch.learned(t), batch.has[t]) for t in tasks]).sum()
+        losses = {task: forward.heads[task].loss(said[task], batch.learned(task), batch.has[task]) for task in tasks}
+        return torch.stack([forward.weights[task] * loss for task, loss in losses.items()]).sum()

@@ -16,8 +16,8 @@ from hatemtl.objective.regularisers.embeddings import steady
 @dataclass(frozen=True, kw_only=True)
 class Proximal(Regulariser):
     """KL(p‖q) + KL(q‖p) of the predictions p of the weights and q of their average, over a task's annotated posts and
-    unlabelled ones, summed over tasks: the other half of SMART (Jiang et al. 2020, arXiv:1911.03437, eq. 4 and 5; for a
-    number, the square of the difference).
+    unlabelled ones, summed over tasks by their weights: the other half of SMART (Jiang et al. 2020, arXiv:1911.03437, eq. 4
+    and 5; for a number, the square of the difference).
 
     The average starts at the weights from before the first step and is decay·average + (1 - decay)·weights after each, with
     no correction of its start: early steps shall be small. Neither side has dropout, and q is a constant.
@@ -65,7 +65,7 @@ class Anchor(nn.Module, Regulariser):
             with torch.no_grad(), self.in_place():
                 before = forward(batch, [*logits])
         far = {task: 2 * forward.heads[task].divergence(said[task], before[task], mask) for task in said}  # (B,)
-        return {"divergence": over_posts(far, batch)}
+        return {"divergence": over_posts(far, batch, forward.weights)}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

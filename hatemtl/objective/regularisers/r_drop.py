@@ -15,7 +15,8 @@ from hatemtl.objective.regularisers.base import Passes, Regulariser, check_no_gu
 @dataclass(frozen=True, kw_only=True)
 class RDrop(Regulariser):
     """Draws two passes under dropout together (Liang et al. 2021, arXiv:2106.14448): the mean of both Kullback-Leibler
-    divergences between their predictions, over a task's annotated posts, summed over tasks; losses are the first pass's.
+    divergences between their predictions, over a task's annotated posts, summed over tasks by their weights; losses are the
+    first pass's.
     """
 
     by_passes = True
@@ -36,5 +37,5 @@ class RDrop(Regulariser):
         again = forward(batch, [*logits])
         mask = batch.first(batch.attention_mask)
         of_posts = {task: forward.heads[task].divergence(logits[task], again[task], mask) for task in logits}  # (B,)
-        terms = [masked_mean(found, batch.has[task].float()) for task, found in of_posts.items()]
+        terms = [forward.weights[task] * masked_mean(of, batch.has[task].float()) for task, of in of_posts.items()]
         return {"divergence": torch.stack(terms).sum()}

@@ -14,7 +14,7 @@ from hatemtl.objective.regularisers.embeddings import check_embeddings, moved, n
 @dataclass(frozen=True, kw_only=True)
 class SMART(Regulariser):
     """KL(p‖q) + KL(q‖p) of the predictions at embeddings x and x̃, over a task's annotated posts and unlabelled ones, summed
-    over tasks (Jiang et al. 2020, arXiv:1911.03437, eq. 2; for a number, the square of the difference).
+    over tasks by their weights (Jiang et al. 2020, arXiv:1911.03437, eq. 2; for a number, the square of the difference).
 
     x̃ starts at x + noise·N(0, 1), climbs one step of lr along the gradient, scaled so that its largest number is 1, and is
     cut to x ± epsilon; all three are shares of the root mean square of a post's embeddings. Both sides get gradients, and
@@ -60,4 +60,4 @@ class SMART(Regulariser):
         said = forward(batch, [*clean], moved(forward.embed(batch), shift))
         mask = batch.first(batch.attention_mask)
         both = {task: 2 * forward.heads[task].divergence(clean[task], said[task], mask) for task in clean}  # (B,)
-        return over_posts(both, batch)
+        return over_posts(both, batch, forward.weights)

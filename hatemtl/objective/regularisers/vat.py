@@ -14,7 +14,8 @@ from hatemtl.objective.regularisers.embeddings import check_embeddings, moved, n
 @dataclass(frozen=True, kw_only=True)
 class VAT(Regulariser):
     """KL(p(y | x) ‖ p(y | x + r)), r the direction on the embeddings in which it grows fastest, over all posts of a batch,
-    annotated or not, summed over tasks (Miyato et al. 2019, arXiv:1704.03976; of text, 2017, arXiv:1605.07725).
+    annotated or not, summed over tasks by their weights (Miyato et al. 2019, arXiv:1704.03976; of text, 2017,
+    arXiv:1605.07725).
 
     r = epsilon·‖E‖·d, d of norm 1 for each sequence, ‖E‖ the norm of its embeddings; d ← ∇_r KL at r = xi·‖E‖·d, scaled to
     norm 1, so many times (the power method), from a direction that is drawn. The encoder reads the moved posts without
@@ -65,7 +66,8 @@ class VAT(Regulariser):
         return found
 
     def divergences(self, forward: Passes, batch: Any, clean: Mapping[str, Tensor], shift: Tensor) -> Tensor:
-        """Computes KL(p(y | x) ‖ p(y | x + shift)) of each post, summed over tasks, (B,)."""
+        """Computes KL(p(y | x) ‖ p(y | x + shift)) of each post, summed over tasks by their weights, (B,)."""
         said = forward(batch, [*clean], moved(forward.embed(batch), shift))
         mask = batch.first(batch.attention_mask)
-        return torch.stack([forward.heads[task].kl(clean[task], said[task], mask) for task in clean]).sum(dim=0)
+        each = {task: forward.heads[task].kl(clean[task], said[task], mask) for task in clean}
+        return torch.stack([forward.weights[task] * of for task, of in each.items()]).sum(dim=0)
