@@ -172,14 +172,19 @@ class MultitaskModule(L.LightningModule):
         return {name: whole * batch.parts[self.losses_of[name]] * loss for name, loss in losses.items()}
 
     def _by_name(self, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gives what is weighed: a loss a task, or, of those that are weighed by label, each label's part in it."""
+        """Gives what is weighed: a loss a task, or, of those that are weighed by label, each label's part in it.
+
+        Regularisers may have mixed something else in, of a task by label into all of its labels alike.
+        """
         named: dict[str, Tensor] = {}
+        mixed = [one.mixed(self.through, batch, logits) for one in self.regularising.values() if one.weight]
         for task, loss in losses.items():
+            found, shares = loss, None
             if task in self.by_label:
-                each, shares = self.head(task).losses_by_label(logits[task], self._target(batch, task), batch.has[task])
-                named |= zip(self.by_label[task], each * shares, strict=True)
-            else:
-                named[task] = loss
+                found, shares = self.head(task).losses_by_label(logits[task], self._target(batch, task), batch.has[task])
+            for stays, more in (of[task] for of in mixed if task in of):
+                found = stays * found + more
+            named |= {task: found} if shares is None else zip(self.by_label[task], found * shares, strict=True)
         return named
 
     def _step(self, batch: Batch) -> Step:

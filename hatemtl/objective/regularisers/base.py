@@ -1,4 +1,4 @@
-"""Defines a regulariser: terms beside the losses, or another say in training, of which no weighting of tasks knows."""
+"""Defines a regulariser: terms beside the losses, of which no weighting of tasks knows, or another say in training."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -53,9 +53,9 @@ class Run:
 class Regulariser(Protocol):
     """Has a say in training beside the losses. A class of it needs no verb but those that it says something by.
 
-    weight: of its terms; of a weight of 0 no term is asked for. of_any_post: whether they say something of posts that no
-    task annotates, so that unlabelled ones can join the batches. by_passes: whether they ask the network for whole passes
-    alone, so that its weights can be split over processes.
+    weight: of what it adds; of a weight of 0 neither `terms` nor `mixed` is asked for. of_any_post: whether they say
+    something of posts that no task annotates, so that unlabelled ones can join the batches. by_passes: whether they ask the
+    network for whole passes alone, so that its weights can be split over processes.
     """
 
     weight: float
@@ -81,6 +81,10 @@ class Regulariser(Protocol):
 
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gives scalars by name. hidden: (S, T, D), None where each task has its own. logits: by task, as in training."""
+        return {}
+
+    def mixed(self, forward: Passes, batch: Any, logits: Mapping[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
+        """Gives, by task, the share of its loss that stays and a scalar: weighed as its loss is share·loss + scalar."""
         return {}
 
     def after_update(self, forward: Passes) -> None:

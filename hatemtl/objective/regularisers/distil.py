@@ -17,14 +17,13 @@ from hatemtl.saved_runs.saved_run import SavedRun
 
 @dataclass(frozen=True, kw_only=True)
 class Distil(Regulariser):
-    """T²·KL(teacher ‖ student) of predictions whose logits are divided by the temperature T, over a task's annotated posts,
-    summed over the tasks that a teacher knows (Hinton et al. 2015, arXiv:1503.02531); of a number, half the squared
-    difference.
+    """Adds T²·KL(teacher ‖ student), of predictions whose logits are divided by the temperature T, over a task's annotated
+    posts, to the loss of each task that a teacher knows (Hinton et al. 2015, arXiv:1503.02531); of a number, half the
+    squared difference. The sum is weighed as the task's loss.
 
-    teachers: a glob of saved runs, each of other tasks of this run, or one of all. anneal: the target goes from the
-    teacher's prediction to the annotation while p, how far training is, goes from 0 to 1, as in born-again multi-task
-    networks (Clark et al. 2019, arXiv:1907.04829): the term is (1 - p)·(T²·KL - loss), which beside the loss makes, of a
-    weight of 1, of tasks of weight 1 and of weighting=sum, p·loss + (1 - p)·T²·KL.
+    weight: of the divergence. teachers: a glob of saved runs, each of other tasks of this run, or one of all. anneal: the
+    target goes from the teacher's prediction to the annotation while p, how far training is, goes from 0 to 1, as in
+    born-again multi-task networks (Clark et al. 2019, arXiv:1907.04829): the sum is p·loss + (1 - p)·weight·T²·KL.
     """
 
     by_passes = True
@@ -85,22 +84,20 @@ class Lesson(Regulariser):
     def __init__(self, settings: Distil, teachers: list[Passes]) -> None:
         self.settings, self.teachers, self.weight = settings, teachers, settings.weight
 
-    def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def mixed(self, forward: Passes, batch: Any, logits: Mapping[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
         mask, T = batch.first(batch.attention_mask), self.settings.temperature
-        rest = 1 - forward.progress if self.settings.anneal else 1.0
-        found, gold = [], []
+        stays, taught = (forward.progress, 1 - forward.progress) if self.settings.anneal else (1.0, 1.0)
+        found: dict[str, tuple[float, Tensor]] = {}
         for teacher in self.teachers:
             tasks = [task for task in logits if task in teacher.heads]
             with torch.no_grad():
                 said = teacher(batch, tasks) if tasks else {}
             for task in tasks:
-                head, has = forward.heads[task], batch.has[task]
+                head = forward.heads[task]
                 target = _as(head, teacher.heads[task], said[task])
                 kl = T**2 * head.kl(target / T, logits[task] / T, mask)
-                found.append(rest * masked_mean(kl, has.float()))
-                gold.append(-rest * head.loss(logits[task], batch.targets[task], has))
-        terms = {"divergence": found, **({"gold": gold} if self.settings.anneal else {})}
-        return {name: torch.stack(each).sum() for name, each in terms.items() if each}
+                found[task] = stays, taught * self.weight * masked_mean(kl, batch.has[task].float())
+        return found
 
 
 def _as(head: Any, teacher: Any, logits: Tensor) -> Tensor:
