@@ -144,8 +144,8 @@ class MultitaskModule(L.LightningModule):
         hidden, logits = self.through.states_and_logits(batch)
         losses = self.losses(batch, logits)
         weighed = self._of_step(batch, self._by_name(batch, logits, losses))
-        needs, together = self.weighting.needs, batch.only is None
-        apart = needs == "gradients" or (needs == "all losses" and not together)
+        needs = self.weighting.needs
+        apart = needs == "gradients" or (needs == "all losses" and self.optimization.accumulate > 1)
         if not apart:
             weighed = self.crew.mean(weighed)  # each process learns by its own posts, weighed by what all have
         loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(batch))
@@ -160,7 +160,7 @@ class MultitaskModule(L.LightningModule):
         if self.weighting.looks_back:
             self.moved.append(batch)
         self.weighed = Weighed(batch, weighed, terms, hidden) if apart else None
-        if not apart and len(weighed) > 1:
+        if not apart and len(self.losses_of) > 1:
             self._tell_weights(loss, weighed)
         return loss + terms
 
@@ -228,8 +228,12 @@ class MultitaskModule(L.LightningModule):
         self._tell(told)
 
     def _tell(self, figures: Mapping[str, Any]) -> None:
+        """Tells of the step, in which a later batch has the last word."""
         if figures:
-            self.told.append({"step": self.global_step + 1, "epoch": self.current_epoch + 1, **figures})
+            step = self.global_step + 1
+            if not self.told or self.told[-1]["step"] != step:
+                self.told.append({"step": step, "epoch": self.current_epoch + 1})
+            self.told[-1] |= figures
 
     def _tell_weights(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
         """Tells each task's weight, which is the derivative of what is trained by its loss: no pass through the network."""
@@ -246,7 +250,8 @@ class MultitaskModule(L.LightningModule):
                 found = self._of_step(batch, self._by_name(batch, logits, self.losses(batch, logits)))
                 for name, value in found.items():
                     there = batch.has[self.losses_of[name]].any()
-                    losses[name], has[name] = losses.get(name, 0) + value, has.get(name, there) | there
+                    losses[name] = losses.get(name, 0) + value / self.optimization.accumulate
+                    has[name] = has.get(name, there) | there
         self.weighting.look_back(self.crew.mean(losses), Step(self.current_epoch, self.crew.any(has)))
         self.moved = []
 

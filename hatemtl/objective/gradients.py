@@ -97,7 +97,8 @@ class Gathered:
             with torch.enable_grad():
                 weighting(leaves, Step(epoch, self.has)).backward()
             weights = {task: leaf.grad for task, leaf in leaves.items() if leaf.grad is not None}
-            return self._sums(dict.fromkeys(self._names(), weights)), {f"weight_{t}": float(w) for t, w in weights.items()}
+            shown = {f"weight_{t}": float(w) for t, w in weights.items()} if len(weighting.tasks) > 1 else {}
+            return self._sums(dict.fromkeys(self._names(), weights)), shown
         assert isinstance(weighting, GradientWeighting)
         there = torch.stack([*self.has.values()]).tolist()  # waits for a GPU, once a step
         present = [task for task, some in zip(self.has, there, strict=True) if some and weighting.tasks[task]]

@@ -29,8 +29,8 @@ class Weighting(nn.Module):
     """Gives the scalar that is trained from a scalar loss a task: its derivative by a loss is the weight of that task.
 
     tasks: the weight that each declares; of 0, none of its posts counts.
-    needs: "losses", each task's for itself; "all losses" of an optimizer step together, where its batches are of one task
-        each too; "gradients" of each task: see `objective.gradients.GradientWeighting`.
+    needs: "losses", each task's for itself; "all losses" of an optimizer step together, over all its batches, whose
+        gradients are then taken a task at a time; "gradients" of each task: see `objective.gradients.GradientWeighting`.
     """
 
     needs: ClassVar[Literal["losses", "all losses", "gradients"]] = "losses"

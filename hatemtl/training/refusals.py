@@ -47,7 +47,7 @@ def check_splits(request: Request, module: MultitaskModule) -> None:
     settings, library = request.trainer, request.method.library.name
     if not settings.splits:
         return
-    stages = [(one, stage.sampling or request.sampling) for one, stage in zip(module.weightings, module.stages, strict=True)]
+    accumulate, micro = request.optimization.accumulate, request.micro_batches
     whole = [name for name, one in request.regularisers.items() if not one.by_passes]
     refused: dict[str, Any] = {
         f"trainer.devices={settings.devices}: one process has none to share with; type trainer.devices=2": (
@@ -65,10 +65,11 @@ def check_splits(request: Request, module: MultitaskModule) -> None:
         ),
         "data.cache_prefix=true: keeps what whole layers compute; type data.cache_prefix=false": request.cache_prefix,
         "this weighting takes the gradients of each task apart, and no process has them whole; type weighting=sum": (
-            any(one.needs == "gradients" for one, _ in stages)
+            any(one.needs == "gradients" for one in module.weightings)
         ),
-        "sampling.step=per_task: this weighting then takes the gradients of each task apart; type sampling.step=joint": (
-            any(one.needs != "losses" and of.step == "per_task" for one, of in stages)
+        f"optimization.accumulate={accumulate} data.micro_batches={micro}: of a step of several batches this weighting takes "
+        f"the gradients of each task apart; type optimization.accumulate=1 data.micro_batches=1, or weighting=sum": (
+            (accumulate, micro) != (1, 1) and any(one.needs == "all losses" for one in module.weightings)
         ),
         f"regulariser=[{','.join(whole)}]: reads weights or embeddings by itself; leave it out": whole,
     }

@@ -109,19 +109,16 @@ def test_of_one_process_all_is_whole() -> None:
 def test_what_needs_the_encoder_whole_is_refused() -> None:
     def said(**given: Any) -> str:
         settings = SimpleNamespace(splits=True, devices=given.pop("devices", 2), nodes=1)
-        sampling, weighting = (
-            SimpleNamespace(step=given.pop("step", "joint")),
-            SimpleNamespace(needs=given.pop("needs", "losses")),
-        )
+        weighting = SimpleNamespace(needs=given.pop("needs", "losses"))
+        optimization = SimpleNamespace(accumulate=given.pop("accumulate", 1))
         request: Any = SimpleNamespace(
-            trainer=settings, sampling=sampling, choices={"method": "lora_gate"}, cache_prefix=given.pop("prefix", False),
+            trainer=settings, optimization=optimization, micro_batches=given.pop("micro", 1),
+            choices={"method": "lora_gate"}, cache_prefix=given.pop("prefix", False),
             method=SimpleNamespace(library=SimpleNamespace(name=given.pop("library", "full"))),
             encoder=SimpleNamespace(quantize=given.pop("bits", None)), regularisers=given.pop("regularisers", {}),
         )  # fmt: skip
         head = SimpleNamespace(space=SimpleNamespace(about=given.pop("about", "posts")))
-        module: Any = SimpleNamespace(
-            weightings=[weighting], stages=[SimpleNamespace(sampling=None)], heads={"a": head}, head={"a": head}.get
-        )
+        module: Any = SimpleNamespace(weightings=[weighting], heads={"a": head}, head={"a": head}.get)
         try:
             check_splits(request, module)
         except UserError as error:
@@ -129,12 +126,13 @@ def test_what_needs_the_encoder_whole_is_refused() -> None:
         return ""
 
     other, passes = SimpleNamespace(by_passes=False), SimpleNamespace(by_passes=True)
-    assert said(regularisers={"r_drop": passes}) == said(needs="all losses") == said(step="per_task") == ""
+    assert said(regularisers={"r_drop": passes}) == said(needs="all losses") == said(accumulate=2, micro=2) == ""
     assert said(devices=1).endswith("type trainer.devices=2, or trainer.strategy=ddp")
     assert said(library="bank").startswith("trainer.strategy=fsdp with method=lora_gate: ")
     assert "type encoder.quantize=null, or" in said(bits="8bit")
     assert "type data.cache_prefix=false, or" in said(prefix=True)
     assert "leave the task out, or" in said(about="masked tokens")
     assert "type weighting=sum, or" in said(needs="gradients")
-    assert "type sampling.step=joint, or" in said(needs="all losses", step="per_task")
+    for several in ({"accumulate": 2}, {"micro": 2}):
+        assert "type optimization.accumulate=1 data.micro_batches=1, or" in said(needs="all losses", **several)
     assert "with regulariser=[ema]: " in said(regularisers={"r_drop": passes, "ema": other})

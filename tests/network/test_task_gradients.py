@@ -15,7 +15,7 @@ from torchjd import aggregation
 from hatemtl.batches.batch import Batch
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective import surgery
-from hatemtl.objective.from_losses import SmoothTchebycheff
+from hatemtl.objective.from_losses import Famo, GeometricMean, SmoothTchebycheff, Uncertainty
 from hatemtl.objective.weighting import Sum, Weighting
 
 Make = Callable[..., Weighting]
@@ -109,10 +109,20 @@ def parts(posts: Batch, pieces: Sequence[slice]) -> list[Batch]:
 STCH: Make = partial(SmoothTchebycheff, mu=0.5)
 
 
-@pytest.mark.parametrize("make", [Sum, MGDA, partial(surgery.nash_mtl, of="parameters")])
+FAMO: Make = partial(Famo, learning_rate=0.025, decay=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make", [Sum, MGDA, partial(surgery.nash_mtl, of="parameters"), STCH, GeometricMean, FAMO, Uncertainty]
+)
 def test_batches_of_one_step_are_one_batch(make: Make) -> None:
     posts = batch(12)
-    close(gradients(weighing(make), parts(posts, [slice(0, 5), slice(5, 12)]), 2), gradients(weighing(make), [posts]))
+    posts.has["target"][5:] = False  # one of the batches has none
+    cut, whole = weighing(make), weighing(make)
+    close(gradients(cut, parts(posts, [slice(0, 5), slice(5, 12)]), 2), gradients(whole, [posts]))
+    assert len(cut.told) == len(whole.told) == 1
+    told, expected = ({name: float(figure) for name, figure in made.told[0].items()} for made in (cut, whole))
+    assert told == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("make", [MGDA, STCH])
