@@ -25,6 +25,7 @@ from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.preprocess import AS_IS, Preprocess
 from hatemtl.encoders.pretrained import Tokenizer
 from hatemtl.errors import UserError
+from hatemtl.heads.base import Head
 from hatemtl.labels import LabelSpace
 from hatemtl.seeds import derive
 from hatemtl.tasks import Task, check_annotated
@@ -181,6 +182,14 @@ class DataModule(L.LightningDataModule):
             return torch.from_numpy(pool.targets[task][has])
         values = pool.targets[task]
         return torch.from_numpy(values[pool.tokens_of(has) & (values >= 0)])
+
+    def weigh(self, task: str, head: Head) -> None:
+        """Has posts count in an optimizer step's loss of a task as they do in its head's, which has observed them."""
+        pool = self.pool
+        if pool.spaces[task].about == "posts":
+            worth = head.worth(torch.from_numpy(pool.shares.get(task, pool.targets[task])))
+            if worth is not None:
+                pool.worth[task] = worth.double().numpy()
 
     def counted(self, task: str) -> torch.Tensor:
         """Gives what the task's lexicon counts in its training posts, (N, C)."""

@@ -189,14 +189,14 @@ def in_parts(uses: Sequence[Use], mine: Sequence[Use], counted: Mapping[str, np.
 
     So the mean of a step is that of one large batch, however many posts of it lack an annotation, and the last step of an
     epoch is whole however few batches it has. uses: the batches of all processes. counted[task]: (N,) how many answers of
-    the post the task's loss is a mean of.
+    the post the task's loss is a mean of, each by its worth.
     """
 
-    def count(use: Use, task: str) -> int:
-        return int(counted[task][use.rows[use.rows >= 0]].sum()) if use.only in (None, task) else 0
+    def count(use: Use, task: str) -> float:
+        return float(counted[task][use.rows[use.rows >= 0]].sum()) if use.only in (None, task) else 0.0
 
     for i in range(0, len(uses), accumulate):
         step = slice(i, i + accumulate)
-        whole = {task: max(sum(count(use, task) for use in uses[step]), 1) for task in counted}
+        whole = {task: sum(count(use, task) for use in uses[step]) or 1.0 for task in counted}
         for use in mine[step]:
             yield use._replace(parts={task: count(use, task) / of for task, of in whole.items()})

@@ -82,6 +82,7 @@ class TokenizedPosts(Dataset[Batch]):
         self.right: dict[str, np.ndarray] = {}  # (N, A, 2), of answers, as in `Column.values`
         self.beyond: dict[str, np.ndarray] = {}  # of words, what `targets` has no token for: one value a word of `cut`
         self.has: dict[str, np.ndarray] = {}
+        self.worth: dict[str, np.ndarray] = {}  # (N,), how much a post counts in the task's loss, where not all count alike
         self.masks: dict[str, Masking] = {}
         self.labelled = len(self.ids)
         self.augmenter: Augmenter | None = None
@@ -215,7 +216,7 @@ class TokenizedPosts(Dataset[Batch]):
         return words.tolist()
 
     def counted(self, task: str) -> np.ndarray:
-        """Counts what a task's loss is a mean of, by post, (N,): its annotated words' tokens, or 1; 0 of one without.
+        """Counts what a task's loss is a mean of, by post, (N,): its annotated words' tokens, its worth, or 1; 0 without.
 
         Nor does an answer count that was cut off.
         """
@@ -223,7 +224,7 @@ class TokenizedPosts(Dataset[Batch]):
         if self.spaces[task].about == "answers":
             return has * (self.targets[task][:, 0] >= 0)
         if self.spaces[task].about != "words":
-            return has
+            return has * self.worth[task] if task in self.worth else has
         before = np.concatenate([[0], np.cumsum(self.targets[task] >= 0)])
         first = self.firsts[:-1]
         return has * (before[self.offsets[first + 1]] - before[self.offsets[first]])

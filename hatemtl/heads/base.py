@@ -107,9 +107,14 @@ class Head(nn.Module):
         """Computes the mean loss over the annotated posts; zero, but connected to the graph, where there is none."""
         raise NotImplementedError
 
+    def worth(self, targets: Tensor) -> Tensor | None:
+        """Gives how much each post counts in the mean that `loss` is, (B,); None where posts count alike."""
+        return None
+
     def answers(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
-        """Counts what `loss` is a mean of, (): annotated posts, or of their tokens those that count."""
-        return has.sum()
+        """Counts what `loss` is a mean of, (): annotated posts by their worth, or of their tokens those that count."""
+        worth = self.worth(targets)
+        return has.sum() if worth is None else (worth * has).sum()
 
     def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
         """Computes each label's mean loss over the annotated posts, (C,), and its share of `loss`, (C,): Σ share·loss.

@@ -55,11 +55,15 @@ class MulticlassHead(Head):
         self.weights.copy_(label_weights(values, len(self.space), self.balance))
         self.weigh(torch.bincount(values, minlength=len(self.space)))
 
-    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
+    def worth(self, targets: Tensor) -> Tensor:
         weights = self.weights * self.label_weights
+        return targets @ weights if targets.is_floating_point() else weights[targets]
+
+    def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         if targets.is_floating_point():
+            weights = self.weights * self.label_weights
             return masked_mean(self.loss_of.smoothed(logits, self.label_smoothing), targets * weights * has[:, None])
-        return masked_mean(self.loss_of.of_label(logits, targets, self.label_smoothing), weights[targets] * has)
+        return masked_mean(self.loss_of.of_label(logits, targets, self.label_smoothing), self.worth(targets) * has)
 
     def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
         shares = targets if targets.is_floating_point() else carried(targets, len(self.space))

@@ -63,9 +63,12 @@ class OrdinalHead(Head):
     def observe(self, values: Tensor) -> None:
         self.weights.copy_(label_weights(values, len(self.space), self.balance))
 
+    def worth(self, targets: Tensor) -> Tensor:
+        return self.weights[targets]
+
     def loss(self, logits: Tensor, targets: Tensor, has: Tensor) -> Tensor:
         losses = F.nll_loss(log_probabilities(logits), targets, reduction="none")
-        return masked_mean(losses, self.weights[targets] * has)
+        return masked_mean(losses, self.worth(targets) * has)
 
     def losses_by_label(self, logits: Tensor, targets: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
         levels = carried(targets, len(self.space)) * self.weights * has[:, None]

@@ -8,7 +8,8 @@ from torch import Tensor
 from hatemtl.heads.base import Head
 from hatemtl.machine.crew import Crew
 
-Sum = tuple[Tensor, Tensor | int]
+Sum = tuple[Tensor, Tensor | float]
+LEAST = 1e-30  # answers: what is divided by where there are none
 
 
 class EpochLosses:
@@ -50,7 +51,7 @@ class EpochLosses:
         """Gives the means of a stage so far, over the posts of all processes, by name."""
         means: dict[str, Tensor] = {}
         for name, (total, posts) in self._of_all(stage, crew).items():
-            mean = total / posts if isinstance(posts, int) else total / posts.clamp(min=1)
+            mean = total / (posts.clamp(min=LEAST) if isinstance(posts, Tensor) else posts)
             if mean.ndim:
                 labels = self.head(name.removeprefix(f"{stage}_").removesuffix("_losses")).space.names
                 means |= {f"{name.removesuffix('es')}_{label}": value for label, value in zip(labels, mean, strict=True)}
@@ -63,8 +64,8 @@ class EpochLosses:
         if crew.world == 1:
             return mine
         whole: dict[str, Sum] = {}
-        for said in crew.gather([(name, total.cpu(), int(posts)) for name, (total, posts) in mine.items()]):
+        for said in crew.gather([(name, total.cpu(), float(posts)) for name, (total, posts) in mine.items()]):
             for name, total, posts in said:
                 before, count = whole.get(name, (0.0, 0))
-                whole[name] = before + total, max(count + posts, 1)
+                whole[name] = before + total, max(count + posts, LEAST)
         return whole

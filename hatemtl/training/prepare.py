@@ -47,6 +47,7 @@ def prepare(
         module.through.prefix = prefix
     for task in data.tasks:
         module.head(task).observe(data.observed(task))
+        data.weigh(task, module.head(task))
         if (counts := module.head(task).counts) is not None:
             counts.observe(data.counted(task))
     return words

@@ -176,6 +176,22 @@ def test_posts_without_the_annotation_count_in_neither_loss_nor_metric(kind: str
 
 
 @every_head
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_losses_of_posts_weighed_by_their_answers_make_the_loss_of_all(kind: str, soft: bool) -> None:
+    head = weighed(kind)
+    hidden, mask, targets, has = posts(kind)
+    if soft and kind.startswith("multiclass"):
+        targets = torch.rand(len(mask), 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    has[1] = False
+    logits = head(hidden, mask)
+    each = [(logits[i : i + 1], targets[i : i + 1], has[i : i + 1]) for i in range(len(mask))]
+    answers = torch.stack([head.answers(*one).float() for one in each])
+    losses = torch.stack([head.loss(*one) for one in each])
+    torch.testing.assert_close((answers * losses).sum() / answers.sum(), head.loss(logits, targets, has))
+    torch.testing.assert_close(answers.sum(), head.answers(logits, targets, has).float())
+
+
+@every_head
 def test_what_a_metric_says_does_not_depend_on_how_posts_are_batched(kind: str) -> None:
     head = weighed(kind)
     batch = posts(kind)

@@ -93,9 +93,9 @@ def posts(micro: int = 1, sampling: Sampling | None = None) -> DataModule:
     return module
 
 
-def network(dropout: float, optimization: Optimization = OPTIMIZATION) -> MultitaskModule:
+def network(dropout: float, optimization: Optimization = OPTIMIZATION, rude: float = 1.0) -> MultitaskModule:
     torch.manual_seed(0)
-    heads = {"label": HEAD(hidden_size=4, space=SPACE)}
+    heads = {"label": HEAD(hidden_size=4, space=SPACE, label_weights={"rude": rude})}
     how: dict[str, Any] = {"weights": {"label": 1.0}, "weighting": Sum, "optimization": optimization, "seed": 0}
     return MultitaskModule(Body(dropout), heads, **how)
 
@@ -110,25 +110,29 @@ def trainer(optimization: Optimization, callbacks: Sequence[Callback], stop: int
 
 def learned(
     folder: Path, *, micro: int = 1, dropout: float = 0.5, out: OutIn | None = None, data: DataModule | None = None,
-    optimization: Optimization = OPTIMIZATION, stop: int = 3, says: io.StringIO | None = None,
+    optimization: Optimization = OPTIMIZATION, stop: int = 3, says: io.StringIO | None = None, rude: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The weights after three epochs, and what was counted."""
-    module, data = network(dropout, optimization), data or posts(micro)
+    """The weights after three epochs, and what was counted and logged. rude: how much this label counts."""
+    module, data = network(dropout, optimization, rude), data or posts(micro)
+    data.weigh("label", module.head("label"))
     throughput = Throughput()
     callbacks = [throughput, BestWeights(patience=None, spared=0), *([out] if out else []), Checkpoint(folder / "last.ckpt")]
     console = Console(file=says or io.StringIO(), width=300)
-    fit(partial(trainer, stop=stop), callbacks, module, data, optimization, folder / "last.ckpt", console)
-    return {**module.trained_state(), "posts": torch.tensor(throughput.counts["posts"])}
+    last = fit(partial(trainer, stop=stop), callbacks, module, data, optimization, folder / "last.ckpt", console)
+    logged = {name: last.callback_metrics[name] for name in ("train_label_loss", "val_label_loss")}
+    return {**module.trained_state(), **logged, "posts": torch.tensor(throughput.counts["posts"])}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_micro_batches_learn_what_whole_batches_learn(accumulate: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("accumulate", "rude"), [(1, 1.0), (3, 1.0), (1, 5.0)])
+def test_micro_batches_learn_what_whole_batches_learn(accumulate: int, rude: float, tmp_path: Path) -> None:
     """Up to rounding, where nothing is dropped: though many posts carry no label, and the last batches are smaller."""
-    given = {"dropout": 0.0, "optimization": replace(OPTIMIZATION, accumulate=accumulate)}
+    given: dict[str, Any] = {
+        "dropout": 0.0, "optimization": replace(OPTIMIZATION, accumulate=accumulate), "rude": rude
+    }  # fmt: skip
     whole = learned(tmp_path / "whole", **given)
     for micro in (2, 4):
         cut = learned(tmp_path / str(micro), micro=micro, **given)
