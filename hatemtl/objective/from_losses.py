@@ -91,6 +91,7 @@ class Famo(Weighting):
     """
 
     needs = "all losses"
+    compares = True
     looks_back = True
     logits: Tensor
     first: Tensor
@@ -137,6 +138,7 @@ class Random(Weighting):
     """Draws weights at every step, a softmax of normals times the tasks (RLW; Lin et al. 2022, arXiv:2111.10603)."""
 
     needs = "all losses"
+    compares = True
 
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
         values, there = self.laid_out(losses, step)
@@ -150,6 +152,7 @@ class SmoothTchebycheff(Weighting):
     """
 
     needs = "all losses"
+    compares = True
 
     def __init__(self, *, tasks: Mapping[str, float], mu: float) -> None:
         super().__init__(tasks=tasks)
@@ -168,6 +171,7 @@ class GeometricMean(Weighting):
     """n·(Π weight·loss)^(1/n) over n tasks: all fall by like shares (GLS; Chennupati et al. 2019, arXiv:1904.08492)."""
 
     needs = "all losses"
+    compares = True
 
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
         values, there = self.laid_out(losses, step)

@@ -22,6 +22,7 @@ class GradientWeighting(Weighting):
     """
 
     needs: ClassVar[Literal["losses", "all losses", "gradients"]] = "gradients"
+    compares = True
 
     def __init__(self, *, tasks: Mapping[str, float], of: Of) -> None:
         super().__init__(tasks=tasks)

@@ -31,9 +31,11 @@ class Weighting(nn.Module):
     tasks: the weight that each declares; of 0, none of its posts counts.
     needs: "losses", each task's for itself; "all losses" of an optimizer step together, over all its batches, whose
         gradients are then taken a task at a time; "gradients" of each task: see `objective.gradients.GradientWeighting`.
+    compares: whether it sets the tasks of a step against one another, so that one task alone is trained as under the sum.
     """
 
     needs: ClassVar[Literal["losses", "all losses", "gradients"]] = "losses"
+    compares: ClassVar[bool] = False
     looks_back: ClassVar[bool] = False  # whether it wants the same batches' losses again, after the weights have moved
 
     def __init__(self, *, tasks: Mapping[str, float]) -> None:

@@ -23,23 +23,15 @@ def check_learns(precision: object) -> None:
 
 
 def check_steps(request: Request, module: MultitaskModule) -> None:
-    """Raises UserError where gradients of tasks are to be weighed against one another, and no optimizer step has two."""
+    """Raises UserError where tasks are to be weighed against one another, and no optimizer step has two."""
     if request.trainer.devices * request.trainer.nodes > 1 and any(map(of_hidden, module.weightings)):  # type: ignore[arg-type]
         raise UserError("weighting.of=hidden is for one process; type weighting.of=parameters, or trainer.devices=1")
-    samplings = [stage.sampling or request.sampling for stage in module.stages]
-    apart = [sampling.step == "per_task" for sampling in samplings]
-    some = [one for one, alone in zip(module.weightings, apart, strict=True) if alone and one.needs == "gradients"]
-    if not some:
-        return
-    if any(map(of_hidden, some)):  # type: ignore[arg-type]
-        raise UserError(
-            "weighting.of=hidden with sampling.step=per_task: a batch has one task; type weighting.of=parameters"
-        )
-    if request.optimization.accumulate == 1:
-        raise UserError(
-            f"sampling.step=per_task makes a step of one task, where there is nothing to weigh; type "
-            f"optimization.accumulate={len(module.heads)} as well, sampling.step=joint, or weighting=sum"
-        )
+    for one, stage in zip(module.weightings, module.stages, strict=True):
+        if one.compares and (stage.sampling or request.sampling).step == "per_task":
+            raise UserError(
+                "sampling.step=per_task makes a step of one task, which this weighting has no other to set against; type "
+                "sampling.step=joint, or weighting=sum"
+            )
 
 
 def check_splits(request: Request, module: MultitaskModule) -> None:
@@ -67,8 +59,8 @@ def check_splits(request: Request, module: MultitaskModule) -> None:
         "this weighting takes the gradients of each task apart, and no process has them whole; type weighting=sum": (
             any(one.needs == "gradients" for one in module.weightings)
         ),
-        f"optimization.accumulate={accumulate} data.micro_batches={micro}: of a step of several batches this weighting takes "
-        f"the gradients of each task apart; type optimization.accumulate=1 data.micro_batches=1, or weighting=sum": (
+        f"optimization.accumulate={accumulate} data.micro_batches={micro}: over several batches this weighting takes the "
+        f"gradients of each task apart; type optimization.accumulate=1 data.micro_batches=1, or weighting=sum": (
             (accumulate, micro) != (1, 1) and any(one.needs == "all losses" for one in module.weightings)
         ),
         f"regulariser=[{','.join(whole)}]: reads weights or embeddings by itself; leave it out": whole,

@@ -125,7 +125,7 @@ def test_batches_of_one_step_are_one_batch(make: Make) -> None:
     assert told == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("make", [MGDA, STCH])
+@pytest.mark.parametrize("make", [Sum, Uncertainty])
 def test_batches_of_a_task_each_are_one_batch(make: Make) -> None:
     posts = batch(9)
     apart = [replace(posts, only=task, parts={task: 1.0}) for task in SPACES]
