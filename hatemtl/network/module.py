@@ -31,10 +31,10 @@ from hatemtl.seeds import derive
 
 
 class Weighed(NamedTuple):
-    """A batch whose losses are known, and whose gradients are to be taken a task at a time. terms: of regularisers."""
+    """The losses of a batch, whose gradients are to be taken one at a time, as `Step` has them. terms: of regularisers."""
 
-    batch: Batch
     losses: dict[str, Tensor]
+    has: dict[str, Tensor]
     terms: Tensor
     hidden: Tensor | None
 
@@ -143,12 +143,12 @@ class MultitaskModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         hidden, logits = self.through.states_and_logits(batch)
         losses = self.losses(batch, logits)
-        weighed = self._of_step(batch, self._by_name(batch, logits, losses))
+        weighed, has = self._by_name(batch, logits, losses)
         needs = self.weighting.needs
         apart = needs == "gradients" or (needs == "all losses" and self.optimization.accumulate > 1)
         if not apart:
             weighed = self.crew.mean(weighed)  # each process learns by its own posts, weighed by what all have
-        loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(batch))
+        loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(has))
         terms = loss.new_zeros(())
         for name, regulariser in [(name, one) for name, one in self.regularising.items() if one.weight]:
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
@@ -159,7 +159,7 @@ class MultitaskModule(L.LightningModule):
         self.so_far.add("train_loss", loss + terms, len(batch))
         if self.weighting.looks_back:
             self.moved.append(batch)
-        self.weighed = Weighed(batch, weighed, terms, hidden) if apart else None
+        self.weighed = Weighed(weighed, has, terms, hidden) if apart else None
         if not apart and len(self.losses_of) > 1:
             self._tell_weights(loss, weighed)
         return loss + terms
@@ -171,45 +171,49 @@ class MultitaskModule(L.LightningModule):
         whole = self.optimization.accumulate * self.crew.world
         return {name: whole * batch.parts[self.losses_of[name]] * loss for name, loss in losses.items()}
 
-    def _by_name(self, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gives what is weighed: a loss a task, or, of those that are weighed by label, each label's part in it.
+    def _by_name(
+        self, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gives what is weighed, a loss a task, or, of those that are weighed by label, each label's part in it.
 
+        And of each whether anything answers it, (): not so a label that counts nothing, or an answer that was cut off.
         Regularisers may have mixed something else in, of a task by label into all of its labels alike.
         """
         named: dict[str, Tensor] = {}
+        has: dict[str, Tensor] = {}
         mixed = [one.mixed(self.through, batch, logits) for one in self.regularising.values() if one.weight]
         for task, loss in losses.items():
-            found, shares = loss, None
-            if task in self.by_label:
-                found, shares = self.head(task).losses_by_label(logits[task], self._target(batch, task), batch.has[task])
+            head, given = self.head(task), (logits[task], self._target(batch, task), batch.has[task])
+            found, shares = head.losses_by_label(*given) if task in self.by_label else (loss, None)
             for stays, more in (of[task] for of in mixed if task in of):
                 found = stays * found + more
-            named |= {task: found} if shares is None else zip(self.by_label[task], found * shares, strict=True)
-        return named
+            if shares is None:
+                named[task], has[task] = found, head.answers(*given) > 0
+            else:
+                named |= zip(self.by_label[task], found * shares, strict=True)
+                has |= zip(self.by_label[task], shares > 0, strict=True)
+        return self._of_step(batch, named), has
 
-    def _step(self, batch: Batch) -> Step:
-        return Step(self.current_epoch, self.crew.any(self._has(batch)))
-
-    def _has(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: batch.has[task] for name, task in self.losses_of.items()}
+    def _step(self, has: Mapping[str, Tensor]) -> Step:
+        return Step(self.current_epoch, self.crew.any(has))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.weighed is None:
             loss.backward()
             return
-        (batch, losses, terms, hidden), self.weighed = self.weighed, None
+        (losses, has, terms, hidden), self.weighed = self.weighed, None
         share = 1 / self.trainer.accumulate_grad_batches
         if terms.requires_grad:
             (share * terms).backward(retain_graph=True)
         losses = {task: share * value for task, value in losses.items()}
         trained = self._trained()
         if not of_hidden(self.weighting) or not self.through.learns:
-            self.gathered.add(losses, self._has(batch), trained, last=True)
+            self.gathered.add(losses, has, trained, last=True)
             return
         assert hidden is not None  # or __init__ would have refused
         heads = {name: parameter for name, parameter in trained.items() if not name.startswith("encoder.")}
         gathered = Gathered()
-        gathered.add(losses, self._has(batch), {"hidden": hidden, **heads}, last=False)
+        gathered.add(losses, has, {"hidden": hidden, **heads}, last=False)
         found, told = gathered.combined(self.weighting, self.current_epoch)
         hidden.backward(found.pop("hidden"))
         self._leave(found, told)
@@ -247,12 +251,11 @@ class MultitaskModule(L.LightningModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in self.moved:
                 logits = self(batch)
-                found = self._of_step(batch, self._by_name(batch, logits, self.losses(batch, logits)))
+                found, there = self._by_name(batch, logits, self.losses(batch, logits))
                 for name, value in found.items():
-                    there = batch.has[self.losses_of[name]].any()
                     losses[name] = losses.get(name, 0) + value / self.optimization.accumulate
-                    has[name] = has.get(name, there) | there
-        self.weighting.look_back(self.crew.mean(losses), Step(self.current_epoch, self.crew.any(has)))
+                    has[name] = has.get(name, there[name]) | there[name]
+        self.weighting.look_back(self.crew.mean(losses), self._step(has))
         self.moved = []
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -42,7 +42,7 @@ class GradientWeighting(Weighting):
             )
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Tensor) -> Tensor:
-        """Gives the weight of each of the K tasks that have a post, (K,) float64.
+        """Gives the weight of each of the K tasks that have a post and a gradient that is not 0, (K,) float64.
 
         gramian: (K, K) float64 on the CPU, products of the gradients of weight·loss. losses: (K,), weight·loss.
         """
@@ -116,11 +116,15 @@ class Gathered:
         for group, names in groups.items():
             gramian = gramian_of([self.rows[task] for task in present], names) * scale.outer(scale)
             whole += gramian
-            losses = torch.stack([self.losses[task] for task in present]).cpu().double() * scale
-            found = weighting.weights(gramian, present, losses)
-            by_task = dict(zip(present, (found * scale).tolist(), strict=True))
+            moves = gramian.diagonal() != 0  # a gradient of nothing would have all the weight
+            some = [task for task, there in zip(present, moves.tolist(), strict=True) if there]
+            if not some:
+                continue
+            losses = torch.stack([self.losses[task] for task in some]).cpu().double() * scale[moves]
+            found = weighting.weights(gramian[moves][:, moves], some, losses)
+            by_task = dict(zip(some, (found * scale[moves]).tolist(), strict=True))
             by_name |= dict.fromkeys(names, by_task)
-            told |= {"_".join(filter(None, ("weight", t, group))): w for t, w in zip(present, found.tolist(), strict=True)}
+            told |= {"_".join(filter(None, ("weight", t, group))): w for t, w in zip(some, found.tolist(), strict=True)}
         lengths = whole.diagonal().sqrt().clamp(min=1e-30)
         for i, first in enumerate(present):
             for j, second in enumerate(present[:i]):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class Step:
     """Tells of what an optimizer step learns from beside its losses.
 
-    epoch: counted from 0. has: for each task of any shape, whether a post carries its annotation.
+    epoch: counted from 0. has: for each task of any shape, whether anything answers it, as `Head.answers` counts.
     """
 
     epoch: int
@@ -21,7 +21,7 @@ class Step:
 
     @cached_property
     def present(self) -> dict[str, Tensor]:
-        """Gives a number a task, 1 where a post carries its annotation, else 0; no row count leaves the device."""
+        """Gives a number a task, 1 where anything answers it, else 0; no row count leaves the device."""
         return {task: has.any().float() for task, has in self.has.items()}
 
 

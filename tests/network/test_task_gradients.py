@@ -13,6 +13,7 @@ from torch import Tensor
 from torchjd import aggregation
 
 from hatemtl.batches.batch import Batch
+from hatemtl.labels import IGNORED
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective import surgery
 from hatemtl.objective.from_losses import Famo, GeometricMean, SmoothTchebycheff, Uncertainty
@@ -218,11 +219,31 @@ def test_labels_of_a_task_are_weighed_as_tasks() -> None:
     assert any(not torch.allclose(found[n], g, rtol=1e-2) for n, g in expected.items() if g.any())
 
 
+@pytest.mark.parametrize("make", [MGDA, FAMO, GeometricMean, STCH])
+def test_posts_without_an_answer_are_as_posts_without_the_annotation(make: Make) -> None:
+    posts = batch(9)
+    posts.targets["rationale"].fill_(IGNORED)  # as where max_length cuts every answer off
+    found, expected = weighing(make), weighing(make)
+    close(gradients(found, [posts]), gradients(expected, [batch(9, without="rationale")]))
+    assert "weight_rationale" not in found.told[0] or not found.told[0]["weight_rationale"]
+
+
+@pytest.mark.parametrize("make", [MGDA, FAMO, GeometricMean, STCH])
+def test_a_label_that_counts_nothing_takes_no_part(make: Make) -> None:
+    made = by_label(make)
+    made.head("target").label_weights[0] = 0
+    found = gradients(made, [batch(9)])
+    told = [float(made.told[0].get(f"weight_target_{label}", 0)) for label in SPACES["target"].names]
+    assert told[0] == 0 and all(told[1:])
+    assert any(gradient.any() for name, gradient in found.items() if name.startswith("encoder."))
+
+
 def test_ortho_lora_projects_factors_apart() -> None:
     posts, made = batch(9), weighing(surgery.OrthoLora)
     torch.manual_seed(3)
     found = gradients(made, [posts])
-    assert {"weight_label_lora_B", "weight_label_lora_A"} < made.told[0].keys()
+    # B is 0 at the start, so that A has no gradient to weigh
+    assert {name for name in made.told[0] if "label_lora" in name} == {"weight_label_lora_B"}
     own = rows(posts)
     names = [name for name in found if "lora_B" in name]
     flat = torch.stack([torch.cat([own[task][name].flatten() for name in names]) for task in SPACES])
