@@ -144,7 +144,7 @@ class Plan:
                 stage.layers(self.depth)
             except UserError as error:
                 raise UserError(f"optimization.stages[{number}]: {error}") from None
-            if end <= begin:
+            if math.ceil(end) <= math.ceil(begin):  # it has the whole steps from `begin` on, up to `end`
                 raise UserError(
                     f"optimization.stages[{number}] ({stage.named}) has no step, for an epoch has {self.ends[0]:g}; type "
                     f"fewer steps before it, or more epochs"

@@ -171,6 +171,8 @@ def test_the_layer_of_a_parameter(name: str, layer: int) -> None:
         (lambda: some(Stage(), evaluate_every=0), "evaluate_every=0: expected at least 1 step"),
         (lambda: plan(Stage(learns="layers 6-"), ends=(9, 18)), r"stages\[0\]: learns=layers 6-: .*layers 0 to 5"),
         (lambda: plan(Stage(steps=18), Stage(epochs=2), ends=(9, 18)), r"stages\[1\] \(everything\) has no step"),
+        (lambda: plan(Stage(learns="heads", epochs=0.9), Stage(epochs=0.1), ends=(4,)), r"stages\[1\] .* has no step"),
+        (lambda: plan(Stage(epochs=0.1), Stage(epochs=0.1), Stage(epochs=0.8), ends=(4,)), r"stages\[1\] .* has no step"),
         (lambda: plan(Stage(learns="embeddings"), ends=(9, 18)).check([4, 5]), "nothing learns, .*trains layer 4, layer 5;"),
         (lambda: plan(Stage(learns="encoder"), ends=(9, 18)).check([]), "nothing learns, .*trains nothing;"),
     ],
