@@ -86,6 +86,7 @@ class MultitaskModule(L.LightningModule):
         self.so_far = EpochLosses(self.head)
         self.weighed: Weighed | None = None
         self.gathered = Gathered()  # of the batches since the last optimizer step, where tasks' gradients are taken apart
+        self.answered: dict[str, Tensor] = {}  # by these batches, by what is weighed
         self.moved: list[Batch] = []  # the batches since then, where the weighting looks back at them
         self.rates: dict[str, float] = {}  # of the last optimizer step
         self.stepped = False  # whether the last batch ended an optimizer step
@@ -157,6 +158,8 @@ class MultitaskModule(L.LightningModule):
         targets = {task: self._target(batch, task) for task in losses}
         self.so_far.add_tasks("train", losses, logits, targets, batch.has)
         self.so_far.add("train_loss", loss + terms, len(batch))
+        for name, some in has.items():
+            self.answered[name] = self.answered.get(name, some) | some
         if self.weighting.looks_back:
             self.moved.append(batch)
         self.weighed = Weighed(weighed, has, terms, hidden) if apart else None
@@ -277,7 +280,7 @@ class MultitaskModule(L.LightningModule):
         return super().train(mode)
 
     def on_train_epoch_start(self) -> None:
-        self.told, self.moved, self.gathered = [], [], Gathered()
+        self.told, self.moved, self.gathered, self.answered = [], [], Gathered(), {}
         # an epoch's dropout depends on seed and epoch alone, so a resumed run equals an uninterrupted one
         rank = (self.crew.rank,) if self.crew.rank else ()  # else all processes would drop the same places
         torch.manual_seed(derive(self.seed, "epoch", self.current_epoch, *rank))
@@ -289,6 +292,9 @@ class MultitaskModule(L.LightningModule):
         if self.gathered.rows:
             self._leave(*self.gathered.shared(self.crew).combined(self.weighting, self.current_epoch))
             self.gathered = Gathered()
+        if any(True for _ in self.weighting.parameters()):
+            self.weighting.rest(self.crew.any(self.answered))
+        self.answered = {}
         groups = [group for group in optimizer.param_groups if group.get("name") != "weighting"]
         trained = [parameter for group in groups for parameter in group["params"]]
         self.crew.average_gradients(trained)

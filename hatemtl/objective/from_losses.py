@@ -24,7 +24,7 @@ class Uncertainty(Weighting):
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
         terms = []
         for task, loss in losses.items():
-            s = self.log_variance[task]  # which stays where it is if no post of the batch has the task
+            s = self.log_variance[task]
             terms.append(torch.exp(-s) * self.tasks[task] * loss + step.present[task] * s / 2)
         return torch.stack(terms).sum()
 

@@ -176,7 +176,7 @@ class GradNorm(GradientWeighting):
     def __init__(self, *, tasks: Mapping[str, float], of: Of, alpha: float) -> None:
         super().__init__(tasks=tasks, of=of)
         _check(0 <= alpha < float("inf"), f"alpha={alpha}", "0 or more")
-        self.alpha, self.learned = alpha, nn.Parameter(torch.ones(len(tasks)))
+        self.alpha, self.learned = alpha, nn.ParameterDict({task: nn.Parameter(torch.ones(())) for task in tasks})
         self.register_buffer("first", torch.full((len(tasks),), torch.nan, dtype=torch.float64))
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Tensor) -> Tensor:
@@ -184,14 +184,17 @@ class GradNorm(GradientWeighting):
         first = self.first.cpu()
         first[places] = torch.where(first[places].isnan(), losses, first[places])
         self.first = first.to(self.first.device)
-        with torch.no_grad():
-            self.learned.clamp_(min=1e-3).mul_(len(self.tasks) / self.learned.sum())
-        weights, lengths = self.learned.detach().cpu().double()[places], gramian.diagonal().sqrt()
+        every = torch.stack([self.learned[task].detach() for task in self.tasks]).cpu().double()
+        weights, lengths = every[places].clamp(min=1e-3), gramian.diagonal().sqrt()
+        mine = len(every) - (every.sum() - every[places].sum())  # of the number of tasks, what absent ones leave
+        weights = weights * (mine.clamp(min=1e-3) / weights.sum())
         left = losses / first[places].clamp(min=1e-8)
         goal = (weights * lengths).mean() * (left / left.mean()).pow(self.alpha)
-        slope = torch.zeros(len(self.tasks), dtype=torch.float64)
-        slope[places] = lengths * torch.sign(weights * lengths - goal)
-        self.learned.grad = slope.to(self.learned)
+        slopes = lengths * torch.sign(weights * lengths - goal)
+        for task, weight, slope in zip(tasks, weights, slopes, strict=True):
+            parameter = self.learned[task]
+            parameter.data.copy_(weight)
+            parameter.grad = slope.to(parameter)
         return weights
 
 

@@ -28,7 +28,8 @@ class Step:
 class Weighting(nn.Module):
     """Gives the scalar that is trained from a scalar loss a task: its derivative by a loss is the weight of that task.
 
-    tasks: the weight that each declares; of 0, none of its posts counts.
+    tasks: the weight that each declares; of 0, none of its posts counts. What it learns of each stands in an
+        `nn.ParameterDict` by task, and stays where it is in a step without the task.
     needs: "losses", each task's for itself; "all losses" of an optimizer step together, over all its batches, whose
         gradients are then taken a task at a time; "gradients" of each task: see `objective.gradients.GradientWeighting`.
     compares: whether it sets the tasks of a step against one another, so that one task alone is trained as under the sum.
@@ -51,6 +52,19 @@ class Weighting(nn.Module):
 
     def check(self, shared: Sequence[str]) -> None:
         """Raises UserError where nothing can be weighed by these names of the encoder side's trained parameters."""
+
+    def rest(self, has: Mapping[str, Tensor]) -> None:
+        """Takes the gradients off what is learned of tasks that a step is without: momentum would move even those of 0.
+
+        has: as in `Step`.
+        """
+        if learned := [module for module in self.modules() if isinstance(module, nn.ParameterDict)]:
+            there = torch.stack([some.any() for some in has.values()]).tolist()  # waits for a GPU, once a step
+            present = {task for task, some in zip(has, there, strict=True) if some and self.tasks[task]}
+            for module in learned:
+                for task, parameter in module.items():
+                    if task not in present:
+                        parameter.grad = None
 
     def look_back(self, losses: Mapping[str, Tensor], step: Step) -> None:
         """Sees the losses of the batches that the weights have just been moved by, computed again."""

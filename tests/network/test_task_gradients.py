@@ -228,6 +228,18 @@ def test_posts_without_an_answer_are_as_posts_without_the_annotation(make: Make)
     assert "weight_rationale" not in found.told[0] or not found.told[0]["weight_rationale"]
 
 
+@pytest.mark.parametrize("make", [Uncertainty, partial(surgery.GradNorm, of="parameters", alpha=1.5)])
+def test_momentum_moves_nothing_that_is_learned_of_an_absent_task(make: Make) -> None:
+    made, seen = weighing(make), []
+    solver = torch.optim.AdamW(made.weighting.parameters(), lr=0.1)
+    for without in (None, "target"):
+        gradients(made, [batch(9, without=without)])
+        solver.step()
+        seen.append({name.split(".")[-1]: parameter.item() for name, parameter in made.weighting.named_parameters()})
+    assert 1 != seen[0]["target"] == seen[1]["target"] != 0
+    assert seen[0]["label"] != seen[1]["label"]
+
+
 @pytest.mark.parametrize("make", [MGDA, FAMO, GeometricMean, STCH])
 def test_a_label_that_counts_nothing_takes_no_part(make: Make) -> None:
     made = by_label(make)

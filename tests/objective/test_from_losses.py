@@ -78,6 +78,22 @@ def test_a_task_without_a_post_drifts_nothing_and_the_others_do_not_see_it(name:
     assert nothing.isfinite() and nothing == 0
 
 
+@pytest.mark.parametrize("name", ["uncertainty", "imtl_l"])
+def test_momentum_moves_nothing_of_a_task_that_is_absent_or_of_weight_0(name: str) -> None:
+    weighting = made(name, {"label": 1.0, "target": 1.0, "rationale": 0.0})
+    solver, seen = torch.optim.AdamW(weighting.parameters(), lr=0.1), []
+    for absent in ((), ("target",)):
+        losses = leaves(3.0, 3.0, 3.0)
+        solver.zero_grad()
+        weighting(losses, given := step(losses, *absent)).backward()
+        weighting.rest(given.has)
+        solver.step()
+        seen.append({key.split(".")[1]: parameter.item() for key, parameter in weighting.named_parameters()})
+    first, second = seen
+    assert first["rationale"] == second["rationale"] == 0 != first["target"] == second["target"]
+    assert first["label"] != second["label"]
+
+
 def test_uncertainty_by_hand() -> None:
     losses = {"label": torch.tensor(2.0), "target": torch.tensor(0.5)}
     weighting = Uncertainty(tasks={"label": 1.0, "target": 4.0})

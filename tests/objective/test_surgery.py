@@ -143,17 +143,28 @@ def test_gradnorm_by_hand() -> None:
     """Lengths 1 and 3 at weights 1, mean 2, losses that fell alike: -1 raises the first weight, 3 lowers the second."""
     mine: Any = surgery.GradNorm(tasks={"label": 1.0, "target": 1.0}, of="parameters", alpha=1.5)
     gramian = torch.diag(torch.tensor([1.0, 9.0])).double()
+
+    def slopes() -> list[float]:
+        return [mine.learned[task].grad.item() for task in ("label", "target")]
+
     found = mine.weights(gramian, ["label", "target"], torch.tensor([2.0, 1.0]).double())
-    assert found.tolist() == [1, 1] and mine.learned.grad.tolist() == [-1, 3]
+    assert found.tolist() == [1, 1] and slopes() == [-1, 3]
     # now the first fell to a quarter, the second to a half: r = ⅔ and 1⅓, goals 2·(⅔)^1.5 = 1.09 and 2·(1⅓)^1.5 = 3.08
     mine.weights(gramian, ["label", "target"], torch.tensor([0.5, 0.5]).double())
-    assert mine.learned.grad.tolist() == [-1, -3]
-    with torch.no_grad():
-        mine.learned.copy_(torch.tensor([3.0, 1.0]))
+    assert slopes() == [-1, -3]
+    mine.load_state_dict(mine.state_dict() | {"learned.label": torch.tensor(3.0), "learned.target": torch.tensor(1.0)})
     assert mine.weights(gramian, ["label", "target"], torch.ones(2).double()).tolist() == pytest.approx([1.5, 0.5])
     again = surgery.GradNorm(tasks={"label": 1.0, "target": 1.0}, of="parameters", alpha=1.5)
     again.load_state_dict(mine.state_dict())
     assert again.first.tolist() == [2, 1]
+
+
+def test_gradnorm_moves_no_weight_of_an_absent_task() -> None:
+    mine: Any = surgery.GradNorm(tasks=dict.fromkeys(TASKS, 1.0), of="parameters", alpha=1.5)
+    mine.load_state_dict(mine.state_dict() | {"learned.label": torch.tensor(0.5), "learned.target": torch.tensor(2.0)})
+    found = mine.weights(torch.eye(2).double(), ["label", "rationale"], torch.ones(2).double())
+    assert found.tolist() == pytest.approx([1 / 3, 2 / 3])  # which leave 2 of 3 to the absent one
+    assert mine.learned["target"] == 2 and mine.learned["target"].grad is None
 
 
 def test_ortho_lora_takes_conflicts_out_of_a_and_b_apart() -> None:
