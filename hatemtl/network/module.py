@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -27,7 +27,7 @@ from hatemtl.objective.optimization import Optimization
 from hatemtl.objective.regularisers.base import Regulariser, Run
 from hatemtl.objective.stages import WHOLE, Plan, layer_of
 from hatemtl.objective.weighting import Step, Weighting
-from hatemtl.seeds import derive
+from hatemtl.seeds import derive, seeded
 
 
 class Weighed(NamedTuple):
@@ -149,7 +149,8 @@ class MultitaskModule(L.LightningModule):
         apart = needs == "gradients" or (needs == "all losses" and self.optimization.accumulate > 1)
         if not apart:
             weighed = self.crew.mean(weighed)  # each process learns by its own posts, weighed by what all have
-        loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(has))
+        with self._drawing():
+            loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(has))
         terms = loss.new_zeros(())
         for name, regulariser in [(name, one) for name, one in self.regularising.items() if one.weight]:
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
@@ -197,6 +198,10 @@ class MultitaskModule(L.LightningModule):
                 has |= zip(self.by_label[task], shares > 0, strict=True)
         return self._of_step(batch, named), has
 
+    def _drawing(self) -> AbstractContextManager[None]:
+        """Inside, a weighting draws the same in all processes, and in all batches of a step."""
+        return seeded(self.seed, "weighting", self.global_step)
+
     def _step(self, has: Mapping[str, Tensor]) -> Step:
         return Step(self.current_epoch, self.crew.any(has))
 
@@ -217,7 +222,8 @@ class MultitaskModule(L.LightningModule):
         heads = {name: parameter for name, parameter in trained.items() if not name.startswith("encoder.")}
         gathered = Gathered()
         gathered.add(losses, has, {"hidden": hidden, **heads}, last=False)
-        found, told = gathered.combined(self.weighting, self.current_epoch)
+        with self._drawing():
+            found, told = gathered.combined(self.weighting, self.current_epoch)
         hidden.backward(found.pop("hidden"))
         self._leave(found, told)
 
@@ -290,7 +296,8 @@ class MultitaskModule(L.LightningModule):
         self.stepped = True
         self.rates = {f"rate_{group['name']}": group["lr"] for group in optimizer.param_groups if "name" in group}
         if self.gathered.rows:
-            self._leave(*self.gathered.shared(self.crew).combined(self.weighting, self.current_epoch))
+            with self._drawing():
+                self._leave(*self.gathered.shared(self.crew).combined(self.weighting, self.current_epoch))
             self.gathered = Gathered()
         if any(True for _ in self.weighting.parameters()):
             self.weighting.rest(self.crew.any(self.answered))

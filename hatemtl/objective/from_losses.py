@@ -142,7 +142,8 @@ class Random(Weighting):
 
     def forward(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
         values, there = self.laid_out(losses, step)
-        return (there.sum() * _among(torch.randn_like(values), there) * there * values).sum()
+        drawn = torch.randn(len(values)).to(values)  # on the CPU, where every process draws alike
+        return (there.sum() * _among(drawn, there) * there * values).sum()
 
 
 class SmoothTchebycheff(Weighting):

@@ -30,6 +30,7 @@ class Weighting(nn.Module):
 
     tasks: the weight that each declares; of 0, none of its posts counts. What it learns of each stands in an
         `nn.ParameterDict` by task, and stays where it is in a step without the task.
+    What it draws, it draws from torch's global CPU generator, which training lends it by the seed and the step.
     needs: "losses", each task's for itself; "all losses" of an optimizer step together, over all its batches, whose
         gradients are then taken a task at a time; "gradients" of each task: see `objective.gradients.GradientWeighting`.
     compares: whether it sets the tasks of a step against one another, so that one task alone is trained as under the sum.

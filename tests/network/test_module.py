@@ -239,7 +239,7 @@ def test_steps_apart_have_the_terms_of_the_sum_and_log_their_own_task() -> None:
     multitask, posts = module().eval(), batch(6)
     logged: list[dict[str, Tensor]] = []
     multitask.log_dict = lambda rows, **_: logged.append(rows)  # type: ignore[assignment, method-assign, misc]
-    multitask._trainer = SimpleNamespace(is_last_batch=False, current_epoch=0)  # type: ignore[assignment]
+    multitask._trainer = SimpleNamespace(is_last_batch=False, current_epoch=0, global_step=0)  # type: ignore[assignment]
     terms = {}
     with torch.no_grad():
         for task in SPACES:
@@ -263,7 +263,7 @@ def test_steps_apart_have_the_terms_of_the_sum_and_log_their_own_task() -> None:
 def test_the_losses_of_an_epoch_are_means_over_its_posts() -> None:
     multitask, logged = module("label").eval(), {}
     multitask.log_dict = lambda rows, **_: logged.update(rows)  # type: ignore[assignment, method-assign, misc]
-    multitask._trainer = SimpleNamespace(is_last_batch=True, current_epoch=0)  # type: ignore[assignment]
+    multitask._trainer = SimpleNamespace(is_last_batch=True, current_epoch=0, global_step=0)  # type: ignore[assignment]
     parts = [batch(size, seed=size) for size in (4, 8)]
     losses = [float(multitask.training_step(posts, 0).detach()) for posts in parts]
     multitask.on_train_batch_end(None, parts[1], 1)

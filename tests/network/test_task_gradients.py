@@ -14,9 +14,10 @@ from torchjd import aggregation
 
 from hatemtl.batches.batch import Batch
 from hatemtl.labels import IGNORED
+from hatemtl.machine.crew import Crew
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective import surgery
-from hatemtl.objective.from_losses import Famo, GeometricMean, SmoothTchebycheff, Uncertainty
+from hatemtl.objective.from_losses import Famo, GeometricMean, Random, SmoothTchebycheff, Uncertainty
 from hatemtl.objective.weighting import Sum, Weighting
 
 Make = Callable[..., Weighting]
@@ -38,10 +39,10 @@ def weighing(make: Make, **settings: Any) -> MultitaskModule:
     return found
 
 
-def gradients(made: MultitaskModule, batches: Sequence[Batch], accumulate: int = 1) -> dict[str, Tensor]:
+def gradients(made: MultitaskModule, batches: Sequence[Batch], accumulate: int = 1, step: int = 0) -> dict[str, Tensor]:
     """What one optimizer step of these batches leaves on the parameters."""
     stub: Any = SimpleNamespace(
-        accumulate_grad_batches=accumulate, current_epoch=0, global_step=0, is_last_batch=False, precision_plugin=None
+        accumulate_grad_batches=accumulate, current_epoch=0, global_step=step, is_last_batch=False, precision_plugin=None
     )
     made._trainer = stub
     made.optimization = replace(made.optimization, accumulate=accumulate)
@@ -217,6 +218,20 @@ def test_labels_of_a_task_are_weighed_as_tasks() -> None:
     told = {name for name in made.told[0] if name.startswith("weight_")}
     assert told == {f"weight_target_{label}" for label in SPACES["target"].names}
     assert any(not torch.allclose(found[n], g, rtol=1e-2) for n, g in expected.items() if g.any())
+
+
+DRAWN: Make = partial(surgery.Solved, solve=lambda gramian: torch.rand(len(gramian)))
+
+
+@pytest.mark.parametrize("make", [Random, partial(DRAWN, of="parameters"), partial(DRAWN, of="hidden")])
+def test_every_process_draws_alike_and_every_step_anew(make: Make) -> None:
+    drawn = []
+    for rank, step in ((0, 0), (1, 0), (0, 1)):
+        made = weighing(make)
+        made.crew = Crew(rank)
+        gradients(made, [batch(9)], step=step)
+        drawn.append({name: float(figure) for name, figure in made.told[0].items() if name.startswith("weight_")})
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("make", [MGDA, FAMO, GeometricMean, STCH])
