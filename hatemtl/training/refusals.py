@@ -26,11 +26,20 @@ def check_steps(request: Request, module: MultitaskModule) -> None:
     """Raises UserError where tasks are to be weighed against one another, and no optimizer step has two."""
     if request.trainer.devices * request.trainer.nodes > 1 and any(map(of_hidden, module.weightings)):  # type: ignore[arg-type]
         raise UserError("weighting.of=hidden is for one process; type weighting.of=parameters, or trainer.devices=1")
+    corpora = [task.corpus for task in request.tasks.values()]
+    of_one = request.optimization.accumulate == 1 and len({*corpora}) == len(corpora) > 1  # are batches of one corpus
     for one, stage in zip(module.weightings, module.stages, strict=True):
-        if one.compares and (stage.sampling or request.sampling).step == "per_task":
+        sampling = stage.sampling or request.sampling
+        if sampling.step == "per_task":
+            given, instead = "step=per_task", "step=joint"
+        elif sampling.batch == "alternating" and of_one:
+            given, instead = "batch=alternating", "batch=mixed"
+        else:
+            continue
+        if one.compares and not module.by_label:  # labels of one task are set against one another too
             raise UserError(
-                "sampling.step=per_task makes a step of one task, which this weighting has no other to set against; type "
-                "sampling.step=joint, or weighting=sum"
+                f"sampling.{given} makes a step of one task, which this weighting has no other to set against; type "
+                f"sampling.{instead}, or weighting=sum"
             )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hatemtl.batches.sampling import Sampling
 from hatemtl.errors import UserError
 from hatemtl.objective import surgery
 from hatemtl.objective.from_losses import (
@@ -27,22 +28,41 @@ COMPARE: list[Any] = [
 ]
 
 
+def checked(
+    make: Any,
+    sampling: Sampling,
+    *,
+    accumulate: int = 1,
+    of_stage: bool = False,
+    corpora: str = "ab",
+    by_label: bool = False,
+) -> None:
+    request: Any = SimpleNamespace(
+        trainer=SimpleNamespace(devices=1, nodes=1), optimization=SimpleNamespace(accumulate=accumulate),
+        sampling=Sampling() if of_stage else sampling,
+        tasks={task: SimpleNamespace(corpus=corpus) for task, corpus in zip(TASKS, corpora, strict=True)},
+    )  # fmt: skip
+    stages = [SimpleNamespace(sampling=sampling if of_stage else None)]
+    module: Any = SimpleNamespace(weightings=[make(tasks=TASKS)], stages=stages, by_label={"target": []} if by_label else {})
+    check_steps(request, module)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("of_stage", [False, True])
 def test_steps_of_one_task_are_refused_where_tasks_are_compared(accumulate: int, of_stage: bool) -> None:
-    joint, per_task = SimpleNamespace(step="joint"), SimpleNamespace(step="per_task")
-    request: Any = SimpleNamespace(
-        trainer=SimpleNamespace(devices=1, nodes=1), optimization=SimpleNamespace(accumulate=accumulate),
-        sampling=joint if of_stage else per_task,
-    )  # fmt: skip
-    stages = [SimpleNamespace(sampling=per_task if of_stage else None)]
-
-    def check(make: Any) -> None:
-        module: Any = SimpleNamespace(weightings=[make(tasks=TASKS)], stages=stages)
-        check_steps(request, module)
-
+    given: dict[str, Any] = {"sampling": Sampling(step="per_task"), "accumulate": accumulate, "of_stage": of_stage}
     for make in COMPARE:
         with pytest.raises(UserError, match="type sampling.step=joint, or weighting=sum"):
-            check(make)
+            checked(make, **given)
     for make in (Sum, Uncertainty, ImpartialLosses, partial(DynamicAverage, temperature=2.0)):
-        check(make)
+        checked(make, **given)
+    checked(COMPARE[0], **given, by_label=True)  # of whose labels a step has several
+
+
+def test_batches_of_one_corpus_each_are_refused_where_no_step_has_two_tasks() -> None:
+    alternating = Sampling(batch="alternating")
+    with pytest.raises(UserError, match="type sampling.batch=mixed, or weighting=sum"):
+        checked(COMPARE[0], alternating)
+    checked(COMPARE[0], alternating, accumulate=2)
+    checked(COMPARE[0], alternating, corpora="aa")
+    checked(Uncertainty, alternating)
