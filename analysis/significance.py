@@ -35,8 +35,9 @@ class How(NamedTuple):
 class Finding:
     """A comparison. floor: the smallest p that can come out. error: of the difference; df: of its t, Welch's where unpaired.
 
-    detectable: the difference that is found with a power of 80 %. needed: runs a side to find the one seen with that power;
-    inf where no number would do, None where one run cannot say. effect: the name of the effect size, then its size.
+    detectable: the difference that is found with a power of 80 %; inf where p cannot come down to the level. needed: runs a
+    side to find the one seen with that power; inf where no number would do, None where one run cannot say. effect: the name
+    of the effect size, then its size.
     """
 
     difference: float
@@ -79,21 +80,24 @@ def _several(a: Scored, b: Scored) -> None:
         raise Cannot("is over seeds, and one system has one run: one seed says nothing of others")
 
 
-def _by_t(a: Scored, b: Scored, how: How, spread: Spread, **given: Any) -> Finding:
-    """A finding whose interval is Student's, and p and the rest, where they are not given."""
+def _by_t(a: Scored, b: Scored, how: How, spread: Spread, *, floor: float = 0.0, **given: Any) -> Finding:
+    """A finding whose interval is Student's, and p and the rest, where they are not given.
+
+    floor: where it is above the level, no difference is detectable, however great.
+    """
     difference, (error, quantile) = _difference(a, b), spread.reach(how.alpha / 2)
     if not error and difference:
         raise Cannot("has no error to measure the difference by: the runs of each system gave one and the same value")
     found = {
         "p": spread.p(difference),
-        "floor": 0.0,
+        "floor": floor,
         "effect": _hedges(a, b),
         "needed": runs_needed(difference, spread, how.level),
         "low": difference - float(error * quantile),
         "high": difference + float(error * quantile),
         "error": float(error),
         "df": float(spread.mixed()[2]),
-        "detectable": float(detectable(spread, how.level)),
+        "detectable": math.inf if floor > how.level else float(detectable(spread, how.level)),
     }
     return Finding(difference, **{**found, **given})
 

@@ -116,11 +116,14 @@ def sentence(of: Comparison, judgement: Judgement, picks: Sequence[str], say: Sa
     else:
         words = f"{of.b} against {of.a}: no difference was shown, {seen} ({on})."
     if told not in ("better", "worse"):
-        words += f" One of {short(found.detectable, digits)} would be found with a power of 80 %"
         posts = " × " in of.over  # which hide what seeds alone would show
         many = "no number of runs would do: it takes more posts" if posts else f"more than {RUNS[-1]:,.0f} runs a side"
         runs = many if found.needed == math.inf else f"{_runs(found.needed)} runs a side"
-        words += "." if found.needed is None else f"; for the one seen, {runs}."
+        if math.isinf(found.detectable):  # p cannot come down to the level with so few
+            words += f" To find the one seen with a power of 80 % takes {runs}."
+        else:
+            words += f" One of {short(found.detectable, digits)} would be found with a power of 80 %"
+            words += "." if found.needed is None else f"; for the one seen, {runs}."
     if say.rope is not None:
         worse, same, more = bayes(found, say.rope, lower=of.lower)
         words += f" Probability of worse {short(worse)}, equal within ±{say.rope:g} {short(same)}, better {short(more)}."
@@ -185,7 +188,7 @@ def shown_cells(row: Mapping[str, Cell], say: Saying) -> dict[str, Cell]:
         "p": p("p_holm"),
         "smallest p": p("smallest_p"),
         "effect": f"{row['effect']} {number('effect_size')}" if number("effect_size") else "",
-        "detectable": number("detectable"),
+        "detectable": "none" if row.get("detectable") == math.inf else number("detectable"),
         "runs needed": _runs(needed if isinstance(needed, float) else None),
     }
     if "p_worse" in row:

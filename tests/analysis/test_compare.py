@@ -61,6 +61,9 @@ def test_three_seeds_cannot_decide_by_ranks(run: Run) -> None:
         assert lora["smallest_p"] == lora["p"] == pytest.approx(floor)
         assert lora["verdict"] == "cannot be decided"
         assert "lora against full cannot be decided with 3 seeds" in lora["sentence"]
+        assert lora["detectable"] is None and "would be found" not in lora["sentence"]
+        assert f"To find the one seen with a power of 80 % takes {lora['runs_needed']:.0f} runs a side." in lora["sentence"]
+        assert " none |" in run("full_?", "lora_?", *ACCURACY, "--test", test)[1]
 
 
 def test_holm_can_put_a_floor_out_of_reach(run: Run, tmp_path: Path) -> None:
