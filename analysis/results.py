@@ -20,6 +20,12 @@ from hatemtl.machine import json_object
 PREDICTIONS = "predictions.parquet"
 AGAIN = "expected what the run left; train it again"
 UNFINISHED = ".unfinished"  # how the hidden folder of a run at work ends
+# Keys of a configuration that make no other run: what was done with it, where it lies and how it was told.
+ASIDE = (
+    *("seed", "action", "save_path", "overwrite", "predict", "export", "evaluations", "logger", "launcher", "tune"),
+    *("data.dir", "data.cache", "data.workers", "trainer.progress"),
+    *("choices.logger", "choices.launcher", "choices.experiment"),
+)
 # The method that loads a run, by the library that saved it.
 LOADERS = {"adapterhub": "ah_load", "peft": "peft_load", "full": "full", "bank": "bank_load", "mtl_lora": "mtl_load"}
 
@@ -138,6 +144,15 @@ def leaves(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield from leaves(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value
+
+
+def is_aside(key: str) -> bool:
+    """Whether a key of a configuration, with dots, makes no other run.
+
+    >>> is_aside("data.dir"), is_aside("logger.project"), is_aside("data.leaks"), is_aside("trainer.precision")
+    (True, True, False, False)
+    """
+    return any(f"{key}.".startswith(f"{of}.") for of in ASIDE)
 
 
 def mask_pattern(run: Results, task: str) -> str | None:

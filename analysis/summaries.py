@@ -5,15 +5,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from many_comparisons import holm, letters
-from results import Results, leaves, note, sidecar
+from results import Results, is_aside, leaves, note, sidecar
 from table import Cell, Table
 
 ALPHA = 0.05
-# Keys whose values do not make what a run is: what was done with it, where it lies and what it was made on.
-NOT_A_SETTING = (
-    *("seed", "action", "save_path", "overwrite", "logger", "predict", "export", "evaluations", "data", "trainer"),
-    *("launcher", "tune"),
-)
 
 
 def averaged(
@@ -79,18 +74,17 @@ def lettered(values: Sequence[Sequence[float]]) -> list[str]:
 
 
 def settings(runs: Sequence[Results]) -> dict[str, list[Cell]]:
-    """The keys of config.yaml in which the runs differ, but for the seed, with each run's value.
+    """The keys of config.yaml in which the runs differ, but for those that make no other run, with each run's value.
 
     Where another option of a group was chosen, that stands for all keys of it. None for a run without config.yaml, and for a
     key that it does not have.
     """
     each: list[dict[str, Any]] = []
     for run in runs:
-        config = sidecar(run, "config.yaml") or {}
-        choices = config.pop("choices", None) or {}
-        plain = {key: value for key, value in config.items() if key not in NOT_A_SETTING}
-        named = {key: value for key, value in leaves(plain) if "._" not in f".{key}"}  # but for classes
-        each.append({**{str(group): option for group, option in choices.items()}, **named})
+        kept = [(key, value) for key, value in leaves(sidecar(run, "config.yaml") or {}) if not is_aside(key)]
+        choices = {key.removeprefix("choices."): option for key, option in kept if key.startswith("choices.")}
+        named = {key: value for key, value in kept if "._" not in f".{key}" and not key.startswith("choices")}  # no classes
+        each.append({**choices, **named})
     keys = [*dict.fromkeys(key for of in each for key in of)]
     differing = [key for key in keys if len({str(of.get(key)) for of in each}) > 1]
     groups = {key.partition("@")[2] or key for key in differing}

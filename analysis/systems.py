@@ -15,32 +15,18 @@ from typing import Any
 import numpy as np
 from outcomes import Outcome, read_outcome
 from partition_f1 import check_complete, check_same_posts
-from results import Results, ResultsError, find_results, leaves, mask_pattern, note, read_results, sidecar, testing_line
-
-# Of a configuration, what makes no other system: where it lies, and with what it was computed.
-WHERE = {
-    "seed",
-    "save_path",
-    "load_path",
-    "action",
-    "overwrite",
-    "predict",
-    "export",
-    "logger",
-    "launcher",
-    "evaluations",
-    "tune",
-}
-ASIDE = {
-    *WHERE,
-    "data.dir",
-    "data.cache",
-    "data.workers",
-    "trainer.progress",
-    "choices.logger",
-    "choices.launcher",
-    "choices.experiment",
-}
+from results import (
+    Results,
+    ResultsError,
+    find_results,
+    is_aside,
+    leaves,
+    mask_pattern,
+    note,
+    read_results,
+    sidecar,
+    testing_line,
+)
 
 
 @dataclass(frozen=True)
@@ -116,10 +102,10 @@ def _system(name: str, paths: Sequence[Path]) -> System:
 
 
 def _settings(run: Results) -> dict[str, Any]:
-    """The run's configuration, flat, but for what makes no other system."""
+    """The run's configuration, flat, but for what makes no other system: parts are of one, each with a start of its own."""
 
     def aside(key: str) -> bool:
-        return key.endswith(".mask_pattern") or any(f"{key}.".startswith(f"{of}.") for of in ASIDE)
+        return is_aside(key) or key == "load_path" or key.endswith(".mask_pattern")
 
     return {key: value for key, value in leaves(sidecar(run, "config.yaml") or {}) if value != {} and not aside(key)}
 

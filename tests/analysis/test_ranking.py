@@ -46,6 +46,25 @@ def test_settings_are_ranked_by_their_mean_over_seeds(run: Script, sweep: Path) 
     assert "reaches beyond" not in run("runs/*", "--by", "val_label_macro_f1", "--top", "1")[2]
 
 
+def test_what_the_data_and_the_trainer_do_sets_runs_apart_but_not_where_they_lie(run: Script, tmp_path: Path) -> None:
+    """One seed, so that pooling these would tell a spread over seeds of runs that are none."""
+    data, gold_and_scores = {"leaks": "warn", "dir": "data", "cache": "~"}, classes(20, 0.5, np.random.default_rng(0))
+    for name, config in {
+        "warn": {"data": data, "trainer": {"precision": "32", "progress": None}},
+        "drop": {"data": {**data, "leaks": "drop", "dir": "elsewhere"}, "trainer": {"precision": "bf16", "progress": True}},
+    }.items():
+        save(tmp_path / "runs" / name, *gold_and_scores, config=config, seconds=10.0 + 90 * (name == "drop"))
+    code, out, _ = run("runs/*", "--by", "seconds")
+    assert (code, table(out)) == (
+        0,
+        [
+            ["rank", "data.leaks", "trainer.precision", "seconds", "runs"],
+            ["1", "warn", "32", "10.000", "1"],
+            ["2", "drop", "bf16", "100.000", "1"],
+        ],
+    )
+
+
 def test_less_is_better_of_errors_and_of_costs(run: Script, sweep: Path) -> None:
     for by, order in (("val_label_ece", ["16", "4", "64"]), ("seconds", ["64", "16", "4"])):
         code, out, _ = run("runs/*", "--by", by)
