@@ -77,6 +77,14 @@ class Spread(NamedTuple):
         error, weight, df = self.mixed(runs)
         return error, weight * stats.t.isf(tail, df) + (1 - weight) * stats.t.isf(tail, self.units - 1)
 
+    def df(self, tail: float) -> float:
+        """The degrees of freedom of the one Student's t that reaches as far."""
+        (_, quantile), (_, weight, df) = self.reach(tail), map(float, self.mixed())
+        if weight == 1:
+            return df
+        ends = (min(df, self.units - 1) * (1 - 1e-6), max(df, self.units - 1) * (1 + 1e-6))
+        return float(optimize.brentq(lambda of: stats.t.isf(tail, of) - quantile, *ends))
+
     def p(self, difference: float) -> float:
         """The two-sided p at which the interval would just reach 0."""
         error, weight, df = map(float, self.mixed())

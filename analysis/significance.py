@@ -33,11 +33,11 @@ class How(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A comparison. floor: the smallest p that can come out. error: of the difference; df: of its t, Welch's where unpaired.
+    """A comparison. floor: the smallest p that can come out. error: of the difference; df: of the t that makes the interval.
 
     detectable: the difference that is found with a power of 80 %; inf where p cannot come down to the level. needed: runs a
     side to find the one seen with that power; inf where no number would do, None where one run cannot say. effect: the name
-    of the effect size, then its size.
+    of the effect size, then its size. tail: the two-sided p of a value so far from the difference seen; None of t by df.
     """
 
     difference: float
@@ -51,6 +51,7 @@ class Finding:
     effect: tuple[str, float]
     needed: float | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    tail: Callable[[float], float] | None = None
 
 
 def _hedges(a: Scored, b: Scored) -> tuple[str, float]:
@@ -96,8 +97,9 @@ def _by_t(a: Scored, b: Scored, how: How, spread: Spread, *, floor: float = 0.0,
         "low": difference - float(error * quantile),
         "high": difference + float(error * quantile),
         "error": float(error),
-        "df": float(spread.mixed()[2]),
+        "df": spread.df(how.alpha / 2),
         "detectable": math.inf if floor > how.level else float(detectable(spread, how.level)),
+        "tail": spread.p,
     }
     return Finding(difference, **{**found, **given})
 

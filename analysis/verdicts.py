@@ -65,12 +65,17 @@ def judged(comparisons: Sequence[Comparison], alpha: float) -> list[Judgement]:
 def bayes(finding: Finding, rope: float, *, lower: bool) -> tuple[float, float, float]:
     """Probabilities that the second is worse, practically equal (within the region ± rope), better.
 
-    The posterior of the difference is Student's t with its standard error and degrees of freedom: the Bayesian correlated
-    t-test (Benavoli et al. 2017, JMLR 18:77), the correlation of runs that saw the same posts being that which
-    the bootstrap found rather than a rule of thumb for cross-validation. Without an error it is all at the difference.
+    The posterior of the difference is the distribution that p and the interval are of, Student's t with its standard error,
+    or where seeds are paired and posts drawn the mix of two: the Bayesian correlated t-test (Benavoli et al. 2017, JMLR
+    18:77), the correlation of runs that saw the same posts being that which the bootstrap found rather than a rule of thumb
+    for cross-validation. Without an error it is all at the difference.
     """
     if finding.error:
-        below, above = (float(stats.t.cdf((end - finding.difference) / finding.error, finding.df)) for end in (-rope, rope))
+        tail = finding.tail or (lambda off: 2 * float(stats.t.sf(off / finding.error, finding.df)))
+        halves = (tail(abs(end - finding.difference)) / 2 for end in (-rope, rope))
+        below, above = (
+            half if end < finding.difference else 1 - half for half, end in zip(halves, (-rope, rope), strict=True)
+        )
     else:
         below, above = float(finding.difference < -rope), float(finding.difference <= rope)
     return (1 - above, above - below, below) if lower else (below, above - below, 1 - above)

@@ -212,6 +212,18 @@ def test_without_an_error_all_probability_is_at_the_difference(a: float, b: floa
     assert bayes(found, 0.01, lower=True) == told[::-1]
 
 
+@pytest.mark.parametrize(("test", "paired"), [("hierarchical", True), ("hierarchical", False), ("welch", False)])
+def test_probabilities_are_of_the_distribution_that_p_and_the_interval_are_of(test: str, paired: bool) -> None:
+    """Three seeds whose posts make most of the error: p is of a mix of two t, of 2 and of 149 degrees of freedom."""
+    [(a, b)] = layouts(3, 1, 0.01, 0.3, 0.05, gain=0.13)
+    found = TESTS[test](a, b, HOW._replace(paired=paired))
+    assert 0 < found.p < 0.2
+    assert bayes(found, 1e-12, lower=False)[2] == pytest.approx(1 - found.p / 2)
+    assert found.high - found.difference == pytest.approx(found.error * stats.t.isf(0.025, found.df))
+    worse, same, better = bayes(found, 0.05, lower=False)
+    assert worse + same + better == pytest.approx(1) and min(worse, same, better) > 0
+
+
 def test_stochastic_order_by_hand() -> None:
     """Quantiles 0 and 3 against 1 and 1: above by 2, below by 1, each on half of the line."""
     x, y = np.array([3.0, 0.0]), np.array([1.0, 1.0])
