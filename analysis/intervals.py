@@ -176,9 +176,14 @@ def percentiles(draws: Array, units: int, alpha: float) -> tuple[float, float]:
 
     Hesterberg's expanded percentiles (2015, doi:10.1080/00031305.2015.1089789).
     """
-    tail = stats.norm.cdf(math.sqrt(units / (units - 1)) * stats.t.ppf(alpha / 2, units - 1))
+    tail = tail_of(alpha, units)
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def tail_of(alpha: float, units: int) -> float:
+    """The share of draws beyond either end of the expanded percentile interval; `expanded` is its inverse."""
+    return float(stats.norm.cdf(math.sqrt(units / (units - 1)) * stats.t.ppf(alpha / 2, units - 1)))
 
 
 def expanded(tail: float, units: int) -> float:

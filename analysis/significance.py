@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from intervals import POWER, Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed
+from intervals import POWER, Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed, tail_of
 from outcomes import Array
 from resampling import swapped
 from scipy import stats
@@ -121,6 +121,17 @@ def hierarchical(a: Scored, b: Scored, how: How) -> Finding:
     return _by_t(a, b, how, crossed(pairs, a.units))
 
 
+def _few_draws(floor: float, share: float, how: How) -> list[str]:
+    """Says how many draws it takes where p cannot come down to the level for want of them: one of them is this share."""
+    if floor <= how.level or share < 1e-6:  # more than a million draws: it is posts that are few
+        return []
+    unit = 10 ** (len(str(math.ceil(1 / share))) - 2)  # two digits are plenty
+    return [
+        f"{how.resamples:,} draws keep p above {how.level:.2g}, which the first of all comparisons must reach: type "
+        f"--resamples {math.ceil(1 / share / unit) * unit}"
+    ]
+
+
 def _detectable(error: float, units: int, level: float) -> float:
     """The same over posts alone."""
     return float(stats.t.isf(level / 2, units - 1) + stats.t.isf(1 - POWER, units - 1)) * error
@@ -144,17 +155,18 @@ def paired_bootstrap(a: Scored, b: Scored, how: How) -> Finding:
     error = float(draws.std(ddof=1)) * math.sqrt(units / (units - 1))
     low, high = percentiles(draws, units, how.alpha)
     beyond = min((draws <= 0).sum(), (draws >= 0).sum())
-    difference = _difference(a, b)
+    difference, floor = _difference(a, b), expanded(1 / (n + 1), units)
     return Finding(
         difference,
         low,
         high,
         p=expanded((1 + beyond) / (n + 1), units),
-        floor=expanded(1 / (n + 1), units),
+        floor=floor,
         error=error,
         df=units - 1,
         detectable=_detectable(error, units, how.level),
         effect=("d", difference / (error * math.sqrt(units)) if error else math.nan),
+        notes=_few_draws(floor, tail_of(how.level, units), how),
     )
 
 
@@ -171,7 +183,8 @@ def permutation(a: Scored, b: Scored, how: How) -> Finding:
     every = a.units < 60 and 2**a.units <= how.resamples
     p = as_great / len(moved) if every else (1 + as_great) / (len(moved) + 1)
     floor = 2 / 2**a.units if every else max(1 / (len(moved) + 1), 2.0 ** (1 - a.units))
-    return Finding(**{**vars(boot), "p": p, "floor": floor})
+    few = [] if 2.0 ** (1 - a.units) > how.level else _few_draws(floor, how.level, how)
+    return Finding(**{**vars(boot), "p": p, "floor": floor, "notes": few})
 
 
 def mcnemar(a: Scored, b: Scored, how: How) -> Finding:

@@ -113,10 +113,10 @@ def sentence(of: Comparison, judgement: Judgement, picks: Sequence[str], say: Sa
     if told in ("better", "worse"):
         words = f"{of.b} is {told} than {of.a} by {seen} ({on})."
     elif told == UNDECIDED:
-        least = f"{short(found.floor)}{f', {short(judgement.floor)}{holm_of}' if say.family > 1 else ''}"
+        least = ", ".join(short_p(p)[2:].removeprefix("= ") for p in (found.floor, judgement.floor)[: 1 + bool(holm_of)])
         words = (
-            f"{of.b} against {of.a} cannot be decided with {of.over}: the smallest p that can come out is {least}, above α "
-            f"= {short(say.alpha)}. Seen: {seen} ({on})."
+            f"{of.b} against {of.a} cannot be decided with {of.over}: the smallest p that can come out is {least}{holm_of}, "
+            f"above α = {short(say.alpha)}. Seen: {seen} ({on})."
         )
     else:
         words = f"{of.b} against {of.a}: no difference was shown, {seen} ({on})."

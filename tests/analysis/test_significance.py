@@ -13,7 +13,7 @@ from resampling import bootstrap, counts, flips
 from scipy import stats
 from significance import TESTS, Cannot, Finding, How
 from stochastic_order import distances, upper_bound, violation
-from verdicts import Saying, bayes, row_of
+from verdicts import Comparison, Saying, bayes, judged, row_of, sentence
 
 NAMES = ("macro_f1", "matthews", "loss")
 HOW = How(alpha=0.05, level=0.05, resamples=2000, seed=0, paired=True)
@@ -104,6 +104,25 @@ def test_the_smallest_p_over_posts_is_the_one_that_comes_out_where_every_post_ga
     found = TESTS["bootstrap"](a, b, HOW)
     assert found.p == found.floor == expanded(1 / 2001, 200)
     assert found.p == TESTS["bootstrap"](b, a, HOW).p
+
+
+@pytest.mark.parametrize("test", ["bootstrap", "permutation"])
+def test_too_few_draws_for_so_many_comparisons_are_told_with_how_many_would_do(test: str) -> None:
+    """Of 300 the first must come down to .05 / 300; of 2,000 draws even perfect posts come to 1/2001, or twice that."""
+    a, b, how = scored(np.zeros(200)), scored(np.ones(200)), HOW._replace(level=HOW.alpha / 300)
+    found = TESTS[test](a, b, how)
+    (note,) = found.notes
+    assert "2,000 draws keep p above 0.00017, which the first of all comparisons must reach: type --resamples " in note
+    few = Comparison("test_x_accuracy", "a", "b", found, test, "200 posts", lower=False)
+    said = [
+        sentence(one, told, [], Saying(alpha=0.05, family=300, digits=3, rope=None))
+        for one, told in zip([few] * 300, judged([few] * 300, 0.05), strict=True)
+    ]
+    assert "cannot be decided with 200 posts: the smallest p that can come out is" in said[0] and "--resamples" in said[0]
+    draws = int(note.rpartition(" ")[2])
+    a, b = (scored(right, draws=draws) for right in (np.zeros(200), np.ones(200)))
+    enough = TESTS[test](a, b, how._replace(resamples=draws))
+    assert 0.8 * how.level < enough.floor <= how.level and not enough.notes
 
 
 def test_mcnemar_tells_what_it_could_have_found_and_refuses_what_is_no_accuracy() -> None:

@@ -53,6 +53,8 @@ def test_what_cannot_be_decided_names_the_floor_before_and_after_holm() -> None:
     assert "cannot be decided with 5 runs: the smallest p that can come out is .250, above α = .050. Seen: -.020" in alone
     among = sentence(of(floor=0.25), Judgement("cannot be decided", 0.3, 0.75), [], SAY._replace(family=3))
     assert "the smallest p that can come out is .250, .750 after Holm over 3, above α" in among
+    drawn = sentence(of(floor=0.0002), Judgement("cannot be decided", 0.06, 0.056), [], SAY._replace(family=270))
+    assert "the smallest p that can come out is < .001, .056 after Holm over 270, above α" in drawn
 
 
 @pytest.mark.parametrize(("lower", "worse"), [(False, 1.0), (True, 0.0)])
