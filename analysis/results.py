@@ -238,14 +238,14 @@ def note(text: str) -> None:
 
 
 def is_count(metric: str) -> bool:
-    """Whether a row counts true positives, false positives, false negatives, words cut off, or what a figure is of.
+    """Whether a row counts true positives, false positives, false negatives, words or answers cut off, or what it is of.
 
-    >>> is_count("test_target_tp_arab"), is_count("test_rationale_words_cut"), is_count("test_target_f1_arab")
+    >>> is_count("test_target_tp_arab"), is_count("test_squad_answers_cut"), is_count("test_target_f1_arab")
     (True, True, False)
     >>> is_count("test_label_subgroup_auc_arab__posts"), is_count("test_label_subgroup_auc_arab__low")
     (True, False)
     """
-    counted = re.search(r"_(tp|fp|fn)(_|$)|_words_cut$", metric) is not None and "_f1_" not in metric
+    counted = re.search(r"_(tp|fp|fn)(_|$)|_(words|answers)_cut$", metric) is not None and "_f1_" not in metric
     return counted or metric.endswith(("__posts", "__communities"))
 
 

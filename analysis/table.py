@@ -31,9 +31,10 @@ from hatemtl.harmless import guarded, shown
 
 SUFFIXES = {".org": "org", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
 LOWER_IS_BETTER = re.compile(
-    r"_(loss|error|mae|rmse|ece|brier|nll|sufficiency|false_(positive|negative)_(rate|difference))(_|$)"
+    r"_(loss|error|mae|rmse|ece|brier|nll|perplexity|sufficiency|false_(positive|negative)_(rate|difference)|explaining_seconds)"
+    r"(_|$)"
 )
-NEITHER_IS_BETTER = re.compile(r"_temperature$")
+NEITHER_IS_BETTER = re.compile(r"_temperature$|_fold_sd(_|$)")
 Cell = float | str | None
 EXAMPLES = """examples:
   uv run analysis/table.py adapters/small/lora16/target_single adapters/small/lora16/target_merge --best

@@ -189,6 +189,7 @@ def test_other_posts_and_copies_are_refused(run: Run, tmp_path: Path) -> None:
         (["full_?", "lora_?", *ACCURACY, "--seed", "-1"], "expected 0 or more"),
         (["full_?", "lora_?", "--metric", "test_label_makro_f1"], "did you mean test_label_macro_f1?"),
         (["full_?", "lora_?", "--metric", "test_target_f1"], "nor can it be recomputed"),
+        (["full_?", "lora_?", "--metric", "test_label_f1_fold_sd_kind"], "neither more nor less of it is better"),
         (["full_0", "lora_?", *ACCURACY, "--test", "wilcoxon"], "one seed says nothing of others"),
         (["full_0", "lora_0", "--metric", "test_label_ece"], "only seeds tell"),
         (["full_[01]", "lora_[12]", *ACCURACY, "--test", "wilcoxon"], "pairs runs of one seed"),

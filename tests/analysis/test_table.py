@@ -168,6 +168,27 @@ def test_best_is_the_lowest_of_losses_and_all_that_read_the_same(run: Run, tmp_p
     assert cells == [["*0.600*", "*0.600*", "0.500"], ["*0.200*", "0.300", "0.400"], ["nan", "0.100", "*0.200*"]]
 
 
+@pytest.mark.parametrize(
+    ("better", "names"),
+    [
+        ("less", "mae rmse loss perplexity ece ece_scaled brier nll_scaled mae_fold_mean sufficiency_attention_joined"),
+        ("less", "false_positive_difference false_positive_rate_women subgroup_false_negative_rate_women"),
+        ("less", "aopc_sufficiency_outside_joined explaining_seconds_attention_plausibility"),
+        ("more", "accuracy macro_f1 f1_women f1_fold_mean_women matthews quadratic_kappa spearman pearson em auroc"),
+        ("more", "likelihood precision recall gmb_subgroup_auc functional_accuracy subgroup_macro_f1_women"),
+        ("more", "iou_f1_attention_joined comprehensiveness_attention_official auprc_rationale_joined"),
+        ("neither", "temperature macro_f1_fold_sd f1_fold_sd_women mae_fold_sd tp_women words_cut answers_cut"),
+        ("neither", "subgroup_auc_women__low subgroup_auc_women__posts gmb_subgroup_auc__communities"),
+        ("neither", "explaining_seconds_attention_plausibility__posts"),
+    ],
+)
+def test_which_way_a_row_of_a_test_is_better(better: str, names: str) -> None:
+    marked = {"less": [True, False], "more": [False, True], "neither": [False, False]}[better]
+    for name in names.split():
+        cells = Table(["a", "b"], {f"test_x_{name}": [1.0, 9.0]}, best=True).cells(f"test_x_{name}", "*{}*".format)
+        assert [cell.startswith("*") for cell in cells] == marked, name
+
+
 def test_metrics_are_chosen_by_globs_in_their_order(run: Run, runs: None) -> None:
     _, out, _ = run("single", "--metric", "*macro*", "*micro*", "--metric", "*arab", "--format", "csv")
     assert [line.split(",")[0] for line in out.splitlines()[1:]] == [
