@@ -163,17 +163,25 @@ def by_group(asked: Asked) -> Iterator[Figure]:
 
 
 def _epochs(run: Results, column: str) -> dict[int, float]:
-    """A metric by epoch, but for the last validation, which is of the best epoch once more: nothing was trained there."""
-    path = run.path.parent / "logs" / "metrics.csv"
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [*csv.DictReader(file)]
-        trained = {row["epoch"] for row in rows if row.get("train_loss")}
-        return {int(row["epoch"]) + 1: float(row[column]) for row in rows if row.get(column) and row["epoch"] in trained}
-    except (ValueError, KeyError) as error:
-        raise ResultsError(f"{path}: expected numbers in epoch and {column} ({error})") from None
+    """A metric by epoch, but for the last validation, which is of the best epoch once more: nothing was trained there.
+
+    Of a run that was resumed what was added comes after what stood there, in the place of an epoch that began anew.
+    """
+    logs = run.path.parent / "logs"
+    resumed = sorted(logs.glob("resumed_*/metrics.csv"), key=lambda path: (len(path.parent.name), path.parent.name))
+    found: dict[int, float] = {}
+    for path in (logs / "metrics.csv", *resumed):
+        if not path.is_file():
+            continue
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [*csv.DictReader(file)]
+            trained = {row["epoch"] for row in rows if row.get("train_loss")}
+            known = [row for row in rows if row.get(column) and row["epoch"] in trained]
+            found |= {int(row["epoch"]) + 1: float(row[column]) for row in known}
+        except (ValueError, KeyError) as error:
+            raise ResultsError(f"{path}: expected numbers in epoch and {column} ({error})") from None
+    return found
 
 
 def learning(asked: Asked) -> Iterator[Figure]:

@@ -104,6 +104,18 @@ def test_a_page_says_what_was_asked_and_what_came(run: Run, runs: Path) -> None:
     assert not (page.all("img") or page.all("link") or page.all("iframe")) and "Warning" not in text
 
 
+def test_curves_of_a_resumed_run_go_on_to_its_last_epoch(run: Run, runs: Path) -> None:
+    """Epoch 2 was trained a second time, and the tenth and the second resumption come in the order of their numbers."""
+    for number, epoch, score in ((1, 1, 0.7), (2, 2, 0.1), (10, 2, 0.8)):
+        folder = runs / "full_0" / "logs" / f"resumed_{number}"
+        folder.mkdir()
+        lines = f"epoch,step,val_label_macro_f1,train_loss\n{epoch},2,{score},\n{epoch},2,,1\n{epoch + 1},3,{score},\n"
+        (folder / "metrics.csv").write_text(lines)
+    assert run("full_0", *FEW, "--name", "full")[0] == 0
+    text = " ".join(" ".join(Page((runs / "report.html").read_text()).text).split())
+    assert "epoch full 1 0.400 2 0.700 3 0.800 uv run" in text
+
+
 def test_a_page_can_be_read_with_a_keyboard_and_aloud_and_runs_no_other_script(run: Run, runs: Path) -> None:
     run("full_?", "lora_?", *FEW)
     html = (runs / "report.html").read_text()
