@@ -45,12 +45,12 @@ def pool(counts: Mapping[str, Counts]) -> dict[str, float]:
 
 
 def read_counts(run: Results, stage: str, task: str) -> dict[str, Counts]:
-    """The counts of every label that the run has rows for.
+    """The counts of every label that the run has rows for, but for those over folds of the test posts.
 
     Raises ResultsError where a count is missing, is none, or contradicts the F1 beside it.
     """
     start = f"{stage}_{task}"
-    found = (re.fullmatch(rf"{re.escape(start)}_(?:f1|tp|fp|fn)_(.+)", metric) for metric in run.rows)
+    found = (re.fullmatch(rf"{re.escape(start)}_(?:f1|tp|fp|fn)_(?!fold_(?:mean|sd)_)(.+)", metric) for metric in run.rows)
     counts = {}
     for label in dict.fromkeys(match[1] for match in found if match):
         values = []

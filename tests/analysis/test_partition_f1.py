@@ -182,6 +182,15 @@ def test_other_kinds_of_task_are_left_out(run: Run, halves: list[Path]) -> None:
     assert run("part_*", "--format", "csv") == plain
 
 
+def test_rows_over_folds_of_the_test_posts_are_of_no_label(run: Run, halves: list[Path]) -> None:
+    plain = run("part_*", "--format", "csv")
+    for folder, label in zip(halves, "ab", strict=True):
+        with (folder / "results.csv").open("a") as file:
+            file.write(f"test_target_f1_fold_mean_{label},0.5\ntest_target_f1_fold_sd_{label},0.1\n")
+            file.write("test_target_micro_f1_fold_mean,0.5\ntest_target_micro_f1_fold_sd,0.1\n")
+    assert run("part_*", "--format", "csv") == plain
+
+
 def test_labels_with_underscores(run: Run, tmp_path: Path) -> None:
     save(tmp_path / "part", {"old_people": (1, 1, 1), "f1_drivers": (1, 0, 0)})
     _, out, _ = run("part", "--format", "csv")
