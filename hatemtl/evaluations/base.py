@@ -141,12 +141,13 @@ class Beforehand(NamedTuple):
     """Holds what is known of a test before anything is trained, or else before anything is tested.
 
     posts: by task, where each post that will be tested stands among all posts of the run, as `Predicted.posts`. columns: by
-    task and name those in `Needs`, of these posts, in their order. reader: of the network as it is now; None where `Needs`
-    does not name it.
+    task and name those in `Needs`, of these posts, in their order. validation: by task, how many posts of the val split
+    carry its annotation. reader: of the network as it is now; None where `Needs` does not name it.
     """
 
     posts: Mapping[str, np.ndarray]
     columns: Mapping[str, Mapping[str, Column]]
+    validation: Mapping[str, int]
     reader: Reader | None = None
 
 

@@ -45,6 +45,12 @@ class Calibration:
 
     def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         check_some(spaces, ("one", "any"), "a task whose labels have probabilities (multiclass, ordinal or multilabel)")
+        for task in spaces if test is not None else ():
+            if spaces[task].carries is not None and not test.validation[task]:
+                raise UserError(
+                    f"task {task!r}: no post of the val split is annotated, and the temperature is fitted on those; give "
+                    f"other splits, or leave calibration out of evaluations=[...]"
+                )
 
     def rows(
         self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
@@ -54,11 +60,6 @@ class Calibration:
         for task, said in predictions.items():
             if said.space.carries is None:
                 continue
-            if not len(validation[task].posts):
-                raise UserError(
-                    f"task {task!r}: no post of the val split is annotated, and the temperature is fitted on those; give "
-                    f"other splits, or leave calibration out of evaluations=[...]"
-                )
             several, y = said.space.carries == "any", truth(said)
             logits = log_odds(said)
             fitted = temperature(log_odds(validation[task]), truth(validation[task]), several=several)

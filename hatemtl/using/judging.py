@@ -36,10 +36,13 @@ def check_test(evaluations: Mapping[str, Evaluation], data: DataModule, reader: 
         return
     test = data.rows("test")
     posts = {task: test[data.pool.has[task][test]] for task in data.tasks}
+    val = data.pool.splits[: data.pool.labelled] == "val"
+    validation = {task: int(data.pool.has[task][: len(val)][val].sum()) for task in data.tasks}
     for name, evaluation in evaluations.items():
         with _naming(name, evaluation):
             columns = _columns(evaluation, data, posts)
-            evaluation.check(data.spaces, Beforehand(posts, columns, reader if evaluation.needs.reader else None))
+            asked = reader if evaluation.needs.reader else None
+            evaluation.check(data.spaces, Beforehand(posts, columns, validation, asked))
 
 
 @contextmanager

@@ -331,7 +331,7 @@ def test_other_tasks_are_refused(given: dict[str, Any], spaces: dict[str, LabelS
 
 def test_a_label_that_is_left_out_must_be_one_but_other_need_not_be_there() -> None:
     column = Column(LabelSpace("multilabel", ("a", "b")), np.zeros((2, 2), np.float32), np.ones(2, bool))
-    test = Beforehand({"label": np.arange(2)}, {"label": {"target": column}})
+    test = Beforehand({"label": np.arange(2)}, {"label": {"target": column}}, {})
     for given in (None, [], ["a"]):
         bias(leave_out=given).check({"label": LABEL}, test)
     for given in (["a", "other"], ["B"]):

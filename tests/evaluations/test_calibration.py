@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Predicted
+from hatemtl.evaluations.base import Beforehand, Predicted
 from hatemtl.evaluations.calibration import Calibration, gap
 from hatemtl.labels import LabelSpace
 
@@ -150,6 +150,8 @@ def test_what_is_refused() -> None:
         Calibration(bins=0)
     with pytest.raises(UserError, match=r"expected a task whose labels have probabilities .*'number' is score"):
         Calibration(bins=15).check({"number": LabelSpace("score", ("scale",))})
-    some = drawn(5, 1.0)
-    with pytest.raises(UserError, match="task 'task': no post of the val split is annotated"):
-        measured(some, said(LABEL, np.zeros((0, 3)), np.zeros(0, int)))
+    spaces = {"number": LabelSpace("score", ("scale",)), "label": LABEL, "target": TARGET}
+    for annotated, lacking in (({"label": 0, "target": 2}, "label"), ({"label": 2, "target": 0}, "target")):
+        with pytest.raises(UserError, match=f"task '{lacking}': no post of the val split is annotated"):
+            Calibration(bins=15).check(spaces, Beforehand({}, {}, {"number": 0, **annotated}))
+    Calibration(bins=15).check(spaces, Beforehand({}, {}, {"number": 0, "label": 1, "target": 1}))

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from hatemtl.corpora.table import Table
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Beforehand, Needs, Row
 from hatemtl.evaluations.bias import Bias
+from hatemtl.evaluations.calibration import Calibration
 from hatemtl.evaluations.false_positives import FalsePositiveDifference
 from hatemtl.harmless import unguarded
 from hatemtl.heads.multiclass import MulticlassHead
@@ -30,7 +32,7 @@ from hatemtl.labels import LabelSpace
 from hatemtl.network.predictions import Predictions
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.tasks import Task
-from hatemtl.using.judging import check_evaluations, judged
+from hatemtl.using.judging import check_evaluations, check_test, judged
 
 Cli = Callable[..., Outcome]
 ONE_LABEL: Any = partial(MulticlassHead, pooling="cls", layers=1, dropout=0.0, label_smoothing=0.0, balance=0.0)
@@ -161,6 +163,17 @@ def test_a_users_table_may_hold_the_communities(tmp_path: Path) -> None:
         check_evaluations({"bias": bias(normal="fine", communities="abut")}, data_of(label=(table, "label")))
 
 
+def test_a_corpus_whose_posts_are_all_for_the_test_is_refused_before_they_are_tested(tmp_path: Path) -> None:
+    lines = ["text,label", *(f"post number {i},{('rude', 'fine')[i % 2]}" for i in range(8))]
+    (tmp_path / "posts.csv").write_text("\n".join(lines) + "\n")
+    for fractions in ((0.0, 0.0, 1.0), (0.5, 0.25, 0.25)):
+        data = data_of(label=(Table(path=str(tmp_path / "posts.csv"), text="text", fractions=fractions), "label"))
+        data.tokenize(minilm(), 128)
+        refused = pytest.raises(UserError, match=r"^evaluations=\[calibration\]: task 'label': no post of the val split")
+        with refused if fractions[1] == 0 else nullcontext():
+            check_test({"calibration": Calibration(bins=15)}, data, None)  # type: ignore[arg-type]
+
+
 # The command line
 
 # Without noise no normal post of the sample is about anyone.
@@ -225,6 +238,20 @@ def test_a_run_is_judged_when_it_is_tested(cli: Cli, tmp_path: Path) -> None:
     none = cli("action=test", "evaluations=[]", f"load_path={run}")
     assert none.code == 0, none.err
     assert lines(run) == lines(plain)
+
+
+@pytest.mark.slow
+def test_a_test_on_other_posts_is_refused_before_it_begins_where_there_are_none_to_fit_on(cli: Cli, tmp_path: Path) -> None:
+    run, table = tmp_path / "run", tmp_path / "posts.csv"
+    assert cli(*POSTS, f"save_path={run}").code == 0
+    labels = json.loads((run / "labels.json").read_text())["label"]["names"]
+    table.write_text("text,label\n" + "".join(f"post number {i},{labels[i % len(labels)]}\n" for i in range(20)))
+    there = ["corpus@tasks.label.corpus=table", f"tasks.label.corpus.path={table}", f"save_path={tmp_path}/other"]
+    asked = ["action=test", f"load_path={run}", *there, "tasks.label.corpus.fractions=[0,0,1]"]
+    told = cli(*asked, "evaluations=[calibration]")
+    assert told.code == 2 and "task 'label': no post of the val split is annotated" in told.err
+    assert "test_label" not in told.out and not (tmp_path / "other").exists()
+    assert cli(*asked).code == 0
 
 
 @pytest.mark.slow
