@@ -29,6 +29,14 @@ class Faithfulness(Explained):
     aopc: bool
     called: ClassVar[str] = "faithfulness"
 
+    def _try_out(self, posts: np.ndarray, columns: Mapping[str, Column], reader: Reader | None) -> None:
+        """Asks the task's head of one post's tokens alone as well, which one with a lexicon refuses."""
+        super()._try_out(posts, columns, reader)
+        assert reader is not None
+        one, asked = Post(0, reader.tokens(int(posts[self._places(len(posts), columns)[0]])), None), Asked()
+        asked.both([one], [np.zeros(len(one.tokens.ids))], self.protocols[0], None, self.top)
+        asked.answered(reader, self.task)
+
     def rows(
         self, predictions: Mapping[str, Predicted], posts: Mapping[str, Mapping[str, Column]], reader: Reader | None = None
     ) -> list[Row]:

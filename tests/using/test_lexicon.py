@@ -12,15 +12,16 @@ from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using.predictor import Predictor
 
 WORDS = "word,weight,category\nsnorf,1,abuse\nlovely,2,kind\nfriend,1,kind\n"
+COMMAND = ["tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=100", "encoder=tiny"]
+COMMAND += ["optimization.epochs=1", "trainer.precision=32"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("lexicon")
     (folder / "words.csv").write_text(WORDS, encoding="utf-8")
-    command = ["tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=100", "encoder=tiny"]
-    command += ["optimization.epochs=1", "trainer.precision=32", f"tasks.label.head.lexicon={folder / 'words.csv'}"]
-    assert main(*command, "optimization.head_lr=0.1", f"save_path={folder / 'run'}") == 0
+    words = f"tasks.label.head.lexicon={folder / 'words.csv'}"
+    assert main(*COMMAND, words, "optimization.head_lr=0.1", f"save_path={folder / 'run'}") == 0
     return folder / "run", folder / "words.csv"
 
 
@@ -47,6 +48,14 @@ def test_the_words_travel_with_the_run_and_their_counts_with_the_posts(run: tupl
         words.write_text(WORDS, encoding="utf-8")
 
 
+def test_what_asks_about_tokens_alone_is_refused_before_the_first_epoch(run: tuple[Path, Path], cli: Any) -> None:
+    new = run[0].with_name("judged")
+    told = cli(*COMMAND, f"tasks.label.head.lexicon={run[1]}", "action=[train,test]", "evaluations=[faithfulness]",
+               f"save_path={new}")  # fmt: skip
+    assert told.code == 2 and "evaluations=[faithfulness]: a head with a lexicon counts the words of whole posts" in told.err
+    assert not [path for path in new.parent.iterdir() if "judged" in path.name]
+
+
 def test_another_word_list_is_refused_and_the_same_in_another_file_is_not(run: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("snorf\n", encoding="utf-8")
     (tmp_path / "same.tsv").write_text(WORDS.replace(",", "\t"), encoding="utf-8")
@@ -61,8 +70,7 @@ def test_another_word_list_is_refused_and_the_same_in_another_file_is_not(run: t
 def test_a_list_that_was_changed_makes_another_run(run: tuple[Path, Path], cli: Any) -> None:
     folder, words = run
     words.write_text(WORDS + "hat,1,kind\n", encoding="utf-8")
-    command = ["tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=100", "encoder=tiny"]
-    command += ["optimization.epochs=1", "trainer.precision=32", f"tasks.label.head.lexicon={words}"]
+    command = [*COMMAND, f"tasks.label.head.lexicon={words}"]
     ended = cli(*command, "optimization.head_lr=0.1", f"save_path={folder}")
     assert (ended.code, "the word lists of heads hold other words" in ended.err) == (2, True)
     words.write_text(WORDS, encoding="utf-8")
