@@ -84,7 +84,7 @@ def command(run: Results) -> str | None:
     words = (sidecar(run, "run.json") or {}).get("words")
     if not isinstance(words, list) or not words:
         return None
-    kept = [str(word) for word in words if not str(word).startswith(("save_path=", "launcher", "tune.", "action="))]
+    kept = [str(word) for word in words if not str(word).startswith(("save_path=", "launcher", "tune.", "action=tune"))]
     return shlex.join(["uv", "run", "main.py", *kept, "save_path=adapters/winner"])
 
 

@@ -72,6 +72,15 @@ def test_less_is_better_of_errors_and_of_costs(run: Script, sweep: Path) -> None
     assert [row[1] for row in table(run("runs/*", "--by", "seconds", "--top", "1")[1])[1:]] == ["64"]
 
 
+def test_the_command_keeps_the_test_that_its_evaluations_judge(run: Script, tmp_path: Path) -> None:
+    data = classes(20, 0.5, np.random.default_rng(0))
+    for name, action in (("a", "action=[train,test]"), ("b", "action=tune")):
+        words = [action, "evaluations=[bias]", "tune.trials=3"]
+        save(tmp_path / name, *data, rows={"val_label_macro_f1": 0.5}, words=words)
+    assert "main.py 'action=[train,test]' 'evaluations=[bias]' save_path=" in run("a", "--by", "val_label_macro_f1")[2]
+    assert "main.py 'evaluations=[bias]' save_path=" in run("b", "--by", "val_label_macro_f1")[2]
+
+
 def test_what_failed_is_told_and_so_is_a_choice_by_the_test(run: Script, sweep: Path) -> None:
     record = {"status": "diverged", "message": "the training loss is nan", "configuration": "0"}
     (sweep / "runs" / ".rank=99.failed.json").write_text(json.dumps(record))
