@@ -1,8 +1,8 @@
 """Copies what verdicts are made of from a study's saved runs: small enough to be published, without weights and logs.
 
 Of every finished run below STUDY it copies the configuration, the record, labels, results and predictions (post ids, gold
-and scores: no texts), and names FOLDER where they name STUDY. Every script of analysis/ that needs no weights reads the
-copies as it reads runs.
+and scores: no texts), and names FOLDER where they name STUDY. Scripts of analysis/ that need these alone read
+the copies as they read runs; learning curves, steps, searches and what a fusion looks at stay with the runs.
 """
 
 import argparse
