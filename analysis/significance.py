@@ -14,7 +14,7 @@ from intervals import POWER, Scored, Spread, crossed, detectable, expanded, perc
 from outcomes import Array
 from resampling import swapped
 from scipy import stats
-from stochastic_order import net_distance_p, upper_bound
+from stochastic_order import net_distance_p, upper_bound, violation
 
 
 class Cannot(Exception):
@@ -196,6 +196,8 @@ def mcnemar(a: Scored, b: Scored, how: How) -> Finding:
     if len(a.values) > 1 or len(b.values) > 1:
         raise Cannot("compares one run with one run; give one each, or leave --test out")
     right = [side.measures[0].indicators for side in (a, b)]
+    if a.lower:  # misses by one level, where none is greater
+        raise Cannot("is for accuracy, and less of this metric is better")
     if right[0].shape[1] != 2 or not all(np.isin(each[:, 0], (0, 1)).all() and (each[:, 1] == 1).all() for each in right):
         raise Cannot("is for accuracy over posts that no group joins")
     first, second, posts = right[0][:, 0] > 0, right[1][:, 0] > 0, len(right[0])
@@ -286,7 +288,7 @@ def aso(a: Scored, b: Scored, how: How) -> Finding:
 
     Effect: ε_min, below .5 where the better is almost stochastically the greater. That alone is no test at few seeds: n
     runs a side are in order at every quantile, ε = 0, in 2/(n + 1) of all deals of the same runs. So p is of the signed
-    squared distance that ε divides, when the runs are dealt out anew.
+    squared distance that ε divides, when the runs are dealt out anew; 1 where that speaks for the side of the lower mean.
     """
     _several(a, b)
     sides = [(-1 if a.lower else 1) * side.values for side in (a, b)]
@@ -298,7 +300,7 @@ def aso(a: Scored, b: Scored, how: How) -> Finding:
         b,
         how,
         _of_seeds(a, b, paired=False),
-        p=net_distance_p(better, worse, how.resamples, draw),
+        p=net_distance_p(better, worse, how.resamples, draw) if violation(better, worse) < 0.5 else 1.0,
         floor=_splits(len(better), len(worse), how),
         effect=("ε", bound),
         needed=runs_needed(_difference(a, b), _of_seeds(a, b, paired=False), how.level, _least),

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,8 @@ def test_mcnemar_tells_what_it_could_have_found_and_refuses_what_is_no_accuracy(
     assert TESTS["mcnemar"](scored(np.zeros(4)), scored(np.ones(4)), HOW).effect == ("odds", math.inf)
     with pytest.raises(Cannot, match="^is for accuracy over posts that no group joins$"):
         TESTS["mcnemar"](scored(a / 2), scored(b), HOW)
+    with pytest.raises(Cannot, match="less of this metric is better"):
+        TESTS["mcnemar"](replace(scored(a), lower=True), replace(scored(b), lower=True), HOW)
 
 
 def test_effects_and_mcnemars_interval_by_hand() -> None:
@@ -252,6 +255,14 @@ def test_stochastic_order_by_hand() -> None:
     assert violation(x, y) < upper_bound(x, y, 0.05, np.random.default_rng(0)) <= 1
     lower = TESTS["aso"](of_seeds(3, 0, lower=True), of_seeds(1, 1, lower=True), HOW)
     assert lower.p == TESTS["aso"](of_seeds(1, 1), of_seeds(3, 0), HOW).p
+
+
+def test_an_order_against_the_means_is_no_difference() -> None:
+    """Means 1.00 and .90, but the squared distance is nearly all the other way."""
+    draw = np.random.default_rng(0)
+    x, y = np.ones(40) + draw.normal(0, 0.001, 40), np.r_[np.zeros(34), np.full(6, 6.0)] + draw.normal(0, 0.001, 40)
+    assert violation(x, y) == pytest.approx(0.815, abs=0.01)
+    assert TESTS["aso"](of_seeds(*y), of_seeds(*x), HOW).p == TESTS["aso"](of_seeds(*x), of_seeds(*y), HOW).p == 1
 
 
 def test_the_variance_of_seeds_and_posts_is_that_of_the_two_way_layout() -> None:
