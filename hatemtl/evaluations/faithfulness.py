@@ -20,8 +20,8 @@ class Faithfulness(Explained):
     p(label | post) - p(label | these alone); label is what the whole post gets.
 
     DeYoung et al. 2020, arXiv:1911.03429, eq. 1 and 2. aopc: also the means over the highest 1, 5, 10, 20 and 50 % of the
-    tokens, one at least: eq. 3 without its term of no token and over five, as ERASER's program divides. Token ids are fed again,
-    nothing is tokenized anew.
+    tokens, one at least: eq. 3 without its term of no token and over five, as ERASER's program divides. Token ids are fed
+    again, nothing is tokenized anew.
     official, as Mathew et al. 2021, arXiv:2012.10289, ship it: a special token that is chosen is missing without, and there
     twice alone, since the chosen stand between the special tokens. joined: special tokens are never chosen.
     A post of which nothing is left is fed as its special tokens. truth: null for all posts.
