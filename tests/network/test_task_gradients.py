@@ -18,6 +18,7 @@ from hatemtl.machine.crew import Crew
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective import surgery
 from hatemtl.objective.from_losses import Famo, GeometricMean, Random, SmoothTchebycheff, Uncertainty
+from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.objective.weighting import Sum, Weighting
 
 Make = Callable[..., Weighting]
@@ -150,10 +151,8 @@ def test_hidden_states_are_weighed_in_place_of_parameters() -> None:
             torch.testing.assert_close(found[name], own[task][name])
 
 
-class Pull:
+class Pull(Regulariser):
     weight = 0.5
-
-    def check(self, forward: Any) -> None: ...
 
     def terms(self, forward: Any, batch: Any, hidden: Any, logits: Any) -> dict[str, Tensor]:
         return {"states": hidden.square().mean()}
