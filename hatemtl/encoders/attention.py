@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast.bert_layer import KINDS
 from hatemtl.encoders.partway import EnoughError, Watch, run_until
 from hatemtl.errors import UserError
+
+# transformers' layers whose weights of attention are softmax(q·kᵀ/√d) of what enters the layer.
+KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
 
 
 def of_first_token(model: nn.Module, inputs: Mapping[str, Tensor], *, layer: int, head: int | None) -> Tensor:

@@ -45,8 +45,9 @@ class Calibration:
 
     def check(self, spaces: Mapping[str, LabelSpace], test: Beforehand | None = None) -> None:
         check_some(spaces, ("one", "any"), "a task whose labels have probabilities (multiclass, ordinal or multilabel)")
-        for task in spaces if test is not None else ():
-            if spaces[task].carries is not None and not test.validation[task]:
+        validation = dict[str, int]() if test is None else test.validation
+        for task, posts in validation.items():
+            if task in spaces and spaces[task].carries is not None and not posts:
                 raise UserError(
                     f"task {task!r}: no post of the val split is annotated, and the temperature is fitted on those; give "
                     f"other splits, or leave calibration out of evaluations=[...]"
