@@ -21,10 +21,10 @@ from intervals import Scored
 from many_comparisons import letters
 from outcomes import Array, Outcome
 from resampling import bootstrap
-from results import ResultsError, is_bound, is_count, note, sidecar, testing_line
+from results import ResultsError, is_count, note, sidecar, testing_line
 from significance import TESTS, Cannot, How
 from systems import System, comparable, find_systems, judged_otherwise, siblings
-from table import LOWER_IS_BETTER, NEITHER_IS_BETTER, SUFFIXES, Cell, Table, add_output_options
+from table import LOWER_IS_BETTER, SUFFIXES, Cell, Table, add_output_options, has_no_better
 from verdicts import Comparison, Saying, compared_row, judged, row_of, sentence, short, shown_cells
 
 EXAMPLES = """examples:
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         systems = find_systems(args.systems, args.name)
         args.metric = [*dict.fromkeys(args.metric)]
         for metric in args.metric:
-            if is_count(metric) or is_bound(metric) or NEITHER_IS_BETTER.search(metric):
+            if has_no_better(metric):
                 raise ResultsError(f"--metric {metric}: neither more nor less of it is better; leave it out")
         say, rows = rows_of(systems, args)
         full = (args.format or (SUFFIXES.get(args.output.suffix) if args.output else None)) in ("csv", "json")

@@ -46,6 +46,11 @@ EXAMPLES = """examples:
 """
 
 
+def has_no_better(metric: str) -> bool:
+    """Tells whether neither more nor less of a row is better: a count, an end of an interval, a spread."""
+    return bool(is_count(metric) or is_bound(metric) or NEITHER_IS_BETTER.search(metric))
+
+
 @dataclass(frozen=True)
 class Table:
     """Metrics as rows, runs as columns; None where a run lacks the metric. A cell that is a text is shown as it is.
@@ -83,7 +88,7 @@ class Table:
         shown = [cell if sd is None else f"{cell} ± {sd:.{of}f}" for cell, sd, of in zip(means, spread, places, strict=True)]
         letters = self.letters.get(metric, [""] * len(means))
         shown = [f"{cell} {letter}" if letter else cell for cell, letter in zip(shown, letters, strict=True)]
-        if not self.best or is_count(metric) or is_bound(metric) or NEITHER_IS_BETTER.search(metric) or len(known) < 2:
+        if not self.best or has_no_better(metric) or len(known) < 2:
             return shown
         best = min(known) if LOWER_IS_BETTER.search(metric) else max(known)
         # Compared as shown: of two values that read the same, neither is printed as the better one.

@@ -57,7 +57,7 @@ KEYS: dict[str, Any] = {
     **{f"preprocess.{field.name}": bool for field in fields(Preprocess)},
     **{"unlabelled.corpus": Corpus | None, "unlabelled.posts": int},
     "folds.of": Literal["train", "test"],
-    **{"serve.host": str, "serve.names": Sequence[str], "serve.port": int},
+    **{"serve.host": str, "serve.names": Sequence[str] | None, "serve.port": int},
     **{"serve.queue": int, "serve.precision": Literal["int8"] | None},
     **dict.fromkeys(("cost.per_hour", "cost.watts"), float | None),
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatemtl.encoders.partway import EnoughError, Watch, run_until
 from hatemtl.errors import UserError
 
-# transformers' layers whose weights of attention are softmax(q·kᵀ/√d) of what enters the layer.
+# transformers' layers of BERT's form, whose weights of attention are softmax(q·kᵀ/√d) of what enters the layer.
 KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
 
 

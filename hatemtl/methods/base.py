@@ -207,12 +207,6 @@ def check_lora(*, rank: int, alpha: float, dropout: float = 0.0) -> None:
     check_dropout(dropout)
 
 
-def check_cut(rank: int | None) -> None:
-    """Raises UserError where a merge cannot be cut to this rank."""
-    if rank is not None and rank < 1:
-        raise UserError(f"method.rank={rank}: expected a whole number from 1, or null, by which nothing is cut")
-
-
 def check_dropout(dropout: float) -> None:
     """Raises UserError where it is no probability."""
     if not 0 <= dropout < 1:

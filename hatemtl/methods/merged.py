@@ -52,6 +52,19 @@ class MergedWeights(Method):
         return Attached(model, notes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptMerge(Method):
+    """Starts from the merge of saved adapters, kept beside the encoder's weights; of LoRAs cut to `rank`, if that is one."""
+
+    sources: str = field()
+    merge: Merge = field()
+    rank: int | None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise UserError(f"method.rank={self.rank}: expected a whole number from 1, or null, by which nothing is cut")
+
+
 def left_alone(runs: Sequence[SavedRun], sources: Sequence[Updates]) -> tuple[str, ...]:
     """Notes each source that leaves layers as they are which another one changes."""
     changed = [[layer for layer, update in source.items() if update.B.any()] for source in sources]

@@ -18,8 +18,6 @@ from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear
 from hatemtl.encoders.fast.sublayer_end import Bottleneck, SublayerEnd
 from hatemtl.encoders.fast.trained import TrainedLinear
 
-# transformers' layers of one form.
-KINDS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer")
 # Softmax over fewer than 16 float32 numbers, one AVX-512 register, takes ten times as long a number.
 LEAST_KEYS = 16
 # Up to so many tokens of a single post torch's own kernel, one call, takes less time; of more tokens or posts it takes more.

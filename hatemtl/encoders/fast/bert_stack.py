@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from hatemtl.encoders.fast.bert_layer import KINDS, BertLayer, Group, Layer, waits
+from hatemtl.encoders.attention import KINDS
+from hatemtl.encoders.fast.bert_layer import BertLayer, Group, Layer, waits
 from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.lora_linear import check_once, gradients, prepare
 from hatemtl.encoders.fast.sublayer_end import Bottleneck

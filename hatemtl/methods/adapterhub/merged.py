@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +10,13 @@ from torch import nn
 
 from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
-from hatemtl.merging.base import Merge, merge_factors
+from hatemtl.merging.base import merge_factors
 from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import kinds, union
 from hatemtl.methods.adapterhub.library import add, load_all, own_parameters, train, updates
 from hatemtl.methods.adapterhub.several_adapters import LIBRARY
-from hatemtl.methods.base import Attached, Method, check_cut, try_out
-from hatemtl.methods.merged import left_alone, merged_changes
+from hatemtl.methods.base import Attached, try_out
+from hatemtl.methods.merged import KeptMerge, left_alone, merged_changes
 from hatemtl.saved_runs.saved_run import SavedRun
 
 # The kinds of adapter whose matrices are the weights of linear layers that read the tokens of posts, but for their gates.
@@ -24,7 +24,7 @@ LINEAR = {"seq_bn", "par_bn", "inv", "gated"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergedAdapters(Method):
+class MergedAdapters(KeptMerge):
     """Starts from the merge of saved adapters of one kind; the sources stay loaded, frozen and inactive.
 
     LoRAs of any rank, scale and layers, of either library, are merged as updates ΔW, and the result is a LoRA, cut to
@@ -32,13 +32,7 @@ class MergedAdapters(Method):
     that they started from, which is the same for all runs of this seed.
     """
 
-    sources: str = field()
-    merge: Merge = field()
-    rank: int | None
     library = LIBRARY
-
-    def __post_init__(self) -> None:
-        check_cut(self.rank)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()

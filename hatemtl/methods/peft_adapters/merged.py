@@ -1,29 +1,23 @@
 """Starts from the merge of several saved LoRAs, kept as one LoRA in PEFT's format, without AdapterHub."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hatemtl.encoders.pretrained import Transformer
-from hatemtl.merging.base import Merge, merge_factors
+from hatemtl.merging.base import merge_factors
 from hatemtl.methods import lora_formats
-from hatemtl.methods.base import Attached, Method, check_cut
-from hatemtl.methods.merged import left_alone
+from hatemtl.methods.base import Attached
+from hatemtl.methods.merged import KeptMerge, left_alone
 from hatemtl.methods.peft_adapters.library import LIBRARY, NAME, add, train
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergedLoRA(Method):
+class MergedLoRA(KeptMerge):
     """Starts from the merge of saved LoRAs of any rank, scale, layers and library, as updates ΔW, cut to `rank`."""
 
-    sources: str = field()
-    merge: Merge = field()
-    rank: int | None
     library = LIBRARY
-
-    def __post_init__(self) -> None:
-        check_cut(self.rank)
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         runs = self.starts_from()

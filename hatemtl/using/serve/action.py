@@ -22,7 +22,7 @@ PACKAGES = ("starlette", "uvicorn")
 SWITCH = 0.0005
 
 
-def serve(requests: Sequence[Request], *, host: str, names: Sequence[str], port: int, queue: int) -> Path:
+def serve(requests: Sequence[Request], *, host: str, names: Sequence[str] | None, port: int, queue: int) -> Path:
     """Answers on host and port what these saved runs say of texts, until it is interrupted; gives the first one's folder.
 
     names: further ones by which it may be asked. queue: how many posts may wait, counted once a run.
@@ -38,7 +38,7 @@ def serve(requests: Sequence[Request], *, host: str, names: Sequence[str], port:
         saved = request.used_run("serve")
         check_predictable({task: saved.labels[task] for task in request.tasks})
     with closing(bound(host, port)) as listening:  # before what takes seconds
-        _serve(used, listening, host=host, names=names, queue=queue)
+        _serve(used, listening, host=host, names=names or (), queue=queue)
     return requests[0].used_run("serve").folder
 
 
