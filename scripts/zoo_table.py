@@ -255,7 +255,11 @@ def parameters(typed: str, sources: Sequence[str] = ()) -> tuple[int, float]:
         BertConfig(**{**SHAPE, **MINILM}).save_pretrained(folder)  # with few words, which no adapter looks at
         for number, source in enumerate(sources, 1):
             part, keys = folder / f"part_{number}", {"sources": str(folder / "part_*")}
-            save(network(method(source), _small(folder), part.name, seed=0), source, part, seed=0)
+            run = network(method(source), _small(folder), part.name, seed=0)
+            for parameter in run.module.encoder.parameters():
+                if parameter.requires_grad:  # as trained: a merge leaves out the directions of a LoRA that says nothing
+                    nn.init.normal_(parameter)
+            save(run, source, part, seed=0)
         found = list(network(method(typed, **keys), _small(folder), "run", seed=0).module.encoder.parameters())
     everything = all(parameter.requires_grad for parameter in found)
     trained = whole if everything else sum(parameter.numel() for parameter in found if parameter.requires_grad)

@@ -8,7 +8,7 @@ import pytest
 from conftest import Outcome
 
 SOURCES = ("ah_lora16", "ah_dora", "ah_seq_bn", "ah_seq_bn_inv", "ah_unipelt", "peft_ia3", "full", "mtl_lora")
-WAY_OUT = re.compile(r"type (\w+\.)?\w+[=.]\S|, method=ah_|method=\w+_?load\b|with method=")
+WAY_OUT = re.compile(r"type (\w+\.)?\w+[=.]\S|, method=(?:ah|peft)_|method=\w+_?load\b|with method=")
 # method and keys; for sources, the method of the saved run
 WRONG = [
     "ah_fusion sources=ah_lora16",

@@ -247,7 +247,7 @@ def test_a_test_on_other_posts_is_refused_before_it_begins_where_there_are_none_
     labels = json.loads((run / "labels.json").read_text())["label"]["names"]
     table.write_text("text,label\n" + "".join(f"post number {i},{labels[i % len(labels)]}\n" for i in range(20)))
     there = ["corpus@tasks.label.corpus=table", f"tasks.label.corpus.path={table}", f"save_path={tmp_path}/other"]
-    asked = ["action=test", f"load_path={run}", *there, "tasks.label.corpus.fractions=[0,0,1]"]
+    asked = ["action=test", "tasks=[label]", f"load_path={run}", *there, "tasks.label.corpus.fractions=[0,0,1]"]
     told = cli(*asked, "evaluations=[calibration]")
     assert told.code == 2 and "task 'label': no post of the val split is annotated" in told.err
     assert "test_label" not in told.out and not (tmp_path / "other").exists()
