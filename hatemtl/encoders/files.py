@@ -43,10 +43,10 @@ def _items(content: Any) -> Iterator[tuple[str, Any]]:
         yield from _items(value)
 
 
-def check_weights(folder: Path, source: str) -> None:
-    """Raises UserError where the weights are neither in model.safetensors nor in safetensors files that an index names."""
+def weight_files(folder: Path, source: str) -> list[str]:
+    """Names the files of weights. Raises UserError where there is neither model.safetensors nor what an index names."""
     if (folder / WEIGHTS).is_file():
-        return
+        return [WEIGHTS]
     if not (index := folder / INDEX).is_file():
         if others := sorted(path.name for path in folder.glob("model*.safetensors")):
             raise UserError(
@@ -69,6 +69,7 @@ def check_weights(folder: Path, source: str) -> None:
             )
         if not (folder / file).is_file():
             raise UserError(f"{index}: {file} is missing; {AGAIN}")
+    return sorted({*files.values()})
 
 
 def check_fit(model: nn.Module, seen: Mapping[str, Any], folder: Path, prefix: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from hatemtl.encoders.files import AGAIN, INDEX, WAY_OUT, check_fit, check_weights, guard
+from hatemtl.encoders.files import AGAIN, INDEX, WAY_OUT, check_fit, guard, weight_files
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
 from hatemtl.machine.hub import fetch
@@ -85,6 +85,16 @@ class Encoder:
             raise UserError(f"encoder.source={self.source}: no config.json there; {WAY_OUT}")
         guard(folder)
         return folder
+
+    def weights(self) -> dict[str, str]:
+        """Tells the pretrained weights from others without loading them, file by file; none where they are drawn."""
+        if self.random is not None:
+            return {}
+        folder, found = self.folder(), {}
+        for name in weight_files(folder, self.source):
+            with _readable(folder), safe_open(folder / name, "pt") as file:
+                found[name] = _digest((key, file.get_tensor(key)) for key in sorted(file.keys()))
+        return found
 
     def tokenizer(self) -> Tokenizer:
         """Loads the fast tokenizer. A word in mid-text and a word at its start get the same ids."""
@@ -150,7 +160,7 @@ class Encoder:
                     f"others, or type encoder.random={{}} for those of config.json"
                 ) from error
         else:
-            check_weights(folder, self.source)
+            weight_files(folder, self.source)
             # those of another shape are told of by name below
             how |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
             with _readable(folder), torch.random.fork_rng(devices=[]):  # a pooler that is missing would be drawn
@@ -242,9 +252,13 @@ def vocabulary(tokenizer: Tokenizer) -> str:
 
 def fingerprint(model: Transformer) -> str:
     """Tells one encoder from another by sixteen hex digits: of names, shapes and 1,024 values of each pretrained weight."""
+    return _digest(sorted(model.state_dict().items()))
+
+
+def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in weights:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         values = tensor.flatten()[:: max(1, tensor.numel() // 1024)]  # spread over the whole of it
-        digest.update(values.contiguous().numpy().tobytes())
+        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())  # of types that NumPy lacks too
     return digest.hexdigest()[:16]

@@ -29,10 +29,11 @@ NOT_PART_OF_A_RUN = (
     *("data.cache", "data.workers", "data.micro_batches", "trainer.memory", "trainer.strategy"),
 )
 OFF = (None, False, 0)
-# what a run is made from, by its key in run.json: digests of saved runs, fingerprints of corpora by task
+# what a run is made from, by its key in run.json: digests of saved runs, of files and word lists, fingerprints of corpora
 Inputs = Mapping[str, Mapping[str, str]]
 CHANGED = {
     "sources": "the saved runs that it starts from are others, or were trained anew",
+    "encoder_files": "the pretrained encoder has other weights",
     "unlabelled": "the unlabelled posts are others",
     "lexicons": "the word lists of heads hold other words",
     "data": "the corpora hold other posts or annotations",
@@ -136,7 +137,7 @@ def claim(save_path: Path, config: Mapping[str, Any], inputs: Inputs, *, overwri
     if saved is None:
         what, changed = "has an unfinished", _changed_since(work, config, inputs)
     else:
-        what, changed = "holds a finished", differences(saved.config, config) + _other_inputs(saved.record, inputs)
+        what, changed = "holds a finished", differences(saved.config, config) + other_inputs(saved.record, inputs)
     if changed:
         some = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
         raise UserError(
@@ -193,12 +194,13 @@ def _changed_since(work: Path, config: Mapping[str, Any], inputs: Inputs) -> lis
     """Tells what sets the unfinished run apart; nothing of one that was killed before it wrote its configuration."""
     try:
         known = (work / "config.yaml").exists()
-        return differences(read_config(work), config) + _other_inputs(read_record(work), inputs) if known else []
+        return differences(read_config(work), config) + other_inputs(read_record(work), inputs) if known else []
     except UserError as error:  # a broken one cannot go on
         return [str(error).removesuffix(f"; {AGAIN}")]
 
 
-def _other_inputs(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
+def other_inputs(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    """Tells which inputs are others than run.json records; one that it lacks, as of an older version, is no other."""
     return [CHANGED[name] for name, given in inputs.items() if record.get(name, given) != given]
 
 

@@ -52,7 +52,8 @@ Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 GROUPS = ("tasks", "encoder", "method", "trainer", "data", "optimization", "batching", "sampling")
 CONFIG = dict.fromkeys(GROUPS, json_object.KEYS) | {"choices": json_object.MAYBE_KEYS, "preprocess": json_object.MAYBE_KEYS}
 RECORD = {"tables": json_object.Shape(list, "a list")}
-RECORD |= dict.fromkeys(("data", "tested_data", "tested_precision", "versions", "sources", "lexicons"), json_object.KEYS)
+KEYED = ("data", "tested_data", "tested_precision", "versions", "sources", "lexicons", "unlabelled", "encoder_files")
+RECORD |= dict.fromkeys(KEYED, json_object.KEYS)
 RECORD |= {"ledger": json_object.MAYBE_KEYS, "method": json_object.TEXT, "encoder": json_object.MAYBE_TEXT}
 RECORD |= {"encoder_source": json_object.TEXT, "hub": json_object.TEXT, "tokenizer": json_object.TEXT}
 

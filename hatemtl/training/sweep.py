@@ -9,9 +9,10 @@ from typing import Any
 from hatemtl.command import console as report
 from hatemtl.command.request import Request
 from hatemtl.errors import UserError
-from hatemtl.saved_runs.claiming import differences
+from hatemtl.saved_runs.claiming import Inputs, differences, other_inputs
 from hatemtl.saved_runs.failures import diverged_before, forget_failure, record_of, write_failure
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.training.inputs import inputs_of, inputs_to_read, sources_of
 from hatemtl.training.launch.base import Ended, Launcher, Run
 
 BEGUN, NOT_BEGUN = Ended("interrupted", "the same command goes on with it"), Ended("not begun", "")
@@ -101,7 +102,7 @@ class Finished:
     """
 
     def __init__(self) -> None:
-        self.marks: dict[str, Mapping[str, str]] = {}  # of corpora, which most runs of a sweep share
+        self.read: dict[str, Inputs] = {}  # what most runs of a sweep share
 
     def __call__(
         self, request: Callable[[], Request], save_path: Path, config: Mapping[str, Any], *, then_test: bool
@@ -114,15 +115,13 @@ class Finished:
             tested = {row.task for row in saved.rows if row.stage == "test"}
             if then_test and (judged_anew or saved.tested_in_int8 or not tested >= asked.tasks.keys()):
                 return False
-            record = saved.record
-            sources = {folder: SavedRun(folder).digest() for folder in record["sources"]}
-            return bool(sources == record["sources"] and self._data(asked) == record["data"])
-        except (UserError, KeyError):
+            return not other_inputs(saved.record, inputs_of(sources_of(asked), self._to_read(asked)))
+        except UserError:
             return False
 
-    def _data(self, request: Request) -> Mapping[str, str]:
+    def _to_read(self, request: Request) -> Inputs:
         tasks = request.tasks_knowing(request.heads_from())
-        key = repr((tasks, request.folds))
-        if key not in self.marks:
-            self.marks[key] = request.datamodule(tasks).fingerprints()
-        return self.marks[key]
+        key = repr((tasks, request.folds, request.unlabelled, request.encoder))
+        if key not in self.read:
+            self.read[key] = inputs_to_read(request, request.datamodule(tasks))
+        return self.read[key]

@@ -18,7 +18,7 @@ from hatemtl.command.console import Console
 from hatemtl.command.request import Request, Result
 from hatemtl.corpora import leaks
 from hatemtl.corpora.base import SPLITS
-from hatemtl.errors import UserError, refusing
+from hatemtl.errors import UserError
 from hatemtl.machine.crew import ALONE, Crew, called, joined
 from hatemtl.machine.crew import check as check_crew
 from hatemtl.machine.flops import matmul_peak
@@ -29,11 +29,12 @@ from hatemtl.machine.startup import started
 from hatemtl.methods.base import LOADERS
 from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs import saved_run
-from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, Inputs, claim, finish, held, named_after, start
+from hatemtl.saved_runs.claiming import CHECKPOINT, TRAINED, claim, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished
 from hatemtl.saved_runs.writing import share, write, write_rows, write_text
 from hatemtl.training import thresholds
 from hatemtl.training.callbacks import BestWeights, Checkpoint, EpochLine, StepTable, Throughput, check_finite
+from hatemtl.training.inputs import inputs_of, inputs_to_read, sources_of
 from hatemtl.training.micro_batches import cut, fit, that_fit
 from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
@@ -88,9 +89,8 @@ def _train(
     config, asked = request.identity, time.perf_counter()
     method, optimization, settings = request.method, request.optimization, request.trainer
     refits = request.heads_merge == "refit"
-    with refusing():
-        starts = method.starts_from()
-    if request.load_path is not None and not request.heads_load and not starts:
+    known = sources_of(request)
+    if request.load_path is not None and not request.heads_load and not method.starts_from():
         loader = LOADERS[SavedRun(request.load_path).record["library"]]
         raise UserError(f"load_path={request.load_path} would be used by nothing; type method={loader}, or heads.load=true")
     if request.unlabelled is not None and not any(one.of_any_post and one.weight for one in request.regularisers.values()):
@@ -101,13 +101,10 @@ def _train(
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     if request.folds is not None and request.folds.of == "test" and not then_test:
         raise UserError("folds.of=test deals the posts of a test; type action=[train,test], or folds.of=train")
-    heads_from = request.heads_from()
-    known = [*starts, *([heads_from] if heads_from else []), *map(SavedRun, request.teachers)]
     check_folds(request, known)
-    tasks = request.tasks_knowing(heads_from)
+    tasks = request.tasks_knowing(request.heads_from())
     data = request.datamodule(tasks)
-    sources = {str(source.folder): source.digest() for source in known}
-    inputs: Inputs = {"sources": sources, "data": data.fingerprints(), **_further(data)}
+    inputs = inputs_of(known, inputs_to_read(request, data))
     if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
         console.print(
@@ -194,10 +191,8 @@ def _train(
             "encoder": network.mark,
             "tokenizer": words,
             "encoder_source": request.encoder.source,
-            "data": inputs["data"],
+            **inputs,
             "leaks": leaked,
-            "sources": sources,
-            **_further(data),
             "seed": request.seed,
             "words": [*request.words],
             "precision": trainer.precision,
@@ -227,14 +222,6 @@ def _train(
         rows = [*rows, *evaluate(request, network, data, save_path, Ledger(request.cost))]
     report.results(console, rows, f"{save_path}: best of {trainer.current_epoch} epochs is {best.epoch + 1}")
     return Result(save_path, rows, best.epoch + 1, time.perf_counter() - asked)
-
-
-def _further(data: DataModule) -> Inputs:
-    """Gives the digests of the word lists that heads read, and the fingerprint of unlabelled posts, where there are some."""
-    further = {"lexicons": {task: lexicon.digest for task, lexicon in data.lexicons.items()}}
-    if data.unlabelled is not None:
-        further["unlabelled"] = {"corpus": data.corpora[data.unlabelled.corpus].fingerprint()}
-    return {name: given for name, given in further.items() if given}
 
 
 def _learn(
