@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +17,9 @@ from sklearn.metrics import f1_score
 
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.sample import Sample
+from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.training.refusals import check_folds
 
 Cli = Callable[..., Outcome]
 LABEL = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "tasks.label.corpus.size=200"]
@@ -101,3 +106,37 @@ def test_what_cannot_be_is_refused_and_nothing_written(
     monkeypatch.chdir(tmp_path)
     assert re.search(said, refused(*LABEL, *words))
     assert not [*tmp_path.iterdir()]
+
+
+RTE: Any = {"_target_": "hatemtl.corpora.glue.Glue", "dir": "/a/glue", "task": "rte", "fraction": 1.0}
+SAMPLE: Any = {"_target_": "elsewhere.Sample", "size": 200}  # as a run of the command line has it
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "same", "starts"),
+    [
+        (Sample(size=200), {"class": "Sample", "size": 200}, True, True),
+        (Sample(size=200), {"class": "Sample", "size": 200, "fraction": 0.5}, False, False),
+        (Sample(size=200), SAMPLE, False, False),
+        (Sample(size=200), {"corpora": {"a": RTE, "b": SAMPLE}}, False, False),
+        (RTE, {**RTE, "task": "mnli"}, False, True),
+        (RTE, {**RTE, "dir": "/b/glue", "fraction": 0.5}, False, False),
+        (RTE, {}, False, True),  # of an adapter of the hub nobody knows what it saw
+    ],
+)
+def test_a_run_starts_from_one_that_saw_the_posts_of_its_fold_dealt_alike(
+    own: Any, theirs: dict[str, Any], same: bool, starts: bool
+) -> None:
+    posts = Sample(size=200).load()
+    shares = {"label": replace(posts.columns["label"], shares=np.zeros((len(posts), 3), np.float32))}
+    posts = replace(posts, columns=shares)
+    saw = posts.fingerprint("label") if same else "0123"  # it learned from shares
+    source: Any = SimpleNamespace(folder="runs/s", config={"tasks": {"x": {"corpus": theirs}}}, record={"data": {"x": saw}})
+    node = own if isinstance(own, dict) else {"class": "Sample", **vars(own)}
+    request: Any = SimpleNamespace(folds=Folds(number=3, fold=1), identity={"tasks": {"label": {"corpus": node}}})
+    data: Any = SimpleNamespace(corpora={"corpus": posts})
+    if starts:
+        check_folds(request, [source], data)
+    else:
+        with pytest.raises(UserError, match="runs/s was trained on posts that fold 1 of 3 is tested on; start from a run"):
+            check_folds(request, [source], data)

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
+from hatemtl.batches.datamodule import DataModule
 from hatemtl.command.request import Request
 from hatemtl.errors import UserError
 from hatemtl.machine.sharding import can_join
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.gradients import of_hidden
 from hatemtl.saved_runs.saved_run import SavedRun
+
+TELL_APART = ("task", "language", "path", "file")  # keys by whose values corpora of one class have other posts
 
 
 def check_learns(precision: object) -> None:
@@ -79,17 +82,34 @@ def check_splits(request: Request, module: MultitaskModule) -> None:
             raise UserError(f"trainer.strategy=fsdp with {said}, or trainer.strategy=ddp")
 
 
-def check_folds(request: Request, sources: Sequence[SavedRun]) -> None:
-    """Raises UserError where a run to start from, or to learn from, saw posts that this run's fold is tested on."""
+def check_folds(request: Request, sources: Sequence[SavedRun], data: DataModule) -> None:
+    """Raises UserError where a run to start from, or to learn from, saw posts that this run's fold is tested on.
 
-    def corpora(choices: Mapping[str, str]) -> set[str]:
-        return {option for group, option in choices.items() if group.startswith("corpus@")}
-
-    folds = request.identity.get("folds")
+    One that reads a corpus of this run's must have read these very posts, dealt alike: what is dealt is what `fraction` and
+    `limit` leave. data: of this run, folds dealt.
+    """
+    folds = request.folds
+    if folds is None or folds.of == "test":
+        return
+    own = [part for task in request.identity["tasks"].values() for part in _parts(task["corpus"])]
+    marks = set()
+    for posts in data.corpora.values() if sources else ():
+        shares = [name for name, column in posts.columns.items() if column.shares is not None]
+        marks |= {posts.fingerprint(name) for name in (None, *shares)}  # as tasks have it that read shares, and others
     for source in sources:
-        config = source.config
-        if folds and config.get("folds") != folds and corpora(request.choices) & corpora(config.get("choices") or {}):
-            raise UserError(
-                f"{source.folder} was trained on posts that fold {folds['fold']} of {folds['number']} is tested on; start "
-                f"from a run of the same folds, trained with the same folds.number, group_by, fold and seed"
-            )
+        for name, task in source.config["tasks"].items():
+            shared = any(part in own for part in _parts(task.get("corpus") or {}))
+            if shared and source.record.get("data", {}).get(name) not in marks:
+                fold = f"fold {folds.fold} of {folds.number}"
+                raise UserError(
+                    f"{source.folder} was trained on posts that {fold} is tested on; start from a run of the same folds, "
+                    f"trained with the same folds.number, group_by, fold and seed, and the same keys of the corpus"
+                )
+
+
+def _parts(corpus: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Tells which posts a corpus is of, whatever it keeps of them; of joined corpora each."""
+    if corpora := corpus.get("corpora"):
+        return [part for one in corpora.values() for part in _parts(one)]
+    named = corpus.get("class") or str(corpus.get("_target_")).rpartition(".")[2]
+    return [(named, *(corpus.get(key) for key in TELL_APART))]

@@ -101,9 +101,9 @@ def _train(
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     if request.folds is not None and request.folds.of == "test" and not then_test:
         raise UserError("folds.of=test deals the posts of a test; type action=[train,test], or folds.of=train")
-    check_folds(request, known)
     tasks = request.tasks_knowing(request.heads_from())
     data = request.datamodule(tasks)
+    check_folds(request, known, data)
     inputs = inputs_of(known, inputs_to_read(request, data))
     if not claim(save_path, config, inputs, overwrite=request.overwrite):
         saved = SavedRun(save_path)
