@@ -129,7 +129,7 @@ class Task:
         if self.names is not None:
             given = f"names={list(self.names)}"
             raise UserError(f"{given}: the corpus names the labels of {self.column!r} itself; type names=null")
-        return posts.columns[self.column]
+        return replace(posts.columns[self.column], truth=None)  # where it judges, it stands among the values
 
 
 def _rewritten(column: Column, labels: Mapping[str, Sequence[str]]) -> Column:

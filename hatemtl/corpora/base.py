@@ -29,12 +29,14 @@ class Column:
     has: (N,) bool, whether the post is annotated at all; where not, the value is a placeholder.
     shares: (N, C) float32, of multiclass and multilabel the share of a post's annotators who gave each label, which the
         values are the majority of; None where the corpus does not tell.
+    truth: values of the same shape that judge, of all posts, where a training post's own are others; None where they judge.
     """
 
     space: LabelSpace
     values: np.ndarray
     has: np.ndarray
     shares: np.ndarray | None = None
+    truth: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -51,8 +53,16 @@ class Column:
 
     def at(self, rows: np.ndarray) -> "Column":
         """Takes the annotations of the posts at these positions, in that order."""
-        shares = None if self.shares is None else self.shares[rows]
-        return Column(self.space, self.values[rows], self.has[rows], shares)
+        shares, truth = (None if of is None else of[rows] for of in (self.shares, self.truth))
+        return Column(self.space, self.values[rows], self.has[rows], shares, truth)
+
+    def judging(self, posts: np.ndarray) -> "Column":
+        """Gives these posts, (N,) bool, the values that judge, and the others what they train with."""
+        if self.truth is None:
+            return self
+        values = self.values.copy()
+        values[posts] = self.truth[posts]
+        return replace(self, values=values, truth=None)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class Posts:
 
     def __post_init__(self) -> None:
         parts: list[Sized | None] = [self.ids, self.texts, self.splits, self.pairs, self.raw.places if self.raw else None]
-        parts += [part for column in self.columns.values() for part in (column.values, column.has, column.shares)]
+        parts += [part for of in self.columns.values() for part in (of.values, of.has, of.shares, of.truth)]
         sizes = {len(part) for part in parts if part is not None}
         if len(sizes) != 1:
             raise ValueError(f"ids, texts, pairs, splits and columns differ in length: {sorted(sizes)}")

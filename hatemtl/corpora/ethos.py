@@ -11,7 +11,7 @@ Cite Mollas, Chrysopoulou, Karlos and Tsoumakas (2022), "ETHOS: a multi-label ha
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,17 +46,19 @@ class Ethos(Corpus):
         if not complete(folder, FILES, HOME) and self.soft:
             raise UserError(f"soft=true: the hub has no shares, only yes and no; {again(FILES[1], HOME)} to {folder}")
         ((_, hate),) = official(self.dir, FILES[:1], HOME, read=READ, hub=Hub("iamollas/ethos", "binary"))
-        ((_, aspects),) = official(self.dir, FILES[1:], HOME, read=READ, hub=Hub("iamollas/ethos", "multilabel"))
+        ((_, judged),) = official(self.dir, FILES[1:], HOME, read=READ, hub=Hub("iamollas/ethos", "multilabel"))
         text, said = ("comment", "isHate") if "comment" in hate.columns else ("text", "label")
         texts = hate.texts(text)
         label = Column.of("multiclass", HATE, hate.array(said, 0, 1) >= 0.5)
         splits = divide(keys(texts), self.fractions, self.seed, label.values)
-        places = {other: i for i, other in enumerate(reduced(aspects.texts(text)))}
+        places = {other: i for i, other in enumerate(reduced(judged.texts(text)))}
         found = np.array([places.get(own, -1) for own in reduced(texts)])
         has = found >= 0
-        given = np.stack([aspects.array(name, 0, 1) for name in LABELS], axis=1)
+        given = np.stack([judged.array(name, 0, 1) for name in LABELS], axis=1)
         shares = np.where(has[:, None], given[found], 0.0)  # (N, 8)
-        soft = self.soft & (splits == "train")
-        values = np.where(soft[:, None], shares, shares >= 0.5)
-        columns = {"hate": label, "label": Column.of("multilabel", LABELS, values, has)}
+        aspects = Column.of("multilabel", LABELS, shares >= 0.5, has)
+        if self.soft:
+            values = np.where((splits == "train")[:, None], shares, aspects.values)
+            aspects = replace(Column.of("multilabel", LABELS, values, has), truth=aspects.values)
+        columns = {"hate": label, "label": aspects}
         return Posts(ids((), len(texts), "ethos"), texts, splits, columns)

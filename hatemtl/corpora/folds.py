@@ -47,8 +47,9 @@ class Folds:
             raise UserError(f"folds.fold=null: a run trains one fold; type folds.fold=1, up to {self.number}")
         of = self.dealt(posts, "train")
         splits = np.where(of == self.fold, "test", posts.splits)
+        columns = {name: column.judging(of == self.fold) for name, column in posts.columns.items()}
         kept = np.flatnonzero((of > 0) | (posts.splits == "val"))
-        return replace(posts, splits=splits).at(kept)
+        return replace(posts, splits=splits, columns=columns).at(kept)
 
     def dealt(self, posts: Posts, split: Split) -> np.ndarray:
         """The fold of each of N posts, (N,), counted from 1; 0 for those of other splits.

@@ -14,7 +14,8 @@ Detection".
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -65,24 +66,19 @@ class HateXplain(Corpus):
             len(posts), len(LABELS)
         )
         toxic = votes[:, [LABELS.index(name) for name in ABUSIVE]].sum(axis=1)
-        masks = np.fromiter((self._rationale(post) for post in posts), object, len(posts))
+        how = [self.rationale if post.split == "train" else "union" for post in posts]
+        masks = np.fromiter(map(_rationale, posts, how), object, len(posts))
+        truth = np.fromiter(map(_rationale, posts, repeat("union")), object, len(posts)) if {*how} != {"union"} else None
         marked = abusive & np.array([bool(post.masks) for post in posts], bool)
         columns = {
             "label": Column.of("multiclass", LABELS, votes.argmax(axis=1), voted, votes),
             "toxic": Column.of("multiclass", TOXIC, abusive, voted, np.stack([1 - toxic, toxic], axis=1)),
             "target": Column.of("multilabel", communities, named.sum(axis=1) > 1, shares=named.mean(axis=1)),
-            "rationale": Column.of("tokens", ["rationale"], masks, marked),
+            "rationale": replace(Column.of("tokens", ["rationale"], masks, marked), truth=truth),
         }
         texts = [" ".join(post.words) for post in posts]
         splits = np.array([post.split for post in posts])
         return Posts([post.id for post in posts], texts, splits, columns)
-
-    def _rationale(self, post: "_Post") -> np.ndarray:
-        if not post.masks:
-            return np.zeros(len(post.words), np.float32)
-        share = np.array(post.masks, np.float32).mean(axis=0)
-        how = self.rationale if post.split == "train" else "union"
-        return {"union": share > 0, "majority": share >= 0.5, "soft": share}[how].astype(np.float32)
 
 
 class _Post(NamedTuple):
@@ -98,6 +94,13 @@ class _Post(NamedTuple):
         """Gives the label of most annotators; None where they tie."""
         (label, votes), *_ = Counter(self.labels).most_common(1)
         return label if votes > 1 else None
+
+
+def _rationale(post: _Post, how: str) -> np.ndarray:
+    if not post.masks:
+        return np.zeros(len(post.words), np.float32)
+    share = np.array(post.masks, np.float32).mean(axis=0)
+    return {"union": share > 0, "majority": share >= 0.5, "soft": share}[how].astype(np.float32)
 
 
 def _from_files(folder: Path) -> Iterator[_Post]:

@@ -7,6 +7,7 @@ from conftest import DATA
 from laid_out import on_hub
 
 from hatemtl.corpora.ethos import FILES, LABELS, Ethos
+from hatemtl.corpora.folds import Folds
 from hatemtl.errors import UserError
 
 HATE = {f"dronk number {i}; or so": (0.2 if i % 3 else 0.8) for i in range(60)} | {"half a snorf": 0.5}
@@ -48,6 +49,9 @@ def test_shares_are_kept_in_training_posts_alone(tmp_path: Path) -> None:
     assert soft.any() and np.array_equal(label.values[soft], shares)
     assert (posts.splits == flags.splits).all()
     assert np.array_equal(label.values[~train], flags.columns["label"].values[~train])
+    dealt = [Folds(number=2, fold=1).of_run(of) for of in (posts, flags)]
+    (soft_label, hard_label), test = (of.columns["label"].values for of in dealt), dealt[0].splits == "test"
+    assert np.array_equal(soft_label[test], hard_label[test]) and not np.array_equal(soft_label, hard_label)
     assert (label.has & ~train).any()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hatemtl.corpora.base import SPLITS, Posts
+from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.hatexplain import COMMUNITIES, LABELS, MISFIT, HateXplain
 from hatemtl.errors import UserError
 
@@ -177,6 +178,16 @@ def test_masks_become_one_in_training_posts_only(tmp_path: Path, how: Any, first
     assert found["3_gab"] == pytest.approx(third)
     assert found["5_gab"] == [0, 1, 1]
     assert found["6_twitter"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("how", ["union", "majority", "soft"])
+@pytest.mark.parametrize("fold", [1, 2])
+def test_the_posts_of_a_fold_that_is_tested_carry_the_union(tmp_path: Path, how: Any, fold: int) -> None:
+    corpus = replace(write(tmp_path), rationale=how)
+    whole, mine = corpus.load(), Folds(number=2, fold=fold).of_run(corpus.load())
+    tested = {name for name, split in zip(mine.ids, mine.splits, strict=True) if split == "test"}
+    union, trained, found = rationales(write(tmp_path).load()), rationales(whole), rationales(mine)
+    assert tested and found == {name: (union if name in tested else trained)[name] for name in found}
 
 
 def test_a_rationale_has_one_value_a_word_even_where_there_is_none(tmp_path: Path) -> None:
