@@ -4,8 +4,8 @@ import copy
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
 from hatemtl.training.callbacks import kept_epochs
 from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Run, attempt, launched, reporting
+from hatemtl.training.launch.serial import Serial
 from hatemtl.training.refusals import check_learns
 from hatemtl.training.sweep import Planned, carry
 from hatemtl.training.train import train
@@ -39,8 +40,7 @@ USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives w
     "export": lambda request, cfg: export_run(request, **cfg.export),
     "publish": lambda request, cfg: publish_run(request, **cfg.publish),
 }
-
-
+GPUS = "CUDA_VISIBLE_DEVICES"  # the variable by which CUDA counts them
 ASKS: dict[str, Callable[[Path], bool]] = {"status": status, "collect": collect}  # of a submitted sweep
 
 
@@ -68,26 +68,53 @@ def _carry(turns: Sequence[Turn]) -> bool:
     for turn in turns:
         if _trains(turn.cfg):
             check_learns(turn.cfg.trainer.precision)  # before any of them takes a folder
+    launcher, accelerators = build(turns[0].cfg.launcher), {str(turn.cfg.trainer.accelerator) for turn in turns}
+    if len(accelerators) > 1 and "cpu" in accelerators and isinstance(launcher, Serial):
+        raise UserError(
+            f"trainer.accelerator={','.join(sorted(accelerators))}: a process finds the same GPUs, or none, for all of its "
+            f"runs; type launcher=local, which gives each a process of its own"
+        )
     folders = sorted({Path(turn.save_path).parent for turn in turns if turn.moved and turn.save_path is not None})
     with ExitStack() as ends:
+        ends.enter_context(_gpus_kept())
+        if accelerators == {"cpu"}:
+            os.environ[GPUS] = ""
         for folder in folders:  # of the sweep's own making
             ends.enter_context(held(folder, SWEPT))
             if (folder / JOURNAL).exists():
                 raise UserError(f"save_path={folder} holds a study, which has a folder of its own; give another save_path")
-        return carry(map(_planned, turns), build(turns[0].cfg.launcher))
+        return carry(map(_planned, turns), launcher)
 
 
 def _planned(turn: Turn) -> Planned:
     save_path = None if turn.config is None else Path(turn.save_path or named_after(turn.config))
-    run = Run(turn.name, turn.command(), lambda: attempt(lambda: turn.do(_do)), save_path, turn.config)
+    run = Run(turn.name, turn.command(), lambda: attempt(lambda: _done(turn)), save_path, turn.config)
     if turn.config is None:
         return Planned(run)
     return Planned(
         run,
-        lambda: turn.do(_requested),
+        lambda: turn.do(requested),
         then_test="test" in _actions(turn.cfg),
         overwrite=bool(turn.cfg.overwrite),
     )
+
+
+def _done(turn: Turn) -> tuple[Path, bool]:
+    with _gpus_kept():
+        return turn.do(_do)
+
+
+@contextmanager
+def _gpus_kept() -> Iterator[None]:
+    """Lets whatever this process does next find the GPUs that it found before, though a run on a processor finds none."""
+    before = os.environ.get(GPUS)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(GPUS, None)
+        else:
+            os.environ[GPUS] = before
 
 
 def _actions(cfg: Any) -> list[Any]:
@@ -182,7 +209,7 @@ def _cross_validate(cfg: Any, request: Request, *, then_test: bool) -> tuple[Pat
 
 def _requested(cfg: Any) -> Request:
     if cfg.trainer.accelerator == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whoever asks for a GPU, here or in a library, finds none
+        os.environ[GPUS] = ""  # whoever asks for a GPU, here or in a library, finds none
     request = requested(cfg)
     request.trainer.take()
     return request

@@ -1,5 +1,6 @@
 """A sweep ends only with its last run: what fails is told, what is left runs, and a table says how each ended."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,30 @@ def test_ctrl_c_ends_a_sweep_with_the_table_of_what_it_did(
         "seed=3": ["interrupted", "the same command goes on with it"],
         "seed=5": ["not begun", ""],
     }
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_what_a_run_on_a_processor_hides_is_found_by_what_comes_after_its_sweep(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    found: list[str | None] = []
+
+    def train(request: Request, **_: Any) -> Result:
+        found.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return Result(tmp_path, {}, 1, 0.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("hatemtl.run.train", train)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    assert cli(*sweep(tmp_path, "trainer.accelerator=cpu")).code == 0
+    assert found == [""] and os.environ.get("CUDA_VISIBLE_DEVICES") == before
+
+
+def test_a_process_finds_gpus_for_all_of_its_runs_or_for_none(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
+    outcome = cli(*sweep(tmp_path, "trainer.accelerator=cpu,auto"))
+    assert (outcome.code, trained) == (2, [])
+    assert "trainer.accelerator=auto,cpu: a process finds the same GPUs, or none, for all" in outcome.err
 
 
 def test_one_run_alone_fails_as_it_did(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
