@@ -228,8 +228,7 @@ def apart(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _share_out(place: str | None, turns: Sequence[Turn]) -> None:
-    from hatemtl.saved_runs.claiming import digest
-    from hatemtl.saved_runs.sweep_names import names, standing, sweep_folder
+    from hatemtl.saved_runs.sweep_names import names, standing, standing_at, sweep_folder
 
     if place is not None and (Path(place) / "config.yaml").exists():
         raise UserError(
@@ -242,4 +241,4 @@ def _share_out(place: str | None, turns: Sequence[Turn]) -> None:
     there = standing(folder)
     for turn, name in zip(turns, names([turn.settings for turn in turns]), strict=True):
         if place is not None or turn.config is not None:
-            turn.move(there.get(digest(turn.config), folder / name) if turn.config else folder / name)
+            turn.move(standing_at(there, turn.config, folder / name) if turn.config else folder / name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.claiming import differences, digest
-from hatemtl.saved_runs.saved_run import read_config
+from hatemtl.saved_runs.saved_run import read_config, unfinished
 
 LONGEST = 120  # letters of a name: those of hidden folders beside it are longer, and file systems take 255
 
@@ -91,6 +91,17 @@ def standing(folder: Path) -> dict[str, Path]:
         with suppress(UserError, OSError):  # what cannot be read is no run to go on with
             found.setdefault(digest(read_config(path.parent)), folder / name)
     return found
+
+
+def standing_at(there: Mapping[str, Path], config: Mapping[str, Any], named: Path) -> Path:
+    """Gives where the run of this very configuration stands, of those of `standing`; else the path named after it.
+
+    A digest alone does not tell: to it null and 0 are one.
+    """
+    if (found := there.get(digest(config))) is None:
+        return named
+    known = read_config(found if (found / "config.yaml").exists() else unfinished(found))
+    return named if differences(known, config) else found
 
 
 def _differ(key: str, settings: Sequence[Mapping[str, Any]]) -> bool:

@@ -203,6 +203,17 @@ def test_a_run_that_stands_there_under_another_name_is_found(tmp_path: Path) -> 
     assert places(turns(*grid, save_path=str(tmp_path))) == [f"{tmp_path}/{name}" for name in names]
 
 
+def test_null_and_zero_are_two_runs_however_often_their_sweep_is_typed(tmp_path: Path) -> None:
+    swept: list[dict[str, Any]] = [{"start": None}, {"start": 0}]
+    named = [f"{tmp_path}/start={value}" for value in ("null", "0")]
+    for _ in range(2):
+        runs = apart(turns(*swept, save_path=str(tmp_path)))
+        assert [turn.save_path for turn in runs] == named
+        for turn in runs:
+            assert turn.config and turn.save_path
+            write_config(Path(turn.save_path), turn.config)
+
+
 def test_a_saved_run_is_no_folder_of_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="is a saved run itself"):
