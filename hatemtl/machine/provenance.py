@@ -45,10 +45,11 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is another project's, around an installed package
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git
+    except (OSError, subprocess.CalledProcessError):  # no checkout, or no git
         return None

@@ -47,6 +47,15 @@ def test_the_commit_is_that_of_the_code_wherever_one_stands(package: Path, monke
     assert provenance()["git_commit"] == f"{commit}+"
 
 
+@pytest.mark.parametrize("ignored", [True, False])
+def test_the_commit_of_another_project_around_an_installed_package_is_not_its_own(package: Path, ignored: bool) -> None:
+    git(package.parent, "init")
+    (package.parent / ".gitignore").write_text("package\n" if ignored else "")
+    git(package.parent, "add", ".gitignore")
+    git(package.parent, "commit", "-m", "another project")
+    assert provenance()["git_commit"] is None
+
+
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance()["git_commit"] is None
