@@ -30,6 +30,8 @@ NAMES = ("a", "b", "c", "d", "e")
 class Five:
     """Four posts with five labels, any number a post, and one label a post."""
 
+    limit: int | None = None
+
     def load(self) -> Posts:
         has = np.array([True, True, False, True])
         values = np.arange(20, dtype=np.float32).reshape(4, 5) / 20
@@ -210,6 +212,12 @@ SPLITS_OF_FOUR = np.array(["train", "train", "val", "test"])
 def test_a_task_that_says_nothing_is_refused(column: Column, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_annotated("mine", task(), column, SPLITS_OF_FOUR, "train")
+
+
+def test_a_limit_that_left_one_label_is_named() -> None:
+    column = column_of("multiclass", [1, 1, 0, 0], [True] * 4)
+    with pytest.raises(UserError, match=r"tasks.mine.corpus.limit=2 keeps the first posts.*type tasks.mine.corpus.fraction"):
+        check_annotated("mine", replace(task(), corpus=Five(limit=2)), column, SPLITS_OF_FOUR, "train")
 
 
 def test_a_task_that_says_something_is_not() -> None:
