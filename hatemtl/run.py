@@ -17,6 +17,7 @@ from hatemtl.command.several_runs import Turn, in_sweep, plan, same_run, varied
 from hatemtl.command.used_run import using
 from hatemtl.command.words import option_of, quoted, typed_words
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine.crew import ALONE, called
 from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted
 from hatemtl.machine.startup import quiet
@@ -68,6 +69,8 @@ def _carry(turns: Sequence[Turn]) -> bool:
     for turn in turns:
         if _trains(turn.cfg):
             check_learns(turn.cfg.trainer.precision)  # before any of them takes a folder
+    if len(turns) > 1:
+        _check_one("-m", "one run at a time, without -m")
     launcher, accelerators = build(turns[0].cfg.launcher), {str(turn.cfg.trainer.accelerator) for turn in turns}
     if len(accelerators) > 1 and "cpu" in accelerators and isinstance(launcher, Serial):
         raise UserError(
@@ -97,6 +100,15 @@ def _planned(turn: Turn) -> Planned:
         then_test="test" in _actions(turn.cfg),
         overwrite=bool(turn.cfg.overwrite),
     )
+
+
+def _check_one(asked: str, way_out: str) -> None:
+    """Raises UserError where several processes were started for one run, of which only the lead would go on to the next."""
+    if (crew := called() or ALONE).world > 1:
+        raise UserError(
+            f"{crew.world} processes were started to train one run, as torchrun does, and {asked} asks for several; type "
+            f"{way_out}, or leave it to trainer.devices={crew.world} to start them for each run"
+        )
 
 
 def _done(turn: Turn) -> tuple[Path, bool]:
@@ -159,6 +171,7 @@ def _asked(action: str, save_path: str | None) -> Path:
 def _tune(cfg: Any) -> Path:
     """Searches for settings, each trial a run of the command that was typed but for these."""
     check_learns(cfg.trainer.precision)
+    _check_one("action=tune", "action=train")
     request, tuning = _requested(cfg), build(cfg.tune)
     if request.overwrite:
         raise UserError("overwrite=true: a study goes on where it was; for a new one give another save_path")
@@ -195,6 +208,7 @@ def _train(cfg: Any, request: Request, *also: str, then_test: bool) -> tuple[Pat
 def _cross_validate(cfg: Any, request: Request, *, then_test: bool) -> tuple[Path, bool]:
     """Trains each fold as a run of its own, FOLDER/fold_1 and so on, and prints means and deviations over them."""
     assert request.folds is not None
+    _check_one(f"folds={request.folds.number}", "folds.fold=1, then the others")
     folder, runs, before = request.save_path or Path(named_after(request.identity)), {}, True
     if (folder / "config.yaml").exists():
         raise UserError(f"save_path={folder} holds a saved run; give another, in which folds have folders of their own")

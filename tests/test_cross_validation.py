@@ -108,6 +108,22 @@ def test_what_cannot_be_is_refused_and_nothing_written(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["folds.number=2"], "to train one run, as torchrun does, and folds=2 asks for several; type folds.fold=1"),
+        (["action=tune"], "and action=tune asks for several; type action=train, or leave it to trainer.devices=2"),
+    ],
+)
+def test_several_processes_of_one_run_do_not_wait_for_a_second(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert said in refused(*LABEL, "trainer.devices=2", f"save_path={tmp_path / 'run'}", *words)
+    assert not [*tmp_path.iterdir()]
+
+
 RTE: Any = {"_target_": "hatemtl.corpora.glue.Glue", "dir": "/a/glue", "task": "rte", "fraction": 1.0}
 SAMPLE: Any = {"_target_": "elsewhere.Sample", "size": 200}  # as a run of the command line has it
 

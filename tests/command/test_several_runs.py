@@ -146,6 +146,16 @@ def test_a_process_finds_gpus_for_all_of_its_runs_or_for_none(cli: Cli, tmp_path
     assert "trainer.accelerator=auto,cpu: a process finds the same GPUs, or none, for all" in outcome.err
 
 
+def test_a_sweep_is_not_for_the_processes_of_one_run(
+    cli: Cli, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = cli(*sweep(tmp_path, "seed=5,6", "trainer.devices=2"))
+    assert (outcome.code, trained) == (2, [])
+    assert "2 processes were started to train one run, as torchrun does, and -m asks for several" in outcome.err
+
+
 def test_one_run_alone_fails_as_it_did(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
     alone = [word for word in sweep(tmp_path) if word != "-m"]
     wrong = cli(*alone, "seed=1")
