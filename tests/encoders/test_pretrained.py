@@ -313,6 +313,17 @@ def test_a_fingerprint_tells_encoders_apart(tmp_path: Path) -> None:
     assert fingerprint(model) != marks["a"]
 
 
+def test_weights_are_told_apart_without_being_loaded(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("half", 0)):
+        model = save("bert", tmp_path / name, seed)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")  # a type that NumPy lacks
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    told = {name: at(tmp_path / name).weights() for name in ("a", "b", "c", "half", "parts")}
+    assert told["a"] == told["b"] and len({str(marks) for marks in told.values()}) == 4
+    assert told["parts"].keys() == {path.name for path in (tmp_path / "parts").glob("*.safetensors")}
+    assert at(tmp_path / "a", random={}).weights() == {}
+
+
 def test_a_fingerprint_sees_the_whole_of_a_tensor(tmp_path: Path) -> None:
     save("bert", tmp_path)
     model = at(tmp_path, random={"vocab_size": 5000}).model(dropout=False, seed=0)
