@@ -92,7 +92,7 @@ def check_folds(request: Request, sources: Sequence[SavedRun], data: DataModule)
     if folds is None or folds.of == "test":
         return
     own = [part for task in request.identity["tasks"].values() for part in _parts(task["corpus"])]
-    marks = set()
+    marks: set[str] = set()
     for posts in data.corpora.values() if sources else ():
         shares = [name for name, column in posts.columns.items() if column.shares is not None]
         marks |= {posts.fingerprint(name) for name in (None, *shares)}  # as tasks have it that read shares, and others
