@@ -90,6 +90,8 @@ def test_two_processes_make_what_one_makes(words: list[str], tmp_path: Path) -> 
     same(tmp_path / "1", tmp_path / "2")
     records = [SavedRun(tmp_path / str(devices)).record for devices in (1, 2)]
     assert [record["steps"] for record in records] == [records[0]["steps"]] * 2
+    assert records[0]["ledger"]["posts"] == records[1]["ledger"]["posts"]
+    assert records[0]["ledger"]["tokens"] == records[1]["ledger"]["tokens"]
 
 
 @pytest.mark.slow

@@ -34,15 +34,19 @@ class Cost:
 
 
 class Ledger:
-    """Measures what one sitting of a run spends, from now on: until it is finished, interrupted, or tested."""
+    """Measures what one sitting of a run spends, from now on: until it is finished, interrupted, or tested.
 
-    def __init__(self, cost: Cost) -> None:
+    devices, nodes: processes of the run on this machine, and machines.
+    """
+
+    def __init__(self, cost: Cost, *, devices: int = 1, nodes: int = 1) -> None:
         gpu = torch.cuda.is_available()
         mine = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}" if gpu else None
-        self.cost, self.counters = cost, counters(mine)
+        several = nodes > 1 or (gpu and devices > 1)  # of which this process's counters tell a part
+        self.cost, self.counters = cost, {} if several else counters(mine)
         threads = torch.get_num_threads()
         self.device = machine() if gpu else f"{machine()}, {threads} threads"
-        self.watts = WATTS_A_THREAD * threads if cost.watts is None and not gpu else cost.watts
+        self.watts = WATTS_A_THREAD * threads if cost.watts is None and not gpu and not several else cost.watts
         self.seconds = defaultdict[str, float](float)  # by phase, as are posts and tokens
         self.posts, self.tokens = defaultdict[str, int](int), defaultdict[str, int](int)
         self.phase, self.since = "loading", time.perf_counter()

@@ -24,6 +24,36 @@ LEDGER = "ledger.json"  # of a run at work; a finished one has it in run.json
 MINUTE = 60.0  # seconds of training until the end is told, and between two times that the ledger is kept
 
 
+class Others(Callback):
+    """Books in the lead's ledger what the other processes of the run read, whenever all meet; each process has one."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.mine = ledger, (0, 0)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        posts, tokens = self.mine
+        self.mine = posts + len(batch), tokens + batch.tokens
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._meet(pl_module, "training")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._meet(pl_module, "validating")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._meet(pl_module, "training")
+
+    def _meet(self, module: Any, phase: str) -> None:
+        _, *others = module.crew.gather(self.mine)
+        self.mine = (0, 0)
+        for posts, tokens in others:
+            self.ledger.posts[phase] += posts
+            self.ledger.tokens[phase] += tokens
+
+
 class Spending(Callback):
     """Books training and validation in the ledger, keeps it in the folder of the run at work, and tells the end once.
 

@@ -39,7 +39,7 @@ from hatemtl.training.micro_batches import cut, fit, that_fit
 from hatemtl.training.prepare import prepare
 from hatemtl.training.refit_heads import check_refit, refit
 from hatemtl.training.refusals import check_folds, check_learns, check_splits, check_steps
-from hatemtl.training.spending import LEDGER, Spending
+from hatemtl.training.spending import LEDGER, Others, Spending
 from hatemtl.using.actions import evaluate, reader, spent_on
 from hatemtl.using.judging import check_evaluations, check_test
 
@@ -85,9 +85,9 @@ def _train(
     command: Sequence[str] | None,
 ) -> Result:
     lead = crew is None or crew.lead
-    console, ledger = Console(quiet=not lead), Ledger(request.cost)
-    config, asked = request.identity, time.perf_counter()
     method, optimization, settings = request.method, request.optimization, request.trainer
+    console, ledger = Console(quiet=not lead), Ledger(request.cost, devices=settings.devices, nodes=settings.nodes)
+    config, asked = request.identity, time.perf_counter()
     refits = request.heads_merge == "refit"
     known = sources_of(request)
     if request.load_path is not None and not request.heads_load and not method.starts_from():
@@ -135,12 +135,12 @@ def _train(
     throughput = Throughput()
     learn: Any = partial(_learn, request, module, data, crew, command, console=console)
     if not lead:
-        watching = [best, throughput, *([Checkpoint(unfinished(save_path), writes=False)] if settings.splits else [])]
-        learn(watching, folder=unfinished(save_path), logger=False, bar=False)
+        whole = [Checkpoint(unfinished(save_path), writes=False)] if settings.splits else []
+        learn([best, throughput, Others(ledger), *whole], folder=unfinished(save_path), logger=False, bar=False)
         sys.exit(0)  # what was trained, the lead judges and saves
     work = start(save_path, config, inputs)
     table, spending = StepTable(work / saved_run.STEPS), Spending(ledger, work, console)
-    watching = [best, throughput, EpochLine(console, best), table, spending]
+    watching = [best, throughput, EpochLine(console, best), table, Others(ledger), spending]
     callbacks = [*watching, Checkpoint(work / CHECKPOINT), *more]
     console.keep(work / console.NAME)
     ends.push(lambda kind, error, at: console.failed(error))

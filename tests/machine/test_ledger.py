@@ -50,6 +50,16 @@ def test_a_counter_goes_before_the_estimate(clock: list[float], tmp_path: Path) 
     assert entry["price"] is None
 
 
+@pytest.mark.parametrize(("watts", "joules", "source"), [(None, None, None), (50, 50 * 3600, "estimate")])
+def test_of_several_machines_no_counter_of_one_tells(
+    clock: list[float], tmp_path: Path, watts: float | None, joules: float | None, source: str | None
+) -> None:
+    ledger = Ledger(Cost(watts=watts), devices=2, nodes=2)
+    clock[0] += 3600
+    entry = ledger.entry(tmp_path)
+    assert (ledger.counters, entry["joules"], entry["energy_source"]) == ({}, joules, source)
+
+
 def test_sittings_add_up(clock: list[float], tmp_path: Path) -> None:
     one = spent(clock, Cost(per_hour=2, watts=50)).entry(tmp_path)
     two = added(one, {**one, "seconds": {"training": 5, "testing": 1}, "peak_memory_bytes": 1, "disk_bytes": 9})

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from hatemtl.machine.ledger import Cost, Ledger
-from hatemtl.training.spending import LEDGER, Spending
+from hatemtl.training.spending import LEDGER, Others, Spending
 
 
 class Batch:
@@ -50,6 +50,21 @@ def test_the_end_is_told_after_a_minute_and_once(tmp_path: Path, monkeypatch: py
     assert told.count("training will end") == 1 and "in 16 min" in told and "optimization.patience=3" in told
     assert "cost" not in told
     assert json.loads((tmp_path / LEDGER).read_text())["posts"] == {"training": 72}  # at 180 s
+
+
+def test_what_other_processes_read_is_booked_with_what_this_one_reads() -> None:
+    ledger, met = Ledger(Cost()), list[Any]()
+    crew = SimpleNamespace(gather=lambda mine: [met.append(mine) or mine, (3, 50), (1, 20)])  # type: ignore[func-returns-value]
+    one, trainer, module = Others(ledger), SimpleNamespace(), SimpleNamespace(crew=crew)
+    given: Any = trainer, module
+    one.on_train_batch_end(*given, None, Batch(), 0)
+    one.on_validation_start(*given)
+    for _ in range(2):
+        one.on_validation_batch_end(*given, None, Batch(), 0)
+    one.on_validation_end(*given)
+    one.on_train_epoch_end(*given)
+    assert met == [(4, 100), (8, 200), (0, 0)]  # since all met last
+    assert ledger.posts == {"training": 8, "validating": 4} and ledger.tokens == {"training": 140, "validating": 70}
 
 
 def test_the_price_is_that_of_all_sittings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
