@@ -34,8 +34,8 @@ class Others(Callback):
         posts, tokens = self.mine
         self.mine = posts + len(batch), tokens + batch.tokens
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, *index: int) -> None:
+        self.on_train_batch_end(trainer, pl_module, outputs, batch, *index)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._meet(pl_module, "training")
