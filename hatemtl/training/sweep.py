@@ -49,27 +49,25 @@ def carry(planned: Iterable[Planned], launcher: Launcher) -> bool:
     A failure is recorded beside the run's save_path. One that diverged is not tried again, since it would again; another,
     as of a full disk, is. What ends the process is told behind the table of what was done until then.
     """
-    of_run = {one.run.name: one for one in planned}
+    of_run = {one.run: one for one in planned}  # whose names may be one, where a save_path tells them apart
     ends = dict.fromkeys(of_run, NOT_BEGUN)
     stands = Finished()
 
     def due() -> Iterator[Run]:
-        for name, one in of_run.items():
-            if (before := ended_before(one, stands)) is not None:
-                ends[name] = before
-            else:
-                ends[name] = BEGUN
-                yield one.run
+        for run, one in of_run.items():
+            ends[run] = ended_before(one, stands) or BEGUN
+            if ends[run] is BEGUN:
+                yield run
 
     try:
         for run, ended in launcher(due()):
-            ends[run.name] = ended
-            keep_record(of_run[run.name], ended)
+            ends[run] = ended
+            keep_record(of_run[run], ended)
     except UserError:  # the launcher starts nothing
-        ends.update({name: NOT_BEGUN for name, ended in ends.items() if ended is BEGUN})
+        ends.update({run: NOT_BEGUN for run, ended in ends.items() if ended is BEGUN})
         raise
     finally:
-        report.sweep(report.Console(), [(name, ended.state, ended.told) for name, ended in ends.items()])
+        report.sweep(report.Console(), [(run.name, ended.state, ended.told) for run, ended in ends.items()])
     return all(ended.state in (*WELL, *AT_WORK) for ended in ends.values())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.claiming import digest
 from hatemtl.saved_runs.saved_run import SavedRun
-from hatemtl.saved_runs.sweep_names import shortened, standing, word
+from hatemtl.saved_runs.sweep_names import shortened, standing, standing_at, word
 from hatemtl.training.launch.base import Ended, Launcher, Run
 from hatemtl.training.sweep import WELL, Finished, Planned, ended_before, keep_record
 from hatemtl.tuning.settings import Tuning, measured
@@ -83,17 +83,18 @@ class Place:
     def __init__(self, folder: Path, plan: Plan, *, seeds: int) -> None:
         self.folder, self.plan, self.several = folder, plan, seeds > 1
         self.there = standing(folder)  # the save_path of each run, by the digest of its configuration
+        self.paths: dict[str, Path] = {}  # where each that was planned lies, by its settings and seed
 
     def planned(self, params: Params, seed: int) -> Planned:
         """Plans the run of these settings and this seed."""
-        bare = self.plan(params, seed, None)
-        assert bare.config is not None
-        mark = digest(bare.config)
-        if mark not in self.there:
-            path = self.folder / self.name(params, seed)
-            # other settings may read alike
-            self.there[mark] = path.with_name(f"{path.name}-{mark}") if path in self.there.values() else path
-        return self.plan(params, seed, self.there[mark])
+        of = repr((sorted(params.items()), seed))
+        if of not in self.paths:
+            bare, path = self.plan(params, seed, None), self.folder / self.name(params, seed)
+            assert bare.config is not None
+            if path in (*self.there.values(), *self.paths.values()):  # other settings may read alike
+                path = path.with_name(f"{path.name}-{digest(bare.config)}")
+            self.paths[of] = standing_at(self.there, bare.config, path)
+        return self.plan(params, seed, self.paths[of])
 
     def name(self, params: Params, seed: int) -> str:
         """Names a run by its settings, numbers to four digits."""

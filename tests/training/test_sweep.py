@@ -64,6 +64,17 @@ def test_what_ends_a_sweep_ends_it_with_its_table(tmp_path: Path, capsys: pytest
     assert [state for state in states if state[0]] == [["a", "finished"], ["b", "interrupted"], ["c", "not begun"]]
 
 
+def test_runs_of_one_name_in_folders_of_their_own_are_all_carried(tmp_path: Path) -> None:
+    """As those of `save_path=a,b seed=1,2`: what a save_path is called sets no run apart."""
+
+    def launcher(runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]:
+        yield from ((run, Ended("finished", str(run.save_path))) for run in runs if not done.append(run.save_path))
+
+    done: list[Path | None] = []
+    places = [tmp_path / folder / "seed=1" for folder in "ab"]
+    assert carry([planned(place) for place in places], launcher) and done == places
+
+
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_twice_goes_on_and_trains_nothing_twice(tmp_path: Path) -> None:
     """Twelve runs, of which two have a rate at which they diverge; killed with -9 at random, twice."""

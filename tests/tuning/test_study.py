@@ -11,6 +11,9 @@ from optuna.storages.journal import JournalFileBackend
 from searches import tuning
 
 from hatemtl.errors import UserError
+from hatemtl.saved_runs.saved_run import write_config
+from hatemtl.training.launch.base import Run
+from hatemtl.training.sweep import Planned
 from hatemtl.tuning import outcome
 from hatemtl.tuning.search import Place
 from hatemtl.tuning.study import Study
@@ -185,6 +188,19 @@ def test_a_trial_of_many_places_has_a_name_that_a_folder_may_have(tmp_path: Path
     long = [place.name({f"merge.weights.{i}": 0.1234 + other for i in range(20)}, 1) for other in (0, 1)]
     assert len({*long}) == 2 and max(map(len, long)) < 150
     assert place.name({"method.rank": 4, "merge.weights.0": 0.5}, 1) == "rank=4,weights.0=0.5,seed=1"
+
+
+def test_settings_whose_digest_or_name_is_one_lie_apart(tmp_path: Path) -> None:
+    def plan(params: Any, seed: int, path: Path | None) -> Planned:
+        return Planned(Run("", (), lambda: pytest.fail("planned alone"), path, {"tasks": {}, "seed": seed, **params}))
+
+    place = Place(tmp_path, plan, seeds=1)
+    settings = [{"patience": None}, {"patience": 0}, {"rate": 1.00001}, {"rate": 1.00002}]
+    paths = [place.planned(params, 1).save_path for params in settings]
+    assert len({*paths}) == 4 and paths == [place.planned(params, 1).save_path for params in settings]
+    write_config(tmp_path / "moved", {"tasks": {}, "seed": 1, "patience": 0})
+    again = Place(tmp_path, plan, seeds=1)
+    assert [again.planned(params, 1).save_path for params in settings] == [paths[0], tmp_path / "moved", *paths[2:]]
 
 
 def test_luck_is_what_the_best_of_n_has_by_itself() -> None:
