@@ -106,7 +106,8 @@ class Worker:
             if said:
                 self.last.append(said)
             if said and (fails or said.startswith(TOLD)):
-                print(shown(f"{self.run.name}: {said}"), flush=True)
+                with suppress(OSError, ValueError):  # the terminal may be gone: the end is waited for all the same
+                    print(shown(f"{self.run.name}: {said}"), flush=True)
         self.process.wait()
         over.put(self.run)
 

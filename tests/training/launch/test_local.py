@@ -1,9 +1,12 @@
 """Runs side by side: each with its cores and threads, in processes that end with the sweep, however either ends."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +70,20 @@ def test_each_end_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     assert f"run fine: epoch fine on {local.cores()[:1]} with 1\n" in said
     assert "run wrong: and how to go on\n" in said
     assert "table" not in said
+
+
+def test_a_terminal_that_is_gone_keeps_no_end_from_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    ends: list[Ended] = []
+    launcher = Local(jobs=1, threads=1)(runs("fine", "wrong"))
+    sweep = threading.Thread(target=lambda: ends.extend(ended for _, ended in launcher), daemon=True)
+    sweep.start()
+    sweep.join(20)
+    assert [ended.state for ended in ends] == ["finished", "failed"]
 
 
 def test_the_next_run_is_taken_when_there_is_room_for_it() -> None:
