@@ -90,7 +90,8 @@ def keep_record(one: Planned, ended: Ended) -> None:
         with suppress(OSError):  # the disk may be what failed
             write_failure(one.save_path, one.config, ended.told, diverged=ended.diverged)
     elif ended.state in WELL:
-        forget_failure(one.save_path)
+        with suppress(OSError):
+            forget_failure(one.save_path)
 
 
 class Finished:
@@ -114,7 +115,7 @@ class Finished:
             if then_test and (judged_anew or saved.tested_in_int8 or not tested >= asked.tasks.keys()):
                 return False
             return not other_inputs(saved.record, inputs_of(sources_of(asked), self._to_read(asked)))
-        except UserError:
+        except Exception:  # of a disk, a file or a setting; nothing here may end the other runs
             return False
 
     def _to_read(self, request: Request) -> Inputs:

@@ -1,5 +1,6 @@
 """A sweep may be left alone: what fails is kept and stops nothing, and what is done is done once."""
 
+import errno
 import json
 import os
 import random
@@ -48,6 +49,19 @@ def test_a_failure_is_kept_until_the_run_ends_well(tmp_path: Path, capsys: pytes
     assert "failed before" in capsys.readouterr().out
     record.unlink()
     assert ending(Ended("finished", "a")) and not record.exists()
+
+
+def test_what_stands_there_and_cannot_be_read_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(folder: Path) -> SavedRun:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    def launcher(runs: Iterable[Run]) -> Iterator[tuple[Run, Ended]]:
+        yield from ((run, Ended("finished", run.name)) for run in runs if not tried.append(run.name))
+
+    tried: list[str] = []
+    monkeypatch.setattr("hatemtl.training.sweep.SavedRun", read)
+    (tmp_path / "a").mkdir()
+    assert carry([planned(tmp_path / name) for name in "ab"], launcher) and tried == ["a", "b"]
 
 
 def test_what_ends_a_sweep_ends_it_with_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
