@@ -56,8 +56,15 @@ class Ledger:
         now = time.perf_counter()
         self.seconds[self.phase] += now - self.since
         self.phase, self.since = phase, now
-        for counter in self.counters.values():  # one of them begins again now and then
-            counter()
+        self._joules()  # one of the counters begins again now and then
+
+    def _joules(self) -> float | None:
+        """Reads the counters; None where there is none, or one that cannot be read any more: it ends no run."""
+        try:
+            return sum(counter() for counter in self.counters.values()) if self.counters else None
+        except (OSError, ValueError):
+            self.counters = {}
+            return None
 
     def of_which(self, phase: str, seconds: float) -> None:
         """Books seconds of the phase so far under another, which was measured within it."""
@@ -74,11 +81,9 @@ class Ledger:
         self.turn(self.phase)
         seconds = {phase: spent for phase, spent in self.seconds.items() if spent > 0}
         total = sum(seconds.values())
-        if self.counters:
-            joules: float | None = sum(counter() for counter in self.counters.values())
-        else:
-            joules = None if self.watts is None else self.watts * total
-        source = "+".join(self.counters) or ("estimate" if joules is not None else None)
+        joules, source = self._joules(), "+".join(self.counters) or None
+        if joules is None and self.watts is not None:
+            joules, source = self.watts * total, "estimate"
         files = [path for path in folder.rglob("*") if path.is_file() and path.name not in but]
         return {
             "seconds": seconds,

@@ -50,6 +50,17 @@ def test_a_counter_goes_before_the_estimate(clock: list[float], tmp_path: Path) 
     assert entry["price"] is None
 
 
+def test_a_counter_that_fails_in_the_middle_ends_no_run(clock: list[float], tmp_path: Path) -> None:
+    def lost() -> float:
+        raise OSError("nvmlDeviceGetTotalEnergyConsumption says 999")
+
+    ledger = spent(clock, Cost(watts=50))
+    ledger.counters = {"NVML": lost, "RAPL": lambda: 0.5}
+    ledger.turn("validating")
+    entry = ledger.entry(tmp_path)
+    assert (entry["joules"], entry["energy_source"], entry["watts"]) == (50 * 3600, "estimate", 50)
+
+
 @pytest.mark.parametrize(("watts", "joules", "source"), [(None, None, None), (50, 50 * 3600, "estimate")])
 def test_of_several_machines_no_counter_of_one_tells(
     clock: list[float], tmp_path: Path, watts: float | None, joules: float | None, source: str | None
