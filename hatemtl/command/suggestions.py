@@ -118,6 +118,8 @@ def explain(error: Exception, words: Sequence[str]) -> str:
         return f"{twice[1]} is there already; type {assigned(twice[1], twice[2])}"
     if sweep := re.search(r"Ambiguous value for argument '((.+?)=(.*))'", text):
         word, key, value = sweep.groups()
+        if (key := key.lstrip("+")).startswith("tune.space."):  # `spelled_out` wrote the +
+            return f"{key}={value}: expected a list or a range; type {shlex.quote(f'{key}=[{value}]')}"
         as_list, holds = shlex.quote(f"{key}=[{value}]"), names.keys.get(key)
         if key.startswith(LISTS) or isinstance(holds, list):
             one = f"type {as_list} for a list, or "

@@ -86,7 +86,10 @@ def assigned(key: str, value: str) -> str:
 def advice(key: str, value: str) -> str:
     """Says how to type a value that Hydra cannot read."""
     given, text = f"{key}={value}", in_quotes(key, os.path.expanduser(value))
-    if value[:1] in ("[", "{"):
+    close = re.sub(r"\s*,\s*", ",", value)
+    if close != value and (swept := parsed(f"{key}={close}")) is not None and swept.is_sweep_override():
+        return f"{given}: there are spaces in it; type -m {key}={close} for one run each, or as a text {text}"
+    if value[:1] in ("[", "{") or "(" in value:
         ends = ("".join(brackets) for number in (1, 2, 3) for brackets in product("]})", repeat=number))
         if closed := next((given + end for end in ends if readable(given + end)), None):
             return f"{given}: a bracket is not closed; type {shlex.quote(closed)}, or as a text {text}"

@@ -60,6 +60,10 @@ TWO = "tasks=[label,target]"
         ("tasks=label,target", "type 'tasks=[label,target]' for a list, or -m tasks=label,target for one run each"),
         ("encoder=tiny,minilm", "encoder=tiny,minilm: type -m encoder=tiny,minilm for one run each"),
         ("seed=1,2", "seed=1,2: type -m seed=1,2 for one run each"),
+        (
+            "+tune.space.method.rank=4,8",
+            "tune.space.method.rank=4,8: expected a list or a range; type 'tune.space.",
+        ),
         # a loss, as it is typed and as Hydra takes it
         ("loss@tasks.target.head.loss=focla", "loss=focla: no such option; did you mean 'focal'?"),
         ("tasks.target.head.loss.gamma=1", "type tasks.target.head.loss=class_balanced or focal as well"),
@@ -220,6 +224,8 @@ def test_home_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["seéd=3"], "seéd: no such key; did you mean 'seed'?"),
         (["optimization.=3"], "optimization.: no such key; did you mean 'optimization'"),
         (["encodr"], "encodr: expected KEY=VALUE; did you mean 'encoder'?"),
+        (["seed=1,", "2"], "seed=1, 2: there are spaces in it; type -m seed=1,2 for one run each"),
+        (["method.rank=range(4"], "a bracket is not closed; type 'method.rank=range(4)'"),
     ],
     ids=str,
 )
