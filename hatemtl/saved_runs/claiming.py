@@ -131,6 +131,8 @@ def claim(save_path: Path, config: Mapping[str, Any], inputs: Inputs, *, overwri
     Raises UserError where another run stands there, finished or not, and may not be overwritten.
     """
     work = unfinished(save_path)
+    if save_path.is_dir() and not (save_path / "config.yaml").exists():  # as a folder of runs
+        raise UserError(f"save_path={save_path}: this folder is there, and no run left it; give another save_path")
     saved = SavedRun(save_path) if save_path.exists() else None  # what is no run is never overwritten
     if overwrite:
         return True

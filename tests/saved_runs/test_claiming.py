@@ -127,7 +127,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
 def test_what_is_no_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").touch()
-    with pytest.raises(UserError, match="not a saved run"):
+    with pytest.raises(UserError, match="no run left it; give another save_path"):
         claim(tmp_path / "thesis", CONFIG, {}, overwrite=True)
     assert names(tmp_path / "thesis") == {"chapter1.txt"}
 
