@@ -29,7 +29,7 @@ class Tuning:
     the best is trained when the search is over.
     """
 
-    space: Mapping[str, Any] | None
+    space: Mapping[str, Any] | str | None
     by: str | Sequence[str] | None
     sampler: Literal["grid", "random", "tpe", "cma", "nsga2"]
     pruner: Literal["none", "median", "hyperband", "wilcoxon"]

@@ -52,12 +52,14 @@ Dimension = Range | Choice
 Space = Mapping[str, Dimension]
 
 
-def read_space(given: Mapping[str, Any] | None) -> dict[str, Dimension]:
+def read_space(given: Mapping[str, Any] | str | None) -> dict[str, Dimension]:
     """Reads `tune.space`, nested or with dots in its keys. Raises UserError where it is empty, or a value is of no form.
 
     >>> read_space({"optimization.encoder_lr": "log(1e-5, 3e-3)", "method": {"rank": [4, 8]}})
     {'optimization.encoder_lr': Range(kind='log', low=1e-05, high=0.003), 'method.rank': Choice(values=(4, 8))}
     """
+    if isinstance(given, str):
+        raise UserError(f"tune.space={given}: expected keys, each with what it may be; type for instance {EXAMPLE}")
     space = {key: _dimension(key, value) for key, value in _flat(given or {})}
     if not space:
         raise UserError(f"tune.space is empty, so there is nothing to search; type for instance {EXAMPLE}")

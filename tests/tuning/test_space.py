@@ -27,6 +27,7 @@ def test_forms(given: Any, read: Any) -> None:
     ("given", "said"),
     [
         ({}, "nothing to search"),
+        ("log(1, 2)", "tune.space=log(1, 2): expected keys, each with what it may be; type for instance tune.space."),
         ({"a": 4}, "expected log(low, high)"),
         ({"a": "lag(1, 2)"}, "expected log(low, high)"),
         ({"a": "log(0, 1)"}, "begins above 0; type uniform(0, 1)"),
