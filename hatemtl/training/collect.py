@@ -25,7 +25,11 @@ def collect(folder: Path) -> bool:
     ends = _ends(folder)
     rows = []
     for name, ended in ends.items():
-        results: Mapping[str, float] = SavedRun(ended.told).results if ended.state in WELL else {}
+        results: Mapping[str, float] = {}
+        try:
+            results = SavedRun(ended.told).results if ended.state in WELL else {}
+        except UserError as error:  # which keeps no other from being gathered
+            ends[name] = ended = Ended("failed", str(error))
         rows.append({"run": name, "state": ended.state, "told": ended.told, **results})
     file = io.StringIO()
     writer = csv.DictWriter(file, [*dict.fromkeys(key for row in rows for key in row)], restval="", lineterminator="\n")

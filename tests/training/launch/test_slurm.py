@@ -209,6 +209,10 @@ def test_finished_runs_are_collected(tmp_path: Path, capsys: pytest.CaptureFixtu
     lines = (tmp_path / "s.collected.csv").read_text().splitlines()
     assert lines[:2] == ["run,state,told,val_label_f1", f"seed=0,finished,{saved},0.5"]
     assert lines[2].startswith("seed=1,interrupted,")
+    (saved / "results.csv").write_text("metric,value\nval_label_f1,high\n")
+    assert not collect(tmp_path / "s")
+    lines = (tmp_path / "s.collected.csv").read_text().splitlines()
+    assert lines[1].startswith("seed=0,failed,") and lines[2].startswith("seed=1,interrupted,")
 
 
 @pytest.fixture
