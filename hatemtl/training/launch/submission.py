@@ -1,7 +1,9 @@
 """Keeps in a sweep's folder which run was submitted as which job, and tells from files where a run stands."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,10 @@ def read(folder: Path) -> dict[str, Submitted]:
     path = folder / PLACE / "runs.json"
     if not path.is_file():
         why = "no sweep was submitted there" if folder.is_dir() else "there is no such folder"
-        raise UserError(f"save_path={folder}: {why}; {AGAIN} save_path={folder}")
+        raise UserError(
+            f"save_path={folder}: {why}; give the save_path of a sweep that a cluster has, or submit one by main.py -m ... "
+            f"launcher=slurm, or ray"
+        )
     runs = json_object.read(path, AGAIN, "runs")["runs"]
     try:
         return {run["folder"]: Submitted(**run) for run in runs}
@@ -87,7 +92,15 @@ def leave(
         assert run.save_path is not None
         stood[run] = _mark(run.save_path)
         report_of(folder, run.save_path.name).unlink(missing_ok=True)
-    for run, job in zip(new, submit(folder.absolute(), new) if new else (), strict=True):
+    try:
+        jobs = submit(folder.absolute(), new) if new else ()
+    except UserError:  # the cluster takes none, as of a partition that it does not have
+        if not before:
+            shutil.rmtree(folder / PLACE)
+            with suppress(OSError):  # it holds runs that were trained otherwise
+                folder.rmdir()
+        raise
+    for run, job in zip(new, jobs, strict=True):
         assert run.save_path is not None and run.config is not None
         before[run.save_path.name] = Submitted(run.name, run.save_path.name, run.config, cluster, job, stood[run])
     write(folder, before.values())

@@ -106,6 +106,13 @@ def test_a_sweep_is_submitted_as_an_array_once(cluster: Path, capsys: pytest.Cap
     kind.watcher.clear()
 
 
+def test_what_the_cluster_refuses_leaves_nothing(cluster: Path) -> None:
+    (cluster / "bin/sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition: logn >&2\nexit 1\n")
+    with pytest.raises(UserError, match="sbatch refused .*invalid partition"):
+        [*slurm()(runs(cluster / "ranks", "seed=1", "seed=2"))]
+    assert not (cluster / "ranks").exists()
+
+
 def test_another_sweep_is_refused(cluster: Path) -> None:
     folder = cluster / "ranks"
     assert len([*slurm()(runs(folder, "seed=1"))]) == 1
