@@ -71,7 +71,16 @@ def _carry(turns: Sequence[Turn]) -> bool:
             check_learns(turn.cfg.trainer.precision)  # before any of them takes a folder
     if len(turns) > 1:
         _check_one("-m", "one run at a time, without -m")
+    if len({repr(turn.cfg.launcher) for turn in turns}) > 1:
+        raise UserError("-m with several values of launcher: one launcher starts all runs of a sweep; type one")
+    if called() is None and (nodes := [turn.cfg.trainer.nodes for turn in turns if turn.cfg.trainer.nodes != 1]):
+        raise UserError(
+            f"-m trainer.nodes={nodes[0]}: a launcher starts each run on one machine; type trainer.nodes=1, or start each "
+            f"run by itself, as docs/cluster.org shows under 'One run on several nodes'"
+        )
     launcher, accelerators = build(turns[0].cfg.launcher), {str(turn.cfg.trainer.accelerator) for turn in turns}
+    if not launcher.waits:
+        _check_submitted(turns)
     if len(accelerators) > 1 and "cpu" in accelerators and isinstance(launcher, Serial):
         raise UserError(
             f"trainer.accelerator={','.join(sorted(accelerators))}: a process finds the same GPUs, or none, for all of its "
@@ -100,6 +109,22 @@ def _planned(turn: Turn) -> Planned:
         then_test="test" in _actions(turn.cfg),
         overwrite=bool(turn.cfg.overwrite),
     )
+
+
+def _check_submitted(turns: Sequence[Turn]) -> None:
+    """Raises UserError where a cluster would take runs that only fail there, or leave GPUs idle that are paid for."""
+    for turn in filter(lambda turn: _trains(turn.cfg), turns):
+        folds, devices, gpus = turn.cfg.folds, turn.cfg.trainer.devices, turn.cfg.launcher.get("gpus", 0)
+        if folds.number is not None and folds.fold is None and folds.of == "train":
+            some = ",".join(str(fold + 1) for fold in range(folds.number))
+            raise UserError(
+                f"folds={folds.number}: a job is of one run, and folds are several; type folds.fold={some} as well"
+            )
+        if gpus >= 1 and gpus != devices:
+            raise UserError(
+                f"launcher.gpus={gpus} trainer.devices={devices}: a run has a process for each of its GPUs; type "
+                f"trainer.devices={gpus}, or another launcher.gpus"
+            )
 
 
 def _check_one(asked: str, way_out: str) -> None:

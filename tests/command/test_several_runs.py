@@ -140,10 +140,26 @@ def test_what_a_run_on_a_processor_hides_is_found_by_what_comes_after_its_sweep(
     assert found == [""] and os.environ.get("CUDA_VISIBLE_DEVICES") == before
 
 
-def test_a_process_finds_gpus_for_all_of_its_runs_or_for_none(cli: Cli, tmp_path: Path, trained: list[int]) -> None:
-    outcome = cli(*sweep(tmp_path, "trainer.accelerator=cpu,auto"))
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.accelerator=cpu,auto"], "trainer.accelerator=auto,cpu: a process finds the same GPUs, or none, for all"),
+        (["launcher=serial,local"], "one launcher starts all runs of a sweep; type one"),
+        (["seed=5,6", "trainer.nodes=2"], "-m trainer.nodes=2: a launcher starts each run on one machine"),
+        (["seed=5,6", "launcher=slurm", "folds=3"], "folds are several; type folds.fold=1,2,3 as well"),
+        (
+            ["seed=5,6", "launcher=slurm", "launcher.gpus=2"],
+            "launcher.gpus=2 trainer.devices=1: a run has a process",
+        ),
+    ],
+)
+def test_what_no_sweep_can_be_done_with_is_refused_before_its_first_run(
+    cli: Cli, tmp_path: Path, trained: list[int], words: list[str], said: str
+) -> None:
+    outcome = cli(*sweep(tmp_path, *words))
     assert (outcome.code, trained) == (2, [])
-    assert "trainer.accelerator=auto,cpu: a process finds the same GPUs, or none, for all" in outcome.err
+    assert said in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]  # of Hydra's
 
 
 def test_a_sweep_is_not_for_the_processes_of_one_run(
