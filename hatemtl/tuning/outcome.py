@@ -1,6 +1,7 @@
 """Tells what a search came to: a table, the best settings as an experiment, pictures, and how much of the gain is choice."""
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,10 @@ def draw(study: Any, objectives: Sequence[str]) -> list[str]:
         }
         for kind, make in kinds.items():
             try:
-                _save(study.folder / f"{kind}{f'_{objective}' if several else ''}.svg", make, pyplot)
+                with warnings.catch_warnings(record=True) as warned:
+                    warnings.simplefilter("always", UserWarning)
+                    _save(study.folder / f"{kind}{f'_{objective}' if several else ''}.svg", make, pyplot)
+                notes += [f"{kind} of {objective}: {one.message}" for one in warned]
             except (ValueError, RuntimeError, TypeError) as error:
                 notes.append(f"{kind} of {objective} is not drawn: {error}")
     if len(objectives) in (2, 3):

@@ -1,5 +1,6 @@
 """A study has as many trials as were asked for, whoever asks and however often it is broken off."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,11 @@ def test_pictures(tmp_path: Path) -> None:
     assert outcome.draw(one, ["f1", "seconds"]) == []
     names = {f"{kind}_{of}.svg" for kind in ("history", "importance", "slices") for of in ("f1", "seconds")}
     assert names | {"pareto.svg"} == {path.name for path in tmp_path.glob("*.svg")}
+    alike = study(tmp_path / "alike", space={"a": [1, 2], "b": [1, 2]}, trials=2)
+    for trial in asked(alike):
+        alike.tell(trial, [[0.5]], of=1)
+    with warnings.catch_warnings(action="error"):
+        assert "importances will be equal" in "".join(outcome.draw(alike, ["f1"]))
 
 
 def test_another_study_is_left_alone(tmp_path: Path) -> None:
