@@ -208,7 +208,7 @@ def _tune(cfg: Any) -> Path:
 
     def experiment(params: Mapping[str, Any]) -> tuple[Sequence[str], Callable[[str], bool]]:
         turn = varied(settings(params), None)
-        return [word for word in turn.words if not word.startswith(("action=", "seed="))], turn.is_group
+        return [word for word in turn.words if not word.startswith("seed=")], turn.is_group
 
     return _told(request, lambda: tune(request, tuning, build(cfg.launcher), plan, experiment))
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hatemtl.command import console as report
+from hatemtl.command.words import parsed
 from hatemtl.harmless import shown
 from hatemtl.saved_runs.sweep_names import word
 from hatemtl.saved_runs.writing import write, write_rows, write_text
@@ -101,8 +102,9 @@ def as_experiment(words: Sequence[str], is_group: Callable[[str], bool], head: s
     defaults: list[Any] = []
     values: dict[str, Any] = {}
     for typed in words:
-        key, _, value = typed.lstrip("+").partition("=")
-        content = yaml.safe_load(value) if value[:1] in ("[", '"', "'") else _number(value)
+        key, override = typed.lstrip("+").partition("=")[0], parsed(typed)
+        assert override is not None  # it was composed before
+        content: Any = override.value()  # as Hydra reads it, whose lists and keys are no YAML
         if key == "experiment":
             defaults[:0] = content if isinstance(content, list) else [content]
         elif is_group(key):
@@ -115,13 +117,6 @@ def as_experiment(words: Sequence[str], is_group: Callable[[str], bool], head: s
             node[last] = content
     body = yaml.safe_dump({**({"defaults": defaults} if defaults else {}), **values}, sort_keys=False, allow_unicode=True)
     return f"# @package _global_\n# {shown(head)}\n{body}"
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text) if any(c in text for c in ".eE") else int(text)
-    except ValueError:
-        return yaml.safe_load(text)
 
 
 def write_experiment(folder: Path, text: str) -> Path:

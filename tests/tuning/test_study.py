@@ -219,11 +219,13 @@ def test_luck_is_what_the_best_of_n_has_by_itself() -> None:
 
 def test_an_experiment_holds_options_and_values() -> None:
     words = ["encoder=tiny", "tasks=[label,target]", "corpus@tasks.label.corpus=sample", "optimization.encoder_lr=1e-05",
-             "method.rank=8", "experiment=demo", 'tasks.target.mask_pattern="1 4"']  # fmt: skip
+             "method.rank=8", "experiment=demo", 'tasks.target.mask_pattern="1 4"',
+             "optimization.stages=[{learns:heads,steps:3},{epochs:1.5}]"]  # fmt: skip
     text = outcome.as_experiment(words, lambda key: key in ("encoder", "tasks") or "@" in key, "best")
     assert text.splitlines()[:2] == ["# @package _global_", "# best"]
     assert text.splitlines()[2:] == [
         *("defaults:", "- demo", "- override /encoder: tiny", "- override /tasks:", "  - label", "  - target"),
         *("- override /corpus@tasks.label.corpus: sample", "optimization:", "  encoder_lr: 1.0e-05"),
+        *("  stages:", "  - learns: heads", "    steps: 3", "  - epochs: 1.5"),
         *("method:", "  rank: 8", "tasks:", "  target:", "    mask_pattern: 1 4"),
     ]

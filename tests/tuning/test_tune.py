@@ -78,6 +78,7 @@ def test_three_by_three_are_nine(cli: Cli, tmp_path: Path) -> None:
     found = yaml.safe_load((study / "experiment" / "best.yaml").read_text())
     assert found["method"]["rank"] == int(best["method.rank"])
     assert found["optimization"]["encoder_lr"] == float(best["optimization.encoder_lr"])
+    assert found["action"] == "train"  # whatever an experiment says that it is made from
     shown = cli("--config-dir", str(study), "experiment=best", "--cfg", "job").out
     cfg = yaml.safe_load(shown)
     assert (cfg["method"]["rank"], cfg["tasks"]["label"]["corpus"]["size"]) == (found["method"]["rank"], 150)
