@@ -52,6 +52,7 @@ class DynamicAverage(Weighting):
     Equal weights until two epochs are over. Source: Liu et al. 2019, arXiv:1803.10704.
     """
 
+    needs = "all losses"
     means: Tensor
     sums: Tensor
     counts: Tensor

@@ -17,7 +17,7 @@ from hatemtl.labels import IGNORED
 from hatemtl.machine.crew import Crew
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective import surgery
-from hatemtl.objective.from_losses import Famo, GeometricMean, Random, SmoothTchebycheff, Uncertainty
+from hatemtl.objective.from_losses import DynamicAverage, Famo, GeometricMean, Random, SmoothTchebycheff, Uncertainty
 from hatemtl.objective.regularisers.base import Regulariser
 from hatemtl.objective.weighting import Sum, Weighting
 
@@ -115,8 +115,12 @@ STCH: Make = partial(SmoothTchebycheff, mu=0.5)
 FAMO: Make = partial(Famo, learning_rate=0.025, decay=1e-3)
 
 
+DWA: Make = partial(DynamicAverage, temperature=2.0)
+GRADNORM: Make = partial(surgery.GradNorm, of="parameters", alpha=1.5)
+
+
 @pytest.mark.parametrize(
-    "make", [Sum, MGDA, partial(surgery.nash_mtl, of="parameters"), STCH, GeometricMean, FAMO, Uncertainty]
+    "make", [Sum, MGDA, partial(surgery.nash_mtl, of="parameters"), STCH, GeometricMean, FAMO, Uncertainty, DWA, GRADNORM]
 )
 def test_batches_of_one_step_are_one_batch(make: Make) -> None:
     posts = batch(12)
@@ -126,6 +130,9 @@ def test_batches_of_one_step_are_one_batch(make: Make) -> None:
     assert len(cut.told) == len(whole.told) == 1
     told, expected = ({name: float(figure) for name, figure in made.told[0].items()} for made in (cut, whole))
     assert told == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    states = [made.weighting.state_dict() for made in (cut, whole)]
+    for name, value in states[1].items():  # what it goes on from
+        torch.testing.assert_close(states[0][name], value, equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [Sum, Uncertainty])
