@@ -38,6 +38,7 @@ class Batch:
     tokens: how many of the S times T places hold a token; a plain number, so that counting waits for no GPU.
     only: the one task that the batch is stepped for, where losses are stepped apart; None for all.
     parts: where several batches make an optimizer step, the share that is here of what each task's loss is a mean of.
+    part: likewise, of the posts that the step has for this task, or for all.
     answerable: (S, T) bool, whether a token is of a second text, where a task reads answers off those; else None.
     unlabelled: (B,) bool, whether a post is there for regularisers alone; None where none is.
     counts[task]: (B, C) float32, of tasks with a lexicon, what it counts in each post.
@@ -55,6 +56,7 @@ class Batch:
     tokens: int = -1  # counted from the mask if not given
     only: str | None = None
     parts: Mapping[str, float] | None = None
+    part: float = 1.0
     shares: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     answerable: Tensor | None = None

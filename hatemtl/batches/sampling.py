@@ -20,11 +20,13 @@ class Use(NamedTuple):
     """A batch of training: its rows, and the one task that it is stepped for, None for all at once.
 
     parts: of what each task's loss is a mean of in the optimizer step, the share that this batch has; None for all of it.
+    part: of the posts that the step has for the same task, or for all at once, the share that are in this batch.
     """
 
     rows: np.ndarray
     only: str | None = None
     parts: Mapping[str, float] | None = None
+    part: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,8 @@ def apart(
 
 
 def in_parts(uses: Sequence[Use], mine: Sequence[Use], counted: Mapping[str, np.ndarray], accumulate: int) -> Iterator[Use]:
-    """Gives a process's own part of the batches, with its share of what every task's loss is a mean of in their step.
+    """Gives a process's own part of the batches, with its share of what every task's loss is a mean of in their step, and of
+    its posts.
 
     So the mean of a step is that of one large batch, however many posts of it lack an annotation, and the last step of an
     epoch is whole however few batches it has. uses: the batches of all processes. counted[task]: (N,) how many answers of
@@ -195,8 +198,12 @@ def in_parts(uses: Sequence[Use], mine: Sequence[Use], counted: Mapping[str, np.
     def count(use: Use, task: str) -> float:
         return float(counted[task][use.rows[use.rows >= 0]].sum()) if use.only in (None, task) else 0.0
 
+    def posts(use: Use) -> int:
+        return int((use.rows >= 0).sum())
+
     for i in range(0, len(uses), accumulate):
         step = slice(i, i + accumulate)
         whole = {task: sum(count(use, task) for use in uses[step]) or 1.0 for task in counted}
         for use in mine[step]:
-            yield use._replace(parts={task: count(use, task) / of for task, of in whole.items()})
+            alike = sum(posts(other) for other in uses[step] if other.only == use.only)
+            yield use._replace(parts={task: count(use, task) / of for task, of in whole.items()}, part=posts(use) / alike)

@@ -244,7 +244,7 @@ class TokenizedPosts(Dataset[Batch]):
 
     def __getitem__(self, asked: np.ndarray | Use) -> Batch:
         """Makes the batch of these posts; of one given as `~row`, without its annotations (see `batching.share`)."""
-        rows, only, parts = asked if isinstance(asked, Use) else Use(asked)
+        rows, only, parts, part = asked if isinstance(asked, Use) else Use(asked)
         absent = rows < 0
         rows = np.where(absent, ~rows, rows)
         sequences, owner = self._sequences(rows)
@@ -305,6 +305,7 @@ class TokenizedPosts(Dataset[Batch]):
             tokens=int(lengths.sum()),
             only=only,
             parts=parts,
+            part=part,
             shares={task: torch.from_numpy(mine) for task, mine in shares.items()},
             unlabelled=None if self.labelled == len(self) else torch.from_numpy(rows >= self.labelled),
             counts={task: torch.from_numpy(values[rows]) for task, values in self.counts.items()},

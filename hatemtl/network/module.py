@@ -31,9 +31,13 @@ from hatemtl.seeds import derive, seeded
 
 
 class Weighed(NamedTuple):
-    """The losses of a batch, whose gradients are to be taken one at a time, as `Step` has them. terms: of regularisers."""
+    """The losses of a batch, whose gradients are to be taken one at a time, as `Step` has them. terms: of regularisers.
+
+    parts: of the mean over the posts of the optimizer step, the share that each loss is.
+    """
 
     losses: dict[str, Tensor]
+    parts: dict[str, float]
     has: dict[str, Tensor]
     terms: Tensor
     hidden: Tensor | None
@@ -144,17 +148,18 @@ class MultitaskModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         hidden, logits = self.through.states_and_logits(batch)
         losses = self.losses(batch, logits)
-        weighed, has = self._by_name(batch, logits, losses)
+        named, has = self._by_name(batch, logits, losses)
+        weighed = self._of_step(batch, named)
         needs = self.weighting.needs
         apart = needs == "gradients" or (needs == "all losses" and self.optimization.accumulate > 1)
         if not apart:
             weighed = self.crew.mean(weighed)  # each process learns by its own posts, weighed by what all have
         with self._drawing():
             loss = self.weighting.summed(weighed) if apart else self.weighting(weighed, self._step(has))
-        terms = loss.new_zeros(())
+        terms, scale = loss.new_zeros(()), 1 if batch.parts is None else self._batches * batch.part
         for name, regulariser in [(name, one) for name, one in self.regularising.items() if one.weight]:
             for term, value in regulariser.terms(self.through, batch, hidden, logits).items():
-                terms = terms + regulariser.weight * value
+                terms = terms + scale * regulariser.weight * value
                 self.so_far.add(f"train_{name}_{term}", value, len(batch))
         targets = {task: self._target(batch, task) for task in losses}
         self.so_far.add_tasks("train", losses, logits, targets, batch.has)
@@ -163,17 +168,24 @@ class MultitaskModule(L.LightningModule):
             self.answered[name] = self.answered.get(name, some) | some
         if self.weighting.looks_back:
             self.moved.append(batch)
-        self.weighed = Weighed(weighed, has, terms, hidden) if apart else None
+        self.weighed = Weighed(named, self._parts(batch, named), has, terms, hidden) if apart else None
         if not apart and len(self.losses_of) > 1:
             self._tell_weights(loss, weighed)
         return loss + terms
 
     def _of_step(self, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scales losses so that those of a step's batches, as the trainer divides them, have the mean over their posts."""
-        if batch.parts is None:
-            return dict(losses)
-        whole = self.optimization.accumulate * self.crew.world
-        return {name: whole * batch.parts[self.losses_of[name]] * loss for name, loss in losses.items()}
+        return {name: self._batches * part * losses[name] for name, part in self._parts(batch, losses).items()}
+
+    def _parts(self, batch: Batch, names: Collection[str]) -> dict[str, float]:
+        """Gives, by what is weighed, the share of the optimizer step's mean that is this batch's."""
+        of = batch.parts
+        return {name: 1 / self._batches if of is None else of[self.losses_of[name]] for name in names}
+
+    @property
+    def _batches(self) -> int:
+        """Counts the parts of an optimizer step, by whose number trainer and crew divide."""
+        return self.optimization.accumulate * self.crew.world
 
     def _by_name(
         self, batch: Batch, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor]
@@ -196,7 +208,7 @@ class MultitaskModule(L.LightningModule):
             else:
                 named |= zip(self.by_label[task], found * shares, strict=True)
                 has |= zip(self.by_label[task], shares > 0, strict=True)
-        return self._of_step(batch, named), has
+        return named, has
 
     def _drawing(self) -> AbstractContextManager[None]:
         """Inside, a weighting draws the same in all processes, and in all batches of a step."""
@@ -209,13 +221,12 @@ class MultitaskModule(L.LightningModule):
         if self.weighed is None:
             loss.backward()
             return
-        (losses, has, terms, hidden), self.weighed = self.weighed, None
-        share = 1 / self.trainer.accumulate_grad_batches
+        (losses, parts, has, terms, hidden), self.weighed = self.weighed, None
         if terms.requires_grad:
-            (share * terms).backward(retain_graph=True)
-        losses = {task: share * value for task, value in losses.items()}
+            (terms / self.optimization.accumulate).backward(retain_graph=True)
         trained = self._trained()
         if not of_hidden(self.weighting) or not self.through.learns:
+            losses = {name: self.crew.world * parts[name] * loss for name, loss in losses.items()}
             self.gathered.add(losses, has, trained, last=True)
             return
         assert hidden is not None  # or __init__ would have refused
@@ -223,7 +234,7 @@ class MultitaskModule(L.LightningModule):
         gathered = Gathered()
         gathered.add(losses, has, {"hidden": hidden, **heads}, last=False)
         with self._drawing():
-            found, told = gathered.combined(self.weighting, self.current_epoch)
+            found, told = gathered.combined(self.weighting, self.current_epoch, parts)
         hidden.backward(found.pop("hidden"))
         self._leave(found, told)
 
@@ -261,7 +272,7 @@ class MultitaskModule(L.LightningModule):
             for batch in self.moved:
                 logits = self(batch)
                 found, there = self._by_name(batch, logits, self.losses(batch, logits))
-                for name, value in found.items():
+                for name, value in self._of_step(batch, found).items():
                     losses[name] = losses.get(name, 0) + value / self.optimization.accumulate
                     has[name] = has.get(name, there[name]) | there[name]
         self.weighting.look_back(self.crew.mean(losses), self._step(has))

@@ -91,8 +91,13 @@ class Gathered:
         crew.average([row[name] for row in self.rows.values() for name in row])
         return Gathered(self.rows, crew.mean(self.losses), crew.any(self.has))
 
-    def combined(self, weighting: Weighting, epoch: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Gives the gradient of each tensor, and what is told of the step: weights of tasks, cosines of their gradients."""
+    def combined(
+        self, weighting: Weighting, epoch: int, parts: Mapping[str, float] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Gives the gradient of each tensor, and what is told of the step: weights of tasks, cosines of their gradients.
+
+        parts: of each task, what its gradient counts of once it was weighed as it is; None for all of it.
+        """
         if weighting.needs != "gradients":
             leaves = {task: loss.clone().requires_grad_() for task, loss in self.losses.items()}
             with torch.enable_grad():
@@ -103,7 +108,8 @@ class Gathered:
         assert isinstance(weighting, GradientWeighting)
         there = torch.stack([*self.has.values()]).tolist()  # waits for a GPU, once a step
         present = [task for task, some in zip(self.has, there, strict=True) if some and weighting.tasks[task]]
-        declared: dict[str, Tensor | float] = {task: weighting.tasks[task] for task in self.rows}
+        counts = dict.fromkeys(self.rows, 1.0) if parts is None else parts
+        declared: dict[str, Tensor | float] = {task: counts[task] * weighting.tasks[task] for task in self.rows}
         several = [name for name in self._names() if sum(name in row for row in self.rows.values()) > 1]
         shared = [name for name in several if not name.startswith("heads.")]  # which the labels of one task share
         groups: dict[str, list[str]] = {}
@@ -122,7 +128,7 @@ class Gathered:
                 continue
             losses = torch.stack([self.losses[task] for task in some]).cpu().double() * scale[moves]
             found = weighting.weights(gramian[moves][:, moves], some, losses)
-            by_task = dict(zip(some, (found * scale[moves]).tolist(), strict=True))
+            by_task = {t: counts[t] * w for t, w in zip(some, (found * scale[moves]).tolist(), strict=True)}
             by_name |= dict.fromkeys(names, by_task)
             told |= {"_".join(filter(None, ("weight", t, group))): w for t, w in zip(some, found.tolist(), strict=True)}
         lengths = whole.diagonal().sqrt().clamp(min=1e-30)

@@ -405,10 +405,16 @@ def test_the_parts_of_a_step_are_shares_of_its_annotated_posts(accumulate: int) 
             counts = np.array([has[use.rows].sum() for use in step])
             found = [use.parts[task] for use in step if use.parts is not None]
             assert found == pytest.approx(counts / max(counts.sum(), 1))
+        sizes = np.array([len(use.rows) for use in step])
+        assert [use.part for use in step] == pytest.approx(sizes / sizes.sum())
 
 
 def test_the_parts_of_steps_apart_are_of_the_one_task() -> None:
     uses = [Use(*use) for use in apart(BATCHES, HAS, 2, np.random.default_rng(0))]
-    for use in in_parts(uses, uses, HAS, 2):
+    parted = [*in_parts(uses, uses, HAS, 2)]
+    for use in parted:
         assert use.parts is not None
         assert {task for task, part in use.parts.items() if part} <= {use.only}
+    for i in range(0, len(parted), 2):
+        for only in {use.only for use in parted[i : i + 2]}:
+            assert sum(use.part for use in parted[i : i + 2] if use.only == only) == pytest.approx(1)

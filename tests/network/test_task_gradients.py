@@ -106,7 +106,8 @@ def parts(posts: Batch, pieces: Sequence[slice]) -> list[Batch]:
         return (some.targets[task] >= 0).sum() if task == "rationale" else some.has[task].sum()
 
     cut = [part(posts, piece) for piece in pieces]
-    return [replace(p, parts={t: float(count(p, t) / count(posts, t)) for t in SPACES}) for p in cut]
+    shares = [{t: float(count(p, t) / count(posts, t)) for t in SPACES} for p in cut]
+    return [replace(p, parts=of, part=len(p) / len(posts)) for p, of in zip(cut, shares, strict=True)]
 
 
 STCH: Make = partial(SmoothTchebycheff, mu=0.5)
@@ -158,6 +159,26 @@ def test_hidden_states_are_weighed_in_place_of_parameters() -> None:
             torch.testing.assert_close(found[name], own[task][name])
 
 
+@pytest.mark.parametrize("make", [MGDA, GRADNORM])
+def test_hidden_states_of_a_batch_are_weighed_as_they_are_and_count_by_its_posts(make: Make) -> None:
+    posts, made = batch(12), weighing(partial(make, of="hidden"))
+    posts.has["target"][5:] = False
+    pieces = parts(posts, [slice(0, 4), slice(4, 12)])
+    found = gradients(made, pieces, 2)
+    expected: dict[str, Any] = {}
+    again = weighing(partial(make, of="hidden"))
+    for piece in pieces:
+        assert piece.parts is not None
+        gradients(again, [replace(piece, parts=None)])
+        own = rows(piece)
+        for task in SPACES:
+            weight = again.told[0].get(f"weight_{task}", 0)
+            for name, gradient in own[task].items():
+                of = weight if name.startswith("encoder.") else 1
+                expected[name] = expected.get(name, 0) + piece.parts[task] * of * gradient
+    close({name: gradient for name, gradient in found.items() if not name.startswith("weightings.")}, expected)
+
+
 class Pull(Regulariser):
     weight = 0.5
 
@@ -174,6 +195,15 @@ def test_terms_of_regularisers_come_on_top(of: str) -> None:
     term = {name: p.grad for name, p in bare.named_parameters() if p.grad is not None}
     expected = {n: g + term.get(n, 0) for n, g in gradients(plain, [posts]).items()}
     close(gradients(made, [posts]), expected)
+
+
+@pytest.mark.parametrize("make", [Sum, MGDA])
+@pytest.mark.parametrize("accumulate", [2, 5])
+def test_terms_of_the_batches_of_a_step_are_weighed_by_their_posts(make: Make, accumulate: int) -> None:
+    """Also in the last step of an epoch, which may have fewer batches than others."""
+    posts, cut, whole = batch(9), weighing(make), weighing(make)
+    cut.regularisers = whole.regularisers = {"pull": Pull()}
+    close(gradients(cut, parts(posts, [slice(0, 2), slice(2, 9)]), accumulate), gradients(whole, [posts]))
 
 
 def test_heads_that_learn_alone_leave_the_encoder_alone() -> None:
