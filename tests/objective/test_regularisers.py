@@ -94,8 +94,12 @@ def passes(dropout: float, kind: str = "multiclass") -> Any:
 
 def test_it_refuses_to_run_where_no_dropout_is_on() -> None:
     RDrop(weight=1.0).check(passes(0.1))
-    with pytest.raises(UserError, match=r"r_drop\] needs dropout.*method\.body_dropout=true"):
-        RDrop(weight=1.0).check(passes(0.0))
+    still = passes(0.0)
+    still.heads["label"] = nn.Sequential(nn.Dropout(0.1), still.heads["label"])  # as heads have by default
+    still.heads["label"].space = still.heads["label"][1].space
+    for without in (passes(0.0), still):
+        with pytest.raises(UserError, match=r"r_drop\] needs dropout.*method\.body_dropout=true"):
+            RDrop(weight=1.0).check(without)
     with pytest.raises(UserError, match=r"guesses tokens"):
         RDrop(weight=1.0).check(passes(0.1, "masked"))
 

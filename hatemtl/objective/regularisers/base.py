@@ -109,6 +109,11 @@ def over_posts(values: Mapping[str, Tensor], batch: Any, weights: Mapping[str, f
     return torch.stack([weights[task] * mean for task, mean in means.items()]).sum()
 
 
+def drops(forward: Passes) -> bool:
+    """Tells whether the encoder, its adapters among it, has dropout in training."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in forward.encoder.modules())
+
+
 def check_no_guessing(forward: Passes, name: str) -> None:
     """Raises UserError where a task guesses masked tokens, of whose predictions nothing is said."""
     for task, head in forward.heads.items():

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hatemtl.errors import UserError
-from hatemtl.objective.regularisers.base import Passes
+from hatemtl.objective.regularisers.base import Passes, drops
 
 
 def norms(values: Tensor) -> Tensor:
@@ -40,8 +40,7 @@ def steady(forward: Passes, batch: Any, hidden: Tensor | None, tasks: Iterable[s
 
     Of the hidden states (S, T, D) of training where these were computed without dropout; else the encoder reads again.
     """
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in forward.encoder.modules())
-    return forward(batch, tasks) if hidden is None or drops else forward.read(hidden, batch, tasks)
+    return forward(batch, tasks) if hidden is None or drops(forward) else forward.read(hidden, batch, tasks)
 
 
 def check_embeddings(forward: Passes, name: str) -> None:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hatemtl.errors import UserError
 from hatemtl.heads.base import masked_mean
-from hatemtl.objective.regularisers.base import Passes, Regulariser, check_no_guessing, expect
+from hatemtl.objective.regularisers.base import Passes, Regulariser, check_no_guessing, drops, expect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class RDrop(Regulariser):
 
     def check(self, forward: Passes) -> None:
         check_no_guessing(forward, "r_drop")
-        drops = [m for part in (forward.encoder, *forward.heads.values()) for m in part.modules()]
-        if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in drops):
+        if not drops(forward):
             raise UserError(
-                "regulariser=[r_drop] needs dropout, without which two passes are one; type method.body_dropout=true"
+                "regulariser=[r_drop] needs dropout in the encoder, without which it says the same in both passes; type "
+                "method.body_dropout=true"
             )
 
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
