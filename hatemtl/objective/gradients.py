@@ -28,10 +28,13 @@ class GradientWeighting(Weighting):
         super().__init__(tasks=tasks)
         if of not in ("parameters", "hidden"):
             raise UserError(f"weighting.of={of}: expected parameters or hidden")
-        if len(tasks) < 2:
+        counted = [task for task, weight in tasks.items() if weight]
+        if len(counted) < 2:
+            here = f"here is one, {counted[0]}" if counted else "all here have a weight of 0"
+            less = ", each with a weight above 0" if len(tasks) > len(counted) else ""
             raise UserError(
-                f"this weighting sets gradients of several losses against one another, and here is one, {', '.join(tasks)}; "
-                f"type weighting=sum, or more tasks=[...]"
+                f"this weighting sets gradients of several losses against one another, and {here}; type weighting=sum, or "
+                f"more tasks=[...]{less}"
             )
         self.of = of
 

@@ -26,7 +26,15 @@ def check_learns(precision: object) -> None:
 
 
 def check_steps(request: Request, module: MultitaskModule) -> None:
-    """Raises UserError where tasks are to be weighed against one another, and no optimizer step has two."""
+    """Raises UserError where tasks are to be weighed against one another, and no optimizer step has two, or what they share
+    stands still.
+    """
+    moved = {id(one) for one, stage in zip(module.weightings, module.stages, strict=True) if {*stage.parts} - {"heads"}}
+    if any(one.needs == "gradients" and id(one) not in moved for one in module.weightings):
+        raise UserError(
+            "this weighting is of gradients that tasks share, and it would be asked only while heads learn alone; type "
+            "weighting=sum there, or more optimization.epochs"
+        )
     if request.trainer.devices * request.trainer.nodes > 1 and any(map(of_hidden, module.weightings)):  # type: ignore[arg-type]
         raise UserError("weighting.of=hidden is for one process; type weighting.of=parameters, or trainer.devices=1")
     corpora = [task.corpus for task in request.tasks.values()]

@@ -201,6 +201,8 @@ def test_a_setting_out_of_range_is_named(name: str, keys: dict[str, Any], says: 
 def test_one_task_in_all_has_nothing_to_weigh(name: str) -> None:
     with pytest.raises(UserError, match=r"here is one, label; type weighting=sum"):
         made(name, tasks=("label",))
+    with pytest.raises(UserError, match=r"here is one, label; type weighting=sum.*each with a weight above 0"):
+        MAKE[name](tasks={"label": 1.0, "target": 0.0}, of="parameters")
 
 
 def test_a_solver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

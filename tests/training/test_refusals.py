@@ -18,6 +18,7 @@ from hatemtl.objective.from_losses import (
     SmoothTchebycheff,
     Uncertainty,
 )
+from hatemtl.objective.stages import Stage
 from hatemtl.objective.weighting import Sum
 from hatemtl.training.refusals import check_steps
 
@@ -42,9 +43,26 @@ def checked(
         sampling=Sampling() if of_stage else sampling,
         tasks={task: SimpleNamespace(corpus=corpus) for task, corpus in zip(TASKS, corpora, strict=True)},
     )  # fmt: skip
-    stages = [SimpleNamespace(sampling=sampling if of_stage else None)]
+    stages = [Stage(sampling=sampling if of_stage else None)]
     module: Any = SimpleNamespace(weightings=[make(tasks=TASKS)], stages=stages, by_label={"target": []} if by_label else {})
     check_steps(request, module)
+
+
+def test_gradients_that_tasks_share_are_refused_where_heads_learn_alone() -> None:
+    one, another = COMPARE[0](tasks=TASKS), Sum(tasks=TASKS)
+    request: Any = SimpleNamespace(
+        trainer=SimpleNamespace(devices=1, nodes=1),
+        optimization=SimpleNamespace(accumulate=1),
+        sampling=Sampling(),
+        tasks={},
+    )
+    module: Any = SimpleNamespace(stages=[Stage(learns="heads"), Stage()], by_label={})
+    for weightings in ([one, one], [another, one], [another, another]):
+        module.weightings = weightings
+        check_steps(request, module)
+    module.weightings = [one, another]
+    with pytest.raises(UserError, match="only while heads learn alone; type weighting=sum"):
+        check_steps(request, module)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
