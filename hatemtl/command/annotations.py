@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from inspect import Parameter, signature
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +37,12 @@ def check_node(node: DictConfig) -> None:
             check_value(_key(node, name), node[name], hints.get(str(name), Any), node._target_)
     if not isinstance(partial := node.get("_partial_", False), bool):
         raise UserError(f"{node._get_full_key('_partial_')}={partial}: expected true or false")
+    if called and partial:  # whoever calls it, later, could not say which key is wrong
+        taken = signature(called).parameters
+        some = any(one.kind is Parameter.VAR_KEYWORD for one in taken.values())
+        for name in node if not some else ():
+            if not str(name).startswith("_") and name not in taken:
+                raise UserError(f"{_key(node, name)}: {called.__name__} has no such key; {did_you_mean(str(name), taken)}")
 
 
 def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> None:

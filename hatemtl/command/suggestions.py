@@ -22,11 +22,20 @@ LISTS = ("tasks", "action", "regulariser", "augmentation", "evaluations", "metho
 def arguments(words: Sequence[str]) -> list[str]:
     """Orders the words of a command line as Hydra takes them, its options first, with what `spelled_out` makes of each.
 
-    Raises UserError where a word that begins with a dash is none of its options, and for two numbers of folds.
+    Raises UserError where a word that begins with a dash is none of its options, for two numbers of folds, and for several
+    options of a group that has one, of which Hydra would make a mixture.
     """
     if {"folds", "folds.number"} <= {word.partition("=")[0] for word in words}:
         both = [word for word in words if re.match(r"folds(\.number)?=", word)]
         raise UserError(f"{' '.join(both)}: both say how many folds; type one of them, as {both[-1]}")
+    for word in words:
+        several = re.fullmatch(r"((\w+)(?:@[\w.]+)?)=\[([\w ]+(?:,[\w ]+)+)\]", word)
+        if several and files(several[2]) and several[2] not in (*LISTS, "experiment"):
+            one = f"{several[1]}={several[3].split(',')[0].strip()}"
+            each = f"{several[1]}={several[3].replace(' ', '')}"
+            raise UserError(
+                f"{word}: expected one option of the group {several[2]}; type {one}, or -m {each} for one run each"
+            )
     words = all_spelled_out(words)
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print all options and exit

@@ -103,6 +103,7 @@ TRUTH = "expected true or false"
             "evaluations=[bias] evaluations.bias.backgrounds=[x]",
             "evaluations.bias.backgrounds=[x]: expected a list of hatexplain or borkan; type",
         ),
+        ("weighting=pcgrad +weighting.off=hidden", "weighting.off: pcgrad has no such key; did you mean 'of'?"),
         ("logger=wandb logger.entity=5", "logger.entity=5: expected a text or null; type 'logger.entity=\"5\"'"),
         ("save_path=5", "save_path=5: expected a text or null; type 'save_path=\"5\"'"),
         ("data.dir=-1", "data.dir=-1: expected a text; type 'data.dir=\"-1\"'"),

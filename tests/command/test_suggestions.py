@@ -245,6 +245,7 @@ def test_what_is_no_override(typed: list[str], said: str) -> None:
         (["seed=1,2", "-m", "encoder=tiny"], ["-m", "seed=1,2", "encoder=tiny"]),
         (["encoder=tiny", "--cfg", "job", "seed=3", "--resolve"], ["--cfg", "job", "--resolve", "encoder=tiny", "seed=3"]),
         (["experiment=null"], ["experiment=[]"]),
+        (["regulariser=[vat,ema]", "tasks=[label,target]"], ["regulariser=[vat,ema]", "tasks=[label,target]"]),
         (["experiment=demo", "experiment=none", "seed=1"], ["experiment=demo", "experiment=[]", "seed=1"]),
     ],
 )
@@ -262,6 +263,11 @@ def test_options_may_stand_anywhere_and_no_experiment_is_one(typed: list[str], g
         (["-mseed=1,2"], "type a space between -m and seed=1,2"),
         (["--cfg"], "argument --cfg/-c: expected one argument"),
         (["--config=x"], "ambiguous option: --config"),
+        (
+            ["weighting=[pcgrad, famo]"],
+            "one option of the group weighting; type weighting=pcgrad, or -m weighting=pcgrad,famo",
+        ),
+        (["head@tasks.label.head=[ordinal,score]"], "type head@tasks.label.head=ordinal, or -m head@tasks.label.head=ord"),
         (["folds.number=9", "folds=5"], "folds.number=9 folds=5: both say how many folds; type one of them, as folds=5"),
     ],
     ids=str,
