@@ -3,7 +3,8 @@
 Columns are parts of training, quarters by default. Of each pair of tasks there is the mean cosine of their gradients and the
 share of steps in which they were in conflict, the cosine below 0; of each task its mean weight. Reads objective.csv, which
 every run of several tasks leaves; cosines are in that of a weighting that takes gradients (weighting=pcgrad and the like).
-With an --output that is a picture (.svg, .pdf, .png) both are drawn over the steps, a running mean of --smooth of them.
+With an --output that is a picture (.svg, .pdf, .png) both are drawn over the steps, a running mean of --smooth of them. Of
+more than ten, as of the labels of a task, those pairs are named that fight most, and those weights that are farthest from 1.
 """
 
 import argparse
@@ -26,6 +27,7 @@ EXAMPLES = """examples:
 """
 PICTURES = (".svg", ".pdf", ".png")
 STEPS = "objective.csv"
+NAMED = 10  # lines of a picture, which has no more colours
 Series = np.ndarray[Any, Any]
 
 
@@ -76,15 +78,24 @@ def running(values: Series, width: int) -> Series:
         return sums / counts
 
 
+def outstanding(figures: Mapping[str, Series], kind: str) -> list[str]:
+    """The names of a kind in the order of how much they tell: the lowest mean cosine, the mean weight farthest from 1."""
+    means = {name: float(np.nanmean(values)) for name, values in figures.items() if name.startswith(kind)}
+    return sorted(means, key=lambda name: means[name] if kind == "cosine_" else -abs(means[name] - 1))
+
+
 def drawn(steps: Series, figures: Mapping[str, Series], smooth: int, format: str) -> bytes:
     """Weights above, cosines below where there are any."""
     kinds = [kind for kind in ("weight_", "cosine_") if any(name.startswith(kind) for name in figures)]
-    figure, axes = pyplot().subplots(len(kinds), 1, sharex=True, squeeze=False, figsize=(7, 2.6 * len(kinds)))
+    figure, axes = pyplot().subplots(len(kinds), 1, sharex=True, squeeze=False, figsize=(9, 2.6 * len(kinds)))
     for kind, axis in zip(kinds, axes[:, 0], strict=True):
-        for name in (name for name in figures if name.startswith(kind)):
+        told = outstanding(figures, kind)[:NAMED]
+        for name in (name for name in figures if name.startswith(kind) and name not in told):
+            axis.plot(steps, running(figures[name], smooth), color="lightgray", linewidth=0.5)
+        for name in (name for name in figures if name in told):
             axis.plot(steps, running(figures[name], smooth), label=name.removeprefix(kind).replace("_", " "), linewidth=1)
         axis.set_ylabel(kind.removesuffix("_"))
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     if "cosine_" in kinds:
         axes[-1, 0].axhline(0, color="gray", linewidth=0.5)
     axes[-1, 0].set_xlabel("optimizer step")

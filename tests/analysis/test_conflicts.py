@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conflicts import main, running
+from conflicts import main, outstanding, running
 
 ROWS = """step,epoch,weight_label,weight_target,cosine_label_target
 1,1,1.0,2.0,-0.5
@@ -33,6 +33,13 @@ def test_a_table_by_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_running_mean_leaves_out_what_is_not_there() -> None:
     found = running(np.array([np.nan, 1.0, np.nan, 3.0, 5.0]), 2)
     assert np.array_equal(found, [np.nan, 1, 1, 3, 4], equal_nan=True)
+
+
+def test_who_fights_most_is_named() -> None:
+    figures = {"cosine_a_b": [0.2, np.nan], "cosine_a_c": [-0.5, 0.1], "weight_a": [1.0, 1.2], "weight_b": [0.5, 0.5]}
+    found = {name: np.array(values) for name, values in figures.items()}
+    assert outstanding(found, "cosine_") == ["cosine_a_c", "cosine_a_b"]
+    assert outstanding(found, "weight_") == ["weight_b", "weight_a"]
 
 
 def test_a_picture(tmp_path: Path) -> None:
