@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hatemtl.objective import surgery
+from hatemtl.objective.from_losses import Famo, GeometricMean, SmoothTchebycheff
 from hatemtl.objective.gradients import Gathered
 
 TASKS = {"label": 1.0, "target": 0.5, "learned": 1.0}
@@ -35,6 +36,28 @@ def test_a_gradient_of_nothing_has_no_weight(make: Any) -> None:
     assert {name: weight for name, weight in told.items() if name.startswith("weight_")} == pytest.approx(
         {name: weight for name, weight in weights.items() if name.startswith("weight_")}
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "takes_it_back"),
+    [
+        (partial(surgery.nash_mtl, of="parameters"), True),
+        (partial(surgery.fairgrad, of="parameters", alpha=1.0), True),
+        (partial(surgery.imtl_g, of="parameters"), True),
+        (partial(Famo, learning_rate=0.025, decay=1e-3), True),
+        (GeometricMean, True),
+        (partial(SmoothTchebycheff, mu=0.5), False),
+        (partial(surgery.pcgrad, of="parameters"), False),
+        (partial(surgery.upgrad, of="parameters"), False),
+        (partial(surgery.GradientVaccine, of="parameters", decay=0.5), False),
+    ],
+)
+def test_whether_a_weight_prefers_a_task(make: Any, takes_it_back: bool) -> None:
+    ways = []
+    for weight in (1.0, 5.0):
+        found, _ = gathered("label", "target").combined(make(tasks={"label": weight, "target": 1.0}), 0)
+        ways.append(found["encoder.w"])
+    assert (torch.cosine_similarity(*ways, dim=0) > 0.9999) == takes_it_back
 
 
 def test_of_gradients_of_nothing_all_are_nothing() -> None:
