@@ -5,13 +5,16 @@ the number of trials is what was asked for, whoever asks.
 """
 
 import os
+import pickle
 import socket
 import warnings
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from cmaes import CMA
 from filelock import FileLock, Timeout
 
 from hatemtl.errors import UserError
@@ -29,6 +32,10 @@ except ModuleNotFoundError as missing:
 
 SEEDS = "values_of_seeds"  # what a trial keeps of each of its seeds
 NAME = "hatemtl"
+SEARCHER = ".searcher-"  # how the lock of a process that takes part is called
+# all that a state of CMA-ES is made of, by its module: numbers, arrays and the class that holds them
+OF_CMA = {"cmaes._cma": ("CMA",), "numpy": ("dtype", "ndarray")}
+OF_CMA |= {f"numpy.{core}.multiarray": ("scalar", "_reconstruct") for core in ("core", "_core")}
 EARLY = 10  # trials at random before a sampler that learns begins, and of a generation
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -46,7 +53,7 @@ class Study:
         self.folder, self.tuning, self.seed, self.lower = folder, tuning, seed, [*objectives.values()]
         self.distributions = {key: distribution(of) for key, of in tuning.dimensions.items()}
         self.lock = FileLock(folder / ".study.lock")
-        self.me = f".searcher-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.me = f"{SEARCHER}{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         with self.lock:
             journal = folder / JOURNAL
             _check_folder(folder, mark)
@@ -101,8 +108,10 @@ class Study:
         """Tells whether the process that took the trial has ended; its lock is then anyone's."""
         name = str(frozen.user_attrs.get("searcher"))
         path = self.folder / name
-        if name == self.me or not path.exists():
-            return name != self.me
+        if name == self.me:
+            return False
+        if not name.startswith(SEARCHER) or path.parent != self.folder or not path.exists():  # the journal may be anyone's
+            return True
         try:
             with FileLock(path, blocking=False):
                 path.unlink(missing_ok=True)
@@ -157,6 +166,38 @@ class Study:
         if len(self.lower) == 1:
             return [self.study.best_trial]
         return sorted(self.study.best_trials, key=lambda of: of.values[0] * (1 if self.lower[0] else -1))
+
+
+class _State(pickle.Unpickler):
+    """Reads a state of CMA-ES, and nothing else that a pickle may name."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if global_name not in OF_CMA.get(module_name, ()):
+            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+        return super().find_class(module_name, global_name)
+
+
+class Cma(optuna.samplers.CmaEsSampler):
+    """CMA-ES that runs no code from the journal, where Optuna keeps the state of its search as a pickle."""
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> CMA | None:
+        kept = ((of.number, self._pieces(of)) for of in reversed(completed_trials))
+        number, pieces = next((one for one in kept if one[1]), (0, {}))
+        if not pieces:
+            return None
+        try:
+            state = _State(BytesIO(bytes.fromhex(self._concat_optimizer_attrs(pieces)))).load()
+            if isinstance(state, CMA):
+                return state
+            raise TypeError(type(state).__name__)
+        except Exception as error:  # of many kinds, by what is in it
+            raise UserError(
+                f"tune.sampler=cma: trial {number} of {JOURNAL} holds no state of a search ({error!r:.200}); do not use this "
+                f"study, or remove {JOURNAL}, and finished runs are told anew"
+            ) from error
+
+    def _pieces(self, of: FrozenTrial) -> dict[str, str]:
+        return {key: value for key, value in of.system_attrs.items() if key.startswith(self._attr_key_optimizer)}
 
 
 def _check_folder(folder: Path, mark: Mapping[str, str]) -> None:
@@ -217,7 +258,7 @@ def sampler(tuning: Tuning, seed: int) -> optuna.samplers.BaseSampler:
         case "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=EARLY, constant_liar=True)
         case "cma":
-            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
+            return Cma(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
         case "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=EARLY)
     return optuna.samplers.RandomSampler(seed=seed)

@@ -1,5 +1,7 @@
 """A study has as many trials as were asked for, whoever asks and however often it is broken off."""
 
+import os
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +107,49 @@ def test_each_sampler_asks(tmp_path: Path, sampler: str) -> None:
         one.tell(trial, [[trial.params["a"]]], of=1)
     assert len(one.trials()) == 5
     assert one.best()[0].values == [max(trial.params["a"] for trial in one.trials())]
+
+
+class Runs:
+    """A pickle that makes a folder where it is read."""
+
+    def __init__(self, at: Path) -> None:
+        self.at = at
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.at),)
+
+
+@pytest.mark.parametrize("kept", ["code", "a list", "no pickle"])
+def test_a_journal_from_elsewhere_runs_nothing(tmp_path: Path, kept: str) -> None:
+    """Optuna keeps the state of CMA-ES as a pickle, and would read whatever stands there."""
+    given: dict[str, Any] = {"sampler": "cma", "space": {"a": "uniform(0, 1)", "b": "uniform(0, 1)"}, "trials": 30}
+    one = study(tmp_path, **given)
+    for trial, _ in zip(asked(one), range(12), strict=False):
+        one.tell(trial, [[trial.params["a"]]], of=1)
+    keys = [key for of in one.trials() for key in of.system_attrs if "optimizer" in key]
+    assert keys  # a state of ours was kept, and read
+    hostile = {"code": pickle.dumps(Runs(tmp_path / "ran")).hex(), "a list": pickle.dumps([1]).hex(), "no pickle": "xyz"}
+    left = one.trials()[-1]._trial_id
+    one.study._storage.set_trial_system_attr(left, keys[0], hostile[kept])
+    one.tell(optuna.trial.Trial(one.study, left), [[0.5]], of=1)
+    with pytest.raises(UserError, match=r"trial \d+ of journal.log holds no state of a search") as error:
+        one.ask()
+    assert ("mkdir" in str(error.value)) is (kept == "code")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_journal_from_elsewhere_removes_nothing(tmp_path: Path) -> None:
+    """A trial names the lock of the process that took it, which goes once that has ended."""
+    (folder := tmp_path / "study").mkdir()
+    other = study(folder, **GRID)
+    trial = other.ask()
+    assert trial is not None
+    for theirs in (tmp_path / "mine.txt", folder / "trials.csv"):
+        theirs.write_text("precious")
+        trial.set_user_attr("searcher", os.path.relpath(theirs, folder))
+        again = study(folder, **GRID).ask()
+        assert again is not None and again.number == trial.number
+        assert theirs.read_text() == "precious"
 
 
 @pytest.mark.parametrize(
