@@ -17,7 +17,7 @@ from hatemtl.machine import json_object
 from hatemtl.machine.flops import wait
 from hatemtl.machine.ledger import Ledger, added
 from hatemtl.saved_runs.claiming import CHECKPOINT
-from hatemtl.saved_runs.saved_run import AGAIN
+from hatemtl.saved_runs.saved_run import AGAIN, as_ledger
 from hatemtl.saved_runs.writing import write_text
 
 LEDGER = "ledger.json"  # of a run at work; a finished one has it in run.json
@@ -64,7 +64,8 @@ class Spending(Callback):
         self.ledger, self.work, self.console = ledger, work, console
         self.before: Mapping[str, Any] | None = None
         with suppress(UserError):  # broken, or of a run that was killed before it kept one
-            self.before = json_object.read(work / LEDGER, AGAIN) if (work / LEDGER).exists() else None
+            path = work / LEDGER
+            self.before = as_ledger(path, json_object.read(path, AGAIN)) if path.exists() else None
         self.told, self.kept, self.first_step, self.validations = False, time.perf_counter(), 0, 0
 
     def whole(self) -> dict[str, Any]:

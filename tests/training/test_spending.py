@@ -72,5 +72,6 @@ def test_the_price_is_that_of_all_sittings(tmp_path: Path, monkeypatch: pytest.M
     told = trained(tmp_path, monkeypatch, Cost(per_hour=60), steps=6, seconds=10.0)
     assert "it will have cost about 18.17 (60 an hour)" in told  # two minutes are spent, and 970 s are left
     assert json.loads((tmp_path / LEDGER).read_text())["sittings"] == 2
-    (tmp_path / LEDGER).write_text("{")
-    assert trained(tmp_path, monkeypatch, Cost(per_hour=60), steps=6, seconds=10.0)  # a broken one is begun anew
+    for broken in ("{", '{"seconds": 3}', '{"posts": {"training": "x"}}', '{"device": [[]]}'):  # it is begun anew
+        (tmp_path / LEDGER).write_text(broken)
+        assert trained(tmp_path, monkeypatch, Cost(per_hour=60), steps=6, seconds=10.0)
