@@ -294,7 +294,7 @@ def _standing(request: Request, *, interrupted: bool) -> str:
     """Says where the run stands: to whom it was broken off by, or what is kept of it, to be said behind an error."""
     save_path, total = request.save_path or Path(named_after(request.identity)), request.optimization.total_epochs
     finished, begun, epochs, work = False, False, 0, unfinished(save_path)
-    with suppress(UserError, OSError, RuntimeError, KeyError):  # what cannot be read cannot go on
+    with suppress(UserError, OSError):  # what cannot be read cannot go on
         finished = save_path.is_dir() and not differences(SavedRun(save_path).config, request.identity)
         begun = (work / "config.yaml").is_file() and not differences(read_config(work), request.identity)
         if begun and (work / CHECKPOINT).is_file():

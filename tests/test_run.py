@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -252,6 +253,16 @@ def test_a_broken_checkpoint_is_told_and_overwritten(
         patch.setattr(Throughput, "on_train_epoch_start", cut)
         cli(*options)
     checkpoint = unfinished(tmp_path / "run") / "last.ckpt"
+    whole = torch.load(checkpoint, weights_only=True)
+    weights = {name: torch.zeros(3) for name in whole["state_dict"]}
+    other: Any = {**whole, "state_dict": weights}, {**whole, "state_dict": {}}, {"epoch": 1}, [1], Path
+    for content in other:
+        torch.save(content, checkpoint)
+        told = cli(*options)
+        assert told.code == 2, told.err
+        said = "of this network's size" if isinstance(content, dict) and len(content) > 1 else "is no checkpoint of a run"
+        assert said in told.err and "overwrite=true" in told.err
+    assert "it names GLOBAL pathlib.Path" in told.err  # of which nothing was run
     os.truncate(checkpoint, checkpoint.stat().st_size // 2)
     told = cli(*options)
     assert told.code == 2

@@ -417,4 +417,10 @@ class MultitaskModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
+        for name, like in self.trained_state().items():  # other libraries may have made another network of the same run
+            if getattr(state.get(name), "shape", None) != like.shape:
+                raise UserError(
+                    f"the unfinished run has no {name} of this network's size ({' × '.join(map(str, like.shape))}); type "
+                    f"overwrite=true to begin it again"
+                )
         state |= {name: part_of(state[name], like) for name, like in self.trained_state().items()}

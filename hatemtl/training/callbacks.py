@@ -2,12 +2,14 @@
 
 import csv
 import math
+import re
 import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hatemtl.batches.batch import Batch
-from hatemtl.errors import Diverged
+from hatemtl.errors import Diverged, UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.machine.flops import matmul_flops, wait
 from hatemtl.machine.sharding import mine, whole
@@ -25,6 +27,8 @@ from hatemtl.network.module import MultitaskModule
 from hatemtl.saved_runs.writing import write, write_rows
 
 AGAIN = "overwrite=true, since the unfinished run is another"
+# what a checkpoint holds, each of its type
+HOLDS = {"epoch": int, "global_step": int, "state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list}
 
 
 class BestWeights(Callback):
@@ -88,8 +92,20 @@ class WholeFile(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads what `Checkpoint` wrote: plain values and tensors, and these only where they are looked at."""
-    return torch.load(path, weights_only=True, mmap=True)
+    """Reads what `Checkpoint` wrote: plain values and tensors, and these only where they are looked at.
+
+    Raises UserError where it holds anything else, as another's may.
+    """
+    try:
+        found = torch.load(path, weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        code = re.search(r"GLOBAL \S+", str(error))  # of torch's page on how to run it all the same
+        why = f"it names {code[0]}" if code else str(error).split("\n")[0]
+    else:
+        if isinstance(found, dict) and all(isinstance(found.get(key), of) for key, of in HOLDS.items()):
+            return found
+        why = f"expected {', '.join(HOLDS)}"
+    raise UserError(f"{path} is no checkpoint of a run ({why}); type overwrite=true to begin the run again")
 
 
 def kept_epochs(path: Path) -> int:
