@@ -154,7 +154,9 @@ def _by_cmaes(merge: Learned, start: Tensor, worth: _Worth) -> None:
     from cmaes import CMA
 
     if start.numel() < 2:
-        raise UserError("merge.search=cmaes needs two coefficients at least, and a single source has one; type merge.by=layer")
+        raise UserError(
+            "merge.search=cmaes needs two coefficients at least, and a single source has one; type merge.by=layer"
+        )
     solver = CMA(mean=start.double().flatten().numpy(), sigma=merge.rate, seed=derive(merge.seed, "cmaes") % 2**32)
     worth.judge(start)
     for _ in range(merge.steps):

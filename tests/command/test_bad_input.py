@@ -158,7 +158,12 @@ def tables(run: SavedRun) -> Any:
         ("run.json", as_record(ledger={"seconds": 3}), record, "ledger.seconds is 3, expected keys with values;"),
         ("run.json", as_record(ledger={"tokens": {"training": "x"}}), record, "ledger.tokens.training is 'x', expected a"),
         ("run.json", as_record(ledger={"price": []}), record, "ledger.price is [], expected a number or null;"),
-        ("run.json", as_record(ledger={"device": [{}]}), record, "ledger.device.0 is {}, expected a text, a number or null;"),
+        (
+            "run.json",
+            as_record(ledger={"device": [{}]}),
+            record,
+            "ledger.device.0 is {}, expected a text, a number or null;",
+        ),
         ("run.json", as_record(method=[]), record, "method is [], expected a text;"),
         ("run.json", f'{{"method": {NESTED}}}', record, "not valid JSON (maximum recursion depth"),
         ("labels.json", "[1]", labels, "holds [1], expected keys with values;"),
