@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from intervals import POWER, Scored, Spread, crossed, detectable, expanded, percentiles, runs_needed, tail_of
+from intervals import Scored, Spread, crossed, detectable, errors_found, expanded, percentiles, runs_needed, tail_of
 from outcomes import Array
 from resampling import swapped
 from scipy import stats
@@ -134,7 +134,7 @@ def _few_draws(floor: float, share: float, how: How) -> list[str]:
 
 def _detectable(error: float, units: int, level: float) -> float:
     """The same over posts alone."""
-    return float(stats.t.isf(level / 2, units - 1) + stats.t.isf(1 - POWER, units - 1)) * error
+    return float(errors_found(stats.t.isf(level / 2, units - 1), 1 / (units - 1))) * error
 
 
 def _draws(a: Scored, b: Scored) -> tuple[Array, Array]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from intervals import Scored, Spread, crossed, expanded, interval, mean_interval, runs_needed
+from intervals import Scored, Spread, crossed, detectable, errors_found, expanded, interval, mean_interval, runs_needed
 from many_comparisons import holm, letters
 from outcomes import Measure, _share, label_f1s
 from resampling import bootstrap, counts, flips
 from scipy import stats
+from scipy.integrate import quad
 from significance import TESTS, Cannot, Finding, How
 from stochastic_order import distances, upper_bound, violation
 from verdicts import Comparison, Saying, bayes, judged, row_of, sentence
@@ -95,8 +96,7 @@ def test_the_bootstrap_of_few_posts_is_expanded_to_the_error_of_their_mean() -> 
     assert found.error == pytest.approx(stats.sem(b), rel=0.03)
     assert found.effect == ("d", pytest.approx(b.mean() / b.std(ddof=1), rel=0.03))
     assert found.df == 2
-    reach = stats.t.isf(0.025, 2) + stats.t.isf(0.2, 2)
-    assert found.detectable == pytest.approx(reach * found.error)
+    assert found.detectable == pytest.approx(float(errors_found(stats.t.isf(0.025, 2), 1 / 2)) * found.error)
 
 
 def test_the_smallest_p_over_posts_is_the_one_that_comes_out_where_every_post_gains() -> None:
@@ -130,7 +130,7 @@ def test_mcnemar_tells_what_it_could_have_found_and_refuses_what_is_no_accuracy(
     a, b = np.zeros(30), np.zeros(30)
     a[:12], b[:10], b[20:28] = 1, 1, 1
     found = TESTS["mcnemar"](scored(a), scored(b), HOW)
-    assert found.detectable == pytest.approx((stats.t.isf(0.025, 29) + stats.t.isf(0.2, 29)) * found.error)
+    assert found.detectable == pytest.approx(float(errors_found(stats.t.isf(0.025, 29), 1 / 29)) * found.error)
     assert found.notes == ["8 posts right in {b} alone, 2 in {a} alone"]
     same = TESTS["mcnemar"](scored(a), scored(a), HOW)
     assert same.p == same.floor == 1 and math.isnan(same.effect[1])
@@ -293,6 +293,20 @@ def test_without_spread_of_posts_it_is_the_t_test_and_without_that_of_runs_the_n
     assert between.reach(0.025)[1] == pytest.approx((stats.t.isf(0.025, 3) + stats.norm.isf(0.025)) / 2, abs=1e-6)
     error, quantile = between.reach(0.01)
     assert between.p(float(error * quantile)) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 60])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 28])
+def test_a_detectable_difference_has_its_power_at_few_runs_and_strict_levels_too(df: int, level: float) -> None:
+    """Of a t of so many degrees of freedom, integrated over the error that is measured; a twentieth too much at most."""
+    spread = Spread([(float(df + 1), df + 1)], 0.0, math.inf)  # an error of 1
+    quantile, planted = stats.t.isf(level / 2, df), float(detectable(spread, level))
+    root = math.sqrt(df)
+
+    def power(difference: float) -> float:
+        return quad(lambda s: stats.norm.sf(quantile * s - difference) * stats.chi.pdf(s * root, df) * root, 0, 6)[0]
+
+    assert power(planted / 1.055) < 0.8 <= power(planted) + 0.001
 
 
 def test_runs_needed_have_the_power_that_they_promise() -> None:
