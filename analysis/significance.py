@@ -35,9 +35,10 @@ class How(NamedTuple):
 class Finding:
     """A comparison. floor: the smallest p that can come out. error: of the difference; df: of the t that makes the interval.
 
-    detectable: the difference that is found with a power of 80 %; inf where p cannot come down to the level. needed: runs a
-    side to find the one seen with that power; inf where no number would do, None where one run cannot say. effect: the name
-    of the effect size, then its size. tail: the two-sided p of a value so far from the difference seen; None of t by df.
+    detectable: the difference that is found with a power of 80 %; inf where p cannot come down to the level, NaN where
+    nothing varies. needed: runs a side to find the one seen with that power; inf where no number would do, None where one
+    run cannot say. effect: the name of the effect size, then its size. tail: the two-sided p of a value so far from the
+    difference seen; None of t by df.
     """
 
     difference: float
@@ -98,7 +99,7 @@ def _by_t(a: Scored, b: Scored, how: How, spread: Spread, *, floor: float = 0.0,
         "high": difference + float(error * quantile),
         "error": float(error),
         "df": spread.df(how.alpha / 2),
-        "detectable": math.inf if floor > how.level else float(detectable(spread, how.level)),
+        "detectable": math.inf if floor > how.level else float(detectable(spread, how.level)) or math.nan,
         "tail": spread.p,
     }
     return Finding(difference, **{**found, **given})
@@ -132,9 +133,10 @@ def _few_draws(floor: float, share: float, how: How) -> list[str]:
     ]
 
 
-def _detectable(error: float, units: int, level: float) -> float:
-    """The same over posts alone."""
-    return float(errors_found(stats.t.isf(level / 2, units - 1), 1 / (units - 1))) * error
+def _detectable(error: float, units: int, level: float, floor: float) -> float:
+    """The same over posts alone; inf where the smallest p is above the level, NaN without an error."""
+    found = float(errors_found(stats.t.isf(level / 2, units - 1), 1 / (units - 1))) * error
+    return math.inf if floor > level else found or math.nan
 
 
 def _draws(a: Scored, b: Scored) -> tuple[Array, Array]:
@@ -164,7 +166,7 @@ def paired_bootstrap(a: Scored, b: Scored, how: How) -> Finding:
         floor=floor,
         error=error,
         df=units - 1,
-        detectable=_detectable(error, units, how.level),
+        detectable=_detectable(error, units, how.level, floor),
         effect=("d", difference / (error * math.sqrt(units)) if error else math.nan),
         notes=_few_draws(floor, tail_of(how.level, units), how),
     )
@@ -184,7 +186,8 @@ def permutation(a: Scored, b: Scored, how: How) -> Finding:
     p = as_great / len(moved) if every else (1 + as_great) / (len(moved) + 1)
     floor = 2 / 2**a.units if every else max(1 / (len(moved) + 1), 2.0 ** (1 - a.units))
     few = [] if 2.0 ** (1 - a.units) > how.level else _few_draws(floor, how.level, how)
-    return Finding(**{**vars(boot), "p": p, "floor": floor, "notes": few})
+    found = _detectable(boot.error, a.units, how.level, floor)
+    return Finding(**{**vars(boot), "p": p, "floor": floor, "detectable": found, "notes": few})
 
 
 def mcnemar(a: Scored, b: Scored, how: How) -> Finding:
@@ -205,16 +208,16 @@ def mcnemar(a: Scored, b: Scored, how: How) -> Finding:
     p = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     up, down = (gained + 1) / (posts + 2), (lost + 1) / (posts + 2)
     error = math.sqrt((up + down - (up - down) ** 2) / (posts + 2))
-    reach = float(stats.norm.ppf(1 - how.alpha / 2)) * error
+    reach, floor = float(stats.norm.ppf(1 - how.alpha / 2)) * error, min(1.0, 2 * 0.5 ** (gained + lost))
     return Finding(
         _difference(a, b),
         up - down - reach,
         up - down + reach,
         p,
-        floor=min(1.0, 2 * 0.5 ** (gained + lost)),
+        floor=floor,
         error=error,
         df=posts - 1,
-        detectable=_detectable(error, posts, how.level),
+        detectable=_detectable(error, posts, how.level, floor),
         effect=("odds", gained / lost if lost else math.inf if gained else math.nan),
         notes=[f"{gained} posts right in {{b}} alone, {lost} in {{a}} alone"],
     )

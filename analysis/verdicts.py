@@ -65,10 +65,10 @@ def judged(comparisons: Sequence[Comparison], alpha: float) -> list[Judgement]:
 def bayes(finding: Finding, rope: float, *, lower: bool) -> tuple[float, float, float]:
     """Probabilities that the second is worse, practically equal (within the region ± rope), better.
 
-    The posterior of the difference is the distribution that p and the interval are of, Student's t with its standard error,
-    or where seeds are paired and posts drawn the mix of two: the Bayesian correlated t-test (Benavoli et al. 2017, JMLR
-    18:77), the correlation of runs that saw the same posts being that which the bootstrap found rather than a rule of thumb
-    for cross-validation. Without an error it is all at the difference.
+    The posterior of the difference is Student's t with its standard error, which p and interval of a t-test are of, or where
+    seeds are paired and posts drawn the mix of two: the Bayesian correlated t-test (Benavoli et al. 2017, JMLR 18:77), the
+    correlation of runs that saw the same posts being that which the bootstrap found rather than a rule of thumb for
+    cross-validation. Without an error it is all at the difference.
     """
     if finding.error:
         tail = finding.tail or (lambda off: 2 * float(stats.t.sf(off / finding.error, finding.df)))
@@ -124,8 +124,10 @@ def sentence(of: Comparison, judgement: Judgement, picks: Sequence[str], say: Sa
         posts = " × " in of.over  # which hide what seeds alone would show
         many = "no number of runs would do: it takes more posts" if posts else f"more than {RUNS[-1]:,.0f} runs a side"
         runs = many if found.needed == math.inf else f"{_runs(found.needed)} runs a side"
-        if math.isinf(found.detectable):  # p cannot come down to the level with so few
-            words += f" To find the one seen with a power of 80 % takes {runs}."
+        if math.isnan(found.detectable):
+            words += " Nothing varies here, so what would be found is not known."
+        elif math.isinf(found.detectable):  # p cannot come down to the level with so few
+            words += "" if found.needed is None else f" To find the one seen with a power of 80 % takes {runs}."
         else:
             words += f" One of {short(found.detectable, digits)} would be found with a power of 80 %"
             words += "." if found.needed is None else f"; for the one seen, {runs}."

@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.integrate import quad
 from significance import TESTS, Cannot, Finding, How
 from stochastic_order import distances, upper_bound, violation
-from verdicts import Comparison, Saying, bayes, judged, row_of, sentence
+from verdicts import Comparison, Judgement, Saying, bayes, judged, row_of, sentence
 
 NAMES = ("macro_f1", "matthews", "loss")
 HOW = How(alpha=0.05, level=0.05, resamples=2000, seed=0, paired=True)
@@ -92,11 +92,11 @@ def test_the_bootstraps_error_is_the_formula_of_a_mean() -> None:
 def test_the_bootstrap_of_few_posts_is_expanded_to_the_error_of_their_mean() -> None:
     """Of three posts a draw's deviation is √(2/3) of the standard error."""
     a, b = np.zeros(3), np.array([0.0, 0.3, 0.9])
-    found = TESTS["bootstrap"](scored(a, draws=20_000), scored(b, draws=20_000), HOW)
+    found = TESTS["bootstrap"](scored(a, draws=20_000), scored(b, draws=20_000), HOW._replace(level=0.2))
     assert found.error == pytest.approx(stats.sem(b), rel=0.03)
     assert found.effect == ("d", pytest.approx(b.mean() / b.std(ddof=1), rel=0.03))
     assert found.df == 2
-    assert found.detectable == pytest.approx(float(errors_found(stats.t.isf(0.025, 2), 1 / 2)) * found.error)
+    assert found.detectable == pytest.approx(float(errors_found(stats.t.isf(0.1, 2), 1 / 2)) * found.error)
 
 
 def test_the_smallest_p_over_posts_is_the_one_that_comes_out_where_every_post_gains() -> None:
@@ -124,6 +124,27 @@ def test_too_few_draws_for_so_many_comparisons_are_told_with_how_many_would_do(t
     a, b = (scored(right, draws=draws) for right in (np.zeros(200), np.ones(200)))
     enough = TESTS[test](a, b, how._replace(resamples=draws))
     assert 0.8 * how.level < enough.floor <= how.level and not enough.notes
+
+
+@pytest.mark.parametrize("test", ["bootstrap", "permutation", "mcnemar"])
+def test_where_nothing_can_be_found_no_difference_is_called_detectable(test: str) -> None:
+    """Four posts that differ have a floor of .125; of two equal runs no difference of posts is known."""
+    a, b = np.zeros(60), np.zeros(60)
+    b[:4] = 1
+    one, other, how = scored(a), scored(b), HOW
+    if test == "permutation":
+        one, other = scored(a[:4]), scored(b[:4])
+    if test == "bootstrap":
+        how = HOW._replace(level=1e-4)
+    found = TESTS[test](one, other, how)
+    assert found.floor > how.level and found.detectable == math.inf
+    said = Comparison("test_x_accuracy", "a", "b", found, test, "posts", lower=False)
+    words = sentence(said, Judgement("cannot be decided", 1.0, 1.0), [], Saying(0.05, 1, 3, None))
+    assert "80 %" not in words
+    if test != "mcnemar":  # whose interval of no discordant post has a width
+        same = said._replace(finding=TESTS[test](one, one, HOW._replace(level=0.5)))
+        words = sentence(same, Judgement("no difference shown", 1.0, 1.0), [], Saying(0.05, 1, 3, None))
+        assert math.isnan(same.finding.detectable) and "Nothing varies here" in words and "80 %" not in words
 
 
 def test_mcnemar_tells_what_it_could_have_found_and_refuses_what_is_no_accuracy() -> None:
