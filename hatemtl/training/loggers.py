@@ -176,7 +176,13 @@ def wandb(
         tags=[tag[:TAG] for tag in about.tags],
         **place,
     )
-    tracker = OnWandb(logger, predictions=predictions, confusion=confusion, texts=texts)
+    try:
+        tracker = OnWandb(logger, predictions=predictions, confusion=confusion, texts=texts)
+    except (wandb.errors.Error, ValueError) as error:  # the latter of a mode that there is not
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"logger=wandb with mode {mode}: {why}; type wandb login, WANDB_MODE=offline before the command, or logger=csv"
+        ) from error
     write_text(logs / TRACKED, json.dumps({**_tracked(logs), "wandb": place}, indent=2) + "\n")
     return tracker
 

@@ -137,6 +137,21 @@ def test_mlflow_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPat
             loggers.Mlflow(uri=uri, group=None)
 
 
+def test_wandb_that_takes_no_run_is_told_with_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def init(**_: Any) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", init)
+    shown = {"predictions": False, "confusion": False, "texts": False}
+    with pytest.raises(
+        UserError, match="logger=wandb with mode online: No API key .*; type wandb login, WANDB_MODE=offline"
+    ):
+        loggers.wandb(folder=tmp_path, about=ABOUT, project="hatemtl", entity=None, group=None, **shown)
+
+
 @pytest.mark.parametrize(("failed", "said"), [(False, "success"), (True, "failed")])
 def test_a_tracker_ends_once_and_as_it_went(failed: bool, said: str, tmp_path: Path) -> None:
     ends: list[str] = []
