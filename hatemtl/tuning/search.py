@@ -18,6 +18,7 @@ from hatemtl.training.sweep import WELL, Finished, Planned, ended_before, keep_r
 from hatemtl.tuning.settings import Tuning, measured
 from hatemtl.tuning.space import Value
 
+WRONG = 10  # trials in a row that fail and do not diverge, after which a search that has no other end than the clock ends
 Params = Mapping[str, Value]
 Plan = Callable[
     [Params, int, Path | None], Planned
@@ -42,6 +43,7 @@ class Asker(Iterator[Run]):
         self.due: deque[Job] = deque()
         self.at_work: dict[str, Job] = {}
         self.stands = Finished()
+        self.wrong = 0  # trials that failed since one ended otherwise
 
     def __next__(self) -> Run:
         while True:
@@ -58,9 +60,14 @@ class Asker(Iterator[Run]):
             self._told(job, ended)
 
     def _new(self) -> Job | None:
-        if time.monotonic() > self.until or (trial := self.study.ask()) is None:
+        if time.monotonic() > self.until or self.gave_up or (trial := self.study.ask()) is None:
             return None
         return Job(trial, self.place.planned(trial.params, self.seeds[0]))
+
+    @property
+    def gave_up(self) -> bool:
+        """Tells whether trials would fail for ever, as where the disk is full."""
+        return self.wrong >= WRONG and self.tuning.trials is None and self.tuning.sampler != "grid"
 
     def told(self, run: Run, ended: Ended) -> None:
         """Tells the study how a run ended that was given; the trial's next seed may be due then."""
@@ -68,6 +75,7 @@ class Asker(Iterator[Run]):
 
     def _told(self, job: Job, ended: Ended) -> None:
         keep_record(job.planned, ended)
+        self.wrong = self.wrong + 1 if ended.state == "failed" and not ended.diverged else 0
         if ended.state in WELL and job.planned.save_path is not None:
             job.values.append(measured(SavedRun(job.planned.save_path), self.objectives))
             if not self.study.tell(job.trial, job.values, of=len(self.seeds)):

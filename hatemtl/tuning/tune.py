@@ -104,6 +104,8 @@ def _tell(
         )
     if whys:
         notes.append(f"{len(whys)} trials failed, the last: {whys[-1]}; the same command replaces what did not diverge")
+    if asker.gave_up:
+        notes.append(f"{asker.wrong} trials in a row failed, so no further one was begun")
     if others:
         notes.append("another process is still at work on this study; it tells at its end")
     report.notes(console, [*notes, f"the best: uv run main.py --config-dir {folder} experiment={path.stem}"])

@@ -15,10 +15,10 @@ from searches import tuning
 
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import write_config
-from hatemtl.training.launch.base import Run
+from hatemtl.training.launch.base import Ended, Run
 from hatemtl.training.sweep import Planned
 from hatemtl.tuning import outcome
-from hatemtl.tuning.search import Place
+from hatemtl.tuning.search import Asker, Place
 from hatemtl.tuning.study import Study
 
 MARK = {"run": "0"}
@@ -252,6 +252,19 @@ def test_settings_whose_digest_or_name_is_one_lie_apart(tmp_path: Path) -> None:
     write_config(tmp_path / "moved", {"tasks": {}, "seed": 1, "patience": 0})
     again = Place(tmp_path, plan, seeds=1)
     assert [again.planned(params, 1).save_path for params in settings] == [paths[0], tmp_path / "moved", *paths[2:]]
+
+
+def test_a_search_by_the_clock_ends_where_every_trial_fails(tmp_path: Path) -> None:
+    def plan(params: Any, seed: int, path: Path | None) -> Planned:
+        run = Run(path.name if path else "", (), lambda: pytest.fail("planned alone"), path, {"tasks": {}, **params})
+        return Planned(run)
+
+    one = study(tmp_path, **{**RANGE, "trials": None, "minutes": 60})
+    asker = Asker(one, one.tuning, {"f1": False}, Place(tmp_path, plan, seeds=1), [1])
+    for begun, run in enumerate(asker, 1):
+        asker.told(run, Ended("failed", "the disk is full", diverged=begun == 3))  # a rate that is too high is no such thing
+        assert begun < 50
+    assert begun == 3 + 10
 
 
 def test_luck_is_what_the_best_of_n_has_by_itself() -> None:
