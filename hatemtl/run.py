@@ -95,17 +95,18 @@ def _carry(turns: Sequence[Turn]) -> bool:
             ends.enter_context(held(folder, SWEPT))
             if (folder / JOURNAL).exists():
                 raise UserError(f"save_path={folder} holds a study, which has a folder of its own; give another save_path")
-        return carry(map(_planned, turns), launcher)
+        return carry((_planned(turn, away=not launcher.waits) for turn in turns), launcher)
 
 
-def _planned(turn: Turn) -> Planned:
+def _planned(turn: Turn, *, away: bool = False) -> Planned:
+    """Plans a run. away: whether another machine is to do it, whose GPUs are not here."""
     save_path = None if turn.config is None else Path(turn.save_path or named_after(turn.config))
     run = Run(turn.name, turn.command(), lambda: attempt(lambda: _done(turn)), save_path, turn.config)
     if turn.config is None:
         return Planned(run)
     return Planned(
         run,
-        lambda: turn.do(requested),
+        lambda: turn.do(_requested_away if away else requested),
         then_test="test" in _actions(turn.cfg),
         overwrite=bool(turn.cfg.overwrite),
     )
@@ -244,6 +245,13 @@ def _cross_validate(cfg: Any, request: Request, *, then_test: bool) -> tuple[Pat
         runs[fold], before = SavedRun(path).rows, before and done
     report.folds(report.Console(), [*runs.values()], str(folder))
     return folder, before
+
+
+def _requested_away(cfg: Any) -> Request:
+    """Makes the request of a run that another machine does, to look up whether it is finished."""
+    here = copy.deepcopy(cfg)
+    here.trainer.accelerator, here.trainer.devices = "cpu", 1
+    return requested(here)
 
 
 def _requested(cfg: Any) -> Request:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hatemtl.training.collect import collect, status
 from hatemtl.training.launch.base import Ended, Run
 from hatemtl.training.launch.slurm import Job, Slurm
 from hatemtl.training.launch.submission import PLACE, report_of
+from hatemtl.training.sweep import Planned
 
 Cli = Callable[..., Outcome]
 # In the place of main.py: ends as its word says.
@@ -148,6 +149,22 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         outcome = cli(*words)
         assert outcome.code == 2 and said in outcome.err
+
+
+def test_what_is_finished_is_looked_up_where_there_is_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    """As on a login node: else all that is finished would be submitted again."""
+
+    def carry(planned: Iterable[Planned], _: Any) -> bool:
+        asked.extend(one.request().trainer.device.type for one in planned if one.request)
+        return True
+
+    asked: list[str] = []
+    monkeypatch.setattr("hatemtl.run.carry", carry)
+    words = ["encoder=tiny", "seed=1,2", f"save_path={tmp_path}/s", f"hydra.sweep.dir={tmp_path}/h", "launcher=slurm"]
+    outcome = cli("-m", *words, "launcher.gpus=2", "trainer.devices=2", "trainer.accelerator=gpu")
+    assert (outcome.code, asked) == (0, ["cpu", "cpu"]), outcome.err
 
 
 def test_a_job_that_asks_for_the_launcher_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
