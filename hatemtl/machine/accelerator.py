@@ -1,5 +1,6 @@
 """Reads which device a run computes on, as people type it, and refuses one that is not there."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -48,6 +49,12 @@ class Accelerator:
             raise UserError(
                 f"{key} names {some}, and trainer.devices={processes} asks for a GPU each for so many processes; type "
                 f"trainer.devices={len(self.numbers)}"
+            )
+        cores = os.cpu_count() or 1
+        if self.found == "cpu" and processes > max(2, cores):  # two are to try it out
+            raise UserError(
+                f"trainer.devices={processes}: this machine has {cores} cores, and no GPU that {key} would use; type "
+                f"trainer.devices=1"
             )
         if self.found == "cuda" and processes > max(1, there):
             raise UserError(f"trainer.devices={processes}: torch sees {there} here; type trainer.devices={there}")

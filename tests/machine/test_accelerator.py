@@ -47,6 +47,7 @@ def test_each_process_has_the_device_that_was_typed(gpus: int, typed: str, devic
         (2, "gpu:0,1", 1, "names 2 GPUs, and trainer.devices=1 asks for .*; type trainer.devices=2"),
         (2, "cuda:1", 2, "names a GPU, and trainer.devices=2 asks for .*; type trainer.devices=1"),
         (2, "auto", 3, "trainer.devices=3: torch sees 2 here; type trainer.devices=2"),
+        (0, "auto", 4096, "trainer.devices=4096: this machine has .* cores, and no GPU .*; type trainer.devices=1"),
         (0, "mps", 1, "torch sees no GPU of Apple's here; type trainer.accelerator=cpu"),
         (0, "tpu", 1, "batches here have the shapes of their posts; type trainer.accelerator=gpu or cpu"),
         (0, "gpu:", 1, "expected auto, .*; type trainer.accelerator=gpu:0"),
