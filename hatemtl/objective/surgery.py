@@ -194,7 +194,8 @@ class GradNorm(GradientWeighting):
         for task, weight, slope in zip(tasks, weights, slopes, strict=True):
             parameter = self.learned[task]
             parameter.data.copy_(weight)
-            parameter.grad = slope.to(parameter)
+            before = 0 if parameter.grad is None else parameter.grad  # of the step's batches, where each is weighed
+            parameter.grad = before + slope.to(parameter)
         return weights
 
 

@@ -145,13 +145,18 @@ def test_gradnorm_by_hand() -> None:
     gramian = torch.diag(torch.tensor([1.0, 9.0])).double()
 
     def slopes() -> list[float]:
-        return [mine.learned[task].grad.item() for task in ("label", "target")]
+        found = [mine.learned[task].grad.item() for task in ("label", "target")]
+        mine.zero_grad()
+        return found
 
     found = mine.weights(gramian, ["label", "target"], torch.tensor([2.0, 1.0]).double())
     assert found.tolist() == [1, 1] and slopes() == [-1, 3]
     # now the first fell to a quarter, the second to a half: r = ⅔ and 1⅓, goals 2·(⅔)^1.5 = 1.09 and 2·(1⅓)^1.5 = 3.08
     mine.weights(gramian, ["label", "target"], torch.tensor([0.5, 0.5]).double())
     assert slopes() == [-1, -3]
+    for _ in range(2):  # batches of one step
+        mine.weights(gramian, ["label", "target"], torch.tensor([0.5, 0.5]).double())
+    assert slopes() == [-2, -6]
     mine.load_state_dict(mine.state_dict() | {"learned.label": torch.tensor(3.0), "learned.target": torch.tensor(1.0)})
     assert mine.weights(gramian, ["label", "target"], torch.ones(2).double()).tolist() == pytest.approx([1.5, 0.5])
     again = surgery.GradNorm(tasks={"label": 1.0, "target": 1.0}, of="parameters", alpha=1.5)
