@@ -80,7 +80,10 @@ class Regulariser(Protocol):
         return nn.Module()
 
     def terms(self, forward: Passes, batch: Any, hidden: Tensor | None, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gives scalars by name. hidden: (S, T, D), None where each task has its own. logits: by task, as in training."""
+        """Gives scalars by name: means, which of an optimizer step's several batches count by their posts.
+
+        hidden: (S, T, D), None where each task has its own. logits: by task, as in training.
+        """
         return {}
 
     def mixed(self, forward: Passes, batch: Any, logits: Mapping[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
