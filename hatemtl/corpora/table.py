@@ -56,7 +56,8 @@ class Table(Corpus):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path:
-            raise UserError(f"corpus=table needs a file of posts; {_type('path', 'posts.csv')}")
+            own = "with experiment=own corpus.path=posts.csv"
+            raise UserError(f"corpus=table needs a file of posts; {_type('path', 'posts.csv')}, {own}")
         if not self.separator:
             raise UserError(f"separator={self.separator!r}: expected what stands between the labels of a cell, such as ;")
 

@@ -337,7 +337,7 @@ COMMAND = ["encoder=tiny", "tasks=[table]", "tasks.table.column=label", "optimiz
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], ["corpus=table needs a file", "tasks.TASK.corpus.path=posts.csv"]),
+        ([], ["corpus=table needs a file", "tasks.TASK.corpus.path=posts.csv, with experiment=own corpus.path=posts.csv"]),
         (["tasks.table.corpus.path=nowhere/posts.csv"], ["nowhere/posts.csv", "no such file"]),
         (["tasks.table.corpus.path=nowhere/posts"], ["nowhere/posts", "hub", "no file here"]),
         (
