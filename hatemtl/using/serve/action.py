@@ -30,7 +30,7 @@ def serve(requests: Sequence[Request], *, host: str, names: Sequence[str] | None
     if lacking := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise UserError(f"action=serve needs {' and '.join(lacking)}; type `uv sync --extra serve`")
     if not 0 <= port < 65536:
-        raise UserError(f"serve.port={port}: expected a number from 0, for any that is free, to 65535")
+        raise UserError(f"serve.port={port}: expected a number from 0, for any that is free, to 65535; type serve.port=0")
     if queue < len(requests):
         raise UserError(f"serve.queue={queue}: expected room for a post of each run; type serve.queue=1024")
     used = named(requests)

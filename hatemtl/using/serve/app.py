@@ -73,7 +73,8 @@ class Answers:
 
     async def table(self, request: Request) -> Response:
         """Gives the rows of a file as `action=predict` reads it, and which column holds the texts."""
-        suffix, content = Path(request.query_params.get("name", "posts.csv")).suffix, await body(request)
+        suffix = Path(request.query_params.get("name", "posts.csv")).suffix.lower()  # as some systems write .CSV
+        content = await body(request)
         if suffix not in (*SUFFIXES, ".txt"):
             raise Refused(422, f"name: {did_you_mean(suffix, [*SUFFIXES, '.txt'])}")
         columns = await run_in_threadpool(_read, content, suffix)
@@ -136,7 +137,12 @@ async def _file(request: Request, name: str) -> Response:
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
-    return answer({"error": error.detail}, error.status_code)
+    path, headers = request.url.path, error.headers or {}
+    ways = ", ".join(sorted(headers.get("Allow", "").split(", ")))
+    known = did_you_mean(path, [route.path for route in request.app.routes])
+    said = answer({"error": f"{request.method} {path[:99]}: {f'expected {ways}' if ways else known}"}, error.status_code)
+    said.headers.update(headers)
+    return said
 
 
 def _read(content: bytes, suffix: str) -> Mapping[str, list[Any]]:

@@ -59,8 +59,8 @@ async function score(rows, column) {
     }
   } catch (error) { if (mine === turn) fail(error); return; }
   const left = rows.length - kept.length;
-  const seconds = ((performance.now() - begun) / 1000).toFixed(1);
-  at("status").textContent = `${kept.length} texts scored in ${seconds} s${left ? `; ${left} empty ones left out` : ""}`;
+  const took = performance.now() - begun, time = took < 1000 ? `${took.toFixed(0)} ms` : `${(took / 1000).toFixed(1)} s`;
+  at("status").textContent = `${kept.length} texts scored in ${time}${left ? `; ${left} empty ones left out` : ""}`;
   at("download").hidden = false;
 }
 

@@ -160,6 +160,8 @@ def test_words_are_explained_alone_as_side_by_side(alone: TestClient, four: Test
         ("/predict", ["a"], 422, "expected a JSON object"),
         ("/explain", {"text": "a", "label": "normel"}, 422, "label: no 'normel'; did you mean 'normal'"),
         ("/explain", {"text": "a", "task": "rationale"}, 422, "marks words itself"),
+        ("/predct", {"texts": ["a"]}, 404, "POST /predct: did you mean '/predict'"),
+        ("/health", {}, 405, "POST /health: expected GET"),
         ("/explain", {"text": "a", "by": "magic"}, 422, "by: no 'magic'; known: gradient_input"),
     ],
 )
@@ -175,6 +177,7 @@ def test_a_file_is_read_as_predict_reads_it(alone: TestClient) -> None:
         "columns": ["id", "text"],
         "rows": [{"id": "1", "text": "a day, mild"}, {"id": "2", "text": "=SUM(A1)"}],
     }
+    assert alone.post("/table?name=POSTS.CSV", content=b"text\none\n").json()["rows"] == [{"text": "one"}]
     assert alone.post("/table?name=a.txt", content=b"one\ntwo\n").json()["rows"] == [{"text": "one"}, {"text": "two"}]
     assert "did you mean" in alone.post("/table?text=txt", content=b"id,text\n1,a\n").json()["error"]
     assert alone.post("/table?name=a.exe", content=b"").status_code == 422
