@@ -79,13 +79,13 @@ def ranking(keys: Sequence[str], groups: Sequence[Group], by: str, digits: int |
     return Table(columns, rows, digits, corner="rank", spread=spread, measured="± 95 %", decimals={"runs": 0})
 
 
-def command(run: Results) -> str | None:
-    """What to type to train the run, in a folder of its own; None where it does not say."""
+def command(run: Results, save_path: str) -> str | None:
+    """What to type to train the run; None where it does not say."""
     words = (sidecar(run, "run.json") or {}).get("words")
     if not isinstance(words, list) or not words:
         return None
     kept = [str(word) for word in words if not str(word).startswith(("save_path=", "launcher", "tune.", "action=tune"))]
-    return shlex.join(["uv", "run", "main.py", *kept, "save_path=adapters/winner"])
+    return shlex.join(["uv", "run", "main.py", *kept, f"save_path={save_path}"])
 
 
 def failures(runs: Sequence[Results]) -> list[str]:
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             note(f"± reaches beyond what {args.by} can be: too few runs to say more")
         winner = groups[0].runs[0]
         seeds = f" (with seed={(sidecar(winner, 'run.json') or {}).get('seed')}; of {len(groups[0].runs)} seeds)"
-        if (line := command(winner)) is None:
+        if (line := command(winner, "adapters/winner")) is None:
             note(f"{winner.path.parent}/run.json does not say what was typed; config.yaml beside it holds every setting")
         else:
             note(f"to train the first{seeds if len(groups[0].runs) > 1 else ''}: {line}")

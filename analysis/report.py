@@ -191,9 +191,10 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
         for of in metrics
     }
     lines = {
-        system.name: ([str(run.path.parent) for run in system.each()], command(next(system.each()))) for system in systems
+        system.name: (folders[system.name], command(next(system.each()), folders[system.name][0])) for system in systems
     }
     words = ["--name", *args.name] if args.name else []
+    folders = {system.name: [str(run.path.parent) for run in system.each()] for system in systems}
     words += [f"--{of}" for of in ("letters", "leaked") if getattr(args, of)]
     words += [word for of in ("alpha", "resamples", "seed") for word in (f"--{of}", str(getattr(args, of)))]
     again = asked.script("compare", *args.runs, "--metric", *metrics, *words) if len(systems) > 1 else typed

@@ -100,7 +100,8 @@ def test_a_page_says_what_was_asked_and_what_came(run: Run, runs: Path) -> None:
     assert re.search(r"epoch full lora 1 0.400 0.400 2 0.600 0.600 uv run", text)  # the best once more is no third epoch
     assert "uv run analysis/compare.py 'full_?' 'lora_?' --metric test_label_macro_f1" in text
     assert "uv run analysis/conflicts.py lora_0" in text and "uv run analysis/report.py 'full_?' 'lora_?'" in text
-    assert "uv run main.py 'tasks=[label]' save_path=adapters/winner" in text and "1,234" in text
+    assert "1,234" in text
+    assert all(f"uv run main.py 'tasks=[label]' save_path={name}_0" in text for name in ("full", "lora"))
     assert not (page.all("img") or page.all("link") or page.all("iframe")) and "Warning" not in text
 
 
