@@ -137,6 +137,10 @@ def read_texts(path: Path, identity: str, text: str) -> dict[str, str]:
                         f"--posts {path} has no column {column!r}; type {option} with one of {', '.join(names)}"
                     )
             return {row[identity]: row[text] or "" for row in reader}
+    except OSError as error:
+        raise ResultsError(
+            f"--posts {path}: {error.strerror}; type --posts with the CSV file that holds the texts"
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"--posts {path}: {error}; expected a CSV file in UTF-8") from None
 
@@ -190,11 +194,11 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
         of: [[one for one in said if one.metric == of and (one.kind == "no") == plain] for plain in (False, True)]
         for of in metrics
     }
+    folders = {system.name: [str(run.path.parent) for run in system.each()] for system in systems}
     lines = {
         system.name: (folders[system.name], command(next(system.each()), folders[system.name][0])) for system in systems
     }
     words = ["--name", *args.name] if args.name else []
-    folders = {system.name: [str(run.path.parent) for run in system.each()] for system in systems}
     words += [f"--{of}" for of in ("letters", "leaked") if getattr(args, of)]
     words += [word for of in ("alpha", "resamples", "seed") for word in (f"--{of}", str(getattr(args, of)))]
     again = asked.script("compare", *args.runs, "--metric", *metrics, *words) if len(systems) > 1 else typed

@@ -45,6 +45,8 @@ def find_systems(patterns: Sequence[str], names: Sequence[str] | None, *, least:
     """The systems in the order given, by name. Raises ResultsError for fewer than `least`, and for a run that is in two."""
     if len(patterns) < least:
         raise ResultsError("one system given; expected two or more, the first the baseline: compare.py A B --metric ...")
+    if twice := next((pattern for i, pattern in enumerate(patterns) if pattern in patterns[:i]), None):
+        raise ResultsError(f"{twice} is given twice: a run is not compared with itself; leave one out")
     names = names or distinguishing(patterns)
     if len(names) != len(patterns):
         raise ResultsError(
