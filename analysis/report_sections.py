@@ -245,12 +245,14 @@ def cost(asked: Asked, quality: Mapping[str, Mapping[str, Value]]) -> Iterator[F
 
 
 def conflicts(asked: Asked) -> Iterator[Figure]:
-    """Weights of tasks and cosines of their gradients, of the first seed of each system that has several tasks."""
+    """Cosines of tasks' gradients and their weights, of each system's first seed where it measured those or moved these."""
     for number, system in enumerate(asked.systems):
         folder = next(system.each()).path.parent
         if not (folder / STEPS).is_file():
             continue
         steps, found = read_steps(folder)
+        if not any(name.startswith("cosine_") or len({*values[~np.isnan(values)]}) > 1 for name, values in found.items()):
+            continue
         smooth = max(20, len(steps) // 50)
         smoothed = {name: running(values, smooth) for name, values in found.items()}
         some = slice(None, None, -(-len(steps) // POINTS))

@@ -75,6 +75,7 @@ def runs(tmp_path: Path) -> Path:
                     row = f"test_label_subgroup_auc_{group}"
                     file.write(f"{row},{auc}\n{row}__low,{auc - 0.1}\n{row}__high,{auc + 0.1}\n{row}__posts,20\n")
     (tmp_path / "lora_0" / "objective.csv").write_text("step,weight_label,weight_b,cosine_label_b\n1,1,2,-0.5\n2,1,2,0.25\n")
+    (tmp_path / "full_0" / "objective.csv").write_text("step,weight_label,weight_b\n1,1,1\n2,1,1\n")  # a sum
     return tmp_path
 
 
