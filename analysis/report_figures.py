@@ -70,7 +70,8 @@ class Figure:
             svg = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", svg)
             svg = re.sub(r"(fill|stroke): #ffffff", r"\1: var(--paper)", svg)
         width = float(re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
-        readable = f'role="img" aria-label="{escape(self.title)}" style="min-width: {0.93 * width:.0f}px" '  # .7 of its size
+        size = f"min-width: {0.93 * width:.0f}px; max-width: min(36rem, {1.74 * width:.0f}px)"  # .7 of its size to 1.3
+        readable = f'role="img" aria-label="{escape(self.title)}" style="{size}" '
         return Markup(svg.replace("<svg ", f"<svg {readable}", 1))
 
 

@@ -130,6 +130,9 @@ def test_a_page_can_be_read_with_a_keyboard_and_aloud_and_runs_no_other_script(r
     assert page.all("html") == [{"lang": "en"}] and "initial-scale=1" in html
     assert all(of.get("scope") in ("col", "row") for of in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table")) == 9 and all(of.get("aria-label") for of in page.all("svg"))
+    for of in page.all("svg"):  # no letter is much larger than in another picture
+        wide = re.search(r"max-width: min\(36rem, (\d+)px\)", str(of["style"]))
+        assert wide and float(wide[1]) / float(str(of["width"]).removesuffix("pt")) == pytest.approx(1.74, rel=0.01)
     boxes = [of for tag, of in page.tags if tag == "div" and of.get("role") == "region"]
     assert len(boxes) == len(page.all("table")) + len(page.all("svg")) and all(of["tabindex"] == "0" for of in boxes)
     ids = [of["id"] for _, of in page.tags if "id" in of]

@@ -108,6 +108,14 @@ def test_nothing_makes_the_page_wider_than_the_window(visit: Callable[..., Any],
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_a_post_is_read_on_a_telephone_without_going_to_and_fro(visit: Callable[..., Any]) -> None:
+    page = visit(360)
+    page.evaluate(OPEN)
+    row = page.locator(".posts tbody tr", has_text="kind").first
+    both = row.evaluate("(of) => of.cells[0].offsetWidth + of.cells[1].offsetWidth")
+    assert both <= row.evaluate("(of) => of.closest('.box').clientWidth")
+
+
 def test_on_paper_all_numbers_are_open_and_afterwards_closed(visit: Callable[..., Any]) -> None:
     page = visit(794)  # A4
     closed = page.locator("details:not([open])").count()
