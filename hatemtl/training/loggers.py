@@ -183,6 +183,7 @@ def wandb(
         raise UserError(
             f"logger=wandb with mode {mode}: {why}; type wandb login, WANDB_MODE=offline before the command, or logger=csv"
         ) from error
+    place["id"] = str(tracker.run.id)  # which an agent of a sweep of theirs has given
     write_text(logs / TRACKED, json.dumps({**_tracked(logs), "wandb": place}, indent=2) + "\n")
     return tracker
 

@@ -152,6 +152,14 @@ def test_wandb_that_takes_no_run_is_told_with_what_to_type(tmp_path: Path, monke
         loggers.wandb(folder=tmp_path, about=ABOUT, project="hatemtl", entity=None, group=None, **shown)
 
 
+def test_a_run_is_found_again_by_the_id_that_an_agent_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("wandb.init", lambda **_: SimpleNamespace(id="theirs"))
+    shown = {"predictions": False, "confusion": False, "texts": False}
+    loggers.wandb(folder=tmp_path, about=ABOUT, project="hatemtl", entity=None, group=None, **shown)
+    assert json.loads((tmp_path / "logs" / loggers.TRACKED).read_text())["wandb"]["id"] == "theirs"
+
+
 @pytest.mark.parametrize(("failed", "said"), [(False, "success"), (True, "failed")])
 def test_a_tracker_ends_once_and_as_it_went(failed: bool, said: str, tmp_path: Path) -> None:
     ends: list[str] = []
