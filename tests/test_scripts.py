@@ -145,3 +145,23 @@ def test_glue_together_alone_joint_and_born_again(script: Script, tmp_path: Path
     assert cells((out / "cola.org").read_text(), "born_again, test_cola_accuracy")
     shares = [yaml.safe_load((out / f"alone_0_{task}/config.yaml").read_text())["tasks"][task] for task in ("cola", "sst2")]
     assert [of["corpus"]["fraction"] for of in shares] == [1.0, 0.5]
+
+
+@pytest.mark.slow
+def test_text_of_another_corpus_first_is_estimated_trained_and_priced(script: Script, tmp_path: Path) -> None:
+    """Two kinds of adapter, of which the second is stacked on the first."""
+    texts, out = tmp_path / "texts.csv", tmp_path / "runs"
+    texts.write_text("\n".join(["text,label", *(f"the {n} soups of the snorfs are cold,{n % 2}" for n in range(80))]) + "\n")
+    kinds = {"KINDS": "ah_par_bn,reduction_factor=2", "SECOND": "par_bn,reduction_factor=4", "WAYS": "on stacked"}
+    corpora = {"CORPUS": "sample", "TEXT_CORPUS": "table", "TEXT_EXTRA": f"tasks.mlm.corpus.path={texts}"}
+    small = {"EXTRA": "encoder=tiny optimization.epochs=1", "LABEL_EXTRA": "tasks.label.corpus.size=150"}
+    shares = {"TEXTS": "1.0", "LABELLED": "0.5", "ESTIMATE": "0.4", "PER_HOUR": "1000", "OUT": str(out)}
+    ended = script("dapt_study.sh", **kinds, **corpora, **small, **shares)
+    assert ended.returncode == 0, ended.stderr
+    before, begun, _ = ended.stdout.partition(f"{out}/text_1.0_0_before")
+    assert begun and float(cells(before, "all")[3]) > 0  # the price of all, before the first of it
+    assert "stacked" in (out / "table.org").read_text() and "text 100 %" in (out / "cost.org").read_text()
+    stacked = next(out.glob("*stacked*/config.yaml")).parent
+    assert yaml.safe_load((stacked / "config.yaml").read_text())["tasks"]["label"]["corpus"]["size"] == 150
+    wrong = script("dapt_study.sh", **{**kinds, "KINDS": "ah_parbn"}, OUT=str(out))
+    assert wrong.returncode == 2 and "there is no method=ah_parbn" in wrong.stderr
