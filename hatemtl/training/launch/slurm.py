@@ -10,9 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from getpass import getuser
 from json import dumps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -220,10 +221,23 @@ def states(folder: Path, runs: Sequence[Submitted]) -> dict[str, str | None]:
         jobs = {
             run.folder: kind(folder / PLACE / "jobs", run.job) for run in others
         }  # all before the first is asked: one sacct
-        for name, job in jobs.items():
-            state = (str(job.state).split() or ["UNKNOWN"])[0].rstrip("+").upper()
-            found[name] = state if state in WAITS else None
+        told = {name: (str(job.state).split() or ["UNKNOWN"])[0].rstrip("+").upper() for name, job in jobs.items()}
+        queue = _queue() if "UNKNOWN" in told.values() else None
+        for name, state in told.items():
+            gone = state == "UNKNOWN" and queue is not None and jobs[name].job_id not in queue
+            found[name] = state if state in WAITS and not gone else None
     return found
+
+
+def _queue() -> set[str] | None:
+    """Lists the user's jobs that wait or work, for a cluster whose accounts do not know them; None where it does not say."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={getuser()}"]
+    with suppress(OSError):  # it is not here
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return {*done.stdout.split()}
+    print("note: neither sacct nor squeue tells of jobs here, so what was killed counts as at work; ask on a login node")
+    return None
 
 
 def _lives(job: str) -> bool:

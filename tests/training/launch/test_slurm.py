@@ -107,6 +107,28 @@ def test_a_sweep_is_submitted_as_an_array_once(cluster: Path, capsys: pytest.Cap
     kind.watcher.clear()
 
 
+def test_a_cluster_without_accounts_is_asked_for_its_queue(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a job that was killed would count as at work for ever, and never be submitted again."""
+    watcher, states = pytest.importorskip("submitit").SlurmJob.watcher, {}
+    [*slurm()(runs(cluster / "ranks", "seed=1", "seed=2"))]
+    (cluster / "states").write_text("JobID|State|NodeList\n")
+    queue = cluster / "bin/squeue"
+    queue.write_text("#!/bin/sh\necho 7_1\n")
+    queue.chmod(0o755)
+    for there in (True, False):
+        if not there:
+            queue.unlink()
+        watcher.clear()
+        capsys.readouterr()
+        status(cluster / "ranks")
+        out = capsys.readouterr().out
+        states[there] = {run: state for run, (state, _) in told(Outcome(0, out, "")).items()}
+        assert ("note: neither sacct nor squeue tells" in out) != there
+    assert states[True] == {"seed=1": "interrupted", "seed=2": "submitted"}
+    assert states[False] == {"seed=1": "submitted", "seed=2": "submitted"}
+    watcher.clear()
+
+
 def test_what_the_cluster_refuses_leaves_nothing(cluster: Path) -> None:
     (cluster / "bin/sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition: logn >&2\nexit 1\n")
     with pytest.raises(UserError, match="sbatch refused .*invalid partition"):
