@@ -153,10 +153,10 @@ def draw(study: Any, objectives: Sequence[str]) -> list[str]:
         }
         for kind, make in kinds.items():
             try:
-                with warnings.catch_warnings(record=True) as warned:
+                with warnings.catch_warnings(record=True) as warned:  # most of how Optuna is called, and not of the study
                     warnings.simplefilter("always", UserWarning)
                     _save(study.folder / f"{kind}{f'_{objective}' if several else ''}.svg", make, pyplot)
-                notes += [f"{kind} of {objective}: {one.message}" for one in warned]
+                notes += [f"{kind} of {objective}: {one.message}" for one in warned if "will be equal" in str(one.message)]
             except (ValueError, RuntimeError, TypeError) as error:
                 notes.append(f"{kind} of {objective} is not drawn: {error}")
     if len(objectives) in (2, 3):
