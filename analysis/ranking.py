@@ -73,7 +73,8 @@ def ranking(keys: Sequence[str], groups: Sequence[Group], by: str, digits: int |
     columns = [*keys, by, "runs"] if keys else ["run", by, "runs"]
     rows, spread = {}, {}
     for place, group in enumerate(groups, 1):
-        named = group.settings if keys else column_names([group.runs[0].path])
+        alone = column_names([group.runs[0].path]) if len(group.runs) == 1 else ["any seed"]
+        named = group.settings if keys else alone
         rows[str(place)] = [*named, fmean(group.values), len(group.values)]
         spread[str(place)] = [*[None] * len(named), half(group.values), None]
     return Table(columns, rows, digits, corner="rank", spread=spread, measured="± 95 %", decimals={"runs": 0})

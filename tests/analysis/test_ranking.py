@@ -44,6 +44,8 @@ def test_settings_are_ranked_by_their_mean_over_seeds(run: Script, sweep: Path) 
     assert "high partly because it was chosen" in err
     assert "± reaches beyond what val_label_macro_f1 can be: too few runs to say more" in err  # 0.650 + 0.635
     assert "reaches beyond" not in run("runs/*", "--by", "val_label_macro_f1", "--top", "1")[2]
+    code, out, _ = run("runs/rank=16*", "--by", "val_label_macro_f1")
+    assert (code, table(out)[1]) == (0, ["1", "any seed", "0.720 ± 0.050", "3"])  # and none by its name
 
 
 def test_what_the_data_and_the_trainer_do_sets_runs_apart_but_not_where_they_lie(run: Script, tmp_path: Path) -> None:
