@@ -1,8 +1,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from hatemtl.corpora.files import Hub, complete, official, read_delimited, read_jsonl, read_parquet, ways_out
 from hatemtl.errors import UserError
@@ -90,6 +93,29 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_a_broken_line_of_json_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
     with pytest.raises(UserError, match=rf"{expected}.*; fix it"):
         read_jsonl(write(tmp_path / "a.jsonl", content), again="fix it")
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (pa.nulls(40_000_000, pa.string()), "holds 40,000,000 rows in"),
+        (pa.array(["x" * 1_000_000] * 3), "unpacks to more than 1 MiB"),
+        (pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["soup " * 1000]), "unpacks to more than 1 MiB"),
+        (pa.array([["x" * 1_000_000], ["x" * 2_000_000]]), "unpacks to more than 1 MiB"),
+        (pa.array([[("a", "x" * 3_000_000)]], pa.map_(pa.string(), pa.string())), "unpacks to more than 1 MiB"),
+        (pa.array([{"a": "x" * 3_000_000}]), "unpacks to more than 1 MiB"),
+        (pa.array([2**31 - 1], pa.date32()), "cannot be read (days=2147483647"),
+        (pa.array([2**62], pa.duration("s")), "cannot be read (Python int too large"),
+    ],
+)
+def test_a_small_parquet_file_of_far_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: Any, said: str
+) -> None:
+    monkeypatch.setattr("hatemtl.corpora.files.UNPACKED", 1 << 20)
+    parquet.write_table(pa.table({"text": column}), path := tmp_path / "p.parquet", compression="zstd")
+    with pytest.raises(UserError) as error:
+        read_parquet(path, again="write it anew")
+    assert said in str(error.value) and str(error.value).endswith("; write it anew")
 
 
 def test_parquet_files_are_put_together_and_count_rows(tmp_path: Path) -> None:
