@@ -7,7 +7,7 @@ elsewhere when its machine is lost: `main.py` then goes on after the last whole 
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,14 +123,17 @@ def _states_at(ray: Any, folder: Path, runs: Sequence[Submitted]) -> dict[str, s
 
 
 def states(folder: Path, runs: Sequence[Submitted]) -> dict[str, str | None]:
-    """Asks the clusters of the runs for those that wait or work there; None for others, by the runs' folders."""
+    """Asks the cluster that is the user's for those that wait or work there; None for others, by the runs' folders."""
     found: dict[str, str | None] = {}
     for cluster in {run.cluster for run in runs}:
-        mine = [run for run in runs if run.cluster == cluster]
-        try:
-            with connected(cluster.removeprefix(CLUSTER)) as (ray, _):
+        mine, named = [run for run in runs if run.cluster == cluster], cluster.removeprefix(CLUSTER)
+        found |= {run.folder: None for run in mine}
+        with suppress(UserError), connected("auto") as (ray, address):  # no other: whoever is asked could run code here
+            if address == named:
                 found |= _states_at(ray, folder, mine)
-        except UserError as error:
-            print(f"note: {error}; what waited or worked there counts as interrupted")
-            found |= {run.folder: None for run in mine}
+                continue
+        print(
+            f"note: {named} was not asked, since neither RAY_ADDRESS nor a cluster of this machine is it; if it is yours, "
+            f"type RAY_ADDRESS={named} before the command; what waited or worked there counts as interrupted"
+        )
     return found

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from tables import told
 
 from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import SavedRun
+from hatemtl.training.launch import ray as launch
 from hatemtl.training.launch.ray import Ray
-from hatemtl.training.launch.submission import PLACE
+from hatemtl.training.launch.submission import PLACE, Submitted
 
 Cli = Callable[..., Outcome]
 # A cluster that is there for as long as its standard input is open.
@@ -54,6 +57,24 @@ def test_ray_that_is_not_installed_is_asked_for(cli: Cli, tmp_path: Path, monkey
     alone = cli(*words)
     assert (alone.code, "launcher=ray submits the runs of a sweep" in alone.err) == (2, True)
     assert not [*tmp_path.iterdir()]
+
+
+def test_no_cluster_is_asked_because_a_folder_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    @contextmanager
+    def connected(address: str) -> Iterator[tuple[Any, str]]:
+        asked.append(address)
+        yield SimpleNamespace(util=SimpleNamespace(list_named_actors=lambda: ["a-1"])), "mine:1"
+
+    monkeypatch.setattr(launch, "connected", connected)
+    runs = [Submitted("seed=1", "seed=1", {}, f"ray {at}", "a-1") for at in ("mine:1", "theirs:1")]
+    assert launch.states(tmp_path, runs[:1]) == {"seed=1": "in the cluster"}
+    assert launch.states(tmp_path, runs[1:]) == {"seed=1": None}
+    assert asked == ["auto", "auto"]
+    assert "type RAY_ADDRESS=theirs:1 before the command" in capsys.readouterr().out
 
 
 @pytest.fixture
