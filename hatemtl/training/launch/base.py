@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from hatemtl.errors import Diverged, UserError
 from hatemtl.harmless import shown
@@ -106,4 +106,13 @@ def reporting(do: Callable[[], tuple[Path, bool]]) -> None:
 
 def reported(path: Path) -> Ended | None:
     """Reads how the run of another process ended; None where it did not come to tell."""
-    return Ended(**json_object.read(path, "", "state", "told")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    said = json_object.read(path, "remove it", "state", "told")
+    try:
+        ended = Ended(**said)
+    except TypeError:  # of other keys
+        ended = None
+    if ended is None or ended.state not in get_args(State) or not isinstance(ended.told, str):
+        raise UserError(f"{path}: {said!r:.100}, expected how a run ended; remove it")
+    return ended

@@ -45,7 +45,12 @@ def read(folder: Path) -> dict[str, Submitted]:
         )
     runs = json_object.read(path, AGAIN, "runs")["runs"]
     try:
-        return {run["folder"]: Submitted(**run) for run in runs}
+        found = {run["folder"]: Submitted(**run) for run in runs}
+        for run in found.values():
+            texts = all(isinstance(text, str) for text in (run.name, run.folder, run.cluster, run.job, run.stood or ""))
+            if not texts or not isinstance(run.config, dict) or Path(run.folder).name != run.folder:  # it may lead elsewhere
+                raise TypeError(f"{run.folder!r:.60}")
+        return found
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: not what a submitted sweep leaves ({error}); {AGAIN}") from error
 

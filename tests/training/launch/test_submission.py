@@ -10,8 +10,9 @@ import pytest
 import tested_runs
 from safetensors.numpy import save_file
 
+from hatemtl.errors import UserError
 from hatemtl.saved_runs.saved_run import write_config
-from hatemtl.training.launch.submission import Submitted, _mark, report_of, stands
+from hatemtl.training.launch.submission import PLACE, Submitted, _mark, read, report_of, stands
 
 CONFIG = {"tasks": {"label": {}}, "seed": 1}
 
@@ -53,3 +54,29 @@ def test_a_failed_job_that_was_to_overwrite_a_run_has_failed_by_any_clock(tmp_pa
     assert stands(tmp_path, submitted, None).state == "finished"
     finished(tmp_path / "run", 2.0)
     assert stands(tmp_path, submitted, None).state == "finished"
+
+
+@pytest.mark.parametrize(
+    "said", [{"state": "won", "told": ""}, {"state": "failed", "told": 3}, {"state": [], "told": "", "x": 1}]
+)
+def test_a_report_from_elsewhere(tmp_path: Path, said: dict[str, Any]) -> None:
+    (report := report_of(tmp_path, "run")).parent.mkdir()
+    report.write_text(json.dumps(said))
+    with pytest.raises(UserError, match="expected how a run ended; remove it"):
+        stands(tmp_path, Submitted("seed=1", "run", CONFIG, "slurm", "7_0"), None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"folder": "../run"}, {"folder": "/run"}, {"folder": ["run"]}, {"config": 3}, {"job": 7}, {"stood": 1}, {"x": 1}],
+)
+def test_a_sweep_from_elsewhere(tmp_path: Path, given: dict[str, Any]) -> None:
+    run = {"name": "seed=1", "folder": "run", "config": {}, "cluster": "slurm", "job": "7_0", "stood": None}
+    (tmp_path / PLACE).mkdir()
+    for of, ok in ((run, True), ({**run, **given}, False)):
+        (tmp_path / PLACE / "runs.json").write_text(json.dumps({"runs": [of]}))
+        if ok:
+            assert [*read(tmp_path)] == ["run"]
+        else:
+            with pytest.raises(UserError, match="not what a submitted sweep leaves"):
+                read(tmp_path)
