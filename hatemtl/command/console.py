@@ -74,6 +74,7 @@ class Console(Page):
             return
         # a link in a run that came from elsewhere may lead to a file of the user's, which lines would be put into
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        how |= getattr(os, "O_NONBLOCK", 0)  # nor is a pipe waited for
         with suppress(OSError):  # a full disk is told by who writes what matters
             descriptor = os.open(self.path, how, 0o666)
             with os.fdopen(descriptor, "ab", buffering=0) as file:  # one write: no line of another process in the middle

@@ -77,6 +77,9 @@ class SavedRun:
         for name in ("config.yaml", "run.json", "labels.json"):
             if not (self.folder / name).is_file():
                 raise UserError(f"{folder}: not a saved run, {name} is missing; expected a folder that a training run left")
+        for path in map(str, self.folder.rglob("*")):
+            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # which is read without end
+                raise UserError(f"{path}: a pipe or a device, expected files; do not use this run, or {AGAIN}")
 
     @property
     def config(self) -> dict[str, Any]:

@@ -289,3 +289,23 @@ def test_the_digest_changes_with_any_weight_and_nothing_else(tmp_path: Path) -> 
     save_file({"w": weights + 1e-6}, tmp_path / "a" / "adapter" / "adapter.safetensors")
     save_file({"w": weights + 1e-6}, tmp_path / "b" / "heads.safetensors")
     assert len({original, first.digest(), second.digest()}) == 3
+
+
+@pytest.mark.parametrize("name", ["results.csv", "adapter/adapter_config.json"])
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    """Reading either would never end."""
+    write_config(tmp_path, CONFIG)
+    write_record(tmp_path, {})
+    write_labels(tmp_path, {})
+    SavedRun(tmp_path)
+    (path := tmp_path / name).parent.mkdir(exist_ok=True)
+    path.symlink_to("nowhere")  # and what leads nowhere is told by who reads it
+    SavedRun(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{name}: a pipe or a device"):
+        SavedRun(tmp_path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=rf"{name}: a pipe or a device"):
+        SavedRun(tmp_path)
