@@ -1,5 +1,6 @@
 """Composes what was typed with Hydra, runs it, and tells what was wrong of it without a stack."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -18,6 +19,10 @@ from hatemtl.machine.startup import starting
 
 def answer() -> None:
     """Runs the words of the command line. Exits with 2 where they, or what they name, are wrong, with 130 at Ctrl-C."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _fail("the folder that you are in was removed; type cd FOLDER, of one that is there")
     try:
         sys.argv[1:] = arguments(sys.argv[1:])
         _composed()

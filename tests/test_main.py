@@ -194,3 +194,16 @@ def test_a_run_loads_what_its_method_needs_and_prints_no_notice_of_a_library(sam
     unused = {"peft", "datasets", "wandb", "tensorboard", "bitsandbytes"}
     assert not loaded(*sample, "method=ah_lora16", f"save_path={tmp_path}/ah") & unused
     assert not loaded(*sample, "method=full", f"save_path={tmp_path}/full") & (unused | {"adapters"})
+
+
+def test_a_folder_that_was_removed_meanwhile(
+    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    outcome = cli("experiment=demo")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: the folder that you are in was removed; type cd FOLDER, of one that is there\n",
+    )
