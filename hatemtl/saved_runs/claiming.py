@@ -89,7 +89,7 @@ def _lock(path: Path, save_path: Path, doing: str) -> FileLock:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
             holder: dict[str, Any] = {}
             with suppress(UserError):  # it may not be signed yet
-                holder = json_object.read(path, "")
+                holder = json_object.read(path, "", "doing", "pid", "host", "since")
             if holder.get("doing") in (TRAINED, SWEPT) or time.monotonic() > until:
                 who = "{doing} by process {pid} on {host} since {since}" if holder else "written by another process"
                 who = who.format(**holder)
