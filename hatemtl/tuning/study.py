@@ -192,8 +192,8 @@ class Cma(optuna.samplers.CmaEsSampler):
             raise TypeError(type(state).__name__)
         except Exception as error:  # of many kinds, by what is in it
             raise UserError(
-                f"tune.sampler=cma: trial {number} of {JOURNAL} holds no state of a search ({error!r:.200}); use another "
-                f"study, or remove {JOURNAL}, and finished runs are told anew"
+                f"tune.sampler=cma: trial {number} of {JOURNAL} holds no state of a search ({error!r:.200}); do not use "
+                f"this study, or remove {JOURNAL}, and finished runs are told anew"
             ) from error
 
     def _pieces(self, of: FrozenTrial) -> dict[str, str]:
