@@ -89,4 +89,13 @@ def settings(runs: Sequence[Results]) -> dict[str, list[Cell]]:
     differing = [key for key in keys if len({str(of.get(key)) for of in each}) > 1]
     groups = {key.partition("@")[2] or key for key in differing}
     own = [key for key in differing if not any(key.startswith(f"{group}.") for group in groups)]
-    return {key: [None if key not in of else str(of[key]) for of in each] for key in own}
+    return {key: [None if key not in of else _typed(of[key]) for of in each] for key in own}
+
+
+def _typed(value: Any) -> str:
+    """A value as one would type it: None is a word there.
+
+    >>> _typed(None), _typed(True), _typed(0.5), _typed("1 4")
+    ('null', 'true', '0.5', '1 4')
+    """
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
