@@ -45,7 +45,7 @@ def publish(
 ) -> Path:
     """Writes a saved run's published folder, and sends it where that is asked for; gives the folder."""
     if not folder:
-        raise UserError(f"{KEY}={folder}: expected the folder to write; type {KEY}=FOLDER")
+        raise UserError(f"{KEY}={folder or 'null'}: expected the folder to write; type {KEY}=FOLDER")
     hub.check(hub_id, upload=upload)
     target, encoder = Path(folder), request.encoder
     if request.load_path is None:
@@ -168,8 +168,8 @@ def _chosen(task: str | None, tasks: list[str], run: SavedRun) -> tuple[str, lis
     if task not in known:
         why = "one of several is needed" if task is None else "no task of the run that classifies"
         raise UserError(
-            f"publish.head_of={task}: {why}: the classes of transformers, PEFT and AdapterHub carry one head, and load.py "
-            f"reads all; {did_you_mean(task, known)}"
+            f"publish.head_of={task or 'null'}: {why}: the classes of transformers, PEFT and AdapterHub carry one head, and "
+            f"load.py reads all; {did_you_mean(task, known)}"
         )
     return task, known
 

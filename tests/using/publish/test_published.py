@@ -130,7 +130,7 @@ def test_the_command_line_sends_what_it_wrote_and_refuses_what_cannot_be(
         (["publish.upload=true"], "type publish.hub_id=OWNER/NAME"),
         (["publish.folder=mine"], "publish.folder=mine has no valid hatemtl_export.json"),
         (["publish.folder=runs/run/new"], "lies in the saved run"),
-        (["publish.folder=null"], "type publish.folder=FOLDER"),
+        (["publish.folder=null"], "publish.folder=null: expected the folder to write; type publish.folder=FOLDER"),
         (["load_path=half"], "this run is not finished; train it to its end"),
         (["publish.head_of=lable"], "did you mean 'label'"),
         (["publish.verdicts=none.json"], "no such file"),
