@@ -62,7 +62,7 @@ def interference(asked: Asked) -> Iterator[Figure]:
         names = [source.name for source in read]
         whole = {both: cosine_over(of) for both, of in pairs.items()}
         whole |= {(b, a): cosine for (a, b), cosine in whole.items()}
-        grid = {a: [1.0 if a == b else whole[a, b] for b in names] for a in names}
+        grid = {f"{i}  {a}": [1.0 if a == b else whole[a, b] for b in names] for i, a in enumerate(names, 1)}
         panel = Panel("", [str(i) for i in range(1, len(names) + 1)], grid)
         table = Table(SUMMARY, {f"{a} - {b}": summary(of) for (a, b), of in pairs.items()}, corner="sources", counts=False)
         text = "Cosines of the updates that were merged: at 1 they agree, at 0 share nothing, at -1 cancel. Columns as rows."

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from saved_loras import QUERY, draw, peft
 from tested_runs import classes, listed, save, system
 
 Run = Callable[..., tuple[int, str, str]]
@@ -239,6 +240,17 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
     assert "note: no interference of merge" in err  # there are no adapters
     code, _, err = run("part_?", *FEW, "--name", "parts")
     assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
+
+
+def test_the_sources_of_a_merge_bear_the_numbers_of_the_columns(run: Run, tmp_path: Path) -> None:
+    sources = [peft(tmp_path / name, {QUERY: draw(2, seed=i)}, alpha=2.0) for i, name in enumerate(("tea", "soup"))]
+    gold, scores = classes(20, 0.5, np.random.default_rng(0))
+    rows = {"test_label_accuracy": float((scores.argmax(axis=1) == np.ravel(gold)).mean())}
+    save(tmp_path / "merge", gold, scores, sources={str(of): "0" * 16 for of in sources}, rows=rows)
+    code, _, err = run("merge", *FEW)
+    assert code == 0, err
+    html = (tmp_path / "report.html").read_text()
+    assert "Interference in merge" in html and re.search(r">1\s+tea<", html) and re.search(r">2\s+soup<", html)
 
 
 @pytest.mark.slow
