@@ -50,11 +50,13 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _machine() -> None:
     import torch  # here and below: what distributes the tests needs none of it
+    from composed import compose_options_once
 
     from hatemtl.machine import flops
 
     torch.set_num_threads(1)  # two workers share two cores
     flops.PEAK_SIZES, flops.PEAK_SECONDS = {"cpu": (256,)}, 0.01  # every training measures it, most of a second
+    compose_options_once()
 
 
 @dataclass
