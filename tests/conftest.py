@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a test of the
 import pytest
 import yaml
 
+gc.disable()  # until all is imported
 yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]  # the same in C: Hydra reads some thirty files for each command
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -45,6 +46,8 @@ if not ADAPTERHUB:
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # all that was imported: else every collection of garbage goes through it
+    gc.set_threshold(700, 10, 20)  # the last: half as often through all the rest
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -88,6 +91,8 @@ def main(*arguments: str) -> int:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["main.py", *arguments])
             patch.setattr(Hydra, "get_mode", unless_typed)
+            patch.setattr(gc, "freeze", lambda: None)  # a command's end would let go of what is frozen here
+            patch.setattr(gc, "unfreeze", lambda: None)
             runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
         return 0
     except SystemExit as error:

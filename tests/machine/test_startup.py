@@ -15,25 +15,35 @@ ROOT = Path(__file__).parents[2]
 KEPT = {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048", "LRU_CACHE_CAPACITY": "32"}
 
 
-def test_garbage_is_searched_for_again_once_the_run_is_built_and_after_it() -> None:
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether objects were frozen or let go, in turn; those of the tests themselves stay frozen."""
+    calls: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: calls.append(True))
+    monkeypatch.setattr(gc, "unfreeze", lambda: calls.append(False))
+    return calls
+
+
+def test_garbage_is_searched_for_again_once_the_run_is_built_and_after_it(frozen: list[bool]) -> None:
     with starting():
         assert not gc.isenabled()
         started()
         assert gc.isenabled()
-        assert gc.get_freeze_count()
+        assert frozen == [True]
     assert gc.isenabled()
-    assert not gc.get_freeze_count()
+    assert frozen == [True, False]
 
 
-def test_a_run_that_fails_while_it_is_built_leaves_no_trace() -> None:
+def test_a_run_that_fails_while_it_is_built_leaves_no_trace(frozen: list[bool]) -> None:
     with pytest.raises(ValueError), starting():
         raise ValueError
     assert gc.isenabled()
+    assert frozen == [False]
 
 
-def test_without_starting_nothing_is_frozen() -> None:
+def test_without_starting_nothing_is_frozen(frozen: list[bool]) -> None:
     started()
-    assert not gc.get_freeze_count()
+    assert frozen == []
 
 
 def test_what_is_kept_can_be_chosen_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
