@@ -25,6 +25,12 @@ GRID = {"sampler": "grid", "trials": None, "space": {"a": [1, 2, 3], "b": ["x", 
 RANGE = {"sampler": "random", "space": {"a": "uniform(0, 1)"}}
 
 
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal waits for the disk at each line; no power fails here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def study(folder: Path, *, by: dict[str, bool] | None = None, mark: dict[str, str] = MARK, **given: Any) -> Study:
     return Study(folder, tuning(**given), by or {"f1": False}, mark, seed=0)
 
