@@ -23,7 +23,7 @@ from outcomes import Array, Outcome
 from resampling import bootstrap
 from results import ResultsError, is_count, note, sidecar, testing_line
 from significance import TESTS, Cannot, How
-from systems import System, comparable, find_systems, judged_otherwise, siblings
+from systems import System, check_validated, comparable, find_systems, judged_otherwise, siblings
 from table import LOWER_IS_BETTER, SUFFIXES, Cell, Table, add_output_options, has_no_better
 from verdicts import Comparison, Saying, compared_row, judged, row_of, sentence, short, shown_cells
 
@@ -46,6 +46,7 @@ OVER = {
     "aso": "almost stochastic order",
 }
 ON_SEEDS = ("wilcoxon", "mann_whitney", "welch", "aso")
+MOST = 1_000_000  # draws, each of which is held for every run
 
 
 def measured(
@@ -85,6 +86,9 @@ def measured(
                 for system, mine in zip(systems, parts, strict=True)
             }
         known += [f"test_{task}_{name}" for name in measures[systems[0].name][0]]
+    for task in spaces:
+        if metric.startswith(f"val_{task}_"):
+            check_validated(systems, task, leaked=args.leaked)
     if differing := judged_otherwise(systems):
         note(f"{differing}; a row of that evaluation is of two kinds, and no other is touched")
     return {system.name: _of_rows(system, metric, known, lower=lower) for system in systems}
@@ -153,6 +157,8 @@ def compared(a: str, b: str, metric: str, scored: Mapping[str, Scored], how: How
     notes = [text.replace("{a}", a).replace("{b}", b) for text in finding.notes]
     if not posts:
         notes.append(f"{metric} cannot be recomputed from predictions, so seeds alone tell")
+    if metric.startswith("val_"):
+        notes.append("validation posts chose the epochs of these runs, so this is no test of either")
     return Comparison(metric, a, b, replace(finding, notes=notes), f"{name} of {over}", over, first.lower)
 
 
@@ -216,8 +222,8 @@ def check_testing_options(args: argparse.Namespace) -> None:
     """Raises ResultsError where one of them is out of its range."""
     if not 0 < args.alpha < 1:
         raise ResultsError(f"--alpha {args.alpha:g}: expected a probability between 0 and 1, as 0.05")
-    if args.resamples < 100:
-        raise ResultsError(f"--resamples {args.resamples}: expected 100 or more, as 10000")
+    if not 100 <= args.resamples <= MOST:
+        raise ResultsError(f"--resamples {args.resamples}: expected 100 or more, up to {MOST}, as 10000")
     if args.seed < 0:
         raise ResultsError(f"--seed {args.seed}: expected 0 or more, as 0")
 

@@ -223,7 +223,7 @@ def comparable(systems: Sequence[System], task: str, *, leaked: bool) -> dict[st
     Raises ResultsError where runs saw other posts, annotations or splits, learned from test posts, or are copies.
     """
     said = {system.name: outcomes(system, task) for system in systems}
-    base, marks = said[systems[0].name][0], {}
+    base = said[systems[0].name][0]
     aligned: dict[str, list[Outcome]] = {}
     for name, of_system in said.items():
         for outcome in of_system:
@@ -234,31 +234,56 @@ def comparable(systems: Sequence[System], task: str, *, leaked: bool) -> dict[st
             aligned.setdefault(name, []).append(mine)
     seen: list[tuple[str, Outcome]] = [(name, outcome) for name, of_system in aligned.items() for outcome in of_system]
     for i, (name, outcome) in enumerate(seen):
-        folder, record = outcome.run.path.parent, sidecar(outcome.run, "run.json") or {}
-        data = record.get("tested_data") or record.get("data") or {}
-        if task in data:
-            marks[folder] = data[task]
         for other, before in seen[:i]:
             if all(np.array_equal(x, y, equal_nan=True) for x, y in zip(outcome.scores, before.scores, strict=True)):
-                raise ResultsError(
-                    f"{before.run.path.parent} ({other}) and {folder} ({name}) have identical predictions: a run is not "
-                    "compared with itself or its copy"
-                )
+                raise _copied(before.run, other, outcome.run, name, "predictions")
+    _check_splits(systems, task, "tested_data")
+    for system in systems:
+        for run in system.each():
+            _check_leaks(run, system.name, "test", leaked=leaked)
+    return aligned
+
+
+def check_validated(systems: Sequence[System], task: str, *, leaked: bool) -> None:
+    """Raises ResultsError where runs were validated on other splits, learned from these posts, or are copies."""
+    _check_splits(systems, task, "data")
+    seen: list[tuple[str, Results, dict[str, float]]] = []
+    for system in systems:
+        for run in system.each():
+            rows = {metric: value for metric, value in run.rows.items() if metric.startswith(f"val_{task}_")}
+            for other, before, theirs in seen:
+                if rows == theirs:
+                    raise _copied(before, other, run, system.name, f"val_{task} rows")
+            seen.append((system.name, run, rows))
+            _check_leaks(run, system.name, "val", leaked=leaked)
+
+
+def _copied(one: Results, of_one: str, other: Results, of_other: str, what: str) -> ResultsError:
+    return ResultsError(
+        f"{one.path.parent} ({of_one}) and {other.path.parent} ({of_other}) have identical {what}: a run is not compared "
+        "with itself or its copy"
+    )
+
+
+def _check_splits(systems: Sequence[System], task: str, key: str) -> None:
+    """key: of run.json, tested_data of a test, which may be of another corpus than the training's, data."""
+    marks: dict[Path, str] = {}
+    for run in (run for system in systems for run in system.each()):
+        record = sidecar(run, "run.json") or {}
+        if task in (data := record.get(key) or record.get("data") or {}):
+            marks[run.path.parent] = data[task]
     if len(set(marks.values())) > 1:
         one = next(iter(marks))
         another = next(folder for folder, mark in marks.items() if mark != marks[one])
         raise ResultsError(f"{one} and {another} saw other splits: the fingerprints of {task!r} in run.json differ")
-    for system in systems:
-        for run in system.each():
-            _check_leaks(run, system.name, leaked=leaked)
-    return aligned
 
 
-def _check_leaks(run: Results, name: str, *, leaked: bool) -> None:
+def _check_leaks(run: Results, name: str, split: str, *, leaked: bool) -> None:
     lines = (sidecar(run, "run.json") or {}).get("leaks") or []
-    found = [line for line in map(str, lines) if re.match(r"of the test posts, .* stand in train ", line)]
+    found = [line for line in map(str, lines) if re.match(rf"of the {split} posts, .* stand in train ", line)]
     if kept := [line for line in found if not re.search(r"train posts are left out", line)]:
-        told = f"{run.path.parent} ({name}) learned from posts that it was tested on: {kept[0].partition('; ')[0]}"
+        done = {"test": "tested", "val": "validated"}[split]
+        told = f"{run.path.parent} ({name}) learned from posts that it was {done} on: {kept[0].partition('; ')[0]}"
         if not leaked:
             raise ResultsError(f"{told}; train it with data.leaks=drop, or type --leaked to compare all the same")
         note(told)

@@ -155,6 +155,26 @@ def test_leaks_and_other_splits_are_refused(run: Run, tmp_path: Path) -> None:
     assert "saw other splits" in run("full_?", "lora_?", *ACCURACY)[2]
 
 
+def test_validation_rows_are_of_the_same_splits_no_copies_and_no_test(run: Run, tmp_path: Path) -> None:
+    for i, name in enumerate(("full_0", "full_1", "full_2", "lora_0", "lora_1", "lora_2")):
+        with (tmp_path / name / "results.csv").open("a") as file:
+            file.write(f"val_label_macro_f1,{0.5 + 0.03 * i + 0.01 * i % 2}\n")
+    ask = ("--metric", "val_label_macro_f1")
+    code, out, err = run("full_?", "lora_?", *ask)
+    assert (code, err) == (0, "") and "validation posts chose the epochs of these runs, so this is no test" in out
+    for seed in "012":
+        shutil.copytree(tmp_path / f"full_{seed}", tmp_path / f"copy_{seed}")
+    assert "full_0 (full) and copy_0 (copy) have identical val_label rows" in run("full_?", "copy_?", *ask)[2]
+    edit(
+        tmp_path / "lora_1",
+        leaks=["of the val posts, 3 stand in train word for word, 0 nearly (a = b); 3 train posts are copies"],
+    )
+    code, out, err = run("full_?", "lora_?", *ask)
+    assert (code, out) == (2, "") and "lora_1 (lora) learned from posts that it was validated on" in err
+    edit(tmp_path / "lora_1", leaks=[], data={"label": "e" * 16})
+    assert "full_0 and lora_1 saw other splits" in run("full_?", "lora_?", *ask)[2]
+
+
 def test_results_of_int8_are_noted(run: Run, tmp_path: Path) -> None:
     assert "int8" not in run("full_?", "lora_?", *ACCURACY)[2]
     edit(tmp_path / "lora_1", tested_precision={"label": "int8"})
@@ -184,6 +204,7 @@ def test_other_posts_and_copies_are_refused(run: Run, tmp_path: Path) -> None:
         (["full_?", "lora_?", *ACCURACY, "--name", "a"], "1 names for 2 systems"),
         (["full_?", "lora_?", *ACCURACY, "--alpha", "5"], "between 0 and 1"),
         (["full_?", "lora_?", *ACCURACY, "--resamples", "5"], "100 or more"),
+        (["full_?", "lora_?", *ACCURACY, "--resamples", "1000000000000"], "up to 1000000, as 10000"),
         (["full_?", "lora_?", *ACCURACY, "--rope", "0"], "above 0"),
         (["full_?", "lora_?", *ACCURACY, "--rope", "nan"], "above 0"),
         (["full_?", "lora_?", *ACCURACY, "--seed", "-1"], "expected 0 or more"),
