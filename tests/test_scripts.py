@@ -51,16 +51,18 @@ def test_a_planted_difference_of_models_is_found_and_none_is_not(
     other: str, differs: bool, script: Script, tmp_path: Path
 ) -> None:
     out = tmp_path / "models"
-    given = {"MODELS": f"good: {LEARNS}; other: {other}", "TASK": "label", "SEEDS": "0 1", "OUT": str(out), "EXTRA": SMALL}
+    given = {"MODELS": f"good: {LEARNS}; other: {other}", "TASK": "label", "SEEDS": "0 1 2", "OUT": str(out), "EXTRA": SMALL}
     ended = script("model_comparison.sh", **given)
     table = (out / "table.org").read_text()
     means = [[float(cell.split(" ± ")[0]) for cell in cells(table, f"test_label_{of}")] for of in ("accuracy", "macro_f1")]
     assert all((good - bad > 0.1) == differs for good, bad in means)
-    assert sorted(path.name for path in out.glob("*/*")) == sorted("0101")
+    assert sorted(path.name for path in out.glob("*/*")) == sorted("012012")
     assert ended.returncode == 0, ended.stderr
     told = re.search(r"higher mean test_label_macro_f1: (\w+) \(.*best run by val_label_macro_f1: (\S+)", ended.stdout)
     assert told and Path(told[2]).parent == out / told[1]
     assert told[1] == "good" or not differs
+    verdict = "other is worse than good by" if differs else "other against good: no difference was shown"
+    assert len(re.findall(rf"^- {verdict}.*after Holm over 2, hierarchical bootstrap of 3 seeds", ended.stdout, re.M)) == 2
 
 
 @pytest.mark.slow
