@@ -279,11 +279,29 @@ def _check_splits(systems: Sequence[System], task: str, key: str) -> None:
 
 
 def _check_leaks(run: Results, name: str, split: str, *, leaked: bool) -> None:
-    lines = (sidecar(run, "run.json") or {}).get("leaks") or []
-    found = [line for line in map(str, lines) if re.match(rf"of the {split} posts, .* stand in train ", line)]
-    if kept := [line for line in found if not re.search(r"train posts are left out", line)]:
-        done = {"test": "tested", "val": "validated"}[split]
-        told = f"{run.path.parent} ({name}) learned from posts that it was {done} on: {kept[0].partition('; ')[0]}"
-        if not leaked:
-            raise ResultsError(f"{told}; train it with data.leaks=drop, or type --leaked to compare all the same")
-        note(told)
+    record = sidecar(run, "run.json") or {}
+    marks = {*(record.get("tested_data") or record.get("data") or {}).values()}
+    for origin in _origins(run, {run.path.resolve()}):
+        before = sidecar(origin, "run.json") or {}
+        if origin is not run and not marks & {*(before.get("data") or {}).values()}:
+            continue  # it learned from another corpus, and the posts that it was tested on are others
+        found = [
+            of for of in map(str, before.get("leaks") or []) if re.match(rf"of the {split} posts, .* stand in train ", of)
+        ]
+        if kept := [line for line in found if not re.search(r"train posts are left out", line)]:
+            whose = str(run.path.parent) if origin is run else f"{origin.path.parent}, which {run.path.parent} started from,"
+            done = {"test": "tested", "val": "validated"}[split]
+            told = f"{whose} ({name}) learned from posts that it was {done} on: {kept[0].partition('; ')[0]}"
+            if not leaked:
+                raise ResultsError(f"{told}; train it with data.leaks=drop, or type --leaked to compare all the same")
+            note(told)
+
+
+def _origins(run: Results, seen: set[Path]) -> Iterator[Results]:
+    """The run, and all that it started from, was taught by or took heads from, where they are still there."""
+    yield run
+    for folder in (sidecar(run, "run.json") or {}).get("sources") or {}:
+        path = Path(folder) / "results.csv"
+        if path.parent.is_dir() and path.resolve() not in seen:
+            seen.add(path.resolve())
+            yield from _origins(Results(path, {}), seen)

@@ -155,6 +155,19 @@ def test_leaks_and_other_splits_are_refused(run: Run, tmp_path: Path) -> None:
     assert "saw other splits" in run("full_?", "lora_?", *ACCURACY)[2]
 
 
+def test_what_a_merge_started_from_may_not_have_learned_from_test_posts_either(run: Run, tmp_path: Path) -> None:
+    line = "of the test posts, 3 stand in train word for word, 1 nearly (a = b); 4 train posts are copies"
+    for part, mark in (("part", "f" * 16), ("elsewhere", "e" * 16)):
+        save(tmp_path / part, *classes(50, 0.7, np.random.default_rng(0)))
+        edit(tmp_path / part, leaks=[line], data={"label": mark}, sources={part: "its own digest"})
+    edit(tmp_path / "lora_1", sources={"elsewhere": "a digest", "gone": "another"})
+    assert run("full_?", "lora_?", *ACCURACY)[0] == 0
+    edit(tmp_path / "lora_1", sources={"part": "a digest"})
+    code, out, err = run("full_?", "lora_?", *ACCURACY)
+    assert (code, out) == (2, "")
+    assert "part, which lora_1 started from, (lora) learned from posts that it was tested on" in err
+
+
 def test_validation_rows_are_of_the_same_splits_no_copies_and_no_test(run: Run, tmp_path: Path) -> None:
     for i, name in enumerate(("full_0", "full_1", "full_2", "lora_0", "lora_1", "lora_2")):
         with (tmp_path / name / "results.csv").open("a") as file:
