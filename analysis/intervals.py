@@ -191,7 +191,7 @@ def expanded(tail: float, units: int) -> float:
     return min(1.0, 2 * float(stats.t.cdf(stats.norm.ppf(tail) / math.sqrt(units / (units - 1)), units - 1)))
 
 
-def errors_found(quantile: Array, inverse: Array) -> Array:
+def errors_found(quantile: Array | float, inverse: Array | float) -> Array:
     """How many standard errors are found with a power of 80 % by Student's t beyond this quantile. inverse: of its df.
 
     Of the noncentral t (Abramowitz and Stegun 1964, 26.7.10): at few degrees of freedom up to a twentieth more than it
