@@ -201,8 +201,8 @@ class Bytes(Callback):
         trained = sum(weight.nbytes for weight in weights if weight.requires_grad)
         moments = [value for of in trainer.optimizers[0].state.values() for value in of.values()]
         stacks = [getattr(module.forward, "layers", ()) for module in pl_module.modules()]  # hatemtl's own have some
-        joints = [joint for layers in stacks for _, layer, _ in layers for joint in layer.joints]
-        forward, backward = ([getattr(joint, name, None) for joint in joints] for name in ("product", "transposed"))
+        steps = [step for layers in stacks for _, layer, _ in layers for step in layer.leaves]
+        forward, backward = ([getattr(step, name, None) for step in steps] for name in ("product", "transposed"))
         pool = self.run.data.pool
         self.parts = {
             "weights that stay": sum(weight.nbytes for weight in weights if not weight.requires_grad),

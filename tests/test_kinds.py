@@ -22,7 +22,7 @@ from hatemtl.answers import Answers
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.encoders.fast import bert_stack
+from hatemtl.encoders.fast import posts
 from hatemtl.encoders.pretrained import Encoder
 from hatemtl.errors import UserError
 from hatemtl.heads.choice import ChoiceHead
@@ -291,7 +291,7 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
 def test_no_step_waits_for_the_device_whatever_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bert_stack, "waits", lambda device: True)  # as on a GPU; on a CPU to count costs nothing
+    monkeypatch.setattr(posts, "waits", lambda device: True)  # as on a GPU; on a CPU to count costs nothing
     module, data = everything()
     batch = data.pool[data.rows("train")[:16]]
     metrics = {name: module.head(name).metric() for name in module.heads}

@@ -10,7 +10,7 @@ from methods.test_base import SIZE, encoder
 from transformers import AutoConfig, AutoModel
 
 from hatemtl.encoders.attention import by_head, of_first_token, watching
-from hatemtl.encoders.fast import bert_stack, merged
+from hatemtl.encoders.fast import merged, stack
 from hatemtl.errors import UserError
 
 KINDS = ["bert", "electra", "roberta", "deberta", "modernbert"]
@@ -84,8 +84,8 @@ def test_out_of_a_training_pass_of_our_layers_values_and_gradients_are_the_libra
     library: str, kind: str, layer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch, ours = adapted(library, kind).train(), tokens(9), list[int]()
-    through = bert_stack.through
-    monkeypatch.setattr(bert_stack, "through", lambda layers, *rest: ours.append(len(layers)) or through(layers, *rest))
+    through = stack.through
+    monkeypatch.setattr(stack, "through", lambda layers, *rest: ours.append(len(layers)) or through(layers, *rest))
     with watching(model, [layer]) as entered:
         hidden = model(**batch).last_hidden_state
     assert ours == ([2] if layer == 0 else [1, 1]), "no layer went the library's way"

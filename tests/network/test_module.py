@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel
 
 from hatemtl.batches.batch import Batch
-from hatemtl.encoders.fast import bert_stack
-from hatemtl.encoders.fast.lora_linear import LoRALinear
+from hatemtl.encoders.fast import posts as packing
+from hatemtl.encoders.fast.linear import LoRALinear
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead
@@ -451,7 +451,7 @@ def test_evaluations_within_an_epoch_change_no_training() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
 def test_no_training_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bert_stack, "waits", lambda device: True)  # as on a GPU
+    monkeypatch.setattr(packing, "waits", lambda device: True)  # as on a GPU
 
     def waits(batches: int) -> int:
         multitask, data = module(clip=1.0), Data(batch(6), batches)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
-from hatemtl.encoders.fast.bert_stack import BertStack
+from hatemtl.encoders.fast.stack import Stack
 from hatemtl.errors import UserError
 from hatemtl.objective.optimization import Optimization
 from hatemtl.training import trainer_settings as trainer_module
@@ -117,7 +117,7 @@ def test_what_does_not_pay_or_is_not_asked_for_is_not(given: bool | str, tokens:
 
 
 def test_what_is_fused_is_compiled_only_when_asked_for(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = SimpleNamespace(forward=BertStack(SimpleNamespace(forward=None, layer=[], modules=list), {}))
+    stack = SimpleNamespace(forward=Stack(SimpleNamespace(forward=None, modules=list), [], Any, Any, {}))
     monkeypatch.setattr(ENCODER, "modules", lambda: [ENCODER, stack])
     assert settings(compile="auto").compiled(ENCODER, tokens=MANY, cache=None) is None
     assert settings(compile=True).compiled(ENCODER, tokens=1, cache=None) == "compiled"

@@ -1,7 +1,8 @@
 from hatemtl.encoders.fast.door import accelerate, is_fast, merge, merged, restore, unmerge, verify
 from hatemtl.encoders.fast.int8_linear import Int8Linear
-from hatemtl.encoders.fast.lora_linear import LoRALinear
-from hatemtl.encoders.fast.sublayer_end import ACTIVATIONS, Bottleneck
+from hatemtl.encoders.fast.layers import Bottleneck
+from hatemtl.encoders.fast.linear import LoRALinear
+from hatemtl.encoders.fast.rowwise import ACTIVATIONS
 
 __all__ = ["ACTIVATIONS", "Bottleneck", "Int8Linear", "LoRALinear"]
 __all__ += ["accelerate", "is_fast", "merge", "merged", "restore", "unmerge", "verify"]

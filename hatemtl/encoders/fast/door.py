@@ -12,15 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast import bert_stack, model_stack
-from hatemtl.encoders.fast.bert_layer import Layer
-from hatemtl.encoders.fast.bert_stack import BertStack
-from hatemtl.encoders.fast.lora_linear import LoRALinear
-from hatemtl.encoders.fast.model_stack import ModelStack
-from hatemtl.encoders.fast.sublayer_end import Bottleneck
+from hatemtl.encoders.fast.layers import Bottleneck
+from hatemtl.encoders.fast.linear import LoRALinear
+from hatemtl.encoders.fast.stack import Stack, stacks
 
-Stack = BertStack | ModelStack  # what takes the place of the `forward` of all layers
-KINDS = (bert_stack.stacks, model_stack.stacks)  # each gives those that it finds in a model
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
 # seen, in bf16, where the library's own rounding is as large, 0.025, which grows with depth.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
@@ -40,7 +35,7 @@ def accelerate(
     given: list[LoRALinear | Bottleneck] = [*loras, *bottlenecks]
     by_owner = {id(bottleneck.owner): bottleneck for bottleneck in bottlenecks}
     alone = own or (given and trained == {id(factor) for adapter in given for factor in adapter.factors})
-    steps: Iterator[LoRALinear | Stack] = chain(loras, (s for kind in KINDS if alone for s in kind(model, by_owner)))
+    steps: Iterator[LoRALinear | Stack] = chain(loras, stacks(model, by_owner) if alone else ())
     for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
         ours.before, ours.owner.forward = ours.owner.__dict__.get("forward"), ours
 
@@ -73,25 +68,22 @@ def merge(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool = 
 
     int8: whether whole layers that are computed here, on a CPU, multiply in it from then on.
     """
-    steps = _mergeable(model)
-    for step in steps:
-        if isinstance(step, Layer):
-            step.merge(dtype, int8=int8)
-        else:
-            step.merge()
-    return bool(steps)
+    found = _found(model)
+    for ours in found:
+        ours.merge(dtype, int8=int8)
+    return bool(found)
 
 
 def unmerge(model: nn.Module) -> None:
     """Lets each LoRA be computed beside its weight again."""
-    for step in _mergeable(model):
-        step.merged = None
+    for ours in _found(model):
+        ours.unmerge()
 
 
-def _mergeable(model: nn.Module) -> list[LoRALinear | Layer]:
-    forwards = [module.forward for module in model.modules()]
-    steps: list[LoRALinear | Layer] = [f for f in forwards if isinstance(f, LoRALinear)]
-    return steps + [layer for f in forwards if isinstance(f, Stack) for _, layer, _ in f.layers]
+def _found(model: nn.Module) -> list[LoRALinear | Stack]:
+    """Lists what computes here: the LoRAs, then the stacks that are made of them."""
+    found = [module.forward for module in model.modules()]
+    return [ours for kind in (LoRALinear, Stack) for ours in found if isinstance(ours, kind)]
 
 
 def is_fast(model: nn.Module) -> bool:
@@ -105,12 +97,11 @@ def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
     dtype: of the computation, and of frozen weights. Where they differ, the library computes from now on; gives what a user
     should know of that. No weight changes, no draw.
     """
-    forwards = [module.forward for module in model.modules()]
-    loras = [ours for ours in forwards if isinstance(ours, LoRALinear)]
-    layers = [layer for ours in forwards if isinstance(ours, Stack) for _, layer, _ in ours.layers]
-    bottlenecks = [bottleneck for layer in layers for bottleneck in layer.bottlenecks]
-    if not loras and not layers:
+    if not (found := _found(model)):
         return None
+    loras = [ours for ours in found if isinstance(ours, LoRALinear)]
+    layers = [layer for ours in found if isinstance(ours, Stack) for layer in ours.layers]
+    bottlenecks = [bottleneck for ours in found if isinstance(ours, Stack) for bottleneck in ours.bottlenecks]
     config: Any = model.config
     kinds = {(type(lora.owner), "") for lora in loras} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
     sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]

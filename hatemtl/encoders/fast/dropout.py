@@ -1,10 +1,11 @@
 """Draws which numbers the encoder's own dropout keeps, on a CPU several times as fast as torch draws them."""
 
+from functools import cached_property
 from math import prod
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 
@@ -18,8 +19,17 @@ class Dropout:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        if device.type == "cpu":
-            self.bits = np.random.SFC64(torch.randint(2**62, (1,)).numpy())
+        self.chances: dict[nn.Dropout, float] = {}
+
+    @cached_property
+    def bits(self) -> np.random.SFC64:
+        return np.random.SFC64(torch.randint(2**62, (1,)).numpy())
+
+    def chance(self, module: nn.Dropout | None) -> float:
+        """Tells how likely the module leaves a number out in this pass, forward as back."""
+        if module is None:
+            return 0.0
+        return self.chances.setdefault(module, module.p if module.training else 0.0)
 
     def mask(self, shape: tuple[int, ...] | torch.Size, p: float, dtype: torch.dtype) -> Tensor:
         """Draws what to keep of numbers of this shape and type, each with probability 1 - p: all its bits, or none."""
@@ -33,11 +43,11 @@ class Dropout:
 
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
-    """Gives what a mask of `Dropout` keeps of x, and 0; on a CPU far faster than `masked_fill`."""
-    return x.view(mask.dtype).bitwise_and(mask).view(x.dtype)
+    """Gives what a mask of `Dropout`, of as many numbers, keeps of x, and 0; on a CPU far faster than `masked_fill`."""
+    return x.view(mask.dtype).view(mask.shape).bitwise_and(mask).view(x.dtype).view(x.shape)
 
 
 def keep_(x: Tensor, mask: Tensor) -> Tensor:
     """Keeps it in x's place."""
-    x.view(mask.dtype).bitwise_and_(mask)
+    x.view(mask.dtype).view(mask.shape).bitwise_and_(mask)
     return x

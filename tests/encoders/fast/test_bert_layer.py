@@ -1,7 +1,7 @@
 """Attention over posts that stand one behind the other, and a layer of BERT, against the formula by autograd."""
 
 import math
-from itertools import chain
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,11 +9,14 @@ from encoders.fast.test_bert_stack import fused, padded_to
 from encoders.fast.test_lora_linear import adapted
 from torch import Tensor
 
-from hatemtl.encoders.fast import bert_layer
-from hatemtl.encoders.fast.bert_layer import LEAST_KEYS, Group, attend, attend_backward, attend_only
-from hatemtl.encoders.fast.lora_linear import prepare
+from hatemtl.encoders.fast import attention
+from hatemtl.encoders.fast.attention import LEAST_KEYS, Attention, attend_only
+from hatemtl.encoders.fast.linear import Linear, prepare
+from hatemtl.encoders.fast.posts import Group
+from hatemtl.encoders.fast.tape import Tape
 
 HEADS, WIDTH = 2, 4
+CPU = torch.device("cpu")
 
 
 def formula(qkv: Tensor, mask: Tensor) -> Tensor:
@@ -22,11 +25,15 @@ def formula(qkv: Tensor, mask: Tensor) -> Tensor:
     return ((q @ k.mT / WIDTH**0.5 + mask).softmax(dim=-1) @ v).transpose(1, 2).reshape(-1, HEADS * WIDTH)
 
 
+def attend(qkv: Tensor, groups: list[Group]) -> tuple[Tensor, Sequence[Tensor]]:
+    return Attention(HEADS).forward(qkv, Tape(groups, CPU, records=True), dx=True)
+
+
 @pytest.fixture
 def softmaxes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Each call of what `attend_only` does without, unless it must."""
-    found, softmax = list[object](), bert_layer._softmax
-    monkeypatch.setattr(bert_layer, "_softmax", lambda *given: found.append(given) or softmax(*given))
+    found, softmax = list[object](), attention._softmax
+    monkeypatch.setattr(attention, "_softmax", lambda *given: found.append(given) or softmax(*given))
     return found
 
 
@@ -41,7 +48,7 @@ def test_values_and_gradient_are_those_of_the_formula(lengths: list[list[int]], 
         groups.append(Group(begin, end, padded_to(group, max(group))))
     qkv = torch.randn(end + rest, 3 * HEADS * WIDTH, generator=draw, requires_grad=True)
     expected = torch.cat([formula(qkv[group.begin : group.end], group.mask) for group in groups])
-    context, kept = attend(qkv.detach(), groups, HEADS)
+    context, kept = attend(qkv.detach(), groups)
     torch.testing.assert_close(context[:end], expected, atol=1e-6, rtol=1e-5)
     assert not context[end:].any()
     before = qkv.detach().clone()
@@ -51,7 +58,7 @@ def test_values_and_gradient_are_those_of_the_formula(lengths: list[list[int]], 
     assert not alone[end:].any()
     towards = torch.randn(context.shape, generator=draw)
     (of_qkv,) = torch.autograd.grad(expected, qkv, towards[:end])
-    gradient = attend_backward(towards, groups, kept)
+    gradient = Attention(HEADS).backward(towards, kept, Tape(groups, CPU, records=True), dx=True)
     torch.testing.assert_close(gradient, of_qkv, atol=1e-5, rtol=1e-4)
     assert not gradient[end:].any()  # rows of no post must not reach the factors' gradients
 
@@ -61,7 +68,7 @@ def test_one_mask_may_serve_all_posts(softmaxes: list[object]) -> None:
     mask = torch.zeros(1, 1, 7, 7).masked_fill(~torch.ones(7, 7).tril().bool(), torch.finfo(torch.float32).min)
     torch.testing.assert_close(attend_only(qkv, [Group(0, 14, mask)], HEADS), formula(qkv, mask))
     assert not softmaxes
-    torch.testing.assert_close(attend(qkv, [Group(0, 14, mask)], HEADS)[0], formula(qkv, mask))
+    torch.testing.assert_close(attend(qkv, [Group(0, 14, mask)])[0], formula(qkv, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -106,23 +113,28 @@ def test_alone_a_context_is_rounded_hardly_more_than_with_its_gradient(
     exact = formula(qkv.double(), groups[0].mask.double())
     alone = (attend_only(qkv, groups, HEADS).double() - exact).norm()
     assert not softmaxes
-    assert alone < 1.3 * (attend(qkv, groups, HEADS)[0].double() - exact).norm()
+    assert alone < 1.3 * (attend(qkv, groups)[0].double() - exact).norm()
 
 
 @pytest.mark.parametrize("without", [[], [0], [0, 1], [0, 1, 2, 3]], ids=str)
 def test_the_factors_gradients_do_not_depend_on_whether_the_inputs_is_asked_for(without: list[int]) -> None:
     model = adapted()
     layer, groups, draw = fused(model)[0], [Group(0, 12, padded_to([6, 4], 6))], torch.Generator().manual_seed(3)
+    linears = [leaf for leaf in layer.leaves if isinstance(leaf, Linear)]
     for i in without:
-        layer.joints[i].loras = []
-    prepare(layer.joints, torch.float32)
+        linears[i].loras = []
+    prepare(linears, torch.float32)
+    x, dy = (torch.randn(12, linears[3].sizes[0], generator=draw) for _ in range(2))
+    gradients = []
     with torch.no_grad():
-        y, kept, chances = layer.forward(torch.randn(12, layer.joints[3].layers[0].out_features, generator=draw), groups)
-        dy = torch.randn(y.shape, generator=draw)
-        (dx, found), (none, others) = (layer.backward(dy, groups, kept, chances, dx=asked) for asked in (True, False))
-    assert dx is not None and dx.abs().sum() > 0 and none is None
-    assert [len(of) for of in found] == [len(of) for of in others] == [2 * bool(part.loras) for part in layer.parts]
-    for gradient, other in zip(chain(*found), chain(*others), strict=True):
+        for asked in (True, False):
+            tape = Tape(groups, CPU, records=True)
+            layer.forward(x, tape, asked)
+            dx = layer.backward(dy, (), tape, asked)
+            assert not tape.kept and (not asked or dx.abs().sum() > 0)
+            gradients.append(tape.gradients(layer.factors))
+    assert len(gradients[0]) == 2 * sum(len(linear.loras) for linear in linears)
+    for gradient, other in zip(*gradients, strict=True):
         assert gradient.abs().sum() > 0
         torch.testing.assert_close(other, gradient)
 

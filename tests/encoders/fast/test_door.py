@@ -3,7 +3,6 @@
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ from methods.test_base import KINDS, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast import LoRALinear, accelerate, bert_layer, bert_stack, door, is_fast, merged, restore, verify
-from hatemtl.encoders.fast.trained import Norm
+from hatemtl.encoders.fast import LoRALinear, accelerate, door, is_fast, merged, restore, rowwise, tape, verify
+from hatemtl.encoders.fast.rowwise import Norm
 
 
 def replaced(model: nn.Module) -> dict[str, str]:
@@ -46,7 +45,7 @@ def given(model: nn.Module) -> list[LoRALinear]:
 def test_restored_a_model_computes_as_the_library_alone(library: str, kind: str) -> None:
     model = adapted(library, kind)
     ours, _ = run(model)
-    stack = {"deberta": "ModelStack", "modernbert": "ModelStack" if library == "peft" else None}.get(kind, "BertStack")
+    stack = {"deberta": "Stack", "modernbert": "Stack" if library == "peft" else None}.get(kind, "Stack")
     assert set(replaced(model).values()) == {"LoRALinear", *([stack] if stack else [])}
     assert is_fast(model) is (stack is not None)  # AdapterHub's LoRA on ModernBERT's one matrix is another
     restore(model)
@@ -188,17 +187,19 @@ def test_a_model_that_was_compared_is_as_it_was_to_the_last_bit(library: str, ki
 def wrong(model: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes our layers compute something else than the library's, or nothing."""
     if how == "activation":
-        monkeypatch.setattr(bert_layer, "F", SimpleNamespace(pad=F.pad, gelu=partial(F.gelu, approximate="tanh")))
+        monkeypatch.setitem(
+            rowwise.ACTIVATIONS, "gelu", (partial(F.gelu, approximate="tanh"), rowwise.ACTIVATIONS["gelu"][1])
+        )
     elif how == "norm":
         norm = Norm.forward
-        monkeypatch.setattr(Norm, "forward", lambda own, x: norm(own, x.clamp(max=3)))
+        monkeypatch.setattr(Norm, "forward", lambda own, x, *of: norm(own, x.clamp(max=3), *of))
     elif how == "gradient":
-        gradients = bert_stack.gradients
-        monkeypatch.setattr(bert_stack, "gradients", lambda *of: [1.001 * gradient for gradient in gradients(*of)])
+        gradients = tape.Tape.gradients
+        monkeypatch.setattr(tape.Tape, "gradients", lambda *of: [1.001 * gradient for gradient in gradients(*of)])
     elif how == "merged":
-        monkeypatch.setattr(LoRALinear, "merge", lambda step: setattr(step, "merged", step.layer.weight))
+        monkeypatch.setattr(LoRALinear, "merge", lambda step, *_, **how: setattr(step, "merged", step.layer.weight))
     else:
-        monkeypatch.setattr(bert_stack.Posts, "pack", None)
+        monkeypatch.setattr(tape.Posts, "pack", None)
 
 
 @every_library

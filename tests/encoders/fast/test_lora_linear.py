@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast import merged, restore
-from hatemtl.encoders.fast.lora_linear import FrozenLinear, Joint, LoRALinear, _Linear
+from hatemtl.encoders.fast.linear import FrozenLinear, Linear, LoRALinear, prepare
+from hatemtl.encoders.fast.posts import Posts
+from hatemtl.encoders.fast.tape import _Pass, compute
 from hatemtl.errors import UserError
 from hatemtl.machine.flops import matmul_flops
 from hatemtl.methods.peft_adapters import library as peft_library
@@ -180,18 +182,23 @@ def test_gradients_are_those_of_differences(bias: bool, scale: float) -> None:
     assert torch.autograd.gradcheck(lambda *_: step(x), (x, *factors))
 
 
+def computed(linear: Linear, x: Tensor) -> Tensor:
+    prepare([linear], x.dtype)
+    return compute([linear], x, Posts(x.shape[:-1], []))
+
+
 def test_layers_of_one_input_are_one() -> None:
     """Three layers, the first and last with LoRAs of different ranks and scales."""
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     sizes = ((4, 2, 0.7), (3, 1, 1.0), (2, 3, 1.3))
     first, plain, last = (one_layer(6, 5, m, r, scale=scale)[1] for m, r, scale in sizes)
     doubled(first, plain, last)
-    joint = Joint([(first.layer, first), (plain.layer, None), (last.layer, last)])
+    joint = Linear([first.layer, plain.layer, last.layer], [first, None, last])
     weights = [step.layer.weight.clone() for step in (first, plain, last)]
     expected = torch.cat([formula(x, first), F.linear(x, plain.layer.weight, plain.layer.bias), formula(x, last)], 1)
-    torch.testing.assert_close(_Linear.apply(x, joint, *joint.factors), expected)
+    torch.testing.assert_close(computed(joint, x), expected)
     assert [*map(id, joint.factors)] == [id(factor) for step in (first, last) for factor in (step.A, step.B)]
-    assert torch.autograd.gradcheck(lambda *_: _Linear.apply(x, joint, *joint.factors), (x, *joint.factors))
+    assert torch.autograd.gradcheck(lambda *_: computed(joint, x), (x, *joint.factors))
     assert joint.weight.shape == (9, 5)
     for step, weight in zip((first, plain, last), weights, strict=True):
         assert torch.equal(step.layer.weight, weight)
@@ -206,11 +213,11 @@ def test_layers_of_one_shape_are_multiplied_as_a_batch() -> None:
     with torch.no_grad():
         for i, factor in enumerate(factors):
             factor.mul_(i + 1)
-    joint = Joint([(step.layer, step) for step in steps])
+    joint = Linear([step.layer for step in steps], steps)
     expected = torch.cat([formula(x, step) for step in steps], 1)
-    torch.testing.assert_close(_Linear.apply(x, joint, *joint.factors), expected)
-    assert joint.B is not None and joint.B.shape == (3, 4, 2)
-    assert torch.autograd.gradcheck(lambda *_: _Linear.apply(x, joint, *joint.factors), (x, *joint.factors))
+    torch.testing.assert_close(computed(joint, x), expected)
+    assert joint.B.shape == (3, 4, 2)
+    assert torch.autograd.gradcheck(lambda *_: computed(joint, x), (x, *joint.factors))
 
 
 def test_a_gradient_of_gradients_is_refused_rather_than_wrong() -> None:
@@ -230,7 +237,7 @@ def test_under_the_compiler_the_plain_formula_stands(monkeypatch: pytest.MonkeyP
     hidden, gradients = run(model)
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        patch.setattr(_Linear, "apply", None)
+        patch.setattr(_Pass, "apply", None)
         again, others = run(model)
     torch.testing.assert_close(again, hidden, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients.items():
@@ -501,10 +508,10 @@ def test_an_error_leaves_all_as_before(library: str, where: str, monkeypatch: py
     if where == "while merging":
         last, merge = list(loras(model).values())[-1], LoRALinear.merge
 
-        def fail(step: LoRALinear) -> None:
+        def fail(step: LoRALinear, *how: Any, **more: Any) -> None:
             if step is last:
                 raise ValueError("soup")
-            merge(step)
+            merge(step, *how, **more)
 
         monkeypatch.setattr(LoRALinear, "merge", fail)
     with pytest.raises(ValueError, match="soup"), merged(model):

@@ -1,4 +1,4 @@
-"""ModelStack computes what transformers' ModernBERT and DeBERTa-v3 compute, packed and merged, or lets them compute."""
+"""Stack computes what transformers' ModernBERT and DeBERTa-v3 compute, packed and merged, or lets them compute."""
 
 from copy import deepcopy
 from typing import Any
@@ -12,10 +12,10 @@ from methods.test_base import encoder as with_dropout
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, ModernBertConfig, ModernBertModel
 
-from hatemtl.encoders.fast import accelerate, deberta_layer, door, is_fast, merge, merged, modernbert_layer, unmerge, verify
-from hatemtl.encoders.fast.bert_layer import Group
-from hatemtl.encoders.fast.deberta_layer import Disentangled
-from hatemtl.encoders.fast.modernbert_layer import Rotary
+from hatemtl.encoders.fast import accelerate, door, is_fast, merge, merged, positions, unmerge, verify
+from hatemtl.encoders.fast.linear import Linear
+from hatemtl.encoders.fast.positions import Disentangled, Rotary
+from hatemtl.encoders.fast.posts import Group
 from hatemtl.encoders.partway import states as states_of
 from hatemtl.methods.peft_adapters import library as peft_library
 
@@ -84,7 +84,9 @@ def test_merged_gives_what_unmerged_gives_and_goes_without_a_trace(library: str,
     with torch.inference_mode():
         apart = model(**batch).last_hidden_state[there]
         with merged(model):
-            assert all(layer.merged is not None for layer in fused(model))
+            assert all(
+                leaf.merged is not None for layer in fused(model) for leaf in layer.leaves if isinstance(leaf, Linear)
+            )
             for each in (5, length, 28):  # what is known of distances serves shorter posts, and grows
                 model(**tokens(each))
                 together = model(**batch).last_hidden_state[there]
@@ -226,7 +228,7 @@ def test_a_local_layer_reads_what_is_near(window: int) -> None:
     rotary = object.__new__(Rotary)
     rotary.window = window
     group = Group(0, 28, torch.zeros(1, 1, 1, 28))
-    (near,) = rotary._near([group])
+    near = rotary._near(group)
     places = torch.arange(28)
     expected = (places[:, None] - places).abs() <= (28 if window < 0 else window)
     assert torch.equal((near.mask == 0).expand(1, 1, 28, 28)[0, 0], expected)
@@ -284,15 +286,15 @@ def test_where_they_differ_the_library_computes_and_the_user_is_told(
     monkeypatch.setattr(door, "_verified", {})
     if how == "distance":
         embedded = Disentangled._embedded
-        monkeypatch.setattr(Disentangled, "_embedded", lambda own, longest: embedded(own, longest).flip(0))
+        monkeypatch.setattr(Disentangled, "_embedded", lambda own, rows: embedded(own, rows).flip(0))
     elif how == "gradient":
-        back = deberta_layer._aslant_back
-        monkeypatch.setattr(deberta_layer, "_aslant_back", lambda *of: 1.01 * back(*of))
+        back = positions._aslant_back
+        monkeypatch.setattr(positions, "_aslant_back", lambda *of: 1.01 * back(*of))
     elif how == "window":
-        monkeypatch.setattr(Rotary, "_near", lambda rotary, groups: groups)
+        monkeypatch.setattr(Rotary, "_near", lambda rotary, group: group)
     else:
         turn = Rotary._turn
-        monkeypatch.setattr(modernbert_layer.Rotary, "_turn", lambda *of, back=False: turn(*of, back=back).mul_(1.001))
+        monkeypatch.setattr(Rotary, "_turn", lambda *of, back=False: turn(*of, back=back).mul_(1.001))
     note = verify(model, torch.float32)
     assert note is not None and "differ from the library's" in note and "trainer.fast=false" in note
     assert not is_fast(model)

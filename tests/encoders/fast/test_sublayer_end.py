@@ -12,11 +12,14 @@ from methods.test_base import RATES, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast import accelerate, door, is_fast, merge, merged, restore, sublayer_end, unmerge, verify
+from hatemtl.encoders.fast import accelerate, door, is_fast, merge, merged, restore, unmerge, verify
+from hatemtl.encoders.fast.attention import Attention
 from hatemtl.encoders.fast.dropout import Dropout
-from hatemtl.encoders.fast.sublayer_end import ACTIVATIONS
+from hatemtl.encoders.fast.linear import Linear
+from hatemtl.encoders.fast.rowwise import ACTIVATIONS
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubAdapter
 
+RELU = ACTIVATIONS["relu"]
 every_kind = pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "deberta"])
 # after the norm, after each product, beside the feed-forward; scaled; elsewhere too; with other activations
 PLAIN = pytest.mark.parametrize(
@@ -117,9 +120,10 @@ def test_with_the_same_numbers_left_out_all_is_the_librarys(config: str, monkeyp
 def test_below_the_lowest_adapter_nothing_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the feed-forward of the lowest layer would pass down nobody asks for."""
     model = adapted("seq_bn")
-    layer = fused(model)[0]
-    monkeypatch.setattr(layer.joints[3], "backward", None)
-    monkeypatch.setattr(layer.attention, "backward", None)
+    *_, output = [leaf for leaf in fused(model)[0].leaves if isinstance(leaf, Linear) and not leaf.trained]
+    monkeypatch.setattr(output, "backward", None)
+    attention = next(leaf for leaf in fused(model)[0].leaves if isinstance(leaf, Attention))
+    monkeypatch.setattr(attention, "backward", None)
     same_gradients = step(model, tokens(LENGTH))[1]
     assert all(gradient.abs().sum() > 0 for gradient in same_gradients.values())
 
@@ -139,7 +143,7 @@ def test_one_that_is_not_plain_is_the_librarys(config: str) -> None:
 
 def test_where_one_is_of_an_unknown_layer_the_others_are_the_librarys_too() -> None:
     model: Any = adapted("double_seq_bn")
-    accelerate(model, [*loras(model).values()], fused(model)[0].bottlenecks)
+    accelerate(model, [*loras(model).values()], model.encoder.forward.bottlenecks[:2])
     assert not is_fast(model)
 
 
@@ -153,7 +157,7 @@ def test_they_are_compared_with_the_librarys_and_as_they_were_to_the_last_bit(co
 
 
 def _slower(dy: Tensor, z: Tensor) -> Tensor:
-    return 0.99 * ACTIVATIONS["relu"][1](dy, z)
+    return 0.99 * RELU[1](dy, z)
 
 
 @pytest.mark.parametrize(("act", "back"), [(F.gelu, None), (None, _slower)], ids=["value", "gradient"])
@@ -161,8 +165,7 @@ def test_where_they_differ_the_library_computes(
     act: Callable[..., Any] | None, back: Callable[..., Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(door, "_verified", {})
-    own = ACTIVATIONS["relu"]
-    monkeypatch.setattr(sublayer_end, "ACTIVATIONS", {"relu": (act or own[0], back or own[1])})
+    monkeypatch.setitem(ACTIVATIONS, "relu", (act or RELU[0], back or RELU[1]))
     model = adapted("seq_bn")
     note = verify(model, torch.float32)
     assert note is not None and "differ from the library's" in note and not is_fast(model)

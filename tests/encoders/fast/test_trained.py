@@ -11,7 +11,7 @@ from methods.test_base import RATES, trained
 from torch import nn
 
 from hatemtl.encoders.fast import door, is_fast, merge, merged, unmerge, verify
-from hatemtl.encoders.fast.trained import Norm
+from hatemtl.encoders.fast.rowwise import Norm
 from hatemtl.errors import UserError
 from hatemtl.methods.full import Full
 
@@ -115,7 +115,7 @@ def test_they_are_compared_with_the_librarys_before_they_are_used(kind: str, dty
 def test_where_they_differ_the_library_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "_verified", {})
     forward = Norm.forward
-    monkeypatch.setattr(Norm, "forward", lambda own, x: forward(own, x.clamp(max=1)))
+    monkeypatch.setattr(Norm, "forward", lambda own, x, *of: forward(own, x.clamp(max=1), *of))
     model = full()
     for layer in model.modules():
         if isinstance(layer, nn.Linear):

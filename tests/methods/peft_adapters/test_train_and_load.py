@@ -282,18 +282,18 @@ def test_a_lora_by_name_is_the_lora() -> None:
 def test_only_plain_loras_are_computed_by_our_own_layers() -> None:
     def own(method: PEFTAdapter) -> set[str]:
         found = {type(module.forward).__name__ for module in attached(method).modules()}
-        return found & {"LoRALinear", "BertStack"}
+        return found & {"LoRALinear", "Stack"}
 
-    assert own(adapter("LoraConfig")) == {"LoRALinear", "BertStack"}
-    assert own(adapter("LoraConfig", {"use_rslora": True})) == {"LoRALinear", "BertStack"}
+    assert own(adapter("LoraConfig")) == {"LoRALinear", "Stack"}
+    assert own(adapter("LoraConfig", {"use_rslora": True})) == {"LoRALinear", "Stack"}
     assert own(adapter("LoraConfig", {"use_dora": True})) == set()
     assert own(adapter("LoraConfig", {"lora_dropout": 0.1})) == set()
-    assert "BertStack" not in own(adapter("LoraConfig", {"bias": "all"}))  # which computes no gradient for a bias
+    assert "Stack" not in own(adapter("LoraConfig", {"bias": "all"}))  # which computes no gradient for a bias
     assert own(adapter("IA3Config")) == set()
 
 
 def test_a_scaled_lora_computes_as_the_library_does() -> None:
-    """rsLoRA and PiSSA through LoRALinear and BertStack, against PEFT's own forward."""
+    """rsLoRA and PiSSA through LoRALinear and Stack, against PEFT's own forward."""
     for options in ({"r": 4, "use_rslora": True}, {"r": 4, "init_lora_weights": "pissa"}):
         model: Any = attached(adapter("LoraConfig", options))
         with torch.no_grad():

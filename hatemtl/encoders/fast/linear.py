@@ -1,0 +1,258 @@
+"""Computes linear layers, frozen with LoRAs on them or trained, in as few passes over memory as their formula allows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatemtl.encoders.fast.int8_linear import Int8Linear
+from hatemtl.encoders.fast.posts import Posts
+from hatemtl.encoders.fast.tape import Step, Tape, compute
+
+ROWS = 512  # for which oneDNN orders a weight: of 32 and more all get one order, a tenth faster than that for a single one
+
+
+class FrozenLinear:
+    """y = x·Wᵀ + b, (M, in) to (M, out), followed by GELU if asked for.
+
+    On a CPU it keeps a copy of a bf16 weight, and of one that stays, in oneDNN's order, which W's changes do not reach.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, stays: bool = False) -> None:
+        self.weight, self.bias, self.gelu = weight, bias, gelu
+        kept = weight.dtype is torch.bfloat16 or (stays and torch.get_float32_matmul_precision() == "medium")
+        here = kept and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.ordered: Tensor | None = None
+        if here and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(FrozenLinear, gelu=self.gelu), (self.weight, self.bias)  # what oneDNN has ordered cannot be copied
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.ordered is not None:
+            after: tuple[Any, ...] = ("gelu", [], "none") if self.gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, *after)
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if self.gelu else y
+
+
+class Linear(Step):
+    """Linear layers of one input side by side: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
+
+    That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the LoRAs' one upon the other.
+    B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers have one of the same shape.
+    Frozen weights become views of a joint one; trained ones are cast anew by every `prepare`, a hundredth of their products'
+    time: who moves one need not tell. gelu: whether GELU follows, as one with it while merged. thin: whether int8 is slower.
+    """
+
+    merged: FrozenLinear | Int8Linear | None = None
+    product: FrozenLinear
+    transposed: FrozenLinear | None
+    A: Tensor
+    B: Tensor
+
+    def __init__(
+        self, layers: Sequence[Any], loras: Sequence["LoRALinear | None"], *, gelu: bool = False, thin: bool = False
+    ) -> None:
+        self.layers, self.gelu, self.thin = layers, gelu, thin
+        self.sizes = [layer.out_features for layer in layers]
+        self.joined: list[tuple[int, int]] = []  # the weights that the rest was made of, as `_found` tells
+        parts = zip(accumulate(self.sizes), self.sizes, loras, strict=True)
+        self.loras = [(slice(end - size, end), lora) for end, size, lora in parts if lora is not None]  # and where they add
+        self.trained = not self.loras and any(p.requires_grad for p in self._own())
+
+    def _own(self) -> list[nn.Parameter]:
+        """Lists the layers' weights, then their biases."""
+        own = [layer.weight for layer in self.layers] + [layer.bias for layer in self.layers]
+        return [parameter for parameter in own if parameter is not None]
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        if self.trained:
+            return [parameter for parameter in self._own() if parameter.requires_grad]
+        return [factor for _, lora in self.loras for factor in lora.factors]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Gives those of A and B."""
+        first, rank = self.loras[0][1].B.shape, sum(lora.A.shape[0] for _, lora in self.loras)
+        alike = len({lora.B.shape for _, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
+        return [(rank, self.layers[0].in_features), (len(self.loras), *first) if alike else (sum(self.sizes), rank)]
+
+    def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
+        """Gives the part of A and B, or of what is shaped as they, where each of `factors` stands."""
+        if B.ndim == 3:
+            return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
+        row, found = 0, []
+        for place, lora in self.loras:
+            rows = slice(row, row := row + lora.A.shape[0])
+            found += [A[rows], B[place, rows]]
+        return found
+
+    def join(self, dtype: torch.dtype) -> None:
+        """Makes one weight (out, in) and one bias (out,). Raises RuntimeError where frozen ones are of another type."""
+        if self.trained:
+            self.weight, self.bias = self._joined(dtype)
+            return
+        if (own := self.layers[0].weight.dtype) is not dtype:
+            raise RuntimeError(f"frozen weights of dtype {own} in a run of {dtype}")
+        if self.joined == self._found():  # else first called, moved or changed since
+            return
+        with torch.inference_mode(False):  # they serve training too, whoever comes first
+            self.weight, self.bias = self._joined(dtype)
+            for name, whole in (("weight", self.weight), ("bias", self.bias)):
+                if whole is not None:
+                    for layer, part in zip(self.layers, whole.split(self.sizes), strict=True):
+                        getattr(layer, name).data = part
+            self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
+        self.joined = self._found()
+
+    def _found(self) -> list[tuple[int, int]]:
+        """Tells where the layers' weights are and how often they were changed there."""
+        return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
+
+    def _joined(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Gives one weight and one bias of this type, a single layer's own where they are of it."""
+        first = self.layers[0]
+        if len(self.layers) == 1 and first.weight.dtype is dtype:
+            return first.weight.detach(), None if first.bias is None else first.bias.detach()
+        weight = first.weight.new_empty(sum(self.sizes), first.in_features, dtype=dtype)
+        bias = None if first.bias is None else weight.new_empty(len(weight))
+        parts = weight.split(self.sizes) + (() if bias is None else bias.split(self.sizes))
+        torch._foreach_copy_([*parts], [parameter.detach() for parameter in self._own()])
+        return weight, bias
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
+        if self.trained:
+            weight, bias = self._joined(dtype)
+        else:
+            self.join(self.layers[0].weight.dtype)  # what is frozen has the type of the computation
+            weight, bias = self.weight.clone() if self.loras else self.weight, self.bias
+            for place, lora in self.loras:
+                weight[place].copy_(lora.merged)
+        if int8 and not self.thin:
+            self.merged = Int8Linear(weight, bias, gelu=self.gelu)
+        else:
+            self.merged = FrozenLinear(weight, bias, gelu=self.gelu, stays=True)
+
+    def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        if self.merged is not None:
+            return self.merged(x), ()
+        if self.trained:
+            return F.linear(x, self.weight, self.bias), (x, self.weight)
+        y = self.product(x)
+        if not self.loras:
+            return y, ()
+        low, into = x @ self.A.mT, _outputs(y, self.B)
+        add = into.addmm_ if self.B.ndim == 2 else into.baddbmm_
+        add(_outputs(low, self.B), self.B.mT)
+        return y, (x, low, self.A, self.B)
+
+    def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
+        if self.trained:
+            return self._backward_of_trained(dy, kept, tape, dx)
+        d = None
+        if dx:
+            self.transposed = self.transposed or FrozenLinear(self.weight.mT, None)
+            d = self.transposed(dy)
+        if not kept:
+            return d
+        x, low, A, B = kept
+        mine = _outputs(dy, B)
+        dlow = mine @ B
+        if B.ndim == 3:
+            dlow = dlow.transpose(0, 1).reshape(low.shape)
+        # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
+        found = self.parts(dlow.mT @ x, (_outputs(low, B).mT @ mine).mT)
+        tape.learn(self.factors, found, [scale for _, lora in self.loras for scale in (1.0, lora.scale)])
+        return d if d is None else d.addmm_(dlow, A)
+
+    def _backward_of_trained(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
+        x, weight = kept
+        for name, whole in (("weight", lambda: dy.mT @ x), ("bias", lambda: dy.sum(0, dtype=torch.float32))):
+            own = [getattr(layer, name) for layer in self.layers]
+            if any(parameter is not None and parameter.requires_grad for parameter in own):
+                tape.learn(own, whole().split(self.sizes))
+        return dy @ weight if dx else None
+
+
+def _outputs(y: Tensor, B: Tensor) -> Tensor:
+    """(M, D), as `B` takes it: (P, M, D / P) where it has a block for each of P layers, whose LoRAs are of one shape."""
+    return y if B.ndim == 2 else y.view(y.shape[0], B.shape[0], -1).transpose(0, 1)
+
+
+@torch.no_grad()
+def prepare(steps: Sequence[Step], dtype: torch.dtype) -> None:
+    """Makes the weights and factors of linear layers ready for `forward`; needed when they may have changed."""
+    linears = [step for step in steps if isinstance(step, Linear) and step.merged is None]
+    for linear in linears:
+        linear.join(dtype)
+    if not (adapted := [linear for linear in linears if linear.loras]):
+        return
+    loras = [lora for linear in adapted for _, lora in linear.loras]
+    factors = [factor for x in loras for factor in (x.A, x.B if x.scale == 1 else x.scale * x.B)]
+    # in one tensor and cast in one go: one by one takes three times as long
+    shapes = [shape for linear in adapted for shape in linear.shapes]
+    sizes = [*map(math.prod, shapes)]
+    room = adapted[0].weight.new_zeros(sum(sizes), dtype=dtype).split(sizes)
+    found = [part.view(shape) for part, shape in zip(room, shapes, strict=True)]
+    into = []
+    for linear, linear.A, linear.B in zip(adapted, found[::2], found[1::2], strict=True):
+        into += linear.parts(linear.A, linear.B)
+    torch._foreach_copy_(into, factors)
+
+
+@dataclass(eq=False)
+class LoRALinear:
+    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
+
+    owner: the library's module whose `forward` it takes the place of. before: an own `forward` that the owner had, if any.
+    merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
+    """
+
+    owner: nn.Module
+    layer: nn.Linear
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+    merged: Tensor | None = field(default=None, init=False)
+    before: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.linear = Linear([self.layer], [self])
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        return [self.A, self.B]
+
+    @property
+    def sizes(self) -> list[float]:
+        """Lists how large numbers `factors` hold in a comparison."""
+        return [self.A.shape[1] ** -0.5, 0.1 / (self.scale or 1)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        x = x.to(weight.dtype)
+        if self.merged is not None:
+            return F.linear(x, self.merged, bias)
+        if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
+            return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
+        prepare([self.linear], x.dtype)
+        return compute([self.linear], x, Posts(x.shape[:-1], []))
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
+        """Computes the merged weight, in float32, then in the type of the frozen one."""
+        weight = self.layer.weight
+        self.merged = torch.addmm(weight.float(), self.B.float(), self.A.float(), alpha=self.scale).to(weight.dtype)
+
+    def unmerge(self) -> None:
+        self.merged = None
