@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast.dropout import keep, keep_
+from hatemtl.encoders.fast.positions import Distances
 from hatemtl.encoders.fast.posts import Group, waits
 from hatemtl.encoders.fast.tape import Step, Tape
 
@@ -22,64 +23,37 @@ SHORT = 48
 SAFE = 0.75
 
 
-class Positions:
-    """Says what attention reads of places; here nothing, for BERT's embeddings hold them."""
-
-    terms = 1  # that a score is the sum of
-
-    def enter(self, qkv: Tensor, tape: Tape, heads: int) -> tuple[Tensor, Sequence[Tensor]]:
-        """Gives q, k and v of posts, (M, 3·H·d), and what `add` needs."""
-        return qkv, ()
-
-    def leave(self, dqkv: Tensor, tape: Tape, heads: int) -> Tensor:
-        """Gives the gradient of what entered, from that of q, k and v."""
-        return dqkv
-
-    def groups(self, tape: Tape) -> list[Group]:
-        """Gives the groups of posts, with the masks that hold here."""
-        return tape.groups
-
-    def add(self, scores: Tensor, q: Tensor, k: Tensor, given: Sequence[Tensor]) -> None:
-        """Adds to a group's scores (H·n, T, K). given: what `enter` gave."""
-
-    def back(self, ds: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, given: Sequence[Tensor], into: Tensor) -> None:
-        """Adds to a group's gradients of q and k, of that of its scores. into: behind the posts' rows."""
-
-
 class Attention(Step):
     """Computes softmax(q·kᵀ/√d + mask)·v (Vaswani et al. 2017, eq. 1) of q, k, v, (M, 3·H·d).
 
     The context is (M, H·d), zero in rows of no group. Kept of each are q (H·n, T, d), k and v (H·n, K, d), the weights
     (H·n, T, K) and the mask of dropout, if any. K is T, but `LEAST_KEYS` at least; keys of nothing get no weight.
+    window: a place reads those at most so far away, or all where it is -1. distances: what adds to scores, if anything does.
     """
 
-    def __init__(self, heads: int, dropout: nn.Dropout | None = None, positions: Positions | None = None) -> None:
-        self.heads, self.dropout, self.positions = heads, dropout, positions or Positions()
+    def __init__(
+        self, heads: int, dropout: nn.Dropout | None = None, *, window: int = -1, distances: Distances | None = None
+    ) -> None:
+        self.heads, self.dropout, self.window, self.distances = heads, dropout, window, distances
 
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
         self.merged = True
 
     def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
-        qkv, given = self.positions.enter(x, tape, self.heads)
-        groups, p = self.positions.groups(tape), tape.dropout.chance(self.dropout)
-        if self.merged and not given and not waits(x.device):
+        groups, p, far = self._groups(tape), tape.dropout.chance(self.dropout), self.distances
+        qkv, positions = (x, None) if far is None else far.split(x, tape, self.heads)
+        if self.merged and far is None and not waits(x.device):
             return attend_only(qkv, groups, self.heads), ()
-        context, kept = qkv.new_empty(len(qkv), qkv.shape[1] // 3), [*given]
+        context, kept = qkv.new_empty(len(qkv), qkv.shape[1] // 3), [] if positions is None else [positions]
         for group in groups:
             q, k, v = _apart(qkv, group, self.heads, max(group.length, LEAST_KEYS))
             q = q[:, : group.length]
             scores = torch.bmm(q, k.mT)
-            self.positions.add(scores, q, k, given)
+            if far is not None and positions is not None:
+                far.add(scores, q, k, positions)
             weights = _softmax(scores, group, self.heads, self._scale(q))
-            mask = (
-                [
-                    tape.dropout.mask(
-                        (len(weights) // self.heads, self.heads, *weights.shape[1:]), p, weights.dtype
-                    ).transpose(0, 1)
-                ]
-                if p
-                else []
-            )
+            by_post = len(weights) // self.heads, self.heads, *weights.shape[1:]
+            mask = [tape.dropout.mask(by_post, p, weights.dtype).transpose(0, 1)] if p else []
             mixed = torch.bmm(keep(weights, mask[0]), v).div_(1 - p) if mask else torch.bmm(weights, v)
             into = _places(context, group, self.heads, 1)[0]
             into.copy_(mixed.view(into.shape))
@@ -87,17 +61,13 @@ class Attention(Step):
         context[groups[-1].end :] = 0
         return context, kept
 
-    def _scale(self, q: Tensor) -> float:
-        return (self.positions.terms * q.shape[-1]) ** -0.5
-
     def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
-        groups, p = self.positions.groups(tape), tape.dropout.chance(self.dropout)
-        each = 5 if p else 4
-        given, of_groups = kept[: -each * len(groups)], iter(kept[-each * len(groups) :])
-        dqkv = dy.new_empty(len(dy) + sum(of.shape[2] for of in given), 3 * dy.shape[1])
+        groups, p, far, left = self._groups(tape), tape.dropout.chance(self.dropout), self.distances, iter(kept)
+        positions = None if far is None else next(left)
+        dqkv = dy.new_empty(len(dy) + (0 if positions is None else positions.shape[2]), 3 * dy.shape[1])
         dqkv[groups[-1].end :] = 0
         for group in groups:
-            q, k, v, weights, *mask = islice(of_groups, each)
+            q, k, v, weights, *mask = islice(left, 5 if p else 4)
             do = _places(dy, group, self.heads, 1)[0].reshape(q.shape)
             dp, there = torch.bmm(do, v.mT), weights
             if p:
@@ -105,10 +75,28 @@ class Attention(Step):
             ds = torch._softmax_backward_data(dp.float(), weights.float(), -1, torch.float32)
             ds = ds.mul_(self._scale(q)).to(q.dtype)
             dq, dk = torch.bmm(ds, k), torch.bmm(ds.mT, q)
-            self.positions.back(ds, q, k, dq, dk, given, dqkv[len(dy) :])
+            if far is not None and positions is not None:
+                far.back(ds, q, k, dq, dk, positions, dqkv[len(dy) :])
             for of, into in zip((dq, dk, torch.bmm(there.mT, do)), _places(dqkv, group, self.heads, 3), strict=True):
                 into.copy_(of[:, : group.length].view(into.shape))
-        return self.positions.leave(dqkv, tape, self.heads)
+        return dqkv
+
+    def _scale(self, q: Tensor) -> float:
+        return ((1 if self.distances is None else self.distances.terms) * q.shape[-1]) ** -0.5
+
+    def _groups(self, tape: Tape) -> list[Group]:
+        """Gives the groups, with masks (n, 1, T, T) of what is near where posts are long enough for it to matter."""
+        if self.window < 0:
+            return tape.groups
+        return tape.once(("near", self.window), lambda: [_near(group, self.window) for group in tape.groups])
+
+
+def _near(group: Group, window: int) -> Group:
+    if group.length - 1 <= window:
+        return group
+    places = torch.arange(group.length, device=group.mask.device)
+    far = (places[:, None] - places).abs() > window
+    return Group(group.begin, group.end, group.mask.masked_fill(far, torch.finfo(group.mask.dtype).min))
 
 
 def attend_only(qkv: Tensor, groups: list[Group], heads: int) -> Tensor:

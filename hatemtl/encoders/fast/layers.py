@@ -8,9 +8,9 @@ from torch import nn
 
 from hatemtl.encoders.fast.attention import Attention
 from hatemtl.encoders.fast.linear import Linear, LoRALinear
-from hatemtl.encoders.fast.positions import Disentangled, Rotary
+from hatemtl.encoders.fast.positions import Distances, Turn
 from hatemtl.encoders.fast.rowwise import Activation, Drop, Gate, Norm
-from hatemtl.encoders.fast.tape import Chain, Residual, Step
+from hatemtl.encoders.fast.tape import Chain, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +50,10 @@ def bert_layer(layer: Any, bottlenecks: Mapping[int, Bottleneck], deberta: Any =
 
     bottlenecks: those that it may have, by the ids of their owners.
     """
-    own, distances = layer.attention.self, None if deberta is None else Disentangled(deberta)
+    own, distances = layer.attention.self, None if deberta is None else Distances(deberta)
     names = [f"{name}_proj" if distances else name for name in ("query", "key", "value")]
     projections = linear(*(getattr(own, name) for name in names))
-    attention = Attention(own.num_attention_heads, own.dropout, distances)
+    attention = Attention(own.num_attention_heads, own.dropout, distances=distances)
     intermediate = linear(layer.intermediate.dense, gelu=True)
     return Chain(
         [
@@ -70,24 +70,25 @@ def _sublayer(steps: list[Step], end: Any, bottlenecks: Mapping[int, Bottleneck]
     """
     u, norm = [*steps, linear(end.dense), Drop(end.dropout)], Norm(end.LayerNorm)
     if (adapter := bottlenecks.get(id(end))) is None:
-        return [Residual(u), norm]
+        return [Chain(u, past=[]), norm]
     down, up = (Linear([layer], [None], thin=True) for layer in (adapter.down, adapter.up))
     adapts = [down, Activation(adapter.activation), up]
     if adapter.reads == "normed":
-        return [Residual(u), Residual([norm, *adapts], scale=adapter.scale), norm]
-    adapted = Residual(adapts, scale=adapter.scale)
-    return [Residual([*u, adapted]) if adapter.reads == "output" else Residual(u, past=[adapted]), norm]
+        return [Chain(u, past=[]), Chain([norm, *adapts], past=[], scale=adapter.scale), norm]
+    adapted = Chain(adapts, past=[], scale=adapter.scale)
+    return [Chain([*u, adapted], past=[]) if adapter.reads == "output" else Chain(u, past=[adapted]), norm]
 
 
 def modernbert_layer(layer: Any, model: Any) -> Chain:
     """Makes a layer of ModernBERT; of dropout it knows nothing."""
-    attention, mlp = layer.attn, layer.mlp
+    heads, attention, mlp = model.config.num_attention_heads, layer.attn, layer.mlp
     # the lowest layer has none, for the embeddings are normed
     norms: list[Step] = [Norm(layer.attn_norm)] if isinstance(layer.attn_norm, nn.LayerNorm) else []
-    turned = Attention(model.config.num_attention_heads, positions=Rotary(layer, model))
+    turn = Turn(layer, model)
+    attends = [turn, Attention(heads, window=turn.window)]
     return Chain(
         [
-            Residual([*norms, linear(attention.Wqkv), turned, linear(attention.Wo)]),
-            Residual([Norm(layer.mlp_norm), linear(mlp.Wi), Gate(), linear(mlp.Wo)]),
+            Chain([*norms, linear(attention.Wqkv), *attends, linear(attention.Wo)], past=[]),
+            Chain([Norm(layer.mlp_norm), linear(mlp.Wi), Gate(), linear(mlp.Wo)], past=[]),
         ]
     )

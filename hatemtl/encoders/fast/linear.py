@@ -137,7 +137,7 @@ class Linear(Step):
             self.join(self.layers[0].weight.dtype)  # what is frozen has the type of the computation
             weight, bias = self.weight.clone() if self.loras else self.weight, self.bias
             for place, lora in self.loras:
-                weight[place].copy_(lora.merged)
+                weight[place] = lora.merged  # type: ignore[call-overload]
         if int8 and not self.thin:
             self.merged = Int8Linear(weight, bias, gelu=self.gelu)
         else:

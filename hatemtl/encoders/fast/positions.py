@@ -6,16 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hatemtl.encoders.fast.attention import Positions
-from hatemtl.encoders.fast.posts import Group
 from hatemtl.encoders.fast.tape import Step, Tape
 
 
-class Rotary(Positions):
-    """Turns pairs of dimensions of q and k by angles that grow with their place (Su et al. 2021, arXiv:2104.09864, eq. 34).
+class Turn(Step):
+    """Turns pairs of dimensions of q and k, (M, 3·H·d), in place, by angles that grow with their place (Su et al. 2021,
+    arXiv:2104.09864, eq. 34).
 
-    A place of a local layer reads those at most `window` away, one of a global layer, where it is -1, all. Layers of one
-    window have one base of angles.
+    window: of the layer's attention; layers of one window have one base of angles.
     """
 
     def __init__(self, layer: Any, model: Any) -> None:
@@ -25,29 +23,21 @@ class Rotary(Positions):
         else:
             self.rotary, self.frequencies, self.window = layer.attn.rotary_emb, "inv_freq", layer.attn.local_attention[0]
 
-    def enter(self, qkv: Tensor, tape: Tape, heads: int) -> tuple[Tensor, Sequence[Tensor]]:
-        return self._turn(qkv, tape, heads), ()
+    def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        return self._turn(x, tape), ()
 
-    def leave(self, dqkv: Tensor, tape: Tape, heads: int) -> Tensor:
-        return self._turn(dqkv, tape, heads, back=True)
+    def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
+        return self._turn(dy, tape, back=True)  # dy is the attention's alone
 
-    def groups(self, tape: Tape) -> list[Group]:
-        """Gives the groups with masks (n, 1, T, T) of what is near, where posts are long enough for it to matter."""
-        return tape.once(("near", self.window), lambda: [self._near(group) for group in tape.groups])
-
-    def _near(self, group: Group) -> Group:
-        if not 0 <= self.window < group.length - 1:
-            return group
-        places = torch.arange(group.length, device=group.mask.device)
-        far = (places[:, None] - places).abs() > self.window
-        return Group(group.begin, group.end, group.mask.masked_fill(far, torch.finfo(group.mask.dtype).min))
-
-    def _turn(self, qkv: Tensor, tape: Tape, heads: int, *, back: bool = False) -> Tensor:
-        """Turns q and k of (M, 3·H·d), in place."""
+    def _turn(self, qkv: Tensor, tape: Tape, *, back: bool = False) -> Tensor:
         cos, sin = tape.once(("angles", self.window), lambda: self._angles(tape, qkv))
         for group in tape.groups:
             length = group.length
-            halves = qkv[group.begin : group.end].view(-1, length, 3, heads, 2, cos.shape[-1])[:, :, :2].unbind(4)
+            halves = (
+                qkv[group.begin : group.end]
+                .view((group.end - group.begin) // length, length, 3, -1, 2, cos.shape[-1])[:, :, :2]
+                .unbind(4)
+            )
             x, y = reversed(halves) if back else halves
             across = y * sin[:length]
             y.mul_(cos[:length]).addcmul_(x, sin[:length])
@@ -61,7 +51,7 @@ class Rotary(Positions):
         return angles.cos().to(qkv.dtype), angles.sin().to(qkv.dtype)
 
 
-class Disentangled(Step, Positions):
+class Distances(Step):
     """Adds distances r = i − j to scores: (qᵢ·kⱼ + qᵢ·Kᵣ + kⱼ·Qᵣ)/√(3d) (He et al. 2021, arXiv:2006.03654, eq. 4).
 
     Kᵣ and Qᵣ are what the layer's own k and q make of an embedding of the distance r. As a step before their product it puts
@@ -81,7 +71,7 @@ class Disentangled(Step, Positions):
     def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
         if self._known(tape):
             return x, ()
-        return torch.cat([x, tape.once(Disentangled, lambda: self._embedded(_rows(tape)).to(x.dtype))]), ()
+        return torch.cat([x, tape.once(Distances, lambda: self._embedded(_rows(tape)).to(x.dtype))]), ()
 
     def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
         return dy[: -_rows(tape)]
@@ -101,30 +91,32 @@ class Disentangled(Step, Positions):
             distances = make_log_bucket_position(distances, encoder.position_buckets, encoder.max_relative_positions)
         return table[(distances.long() + span).clamp_(0, 2 * span - 1)]
 
-    def enter(self, qkv: Tensor, tape: Tape, heads: int) -> tuple[Tensor, Sequence[Tensor]]:
+    def split(self, qkv: Tensor, tape: Tape, heads: int) -> tuple[Tensor, Tensor]:
+        """Gives q, k and v of posts, and Qᵣ and Kᵣ."""
         if self._known(tape):
-            return qkv, (self.merged,)
+            return qkv, self.merged
         rows = _rows(tape)
         positions = qkv[-rows:].view(rows, 3, heads, -1)[:, :2].permute(1, 2, 0, 3).contiguous()
         if self.merged is not None:
             self.merged = positions
-        return qkv[:-rows], (positions,)
+        return qkv[:-rows], positions
 
-    def add(self, scores: Tensor, q: Tensor, k: Tensor, given: Sequence[Tensor]) -> None:
-        length = q.shape[1]
-        all_q, all_k, (Q, K) = _by_head(q, given), _by_head(k[:, :length], given), _far(given[0], length)
+    def add(self, scores: Tensor, q: Tensor, k: Tensor, positions: Tensor) -> None:
+        """Adds to the scores (H·n, T, K) of a group's q and k."""
+        length, (Q, K) = q.shape[1], _far(positions, q.shape[1])
+        all_q, all_k = (x.reshape(len(Q), -1, x.shape[-1]) for x in (q, k[:, :length]))
         of_posts = scores[..., :length]
         of_posts += _aslant(torch.bmm(all_q, K.mT), length)
         of_posts += _aslant(torch.bmm(all_k, Q.flip(1).mT), length).mT
 
-    def back(self, ds: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, given: Sequence[Tensor], into: Tensor) -> None:
-        length, (heads, _, width) = q.shape[1], given[0].shape[1:]
-        all_q, all_k, (Q, K) = _by_head(q, given), _by_head(k[:, :length], given), _far(given[0], length)
-        ds = ds[..., :length]
-        of_K, of_Q = _aslant_back(ds, heads), _aslant_back(ds.mT, heads)  # the gradients of q·Kᵣ and k·Q₋ᵣ
+    def back(self, ds: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, positions: Tensor, into: Tensor) -> None:
+        """Adds to the gradients of q, of k, and of the distances' rows, that of the scores."""
+        length, (Q, K) = q.shape[1], _far(positions, q.shape[1])
+        all_q, all_k = (x.reshape(len(Q), -1, x.shape[-1]) for x in (q, k[:, :length]))
+        of_K, of_Q = (_aslant_back(x, len(Q)) for x in (ds[..., :length], ds[..., :length].mT))  # of q·Kᵣ and k·Q₋ᵣ
         dq += torch.bmm(of_K, K).view(q.shape)
         dk[:, :length] += torch.bmm(of_Q, Q.flip(1)).view(q.shape)
-        of_positions = _far(into.view(-1, 3, heads, width)[:, :2].permute(1, 2, 0, 3), length)
+        of_positions = _far(into.view(len(into), 3, len(Q), -1)[:, :2].permute(1, 2, 0, 3), length)
         of_positions[0] += torch.bmm(of_Q.mT, all_k).flip(1)
         of_positions[1] += torch.bmm(of_K.mT, all_q)
 
@@ -138,11 +130,6 @@ def _far(positions: Tensor, length: int) -> Tensor:
     """Finds the distances of posts of T places, from T − 1 down, among (2, H, 2c, d)."""
     c = positions.shape[2] // 2
     return positions[:, :, c - length : c + length - 1]
-
-
-def _by_head(x: Tensor, given: Sequence[Tensor]) -> Tensor:
-    """Gives (H, n·T, d) of (H·n, T, d)."""
-    return x.reshape(given[0].shape[1], -1, x.shape[-1])
 
 
 def _aslant(x: Tensor, length: int) -> Tensor:

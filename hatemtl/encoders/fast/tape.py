@@ -81,11 +81,16 @@ class Step:
 
 
 class Chain(Step):
-    """Computes steps one after the other, and back as far as anything learns."""
+    """Computes steps one after the other, and back as far as anything learns.
 
-    def __init__(self, steps: Iterable[Step]) -> None:
-        self.steps = [*steps]
-        self.own = [leaf for step in self.steps for leaf in step.leaves]
+    past: the steps of what goes past them, for past(x) + scale·steps(x); of none that is x (He et al. 2016,
+    arXiv:1512.03385).
+    """
+
+    def __init__(self, steps: Iterable[Step], past: Iterable[Step] | None = None, scale: float = 1.0) -> None:
+        self.steps, self.scale = [*steps], scale
+        self.past = None if past is None else Chain(past)
+        self.own = [leaf for step in (*self.steps, self.past) if step is not None for leaf in step.leaves]
 
     @property
     def leaves(self) -> list[Step]:
@@ -96,43 +101,24 @@ class Chain(Step):
         return [factor for leaf in self.own for factor in leaf.factors]
 
     def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        y, learns = x, dx
         for step in self.steps:
-            x, kept = step.forward(x, tape, dx)
-            dx = tape.records and (dx or bool(step.factors))
-            if dx:
+            y, kept = step.forward(y, tape, learns)
+            learns = tape.records and (learns or bool(step.factors))
+            if learns:
                 tape.kept.append(kept)
-        return x, ()
+        if self.past is not None:
+            torch.add(self.past.forward(x, tape, dx)[0], y, alpha=self.scale, out=y)
+        return y, ()
 
     def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
+        past = None if self.past is None else self.past.backward(dy, (), tape, dx)
+        d = dy if self.scale == 1 else dy * self.scale
         below = [*accumulate((bool(step.factors) for step in self.steps), or_, initial=dx)]
         for i in reversed(range(len(self.steps))):
             if below[i + 1]:
-                dy = self.steps[i].backward(dy, tape.kept.pop(), tape, below[i])
-        return dy
-
-
-class Residual(Step):
-    """Computes past(x) + scale·body(x), of two chains; past(x) is x unless told (He et al. 2016, arXiv:1512.03385)."""
-
-    def __init__(self, body: Iterable[Step], past: Iterable[Step] = (), scale: float = 1.0) -> None:
-        self.body, self.past, self.scale = Chain(body), Chain(past), scale
-
-    @property
-    def leaves(self) -> list[Step]:
-        return self.body.leaves + self.past.leaves
-
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        return self.body.factors + self.past.factors
-
-    def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
-        (y, _), (past, _) = self.body.forward(x, tape, dx), self.past.forward(x, tape, dx)
-        return torch.add(past, y, alpha=self.scale, out=y), ()
-
-    def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
-        past = self.past.backward(dy, (), tape, dx)
-        d = self.body.backward(dy if self.scale == 1 else dy * self.scale, (), tape, dx)
-        return d.add_(past) if dx else None
+                d = self.steps[i].backward(d, tape.kept.pop(), tape, below[i])
+        return d.add_(past) if dx and past is not None else d
 
 
 class _Pass(torch.autograd.Function):

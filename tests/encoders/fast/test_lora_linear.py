@@ -20,10 +20,9 @@ from methods.test_base import encoder as with_dropout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast import merged, restore
+from hatemtl.encoders.fast import merged, restore, tape
 from hatemtl.encoders.fast.linear import FrozenLinear, Linear, LoRALinear, prepare
 from hatemtl.encoders.fast.posts import Posts
-from hatemtl.encoders.fast.tape import _Pass, compute
 from hatemtl.errors import UserError
 from hatemtl.machine.flops import matmul_flops
 from hatemtl.methods.peft_adapters import library as peft_library
@@ -184,7 +183,7 @@ def test_gradients_are_those_of_differences(bias: bool, scale: float) -> None:
 
 def computed(linear: Linear, x: Tensor) -> Tensor:
     prepare([linear], x.dtype)
-    return compute([linear], x, Posts(x.shape[:-1], []))
+    return tape.compute([linear], x, Posts(x.shape[:-1], []))
 
 
 def test_layers_of_one_input_are_one() -> None:
@@ -237,7 +236,7 @@ def test_under_the_compiler_the_plain_formula_stands(monkeypatch: pytest.MonkeyP
     hidden, gradients = run(model)
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        patch.setattr(_Pass, "apply", None)
+        patch.setattr(tape._Pass, "apply", None)
         again, others = run(model)
     torch.testing.assert_close(again, hidden, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients.items():

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, ModernBertConfig, ModernBertModel
 
 from hatemtl.encoders.fast import accelerate, door, is_fast, merge, merged, positions, unmerge, verify
+from hatemtl.encoders.fast.attention import Attention
 from hatemtl.encoders.fast.linear import Linear
-from hatemtl.encoders.fast.positions import Disentangled, Rotary
+from hatemtl.encoders.fast.positions import Distances, Turn
 from hatemtl.encoders.fast.posts import Group
+from hatemtl.encoders.fast.tape import Tape
 from hatemtl.encoders.partway import states as states_of
 from hatemtl.methods.peft_adapters import library as peft_library
 
@@ -225,10 +227,8 @@ def test_other_forms_are_left_to_the_library(kind: str, changes: dict[str, Any])
 
 @pytest.mark.parametrize("window", [1, 4, 26, 27, 40, -1])
 def test_a_local_layer_reads_what_is_near(window: int) -> None:
-    rotary = object.__new__(Rotary)
-    rotary.window = window
     group = Group(0, 28, torch.zeros(1, 1, 1, 28))
-    near = rotary._near(group)
+    (near,) = Attention(1, window=window)._groups(Tape([group], torch.device("cpu"), records=False))
     places = torch.arange(28)
     expected = (places[:, None] - places).abs() <= (28 if window < 0 else window)
     assert torch.equal((near.mask == 0).expand(1, 1, 28, 28)[0, 0], expected)
@@ -285,16 +285,16 @@ def test_where_they_differ_the_library_computes_and_the_user_is_told(
     assert verify(model, torch.float32) is None and is_fast(model)
     monkeypatch.setattr(door, "_verified", {})
     if how == "distance":
-        embedded = Disentangled._embedded
-        monkeypatch.setattr(Disentangled, "_embedded", lambda own, rows: embedded(own, rows).flip(0))
+        embedded = Distances._embedded
+        monkeypatch.setattr(Distances, "_embedded", lambda own, rows: embedded(own, rows).flip(0))
     elif how == "gradient":
         back = positions._aslant_back
         monkeypatch.setattr(positions, "_aslant_back", lambda *of: 1.01 * back(*of))
     elif how == "window":
-        monkeypatch.setattr(Rotary, "_near", lambda rotary, group: group)
+        monkeypatch.setattr(Attention, "_groups", lambda attention, tape: tape.groups)
     else:
-        turn = Rotary._turn
-        monkeypatch.setattr(Rotary, "_turn", lambda *of, back=False: turn(*of, back=back).mul_(1.001))
+        turn = Turn._turn
+        monkeypatch.setattr(Turn, "_turn", lambda *of, back=False: turn(*of, back=back).mul_(1.001))
     note = verify(model, torch.float32)
     assert note is not None and "differ from the library's" in note and "trainer.fast=false" in note
     assert not is_fast(model)
