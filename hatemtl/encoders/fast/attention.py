@@ -35,6 +35,7 @@ class Attention(Step):
         self, heads: int, dropout: nn.Dropout | None = None, *, window: int = -1, distances: Distances | None = None
     ) -> None:
         self.heads, self.dropout, self.window, self.distances = heads, dropout, window, distances
+        self.terms = 1 if distances is None else 3  # that a score is the sum of
 
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
         self.merged = True
@@ -49,9 +50,9 @@ class Attention(Step):
             q, k, v = _apart(qkv, group, self.heads, max(group.length, LEAST_KEYS))
             q = q[:, : group.length]
             scores = torch.bmm(q, k.mT)
-            if far is not None and positions is not None:
-                far.add(scores, q, k, positions)
-            weights = _softmax(scores, group, self.heads, self._scale(q))
+            if positions is not None:
+                Distances.add(scores, q, k, positions)
+            weights = _softmax(scores, group, self.heads, (self.terms * q.shape[-1]) ** -0.5)
             by_post = len(weights) // self.heads, self.heads, *weights.shape[1:]
             mask = [tape.dropout.mask(by_post, p, weights.dtype).transpose(0, 1)] if p else []
             mixed = torch.bmm(keep(weights, mask[0]), v).div_(1 - p) if mask else torch.bmm(weights, v)
@@ -62,8 +63,8 @@ class Attention(Step):
         return context, kept
 
     def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
-        groups, p, far, left = self._groups(tape), tape.dropout.chance(self.dropout), self.distances, iter(kept)
-        positions = None if far is None else next(left)
+        groups, p, left = self._groups(tape), tape.dropout.chance(self.dropout), iter(kept)
+        positions = None if self.distances is None else next(left)
         dqkv = dy.new_empty(len(dy) + (0 if positions is None else positions.shape[2]), 3 * dy.shape[1])
         dqkv[groups[-1].end :] = 0
         for group in groups:
@@ -73,16 +74,13 @@ class Attention(Step):
             if p:
                 dp, there, do = keep_(dp, mask[0]).div_(1 - p), keep(weights, mask[0]), do.div(1 - p)
             ds = torch._softmax_backward_data(dp.float(), weights.float(), -1, torch.float32)
-            ds = ds.mul_(self._scale(q)).to(q.dtype)
+            ds = ds.mul_((self.terms * q.shape[-1]) ** -0.5).to(q.dtype)
             dq, dk = torch.bmm(ds, k), torch.bmm(ds.mT, q)
-            if far is not None and positions is not None:
-                far.back(ds, q, k, dq, dk, positions, dqkv[len(dy) :])
+            if positions is not None:
+                Distances.back(ds, q, k, dq, dk, positions, dqkv[len(dy) :])
             for of, into in zip((dq, dk, torch.bmm(there.mT, do)), _places(dqkv, group, self.heads, 3), strict=True):
                 into.copy_(of[:, : group.length].view(into.shape))
         return dqkv
-
-    def _scale(self, q: Tensor) -> float:
-        return ((1 if self.distances is None else self.distances.terms) * q.shape[-1]) ** -0.5
 
     def _groups(self, tape: Tape) -> list[Group]:
         """Gives the groups, with masks (n, 1, T, T) of what is near where posts are long enough for it to matter."""

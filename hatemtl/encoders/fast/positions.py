@@ -10,10 +10,9 @@ from hatemtl.encoders.fast.tape import Step, Tape
 
 
 class Turn(Step):
-    """Turns pairs of dimensions of q and k, (M, 3·H·d), in place, by angles that grow with their place (Su et al. 2021,
-    arXiv:2104.09864, eq. 34).
+    """Turns pairs of dimensions of q and k by angles that grow with their place (Su et al. 2021, arXiv:2104.09864, eq. 34).
 
-    window: of the layer's attention; layers of one window have one base of angles.
+    It turns (M, 3·H·d) in place. window: of the layer's attention; layers of one window have one base of angles.
     """
 
     def __init__(self, layer: Any, model: Any) -> None:
@@ -31,13 +30,10 @@ class Turn(Step):
 
     def _turn(self, qkv: Tensor, tape: Tape, *, back: bool = False) -> Tensor:
         cos, sin = tape.once(("angles", self.window), lambda: self._angles(tape, qkv))
+        heads, half = qkv.shape[1] // (6 * cos.shape[-1]), cos.shape[-1]
         for group in tape.groups:
             length = group.length
-            halves = (
-                qkv[group.begin : group.end]
-                .view((group.end - group.begin) // length, length, 3, -1, 2, cos.shape[-1])[:, :, :2]
-                .unbind(4)
-            )
+            halves = qkv[group.begin : group.end].view(-1, length, 3, heads, 2, half)[:, :, :2].unbind(4)
             x, y = reversed(halves) if back else halves
             across = y * sin[:length]
             y.mul_(cos[:length]).addcmul_(x, sin[:length])
@@ -59,8 +55,6 @@ class Distances(Step):
     number T of places of the longest post, or one more, so that oneDNN, which takes four rows at once, gets fours.
     merged: Qᵣ and Kᵣ, (2, H, 2c, d), as far as they are known.
     """
-
-    terms = 3
 
     def __init__(self, encoder: Any) -> None:
         self.encoder = encoder
@@ -101,7 +95,8 @@ class Distances(Step):
             self.merged = positions
         return qkv[:-rows], positions
 
-    def add(self, scores: Tensor, q: Tensor, k: Tensor, positions: Tensor) -> None:
+    @staticmethod
+    def add(scores: Tensor, q: Tensor, k: Tensor, positions: Tensor) -> None:
         """Adds to the scores (H·n, T, K) of a group's q and k."""
         length, (Q, K) = q.shape[1], _far(positions, q.shape[1])
         all_q, all_k = (x.reshape(len(Q), -1, x.shape[-1]) for x in (q, k[:, :length]))
@@ -109,7 +104,8 @@ class Distances(Step):
         of_posts += _aslant(torch.bmm(all_q, K.mT), length)
         of_posts += _aslant(torch.bmm(all_k, Q.flip(1).mT), length).mT
 
-    def back(self, ds: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, positions: Tensor, into: Tensor) -> None:
+    @staticmethod
+    def back(ds: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, positions: Tensor, into: Tensor) -> None:
         """Adds to the gradients of q, of k, and of the distances' rows, that of the scores."""
         length, (Q, K) = q.shape[1], _far(positions, q.shape[1])
         all_q, all_k = (x.reshape(len(Q), -1, x.shape[-1]) for x in (q, k[:, :length]))
