@@ -41,10 +41,11 @@ class Attention(Step):
         self.merged = True
 
     def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
-        groups, p, far = self._groups(tape), tape.dropout.chance(self.dropout), self.distances
-        qkv, positions = (x, None) if far is None else far.split(x, tape, self.heads)
+        groups, far = self._groups(tape), self.distances
         if self.merged and far is None and not waits(x.device):
-            return attend_only(qkv, groups, self.heads), ()
+            return attend_only(x, groups, self.heads), ()
+        qkv, positions = (x, None) if far is None else far.split(x, tape, self.heads)
+        p = tape.dropout.chance(self.dropout)
         context, kept = qkv.new_empty(len(qkv), qkv.shape[1] // 3), [] if positions is None else [positions]
         for group in groups:
             q, k, v = _apart(qkv, group, self.heads, max(group.length, LEAST_KEYS))

@@ -27,7 +27,7 @@ class Dropout:
 
     def chance(self, module: nn.Dropout | None) -> float:
         """Tells how likely the module leaves a number out in this pass, forward as back."""
-        if module is None:
+        if module is None or not (module.training or self.chances):
             return 0.0
         return self.chances.setdefault(module, module.p if module.training else 0.0)
 

@@ -68,15 +68,21 @@ def _sublayer(steps: list[Step], end: Any, bottlenecks: Mapping[int, Bottleneck]
 
     With a bottleneck nothing but adapters is trained, and the norm is frozen.
     """
-    u, norm = [*steps, linear(end.dense), Drop(end.dropout)], Norm(end.LayerNorm)
-    if (adapter := bottlenecks.get(id(end))) is None:
-        return [Chain(u, past=[]), norm]
+    adapter, norm = bottlenecks.get(id(end)), Norm(end.LayerNorm)
+    within = adapter is not None and adapter.reads == "output"
+    u = [*steps, linear(end.dense), Drop(end.dropout, scales=within)]
+    if adapter is None:
+        return [Chain(u, past=[], drops=end.dropout), norm]
     down, up = (Linear([layer], [None], thin=True) for layer in (adapter.down, adapter.up))
     adapts = [down, Activation(adapter.activation), up]
     if adapter.reads == "normed":
-        return [Chain(u, past=[]), Chain([norm, *adapts], past=[], scale=adapter.scale), norm]
+        adapts = [norm, *adapts]
     adapted = Chain(adapts, past=[], scale=adapter.scale)
-    return [Chain([*u, adapted], past=[]) if adapter.reads == "output" else Chain(u, past=[adapted]), norm]
+    if within:
+        return [Chain([*u, adapted], past=[]), norm]
+    if adapter.reads == "input":
+        return [Chain(u, past=[adapted], drops=end.dropout), norm]
+    return [Chain(u, past=[], drops=end.dropout), adapted, norm]
 
 
 def modernbert_layer(layer: Any, model: Any) -> Chain:

@@ -136,8 +136,9 @@ class Linear(Step):
         else:
             self.join(self.layers[0].weight.dtype)  # what is frozen has the type of the computation
             weight, bias = self.weight.clone() if self.loras else self.weight, self.bias
-            for place, lora in self.loras:
-                weight[place] = lora.merged  # type: ignore[call-overload]
+            merged: list[tuple[slice, Any]] = [(place, lora.merged) for place, lora in self.loras]
+            for place, whole in merged:
+                weight[place] = whole
         if int8 and not self.thin:
             self.merged = Int8Linear(weight, bias, gelu=self.gelu)
         else:

@@ -52,16 +52,17 @@ class Gate(Step):
 
 
 class Drop(Step):
-    """Leaves out what the library's dropout would, in x's place, and scales the rest."""
+    """Leaves out what the library's dropout would, in x's place. scales: whether it scales the rest, or a sum after it."""
 
-    def __init__(self, module: nn.Dropout) -> None:
-        self.module = module
+    def __init__(self, module: nn.Dropout, *, scales: bool) -> None:
+        self.module, self.scales = module, scales
 
     def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
         if not (p := tape.dropout.chance(self.module)):
             return x, ()
         mask = tape.dropout.mask(x.shape, p, x.dtype)
-        return keep_(x, mask).div_(1 - p), (mask,)
+        keep_(x, mask)
+        return x.div_(1 - p) if self.scales else x, (mask,)
 
     def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
         return keep(dy, kept[0]).div_(1 - tape.dropout.chance(self.module)) if kept else dy

@@ -78,6 +78,8 @@ class Stack:
 
 def hooks_on(layer: nn.Module) -> int:
     """Counts who watches a layer, but for a `Watch`."""
+    if not layer._forward_hooks and not layer._forward_pre_hooks:
+        return 0
     hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]  # AdapterHub sets some of its own
     # with which transformers 5 collects hidden states, once it was asked to for good
     own = [hook for hook in hooks if getattr(hook, "__module__", None) == "transformers.utils.output_capturing"]

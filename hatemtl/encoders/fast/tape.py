@@ -84,11 +84,17 @@ class Chain(Step):
     """Computes steps one after the other, and back as far as anything learns.
 
     past: the steps of what goes past them, for past(x) + scale·steps(x); of none that is x (He et al. 2016,
-    arXiv:1512.03385).
+    arXiv:1512.03385). drops: the dropout that the last step is, whose 1/(1 − p) is taken into the scale.
     """
 
-    def __init__(self, steps: Iterable[Step], past: Iterable[Step] | None = None, scale: float = 1.0) -> None:
-        self.steps, self.scale = [*steps], scale
+    def __init__(
+        self,
+        steps: Iterable[Step],
+        past: Iterable[Step] | None = None,
+        scale: float = 1.0,
+        drops: nn.Dropout | None = None,
+    ) -> None:
+        self.steps, self.scale, self.drops = [*steps], scale, drops
         self.past = None if past is None else Chain(past)
         self.own = [leaf for step in (*self.steps, self.past) if step is not None for leaf in step.leaves]
 
@@ -108,7 +114,8 @@ class Chain(Step):
             if learns:
                 tape.kept.append(kept)
         if self.past is not None:
-            torch.add(self.past.forward(x, tape, dx)[0], y, alpha=self.scale, out=y)
+            scale = self.scale / (1 - tape.dropout.chance(self.drops))
+            torch.add(self.past.forward(x, tape, dx)[0], y, alpha=scale, out=y)
         return y, ()
 
     def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
