@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import fused, tokens
-from encoders.fast.test_lora_linear import HALF, adapted, by_library, every_library, stored
+from encoders.fast.test_linear import HALF, adapted, by_library, every_library, stored
+from encoders.fast.test_stack import fused, tokens
 from methods.test_base import SIZE, encoder
 from transformers import AutoConfig, AutoModel
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from composed import refused
 from conftest import Outcome
-from encoders.fast.test_lora_linear import HALF, LIBRARIES, SHARED, moved, stored
+from encoders.fast.test_linear import HALF, LIBRARIES, SHARED, moved, stored
 from invented import BATCHING, TEXTS, as_posts, minilm
 from methods.test_base import KINDS, trained
 from torch import Tensor, nn

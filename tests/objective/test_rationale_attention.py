@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_lora_linear import by_library
+from encoders.fast.test_linear import by_library
 from network.test_module import batch as posts_of
 from network.test_module import module
 from objective.regularised import RUN

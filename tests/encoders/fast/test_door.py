@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_lora_linear import (
+from encoders.fast.test_linear import (
     HALF,
     LIBRARIES,
     SHARED,

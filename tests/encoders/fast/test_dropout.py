@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from encoders.fast import test_trained
-from encoders.fast.test_bert_stack import FUSED, step, tokens
-from encoders.fast.test_lora_linear import adapted, by_library
+from encoders.fast.test_linear import adapted, by_library
+from encoders.fast.test_stack import FUSED, step, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 

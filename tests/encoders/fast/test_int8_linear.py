@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import tokens
-from encoders.fast.test_lora_linear import adapted, moved, stored
+from encoders.fast.test_linear import adapted, moved, stored
+from encoders.fast.test_stack import tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 

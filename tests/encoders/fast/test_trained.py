@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import FUSED, LENGTHS, step, tokens
-from encoders.fast.test_lora_linear import HALF, by_library, encoder, moved, off
+from encoders.fast.test_linear import HALF, by_library, encoder, moved, off
+from encoders.fast.test_stack import FUSED, LENGTHS, step, tokens
 from methods.test_base import RATES, trained
 from torch import nn
 

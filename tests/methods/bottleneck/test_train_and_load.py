@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import step, tokens
-from encoders.fast.test_lora_linear import by_library, encoder, moved, off
+from encoders.fast.test_linear import by_library, encoder, moved, off
+from encoders.fast.test_stack import step, tokens
 from methods.bottleneck.fixtures import HERE, KINDS
 from methods.test_base import RATES, hidden, record, save, trained
 

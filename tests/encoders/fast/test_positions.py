@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import LENGTHS, fused, step, tokens
-from encoders.fast.test_lora_linear import HALF, SHARED, adapted, by_library, moved, off, stored
+from encoders.fast.test_linear import HALF, SHARED, adapted, by_library, moved, off, stored
+from encoders.fast.test_stack import LENGTHS, fused, step, tokens
 from methods.test_base import KINDS, SIZE, V3
 from methods.test_base import encoder as with_dropout
 from torch import Tensor, nn

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import fused, padded_to
-from encoders.fast.test_lora_linear import adapted
+from encoders.fast.test_linear import adapted
+from encoders.fast.test_stack import fused, padded_to
 from torch import Tensor
 
 from hatemtl.encoders.fast import attention

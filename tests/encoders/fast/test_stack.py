@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoders.fast.test_lora_linear import (
+from encoders.fast.test_linear import (
     LIBRARIES,
     SHARED,
     adapted,

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_bert_stack import fused, step, tokens
 from encoders.fast.test_dropout import LENGTH, dropping, replaying
-from encoders.fast.test_lora_linear import HALF, by_library, encoder, loras, moved, off, stored
+from encoders.fast.test_linear import HALF, by_library, encoder, loras, moved, off, stored
+from encoders.fast.test_stack import fused, step, tokens
 from methods.test_base import RATES, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
