@@ -57,11 +57,11 @@ class Run:
 
 
 def describe(results: Results) -> Run | None:
-    """Reads what a run was and took; None of one without a ledger, as of versions before it."""
+    """Reads what a run was and took; None of one without a whole ledger, as of versions before it."""
     config, record = sidecar(results, "config.yaml"), sidecar(results, "run.json")
     if config is None or record is None or "method" not in record:
         raise ResultsError(f"{results.path}: no config.yaml and run.json of a training beside it; expected a saved run")
-    if not (ledger := record.get("ledger")):
+    if not (ledger := record.get("ledger")) or not ledger.keys() >= {"seconds", "price", "joules"}:
         return None
     tasks: Mapping[str, Any] = config["tasks"]
     shares = {task["corpus"].get("fraction") for task in tasks.values()}
