@@ -26,10 +26,8 @@ class Dropout:
         return np.random.SFC64(torch.randint(2**62, (1,)).numpy())
 
     def chance(self, module: nn.Dropout | None) -> float:
-        """Tells how likely the module leaves a number out in this pass, forward as back."""
-        if module is None or not (module.training or self.chances):
-            return 0.0
-        return self.chances.setdefault(module, module.p if module.training else 0.0)
+        """Tells how likely the module leaves a number out in this pass: back as forward, whatever its mode is by then."""
+        return 0.0 if module is None else self.chances.setdefault(module, module.p if module.training else 0.0)
 
     def mask(self, shape: tuple[int, ...] | torch.Size, p: float, dtype: torch.dtype) -> Tensor:
         """Draws what to keep of numbers of this shape and type, each with probability 1 - p: all its bits, or none."""
