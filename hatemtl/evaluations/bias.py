@@ -58,6 +58,8 @@ class Bias:
             raise UserError(f"resamples={self.resamples}: expected a number, 0 for no intervals; type 1000")
         if not 0 < self.confidence < 1:
             raise UserError(f"confidence={self.confidence}: expected a share above 0 and below 1; type 0.95")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: expected a whole number from 0; type 0")
 
     @property
     def needs(self) -> Needs:

@@ -351,6 +351,7 @@ def test_a_label_that_is_left_out_must_be_one_but_other_need_not_be_there() -> N
         ({"leave_out": "other"}, r"leave_out=other: expected a list.*type 'evaluations.bias.leave_out=\[other\]"),
         ({"resamples": -1}, r"resamples=-1: expected a number, 0 for no intervals; type 1000"),
         ({"confidence": 95}, r"confidence=95: expected a share above 0 and below 1; type 0.95"),
+        ({"seed": -1}, r"seed=-1: expected a whole number from 0; type 0"),
     ],
 )
 def test_other_settings_are_refused(given: dict[str, Any], said: str) -> None:
