@@ -141,7 +141,7 @@ def compared(a: str, b: str, metric: str, scored: Mapping[str, Scored], how: How
     try:
         finding = TESTS[test](first, second, how._replace(paired=paired))
     except Cannot as reason:
-        rows = "" if posts else " (this metric cannot be recomputed, so only seeds tell)"
+        rows = "" if posts else " (this metric is no sum over posts, so only seeds tell)"
         raise ResultsError(f"{a} and {b}: --test {test} {reason}{rows}") from None
     sizes = " and ".join(dict.fromkeys(str(len(side.values)) for side in (first, second)))
     seeds, units = (
@@ -156,7 +156,7 @@ def compared(a: str, b: str, metric: str, scored: Mapping[str, Scored], how: How
     name = "cluster bootstrap" if args.group and test == "bootstrap" else OVER[test]
     notes = [text.replace("{a}", a).replace("{b}", b) for text in finding.notes]
     if not posts:
-        notes.append(f"{metric} cannot be recomputed from predictions, so seeds alone tell")
+        notes.append(f"{metric} is no sum over posts, so seeds alone tell")
     if metric.startswith("val_"):
         notes.append("validation posts chose the epochs of these runs, so this is no test of either")
     return Comparison(metric, a, b, replace(finding, notes=notes), f"{name} of {over}", over, first.lower)

@@ -1,6 +1,6 @@
 """Turns a run's predictions into metrics that are functions of sums over posts, so that any weighting of posts is a product.
 
-F1, accuracy, Matthews' correlation, kappa: each is a formula over a few sums of what happened at each post (was the label
+F1, accuracy, Matthews' correlation, kappa, Brier score: each is a formula over a few sums of what happened at each post (was the label
 predicted, was it there). A resample of posts weighs the posts, and its metric is formula(weights @ indicators).
 """
 
@@ -154,7 +154,18 @@ def label_f1s(given: Array, true: Array, names: Sequence[str]) -> dict[str, Meas
 
 
 def _of_labels(outcome: Outcome) -> dict[str, Measure]:
-    return label_f1s(outcome.scores >= outcome.thresholds, outcome.gold >= 0.5, outcome.names)
+    found = label_f1s(outcome.scores >= outcome.thresholds, outcome.gold >= 0.5, outcome.names)
+    return {**found, **_of_probabilities(outcome.scores, outcome.gold, several=True)}
+
+
+def _of_probabilities(p: Array, y: Array, *, several: bool) -> dict[str, Measure]:
+    """As evaluations/calibration.py: Brier score and NLL, means over posts, of p and what is true, (N, C)."""
+    p = p.astype(float).clip(np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg)
+    p = p if several else p / p.sum(axis=1, keepdims=True)
+    missed, surprise = (p - y) ** 2, -(y * np.log(p) + ((1 - y) * np.log1p(-p) if several else 0))
+    found = {"brier": missed, "nll": surprise}
+    own = {name: values.mean(axis=1) if several else values.sum(axis=1) for name, values in found.items()}
+    return {name: Measure(np.stack([values, np.ones(len(p))], axis=1), _share) for name, values in own.items()}
 
 
 def _right(given: Array, true: Array) -> Measure:
@@ -170,7 +181,8 @@ def _of_classes(outcome: Outcome) -> dict[str, Measure]:
     given, true, levels = outcome.scores.argmax(axis=1), outcome.gold[:, 0].astype(int), np.arange(len(outcome.names))
     sides = [(side[:, None] == levels) for side in (given, true)]
     indicators = np.concatenate([(given == true)[:, None], np.ones((len(true), 1)), *sides], axis=1).astype(float)
-    return {**_classes(given, true, outcome.names), "matthews": Measure(indicators, _matthews)}
+    found = {**_classes(given, true, outcome.names), "matthews": Measure(indicators, _matthews)}
+    return {**found, **_of_probabilities(outcome.scores, np.eye(len(levels))[true], several=False)}
 
 
 def _matthews(sums: Array) -> Array:
@@ -192,6 +204,7 @@ def _of_levels(outcome: Outcome) -> dict[str, Measure]:
         "quadratic_kappa": Measure(cells, _quadratic_kappa),
         "spearman": Measure(cells, _spearman_of_levels),
         **_classes(given, true, outcome.names),
+        **_of_probabilities(outcome.scores, np.eye(count)[true], several=False),
     }
 
 

@@ -51,7 +51,7 @@ def test_metrics_that_cannot_be_recomputed_are_over_seeds_and_less_may_be_better
     _, out, _ = run("full_?", "lora_?", "--metric", "test_label_ece", "--format", "json")
     lora = rows(out)["lora"]
     assert lora["verdict"] == "better" and lora["difference"] < 0 and lora["test"] == "Welch's t of 3 seeds"
-    assert "test_label_ece cannot be recomputed from predictions, so seeds alone tell." in lora["sentence"]
+    assert "test_label_ece is no sum over posts, so seeds alone tell." in lora["sentence"]
 
 
 def test_three_seeds_cannot_decide_by_ranks(run: Run) -> None:

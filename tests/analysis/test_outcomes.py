@@ -16,6 +16,8 @@ from sklearn import metrics as reference
 from tested_runs import NAMES, classes, save
 
 from hatemtl.answers import worth
+from hatemtl.evaluations.base import Predicted
+from hatemtl.evaluations.calibration import Calibration
 from hatemtl.heads.base import Head
 from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.multiclass import MulticlassHead
@@ -72,7 +74,7 @@ def test_metrics_are_those_of_the_head(kind: str) -> None:
     rows = by_key(HEADS[kind](space).rows(metric.compute()))
     found = {name: measure.value() for name, measure in outcome(kind, scores, targets).measures().items()}
     shared = found.keys() & rows.keys()
-    assert found.keys() - rows.keys() <= {"micro_f1"}  # of classes it is the accuracy
+    assert found.keys() - rows.keys() <= {"micro_f1", "brier", "nll"}  # of classes it is the accuracy; of evaluations
     assert (
         not {name for name in rows if name not in found}
         - {"tp", "fp", "fn", "words_cut", "spearman"}
@@ -121,6 +123,28 @@ def test_a_draw_of_posts_is_scikit_learns_metric_under_weights(kind: str, name: 
         weights = np.bincount(np.random.default_rng(seed).integers(0, POSTS, POSTS), minlength=POSTS)
         found = float(measure.of(weights @ measure.indicators))
         assert found == pytest.approx(of(given.numpy(), targets.numpy(), weights), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "ordinal", "multilabel"])
+def test_brier_score_and_nll_are_those_of_the_evaluation(kind: str) -> None:
+    scores, targets = drawn(kind)
+    scores[0] = scores[0].round()  # probabilities of 0 and 1 too
+    space = LabelSpace(kind, NAMES)  # type: ignore[arg-type]
+    said = Predicted("test", space, np.arange(POSTS), scores.numpy(), targets.numpy())
+    rows = {row.name: row.value for row in Calibration(bins=15).rows({"label": said}, {}, Reads(said))}
+    found = outcome(kind, scores, targets).measures()
+    for name in ("brier", "nll"):
+        assert found[name].value() == pytest.approx(rows[name], rel=1e-9)
+
+
+class Reads:
+    """A reader whose validation posts are these too."""
+
+    def __init__(self, said: Predicted) -> None:
+        self.said = said
+
+    def predicted(self, split: str) -> dict[str, Predicted]:
+        return {"label": self.said}
 
 
 def test_groups_are_summed_and_say_the_same() -> None:
