@@ -1,7 +1,8 @@
 """Turns a run's predictions into metrics that are functions of sums over posts, so that any weighting of posts is a product.
 
 F1, accuracy, Matthews' correlation, kappa, Brier score: each is a formula over a few sums of what happened at each post
-(was the label predicted, was it there). A resample of posts weighs the posts, and its metric is formula(weights @ indicators).
+(was the label predicted, was it there). A resample of posts weighs the posts, and its metric is
+formula(weights @ indicators).
 """
 
 import math
