@@ -19,7 +19,7 @@ from hatemtl.command.words import option_of, quoted, typed_words
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine.crew import ALONE, called
 from hatemtl.machine.following import follow
-from hatemtl.machine.interruption import Interrupted
+from hatemtl.machine.interruption import Interrupted, pressed
 from hatemtl.machine.startup import quiet
 from hatemtl.saved_runs.claiming import CHECKPOINT, SWEPT, differences, held, named_after
 from hatemtl.saved_runs.saved_run import SavedRun, read_config, unfinished
@@ -290,9 +290,9 @@ def _told(request: Request, do: Callable[[], Any], *, trains: bool = False) -> A
     try:
         with request.naming():
             return do()
-    except Interrupted:
-        raise Interrupted(_standing(request, interrupted=True) if trains else "") from None
-    except Exception as error:
+    except (Interrupted, Exception) as error:
+        if isinstance(error, Interrupted) or pressed():
+            raise Interrupted(_standing(request, interrupted=True) if trains else "") from None
         if isinstance(error, UserError) or (told := mendable(error, request.config)) is None:
             raise
         raise UserError(f"{told}{_standing(request, interrupted=False) if trains else ''}") from error

@@ -14,7 +14,7 @@ import torch
 from conftest import Outcome
 from figures import by_metric
 from invented import BATCHING, minilm
-from network.test_module import Waits
+from network.test_module import LOOKS, Waits
 from safetensors.numpy import load_file
 from test_floors import FILES, PACKAGE
 
@@ -289,6 +289,7 @@ def test_all_kinds_learn_together_and_are_tested() -> None:
     }
 
 
+@LOOKS
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
 def test_no_step_waits_for_the_device_whatever_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posts, "waits", lambda device: True)  # as on a GPU; on a CPU to count costs nothing

@@ -176,7 +176,7 @@ def test_a_run_of_three_heads_is_trained_tested_and_loaded(
 @installed
 def test_full_fine_tuning_and_a_kept_prefix_are_refused(cli: Any, sample: list[str], tmp_path: Path) -> None:
     no = cli(*sample, "method=full", "encoder.quantize=8bit", f"save_path={tmp_path / 'a'}")
-    assert no.code == 2 and "needs the weights" in no.err and "method=ah_lora16" in no.err
+    assert no.code == 2 and "needs the weights" in no.err and "method=peft_lora16" in no.err
     prefix = ["data.cache_prefix=true", f"data.cache={tmp_path}", "method.leave_out=[0]", "encoder.quantize=8bit"]
     no = cli(*sample, *prefix, f"save_path={tmp_path / 'b'}")
     assert no.code == 2 and "type data.cache_prefix=false" in no.err

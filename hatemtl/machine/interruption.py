@@ -64,6 +64,11 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, _leave)
 
 
+def pressed() -> bool:
+    """Tells whether Ctrl-C was raised, of which a library that was at work may have made an error of its own."""
+    return _pressed
+
+
 def _raise(*_: Any) -> None:
     global _pressed
     if _pressed:

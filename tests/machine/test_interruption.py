@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT, Outcome
 
 from hatemtl.machine import interruption
 from hatemtl.machine.interruption import Interrupted, interruptible, watch
+from hatemtl.run import _told
 
 RUN = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "logger=csv"]
 
@@ -25,7 +28,7 @@ def watched() -> Iterator[None]:
     watch()
     yield
     signal.signal(signal.SIGINT, kept[0])
-    sys.unraisablehook = kept[1]
+    sys.unraisablehook, interruption._pressed = kept[1], False
 
 
 @pytest.fixture
@@ -93,6 +96,16 @@ def test_who_ignores_it_goes_on_ignoring_it() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, kept)
+
+
+def test_what_a_library_makes_of_an_interruption_is_none_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def writes() -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    request: Any = SimpleNamespace(naming=nullcontext, config={"save_path": "run", "action": "test"})
+    monkeypatch.setattr(interruption, "_pressed", True)
+    with pytest.raises(Interrupted):
+        _told(request, writes)
 
 
 # Whole commands
