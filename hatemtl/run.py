@@ -1,11 +1,10 @@
 """Dispatches the action: train, test, predict, export, publish, serve, tune, status or collect."""
 
 import copy
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hatemtl.command.several_runs import Turn, in_sweep, plan, same_run, varied
 from hatemtl.command.used_run import using
 from hatemtl.command.words import option_of, quoted, typed_words
 from hatemtl.errors import UserError, did_you_mean
+from hatemtl.machine.accelerator import gpus_kept, hide_gpus
 from hatemtl.machine.crew import ALONE, called
 from hatemtl.machine.following import follow
 from hatemtl.machine.interruption import Interrupted, pressed
@@ -41,7 +41,6 @@ USES: dict[str, Callable[[Request, Any], Path]] = {  # a saved run; each gives w
     "export": lambda request, cfg: export_run(request, **cfg.export),
     "publish": lambda request, cfg: publish_run(request, **cfg.publish),
 }
-GPUS = "CUDA_VISIBLE_DEVICES"  # the variable by which CUDA counts them
 ASKS: dict[str, Callable[[Path], bool]] = {"status": status, "collect": collect}  # of a submitted sweep
 
 
@@ -88,9 +87,9 @@ def _carry(turns: Sequence[Turn]) -> bool:
         )
     folders = sorted({Path(turn.save_path).parent for turn in turns if turn.moved and turn.save_path is not None})
     with ExitStack() as ends:
-        ends.enter_context(_gpus_kept())
+        ends.enter_context(gpus_kept())
         if accelerators == {"cpu"}:
-            os.environ[GPUS] = ""
+            hide_gpus()
         for folder in folders:  # of the sweep's own making
             ends.enter_context(held(folder, SWEPT))
             if (folder / JOURNAL).exists():
@@ -138,21 +137,8 @@ def _check_one(asked: str, way_out: str) -> None:
 
 
 def _done(turn: Turn) -> tuple[Path, bool]:
-    with _gpus_kept():
+    with gpus_kept():
         return turn.do(_do)
-
-
-@contextmanager
-def _gpus_kept() -> Iterator[None]:
-    """Lets whatever this process does next find the GPUs that it found before, though a run on a processor finds none."""
-    before = os.environ.get(GPUS)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(GPUS, None)
-        else:
-            os.environ[GPUS] = before
 
 
 def _actions(cfg: Any) -> list[Any]:
@@ -256,7 +242,7 @@ def _requested_away(cfg: Any) -> Request:
 
 def _requested(cfg: Any) -> Request:
     if cfg.trainer.accelerator == "cpu":
-        os.environ[GPUS] = ""  # whoever asks for a GPU, here or in a library, finds none
+        hide_gpus()
     request = requested(cfg)
     request.trainer.take()
     return request

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from hatemtl.errors import UserError, did_you_mean
 
 KINDS = ("auto", "cpu", "gpu", "mps")  # and cuda, which is torch's name for gpu
+GPUS = "CUDA_VISIBLE_DEVICES"  # the variable by which CUDA counts them
 FORMS = "auto, cpu, gpu, mps (Apple's), or GPUs by number: cuda:1, gpu:0,1"
 
 
@@ -84,3 +87,21 @@ def read_accelerator(typed: str) -> Accelerator:
     if colon and kind in KINDS:
         raise UserError(f"{key}: expected {FORMS}; type trainer.accelerator={'gpu:0' if kind == 'gpu' else kind}")
     raise UserError(f"{key}: expected {FORMS}; {did_you_mean(typed, [*KINDS, 'cuda'])}")
+
+
+def hide_gpus() -> None:
+    """Lets whoever asks for a GPU from now on, here or in a library, find none."""
+    os.environ[GPUS] = ""
+
+
+@contextmanager
+def gpus_kept() -> Iterator[None]:
+    """Lets whatever this process does next find the GPUs that it found before, though a run on a processor finds none."""
+    before = os.environ.get(GPUS)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(GPUS, None)
+        else:
+            os.environ[GPUS] = before

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,29 +99,3 @@ class Ledger:
             "per_hour": self.cost.per_hour,
             "price": None if self.cost.per_hour is None else self.cost.per_hour * total / 3600,
         }
-
-
-def added(before: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the entry of a sitting to the ledger of those before it.
-
-    Times, posts, tokens, energy and prices add up, the peak of memory is the greatest, the size on disk the last. A sum of
-    which a part is not known is not known (None); of devices, sources, watts and prices an hour each is named once.
-    """
-    if not before:
-        return dict(entry)
-    whole: dict[str, Any] = {}
-    for name, value in entry.items():
-        old = before.get(name)
-        if isinstance(value, Mapping):
-            whole[name] = {key: (old or {}).get(key, 0) + value.get(key, 0) for key in {**(old or {}), **value}}
-        elif name in ("device", "energy_source", "watts", "per_hour"):
-            each = [*(old if isinstance(old, list) else [old]), value]
-            once = [one for one in dict.fromkeys(each) if one is not None]
-            whole[name] = once if len(once) > 1 else next(iter(once), None)
-        elif name == "disk_bytes":
-            whole[name] = value
-        elif old is None or value is None:
-            whole[name] = None
-        else:
-            whole[name] = max(old, value) if name == "peak_memory_bytes" else old + value
-    return whole

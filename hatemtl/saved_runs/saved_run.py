@@ -37,6 +37,7 @@ from hatemtl.evaluations.base import BEHIND, STAGES, Row, Stage
 from hatemtl.harmless import unguarded
 from hatemtl.labels import LabelSpace
 from hatemtl.machine import json_object
+from hatemtl.machine.written_ledger import as_ledger
 from hatemtl.saved_runs import from_hub
 from hatemtl.saved_runs.writing import write_rows, write_text
 
@@ -55,11 +56,6 @@ RECORD = {"tables": json_object.Shape(list, "a list")}
 KEYED = ("data", "tested_data", "tested_precision", "versions", "sources", "lexicons", "unlabelled", "encoder_files")
 RECORD |= dict.fromkeys(KEYED, json_object.KEYS)
 RECORD |= {"ledger": json_object.MAYBE_KEYS, "method": json_object.TEXT, "encoder": json_object.MAYBE_TEXT}
-# And what a ledger holds: numbers by phase, sums of which a part may not be known, and what may differ between sittings.
-PHASES, ONCE = ("seconds", "posts", "tokens"), ("device", "energy_source", "watts", "per_hour")
-NUMBER, MAYBE_NUMBER = json_object.Shape(int | float, "a number"), json_object.Shape(int | float | None, "a number or null")
-PLAIN = json_object.Shape(str | int | float | None, "a text, a number or null")
-SUMS = dict.fromkeys(("sittings", "peak_memory_bytes", "disk_bytes", "joules", "price"), MAYBE_NUMBER)
 RECORD |= {"encoder_source": json_object.TEXT, "hub": json_object.TEXT, "tokenizer": json_object.TEXT}
 
 
@@ -202,21 +198,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _record(folder: Path, *keys: str) -> dict[str, Any]:
     path = folder / "run.json"
     record = json_object.shaped(path, json_object.read(path, AGAIN, *keys), AGAIN, RECORD)
-    as_ledger(path, record.get("ledger") or {}, "ledger.")
+    as_ledger(path, record.get("ledger") or {}, AGAIN, "ledger.")
     return record
-
-
-def as_ledger(path: Path, content: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Gives the ledger itself. Raises UserError where a file from elsewhere has one to which nothing can be added."""
-    json_object.shaped(path, content, AGAIN, SUMS | dict.fromkeys(PHASES, json_object.KEYS), above)
-    for name in PHASES:
-        given = content.get(name, {})
-        json_object.shaped(path, given, AGAIN, dict.fromkeys(given, NUMBER), f"{above}{name}.")
-    for name in ONCE:
-        given = content.get(name)
-        each = {str(i): one for i, one in enumerate(given if isinstance(given, list) else [given])}
-        json_object.shaped(path, each, AGAIN, dict.fromkeys(each, PLAIN), f"{above}{name}.")
-    return content
 
 
 def _space(path: Path, task: str, content: Any) -> LabelSpace:

@@ -15,9 +15,10 @@ from hatemtl.batches.batch import Batch
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.machine.flops import wait
-from hatemtl.machine.ledger import Ledger, added
+from hatemtl.machine.ledger import Ledger
+from hatemtl.machine.written_ledger import added, as_ledger
 from hatemtl.saved_runs.claiming import CHECKPOINT
-from hatemtl.saved_runs.saved_run import AGAIN, as_ledger
+from hatemtl.saved_runs.saved_run import AGAIN
 from hatemtl.saved_runs.writing import write_text
 
 LEDGER = "ledger.json"  # of a run at work; a finished one has it in run.json
@@ -65,7 +66,7 @@ class Spending(Callback):
         self.before: Mapping[str, Any] | None = None
         with suppress(UserError):  # broken, or of a run that was killed before it kept one
             path = work / LEDGER
-            self.before = as_ledger(path, json_object.read(path, AGAIN)) if path.exists() else None
+            self.before = as_ledger(path, json_object.read(path, AGAIN), AGAIN) if path.exists() else None
         self.told, self.kept, self.first_step, self.validations = False, time.perf_counter(), 0, 0
 
     def whole(self) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
-from hatemtl.machine.ledger import Ledger, added
+from hatemtl.machine.ledger import Ledger
 from hatemtl.machine.startup import started
+from hatemtl.machine.written_ledger import added
 from hatemtl.methods.bank.source_weights import watched
 from hatemtl.network.assembly import Network, check_tokenizer
 from hatemtl.saved_runs import saved_run as artifacts

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from hatemtl.errors import UserError
-from hatemtl.machine.ledger import Cost, Ledger, added
+from hatemtl.machine.ledger import Cost, Ledger
+from hatemtl.machine.written_ledger import added
 
 
 @pytest.fixture
