@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from hatemtl.corpora.base import Column, Corpus, Posts
-from hatemtl.corpora.files import Hub, official, read_delimited, read_parquet
+from hatemtl.corpora.files import Hub, official, read_delimited
+from hatemtl.corpora.parquet import read_parquet
 from hatemtl.corpora.rows import Rows
 from hatemtl.corpora.splitting import divide, keys
 from hatemtl.errors import UserError

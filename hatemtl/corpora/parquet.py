@@ -1,0 +1,56 @@
+"""Reads Parquet files into `Rows`, and none that is small and stands for what fills memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hatemtl.corpora.rows import Rows
+from hatemtl.errors import UserError
+
+UNPACKED = 1 << 28  # bytes up to which a Parquet file may unpack, however small it is
+
+
+def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = None) -> Rows:
+    """Reads the rows of one or several Parquet files of the same columns, or `only` some of these, by name."""
+    from pyarrow import ArrowException, concat_tables
+
+    try:
+        table = concat_tables([_unpacked(path, again) for path in paths])
+        columns = {name: table[name].to_pylist() for name in table.column_names if only is None or only(name)}
+    except (OSError, ValueError, OverflowError, ArrowException) as error:  # of a date that no calendar has, too
+        raise UserError(f"{paths[0]} cannot be read ({str(error).splitlines()[0]}); {again}") from error
+    if not table.num_rows:
+        raise UserError(f"{paths[0]}: holds no rows; {again}")
+    return Rows(paths[0], columns, range(1, table.num_rows + 1), again, "row", table if only is None else None)
+
+
+def _unpacked(path: Path, again: str) -> Any:
+    """Reads the table of a Parquet file, some rows at a time. Raises UserError where a small file stands for a huge one."""
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if len({*names}) < len(names):
+            raise UserError(f"{path}: two columns have one name ({', '.join(names)}); {again}")
+        most, size, batches = max(UNPACKED, 100 * path.stat().st_size), 0, []
+        if (rows := file.metadata.num_rows) > most // 8:  # a row without a text takes as much in Python's lists
+            raise UserError(f"{path}: holds {rows:,} rows in {path.stat().st_size:,} bytes, which are no posts; {again}")
+        for batch in file.iter_batches(batch_size=1000):
+            batches.append(batch)
+            if (size := size + sum(map(_size, batch.columns))) > most:
+                raise UserError(f"{path}: unpacks to more than {most >> 20:,} MiB, a hundred times its size; {again}")
+        return Table.from_batches(batches, file.schema_arrow)
+
+
+def _size(array: Any) -> int:
+    """Counts the bytes of an Arrow array as Python will hold it: a value each time that it stands there."""
+    from pyarrow import types
+
+    if types.is_dictionary(array.type):
+        return _size(array.dictionary_decode())
+    if types.is_struct(array.type):
+        return sum(map(_size, array.flatten()))
+    if types.is_map(array.type):
+        return _size(array.keys) + _size(array.items)
+    return _size(array.flatten()) if types.is_nested(array.type) else array.nbytes
