@@ -27,7 +27,7 @@ FILES = ["config.json", PICKLE, "*token*", "vocab*", "merges.txt", "bpe.codes", 
 WAY_OUT = "give the folder of a downloaded one: scripts/convert_encoder.py FOLDER OUT"
 
 
-def convert(source: str, out: Path, revision: str | None = None) -> None:
+def convert(source: str, out: Path) -> None:
     """Writes config.json, model.safetensors and tokenizer.json to `out`.
 
     source: a folder, or a repository of the hub. Raises UserError where it has no pickle or cannot be read, or `out` is
@@ -37,7 +37,7 @@ def convert(source: str, out: Path, revision: str | None = None) -> None:
         raise UserError(f"{out}: is there already; give a folder that is not, or remove it")
     folder = Path(source)
     if not folder.is_dir():
-        folder = fetch(source, kind="model", patterns=FILES, revision=revision, way_out=WAY_OUT)
+        folder = fetch(source, kind="model", patterns=FILES, way_out=WAY_OUT)
     for name in ("config.json", PICKLE):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: has no {name}, expected those of one encoder in the hub's layout; {WAY_OUT}")
@@ -89,12 +89,11 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line; gives the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("source", help="a repository of the hub (OWNER/NAME), or a folder")
+    parser.add_argument("source", help="a repository of the hub (OWNER/NAME or OWNER/NAME@REVISION), or a folder")
     parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument("--revision", help="of the hub's repository")
     given = parser.parse_args(arguments)
     try:
-        convert(given.source, given.out, given.revision)
+        convert(given.source, given.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

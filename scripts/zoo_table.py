@@ -86,7 +86,7 @@ def encoder(kind: str, folder: Path) -> Small:
 
 
 def _small(folder: Path) -> Small:
-    return Small(source=str(folder), revision=None, max_length=16, attention="eager", random={})
+    return Small(source=str(folder), max_length=16, attention="eager", random={})
 
 
 def methods() -> list[str]:

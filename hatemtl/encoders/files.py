@@ -55,7 +55,7 @@ def weight_files(folder: Path, source: str) -> list[str]:
             )
         raise UserError(
             f"encoder.source={source}: has no {WEIGHTS}, and hatemtl reads no pickled weights; "
-            f"name a revision that has them (encoder.revision=refs/pr/N), make a folder that has them "
+            f"name a revision that has them (encoder.source=OWNER/NAME@refs/pr/N), make a folder that has them "
             f"(uv run scripts/convert_encoder.py {source} FOLDER), or {WAY_OUT}"
         )
     files = json_object.read(index, AGAIN).get("weight_map")

@@ -46,7 +46,8 @@ FAILURES = (
 class Encoder:
     """A pretrained transformer encoder and its tokenizer.
 
-    source: `package:NAME/FOLDER` (files of an installed package), a local folder, or a hub repository.
+    source: `package:NAME/FOLDER` (files of an installed package), a local folder, or a repository of the hub, OWNER/NAME or
+        OWNER/NAME@REVISION.
     max_length: token ids a post at most, the special ones included.
     attention: auto is sdpa on a GPU where the model has it, else eager, faster on CPU at a post's length.
     random: if given, weights are drawn at random instead of loaded, and these keys replace those of config.json.
@@ -54,7 +55,6 @@ class Encoder:
     """
 
     source: str
-    revision: str | None
     max_length: int
     attention: Literal["auto", "eager", "sdpa"]
     random: Mapping[str, Any] | None
@@ -80,7 +80,7 @@ class Encoder:
         elif self.source.startswith((".", "/", "~")) or Path(self.source).is_dir():
             folder = Path(self.source).expanduser()
         else:
-            folder = fetch(self.source, kind="model", patterns=FILES, revision=self.revision, way_out=WAY_OUT)
+            folder = fetch(self.source, kind="model", patterns=FILES, way_out=WAY_OUT)
         if not (folder / "config.json").is_file():
             raise UserError(f"encoder.source={self.source}: no config.json there; {WAY_OUT}")
         guard(folder)

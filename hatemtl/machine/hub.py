@@ -1,18 +1,34 @@
 """Fetches models and data from the hub: the only door in from the network; says what to do where it is shut."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from hatemtl.errors import UserError
 
+NAME = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
-def fetch(repo: str, *, kind: Literal["model", "dataset"], patterns: list[str], revision: str | None, way_out: str) -> Path:
-    """Fetches the files of hub repository `repo` that match `patterns`, unless cached; gives their local folder.
+
+def parted(name: str) -> tuple[str, str | None]:
+    """Parts a repository from its revision; what is no OWNER/NAME@REVISION has none.
+
+    >>> parted("me/adapter@refs/pr/1"), parted("me/adapter"), parted("/home/me@work/x")
+    (('me/adapter', 'refs/pr/1'), ('me/adapter', None), ('/home/me@work/x', None))
+    """
+    match = NAME.fullmatch(name)
+    return (match["repo"], match["revision"]) if match else (name, None)
+
+
+def fetch(name: str, *, kind: Literal["model", "dataset"], patterns: list[str], way_out: str) -> Path:
+    """Fetches the files of a hub repository that match `patterns`, unless cached; gives their local folder.
+
+    name: OWNER/NAME of the main branch, or OWNER/NAME@REVISION.
 
     way_out: what a user without network can type instead; it ends the error.
     """
     from huggingface_hub import errors, snapshot_download
 
+    repo, revision = parted(name)
     unreachable = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError)
     try:
         return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns))

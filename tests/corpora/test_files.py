@@ -125,10 +125,10 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "hub"
     folder.mkdir()
     asked: list[dict[str, object]] = []
-    monkeypatch.setattr("hatemtl.corpora.files.fetch", lambda repo, **how: asked.append({"repo": repo, **how}) or folder)
+    monkeypatch.setattr("hatemtl.corpora.files.fetch", lambda name, **how: asked.append({"name": name, **how}) or folder)
     yield folder
     assert json.dumps(asked[0]["patterns"]) == '["default/train/*.parquet", "default/test/*.parquet"]'
-    assert (asked[0]["repo"], asked[0]["revision"]) == ("owner/name", "refs/convert/parquet")
+    assert asked[0]["name"] == "owner/name@refs/convert/parquet"
 
 
 def test_the_hub_gives_split_after_split(cached: Path) -> None:

@@ -25,7 +25,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_without_network_and_cache_the_error_names_the_repository_and_the_way_out(offline: Path) -> None:
     with pytest.raises(UserError) as error:
-        fetch("some/model", kind="model", patterns=["*.json"], revision=None, way_out="type encoder=minilm")
+        fetch("some/model", kind="model", patterns=["*.json"], way_out="type encoder=minilm")
     assert str(error.value) == ("the hub's model 'some/model' is neither cached here nor within reach; type encoder=minilm")
 
 
@@ -35,7 +35,7 @@ def test_what_is_cached_needs_no_network(offline: Path) -> None:
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
-    assert fetch("some/model", kind="model", patterns=["*.json"], revision=None, way_out="-") == snapshot
+    assert fetch("some/model", kind="model", patterns=["*.json"], way_out="-") == snapshot
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_the_hub_answers_is_told_with_the_way_out(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError, match=expected):
-        fetch("some/data", kind="dataset", patterns=["*"], revision="r1", way_out="WAY OUT")
+        fetch("some/data@r1", kind="dataset", patterns=["*"], way_out="WAY OUT")
 
 
 def test_a_broken_connection_is_no_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,4 +63,4 @@ def test_a_broken_connection_is_no_stack_trace(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError, match="within reach; WAY OUT"):
-        fetch("some/data", kind="dataset", patterns=["*"], revision=None, way_out="WAY OUT")
+        fetch("some/data", kind="dataset", patterns=["*"], way_out="WAY OUT")

@@ -98,7 +98,8 @@ def test_peft_gets_a_rank_and_a_scale_by_layer() -> None:
         return LoRAUpdate(torch.ones(rank, 32), torch.ones(32, rank), scale)
 
     query, key = "encoder.layer.0.attention.self.query", "encoder.layer.0.attention.self.key"
-    _, config = lora_formats.to_peft({query: update(4, 2.0), key: update(2, 2.0)}, base="x")
+    _, config = lora_formats.to_peft({query: update(4, 2.0), key: update(2, 2.0)}, base="me/x@refs/pr/2")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("me/x", "refs/pr/2")
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 8, [key, query])
     assert list(config["rank_pattern"].values()) == [2] and list(config["alpha_pattern"].values()) == [4]
 

@@ -79,7 +79,7 @@ def network(source: Path, *names: str, **other: Any) -> Network:
     """A network with heads for these tasks."""
     given = tasks(*names)
     settings: dict[str, Any] = {
-        "encoder": Encoder(source=str(source), revision=None, max_length=16, attention="eager", random=None),
+        "encoder": Encoder(source=str(source), max_length=16, attention="eager", random=None),
         "method": lora(),
         "tasks": given,
         "spaces": {name: SPACES[name] for name in names},
@@ -168,7 +168,7 @@ def test_a_save_path_may_end_in_any_name(name: str, source: Path) -> None:
 
 
 def test_a_label_starts_alike_in_a_part_and_in_the_whole_and_like_no_other(source: Path) -> None:
-    encoder = Encoder(source=str(source), revision=None, max_length=16, attention="eager", random=None)
+    encoder = Encoder(source=str(source), max_length=16, attention="eager", random=None)
     model, whole = encoder.model(dropout=False, seed=0), SPACES["target"]
 
     def last(space: LabelSpace, seed: int = 0) -> Tensor:
@@ -202,7 +202,7 @@ def test_a_source_of_another_encoder_is_refused(source: Path, tmp_path: Path) ->
     with torch.no_grad():
         other.encoder.layer[0].output.dense.weight += 1e-3
     other.save_pretrained(tmp_path / "other")
-    encoder = Encoder(source=str(tmp_path / "other"), revision=None, max_length=16, attention="eager", random=None)
+    encoder = Encoder(source=str(tmp_path / "other"), max_length=16, attention="eager", random=None)
     with pytest.raises(UserError, match=r"run was trained on another encoder: someone/encoder .*, and this run has .*other"):
         network(source, "label", encoder=encoder, method=LoadPEFT(path=str(saved.folder), **RATES))
 
@@ -260,7 +260,7 @@ def test_head_weights_that_are_not_there_are_told(source: Path, tmp_path: Path) 
 def test_heads_stand_on_the_encoder_side_that_they_were_trained_with(source: Path, tmp_path: Path) -> None:
     saved = save(network(source, "target"), tmp_path / "run")
     other = save(network(source, "target"), tmp_path / "other")
-    encoder = Encoder(source=str(source), revision=None, max_length=16, attention="eager", random=None)
+    encoder = Encoder(source=str(source), max_length=16, attention="eager", random=None)
     for method in (lora(), Full(path=None, **RATES), LoadPEFT(path=str(other.folder), **RATES)):
         with pytest.raises(UserError, match="does not load the encoder side of .*run, .*; type method=peft_load"):
             check_method(saved, method, encoder)

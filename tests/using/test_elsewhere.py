@@ -154,7 +154,7 @@ def test_an_export_that_its_place_cannot_hold_is_kept(run: Path, disk: Path, tem
     def content(folder: Path) -> None:
         (folder / "weights").write_bytes(b"\0" * 3 * 2**20)
 
-    encoder = Encoder(source="x", revision=None, max_length=32, attention="eager", random=None)
+    encoder = Encoder(source="x", max_length=32, attention="eager", random=None)
     with pytest.raises(UserError, match=r"export.path=.*out cannot be written \(.*No space left.*is kept as .*type mv"):
         export.write(disk / "out", SavedRun(run), encoder, "some", content, overwrite=False)
     assert not list(disk.iterdir())

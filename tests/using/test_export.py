@@ -50,7 +50,7 @@ BOTTLENECK = adapter_hub.AdapterHubAdapter(config="seq_bn", reduction_factor=Non
 def source(folder: Path, kind: str = "bert") -> Encoder:
     """A small random encoder on disk."""
     save_encoder(kind, folder / "encoder")
-    return Encoder(source=str(folder / "encoder"), revision=None, max_length=32, attention="eager", random=None)
+    return Encoder(source=str(folder / "encoder"), max_length=32, attention="eager", random=None)
 
 
 def trained(method: Any, encoder: Encoder, folder: Path) -> tuple[SavedRun, torch.Tensor]:
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_told_before_anything_is_written(tmp_path: Path) -> No
         export.adapter(bottleneck, encoder, "peft", tmp_path / "out", seed=0)
     with pytest.raises(UserError, match=r"the adapter some on the encoder bert is no mere change of its weights"):
         merged(bottleneck, encoder, seed=0)
-    other = Encoder(source=str(tmp_path / "else" / "encoder"), revision=None, max_length=32, attention="eager", random=None)
+    other = Encoder(source=str(tmp_path / "else" / "encoder"), max_length=32, attention="eager", random=None)
     save_encoder("bert", tmp_path / "else" / "encoder", seed=1)
     for action in (
         lambda: merged(full, other, seed=0),

@@ -106,7 +106,7 @@ def test_a_pipeline_gives_the_networks_scores(encoder_kind: str, kind: str, laye
         assert found == pytest.approx(dict(zip(some.space.names, row.tolist(), strict=True)), abs=1e-4)
     body = AutoModel.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     torch.testing.assert_close(hidden(body, ids()), hidden(merged(run, encoder, seed=0), ids()), atol=1e-5, rtol=1e-5)
-    again = Encoder(source=str(tmp_path / "out"), revision=None, max_length=32, attention="eager", random=None)
+    again = Encoder(source=str(tmp_path / "out"), max_length=32, attention="eager", random=None)
     torch.testing.assert_close(hidden(again.model(dropout=False, seed=0), ids()), hidden(body, ids()))
     torch.testing.assert_close(load.Reader(tmp_path / "out")(TEXTS)["label"], expected, atol=1e-4, rtol=1e-4)
 

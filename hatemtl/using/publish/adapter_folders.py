@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hatemtl.encoders.for_others import head_modules
-from hatemtl.encoders.pretrained import Encoder, Transformer
+from hatemtl.encoders.pretrained import Transformer
 from hatemtl.errors import UserError
+from hatemtl.machine.hub import parted
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import lora_formats
 from hatemtl.methods.base import module_name
@@ -32,10 +33,9 @@ def updates(run: SavedRun, body: Transformer) -> tuple[dict[str, LoRAUpdate] | N
         return None, str(error)
 
 
-def write_peft(folder: Path, found: Mapping[str, LoRAUpdate], said: SaidHead | None, encoder: Encoder, base: str) -> None:
+def write_peft(folder: Path, found: Mapping[str, LoRAUpdate], said: SaidHead | None, base: str) -> None:
     """Writes the LoRA, and the head's modules as those that PEFT saves beside it. base: what others load the encoder by."""
     tensors, config = lora_formats.to_peft(found, base=base)
-    config["revision"] = encoder.revision if base == encoder.source else None
     if said is not None:
         before, body = "base_model.model.", f"{said.model.base_model_prefix}."
         tensors = {f"{before}{body}{key.removeprefix(before)}": tensor for key, tensor in tensors.items()}
@@ -55,14 +55,14 @@ def write_adapterhub(
 
     Raises UserError where a layer is adapted that AdapterHub leaves alone.
     """
-    body.config.name_or_path = base
+    body.config.name_or_path = parted(base)[0]
     name = module_name(run.folder.resolve().name)
     if run.record["library"] == "adapterhub":
         shutil.copytree(run.folder / "adapter", folder)
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["name"]
-        path.write_text(json.dumps({**config, "model_name": base}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**config, "model_name": parted(base)[0]}, indent=2) + "\n", encoding="utf-8")
     else:
         assert found is not None
         tensors, inner = lora_formats.to_adapterhub(found, name=name, depth=body.config.num_hidden_layers)

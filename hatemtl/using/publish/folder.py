@@ -124,7 +124,7 @@ def _fill(folder: Path, predictor: Predictor, facts: Facts) -> Facts:
     if updates is None or base is None:
         left_out["peft"] = reason or nowhere
     else:
-        adapter_folders.write_peft(folder / "peft", updates, said, encoder, base)
+        adapter_folders.write_peft(folder / "peft", updates, said, base)
         layouts.append("peft")
     try:
         if base is None:

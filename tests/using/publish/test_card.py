@@ -201,6 +201,8 @@ def test_results_for_programs_are_of_corpora_that_the_hub_has(tmp_path: Path) ->
     assert yaml.safe_load(metadata.header(some).strip().strip("-"))["model-index"][0]["results"][0]["dataset"]["args"]
     header = yaml.safe_load(metadata.header(facts(run, license="mit", language="en")).strip().strip("-"))
     assert (header["license"], header["language"], header["base_model"]) == ("mit", "en", "some/encoder")
+    pinned = metadata.header(facts(run, base="some/encoder@v1"))  # the hub links models by their names alone
+    assert yaml.safe_load(pinned.strip().strip("-"))["base_model"] == "some/encoder"
     assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
 
 

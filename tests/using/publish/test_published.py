@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import yaml
 from conftest import Outcome
 from encoders.test_pretrained import save as save_encoder
 from hub_stand_in import stand_in
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hatemtl.saved_runs import from_hub
 
-# What a library may not find while it reads the folder alone.
-OTHERS = {
-    "transformers": ("peft", "adapters"),
-    "PEFT": ("adapters",),
-    "AdapterHub": ("peft",),
-    "load.py": ("peft", "adapters"),
+# What somebody installs who reads the folder with a library alone.
+INSTALLED = {
+    "transformers": ("torch", "transformers"),
+    "PEFT": ("torch", "peft"),
+    "AdapterHub": ("torch", "adapters"),
+    "load.py": ("torch", "transformers"),
 }
 TEXTS = ["A text.", "Another one, which says a little more."]  # of the card
 
@@ -35,25 +38,43 @@ def programs(folder: Path) -> dict[str, str]:
     )
 
 
-def alone(folders: list[Path], library: str) -> dict[Path, list[dict[str, float]]]:
-    """The scores that the folders' snippets give, in a process of their own where hatemtl and other libraries are not."""
-    absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ("hatemtl", *OTHERS[library]))
-    code = f"""
-import json, os, sys
-{absent}
+def install(names: tuple[str, ...], into: Path) -> None:
+    """Lays out, of the versions that are here, these distributions and what they require, and nothing else."""
+    into.mkdir()
+    missing, known = [*names], set[str]()
+    while missing:
+        if (name := canonicalize_name(missing.pop())) in known:
+            continue
+        known.add(name)
+        found = metadata.distribution(name)
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (into / top).exists():
+                (into / top).symlink_to(Path(str(found.locate_file(top))).resolve())
+        required = [Requirement(line) for line in found.requires or ()]
+        missing += [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def alone(folders: list[Path], library: str, environment: Path) -> dict[Path, list[dict[str, float]]]:
+    """The scores that the folders' snippets give in a fresh environment."""
+    install(INSTALLED[library], environment)
+    code = """
+import importlib.util, json, os, sys
+print("+" + json.dumps([name for name in ("hatemtl", "peft", "adapters") if importlib.util.find_spec(name)]))
 for folder, program in json.load(sys.stdin):
     os.chdir(folder)
     before = [*sys.path]
-    exec(program, own := {{}})
+    exec(program, own := {})
     sys.path[:] = before
     sys.modules.pop("load", None)
     print("\\n>" + json.dumps(own["scores"], default=lambda tensor: tensor.tolist()))
 """
     asked = json.dumps([(str(folder), programs(folder)[library]) for folder in folders])
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-c", code]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(environment)}
+    command = [sys.executable, "-P", "-s", "-S", "-c", code]  # without the packages of this one
     done = subprocess.run(command, input=asked, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{library}: {done.stderr}"
+    there = {*INSTALLED[library]} & {"peft", "adapters"}
+    assert f"+{json.dumps([*there])}" in done.stdout.splitlines()
     said: Any = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith(">")]
     if library == "load.py":
         names = json.loads((folders[0] / "labels.json").read_text())["label"]["names"]
@@ -95,7 +116,7 @@ def test_each_library_alone_gives_the_runs_own_scores(
                 assert str(tmp_path) not in (folder / name).read_text(), name
             results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
             assert [one["type"] for one in results] == ["f1", "accuracy", "matthews_correlation"]
-            assert [*programs(folder)] == [*OTHERS]
+            assert [*programs(folder)] == [*INSTALLED]
     fetched = tmp_path / "fetched"
     fetched.mkdir()
     from_hub._lay_out(tmp_path / "cls" / "lora_0", fetched, "me/x")
@@ -103,8 +124,8 @@ def test_each_library_alone_gives_the_runs_own_scores(
     assert cli("action=predict", "load_path=fetched", *here).code == 0
     again = pd.read_csv("posts.scored.csv").filter(like="pred_label_")
     pd.testing.assert_frame_equal(again, expected[tmp_path / "cls" / "lora_0"], atol=1e-4, rtol=0)
-    for library in OTHERS:
-        for folder, said in alone([*expected], library).items():
+    for library in INSTALLED:
+        for folder, said in alone([*expected], library, tmp_path / f"with_{library}").items():
             scores = pd.DataFrame(said).add_prefix("pred_label_")
             pd.testing.assert_frame_equal(scores[expected[folder].columns], expected[folder], atol=1e-4, rtol=0)
 
