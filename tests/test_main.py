@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from composed import refused
 from conftest import ROOT, Outcome
+from every_file import SAMPLE
 
 Cli = Callable[..., Outcome]
 
@@ -119,6 +120,11 @@ def test_an_experiment_of_a_user(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
     assert "\nseed: 7\n" in cli("--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job").out
+    (tmp_path / "experiment" / "short.yaml").write_text("# @package _global_\noptimization: {epochs: 1}\n")
+    typed = ["--config-dir", str(tmp_path), *SAMPLE, "experiment=short", f"save_path={tmp_path / 'run'}"]
+    assert cli(*typed).code == 0
+    again = json.loads((tmp_path / "run" / "run.json").read_text())["words"]
+    assert again[:2] == typed[:2] and set(again) == set(typed)  # with which analysis/ranking.py tells how to train it
     near = cli("--config-dir", str(tmp_path), "experiment=mien", "--cfg", "job")
     assert (near.code, near.err) == (2, "error: experiment=mien: no such option; did you mean 'mine'?\n")
 

@@ -20,7 +20,7 @@ from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.command.annotations import check_node, check_value
 from hatemtl.command.request import Request
 from hatemtl.command.used_run import using, using_alone
-from hatemtl.command.words import chosen, typed_words
+from hatemtl.command.words import chosen, config_dir, typed_words
 from hatemtl.corpora.base import Corpus
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
@@ -125,7 +125,7 @@ def requested(cfg: DictConfig) -> Request:
         **{key: cfg.data[key] for key in ("cache_prefix", "leaks", "workers", "micro_batches")},
         **{key: cfg[key] for key in ("seed", "overwrite")},
         config=config,
-        words=typed_words() if HydraConfig.initialized() else (),
+        words=(*config_dir(), *typed_words()) if HydraConfig.initialized() else (),
     )
 
 
@@ -189,6 +189,9 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
         config.pop("folds")  # it trains what it would without
     if config["unlabelled"]["corpus"] is None:
         config.pop("unlabelled")
+        for word in hydra.overrides.task if hydra is not None else ():
+            if word.lstrip("+").startswith("unlabelled.posts="):
+                raise UserError(f"{word}: of no corpus; type corpus@unlabelled.corpus=NAME as well, or leave it out")
     if "${merge" in str(OmegaConf.to_container(cfg.method, resolve=False)):
         return config
     for word in hydra.overrides.task if hydra is not None else ():

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -18,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatemtl.command.suggestions import explain, is_mistyped
-from hatemtl.command.words import parsed, quoted, typed_words
+from hatemtl.command.words import config_dir, parsed, quoted, typed_words
 from hatemtl.errors import UserError
 from hatemtl.harmless import shown
 from hatemtl.machine.interruption import interruptible
@@ -69,7 +68,7 @@ class Turn:
         """Gives what `main.py` takes to do this run alone."""
         words = [word for word in self.words if not (self.moved and word.startswith("save_path="))]
         moved = [f"save_path={quoted(str(self.save_path))}"] if self.moved else []
-        return (*_config_dir(), *words, *moved)
+        return (*config_dir(), *words, *moved)
 
     def do(self, what: Callable[[Any], T]) -> T:
         """Does something with the run's configuration, as if it were the only one."""
@@ -88,12 +87,7 @@ def same_run(*also: str) -> list[str] | None:
     if not HydraConfig.initialized():
         return None
     of_hydra = [word for word in sys.argv[1:] if word.lstrip("+~").startswith("hydra.")]
-    return [*PROGRAM, *_config_dir(), *of_hydra, *typed_words(), *also]
-
-
-def _config_dir() -> list[str]:
-    given = get_args_parser().parse_known_intermixed_args(sys.argv[1:])[0].config_dir
-    return ["--config-dir", given] if given else []
+    return [*PROGRAM, *config_dir(), *of_hydra, *typed_words(), *also]
 
 
 _turns: list[Turn] = []  # of the sweep, whose runs Hydra composes one after another in this process

@@ -30,9 +30,12 @@ def arguments(words: Sequence[str]) -> list[str]:
         raise UserError(f"{' '.join(both)}: both say how many folds; type one of them, as {both[-1]}")
     for word in words:
         several = re.fullmatch(r"((\w+)(?:@[\w.]+)?)=\[([\w ]+(?:,[\w ]+)+)\]", word)
+        names = [name.strip() for name in several[3].split(",")] if several else []
+        if several and several[2] in LISTS and len(once := [*dict.fromkeys(names)]) < len(names):
+            raise UserError(f"{word}: one stands there twice; type {several[1]}=[{','.join(once)}]")
         if several and files(several[2]) and several[2] not in (*LISTS, "experiment"):
-            one = f"{several[1]}={several[3].split(',')[0].strip()}"
-            each = f"{several[1]}={several[3].replace(' ', '')}"
+            one = f"{several[1]}={names[0]}"
+            each = f"{several[1]}={','.join(names)}"
             raise UserError(
                 f"{word}: expected one option of the group {several[2]}; type {one}, or -m {each} for one run each"
             )

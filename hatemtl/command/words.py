@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
@@ -37,6 +38,12 @@ def typed_words() -> list[str]:
     """Gives the overrides that were typed for the run that Hydra started."""
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return words
+
+
+def config_dir() -> list[str]:
+    """Gives the words that name a folder of the user's own options; none where none was typed."""
+    given = get_args_parser().parse_known_intermixed_args(sys.argv[1:])[0].config_dir
+    return ["--config-dir", given] if given else []
 
 
 def option_of(group: str) -> str:

@@ -133,7 +133,7 @@ def read_delimited(
         except csv.Error as error:
             raise UserError(f"{path}, line {before + 1}: cannot be read ({error}); {again}") from error
     if not lines or header is None:
-        raise UserError(f"{path}: holds no rows; {again}")
+        raise UserError(f"{path}: holds no rows, expected a line of names and below it a row a post; {again}")
     kept = {header[i]: column for i, column in columns.items()}
     if len(kept) != len(columns):
         raise UserError(f"{path}: two columns have one name ({', '.join(header)}); {again}")
@@ -177,7 +177,7 @@ def read_jsonl(path: Path, *, again: str) -> Rows:
         except (ValueError, RecursionError) as error:  # a number or a nesting that is too long, too
             raise UserError(f"{path}, line {number}: not valid JSON ({_told(error)}); {again}") from error
     if not found:
-        raise UserError(f"{path}: holds no rows; {again}")
+        raise UserError(f"{path}: holds no rows, expected a JSON object a line; {again}")
     names = dict.fromkeys(name for row in found.values() for name in row)
     return Rows(path, {name: [row.get(name) for row in found.values()] for name in names}, [*found], again)
 

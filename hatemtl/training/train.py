@@ -97,6 +97,9 @@ def _train(
         raise UserError(
             "unlabelled.corpus would be read by nothing; type regulariser=[vat] or corpus@unlabelled.corpus=null"
         )
+    if optimization.total_epochs and not request.regularisers and not any(task.weight for task in request.tasks.values()):
+        first = next(iter(request.tasks))
+        raise UserError(f"tasks.{first}.weight=0, as of every task: nothing would be learnt; type tasks.{first}.weight=1")
     if request.evaluations and not then_test:
         raise UserError(f"evaluations=[{','.join(request.evaluations)}] judge a test; type action=[train,test]")
     if request.folds is not None and request.folds.of == "test" and not then_test:

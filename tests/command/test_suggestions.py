@@ -256,6 +256,7 @@ def test_options_may_stand_anywhere_and_no_experiment_is_one(typed: list[str], g
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
+        (["tasks=[label, cola,label]"], "tasks=[label, cola,label]: one stands there twice; type tasks=[label,cola]"),
         (["--encoder=minilm"], "--encoder=minilm: keys are typed without dashes; type encoder=minilm"),
         (["-seed=3"], "-seed=3: keys are typed without dashes; type seed=3"),
         (["--encoder", "minilm"], "--encoder: keys are typed without dashes; type encoder=minilm"),

@@ -123,6 +123,9 @@ SAMPLE OUT data.micro_batches=0
 SAMPLE OUT unlabelled.posts=0 corpus@unlabelled.corpus=sample
 SAMPLE OUT regulariser=[vat] regulariser.vat.weight=-1
 SAMPLE OUT regulariser=[distil]
+SAMPLE OUT regulariser=[vat,vat]
+SAMPLE OUT tasks.label.weight=0
+SAMPLE OUT unlabelled.posts=5
 SAMPLE OUT augmentation=[drop] augmentation.drop.share=2
 SAMPLE OUT evaluations=[bias]
 SAMPLE OUT evaluations=[nope]
