@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from ranking import command
 from report_figures import FORMATS, Figure, Value, bars
-from report_merges import interference, retention
+from report_merges import interference, retention, retention_curves
 from report_posts import wrong
 from report_sections import (
     MEANS,
@@ -182,7 +182,7 @@ def report(args: argparse.Namespace, typed: str) -> tuple[bytes, list[Figure]]:
     say, rows = verdicts(asked, args.letters and len(systems) > 1)
     first, quality = overview(asked, rows, typed)
     figures = [first, *by_label(asked), *by_group(asked), *learning(asked), *cost(asked, quality), *conflicts(asked)]
-    figures += [*reliability(asked), *retention(asked), *interference(asked)]
+    figures += [*reliability(asked), *retention(asked), *retention_curves(asked), *interference(asked)]
     cells = {key: shown_cells(row, say) for key, row in rows.items()}
     columns = ["verdict", "letters", *dict.fromkeys(column for row in cells.values() for column in row)]
     columns = [*dict.fromkeys(column for column in columns if any(row.get(column) for row in cells.values()))]

@@ -163,6 +163,7 @@ def curves(
     names: Sequence[str],
     series: Mapping[str, Sequence[Mapping[int, float]]],
     means: Mapping[str, Mapping[int, float]],
+    x: str,
     y: str,
     format: str,
 ) -> bytes:
@@ -179,7 +180,7 @@ def curves(
             [*of], [*of.values()], linewidth=1.8, marker=MARKERS[i % len(MARKERS)], markersize=3, **_look(i)
         )
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set(xlabel="epoch", ylabel=y)
+    axis.set(xlabel=x, ylabel=y)
     _legend(axis, handles, [*series])
     return content(figure, format)
 

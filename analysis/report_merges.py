@@ -1,13 +1,15 @@
 """Sets merges of a report against what they were made of: F1 that was kept, and updates in one another's way."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from heatmap import Panel, drawn
 from interference import SUMMARY, by_sources, cosine_over, examine, summary
 from loras import read_sources
-from report_figures import Figure, Value, bars
+from report_figures import Figure, Value, bars, curves
 from report_sections import Asked
 from results import Results, ResultsError, find_results, note, read_results, sidecar
 from retention import COLUMNS, compare
@@ -44,6 +46,36 @@ def retention(asked: Asked) -> Iterator[Figure]:
             text = "The first seed. F1 of the parts, each asked for its own labels, and of what was made of them."
             draw = partial(bars, COLUMNS[:2], f1s, "F1")
             yield Figure(f"retention-{number}", f"What {system.name} kept of its parts", text, draw, table, command)
+
+
+def retention_curves(asked: Asked) -> Iterator[Figure]:
+    """Macro-F1 that was kept, by the steps that were trained after merging: a line a way to merge, a figure a task."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for _, system, _, _ in _merges(asked, "results.csv"):
+        for run in system.each():
+            record, choices = sidecar(run, "run.json") or {}, (sidecar(run, "config.yaml") or {}).get("choices") or {}
+            way = str(choices.get("merge") or choices.get("method") or system.name)
+            with suppress(ResultsError):  # which `retention` tells
+                rows = compare(run, [read_results(path) for path in find_results(record["sources"])], None, "test")
+                for task in asked.tasks:
+                    kept = rows.get(f"test_{task}_macro_f1", [None] * 4)[3]
+                    if kept is not None:
+                        by_steps = found.setdefault(task, {}).setdefault(way, {})
+                        by_steps.setdefault(int(record.get("steps") or 0), []).append(kept)
+    for task, ways in found.items():
+        if sum(map(len, ways.values())) < 2:
+            continue
+        lines = {way: {steps: fmean(of[steps]) for steps in sorted(of)} for way, of in ways.items()}
+        steps = sorted({at for of in lines.values() for at in of})
+        table = Table(
+            [*lines], {str(at): [of.get(at) for of in lines.values()] for at in steps}, corner="steps", counts=False
+        )
+        y = "macro-F1, as a share of the parts'"
+        draw = partial(curves, [*lines], {way: [of] for way, of in lines.items()}, lines, "steps after merging", y)
+        text = "Means over seeds: what was made of the parts, over the parts, each asked for its own labels."
+        yield Figure(
+            f"retention-curves-{task}", f"Retention by steps after merging, task {task}", text, draw, table, asked.command
+        )
 
 
 def interference(asked: Asked) -> Iterator[Figure]:

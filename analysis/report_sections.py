@@ -202,7 +202,7 @@ def learning(asked: Asked) -> Iterator[Figure]:
         text = "On validation posts. A thick line is the mean of the seeds that got so far, a thin one a seed."
         if len(whole) < len(asked.systems):
             text += " Systems of parts have no line."
-        draw = partial(curves, asked.names, each, means, shown(column))
+        draw = partial(curves, asked.names, each, means, "epoch", shown(column))
         table = Table([*each], rows, corner="epoch", counts=False)
         yield Figure(f"learning-{metric}", f"{column} by epoch", text, draw, table, asked.command)
 

@@ -238,6 +238,18 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
     html = (tmp_path / "report.html").read_text()
     assert code == 0 and "What merge kept of its parts" in html and "analysis/retention.py --merged merge --parts" in html
     assert "note: no interference of merge" in err  # there are no adapters
+    assert "Retention by steps" not in html  # of one merge there is no curve
+    choices, trained = {"choices": {"merge": "mean"}}, scores.copy()
+    scores[:] = np.where(gold, 0.9, 0.1)
+    for name, steps in (("untrained", 0), ("trained", 40)):
+        save(tmp_path / name, gold, scores, kind="multilabel", task="target", names="wxyz", rows=counts(every),
+             sources=sources, steps=steps, config=choices)  # fmt: skip
+        scores[:] = trained
+    code, _, err = run("untrained", "trained", *FEW)
+    html = (tmp_path / "report.html").read_text()
+    assert code == 0 and "Retention by steps after merging, task target" in html
+    rows = re.findall(r'<th scope="row">(\d+)</th>\s*<td[^>]*>([\d.]+)', html[html.index("Retention by steps") :])
+    assert [at for at, _ in rows[:2]] == ["0", "40"] and float(rows[0][1]) > 1 and float(rows[1][1]) == 1
     code, _, err = run("part_?", *FEW, "--name", "parts")
     assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
 
