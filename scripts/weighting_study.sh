@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # How should one model learn several tasks: is any weighting of their losses or gradients better than a plain sum of losses
-# whose fixed weights were tuned? For each set of tasks tunes the sum on validation with the first seed (each task's weight times
-# and by FACTOR, the best by the unweighted mean of the tasks' metrics), trains it and every weighting with every seed,
-# tests all, and ends with verdicts against the tuned sum, a table a task. What a weighting costs a step, benchmarks/objectives.py tells.
+# whose fixed weights were tuned? For each set of tasks tunes the sum on validation with the first seed (one task's weight times
+# or by FACTOR, the best by the unweighted mean of the tasks' metrics, and from there again, until none is better), trains it and
+# every weighting with every seed, tests all, and ends with verdicts against the tuned sum, a table a task. What a weighting costs
+# a step, benchmarks/objectives.py tells.
 #
 # Parameters come from the environment; finished runs are skipped, so it may be interrupted and started again. JOBS seeds run
 # side by side; on two cores OMP_NUM_THREADS=1 JOBS=2 is the fastest way:
@@ -39,6 +40,17 @@ score() {  # run, its tasks: the sum of their metrics on validation
   echo "$sum"
 }
 
+weigh() {  # which task, a step of 1 or -1 from its power: what is typed, and how it is called
+  local i power
+  typed=() called=
+  for i in "${!tasks[@]}"; do
+    power=$((powers[i] + (i == $1 ? $2 : 0)))
+    ((power != 0)) || continue
+    weight=$(awk "BEGIN { printf \"%.4g\", $FACTOR ^ $power }")
+    typed+=("tasks.${tasks[$i]}.weight=$weight") called+=+${tasks[$i]}_$weight
+  done
+}
+
 if [[ ${1:-} == --seed ]]; then  # set, seed, the weights of the tuned sum
   for weighting in sum "${weightings[@]}"; do
     train "tasks=[$2]" "weighting=$weighting" "seed=$3" "save_path=$OUT/${2//,/+}/$weighting/$3"
@@ -51,14 +63,22 @@ for set in "${sets[@]}"; do
   IFS=, read -ra tasks <<<"$set"
   folder=$OUT/${set//,/+}
   train "tasks=[$set]" "seed=${seeds[0]}" "save_path=$folder/sum/${seeds[0]}"
-  best=$(score "$folder/sum/${seeds[0]}" "${tasks[@]}") weights=()
-  for task in "${tasks[@]}"; do
-    for weight in "$FACTOR" "$(awk "BEGIN { printf \"%.4g\", 1 / $FACTOR }")"; do
-      run=$folder/tuning/${task}_$weight
-      train "tasks=[$set]" "tasks.$task.weight=$weight" "seed=${seeds[0]}" "save_path=$run"
-      found=$(score "$run" "${tasks[@]}")
-      if awk "BEGIN { exit !($found > $best) }"; then best=$found weights=("tasks.$task.weight=$weight"); fi
+  best=$(score "$folder/sum/${seeds[0]}" "${tasks[@]}") weights=() powers=("${tasks[@]/*/0}")  # of FACTOR, a task's weight
+  while :; do
+    better=
+    for i in "${!tasks[@]}"; do
+      for step in 1 -1; do
+        weigh "$i" "$step"
+        [ ${#typed[@]} -gt 0 ] || continue  # which is the plain sum
+        run=$folder/tuning/${called#+}
+        train "tasks=[$set]" "${typed[@]}" "seed=${seeds[0]}" "save_path=$run"
+        found=$(score "$run" "${tasks[@]}")
+        if awk "BEGIN { exit !($found > $best) }"; then best=$found better="$i $step" weights=("${typed[@]}"); fi
+      done
     done
+    [ -n "$better" ] || break
+    read -r i step <<<"$better"
+    powers[i]=$((powers[i] + step))
   done
   echo "$set: the tuned sum has ${weights[*]:-equal weights}"
   printf '%s\n' "${seeds[@]}" | xargs -P "$JOBS" -I{} "scripts/${0##*/}" --seed "$set" {} ${weights[@]+"${weights[@]}"}

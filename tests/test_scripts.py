@@ -167,3 +167,37 @@ def test_text_of_another_corpus_first_is_estimated_trained_and_priced(script: Sc
     assert yaml.safe_load((stacked / "config.yaml").read_text())["tasks"]["label"]["corpus"]["size"] == 150
     wrong = script("dapt_study.sh", **{**kinds, "KINDS": "ah_parbn"}, OUT=str(out))
     assert wrong.returncode == 2 and "there is no method=ah_parbn" in wrong.stderr
+
+
+TUNED = """\
+#!/usr/bin/env python3
+# In uv's place: a run whose sum of metrics is greatest where the target weighs 9 and the rationale a third.
+import math, pathlib, sys
+given = dict(word.split("=", 1) for word in sys.argv[3:] if "=" in word)
+if sys.argv[2] == "main.py":
+    weights = [float(given.get(f"tasks.{task}.weight", 1)) for task in ("label", "target", "rationale")]
+    off = [abs(math.log(weight, 3) - best) for weight, best in zip(weights, (0, 2, -1))]
+    run = pathlib.Path(given["save_path"])
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "results.csv").write_text(
+        "metric,value\\n" + "".join(f"val_{name},{1 - share}\\n" for name, share in
+                                    zip(("label_macro_f1", "target_macro_f1", "rationale_f1"), off)))
+else:
+    pathlib.Path(sys.argv[sys.argv.index("--output") + 1]).write_text("")
+"""
+
+
+def test_a_sum_is_tuned_until_no_step_of_a_weight_is_better(tmp_path: Path) -> None:
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(TUNED)
+    uv.chmod(0o755)
+    given = {"SETS": "label,target,rationale", "WEIGHTINGS": "famo", "SEEDS": "0 1", "OUT": str(tmp_path / "out")}
+    environment = {**os.environ, **given, "PATH": f"{uv.parent}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run([ROOT / "scripts" / "weighting_study.sh"], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "the tuned sum has tasks.target.weight=9 tasks.rationale.weight=0.3333\n" in ended.stdout
+    folder = tmp_path / "out" / "label+target+rationale"
+    assert {path.name for path in folder.glob("tuned_sum/*")} == {"0", "1"}
+    tried = {path.name for path in (folder / "tuning").iterdir()}
+    assert {"target_3", "target_9", "target_9+rationale_0.3333", "target_27+rationale_0.3333"} <= tried
