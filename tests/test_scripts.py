@@ -170,7 +170,7 @@ def test_text_of_another_corpus_first_is_estimated_trained_and_priced(script: Sc
 
 
 TUNED = """\
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -SE
 # In uv's place: a run whose sum of metrics is greatest where the target weighs 9 and the rationale a third.
 import math, pathlib, sys
 given = dict(word.split("=", 1) for word in sys.argv[3:] if "=" in word)
