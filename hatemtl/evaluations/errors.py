@@ -141,6 +141,8 @@ class Errors:
         wrong, right = (
             Counter(word for place in np.flatnonzero(side).tolist() for word in held[place]) for side in (of.wrong, of.right)
         )
+        if not right:  # nothing to compare with: all odds are those of rounding
+            return
         found = []
         for word, (odds, z) in log_odds(wrong, right, self.prior).items():
             if wrong[word] >= self.least and z > 0:

@@ -1,5 +1,6 @@
 """Errors listed by hand: which posts, in which order, and which words stand behind them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ def errors(**given: Any) -> Errors:
     return Errors(**{**usual, "marked": None, "explainer": None, **given})
 
 
-def listed(**given: Any) -> dict[str, Any]:
-    scores = np.stack([HATE, 1 - np.array(HATE)], axis=1).astype(np.float32)
+def listed(hate: Sequence[float] = HATE, **given: Any) -> dict[str, Any]:
+    scores = np.stack([hate, 1 - np.array(hate)], axis=1).astype(np.float32)
     said = Predicted("test", LabelSpace("multiclass", ("hate", "fine")), np.arange(6), scores, np.array(GOLD))
     words = [np.array([0, 1] if "bad" in text else [0] * len(text.split(" ")), np.float32) for text in TEXTS]
     marked = np.empty(6, object)
@@ -77,6 +78,8 @@ def test_words_are_those_that_wrong_posts_hold_more_often() -> None:
     of_wrong, of_right = dict.fromkeys(("words", "bad", "kind", "tea"), 1), dict.fromkeys(("kind", "tea"), 1)
     assert bad["log_odds"] == pytest.approx(log_odds(of_wrong, of_right, 10)["bad"][0])
     assert not listed(least=2)[WORDS]
+    wrong = listed([0.9, 0.8, 0.6, 0.7, 0.1, 0.4])[WORDS]  # of the fine posts none is right: there is nothing to compare with
+    assert {(row["label"], row["error"]) for row in wrong} == {("hate", "false_negative"), ("fine", "false_positive")}
 
 
 def test_log_odds_are_those_of_the_formula_and_turn_with_the_sides() -> None:
