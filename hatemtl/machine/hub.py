@@ -10,12 +10,12 @@ NAME = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w./-]+))
 
 
 def parted(name: str) -> tuple[str, str | None]:
-    """Parts a repository from its revision; what is no OWNER/NAME@REVISION has none.
+    """Parts a repository from its revision; what is no OWNER/NAME@REVISION, or is a folder here, has none.
 
     >>> parted("me/adapter@refs/pr/1"), parted("me/adapter"), parted("/home/me@work/x")
     (('me/adapter', 'refs/pr/1'), ('me/adapter', None), ('/home/me@work/x', None))
     """
-    match = NAME.fullmatch(name)
+    match = None if Path(name).is_dir() else NAME.fullmatch(name)
     return (match["repo"], match["revision"]) if match else (name, None)
 
 

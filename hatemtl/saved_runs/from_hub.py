@@ -42,11 +42,11 @@ def adopted(given: str) -> Path:
 
     Raises UserError where the hub has none in safetensors, or is out of reach.
     """
-    repo, _ = parted(given)
+    repo, revision = parted(given)
     patterns = [*OWN, *(f"{place}{name}" for place in ("", "adapterhub/", "peft/") for name in (SETTINGS, *FILES.values()))]
     way_out = (
         f"no folder here is called {given} either; check the path, or fetch it where there is a network (`hf download "
-        f"{repo}`) and copy the cache that HF_HOME names"
+        f"{repo}{f' --revision {revision}' if revision else ''}`) and copy the cache that HF_HOME names"
     )
     snapshot = fetch(given, kind="model", patterns=patterns, way_out=way_out)
     place = _cache() / f"{repo.replace('/', '--')}@{snapshot.name}"

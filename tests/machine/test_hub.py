@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hatemtl.errors import UserError
-from hatemtl.machine.hub import fetch
+from hatemtl.machine.hub import fetch, parted
 
 
 @pytest.fixture
@@ -36,6 +36,13 @@ def test_what_is_cached_needs_no_network(offline: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     assert fetch("some/model", kind="model", patterns=["*.json"], way_out="-") == snapshot
+
+
+def test_a_folder_here_is_no_repository_with_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parted("encoders/bert@2") == ("encoders/bert", "2")
+    (tmp_path / "encoders" / "bert@2").mkdir(parents=True)
+    assert parted("encoders/bert@2") == ("encoders/bert@2", None)
 
 
 @pytest.mark.parametrize(

@@ -141,3 +141,5 @@ def test_without_network_the_way_out_is_told(hub: Path) -> None:
         UserError, match=r"neither cached here nor within reach; no folder here is called me/none either; .*hf download"
     ):
         SavedRun("me/none")
+    with pytest.raises(UserError, match="`hf download me/none --revision refs/pr/1`"):
+        SavedRun("me/none@refs/pr/1")
