@@ -51,8 +51,9 @@ def _what(facts: Facts) -> str:
     )
     source = record["encoder_source"]
     on = code(facts.base or shared_source(source, None) or last(source))
+    drawn = " with weights drawn at random" if facts.run.config["encoder"].get("random") else ""
     return (
-        f"A classifier of short texts: {tasks}. {on}, trained {_method(facts.run)} of hatemtl "
+        f"A classifier of short texts: {tasks}. {on}{drawn}, trained {_method(facts.run)} of hatemtl "
         f"{record['versions']['hatemtl']}. Content warning: its labels and its training posts may be about hate and abuse."
     )
 

@@ -133,6 +133,8 @@ def test_a_table_is_nobodys_own_and_no_run_is_merged_of_nothing(tmp_path: Path) 
     for source, name in (("/home/alice/e", "`e`"), ("package:x/model", "`package:x/model`")):
         write_record(run.folder, {**run.record, "encoder_source": source})
         assert f"{name}, trained" in card.write(facts(run, base=None))
+    write_config(run.folder, {**run.config, "encoder": {"random": {"num_hidden_layers": 2}}})
+    assert "`package:x/model` with weights drawn at random, trained" in card.write(facts(run, base=None))
 
 
 def test_the_best_of_several_seeds_is_said_to_be_that(tmp_path: Path) -> None:
