@@ -15,7 +15,7 @@ from hatemtl.corpora.questions import laid_out
 from hatemtl.corpora.rows import LONGEST, Rows, shown
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.harmless import unguarded
-from hatemtl.machine.hub import fetch
+from hatemtl.machine.hub import NAME, fetch
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
@@ -207,6 +207,8 @@ class Hub:
 
     def splits(self, names: Sequence[str], way_out: str, *, some: bool = False) -> Iterator[tuple[str, Rows]]:
         """Reads the rows of each split. way_out: what to type without network. some: whether one of the splits is enough."""
+        if "@" in self.repo or not NAME.fullmatch(self.repo):
+            raise UserError(f"{self.repo!r} is no name of a hub dataset, expected OWNER/NAME; {way_out}")
         patterns = [f"{self.config}/{name}/*.parquet" for name in names]
         folder = fetch(f"{self.repo}@refs/convert/parquet", kind="dataset", patterns=patterns, way_out=way_out)
         again = f"delete {folder} and run again to download it anew"
