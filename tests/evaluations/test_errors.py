@@ -78,7 +78,7 @@ def test_words_are_those_that_wrong_posts_hold_more_often() -> None:
     of_wrong, of_right = dict.fromkeys(("words", "bad", "kind", "tea"), 1), dict.fromkeys(("kind", "tea"), 1)
     assert bad["log_odds"] == pytest.approx(log_odds(of_wrong, of_right, 10)["bad"][0])
     assert not listed(least=2)[WORDS]
-    wrong = listed([0.9, 0.8, 0.6, 0.7, 0.1, 0.4])[WORDS]  # of the fine posts none is right: there is nothing to compare with
+    wrong = listed([0.9, 0.8, 0.6, 0.7, 0.1, 0.4])[WORDS]  # of the fine posts none is right, to compare with
     assert {(row["label"], row["error"]) for row in wrong} == {("hate", "false_negative"), ("fine", "false_positive")}
 
 
