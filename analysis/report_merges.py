@@ -1,5 +1,6 @@
 """Sets merges of a report against what they were made of: F1 that was kept, and updates in one another's way."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -49,26 +50,34 @@ def retention(asked: Asked) -> Iterator[Figure]:
 
 
 def retention_curves(asked: Asked) -> Iterator[Figure]:
-    """Macro-F1 that was kept, by the steps that were trained after merging: a line a way to merge, a figure a task."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for _, system, _, _ in _merges(asked, "results.csv"):
+    """Macro-F1 that was kept, by the steps that were trained after merging: a line a way to merge, a figure a task.
+
+    A point is a system; those of one way after as many steps differ in something else, and are named apart.
+    """
+    found = defaultdict[str, dict[str, dict[str, tuple[int, float]]]](dict)
+    for _, system, merged, _ in _merges(asked, "results.csv"):
+        seeds = defaultdict[str, list[tuple[int, float]]](list)
         for run in system.each():
-            record, choices = sidecar(run, "run.json") or {}, (sidecar(run, "config.yaml") or {}).get("choices") or {}
-            way = str(choices.get("merge") or choices.get("method") or system.name)
+            record = sidecar(run, "run.json") or {}
             with suppress(ResultsError):  # which `retention` tells
-                rows = compare(run, [read_results(path) for path in find_results(record["sources"])], None, "test")
+                parts = [read_results(path) for path in find_results(record.get("sources") or {})]
+                rows = compare(run, parts, None, "test")
                 for task in asked.tasks:
-                    kept = rows.get(f"test_{task}_macro_f1", [None] * 4)[3]
-                    if kept is not None:
-                        by_steps = found.setdefault(task, {}).setdefault(way, {})
-                        by_steps.setdefault(int(record.get("steps") or 0), []).append(kept)
+                    if (kept := rows.get(f"test_{task}_macro_f1", [None] * 4)[3]) is not None:
+                        seeds[task].append((record.get("steps") or 0, kept))
+        for task, each in seeds.items():
+            steps, shares = zip(*each, strict=True)
+            found[task].setdefault(_way(merged, system), {})[system.name] = round(fmean(steps)), fmean(shares)
     for task, ways in found.items():
-        if sum(map(len, ways.values())) < 2:
+        lines: dict[str, dict[int, float]] = {}
+        for way, of in ways.items():
+            together = dict(sorted(of.values()))
+            lines |= {way: together} if len(together) == len(of) else {name: dict([point]) for name, point in of.items()}
+        if sum(map(len, lines.values())) < 2:
             continue
-        lines = {way: {steps: fmean(of[steps]) for steps in sorted(of)} for way, of in ways.items()}
-        steps = sorted({at for of in lines.values() for at in of})
+        at = sorted(set().union(*lines.values()))
         table = Table(
-            [*lines], {str(at): [of.get(at) for of in lines.values()] for at in steps}, corner="steps", counts=False
+            [*lines], {str(steps): [of.get(steps) for of in lines.values()] for steps in at}, corner="steps", counts=False
         )
         y = "macro-F1, as a share of the parts'"
         draw = partial(curves, [*lines], {way: [of] for way, of in lines.items()}, lines, "steps after merging", y)
@@ -76,6 +85,14 @@ def retention_curves(asked: Asked) -> Iterator[Figure]:
         yield Figure(
             f"retention-curves-{task}", f"Retention by steps after merging, task {task}", text, draw, table, asked.command
         )
+
+
+def _way(merged: Results, system: System) -> str:
+    """How a run was made of others: by its merge, or else its method, and what became of the heads."""
+    config = sidecar(merged, "config.yaml") or {}
+    choices, heads = config.get("choices") or {}, (config.get("heads") or {}).get("merge")
+    way = str(choices.get("merge") or choices.get("method") or system.name)
+    return f"{way}, heads {heads}" if heads else way
 
 
 def interference(asked: Asked) -> Iterator[Figure]:

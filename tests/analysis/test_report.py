@@ -250,6 +250,12 @@ def test_a_merge_is_set_against_its_parts(run: Run, tmp_path: Path) -> None:
     assert code == 0 and "Retention by steps after merging, task target" in html
     rows = re.findall(r'<th scope="row">(\d+)</th>\s*<td[^>]*>([\d.]+)', html[html.index("Retention by steps") :])
     assert [at for at, _ in rows[:2]] == ["0", "40"] and float(rows[0][1]) > 1 and float(rows[1][1]) == 1
+    save(tmp_path / "otherwise", gold, scores * 0.9, kind="multilabel", task="target", names="wxyz", rows=counts(every),
+         sources=sources, steps=40, config=choices)  # fmt: skip
+    code, _, err = run("untrained", "trained", "otherwise", *FEW)
+    html = (tmp_path / "report.html").read_text()
+    names = re.search(r"steps</th>(.*?)</tr>", html[html.index("Retention by steps") :])
+    assert code == 0 and names and re.findall(">(\\w+)<", names[1]) == ["untrained", "trained", "otherwise"]
     code, _, err = run("part_?", *FEW, "--name", "parts")
     assert code == 0 and all(f'<th scope="row">{label}</th>' in (tmp_path / "report.html").read_text() for label in "wxyz")
 
