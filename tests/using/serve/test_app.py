@@ -22,7 +22,7 @@ from hatemtl.command.used_run import using_alone
 from hatemtl.using.predictor import Predictor
 from hatemtl.using.serve.app import PAGES, TEXT, app
 from hatemtl.using.serve.one_encoder import OnOneEncoder, together
-from hatemtl.using.serve.queue import Queue
+from hatemtl.using.serve.queue import Full, Queue
 from hatemtl.using.serve.runs import Runs
 
 pytestmark = pytest.mark.slow  # runs are trained
@@ -168,6 +168,15 @@ def test_words_are_explained_alone_as_side_by_side(alone: TestClient, four: Test
 def test_a_wrong_request_is_told_why(alone: TestClient, path: str, asked: Any, status: int, said: str) -> None:
     answer = alone.post(path, json=asked)
     assert answer.status_code == status and re.search(said, answer.json()["error"])
+
+
+def test_where_too_many_wait_the_answer_is_503(alone: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise Full
+
+    monkeypatch.setattr(Queue, "predict", full)
+    answer = alone.post("/predict", json={"texts": ["a"]})
+    assert answer.status_code == 503 and "try again in a moment" in answer.json()["error"]
 
 
 def test_a_file_is_read_as_predict_reads_it(alone: TestClient) -> None:
