@@ -340,8 +340,8 @@ COMMAND = ["encoder=tiny", "tasks=[table]", "tasks.table.column=label", "optimiz
         ([], ["corpus=table needs a file", "tasks.TASK.corpus.path=posts.csv, with experiment=own corpus.path=posts.csv"]),
         (["tasks.table.corpus.path=nowhere/posts.csv"], ["nowhere/posts.csv", "no such file"]),
         (["tasks.table.corpus.path=nowhere/posts"], ["nowhere/posts", "hub", "no file here"]),
-        (["tasks.table.corpus.path=./posts"], ["'./posts' is no name of a hub dataset, expected OWNER/NAME", "no file here"]),
-        (["tasks.table.corpus.path=some/data@v1"], ["'some/data@v1' is no name of a hub dataset, expected OWNER/NAME;"]),
+        (["tasks.table.corpus.path=./posts"], ["'./posts' is no name of a hub dataset, expected OWNER/NAME; "]),
+        (["tasks.table.corpus.path=some/data@v1"], ["'some/data@v1' is no name of a hub dataset, expected OWNER/NAME; "]),
         (
             ["tasks.table.corpus.path=nowhere/posts.csv", "tasks.table.column=null"],
             ["column=null", "tasks.TASK.column=NAME"],
