@@ -1,5 +1,6 @@
 """Fetches models and data from the hub: the only door in from the network; says what to do where it is shut."""
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ def parted(name: str) -> tuple[str, str | None]:
     >>> parted("me/adapter@refs/pr/1"), parted("me/adapter"), parted("/home/me@work/x")
     (('me/adapter', 'refs/pr/1'), ('me/adapter', None), ('/home/me@work/x', None))
     """
-    match = None if Path(name).is_dir() else NAME.fullmatch(name)
+    match = None if os.path.isdir(name) else NAME.fullmatch(name)  # Path.is_dir fails at a long name
     return (match["repo"], match["revision"]) if match else (name, None)
 
 
