@@ -2,6 +2,8 @@
 
 import os
 import re
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +33,9 @@ def fetch(name: str, *, kind: Literal["model", "dataset"], patterns: list[str], 
 
     repo, revision = parted(name)
     unreachable = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError)
+    download = partial(snapshot_download, repo, repo_type=kind, revision=revision, allow_patterns=patterns)
     try:
-        return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns))
+        return Path(download())
     except errors.HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a hub {kind}, expected OWNER/NAME; {way_out}") from error
     except errors.RepositoryNotFoundError as error:
@@ -40,4 +43,6 @@ def fetch(name: str, *, kind: Literal["model", "dataset"], patterns: list[str], 
     except errors.RevisionNotFoundError as error:
         raise UserError(f"the hub's {kind} {repo!r} has no revision {revision!r}; {way_out}") from error
     except unreachable as error:
+        with suppress(*unreachable):  # of a commit, huggingface_hub 1 asks which files it has, though they are cached
+            return Path(download(local_files_only=True))
         raise UserError(f"the hub's {kind} {repo!r} is neither cached here nor within reach; {way_out}") from error
