@@ -169,8 +169,13 @@ def _folds(cfg: DictConfig) -> Folds | None:
 
 
 def _unlabelled(cfg: DictConfig) -> Unlabelled | None:
-    corpus = build(cfg.unlabelled.corpus) if cfg.unlabelled.corpus is not None else None
-    return None if corpus is None else Unlabelled(corpus=corpus, posts=cfg.unlabelled.posts)
+    """Gives the unlabelled posts that are asked for. Raises UserError where a key says how many, but not of which corpus."""
+    if cfg.unlabelled.corpus is not None:
+        return Unlabelled(corpus=build(cfg.unlabelled.corpus), posts=cfg.unlabelled.posts)
+    for word in typed_words() if HydraConfig.initialized() else ():
+        if word.lstrip("+").startswith("unlabelled.posts="):
+            raise UserError(f"{word}: of no corpus; type corpus@unlabelled.corpus=NAME as well, or leave it out")
+    return None
 
 
 def known_by(cfg: DictConfig) -> dict[str, Any]:
@@ -189,9 +194,6 @@ def known_by(cfg: DictConfig) -> dict[str, Any]:
         config.pop("folds")  # it trains what it would without
     if config["unlabelled"]["corpus"] is None:
         config.pop("unlabelled")
-        for word in hydra.overrides.task if hydra is not None else ():
-            if word.lstrip("+").startswith("unlabelled.posts="):
-                raise UserError(f"{word}: of no corpus; type corpus@unlabelled.corpus=NAME as well, or leave it out")
     if "${merge" in str(OmegaConf.to_container(cfg.method, resolve=False)):
         return config
     for word in hydra.overrides.task if hydra is not None else ():

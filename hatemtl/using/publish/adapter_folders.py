@@ -55,14 +55,15 @@ def write_adapterhub(
 
     Raises UserError where a layer is adapted that AdapterHub leaves alone.
     """
-    body.config.name_or_path = parted(base)[0]
+    repo, _ = parted(base)
+    body.config.name_or_path = repo
     name = module_name(run.folder.resolve().name)
     if run.record["library"] == "adapterhub":
         shutil.copytree(run.folder / "adapter", folder)
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["name"]
-        path.write_text(json.dumps({**config, "model_name": parted(base)[0]}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**config, "model_name": repo}, indent=2) + "\n", encoding="utf-8")
     else:
         assert found is not None
         tensors, inner = lora_formats.to_adapterhub(found, name=name, depth=body.config.num_hidden_layers)
