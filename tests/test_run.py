@@ -255,14 +255,27 @@ def test_a_broken_checkpoint_is_told_and_overwritten(
     checkpoint = unfinished(tmp_path / "run") / "last.ckpt"
     whole = torch.load(checkpoint, weights_only=True)
     weights = {name: torch.zeros(3) for name in whole["state_dict"]}
-    other: Any = {**whole, "state_dict": weights}, {**whole, "state_dict": {}}, {"epoch": 1}, [1], Path
+    other: Any = {**whole, "state_dict": weights}, {**whole, "state_dict": {}}, {"epoch": 1}, {**whole, "optimizer_states": []}, [1], Path
     for content in other:
         torch.save(content, checkpoint)
         told = cli(*options)
         assert told.code == 2, told.err
-        said = "of this network's size" if isinstance(content, dict) and len(content) > 1 else "is no checkpoint of a run"
+        fits = isinstance(content, dict) and content.get("optimizer_states")
+        said = "of this network's size" if fits else "is no checkpoint of a run"
         assert said in told.err and "overwrite=true" in told.err
     assert "it names GLOBAL pathlib.Path" in told.err  # of which nothing was run
+    (moments,) = whole["optimizer_states"]
+    small = {place: {**state, "exp_avg": torch.zeros(3)} for place, state in moments["state"].items()}
+    for states in [{}], [{**moments, "param_groups": []}], [{**moments, "state": small}], [{**moments, "state": [1]}]:
+        torch.save({**whole, "optimizer_states": states}, checkpoint)
+        told = cli(*options)
+        assert told.code == 2, told.err
+        assert "last.ckpt does not fit this run (" in told.err and "overwrite=true" in told.err
+    for key, content in {"loops": {}, "callbacks": {"BestWeights": [1]}, "lr_schedulers": [[1]]}.items():
+        torch.save({**whole, key: content}, checkpoint)
+        assert cli(*options).code in (0, 2), key
+        if not checkpoint.exists():
+            break
     os.truncate(checkpoint, checkpoint.stat().st_size // 2)
     told = cli(*options)
     assert told.code == 2

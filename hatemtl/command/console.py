@@ -56,6 +56,13 @@ class Console(Page):
             page.print(*objects, **options)
             self._keep(text.getvalue())
 
+    def on_broken_pipe(self) -> None:
+        """Goes on without a terminal: what is computed is worth more than that somebody reads along (`| head -1`)."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
     def keep(self, path: Path) -> None:
         """Keeps what was printed, and all that will be, in this file as well, behind what other commands left there.
 

@@ -102,8 +102,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         code = re.search(r"GLOBAL \S+", str(error))  # of torch's page on how to run it all the same
         why = f"it names {code[0]}" if code else str(error).split("\n")[0]
     else:
-        if isinstance(found, dict) and all(isinstance(found.get(key), of) for key, of in HOLDS.items()):
-            return found
+        whole = isinstance(found, dict) and all(isinstance(found.get(key), of) for key, of in HOLDS.items())
+        if whole and found["optimizer_states"]:  # without any, Lightning would begin with fresh moments and say nothing
+            return found  # type: ignore[no-any-return]
         why = f"expected {', '.join(HOLDS)}"
     raise UserError(f"{path} is no checkpoint of a run ({why}); type overwrite=true to begin the run again")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hatemtl.batches.datamodule import DataModule
 from hatemtl.command.faults import is_of_memory
+from hatemtl.errors import UserError
 from hatemtl.machine.memory import available, taking
 from hatemtl.network.module import MultitaskModule
 from hatemtl.objective.gradients import Gathered
@@ -27,8 +28,10 @@ from hatemtl.objective.optimization import Optimization
 from hatemtl.training.callbacks import kept_epochs, read_checkpoint
 
 ROOM = 0.8  # of the memory that is there, what a step may take as measured beforehand
-MOMENTS = 12  # bytes beside a trained number: two moments of AdamW, and the best epoch's
+BESIDE = 12  # bytes beside a trained number: two moments of AdamW, and the best epoch's
 MOST = 1024  # micro-batches
+MOMENTS = {"exp_avg", "exp_avg_sq"}  # of AdamW, each of its weight's size
+UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # raised by who takes a checkpoint over
 
 
 class Beginning(Callback):
@@ -37,6 +40,15 @@ class Beginning(Callback):
     def __init__(self) -> None:
         self.weights: dict[str, Any] = {}
         self.states: list[tuple[Callback, dict[str, Any]]] = []
+        self.over = False  # a checkpoint, where there was one, was taken over whole
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for optimizer in trainer.optimizers:  # which load any moments, and fail at the first step
+            for parameter, state in optimizer.state.items():
+                for name in MOMENTS & state.keys():
+                    if getattr(state[name], "shape", None) != parameter.shape:
+                        raise ValueError(f"{name} is not of its weight's size, {' × '.join(map(str, parameter.shape))}")
+        self.over = True
 
     def keep(self, module: MultitaskModule, callbacks: Sequence[Callback]) -> None:
         """Copies the weights, and the states of the callbacks."""
@@ -73,7 +85,8 @@ def fit(
     """Trains to the end, from the checkpoint where there is one; gives the trainer that came there.
 
     trainer_of: makes a trainer for an optimization. optimization: whose accumulated batches are whole ones. callbacks: the
-    last of them writes the checkpoint. Raises what the system says where one post a micro-batch is too much.
+    last of them writes the checkpoint. Raises what the system says where one post a micro-batch is too much, UserError
+    where a checkpoint does not fit.
     """
     beginning = Beginning()
     if checkpoint.exists():
@@ -88,6 +101,9 @@ def fit(
             trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
             return trainer
         except Exception as error:
+            if not is_of_memory(error) and before is not None and not beginning.over and isinstance(error, UNFIT):
+                why = str(error).split("\n")[0][:200]
+                raise UserError(f"{before} does not fit this run ({why}); type overwrite=true to begin it again") from error
             if module.crew.world > 1 or not is_of_memory(error) or data.micro_batches >= data.longest_batch():
                 raise
             said = str(error).split("\n")[0].split(". GPU")[0][:120] or "the system has no more"
@@ -128,7 +144,7 @@ def that_fit(module: MultitaskModule, data: DataModule, settings: Any) -> int:
     rows = data.largest_batch()
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     there = available(settings.device)
-    room = None if there is None else ROOM * (there - MOMENTS * trained)
+    room = None if there is None else ROOM * (there - BESIDE * trained)
     number, taken = 1, taking(settings.device)
     while number < min(len(rows), MOST):
         number *= 2

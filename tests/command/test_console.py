@@ -1,5 +1,6 @@
 """What is printed names everything that takes part."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from invented import minilm
 from rich.control import Control
 
@@ -207,3 +209,18 @@ def test_what_is_printed_goes_through_no_link(tmp_path: Path) -> None:
         console.keep(tmp_path / "console.txt")
         console.print("$(a command)")
     assert own.read_text() == "mine\n"
+
+
+def test_where_nobody_reads_any_longer_it_goes_on_and_keeps_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, begin = os.pipe()
+    os.close(end)  # as `| head -1` does
+    with os.fdopen(begin, "w") as nobody:
+        monkeypatch.setattr("sys.stdout", nobody)
+        console = Console(file=nobody)
+        console.keep(tmp_path / "console.txt")
+        for line in "first", "second":
+            console.print(line)
+        print("of another", file=nobody, flush=True)
+    assert (tmp_path / "console.txt").read_text().splitlines()[1:] == ["first", "second"]

@@ -1,9 +1,12 @@
 """The saved run: whole or not there, the same run or another."""
 
+import json
 import math
 import os
+import sys
 from itertools import product
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -271,6 +274,32 @@ def test_weights_that_are_cut_off_are_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="heads.safetensors cannot be read .*overwrite=true"):
         saved.tensors("heads.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"of_bytes": 10 * 2**30},
+        {"of_bytes": 2**64 - 1},
+        {"w": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 16]}},
+        {"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 2**40]}},
+        {"w": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}},
+        {"w": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}},
+        {"w": {"dtype": "PICKLE", "shape": [4], "data_offsets": [0, 16]}},
+    ],
+    ids=str,
+)
+def test_a_header_of_weights_that_lies_is_told_and_takes_no_memory(tmp_path: Path, header: dict[str, Any]) -> None:
+    saved = SavedRun(fill(tmp_path / "run"))
+    path = tmp_path / "run" / "heads.safetensors"
+    text = json.dumps(header).encode()
+    path.write_bytes(header.get("of_bytes", len(text)).to_bytes(8, "little") + text + bytes(16))
+    if header.get("of_bytes") == 10 * 2**30:
+        os.truncate(path, 11 * 2**30)  # of holes: nothing of it is on the disk
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="heads.safetensors cannot be read .*overwrite=true"):
+        saved.tensors("heads.safetensors")
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 100_000 * (1024 if sys.platform == "darwin" else 1)  # kB, there bytes
 
 
 def test_the_digest_changes_with_any_weight_and_nothing_else(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ class Linear(Step):
     """Linear layers of one input side by side: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
 
     That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the LoRAs' one upon the other.
-    B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers have one of the same shape.
+    B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers, or P parts of one, have one of the same
+    shape.
     Frozen weights become views of a joint one; trained ones are cast anew by every `prepare`, a hundredth of their products'
     time: who moves one need not tell. gelu: whether GELU follows, as one with it while merged. thin: whether int8 is slower.
     """
@@ -82,14 +83,18 @@ class Linear(Step):
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Gives those of A and B."""
-        first, rank = self.loras[0][1].B.shape, sum(lora.A.shape[0] for _, lora in self.loras)
-        alike = len({lora.B.shape for _, lora in self.loras}) == 1 < len(self.loras) == len(self.layers)
-        return [(rank, self.layers[0].in_features), (len(self.loras), *first) if alike else (sum(self.sizes), rank)]
+        first, rank = self.loras[0][1], sum(lora.A.shape[0] for _, lora in self.loras)
+        parts = len(self.loras) * first.parts
+        alike = len({lora.B.shape for _, lora in self.loras}) == 1 < parts and len(self.loras) == len(self.layers)
+        out = sum(self.sizes)
+        return [(rank, self.layers[0].in_features), (parts, out // parts, rank // parts) if alike else (out, rank)]
 
     def parts(self, A: Tensor, B: Tensor) -> list[Tensor]:
         """Gives the part of A and B, or of what is shaped as they, where each of `factors` stands."""
         if B.ndim == 3:
-            return [part for pair in zip(A.chunk(B.shape[0]), B.unbind(), strict=True) for part in pair]
+            count = len(self.loras)
+            blocks = [block.flatten(0, 1) for block in B.unflatten(0, (count, -1)).unbind()]
+            return [part for pair in zip(A.chunk(count), blocks, strict=True) for part in pair]
         row, found = 0, []
         for place, lora in self.loras:
             rows = slice(row, row := row + lora.A.shape[0])
@@ -216,6 +221,7 @@ class LoRALinear:
     """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
 
     owner: the library's module whose `forward` it takes the place of. before: an own `forward` that the owner had, if any.
+    parts: equal ones of the outputs, as of one weight of q, k and v, with a LoRA each: their A's one upon the other, their B's.
     merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
     """
 
@@ -224,6 +230,7 @@ class LoRALinear:
     A: nn.Parameter
     B: nn.Parameter
     scale: float
+    parts: int = 1
     merged: Tensor | None = field(default=None, init=False)
     before: Any = field(default=None, init=False)
 
@@ -245,7 +252,8 @@ class LoRALinear:
         if self.merged is not None:
             return F.linear(x, self.merged, bias)
         if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
-            return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
+            B = torch.block_diag(*self.B.to(x.dtype).chunk(self.parts))
+            return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), B) * self.scale
         prepare([self.linear], x.dtype)
         return compute([self.linear], x, Posts(x.shape[:-1], []))
 
@@ -253,7 +261,8 @@ class LoRALinear:
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
         """Computes the merged weight, in float32, then in the type of the frozen one."""
         weight = self.layer.weight
-        self.merged = torch.addmm(weight.float(), self.B.float(), self.A.float(), alpha=self.scale).to(weight.dtype)
+        whole, B, A = (x.float().unflatten(0, (self.parts, -1)) for x in (weight, self.B, self.A))
+        self.merged = torch.baddbmm(whole, B, A, alpha=self.scale).to(weight.dtype).view_as(weight)
 
     def unmerge(self) -> None:
         self.merged = None

@@ -191,15 +191,17 @@ def activate(model: Any, setup: AdapterCompositionBlock, trained: Collection[str
 def train(model: Any, name: str) -> Any:
     """Freezes the body and activates adapter `name`; what of it is a plain LoRA or bottleneck is computed fast."""
     activate(model, Stack(name), {name})
-    plain = [(layer, lora) for _, layer, lora in loras(model, name) if _plain(layer, lora)]
-    found = [LoRALinear(layer, layer, lora.lora_A, lora.lora_B, lora.scaling) for layer, lora in plain]
+    plain = [(layer, lora, len(factors(layer, lora))) for _, layer, lora in loras(model, name) if _plain(layer, lora)]
+    found = [LoRALinear(layer, layer, lora.lora_A, lora.lora_B, lora.scaling, parts) for layer, lora, parts in plain]
     accelerate(model, found, plain_bottlenecks(model, name))
     return model
 
 
 def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:
-    if type(layer) is not LoRALinearTorch or layer.fan_in_fan_out or type(lora) is not LoRAModule:
+    if type(layer) not in (LoRALinearTorch, LoRAMergedLinear) or layer.fan_in_fan_out or type(lora) is not LoRAModule:
         return False
+    if isinstance(layer, LoRAMergedLinear) and not {*"qkv"} <= {*lora.attn_matrices}:
+        return False  # of q and v alone, rows between them have none
     return not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout))
 
 

@@ -21,9 +21,9 @@ from hatemtl.encoders.fast.tape import Tape
 from hatemtl.encoders.partway import states as states_of
 from hatemtl.methods.peft_adapters import library as peft_library
 
-# AdapterHub's LoRA on ModernBERT's one matrix of q, k and v is none of ours.
 STACKED = pytest.mark.parametrize(
-    ("library", "kind"), [("adapterhub", "deberta"), ("peft", "deberta"), ("peft", "modernbert")]
+    ("library", "kind"),
+    [("adapterhub", "deberta"), ("adapterhub", "modernbert"), ("peft", "deberta"), ("peft", "modernbert")],
 )
 EACH = pytest.mark.parametrize("kind", ["deberta", "modernbert"])
 EXACT = 1e-5
