@@ -266,16 +266,11 @@ def test_a_broken_checkpoint_is_told_and_overwritten(
     assert "it names GLOBAL pathlib.Path" in told.err  # of which nothing was run
     (moments,) = whole["optimizer_states"]
     small = {place: {**state, "exp_avg": torch.zeros(3)} for place, state in moments["state"].items()}
-    for states in [{}], [{**moments, "param_groups": []}], [{**moments, "state": small}], [{**moments, "state": [1]}]:
-        torch.save({**whole, "optimizer_states": states}, checkpoint)
+    for wrong in {"optimizer_states": [{**moments, "state": small}]}, {"callbacks": {"BestWeights": [1]}}:
+        torch.save(whole | wrong, checkpoint)
         told = cli(*options)
         assert told.code == 2, told.err
         assert "last.ckpt does not fit this run (" in told.err and "overwrite=true" in told.err
-    for key, content in {"loops": {}, "callbacks": {"BestWeights": [1]}, "lr_schedulers": [[1]]}.items():
-        torch.save({**whole, key: content}, checkpoint)
-        assert cli(*options).code in (0, 2), key
-        if not checkpoint.exists():
-            break
     os.truncate(checkpoint, checkpoint.stat().st_size // 2)
     told = cli(*options)
     assert told.code == 2
