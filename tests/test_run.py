@@ -255,7 +255,14 @@ def test_a_broken_checkpoint_is_told_and_overwritten(
     checkpoint = unfinished(tmp_path / "run") / "last.ckpt"
     whole = torch.load(checkpoint, weights_only=True)
     weights = {name: torch.zeros(3) for name in whole["state_dict"]}
-    other: Any = {**whole, "state_dict": weights}, {**whole, "state_dict": {}}, {"epoch": 1}, {**whole, "optimizer_states": []}, [1], Path
+    other: Any = (
+        {**whole, "state_dict": weights},
+        {**whole, "state_dict": {}},
+        {"epoch": 1},
+        {**whole, "optimizer_states": []},
+        [1],
+        Path,
+    )
     for content in other:
         torch.save(content, checkpoint)
         told = cli(*options)

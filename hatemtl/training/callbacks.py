@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     else:
         whole = isinstance(found, dict) and all(isinstance(found.get(key), of) for key, of in HOLDS.items())
         if whole and found["optimizer_states"]:  # without any, Lightning would begin with fresh moments and say nothing
-            return found  # type: ignore[no-any-return]
+            return found
         why = f"expected {', '.join(HOLDS)}"
     raise UserError(f"{path} is no checkpoint of a run ({why}); type overwrite=true to begin the run again")
 

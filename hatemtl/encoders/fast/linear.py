@@ -221,7 +221,7 @@ class LoRALinear:
     """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
 
     owner: the library's module whose `forward` it takes the place of. before: an own `forward` that the owner had, if any.
-    parts: equal ones of the outputs, as of one weight of q, k and v, with a LoRA each: their A's one upon the other, their B's.
+    parts: equal ones of the outputs, as q, k and v of one weight, with a LoRA each; A's and B's stand one upon the other.
     merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
     """
 
