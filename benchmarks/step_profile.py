@@ -1,4 +1,4 @@
-"""Where a training step's time goes: the operators of hatemtl's step, of a LoRA by default, added up by what they are for."""
+"""Where a training step's time goes: the operators of hatemtl's step, of a LoRA by default, by what they are for."""
 
 import argparse
 import os
