@@ -108,6 +108,8 @@ def judge(name: str, folder: Path, sample: int) -> float:
     if left := [one for one in chosen if found(folder)[one] is None]:
         mutmut(folder, *left)
     codes = {one: code for one, code in found(folder).items() if one in set(chosen) and code is not None}
+    if not codes:
+        raise SystemExit(f"{name}: no mutant was tried; {folder / 'mutmut.log'} says why; the same command tries again")
     survived = [one for one, code in codes.items() if code == SURVIVED]
     (folder / "survived.txt").write_text("".join(f"{one}\n" for one in survived))
     tried = len(codes) - [*codes.values()].count(NO_TESTS)

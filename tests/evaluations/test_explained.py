@@ -100,10 +100,10 @@ def sigmoid(*tokens: int) -> float:
     return float(1 / (1 + np.exp(-WEIGHTS[list(tokens)].sum())))
 
 
-def judged(kind: Any, reader: Any, **given: Any) -> dict[str, float]:
-    rude = np.array([sigmoid(*post.ids) for post in POSTS])
-    said = Predicted("test", LABEL, np.arange(2), np.stack([rude, 1 - rude], axis=1), np.zeros(2, int))
-    values = np.fromiter(TRUTH, object, 2)
+def judged(kind: Any, reader: Any, posts: Any = (0, 1), truth: Any = TRUTH, **given: Any) -> dict[str, float]:
+    rude = np.array([sigmoid(*POSTS[post].ids) for post in posts])
+    said = Predicted("test", LABEL, np.array(posts), np.stack([rude, 1 - rude], axis=1), np.zeros(2, int))
+    values = np.fromiter([truth[post] for post in posts], object, 2)
     columns = {"label": {"rationale": Column(TOKENS, values, np.ones(2, bool))}}
     return by_metric(made(kind, **given).rows({"label": said}, columns, reader))
 
@@ -211,6 +211,23 @@ def test_an_explanation_is_computed_and_told_of_once() -> None:
     assert not first.keys() & second.keys()
     assert not first.keys() & judged(Faithfulness, reader, layer=0).keys()  # each of its own layer
     assert reader.computed == 2 * len(POSTS)
+
+
+def test_other_posts_are_explained_for_themselves() -> None:
+    reader = Adding()
+    judged(Plausibility, reader)
+    other = judged(Plausibility, reader, posts=[1, 0])
+    assert reader.computed == 2 * len(POSTS)
+    alone = judged(Plausibility, Adding(), posts=[1, 0])
+    seconds = [name for name in other if "seconds" in name and "__" not in name]
+    assert {name: other[name] for name in other if name not in seconds} == {
+        name: alone[name] for name in alone if name not in seconds
+    }
+
+
+def test_without_a_marked_word_there_is_nothing_to_judge() -> None:
+    with pytest.raises(UserError, match="no test post of task 'label' has a marked word in the column 'rationale'"):
+        judged(Plausibility, Adding(), truth=[np.zeros(4), np.zeros(5)])
 
 
 # Explainers

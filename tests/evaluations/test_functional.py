@@ -47,6 +47,15 @@ class Asked:
         return np.eye(3, dtype=np.float32)[liked] * 0.4 + 0.2
 
 
+class Unlabelled(Cases):
+    """Of one case no label is known."""
+
+    def read(self) -> Posts:
+        posts = super().read()
+        posts.columns["label"].has[0] = False
+        return posts
+
+
 def functional(**given: Any) -> Functional:
     return Functional(**{"task": "label", "hateful": ["hatespeech"], "corpus": Cases(), **given})
 
@@ -104,6 +113,7 @@ def test_a_group_without_cases_has_no_row() -> None:
         ({"hateful": ["hatespech"]}, {"label": LABEL}, r"no label 'hatespech' .*hateful; did you mean 'hatespeech'"),
         ({"hateful": []}, {"label": LABEL}, r"hateful=\[\]: expected some of the labels .*hatespeech, normal, offensive"),
         ({"hateful": [*LABEL.names]}, {"label": LABEL}, r"expected some of the labels of task 'label', not all"),
+        ({"corpus": Unlabelled()}, {"label": LABEL}, r"labels are non_hateful, hateful, expected two, and .*=hatecheck"),
         ({"corpus": Sample(size=100)}, {"label": LABEL}, r"no multiclass column 'functionality'; .*corpus=hatecheck"),
     ],
 )

@@ -101,6 +101,15 @@ def test_an_asymmetric_loss_by_hand() -> None:
     torch.testing.assert_close(no, torch.tensor([0.75**4 * -math.log(0.25), 0.0]))
 
 
+def test_focal_powers_pass_a_gradient_on() -> None:
+    """(1 - p)²·(-log p): by s, with p' = p(1 - p), -2p(1 - p)²·(-log p) - (1 - p)³."""
+    p = torch.tensor(0.6, dtype=torch.float64)
+    logit = p.logit().requires_grad_()
+    yes, _ = Focal(gamma=2, alpha=None).answers(logit)
+    yes.backward()
+    assert float(logit.grad) == pytest.approx(float(2 * p * (1 - p) ** 2 * p.log() - (1 - p) ** 3))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.05])
 def test_detached_powers_change_the_gradient_and_not_the_loss(margin: float) -> None:
     p, gradients = torch.tensor(0.6), []

@@ -71,5 +71,9 @@ def test_where_all_predictions_are_the_same_nothing_correlates() -> None:
     assert rows == {"mae": 1, "rmse": 1, "pearson": 0, "spearman": 0}
 
 
+def test_without_an_annotated_post_all_is_nothing() -> None:
+    assert by_key(head().rows(torch.zeros(1, 3))) == {"mae": 0, "rmse": 0, "pearson": 0, "spearman": 0}
+
+
 def test_decoding_gives_the_number() -> None:
     assert head().decode([-1.23456], ["any"]) == ["-1.2346"]

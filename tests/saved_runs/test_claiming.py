@@ -119,6 +119,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
         claim(run, CONFIG, {"sources": {**sources, "runs/second": "x"}}, overwrite=False)
     with pytest.raises(UserError, match="; and 3 more"):
         claim(run, {**CONFIG, **{f"key{i}": i for i in range(1, 8)}}, {"sources": sources}, overwrite=False)
+    with pytest.raises(UserError, match=r"key1: [^;]+; key2: [^;]+; key3: [^;]+; key4: [^;]+; and 1 more\)"):
+        claim(run, {**CONFIG, **{f"key{i}": i for i in range(1, 6)}}, {"sources": sources}, overwrite=False)
     assert claim(run, CONFIG, {"sources": sources}, overwrite=True)
     assert claim(run, changed(seed=1), {}, overwrite=True)
     assert SavedRun(run).config == CONFIG  # it stays until the new one is finished

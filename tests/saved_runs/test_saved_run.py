@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from hatemtl.errors import UserError
@@ -274,6 +275,32 @@ def test_weights_that_are_cut_off_are_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="heads.safetensors cannot be read .*overwrite=true"):
         saved.tensors("heads.safetensors")
+
+
+def test_labels_and_records_are_for_reading_too_and_thresholds_stand_where_there_are_some(tmp_path: Path) -> None:
+    spaces = {"target": LabelSpace("multilabel", ("a", "ж")), "label": LabelSpace("multiclass", ("yes", "no"))}
+    write_labels(tmp_path, spaces, {"target": [0.25, 0.5], "label": None})
+    text = (tmp_path / "labels.json").read_text("utf-8")
+    assert '"ж"' in text and '\n  "target"' in text
+    assert {task: of.get("thresholds") for task, of in json.loads(text).items()} == {"target": [0.25, 0.5], "label": None}
+    assert "thresholds" not in json.loads(text)["label"]
+    write_record(tmp_path, {"command": "ж"})
+    assert (tmp_path / "run.json").read_text("utf-8") == '{\n  "command": "ж"\n}\n'
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "no"), OSError(28, "no", "elsewhere"), SafetensorError("I/O: full (os error 28)")], ids=repr
+)
+def test_an_error_of_writing_says_what_and_where(tmp_path: Path, error: Exception) -> None:
+    def content(path: Path) -> None:
+        path.touch()
+        raise error
+
+    with pytest.raises(OSError) as told:
+        write(tmp_path / "file", content)
+    assert (told.value.errno, told.value.filename) == (28, str(tmp_path / "file"))
+    assert told.value.strerror == os.strerror(28)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
