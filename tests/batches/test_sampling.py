@@ -1,5 +1,6 @@
 """Which posts an epoch has: shares of corpora over epochs, no post far ahead of another, rare labels, pure batches."""
 
+import re
 import runpy
 import sys
 from collections import Counter
@@ -318,18 +319,18 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone(options: dict[str, Any],
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, r"sampling\.temperature=0: expected a number above 0"),
-        ({"temperature": -1.0}, r"sampling\.temperature=-1\.0: expected a number above 0"),
-        ({"temperature": float("nan")}, r"sampling\.temperature=nan"),
-        ({"final_temperature": 0}, r"sampling\.final_temperature=0"),
-        ({"steps": 0}, r"sampling\.steps=0: expected at least 1 batch"),
-        ({"balance": 1.1}, r"sampling\.balance=1\.1: expected 0 .* to 1"),
-        ({"balance": -0.1}, r"sampling\.balance=-0\.1"),
+        ({"temperature": 0}, "sampling.temperature=0: expected a number above 0"),
+        ({"temperature": -1.0}, "sampling.temperature=-1.0: expected a number above 0"),
+        ({"temperature": float("nan")}, "sampling.temperature=nan"),
+        ({"final_temperature": 0}, "sampling.final_temperature=0"),
+        ({"steps": 0}, "sampling.steps=0: expected at least 1 batch"),
+        ({"balance": 1.1}, "sampling.balance=1.1: expected 0"),
+        ({"balance": -0.1}, "sampling.balance=-0.1"),
     ],
     ids=str,
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         Sampling(**options)
 
 
