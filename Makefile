@@ -1,4 +1,4 @@
-.PHONY: check test test-slow trust lock licences advisories promises mutation demo clean
+.PHONY: check test test-slow trust lock licences advisories promises mutation coverage demo clean
 
 check:      ## lint, format and types
 	uv run ruff check .
@@ -34,6 +34,9 @@ promises:   ## the tests that docs/trust.org names, slow ones too
 
 mutation:   ## changes the code a little, and asks the tests; hours
 	uv run scripts/mutation.py
+
+coverage:   ## which lines the tests run, slow ones too
+	uv run --with "coverage>=7.10,<8" --with "pytest-cov>=6.2,<8" pytest -m "slow or not slow" --cov --cov-report=term
 
 demo:       ## everything once, without network or data
 	uv run main.py experiment=demo
