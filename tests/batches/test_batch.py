@@ -101,6 +101,17 @@ def test_of_each_post_the_first_sequence() -> None:
     assert batch().first(values) is values
 
 
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (0, 2), (1, 3), (2, 3), (1, 9)])
+def test_some_posts_keep_all_their_sequences_and_are_counted_from_the_first(begin: int, end: int) -> None:
+    whole, values = with_choices(), torch.arange(6.0)
+    some = whole.some(begin, end)
+    mine = (whole.owner >= begin) & (whole.owner < end)
+    assert torch.equal(some.input_ids, whole.input_ids[mine])
+    assert torch.equal(some.owner, whole.owner[mine] - begin)
+    assert torch.equal(some.posts, whole.posts[begin:end])
+    assert torch.equal(some.by_post(values[mine], 3), whole.by_post(values, 3)[begin:end])
+
+
 def test_values_of_sequences_by_post() -> None:
     inf = float("-inf")
     values = torch.arange(6.0, requires_grad=True)

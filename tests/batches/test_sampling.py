@@ -313,6 +313,11 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone(options: dict[str, Any],
     assert len({*orders, *(order(fresh(1), epoch) for epoch in range(5))}) == 10
 
 
+def test_which_posts_a_short_epoch_draws_is_the_seeds() -> None:
+    drawn = [{*np.concatenate(mixed(1000, steps=3, seed=seed).batches(0)).tolist()} for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1] and all(len(drawn[0] & other) < 12 for other in drawn[2:])  # of 24, by chance some
+
+
 # Wrong input
 
 
