@@ -21,7 +21,7 @@ licences:   ## of all that is installed; fails at one that nobody read
 	uv run scripts/licences.py --extra adapterhub mtl dev
 
 # CVE-2026-4372, of transformers 4.57, which AdapterHub asks for: a key of config.json names code that the package `kernels`
-# would run. We refuse that key before transformers reads the file, and `kernels` is no dependency: tests/encoders/test_files.py.
+# would run. We refuse that key before transformers reads the file, and `kernels` is no dependency: tests/encoders/test_pretrained.py.
 KNOWN = --ignore CVE-2026-4372
 advisories: ## asks api.osv.dev of every package in uv.lock; fails at a new advisory
 	uv audit --preview-features audit-command --locked $(KNOWN)
@@ -29,7 +29,7 @@ advisories: ## asks api.osv.dev of every package in uv.lock; fails at a new advi
 promises:   ## the tests that docs/trust.org names, slow ones too
 	uv run pytest -m "slow or not slow" tests/command tests/test_determinism.py tests/training/test_plain_loop.py \
 	    tests/heads tests/merging tests/evaluations tests/corpora tests/saved_runs tests/encoders/test_files.py tests/encoders/test_pretrained.py \
-	    tests/machine/test_interruption.py tests/training/test_clock.py tests/training/test_loggers.py tests/training/launch tests/tuning \
+	    tests/machine/test_interruption.py tests/using/serve tests/test_harmless.py tests/test_main.py tests/methods/bottleneck tests/training/test_clock.py tests/training/test_loggers.py tests/training/launch tests/tuning \
 	    tests/analysis tests/test_run.py tests/test_wheel.py tests/benchmarks/test_rounding.py
 
 mutation:   ## changes the code a little, and asks the tests; hours

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from results import PREDICTIONS, ResultsError, again, read_results, write_whole
 
+from hatemtl.errors import UserError
+
 EXAMPLES = """examples:
   uv run analysis/evidence.py adapters/small/lora16 --to evidence/partition
 """
@@ -26,8 +28,12 @@ def predictions(path: Path) -> bytes:
     import pyarrow as pa
     from pyarrow import compute, parquet
 
+    from hatemtl.corpora.parquet import unpacked
+
     try:
-        table = parquet.read_table(path).replace_schema_metadata(None)
+        table = unpacked(path, "test the run again, with action=test").replace_schema_metadata(None)
+    except UserError as error:
+        raise ResultsError(str(error)) from None
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path}: cannot be read ({error}); test the run again, with action=test") from None
     for i, field in enumerate(table.schema):

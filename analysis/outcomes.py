@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 from results import Results, ResultsError, sidecar, testing_line
+
+from hatemtl.corpora.parquet import unpacked
+from hatemtl.errors import UserError
 
 Array = np.ndarray[Any, Any]
 
@@ -89,14 +91,15 @@ def read_outcome(run: Results, task: str) -> Outcome:
     if not path.is_file():
         raise ResultsError(f"{folder}: no predictions.parquet in it; {again}")
     try:
-        with parquet.ParquetFile(path) as file:  # read_table, and filters of Arrow's own, would import pandas
-            wanted = ["post_id", "gold", "scores", *(["answer", "right_answers"] if labels["kind"] == "span" else [])]
-            table = file.read(columns=["task", *wanted])
+        wanted = ["post_id", "gold", "scores", *(["answer", "right_answers"] if labels["kind"] == "span" else [])]
+        table = unpacked(path, again, ["task", *wanted])
         mine = [of == task for of in table["task"].to_pylist()]
         ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in wanted)
         posts, kind, names = [*map(str, ids)], labels["kind"], tuple(labels["names"])
         gold, scores = (_cells(values, kind) for values in cells[:2])
         answers = [*zip(*cells[2:], strict=True)]
+    except UserError as error:
+        raise ResultsError(str(error)) from None
     except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
         raise ResultsError(f"{path}: cannot be read ({error}); expected what a test left; {again}") from None
     width = {"multiclass": len(names), "multilabel": len(names), "ordinal": len(names), "score": 1}.get(kind)

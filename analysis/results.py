@@ -183,13 +183,16 @@ def read_predictions(run: Results, task: str | None) -> tuple[str, list[dict[str
 
     Raises ResultsError where the run was not tested.
     """
-    from pyarrow import parquet  # which other tables do without
+    from hatemtl.corpora.parquet import unpacked  # and pyarrow, which other tables do without
 
     path = run.path.parent / PREDICTIONS
     if not path.is_file():
         raise ResultsError(f"{run.path.parent}: no {PREDICTIONS} in it; test it: {again(run)}")
     try:
-        rows = parquet.read_table(path, columns=["post_id", "task", "gold", "scores"]).to_pylist()
+        columns = ["post_id", "task", "gold", "scores"]
+        rows = unpacked(path, f"test it again: {again(run)}", columns).to_pylist()
+    except UserError as error:
+        raise ResultsError(str(error)) from None
     except ValueError as error:
         raise ResultsError(f"{path}: cannot be read ({error}); test it again: {again(run)}") from None
     task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))

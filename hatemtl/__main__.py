@@ -2,12 +2,14 @@
 
 import _signal  # type: ignore[import-not-found]  # signal itself takes long enough to be interrupted in
 import os
+import sys
 
 
 def command() -> None:
     """Runs what was typed. Ctrl-C ends it at any moment: also while it imports what it needs."""
     if _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:  # which nohup sets
         _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))  # until `watch`, a moment later
+    _libraries_first()
     from hatemtl.machine.interruption import watch
 
     watch()
@@ -15,6 +17,16 @@ def command() -> None:
     from hatemtl.command_line import answer
 
     answer()
+
+
+def _libraries_first() -> None:
+    """Lets Python look last where saved runs lie, in a folder named like a library: what came with one shall not be code."""
+    try:
+        working = os.getcwd()
+    except FileNotFoundError:
+        working = ""
+    if sys.path[0] in ("", working, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))):
+        sys.path.append(sys.path.pop(0))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -16,6 +18,8 @@ from hatemtl.harmless import shown
 from hatemtl.machine.interruption import Interrupted, interruptible
 from hatemtl.machine.startup import starting
 
+RUNS = "adapters"  # where save_path is unless told otherwise; and AdapterHub's library
+
 
 def answer() -> None:
     """Runs the words of the command line. Exits with 2 where they, or what they name, are wrong, with 130 at Ctrl-C."""
@@ -23,6 +27,9 @@ def answer() -> None:
         os.getcwd()
     except FileNotFoundError:
         _fail("the folder that you are in was removed; type cd FOLDER, of one that is there")
+    origin = getattr(PathFinder.find_spec(RUNS), "origin", None)
+    if origin in {str(folder / RUNS / "__init__.py") for folder in (CONF.parent, Path.cwd())}:
+        _fail(f"{origin} is code in a folder of saved runs, and would be taken for the library {RUNS}; remove it")
     try:
         sys.argv[1:] = arguments(sys.argv[1:])
         _composed()

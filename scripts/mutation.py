@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MUTMUT = ["uv", "run", "--project", str(ROOT), "--with", "mutmut>=3.8,<4", "mutmut"]
-SURVIVED, NO_TESTS = 0, 33  # how mutmut's files say it; None is not tried, and every other number killed
+SURVIVED, NO_TESTS = 0, 33  # how mutmut's files say it; None is not tried
+KILLED = {1, 3, 24, 36, 152, -24}  # by a test that fails, or by the time that it takes
 HOW = "--import-mode=importlib --doctest-modules -p no:xdist -p no:cacheprovider"
 NAMES = ("significance", "resampling", "intervals", "many_comparisons", "stochastic_order", "outcomes", "verdicts")
 
@@ -110,6 +111,10 @@ def judge(name: str, folder: Path, sample: int) -> float:
     codes = {one: code for one, code in found(folder).items() if one in set(chosen) and code is not None}
     if not codes:
         raise SystemExit(f"{name}: no mutant was tried; {folder / 'mutmut.log'} says why; the same command tries again")
+    if odd := {one: code for one, code in codes.items() if code not in KILLED | {SURVIVED, NO_TESTS}}:
+        raise SystemExit(
+            f"{name}: mutants that no test judged, by mutmut's number: {odd}; {folder / 'mutmut.log'} says more"
+        )
     survived = [one for one, code in codes.items() if code == SURVIVED]
     (folder / "survived.txt").write_text("".join(f"{one}\n" for one in survived))
     tried = len(codes) - [*codes.values()].count(NO_TESTS)

@@ -4,6 +4,7 @@ import gc
 import os
 import runpy
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,17 @@ if (
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 ADAPTERHUB = any(Distribution.discover(name="adapters"))
+
+
+def _connect(self: socket.socket, address: Any, connect: Any = socket.socket.connect) -> Any:
+    """Connects to this machine alone; a datagram's socket sends nothing when it connects."""
+    inet = self.family in (socket.AF_INET, socket.AF_INET6) and self.type & socket.SOCK_STREAM
+    if inet and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise AssertionError(f"a test reaches the network: {address}")
+    return connect(self, address)
+
+
+socket.socket.connect = _connect  # type: ignore[method-assign, assignment]
 
 
 class Missing:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from composed import refused
-from conftest import ROOT, Outcome
+from conftest import ADAPTERHUB, ROOT, Outcome
 from every_file import SAMPLE
 
 Cli = Callable[..., Outcome]
@@ -212,4 +212,39 @@ def test_a_folder_that_was_removed_meanwhile(
     assert (outcome.code, outcome.err) == (
         2,
         "error: the folder that you are in was removed; type cd FOLDER, of one that is there\n",
+    )
+
+
+RUN_OF_ANOTHER = 'raise SystemExit("code of a run was run")'
+
+
+@pytest.mark.parametrize("named", ["adapters", "wandb", "torch"])
+def test_code_in_a_folder_of_runs_is_not_taken_for_a_library(named: str, tmp_path: Path) -> None:
+    (tmp_path / named).mkdir()
+    (tmp_path / named / "__init__.py").write_text(RUN_OF_ANOTHER)
+    code = f"""
+import importlib.util, sys
+from hatemtl import command_line
+from hatemtl.__main__ import command
+command_line.answer = lambda: print(importlib.util.find_spec({named!r}).origin)
+assert importlib.util.find_spec({named!r}).origin.startswith({str(tmp_path)!r})  # as Python alone would find it
+command()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if named != "adapters" or ADAPTERHUB:
+        assert not done.stdout.startswith(str(tmp_path))
+
+
+def test_where_the_library_is_missing_code_in_a_folder_of_runs_is_told(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "__init__.py").write_text(RUN_OF_ANOTHER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    told = cli("experiment=demo")
+    assert told.code == 2 and told.err == (
+        f"error: {tmp_path}/adapters/__init__.py is code in a folder of saved runs, and would be taken for the library "
+        f"adapters; remove it\n"
     )

@@ -15,7 +15,7 @@ def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = 
     from pyarrow import ArrowException, concat_tables
 
     try:
-        table = concat_tables([_unpacked(path, again) for path in paths])
+        table = concat_tables([unpacked(path, again) for path in paths])
         columns = {name: table[name].to_pylist() for name in table.column_names if only is None or only(name)}
     except (OSError, ValueError, OverflowError, ArrowException) as error:  # of a date that no calendar has, too
         raise UserError(f"{paths[0]} cannot be read ({str(error).splitlines()[0]}); {again}") from error
@@ -24,8 +24,11 @@ def read_parquet(*paths: Path, again: str, only: Callable[[str], bool] | None = 
     return Rows(paths[0], columns, range(1, table.num_rows + 1), again, "row", table if only is None else None)
 
 
-def _unpacked(path: Path, again: str) -> Any:
-    """Reads the table of a Parquet file, some rows at a time. Raises UserError where a small file stands for a huge one."""
+def unpacked(path: Path, again: str, columns: list[str] | None = None) -> Any:
+    """Reads the table of a Parquet file, or these columns, some rows at a time.
+
+    Raises UserError where a small file stands for a huge one, and what Arrow raises where it is broken.
+    """
     from pyarrow import Table
     from pyarrow.parquet import ParquetFile
 
@@ -33,14 +36,18 @@ def _unpacked(path: Path, again: str) -> Any:
         names = file.schema_arrow.names
         if len({*names}) < len(names):
             raise UserError(f"{path}: two columns have one name ({', '.join(names)}); {again}")
+        if lacks := [name for name in columns or () if name not in names]:
+            raise UserError(f"{path}: has no column {', '.join(lacks)}; {again}")
         most, size, batches = max(UNPACKED, 100 * path.stat().st_size), 0, []
         if (rows := file.metadata.num_rows) > most // 8:  # a row without a text takes as much in Python's lists
             raise UserError(f"{path}: holds {rows:,} rows in {path.stat().st_size:,} bytes, which are no posts; {again}")
-        for batch in file.iter_batches(batch_size=1000):
+        for batch in file.iter_batches(batch_size=1000, columns=columns):
             batches.append(batch)
             if (size := size + sum(map(_size, batch.columns))) > most:
                 raise UserError(f"{path}: unpacks to more than {most >> 20:,} MiB, a hundred times its size; {again}")
-        return Table.from_batches(batches, file.schema_arrow)
+        if columns is None:
+            return Table.from_batches(batches, file.schema_arrow)
+        return Table.from_batches(batches) if batches else file.schema_arrow.empty_table().select(columns)
 
 
 def _size(array: Any) -> int:

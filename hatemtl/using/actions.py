@@ -15,6 +15,7 @@ from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.command.faults import kept_elsewhere
 from hatemtl.command.request import Request, Result, Tested
+from hatemtl.corpora.parquet import unpacked
 from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
@@ -88,13 +89,11 @@ def _earlier(folder: Path) -> tuple[dict[str, Any], Any, artifacts.Tables]:
 
     Raises UserError where a file is broken, results.csv among them.
     """
-    import pandas as pd
-
     artifacts.read_results(folder)
     record, path, frame = artifacts.read_record(folder), folder / PREDICTIONS, None
     if path.exists():
         try:
-            frame = pd.read_parquet(path)
+            frame = unpacked(path, "remove it, and test again").to_pandas()
         except (OSError, ValueError) as error:  # Arrow's are
             raise UserError(f"{path} cannot be read ({error}); remove it, and test again") from error
         if "task" not in frame:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from figures import by_key
 from outcomes import Outcome, read_outcome
-from results import Results, ResultsError, read_results
+from pyarrow import parquet
+from results import Results, ResultsError, read_predictions, read_results
 from sklearn import metrics as reference
 from tested_runs import NAMES, classes, save
 
@@ -179,6 +181,24 @@ def test_posts_are_read_by_id_and_thresholds_a_label(tmp_path: Path) -> None:
         (tmp_path / "a" / "labels.json").write_text(json.dumps(content))
         with pytest.raises(ResultsError, match="expected a number for each of 2 labels"):
             read_outcome(run, "label")
+
+
+def test_predictions_that_are_small_and_stand_for_what_fills_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(tmp_path / "a")
+    path = tmp_path / "a" / "predictions.parquet"
+    monkeypatch.setattr("hatemtl.corpora.parquet.UNPACKED", 1 << 20)
+    texts = pa.array(["x" * 1000] * 5000)
+    columns = {"post_id": texts, "task": texts, "gold": texts, "scores": texts, "text": texts}
+    parquet.write_table(pa.table(columns), path, compression="zstd")
+    for read in (lambda: read_outcome(run, "label"), lambda: read_predictions(run, "label")):
+        with pytest.raises(ResultsError, match=r"predictions.parquet.* unpacks to more than \d MiB"):
+            read()
+    parquet.write_table(pa.table({"post_id": ["a"]}), path)
+    for read in (lambda: read_outcome(run, "label"), lambda: read_predictions(run, "label")):
+        with pytest.raises(ResultsError, match=r"predictions.parquet.*has no column task"):
+            read()
 
 
 def test_a_test_that_is_not_the_one_in_results_is_refused(tmp_path: Path) -> None:

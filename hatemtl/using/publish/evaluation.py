@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hatemtl.corpora.parquet import unpacked
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.heads.base import Head
@@ -64,9 +65,7 @@ def figures(run: SavedRun, heads: Mapping[str, Head]) -> dict[str, Figures]:
 
     They are of this one run: how much another seed would differ, posts do not tell.
     """
-    import pandas as pd  # which other actions do without
-
-    frame, found = pd.read_parquet(run.folder / "predictions.parquet"), {}
+    frame, found = unpacked(run.folder / "predictions.parquet", "remove it, and test again").to_pandas(), {}
     for task, head in heads.items():
         of_task = frame[frame["task"] == task]
         scores, targets = _tensors(head.space, of_task["scores"], of_task["gold"])

@@ -81,6 +81,7 @@ def _serve(
     import uvicorn  # with starlette slow to import
 
     from hatemtl.using.serve.app import app
+    from hatemtl.using.serve.bounded import CONNECTIONS, Bounded
     from hatemtl.using.serve.guard import LOOPBACK
     from hatemtl.using.serve.one_encoder import together
     from hatemtl.using.serve.queue import Queue
@@ -107,7 +108,8 @@ def _serve(
             console.print("anyone who reaches this machine may ask it: nothing is encrypted, and no one asked who it is")
         console.print("Ctrl-C ends it")
         quiet: dict[str, Any] = {"access_log": False, "log_config": None, "log_level": "critical", "server_header": False}
-        config = uvicorn.Config(app(runs, waiting, host=host, names=names), ws="none", timeout_graceful_shutdown=3, **quiet)
+        bounds: dict[str, Any] = {"http": Bounded, "limit_concurrency": CONNECTIONS, "timeout_graceful_shutdown": 3}
+        config = uvicorn.Config(app(runs, waiting, host=host, names=names), ws="none", **bounds, **quiet)
         with suppress(Interrupted):  # as it is meant to end; where uvicorn is first to see the signal, it just returns
             uvicorn.Server(config).run(sockets=[listening])
         console.print("ended")

@@ -1,5 +1,6 @@
 """Guards the server: who may ask, by which name, and how much a request may hold; what a page may load."""
 
+import asyncio
 import ipaddress
 import json
 import socket
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 BODY = 16 << 20  # bytes of a request
+SECONDS = 60.0  # until its body is there
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -40,16 +42,19 @@ def answer(content: Any, status: int = 200) -> Response:
 
 
 async def body(request: Request, limit: int = BODY) -> bytes:
-    """Reads the body of a request. Raises Refused, with no more than `limit` read, where it is larger."""
+    """Reads the body of a request. Raises Refused, with no more than `limit` read, where it is larger or takes too long."""
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > limit:
         raise Refused(413, f"a body of {int(declared):,} bytes, expected {limit:,} at most; send fewer texts at a time")
     read = bytearray()
     try:
-        async for chunk in request.stream():
-            read += chunk
-            if len(read) > limit:
-                raise Refused(413, f"a body of more than {limit:,} bytes; send fewer texts at a time")
+        async with asyncio.timeout(SECONDS):
+            async for chunk in request.stream():
+                read += chunk
+                if len(read) > limit:
+                    raise Refused(413, f"a body of more than {limit:,} bytes; send fewer texts at a time")
+    except TimeoutError:
+        raise Refused(408, f"the body took more than {SECONDS:.0f} s; send it faster, or fewer texts at a time") from None
     except ClientDisconnect:
         raise Refused(400, "the body ends before its end") from None
     return bytes(read)
@@ -89,7 +94,7 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                more = {**HEADERS, **({"connection": "close"} if message["status"] == 413 else {})}
+                more = {**HEADERS, **({"connection": "close"} if message["status"] in (408, 413) else {})}
                 own = [(name.encode(), value.encode()) for name, value in more.items()]
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
