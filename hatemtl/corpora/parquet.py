@@ -37,7 +37,7 @@ def unpacked(path: Path, again: str, columns: list[str] | None = None) -> Any:
         if len({*names}) < len(names):
             raise UserError(f"{path}: two columns have one name ({', '.join(names)}); {again}")
         if lacks := [name for name in columns or () if name not in names]:
-            raise UserError(f"{path}: has no column {', '.join(lacks)}; {again}")
+            raise UserError(f"{path} cannot be read (it has no column {', '.join(lacks)}); {again}")
         most, size, batches = max(UNPACKED, 100 * path.stat().st_size), 0, []
         if (rows := file.metadata.num_rows) > most // 8:  # a row without a text takes as much in Python's lists
             raise UserError(f"{path}: holds {rows:,} rows in {path.stat().st_size:,} bytes, which are no posts; {again}")
