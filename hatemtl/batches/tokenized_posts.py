@@ -1,6 +1,7 @@
 """Holds all posts of a run as token ids with every task's targets over them; a slice of it is a batch."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -26,6 +27,7 @@ from hatemtl.labels import IGNORED, LabelSpace
 from hatemtl.seeds import derive
 
 WHOLE = 10**9  # tokens: no post has as many
+A_CORE = 8  # processes that make batches, at most: a hundred thousand make the machine stand still
 
 
 class TokenizedPosts(Dataset[Batch]):
@@ -324,9 +326,13 @@ def _sequences(posts: Posts, preprocess: Preprocess) -> tuple[list[str], list[st
 
 
 def check_workers(workers: int) -> None:
-    """Raises UserError where that is no number of processes."""
-    if workers < 0:
-        raise UserError(f"data.workers={workers}: expected a number of processes, 0 for none beside the training")
+    """Raises UserError where that is no number of processes, or of so many that the machine would stand still."""
+    most = A_CORE * (os.cpu_count() or 1)
+    if not 0 <= workers <= most:
+        raise UserError(
+            f"data.workers={workers}: expected a number of processes, 0 for none beside the training, to {most}, "
+            f"{A_CORE} a core of this machine"
+        )
 
 
 def loader(pool: TokenizedPosts, batches: Sampler[Any] | Sequence[Any], workers: int = 0) -> DataLoader[Batch]:

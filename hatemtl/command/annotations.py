@@ -22,6 +22,7 @@ WORDS = {
     **{bool: ["true", "false"], int: ["a whole number"], float: ["a number"], str: ["a text"]},
     **{NoneType: ["null"], Any: ["a value"]},
 }
+MOST = 1 << 32  # that no whole number reaches
 SEVERAL = {bool: "truth values", int: "whole numbers", float: "numbers", str: "texts", Any: "values"}
 SEQUENCES, MAPS = (Sequence, list), (Mapping, dict)
 LONG = 60  # letters: a longer value is no example
@@ -50,6 +51,8 @@ def check_value(key: str, value: Any, annotation: Any, target: Any = None) -> No
     if OmegaConf.is_dict(value) and "_target_" in value:
         return check_node(value)
     given: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    if isinstance(given, int) and abs(given) >= MOST:  # of which arrays, and the processors' own numbers, make others
+        raise UserError(f"{key}={given}: expected a number below {MOST:,}")
     made = [kind for kind in _kinds(annotation) if not _is_plain(kind)]
     if any(_fits(kind, given) for kind in _kinds(annotation) if kind not in made):
         return None

@@ -13,6 +13,7 @@ from hatemtl.errors import UserError
 from hatemtl.objective.stages import EMBEDDINGS, Plan, Schedule, Stage, layer_of
 
 Named = Iterable[tuple[str, nn.Parameter]]
+MOST = 100_000  # epochs: the steps of all are planned beforehand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ class Optimization:
             )
         if self.stages is not None:
             self._check_stages(self.stages)
+        if self.total_epochs > MOST:
+            raise UserError(f"optimization.epochs: {self.total_epochs} in all, expected {MOST:,} at most")
 
     def _check_stages(self, stages: Sequence[Stage]) -> None:
         for name, instead in {"heads_first": "learns: heads, epochs", "warmup": "warmup", "unfreeze": "unfreeze"}.items():

@@ -233,9 +233,10 @@ def test_batches_are_the_same_for_any_number_of_workers(split: str) -> None:
     assert all(map(equal, alone, beside))
 
 
-def test_a_number_of_workers_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.workers=-1: expected a number"):
-        of_sample(workers=-1)
+@pytest.mark.parametrize("workers", [-1, 100_000])
+def test_a_number_of_workers_that_is_none_is_refused(workers: int) -> None:
+    with pytest.raises(UserError, match=rf"data\.workers={workers}: expected a number"):
+        of_sample(workers=workers)
 
 
 def test_a_post_that_no_batch_can_hold_is_found_out_at_once() -> None:

@@ -49,6 +49,15 @@ TRUTH = "expected true or false"
         ("method.learning_rate=abc", "method.learning_rate=abc: expected a number; type method.learning_rate=0.0005"),
         ("optimization.encoder_lr=abc", "optimization.encoder_lr=abc: expected a number"),
         ("optimization.clip=x", "optimization.clip=x: expected a number or null; type optimization.clip=1.0"),
+        (
+            "optimization.epochs=1000000000000000000",
+            "optimization.epochs=1000000000000000000: expected a number below 4,294,",
+        ),
+        ("optimization.epochs=1000000", "optimization.epochs: 1000000 in all, expected 100,000 at most"),
+        (
+            "batching.batch_size=1000000000000000000000",
+            "batching.batch_size=1000000000000000000000: expected a number below",
+        ),
         ("optimization.epochs=2.5", "optimization.epochs=2.5: expected a whole number; type optimization.epochs=4"),
         ("optimization.schedule=cosin", "expected linear, cosine or constant; did you mean 'cosine'?"),
         ("trainer.accelerator=null", "trainer.accelerator=null: expected a text; type trainer.accelerator=auto"),
