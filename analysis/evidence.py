@@ -28,7 +28,7 @@ def predictions(path: Path) -> bytes:
     import pyarrow as pa
     from pyarrow import compute, parquet
 
-    from hatemtl.corpora.parquet import unpacked
+    from hatemtl.machine.parquet import unpacked
 
     try:
         table = unpacked(path, "test the run again, with action=test").replace_schema_metadata(None)

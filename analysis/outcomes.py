@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 from results import Results, ResultsError, sidecar, testing_line
 
-from hatemtl.corpora.parquet import unpacked
 from hatemtl.errors import UserError
+from hatemtl.machine.parquet import unpacked
 
 Array = np.ndarray[Any, Any]
 

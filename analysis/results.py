@@ -183,7 +183,7 @@ def read_predictions(run: Results, task: str | None) -> tuple[str, list[dict[str
 
     Raises ResultsError where the run was not tested.
     """
-    from hatemtl.corpora.parquet import unpacked  # and pyarrow, which other tables do without
+    from hatemtl.machine.parquet import unpacked  # and pyarrow, which other tables do without
 
     path = run.path.parent / PREDICTIONS
     if not path.is_file():

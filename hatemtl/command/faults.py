@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ NOT_WRITTEN = re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos"
 # Whose files they are that are no business of the user's: a fault in them is a bug.
 OURS = [Path(__file__).parents[1], Path(__file__).parents[2] / "conf"]
 OURS += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+OURS += [Path(place) for place in sys.path if place.endswith("site-packages")]  # others' under `uv run --with`
 
 
 def is_of_memory(error: BaseException) -> bool:

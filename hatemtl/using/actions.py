@@ -15,12 +15,12 @@ from hatemtl.command import console as report
 from hatemtl.command.console import Console
 from hatemtl.command.faults import kept_elsewhere
 from hatemtl.command.request import Request, Result, Tested
-from hatemtl.corpora.parquet import unpacked
 from hatemtl.corpora.table import Table
 from hatemtl.encoders.pretrained import vocabulary
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.machine.ledger import Ledger
+from hatemtl.machine.parquet import unpacked
 from hatemtl.machine.startup import started
 from hatemtl.machine.written_ledger import added
 from hatemtl.methods.bank.source_weights import watched

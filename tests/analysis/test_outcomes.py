@@ -188,7 +188,7 @@ def test_predictions_that_are_small_and_stand_for_what_fills_memory_are_refused(
 ) -> None:
     run = saved(tmp_path / "a")
     path = tmp_path / "a" / "predictions.parquet"
-    monkeypatch.setattr("hatemtl.corpora.parquet.UNPACKED", 1 << 20)
+    monkeypatch.setattr("hatemtl.machine.parquet.UNPACKED", 1 << 20)
     texts = pa.array(["x" * 1000] * 5000)
     columns = {"post_id": texts, "task": texts, "gold": texts, "scores": texts, "text": texts}
     parquet.write_table(pa.table(columns), path, compression="zstd")

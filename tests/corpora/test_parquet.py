@@ -27,7 +27,7 @@ from hatemtl.errors import UserError
 def test_a_small_parquet_file_of_far_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: Any, said: str
 ) -> None:
-    monkeypatch.setattr("hatemtl.corpora.parquet.UNPACKED", 1 << 20)
+    monkeypatch.setattr("hatemtl.machine.parquet.UNPACKED", 1 << 20)
     parquet.write_table(pa.table({"text": column}), path := tmp_path / "p.parquet", compression="zstd")
     with pytest.raises(UserError) as error:
         read_parquet(path, again="write it anew")

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hatemtl.corpora.parquet import unpacked
 from hatemtl.errors import UserError
 from hatemtl.evaluations.base import Row
 from hatemtl.heads.base import Head
 from hatemtl.heads.figures import COUNTS
 from hatemtl.labels import LabelSpace
+from hatemtl.machine.parquet import unpacked
 from hatemtl.saved_runs.claiming import differences
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.seeds import derive
