@@ -58,10 +58,8 @@ class Console(Page):
 
     def on_broken_pipe(self) -> None:
         """Goes on without a terminal: what is computed is worth more than that somebody reads along (`| head -1`)."""
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        with suppress(SystemExit):  # rich's own way leads what is written to nowhere, and then ends the program
+            super().on_broken_pipe()
 
     def keep(self, path: Path) -> None:
         """Keeps what was printed, and all that will be, in this file as well, behind what other commands left there.

@@ -13,8 +13,8 @@ SECONDS = 30.0  # until a head is whole
 class Bounded(HttpToolsProtocol):
     """Closes connections whose requests have too large a head, or take too long to send it."""
 
-    size = 0  # bytes of the head that is being read, or none
-    timer: asyncio.TimerHandle | None = None
+    size = 0  # bytes that came since a head began
+    timer: asyncio.TimerHandle | None = None  # while a head is being read
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
