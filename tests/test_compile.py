@@ -12,21 +12,18 @@ from conftest import Outcome
 
 from hatemtl.saved_runs.saved_run import SavedRun
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler"),
-]
 RUN = ["optimization.epochs=2", "method.learning_rate=5e-3", "logger=csv", "trainer.accelerator=cpu"]
+EXACT, FULL = ["trainer.precision=32"], ["method=full", "method.body_dropout=false", "method.learning_rate=1e-4"]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("options", "off"),
     [
-        (["trainer.precision=bf16"], 0.02),
-        (["trainer.precision=32", "method.leave_out=[0]", "data.cache_prefix=true"], 1e-4),
-        (["trainer.precision=32", "method=full", "method.body_dropout=false", "method.learning_rate=1e-4"], 1e-4),
+        pytest.param(["trainer.precision=bf16"], 0.02, id="bf16", marks=pytest.mark.trust),
+        pytest.param([*EXACT, "method.leave_out=[0]", "data.cache_prefix=true"], 1e-4, id="prefix", marks=pytest.mark.slow),
+        pytest.param([*EXACT, *FULL], 1e-4, id="full", marks=pytest.mark.trust),
     ],
-    ids=str,
 )
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(
     options: list[str],

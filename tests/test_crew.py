@@ -73,16 +73,17 @@ def same(one: Path, two: Path) -> None:
     pd.testing.assert_frame_equal(logs, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+STAGES = "optimization.stages=[{learns:heads,steps:3},{learns:encoder,epochs:0.5},{epochs:1.5}]"
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        [],
-        ["weighting=uncertainty", "sampling.step=per_task"],
-        ["weighting=pcgrad", "optimization.accumulate=3"],
-        ["weighting=famo", "optimization.stages=[{learns:heads,steps:3},{learns:encoder,epochs:0.5},{epochs:1.5}]"],
+        pytest.param([], id="sum", marks=pytest.mark.trust),
+        pytest.param(["weighting=uncertainty", "sampling.step=per_task"], id="uncertainty", marks=pytest.mark.trust),
+        pytest.param(["weighting=pcgrad", "optimization.accumulate=3"], id="pcgrad", marks=pytest.mark.slow),
+        pytest.param(["weighting=famo", STAGES], id="stages", marks=pytest.mark.slow),
     ],
-    ids=["sum", "uncertainty", "pcgrad", "stages"],
 )
 def test_two_processes_make_what_one_makes(words: list[str], tmp_path: Path) -> None:
     for devices in (1, 2):

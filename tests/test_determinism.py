@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ TYPED = [
 KEPT = ("results.csv", "predictions.parquet", "heads.safetensors", "adapter/adapter.safetensors", "labels.json")
 
 
-def kept(run: Path) -> dict[str, bytes]:
+def kept(run: Path, files: Sequence[str] = KEPT) -> dict[str, bytes]:
     """The bytes of each file; of the adapter's those of its numbers, since its names hold the folder's."""
-    found = {name: (run / name).read_bytes() for name in KEPT}
-    adapter = found["adapter/adapter.safetensors"]
-    return found | {"adapter/adapter.safetensors": adapter[8 + int.from_bytes(adapter[:8], "little") :]}
+    found = {name: (run / name).read_bytes() for name in files}
+    if adapter := found.get("adapter/adapter.safetensors"):
+        found["adapter/adapter.safetensors"] = adapter[8 + int.from_bytes(adapter[:8], "little") :]
+    return found
 
 
 @pytest.fixture(scope="module")

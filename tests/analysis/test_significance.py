@@ -15,6 +15,7 @@ from scipy import stats
 from scipy.integrate import quad
 from significance import TESTS, Cannot, Finding, How
 from stochastic_order import distances, upper_bound, violation
+from tiers import combinations
 from verdicts import Comparison, Judgement, Saying, bayes, judged, row_of, sentence
 
 NAMES = ("macro_f1", "matthews", "loss")
@@ -396,10 +397,7 @@ def layouts(
         yield a, Scored(b.values + gain, b.seeds, b.draws + gain, units)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("paired", [True, False])
-@pytest.mark.parametrize("n", [3, 5, 10])
-@pytest.mark.parametrize("of_seed", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize(("n", "of_seed", "paired"), combinations([3, 5, 10], [0.0, 0.02, 0.1], [True, False], slow=4))
 def test_hierarchical_holds_its_level(n: int, of_seed: float, paired: bool) -> None:
     """Posts' part of the error is .3/√150·√2 = .035: seeds vary by nothing, by less, and by more than that."""
     pairs = layouts(n, 2000, of_seed, 0.3, 0.3)
@@ -419,18 +417,14 @@ def test_a_percentile_of_draws_of_seeds_and_posts_would_not() -> None:
     assert np.mean(found) > 0.1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("test", ["wilcoxon", "mann_whitney", "welch", "aso"])
-@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize(("test", "n"), combinations(["wilcoxon", "mann_whitney", "welch", "aso"], [3, 5, 10], slow=3))
 def test_seed_tests_hold_their_level(test: str, n: int) -> None:
     draw = np.random.default_rng(n)
     pairs = ((of_seeds(*draw.normal(size=n)), of_seeds(*draw.normal(size=n))) for _ in range(400))
     assert rejected(test, pairs, HOW._replace(resamples=300)) <= most(400)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("test", ["bootstrap", "permutation", "mcnemar"])
-@pytest.mark.parametrize("posts", [40, 400])
+@pytest.mark.parametrize(("test", "posts"), combinations(["bootstrap", "permutation", "mcnemar"], [40, 400], slow=2))
 def test_post_tests_hold_their_level(test: str, posts: int) -> None:
     draw = np.random.default_rng(posts)
     pairs = (tuple(scored(draw.random(posts) < 0.7, draws=400) for _ in range(2)) for _ in range(400))
@@ -463,9 +457,7 @@ def clustered(sims: int, groups: int, each: int, grouped: bool) -> Iterator[tupl
         yield tuple(Scored(np.array([m.value()]), (0,), bootstrap([m], 400, 0), (m,)) for m in measures)  # type: ignore[misc]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("groups", [8, 30])
-@pytest.mark.parametrize("test", ["bootstrap", "permutation"])
+@pytest.mark.parametrize(("test", "groups"), combinations(["bootstrap", "permutation"], [8, 30], slow=2))
 def test_posts_that_share_groups_need_the_cluster_bootstrap(test: str, groups: int) -> None:
     how = HOW._replace(resamples=400)
     assert rejected(test, clustered(400, groups, 10, True), how) <= most(400)

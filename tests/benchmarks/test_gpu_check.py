@@ -16,7 +16,7 @@ def check(out: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.slow
+@pytest.mark.trust  # of a script that few changes reach, for it takes most of two minutes
 def test_all_is_checked(tmp_path: Path) -> None:
     done = check(tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
