@@ -34,21 +34,27 @@ MOMENTS = {"exp_avg", "exp_avg_sq"}  # of AdamW, each of its weight's size
 UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # raised by who takes a checkpoint over
 
 
+class TakenOver(Callback):
+    """Sees that a checkpoint was taken over whole; an optimizer loads moments of any size, and fails at the first step."""
+
+    def __init__(self) -> None:
+        self.whole = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for optimizer in trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name in MOMENTS & state.keys():
+                    if getattr(state[name], "shape", None) != parameter.shape:
+                        raise ValueError(f"{name} is not of its weight's size, {' × '.join(map(str, parameter.shape))}")
+        self.whole = True
+
+
 class Beginning(Callback):
     """Keeps what training changes as it is before the first epoch, until a checkpoint has it."""
 
     def __init__(self) -> None:
         self.weights: dict[str, Any] = {}
         self.states: list[tuple[Callback, dict[str, Any]]] = []
-        self.over = False  # a checkpoint, where there was one, was taken over whole
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        for optimizer in trainer.optimizers:  # which load any moments, and fail at the first step
-            for parameter, state in optimizer.state.items():
-                for name in MOMENTS & state.keys():
-                    if getattr(state[name], "shape", None) != parameter.shape:
-                        raise ValueError(f"{name} is not of its weight's size, {' × '.join(map(str, parameter.shape))}")
-        self.over = True
 
     def keep(self, module: MultitaskModule, callbacks: Sequence[Callback]) -> None:
         """Copies the weights, and the states of the callbacks."""
@@ -88,20 +94,20 @@ def fit(
     last of them writes the checkpoint. Raises what the system says where one post a micro-batch is too much, UserError
     where a checkpoint does not fit.
     """
-    beginning = Beginning()
+    beginning, taken = Beginning(), TakenOver()
     if checkpoint.exists():
         data.cut_as(read_checkpoint(checkpoint).get(type(data).__qualname__, {}))
     elif module.crew.world == 1:  # several processes do not begin again
         beginning.keep(module, callbacks)
     while True:
         module.optimization = cut(optimization, data)
-        trainer = trainer_of(module.optimization, [*callbacks, beginning])
+        trainer = trainer_of(module.optimization, [*callbacks, beginning, taken])
         before = checkpoint if checkpoint.exists() else None
         try:
             trainer.fit(module.train(), data, ckpt_path=before, weights_only=True)
             return trainer
         except Exception as error:
-            if not is_of_memory(error) and before is not None and not beginning.over and isinstance(error, UNFIT):
+            if not is_of_memory(error) and before is not None and not taken.whole and isinstance(error, UNFIT):
                 why = str(error).split("\n")[0][:200]
                 raise UserError(f"{before} does not fit this run ({why}); type overwrite=true to begin it again") from error
             if module.crew.world > 1 or not is_of_memory(error) or data.micro_batches >= data.longest_batch():
