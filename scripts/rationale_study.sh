@@ -8,15 +8,16 @@
 # validation, since shares and majorities mark fewer words. Parameters come from the environment; finished runs are skipped, so
 # it may be interrupted and started again. JOBS seeds run side by side; on two cores OMP_NUM_THREADS=1 JOBS=2 is the fastest way:
 #
-#   LAMBDAS="0.001 1 10 100" KIND=as_shipped SEEDS="0 1 2" EXTRA="encoder=minilm data.dir=../shared/data" \
+#   MASKS=union LAMBDAS="0.001 1 10 100" KIND=as_shipped SEEDS="0 1 2" EXTRA="encoder=minilm data.dir=../shared/data" \
 #     OUT=adapters/rationales scripts/rationale_study.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 both() { echo "tasks.label.corpus.rationale=$1 tasks.rationale.corpus.rationale=$1"; }  # else they were two corpora
+MASKS=${MASKS:-union majority soft}  # of training posts, base's first; union where dataset.json holds no more than that
 ALL="cls: tasks.label.head.pooling=cls; attention: tasks.label.head.pooling=attention
-  majority: $(both majority); soft: $(both soft)
   upper_layers: method.leave_out=[0,1,2]; lower_layers: method.leave_out=[3,4,5]"
+for mask in ${MASKS#union}; do ALL+="; $mask: $(both "$mask")"; done
 ARRANGEMENTS=${ARRANGEMENTS:-${ALL//$'\n'/;}}
 LAMBDAS=${LAMBDAS:-0.001 1 10 100}  # weights of rationale_attention; base has 0
 KIND=${KIND:-as_documented}        # of rationale_attention; as_shipped is what the published figures by λ were made with

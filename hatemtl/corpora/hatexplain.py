@@ -13,7 +13,7 @@ Detection".
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -57,6 +57,7 @@ class HateXplain(Corpus):
     def read(self) -> Posts:
         folder = Path(self.dir).expanduser()
         posts = [*(_from_files(folder) if complete(folder, FILES, HOME) else _from_hub(folder))]
+        self._check_masks(posts, folder)
         voted = np.array([post.label is not None for post in posts], bool)
         abusive = np.array([post.label in ABUSIVE for post in posts], bool)
         communities = [name for name in COMMUNITIES if self.targets == 11 or name != "other"]
@@ -79,6 +80,16 @@ class HateXplain(Corpus):
         texts = [" ".join(post.words) for post in posts]
         splits = np.array([post.split for post in posts])
         return Posts([post.id for post in posts], texts, splits, columns)
+
+    def _check_masks(self, posts: Iterable["_Post"], folder: Path) -> None:
+        """Raises UserError where majority or shares are asked for of copies that hold the annotators' union three times."""
+        masks = [post.masks for post in posts if post.split == "train" and post.masks]
+        if self.rationale != "union" and masks and all(one == of[0] for of in masks for one in of):
+            raise UserError(
+                f"{folder / FILES[0]}: in all {len(masks):,} training posts the annotators mark the same words: it holds "
+                f"their union, and rationale={self.rationale} would be that too; type tasks.TASK.corpus.rationale=union, or "
+                f"{again(FILES[0], HOME)}"
+            )
 
 
 class _Post(NamedTuple):

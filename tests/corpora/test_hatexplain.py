@@ -180,6 +180,16 @@ def test_masks_become_one_in_training_posts_only(tmp_path: Path, how: Any, first
     assert found["6_twitter"] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("how", ["majority", "soft"])
+def test_of_masks_that_are_the_union_nothing_else_is_made(tmp_path: Path, how: Any) -> None:
+    corpus = write(
+        tmp_path, {**DATASET, **{name: entry("you must go", "hhh", NOBODY, *["011"] * 3) for name in DIVISIONS["train"]}}
+    )
+    assert rationales(corpus.load())["1_gab"] == [0, 1, 1]
+    with pytest.raises(UserError, match=rf"in all 4 training posts .* rationale={how} would be that too; type"):
+        replace(corpus, rationale=how).load()
+
+
 @pytest.mark.parametrize("how", ["union", "majority", "soft"])
 @pytest.mark.parametrize("fold", [1, 2])
 def test_the_posts_of_a_fold_that_is_tested_carry_the_union(tmp_path: Path, how: Any, fold: int) -> None:
