@@ -173,7 +173,12 @@ def primary(head: Head, figures: Iterable[Figure]) -> float:
 
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Computes Σ values·weights / Σ weights; zero, but connected to the graph, where no weight is left."""
-    return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return (values * weights).sum() / _or_one(weights.sum())
+
+
+def _or_one(total: Tensor) -> Tensor:
+    """Gives what a sum of weights divides: 1 for 0, since a gradient over a number next to 0 is infinite, and by 0 none."""
+    return torch.where(total > 0, total, 1.0)
 
 
 def carried(targets: Tensor, labels: int) -> Tensor:
@@ -184,8 +189,7 @@ def carried(targets: Tensor, labels: int) -> Tensor:
 def grouped(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Computes what `Head.losses_by_label` gives from losses (B, C) and weights (B, C), whose `masked_mean` is the loss."""
     each = weights.sum(dim=0)
-    tiny = torch.finfo(each.dtype).tiny
-    return (losses * weights).sum(dim=0) / each.clamp(min=tiny), each / each.sum().clamp(min=tiny)
+    return (losses * weights).sum(dim=0) / _or_one(each), each / _or_one(each.sum())
 
 
 def _asked(label_weights: LabelWeights, space: LabelSpace) -> Tensor:

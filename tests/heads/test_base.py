@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError
-from hatemtl.heads.base import masked_mean
+from hatemtl.heads.base import grouped, masked_mean
 from hatemtl.heads.choice import ChoiceHead
 from hatemtl.heads.figures import count_rows, f1
 from hatemtl.heads.layers import Pool, feed_forward
@@ -149,7 +149,7 @@ def test_where_no_post_is_annotated_the_loss_is_a_zero_with_a_gradient_of_zeros(
     hidden.requires_grad_()
     loss = head.loss(head(hidden, mask), targets, torch.zeros_like(has))
     assert loss.item() == 0
-    loss.backward()
+    (1e6 * loss).backward()  # of whatever weight
     for name, value in {**dict(head.named_parameters()), "hidden": hidden}.items():
         assert value.grad is not None, name
         assert torch.equal(value.grad, torch.zeros_like(value)), name
@@ -402,6 +402,14 @@ def test_a_masked_mean_is_a_weighted_mean() -> None:
     assert masked_mean(values, torch.tensor([3.0, 1.0, 0.0])).item() == 1.25
     # far smaller weights than one, as a rare label's may be, still average
     assert masked_mean(values, torch.tensor([3e-6, 1e-6, 0.0])).item() == pytest.approx(1.25)
+
+
+def test_where_no_weight_is_left_no_factor_makes_a_gradient() -> None:
+    """Over the least float32 a factor of 4 would be infinite, and times the weight of 0 no number."""
+    losses, weights = torch.rand(3, 2, requires_grad=True), torch.tensor([[1.0, 0.0]] * 3)
+    each, share = grouped(losses, weights)
+    (1e6 * (each * share).sum() + 1e6 * masked_mean(losses, torch.zeros(3, 2))).backward()
+    assert losses.grad is not None and torch.equal(losses.grad, 1e6 * weights / 3)
 
 
 @pytest.mark.parametrize(
