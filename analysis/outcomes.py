@@ -15,7 +15,6 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from results import Results, ResultsError, sidecar, testing_line
 
 from hatemtl.errors import UserError
@@ -100,8 +99,8 @@ def read_outcome(run: Results, task: str) -> Outcome:
         answers = [*zip(*cells[2:], strict=True)]
     except UserError as error:
         raise ResultsError(str(error)) from None
-    except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
-        raise ResultsError(f"{path}: cannot be read ({error}); expected what a test left; {again}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ResultsError(f"{path} cannot be read ({error}); expected what a test left; {again}") from None
     width = {"multiclass": len(names), "multilabel": len(names), "ordinal": len(names), "score": 1}.get(kind)
     if not posts or len(set(posts)) < len(posts) or width not in (None, scores.shape[-1]):
         raise ResultsError(

@@ -198,6 +198,6 @@ def _read(run: Results, name: str, *needed: str) -> list[dict[str, Any]]:
         return rows
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error, UnicodeDecodeError) as error:
         raise ResultsError(
-            f"{path}: cannot be read ({error}); expected what evaluations=[errors] leaves; test the run with it once more, "
+            f"{path} cannot be read ({error}); expected what evaluations=[errors] leaves; test the run with it once more, "
             "or take the file away"
         ) from None

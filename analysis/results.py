@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, unreadable
 from hatemtl.harmless import shown, unguarded
 from hatemtl.machine import json_object
 
@@ -91,7 +91,11 @@ def read_results(path: Path) -> Results:
     Raises ResultsError, with file and line, for a row that is not a metric and a number, and for a metric given twice.
     """
     rows: dict[str, float] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    try:
+        opened = path.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise ResultsError(str(unreadable(path, error, AGAIN))) from None
+    with opened as file:
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
@@ -193,8 +197,6 @@ def read_predictions(run: Results, task: str | None) -> tuple[str, list[dict[str
         rows = unpacked(path, f"test it again: {again(run)}", columns).to_pylist()
     except UserError as error:
         raise ResultsError(str(error)) from None
-    except ValueError as error:
-        raise ResultsError(f"{path}: cannot be read ({error}); test it again: {again(run)}") from None
     task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))
     return task, [row for row in rows if row["task"] == task]
 

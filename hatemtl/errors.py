@@ -32,6 +32,17 @@ class Refusal(UserError):
         return UserError(f"{given} on encoder={encoder}{' ' if said.startswith(f'{given} ') else ': '}{told}")
 
 
+def unreadable(path: object, error: Exception, way_out: str) -> UserError:
+    """Tells why a file cannot be read, and the way out: of one that is forbidden, another copy would be none.
+
+    >>> print(unreadable("a.csv", PermissionError(13, "Permission denied"), "type another"))
+    a.csv cannot be read ([Errno 13] Permission denied); give yourself the right to it
+    """
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    way_out = "give yourself the right to it" if isinstance(error, PermissionError) else way_out
+    return UserError(f"{path} cannot be read ({reason}); {way_out}")
+
+
 @contextmanager
 def refusing() -> Iterator[None]:
     """Turns what the user can mend, inside, into a method's refusal."""

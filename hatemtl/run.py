@@ -10,7 +10,7 @@ from typing import Any
 
 from hatemtl.command import console as report
 from hatemtl.command.configuration import build, known_by, requested
-from hatemtl.command.faults import mendable
+from hatemtl.command.faults import mendable, mending
 from hatemtl.command.request import Request, Result
 from hatemtl.command.several_runs import Turn, in_sweep, plan, same_run, varied
 from hatemtl.command.used_run import using
@@ -60,7 +60,7 @@ def run(cfg: Any) -> None:
                 f"launcher={option_of('launcher')} submits the runs of a sweep, and leaves them; type main.py -m ..., or "
                 f"launcher=serial"
             )
-        reporting(lambda: _do(cfg))
+        reporting(mending(cfg)(lambda: _do(cfg)))
 
 
 def _carry(turns: Sequence[Turn]) -> bool:

@@ -1,10 +1,14 @@
 """Files and saved runs that something happened to."""
 
+import ctypes
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 WAYS = ["no configuration", "weights cut off", "a tensor is missing"]
@@ -24,11 +28,35 @@ def damage(weights: Path, way: str) -> None:
 
 
 def contents(at: Path) -> dict[str, Any]:
-    """Each path below a folder with what it holds: bytes, where a link leads, or nothing of a folder."""
+    """Each path below a folder with what it holds: bytes, where a link leads, or nothing of what cannot be read."""
     found: dict[str, Any] = {}
     for path in sorted(at.rglob("*")):
-        found[str(path)] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        read = path.is_file() and os.access(path, os.R_OK)
+        found[str(path)] = os.readlink(path) if path.is_symlink() else path.read_bytes() if read else None
     return found
+
+
+@contextmanager
+def as_anybody() -> Iterator[None]:
+    """Takes from root, in this thread and those that it starts, the right to what a file's mode forbids."""
+    if os.geteuid() != 0 or sys.platform != "linux":
+        yield
+        return
+    header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: twice
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask(call: Any, words: Any) -> None:
+        if call(header, words):
+            raise OSError(ctypes.get_errno(), "capabilities of this thread")
+
+    ask(libc.capget, held)
+    fewer = (ctypes.c_uint32 * 6)(*held)
+    fewer[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    ask(libc.capset, fewer)
+    try:
+        yield
+    finally:
+        ask(libc.capset, held)
 
 
 def no_text(path: Path) -> None:
@@ -59,6 +87,18 @@ def half(path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
 
 
+def forbidden(path: Path, but: int = 0) -> None:
+    """Nobody may read it, or do what is not in `but`: tried `as_anybody`."""
+    if os.geteuid() == 0 and sys.platform != "linux":
+        pytest.skip("root reads all, and only Linux takes that from a thread")
+    path.chmod(but)
+
+
+def helps(way: str, said: str) -> bool:
+    """Tells whether a message has the one thing that helps where a file is forbidden, and has it nowhere else."""
+    return ("Permission denied" in said and "give yourself the right to it" in said) == (way == "no permission")
+
+
 def holding(content: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(content) and None
 
@@ -76,4 +116,5 @@ BREAKS: dict[str, Callable[[Path], Any]] = {
     "a folder": folder,
     "a loop": loop,
     "dangling": dangling,
+    "no permission": forbidden,
 }

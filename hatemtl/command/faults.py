@@ -39,6 +39,17 @@ OURS += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platl
 OURS += [Path(place) for place in sys.path if place.endswith("site-packages")]  # others' under `uv run --with`
 
 
+@contextmanager
+def mending(config: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, what the system refuses is told as what the user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if (of_user := mendable(error, config)) is None:
+            raise
+        raise of_user from error
+
+
 def is_of_memory(error: BaseException) -> bool:
     """Tells whether memory is out: the device's, or the host's, whose allocation fails."""
     if isinstance(error, OSError):

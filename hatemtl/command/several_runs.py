@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hatemtl.command.faults import mending
 from hatemtl.command.suggestions import explain, is_mistyped
 from hatemtl.command.words import config_dir, parsed, quoted, typed_words
 from hatemtl.errors import UserError
@@ -142,7 +143,7 @@ class Sweep(Callback):
         if not _turns:
             return
         try:
-            with starting(), interruptible():
+            with starting(), interruptible(), mending(config):
                 well = _carry[0](apart(_turns))
         except (UserError, OmegaConfBaseException) as error:
             print(f"error: {shown(str(error), lines=True)}", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any
 from hatemtl.corpora.parquet import read_parquet
 from hatemtl.corpora.questions import laid_out
 from hatemtl.corpora.rows import LONGEST, Rows, shown
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import UserError, did_you_mean, unreadable
 from hatemtl.harmless import unguarded
 from hatemtl.machine.hub import NAME, fetch
 
@@ -155,7 +155,7 @@ def _reading(path: Path, encoding: str, again: str) -> Iterator[None]:
         name = encoding.removesuffix("-sig").upper()
         raise UserError(f"{path}, line {line}: byte {byte:#04x} is no {name} ({first.reason}); {again}") from error
     except (OSError, LookupError, UnicodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {again}") from error
+        raise unreadable(path, error, again) from error
 
 
 def read_jsonl(path: Path, *, again: str) -> Rows:

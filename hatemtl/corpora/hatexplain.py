@@ -23,7 +23,7 @@ import numpy as np
 
 from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts, Split
 from hatemtl.corpora.files import Hub, again, complete, ways_out
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import UserError, did_you_mean, unreadable
 
 ABUSIVE = ("hatespeech", "offensive")
 LABELS = ("hatespeech", "normal", "offensive")  # the hub counts them in this order
@@ -145,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}, expected a JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is cut off or garbled ({error}); {again(path.name, HOME)}") from error
+        raise unreadable(path, error, again(path.name, HOME)) from error
     return content
 
 

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from hatemtl.encoders.files import AGAIN, INDEX, WAY_OUT, check_fit, guard, weight_files
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import UserError, did_you_mean, unreadable
 from hatemtl.machine import json_object
 from hatemtl.machine.hub import fetch
 from hatemtl.seeds import seeded
@@ -92,7 +92,8 @@ class Encoder:
             return {}
         folder, found = self.folder(), {}
         for name in weight_files(folder, self.source):
-            with _readable(folder), safe_open(folder / name, "pt") as file:
+            path = folder / name  # opened twice: safetensors takes what it may not read for what is not there
+            with _readable(folder), path.open("rb"), safe_open(path, "pt") as file:
                 found[name] = _digest((key, file.get_tensor(key)) for key in sorted(file.keys()))
         return found
 
@@ -226,8 +227,7 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the encoder in {folder} cannot be read ({reason}); download it again, or {WAY_OUT}") from error
+        raise unreadable(f"the encoder in {folder}", error, f"download it again, or {WAY_OUT}") from error
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import UserError, did_you_mean, unreadable
 
 FORM = 'expected {"post_id": "...", "scores": [a number for each word]}'
 
@@ -27,7 +27,7 @@ def read(path: str) -> dict[str, tuple[int, list[float]]]:
                         )
                     found[post] = number, scores
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"outside={path} cannot be read ({error}); give a file of scores, {FORM} in each line") from error
+        raise unreadable(f"outside={path}", error, f"give a file of scores, {FORM} in each line") from error
     return found
 
 

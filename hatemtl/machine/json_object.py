@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, unreadable
 
 LIMIT = 1 << 24  # bytes, some ten times what the longest such file of an encoder has
 DEEPEST, MOST = 64, 200_000  # levels and values
@@ -60,7 +60,7 @@ def _parsed(path: Path, way_out: str, format: str, parse: Callable[[str], Any]) 
         with path.open("rb") as file:
             raw = file.read(LIMIT + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); {way_out}") from error
+        raise unreadable(path, error, way_out) from error
     if len(raw) > LIMIT:
         raise UserError(f"{path}: is longer than {LIMIT >> 20} MiB, expected keys with values; {way_out}")
     try:

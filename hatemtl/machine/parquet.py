@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, unreadable
 
 UNPACKED = 1 << 28  # bytes up to which a Parquet file may unpack, however small it is
 
@@ -11,8 +11,17 @@ UNPACKED = 1 << 28  # bytes up to which a Parquet file may unpack, however small
 def unpacked(path: Path, again: str, columns: list[str] | None = None) -> Any:
     """Reads the table of a Parquet file, or these columns, some rows at a time.
 
-    Raises UserError where a small file stands for a huge one, and what Arrow raises where it is broken.
+    Raises UserError where a small file stands for a huge one, or it is broken.
     """
+    from pyarrow import ArrowException
+
+    try:
+        return _unpacked(path, again, columns)
+    except (OSError, ValueError, ArrowException) as error:
+        raise unreadable(path, error, again) from error
+
+
+def _unpacked(path: Path, again: str, columns: list[str] | None) -> Any:
     from pyarrow import Table
     from pyarrow.parquet import ParquetFile
 
@@ -26,6 +35,7 @@ def unpacked(path: Path, again: str, columns: list[str] | None = None) -> Any:
         if (rows := file.metadata.num_rows) > most // 8:  # a row without a text takes as much in Python's lists
             raise UserError(f"{path}: holds {rows:,} rows in {path.stat().st_size:,} bytes, which are no posts; {again}")
         for batch in file.iter_batches(batch_size=1000, columns=columns):
+            batch.validate(full=True)  # else a text that is none ends whoever takes it out
             batches.append(batch)
             if (size := size + sum(map(_size, batch.columns))) > most:
                 raise UserError(f"{path}: unpacks to more than {most >> 20:,} MiB, a hundred times its size; {again}")

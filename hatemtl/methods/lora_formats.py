@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.errors import UserError
+from hatemtl.errors import Refusal, UserError
 from hatemtl.machine import json_object
 from hatemtl.machine.hub import parted
 from hatemtl.merging.lora import LoRAUpdate, Updates
@@ -59,7 +59,7 @@ def read(run: SavedRun, model: nn.Module) -> dict[str, LoRAUpdate]:
     library = run.record["library"]
     config, other = _described(run, library)
     if other:
-        raise UserError(f"{run.folder}: {other}, and nothing else can be read here; leave it out, or {INSTEAD[library]}")
+        raise Refusal(f"{run.folder}: {other}, and nothing else can be read here; leave it out, or {INSTEAD[library]}")
     projections = [name for name in "qkv" if name in config.get("attn_matrices", ())]
     updates, layers = {}, dict(model.named_modules())
     for path, (A, B) in _pairs(run, library).items():
@@ -117,7 +117,7 @@ def _pairs(run: SavedRun, library: str) -> dict[str, tuple[Tensor, Tensor]]:
     factors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in run.tensors(FILES[library]).items():
         if (match := re.fullmatch(KEYS[library], key)) is None:
-            raise UserError(f"{run.folder}: {key} belongs to no plain LoRA, and nothing else can be read here; leave it out")
+            raise Refusal(f"{run.folder}: {key} belongs to no plain LoRA, and nothing else can be read here; leave it out")
         factors.setdefault(match[1], {})[match[2]] = tensor
     if alone := [path for path, pair in factors.items() if len(pair) != 2]:
         raise UserError(f"{run.folder}: layer {alone[0]} lacks one of A and B; {AGAIN}")

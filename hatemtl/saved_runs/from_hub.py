@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, unreadable
 from hatemtl.machine import json_object
 from hatemtl.machine.hub import NAME, fetch, parted
 
@@ -111,7 +111,7 @@ def _normal(library: str, source: Path, into: Path) -> None:
     try:
         tensors = load_file(source / FILES[library])
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{source / FILES[library]} cannot be read ({error}); {AGAIN}") from error
+        raise unreadable(source / FILES[library], error, AGAIN) from error
     before = "base_model.model." if library == "peft" else ""
     paths = {key.removeprefix(before): tensor for key, tensor in tensors.items()}
     paths = {key: tensor for key, tensor in paths.items() if not {*key.split(".")[:2]} & {*HEADS}}

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, unreadable
 from hatemtl.evaluations.base import BEHIND, STAGES, Row, Stage
 from hatemtl.harmless import unguarded
 from hatemtl.labels import LabelSpace
@@ -168,9 +168,10 @@ class SavedRun:
                 f"load it with the method that fits, or {AGAIN}"
             )
         try:
-            tensors = load_file(path)
+            with path.open("rb"):  # safetensors takes what it may not read for what is not there
+                tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from error
+            raise unreadable(path, error, AGAIN) from error
         for key, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise UserError(

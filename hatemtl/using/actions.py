@@ -92,10 +92,7 @@ def _earlier(folder: Path) -> tuple[dict[str, Any], Any, artifacts.Tables]:
     artifacts.read_results(folder)
     record, path, frame = artifacts.read_record(folder), folder / PREDICTIONS, None
     if path.exists():
-        try:
-            frame = unpacked(path, "remove it, and test again").to_pandas()
-        except (OSError, ValueError) as error:  # Arrow's are
-            raise UserError(f"{path} cannot be read ({error}); remove it, and test again") from error
+        frame = unpacked(path, "remove it, and test again").to_pandas()
         if "task" not in frame:
             raise UserError(f"{path}: has no column task, expected predictions of a test; remove it, and test again")
     return record, frame, artifacts.read_tables(folder, record.get("tables") or ())

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from hatemtl.command.faults import kept_elsewhere
 from hatemtl.encoders.pretrained import Encoder, Transformer, fingerprint
-from hatemtl.errors import UserError, did_you_mean
+from hatemtl.errors import Refusal, UserError, did_you_mean
 from hatemtl.methods.base import module_name
 from hatemtl.network.assembly import check_encoder
 from hatemtl.saved_runs.saved_run import SavedRun
@@ -86,7 +86,7 @@ def _converted(run: SavedRun, encoder: Encoder, library: str, model: Transformer
 
     try:
         updates = lora_formats.read(run, model)
-    except UserError as error:
+    except Refusal as error:
         raise UserError(
             f"export.format={library}: both libraries hold plain LoRAs alone, not what {run.record['method']} trained on "
             f"{encoder.source} ({error}); type export.format={run.record['library']}, or export.format=merged"

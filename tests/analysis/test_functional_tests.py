@@ -157,7 +157,7 @@ def test_the_table_is_written(run: Run, tmp_path: Path) -> None:
         (["hatecheck", "--posts", "torn.csv"], "torn.csv:2: expected 8 cells"),
         (["hatecheck", "--posts", "quote.csv"], "quote.csv:2: unexpected end of data; expected a CSV file"),
         (["hatecheck", "--posts", "latin.csv"], "expected a CSV file in UTF-8"),
-        (["broken", *ONE[1:]], "broken/predictions.parquet: cannot be read"),
+        (["broken", *ONE[1:]], "broken/predictions.parquet cannot be read"),
         (
             ["numbers", *ONE[1:]],
             "numbers/results.csv: task 'hateval' has no likeliest label a post; expected one with head=multiclass",

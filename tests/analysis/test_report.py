@@ -197,7 +197,7 @@ def test_errors_that_a_test_listed_are_shown_with_their_words_shaded(run: Run, r
 def test_a_garbled_list_of_errors_is_told(run: Run, runs: Path) -> None:
     (runs / "full_0" / "errors.csv").write_text("post_id,score\np1,x\n")
     code, _, err = run("full_?", *FEW)
-    assert code == 2 and "full_0/errors.csv: cannot be read" in err and "evaluations=[errors]" in err
+    assert code == 2 and "full_0/errors.csv cannot be read" in err and "evaluations=[errors]" in err
 
 
 @pytest.mark.slow

@@ -271,7 +271,7 @@ def test_a_parquet_file_with_bytes_where_texts_are_asked_for(tmp_path: Path) -> 
         pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")]
     )
     parquet.write_table(pa.table({"text": broken}), path)
-    with pytest.raises(UserError, match=r"p.parquet cannot be read \('utf-8' codec"):
+    with pytest.raises(UserError, match=r"p.parquet cannot be read \(.*Invalid UTF8 sequence"):
         read_table(path, **how)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken import BREAKS, contents
+from broken import BREAKS, as_anybody, contents, forbidden, helps
 from conftest import Outcome
 from every_file import SAMPLE, laid_out
 from tiers import tier
@@ -95,8 +95,60 @@ def test_a_broken_file(cli: Callable[..., Outcome], whole: Path, tmp_path: Path,
     shutil.copytree(whole, at := tmp_path / "at")
     BREAKS[way](at / read.file)
     before = contents(at)
-    outcome = cli(*(word.replace("DIR", str(at)) for word in read.words))
+    with as_anybody():
+        outcome = cli(*(word.replace("DIR", str(at)) for word in read.words))
     assert outcome.code == 2, outcome.err
     assert outcome.err.startswith("error: ") and outcome.err.count("error: ") == 1
     assert Path(read.file).name in outcome.err or f"{at / read.file}".rpartition("/")[0] in outcome.err
+    assert helps(way, outcome.err)
+    assert contents(at) == before
+
+
+# Folders that nobody may enter (of `kept`: write to) and commands that read or write in them.
+FOLDERS = [
+    *(("run", words) for words in ([*PREDICT, "predict.input=DIR/posts.csv"], TEST, EXPORT, PUBLISH, MERGE)),
+    *(("run/adapter", words) for words in ([*PREDICT, "predict.input=DIR/posts.csv"], MERGE)),
+    ("run", ["action=serve", *USE]),
+    ("encoder", ENCODER),
+    ("three", [*TABLE, "tasks.table.corpus.path=DIR/three"]),
+    ("data", ["tasks=[label]", "encoder=tiny", "data.dir=DIR/data", OUT]),
+    *((folder, [*SAMPLE, f"save_path=DIR/{folder}{end}"]) for folder in ("shut", "kept") for end in ("/run", "/a/run")),
+    *((folder, ["-m", "seed=1,2", *SAMPLE, f"save_path=DIR/{folder}/run"]) for folder in ("shut", "kept")),
+    *(
+        (folder, [*PREDICT[:-1], "predict.input=DIR/posts.csv", f"predict.output=DIR/{folder}/x.csv"])
+        for folder in ("shut", "kept")
+    ),
+    ("shut", [*SAMPLE, "save_path=DIR/shut"]),
+    ("shut", [*TEST, "save_path=DIR/shut"]),
+    ("shut", ["action=tune", *SAMPLE, "tune.space={method.rank:[4,8]}", "tune.trials=2", "save_path=DIR/shut/study"]),
+    *(("shut", [f"action={action}", "save_path=DIR/shut/run"]) for action in ("status", "collect")),
+    *(("shut", [*EXPORT[:2], f"export.path=DIR/shut{end}", *USE]) for end in ("", "/out")),
+    *(("shut", ["action=publish", f"publish.folder=DIR/shut{end}", *USE]) for end in ("", "/out")),
+    ("shut", ["action=predict", *USE, "predict.input=DIR/shut/posts.csv"]),
+    ("shut", [*TABLE, "tasks.table.corpus.path=DIR/shut/posts.csv"]),
+    ("shut", [*SAMPLE, "tasks.label.head.lexicon=DIR/shut/words.txt", OUT]),
+]
+
+
+def closed() -> Iterator[Any]:
+    for folder, words in FOLDERS:
+        name = f"{folder} {' '.join(words)}"
+        yield pytest.param(folder, words, id=name, marks=tier(name, fast=8))
+
+
+@pytest.mark.parametrize(("folder", "words"), closed())
+def test_a_folder_that_is_closed(
+    cli: Callable[..., Outcome], whole: Path, tmp_path: Path, folder: str, words: list[str]
+) -> None:
+    shutil.copytree(whole, at := tmp_path / "at")
+    for name in ("shut", "kept"):
+        (at / name).mkdir()
+    before = contents(at)
+    forbidden(at / folder, but=0o500 if folder == "kept" else 0)
+    with as_anybody():
+        outcome = cli(*(word.replace("DIR", str(at)) for word in words))
+    (at / folder).chmod(0o700)
+    assert outcome.code == 2, outcome.err
+    assert outcome.err.startswith("error: ") and outcome.err.count("error: ") == 1
+    assert f"{at / folder}" in outcome.err and "Permission denied" in outcome.err
     assert contents(at) == before

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hatemtl.errors import UserError
+from hatemtl.errors import UserError, unreadable
 from hatemtl.saved_runs.saved_run import SavedRun
 from hatemtl.using.publish.evaluation import siblings
 from hatemtl.using.publish.places import is_place, last
@@ -28,7 +28,7 @@ def read(path: Path, run: SavedRun) -> list[Mapping[str, Any]]:
     except FileNotFoundError as error:
         raise UserError(f"{given}: no such file; {again}") from error
     except OSError as error:
-        raise UserError(f"{given}: it cannot be read ({error.strerror}); {again}") from error
+        raise unreadable(given, error, again) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{given}: no JSON ({error}); {again}") from error
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows)):
