@@ -51,7 +51,7 @@ READ = [
     Read("run/predictions.parquet", TEST, MAY_BE_ABSENT),
     *(Read(f"run/{file}", EXPORT, CUT if file == "config.yaml" else ()) for file in RUN),
     *(Read(f"run/{file}", MERGE, CUT if file == "config.yaml" else ()) for file in RUN),
-    *(Read(f"run/{file}", PUBLISH) for file in ("results.csv", "heads.safetensors")),
+    *(Read(f"run/{file}", PUBLISH) for file in ("results.csv", "predictions.parquet", "heads.safetensors")),
     Read("verdicts.json", [*PUBLISH, "publish.verdicts=DIR/verdicts.json"]),
     *(Read(f"encoder/{file}", ENCODER) for file in ("config.json", "model.safetensors", "tokenizer.json")),
     Read("encoder/tokenizer_config.json", ENCODER, MAY_BE_ABSENT),

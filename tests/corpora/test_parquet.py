@@ -9,6 +9,7 @@ from pyarrow import parquet
 
 from hatemtl.corpora.parquet import read_parquet
 from hatemtl.errors import UserError
+from hatemtl.machine.parquet import unpacked
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,18 @@ def test_a_small_parquet_file_of_far_too_much(
     with pytest.raises(UserError) as error:
         read_parquet(path, again="write it anew")
     assert said in str(error.value) and str(error.value).endswith("; write it anew")
+
+
+def test_what_is_broken_is_told_whoever_reads_it(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")]
+    )
+    parquet.write_table(pa.table({"task": broken}), path := tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="p.parquet cannot be read .*Invalid UTF8 sequence.*; test again"):
+        unpacked(path, "test again")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="p.parquet cannot be read .*; test again"):
+        unpacked(path, "test again")
 
 
 def test_parquet_files_are_put_together_and_count_rows(tmp_path: Path) -> None:

@@ -63,20 +63,39 @@ def check_tested(run: SavedRun, tasks: Sequence[str]) -> None:
 def figures(run: SavedRun, heads: Mapping[str, Head]) -> dict[str, Figures]:
     """Each task's figures, recomputed from the predictions of its test, with percentile intervals of posts drawn anew.
 
-    They are of this one run: how much another seed would differ, posts do not tell.
+    They are of this one run: how much another seed would differ, posts do not tell. Raises UserError where the file is
+    broken, or of other tasks or labels.
     """
-    frame, found = unpacked(run.folder / "predictions.parquet", "remove it, and test again").to_pandas(), {}
+    path, found = run.folder / "predictions.parquet", {}
+    again = f"remove it, type action=test load_path={run.folder}, then the same again"
+    frame = unpacked(path, again, ["task", "scores", "gold"]).to_pandas()
     for task, head in heads.items():
         of_task = frame[frame["task"] == task]
-        scores, targets = _tensors(head.space, of_task["scores"], of_task["gold"])
+        try:
+            scores, targets = _tensors(head.space, of_task["scores"], of_task["gold"])
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"{path}: expected the scores and the gold of each test post of task {task!r} ({error}), which is "
+                f"{head.space.kind}, {', '.join(head.space.names)}; {again}"
+            ) from error
         found[task] = _with_intervals(head, scores, targets, derive(0, "card", task))
     return found
 
 
 def _tensors(space: LabelSpace, scores: Any, gold: Any) -> tuple[Tensor, Tensor]:
-    """Scores and targets as the head's metric reads them; a word that makes no token counts nowhere."""
+    """Scores and targets as the head's metric reads them; a word that makes no token counts nowhere.
+
+    Raises ValueError, TypeError or IndexError where they are none of these labels.
+    """
     if space.about != "words":
         said, true = (torch.tensor(np.stack(column.to_numpy()), dtype=torch.float32) for column in (scores, gold))
+        each = 1 if space.kind == "score" else len(space)
+        shapes, right = (said.shape[1:], true.shape[1:]), ((each,), (each if space.carries == "any" else 1,))
+        if shapes != right or not (said.isfinite().all() and true.isfinite().all()):
+            raise ValueError(f"{[*map(tuple, shapes)]} numbers a post, expected {[*right]} finite ones")
+        most = 1 if space.carries == "any" else each - 1
+        if space.kind != "score" and not ((true >= 0) & (true <= most)).all():
+            raise ValueError(f"gold from {true.min():g} to {true.max():g}, expected 0 to {most}")
         if space.carries == "any":
             return said, true
         return said, true[:, 0] if (space.about, space.carries) == ("posts", None) else true[:, 0].long()

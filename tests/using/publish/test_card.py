@@ -181,6 +181,33 @@ def test_intervals_are_of_the_heads_own_figures(tmp_path: Path, monkeypatch: pyt
     assert found.rows == evaluation.figures(judged(tmp_path / "run", right=3), some)["label"].rows  # the same draws
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"scores": None}, "it has no column scores"),
+        ({"task": ["other"] * 4}, "expected the scores and the gold of each test post of task 'label'"),
+        ({"scores": [[0.1, 0.2, 0.7]] * 4}, "(3,)"),
+        ({"scores": [[0.1, 0.2]] * 3 + [[0.5]]}, "same shape"),
+        ({"scores": [["x", "y"]] * 4}, "of task 'label'"),
+        ({"scores": [[0.5, math.nan]] * 4}, "expected [(2,), (1,)] finite ones"),
+        ({"scores": [0.5] * 4}, "of task 'label'"),
+        ({"gold": [[0.0, 1.0]] * 4}, "[(2,), (2,)] numbers a post, expected [(2,), (1,)]"),
+        ({"gold": [[2.0]] * 4}, "gold from 2 to 2, expected 0 to 1"),
+        ({"gold": [None] * 4}, "of task 'label'"),
+        ({"gold": ["a"] * 4}, "of task 'label'"),
+    ],
+)
+def test_predictions_that_are_none_of_the_task_are_refused(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+    run = judged(tmp_path / "run")
+    path = run.folder / "predictions.parquet"
+    frame = pd.read_parquet(path).drop(columns=[*columns])
+    frame.assign(**{name: of for name, of in columns.items() if of is not None}).to_parquet(path)
+    with pytest.raises(UserError) as error:
+        evaluation.figures(run, facts(run).heads)
+    assert str(error.value).startswith(str(path)) and said in str(error.value)
+    assert str(error.value).endswith(f"remove it, type action=test load_path={run.folder}, then the same again")
+
+
 def test_a_run_without_a_test_is_refused(tmp_path: Path) -> None:
     run = judged(tmp_path / "run")
     (run.folder / "predictions.parquet").unlink()
