@@ -12,13 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, Outcome
+from conftest import ROOT, Outcome, main
+from test_determinism import kept
 
 from hatemtl.machine import interruption
 from hatemtl.machine.interruption import Interrupted, interruptible, watch
 from hatemtl.run import _told
 
 RUN = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", "logger=csv"]
+WHOLE = [*RUN, "action=[train,test]", "optimization.epochs=6", "tasks.label.corpus.size=500"]
 
 
 @pytest.fixture
@@ -111,7 +113,9 @@ def test_what_a_library_makes_of_an_interruption_is_none_of_the_disk(monkeypatch
 # Whole commands
 
 
-def broken_off(arguments: list[str], *, after: float = 0.0, line: str | None = None, number: int = signal.SIGINT) -> Outcome:
+def broken_off(
+    arguments: list[str], *, after: float = 0.0, line: str | None = None, number: int = signal.SIGINT, times: int = 1
+) -> Outcome:
     """How a command of its own process ends that gets the signal so many seconds after its start, or after a line of it."""
     process = subprocess.Popen(
         [sys.executable, "main.py", *arguments],
@@ -130,7 +134,10 @@ def broken_off(arguments: list[str], *, after: float = 0.0, line: str | None = N
         if read.startswith(line):
             break
     time.sleep(after)
-    os.killpg(process.pid, number)  # as a terminal does
+    for _ in range(times):
+        with suppress(OSError):  # it has ended
+            os.killpg(process.pid, number)  # as a terminal does
+        time.sleep(0.01)
     out, err = process.communicate(timeout=120)
     return Outcome(process.returncode, said + out, err)
 
@@ -185,6 +192,27 @@ def test_a_termination_is_counted_as_a_shell_does(tmp_path: Path) -> None:
     outcome = broken_off(run, line="epoch 1/50", number=signal.SIGTERM)
     assert outcome.code == 143
     assert "Traceback" not in outcome.err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run leaves that nothing breaks off."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(*WHOLE, f"save_path={run}") == 0
+    return kept(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times", "code"), [(signal.SIGINT, 2, 130), (signal.SIGTERM, 1, 143)])
+def test_pressed_twice_or_terminated_the_same_command_comes_to_the_same(
+    cli: Callable[..., Outcome], whole: dict[str, bytes], tmp_path: Path, number: int, times: int, code: int
+) -> None:
+    run = [*WHOLE, f"save_path={tmp_path}/run"]
+    ended = broken_off(run, line="epoch 2/6", number=number, times=times)
+    assert (ended.code, "Traceback" in ended.err, (tmp_path / "run").exists()) == (code, False, False), ended.err
+    resumed = cli(*run)
+    assert "an unfinished run goes on" in resumed.out and "epoch 1/6" not in resumed.out, resumed.err
+    assert kept(tmp_path / "run") == whole
 
 
 def test_what_ends_after_its_end_is_finished(
