@@ -27,7 +27,7 @@ def guard(folder: Path) -> None:
         raise UserError(f"{folder}: adapter_config.json there leads to other weights; remove it, or {WAY_OUT}")
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         for key, value in _items(json_object.read(path, AGAIN) if path.is_file() else {}):
-            kernel = key == "_attn_implementation" and "/" in str(value)
+            kernel = key.endswith("attn_implementation") and "/" in str(value)
             if key in REFUSED_KEYS or kernel:
                 raise UserError(
                     f"{path}: carries {key}={value!r:.80}, which {CODE if kernel else REFUSED_KEYS[key]} when the model is "

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ import pytest
 import sentencepiece
 import torch
 import yaml
-from conftest import forget_sessions
+from conftest import ROOT, forget_sessions
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
@@ -347,6 +351,8 @@ def test_a_fingerprint_sees_the_whole_of_a_tensor(tmp_path: Path) -> None:
         {"_attn_implementation_internal": "someone/kernel"},
         {"_attn_implementation": "someone/kernel"},
         {"text_config": {"_attn_implementation": "someone/kernel:function"}},
+        {"attn_implementation": "sdpa|someone/kernel"},
+        {"vqvae_config": {"attn_implementation": {"": "someone/kernel"}}},
         {"custom_pipelines": {"x": {"impl": "pipeline.Pipeline"}}},
     ],
     ids=str,
@@ -374,11 +380,82 @@ def test_what_transformers_itself_writes_is_not_refused(tmp_path: Path) -> None:
         guard(tmp_path / kind)
 
 
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation_autoset"])
-def test_no_other_key_chooses_the_attention(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [("attn_implementation", "flash_attention_2"), ("_attn_implementation_autoset", "someone/kernel")]
+)
+def test_no_other_key_chooses_the_attention(key: str, value: str, tmp_path: Path) -> None:
     save("bert", tmp_path)
-    change(tmp_path, **{key: "someone/kernel"})
+    change(tmp_path, **{key: value})
     assert at(tmp_path).model(dropout=False, seed=0).config._attn_implementation == "eager"
+
+
+# As much of the package `kernels` as transformers imports; what would fetch and run code is counted.
+KERNELS = """
+import enum
+
+asked = []
+Mode = enum.Flag("Mode", "INFERENCE TRAINING TORCH_COMPILE")
+
+class Named:
+    def __init__(self, *args, **kwargs): pass
+    def __call__(self, decorated): return decorated
+
+CUDAProperties = Device = KernelizeFallback = LayerRepository = LocalLayerRepository = ROCMProperties = Named
+register_kernel_mapping = replace_kernel_forward_from_hub = use_kernel_forward_from_hub = Named
+use_kernel_mapping = use_kernelized_func = Named
+
+def get_kernel(name, *args, **kwargs):
+    asked.append(name)
+    raise RuntimeError("it would run here")
+
+def kernelize(*args, **kwargs):
+    asked.append("kernelize")
+"""
+LOADS = """
+import sys
+import kernels
+from transformers import AutoModel
+from hatemtl.encoders.pretrained import Encoder
+from hatemtl.errors import UserError
+
+for folder in sys.argv[2:]:
+    try:
+        Encoder(source=folder, max_length=8, attention="eager", random=None).model(dropout=False, seed=0)
+    except UserError:
+        pass
+    assert not kernels.asked, (folder, kernels.asked)
+try:
+    AutoModel.from_pretrained(sys.argv[1], attn_implementation="someone/kernel")
+except Exception:
+    print(kernels.asked)
+"""
+
+
+@pytest.mark.slow
+def test_no_folder_has_the_package_kernels_run_code(tmp_path: Path) -> None:
+    (package := tmp_path / "installed" / "kernels-0.18.2.dist-info").mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
+    (package.parent / "kernels.py").write_text(KERNELS)
+    save("bert", tmp_path / "plain")
+    many = {"model_type": "clip", **SIZE}
+    whole = {"levels": 1, "sample_length": 64, "res_downs_t": [1], "res_strides_t": [2]}
+    folders = []
+    for key in ("_attn_implementation_internal", "_attn_implementation", "attn_implementation"):
+        for value in ("someone/kernel", "someone/kernel@main:function", {"": "someone/kernel"}, "flash_attention_2"):
+            parts: list[dict[str, Any]] = [
+                {key: value},
+                {"text_config": {key: value}},
+                {**many, "text_config": {**SIZE, key: value}, "vision_config": {**SIZE, key: value}},
+                {**SIZE, "model_type": "jukebox", "vqvae_config": {**whole, key: value}},  # of transformers 4
+            ]
+            for keys in parts:
+                shutil.copytree(tmp_path / "plain", folder := tmp_path / str(len(folders)))
+                change(folder, **keys)
+                folders.append(str(folder))
+    environment = {**os.environ, "PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LOADS, str(tmp_path / "plain"), *folders]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.stdout == "['someone/kernel']\n", ended.stderr  # asked by transformers, where it is told to
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin", "model.pt"])
