@@ -149,7 +149,9 @@ def kept_elsewhere(target: Path, write: Callable[[Path], object], *places: Path,
                     shutil.rmtree(folder, ignore_errors=True)
         else:
             raise
+        denied = isinstance(error.__cause__ if isinstance(error, UserError) else error, PermissionError)
+        first = "give yourself the right to it" if denied else "make room"
         way = "move it to where it shall stand" if target.is_dir() else f"type mv {quote(str(kept))} {quote(str(target))}"
         raise UserError(
-            f"{given}{target} cannot be written ({error}); what it was to hold is kept as {kept}: make room, and {way}"
+            f"{given}{target} cannot be written ({error}); what it was to hold is kept as {kept}: {first}, and {way}"
         ) from error

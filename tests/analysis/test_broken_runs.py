@@ -51,7 +51,7 @@ def cases() -> Iterator[Any]:
                     yield pytest.param(script, words, file, way, id=name, marks=tier(name, fast=10))
 
 
-@pytest.mark.parametrize(("script", "words", "file", "way"), cases())
+@pytest.mark.parametrize(("script", "words", "file", "way"), [*cases()])
 def test_a_broken_file(
     whole: Path,
     tmp_path: Path,

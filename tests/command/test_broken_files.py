@@ -90,7 +90,7 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(read, way, id=name, marks=tier(name, fast=40))
 
 
-@pytest.mark.parametrize(("read", "way"), cases())
+@pytest.mark.parametrize(("read", "way"), [*cases()])
 def test_a_broken_file(cli: Callable[..., Outcome], whole: Path, tmp_path: Path, read: Read, way: str) -> None:
     shutil.copytree(whole, at := tmp_path / "at")
     BREAKS[way](at / read.file)
@@ -136,7 +136,7 @@ def closed() -> Iterator[Any]:
         yield pytest.param(folder, words, id=name, marks=tier(name, fast=8))
 
 
-@pytest.mark.parametrize(("folder", "words"), closed())
+@pytest.mark.parametrize(("folder", "words"), [*closed()])
 def test_a_folder_that_is_closed(
     cli: Callable[..., Outcome], whole: Path, tmp_path: Path, folder: str, words: list[str]
 ) -> None:

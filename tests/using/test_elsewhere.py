@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command.test_faults import RUN, fill, small, told
+from broken import as_anybody, forbidden
+from command.test_faults import RUN, as_root, fill, small, told
 from conftest import Outcome, main
 
 from hatemtl.command.faults import kept_elsewhere
@@ -110,7 +111,7 @@ def test_what_can_be_known_is_refused_before_posts_are_scored(
     ballast = fill(disk)
     told(predicted(cli, run, disk / "scored.csv"), "No space left on device; make room there, or type predict.output=FILE")
     ballast.unlink()
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert as_root("mount", "-o", "remount,ro", str(disk)) == 0
     for name in ("scored.csv", "deep/er/scored.csv"):
         refused = cli(
             "action=predict", f"load_path={run}", f"predict.input={tmp_path}/posts.csv", f"predict.output={disk}/{name}"
@@ -160,6 +161,16 @@ def test_an_export_that_its_place_cannot_hold_is_kept(run: Path, disk: Path, tem
     assert not list(disk.iterdir())
     (kept,) = temporary.glob("hatemtl_*/out")
     assert {path.name for path in kept.iterdir()} == {"weights", export.MARKER}
+
+
+def test_a_test_of_a_run_that_may_not_be_written_is_kept(cli: Cli, run: Path, temporary: Path) -> None:
+    forbidden(run, but=0o500)
+    with as_anybody():
+        outcome = cli("action=test", f"load_path={run}")
+    run.chmod(0o700)
+    told(outcome, "Permission denied", "is kept as", "give yourself the right to it, and move it")
+    (kept,) = temporary.glob("hatemtl_*/run")
+    assert (kept / "predictions.parquet").is_file() and not (run / "predictions.parquet").exists()
 
 
 def test_what_no_place_takes_is_told_as_it_was(tmp_path: Path, temporary: Path) -> None:
