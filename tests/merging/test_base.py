@@ -81,6 +81,14 @@ def test_fresh_sources_merge_into_nothing(merge: Merge) -> None:
         assert merged.lost == {LAYERS[0]: 0.0}
 
 
+def test_directions_that_could_learn_stay_and_those_of_nothing_go() -> None:
+    """One of which A or B alone is 0, as in a fresh LoRA, has a gradient."""
+    some = update(4)
+    some.A[:2], some.B[:, 1:3] = 0, 0  # of the second both
+    kept = merge_factors(Mean(weights=None), [{LAYERS[0]: some}], None).updates[LAYERS[0]]
+    assert torch.equal(kept.A, some.A[[0, 2, 3]]) and torch.equal(kept.B, some.B[:, [0, 2, 3]])
+
+
 @names
 def test_factors_and_dense_updates_of_the_same_sources_merge_alike(merge: Merge) -> None:
     sources = [source(seed, rank=1 + seed) for seed in range(3)]
@@ -133,6 +141,8 @@ def test_sources_of_other_widths_are_named() -> None:
     other = {LAYERS[1]: update(4, out=OUT + 1)}
     with pytest.raises(UserError, match=rf"source 2 adapts {LAYERS[1]} of shape \(25, 17\).*\(24, 17\)"):
         layers_of([source(0), other])
+    with pytest.raises(UserError, match=rf"^wide adapts {LAYERS[1]} of shape"):
+        next(merge_each(Mean(weights=None), [source(0), other], ["narrow", "wide"]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

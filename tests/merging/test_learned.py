@@ -95,6 +95,7 @@ def test_bias_is_the_evaluation_that_a_test_may_be_judged_by() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"error": 0.5}, "merge.error=0.5: a metric has no gradient; type merge.search=cmaes, or merge.error=0"),
         ({"bias": 0.5}, "merge.bias=0.5: counts have no gradient; type merge.search=cmaes, or merge.bias=0"),
         ({"bias": -1, "search": "cmaes"}, "merge.bias=-1: expected how much it counts, a number from 0"),
         ({"loss": 0}, "merge.error, merge.bias are all 0: nothing to search by; type merge.loss=1"),
