@@ -170,6 +170,8 @@ def test_posts_are_read_by_id_and_thresholds_a_label(tmp_path: Path) -> None:
     read = read_outcome(run, "label")
     assert read.posts == ("a", "b") and read.gold.tolist() == [[1, 1], [0, 1]]
     assert read.measures()["f1_x"].value() == 0
+    (tmp_path / "a" / "config.yaml").write_text("tasks: {label: {head: {threshold: 0.2}}}")
+    assert read_outcome(run, "label").measures()["f1_x"].value() == pytest.approx(2 / 3)
     (tmp_path / "a" / "labels.json").write_text(
         json.dumps({"label": {"kind": "multilabel", "names": ["x", "y"], "thresholds": [0.4, 0.7]}})
     )
@@ -221,6 +223,11 @@ def test_what_is_missing_or_garbled_is_refused(tmp_path: Path) -> None:
         read_outcome(run, "label")
     saved(tmp_path / "a", posts=["same"] * 30)
     with pytest.raises(ResultsError, match="one row a post"):
+        read_outcome(run, "label")
+    saved(tmp_path / "a", kind="score", names=["one"])
+    with pytest.raises(
+        ResultsError, match="one row a post of task 'label', with 1 scores, given 30 rows of 30 posts with 3"
+    ):
         read_outcome(run, "label")
 
 

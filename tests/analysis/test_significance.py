@@ -7,7 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from intervals import Scored, Spread, crossed, detectable, errors_found, expanded, interval, mean_interval, runs_needed
+from intervals import (
+    Scored,
+    Spread,
+    beyond,
+    crossed,
+    detectable,
+    errors_found,
+    expanded,
+    half,
+    interval,
+    mean_interval,
+    runs_needed,
+)
 from many_comparisons import holm, letters
 from outcomes import Measure, _share, label_f1s
 from resampling import bootstrap, counts, flips
@@ -122,6 +134,7 @@ def test_too_few_draws_for_so_many_comparisons_are_told_with_how_many_would_do(t
     ]
     assert "cannot be decided with 200 posts: the smallest p that can come out is" in said[0] and "--resamples" in said[0]
     draws = int(note.rpartition(" ")[2])
+    assert not f"{draws}"[2:].strip("0")  # two digits are plenty
     a, b = (scored(right, draws=draws) for right in (np.zeros(200), np.ones(200)))
     enough = TESTS[test](a, b, how._replace(resamples=draws))
     assert 0.8 * how.level < enough.floor <= how.level and not enough.notes
@@ -227,6 +240,9 @@ def test_seed_tests_are_scipys() -> None:
     assert signed.p == pytest.approx(stats.wilcoxon(np.subtract(b, a).round(6), method=stats.PermutationMethod()).pvalue)
     paired = stats.ttest_rel(b, a).confidence_interval()
     assert (signed.low, signed.high) == pytest.approx(tuple(paired))
+    ranks, order = (TESTS[test](of_seeds(*a), of_seeds(*b), HOW) for test in ("mann_whitney", "aso"))
+    for other in (ranks, order):
+        assert (other.low, other.high, other.needed) == (found.low, found.high, ranks.needed)
     c = [value + 0.001 for value in b]  # no ties
     assert TESTS["mann_whitney"](of_seeds(*a), of_seeds(*c), HOW).p == pytest.approx(
         stats.mannwhitneyu(c, a, method="exact").pvalue
@@ -306,6 +322,22 @@ def test_intervals_over_seeds() -> None:
     a = scored(*(np.random.default_rng(i).random(100) < 0.7 for i in range(3)))
     low, high = mean_interval(a, 0.05)
     assert low < a.values.mean() < high and high - low < 0.5
+    assert half([0.7]) is None and half([0.6, 0.7]) == pytest.approx(0.05 * 12.7062, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "told"),
+    [
+        ("macro_f1", [0.98, 0.99], True),
+        ("macro_f1", [0.01, 0.02], True),
+        ("macro_f1", [0.6, 0.61], False),
+        ("macro_f1", [0.99], False),
+        ("loss", [0.98, 0.99], False),
+    ],
+)
+def test_an_interval_beyond_what_the_metric_can_be_is_told(metric: str, values: list[float], told: bool) -> None:
+    """Of two seeds it reaches 12.7 · half their distance: .0635."""
+    assert beyond(f"test_x_{metric}", values) == told
 
 
 def test_without_spread_of_posts_it_is_the_t_test_and_without_that_of_runs_the_normal() -> None:
@@ -315,6 +347,23 @@ def test_without_spread_of_posts_it_is_the_t_test_and_without_that_of_runs_the_n
     assert between.reach(0.025)[1] == pytest.approx((stats.t.isf(0.025, 3) + stats.norm.isf(0.025)) / 2, abs=1e-6)
     error, quantile = between.reach(0.01)
     assert between.p(float(error * quantile)) == pytest.approx(0.02)
+
+
+def test_the_degrees_of_freedom_of_runs_and_posts_by_hand() -> None:
+    """Unpaired, of 4/4 and 6/3 of runs and .6 of posts, Satterthwaite's; paired, t of 3 and of 9 weighed as 1 to 1."""
+    error, weight, df = map(float, Spread([(4.0, 4), (6.0, 3)], 0.6, 10).mixed())
+    assert (error, weight, df) == pytest.approx((math.sqrt(3.6), 1, 3.6**2 / (1 / 3 + 2**2 / 2 + 0.6**2 / 9)))
+    assert float(Spread([(4.0, 4), (6.0, 2)], 0.6, 10).mixed()[2]) == 1
+    pairs = Spread([(4.0, 4)], 1.0, 10)
+    quantile = (stats.t.isf(0.025, 3) + stats.t.isf(0.025, 9)) / 2
+    inverse = (1 / 3 + 1 / 9) / 4
+    assert float(detectable(pairs, 0.05)) == pytest.approx(math.sqrt(2) * float(errors_found(quantile, inverse)))
+
+
+def test_where_nothing_varies_p_is_of_whether_there_is_a_difference() -> None:
+    same = Spread([(0.0, 3), (0.0, 3)], 0.0, 10)
+    assert [*map(float, same.mixed())] == [0, 1, math.inf]
+    assert (same.p(0.0), same.p(1.0)) == (1, 0)
 
 
 @pytest.mark.parametrize("df", [1, 2, 4, 60])
