@@ -1,13 +1,15 @@
 """Changes one operator, number, name or word of the code at a time, and asks the fast tests whether they notice (mutmut).
 
 Of each area a sample of all such changes is drawn. It prints how many were killed, and ends with 1 where that are fewer
-than asked for. What was done is kept in OUT, and the same command goes on with it. There, in OUT/AREA, `mutmut show NAME`
-shows one of those that OUT/AREA/survived.txt names.
+than asked for; one that no test runs is not killed. What was done is kept in OUT, and the same command goes on with it.
+OUT/AREA/survived.txt has those that were not killed: mutmut's name, the function, the lines before and after.
 
     uv run scripts/mutation.py merging metrics statistics saved_runs batches --out /tmp/mutation
 """
 
 import argparse
+import ast
+import difflib
 import json
 import os
 import random
@@ -97,6 +99,21 @@ def found(folder: Path) -> dict[str, int | None]:
     return {name: code for file in files for name, code in json.loads(file.read_text())["exit_code_by_key"].items()}
 
 
+def change(name: str, folder: Path) -> str:
+    """Reads what a mutant changes: its file and function, the lines before and after."""
+    module, _, mutant = name.rpartition(".")
+    file = Path(f"{module.replace('.', '/')}.py")
+    lines = (folder / "mutants" / file).read_text().splitlines()
+    functions = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.FunctionDef)]
+    spans = {node.name: lines[node.lineno - 1 : node.end_lineno] for node in functions}
+    bare = mutant.rpartition("__mutmut_")[0]
+    original = f"{bare}__mutmut_orig"
+    before, after = ([line.strip().replace(of, bare) for line in spans[of]] for of in (original, mutant))
+    changed = [line for line in difflib.ndiff(before, after) if line[0] in "-+"]
+    place = bare.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return "\n    ".join([f"{name}: {file}: {place}", *changed])
+
+
 def judge(name: str, folder: Path, sample: int) -> float:
     """Tries a sample of an area's mutants; gives the share that was killed."""
     if not folder.exists():
@@ -115,12 +132,14 @@ def judge(name: str, folder: Path, sample: int) -> float:
         raise SystemExit(
             f"{name}: mutants that no test judged, by mutmut's number: {odd}; {folder / 'mutmut.log'} says more"
         )
-    survived = [one for one, code in codes.items() if code == SURVIVED]
-    (folder / "survived.txt").write_text("".join(f"{one}\n" for one in survived))
-    tried = len(codes) - [*codes.values()].count(NO_TESTS)
-    share = 1 - len(survived) / max(tried, 1)
-    print(f"{name}: {tried - len(survived)} of {tried} killed, {100 * share:.1f} %, drawn of {len(names)}", flush=True)
-    return share if tried else 0.0
+    survived = [one for one, code in codes.items() if code not in KILLED]
+    unseen = [one for one in survived if codes[one] == NO_TESTS]
+    lines = (f"{change(one, folder)}{'  (no test runs it)' * (one in unseen)}\n" for one in survived)
+    (folder / "survived.txt").write_text("".join(lines))
+    share = 1 - len(survived) / len(codes)
+    killed = f"{len(codes) - len(survived)} of {len(codes)} killed, {100 * share:.1f} %"
+    print(f"{name}: {killed}, drawn of {len(names)}; no test runs {len(unseen)}", flush=True)
+    return share
 
 
 def main() -> int:
