@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluations.test_explained import WEIGHTS, Adding
 
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
-from hatemtl.evaluations.base import Listing, Predicted
+from hatemtl.evaluations.base import Beforehand, Listing, Predicted
 from hatemtl.evaluations.errors import POSTS, WORDS, Errors, log_odds
 from hatemtl.labels import LabelSpace
 
@@ -67,6 +68,27 @@ def test_texts_marks_and_explanations_stand_there_where_they_are_asked_for() -> 
     assert not {"text", "marked", "explained"} & listed()[POSTS][0].keys()
     row = listed(texts=True, marked="marks")[POSTS][1]
     assert (row["text"], row["marked"]) == ("bad tea", "0 1")
+
+
+@pytest.mark.parametrize("explainer", ["attention", "gradient_input", "integrated_gradients"])
+def test_a_words_explanation_is_the_sum_of_its_pieces(explainer: str) -> None:
+    """Of posts called rude and fine by turns; 0 of the word that was cut off."""
+    reader: Any = Adding(scores=lambda logits: logits)
+    reader.text, reader.paired = str, np.zeros(2, bool)
+    space, scores = LabelSpace("multiclass", ("rude", "fine")), np.eye(2, dtype=np.float32)
+    said = Predicted("test", space, np.arange(2), scores, np.array([1, 0]))
+    asked = errors(explainer=explainer, groups=None)
+    part = (reader.table @ reader.side).numpy()
+    for row in asked.tables({"label": said}, {}, reader)[POSTS]:
+        sign = 1 if row["label"] == "rude" else -1
+        of = {"attention": WEIGHTS, "gradient_input": sign * part}.get(explainer, sign * (part - part[0]))
+        words = [of[10], of[11] + of[12], of[13], of[14]] if row["post_id"] == "p0" else [*of[[15, 14, 13, 10]], 0]
+        assert [*map(float, str(row["explained"]).split())] == pytest.approx(words, rel=1e-2, abs=1e-3)
+    spaces, test = {"label": space}, Beforehand({"label": np.arange(2)}, {}, {}, reader)
+    asked.check(spaces, test)
+    reader.paired[1] = True
+    with pytest.raises(UserError, match=f"^explainer={explainer}: .*; type evaluations.errors.explainer=null$"):
+        asked.check(spaces, test)
 
 
 def test_words_are_those_that_wrong_posts_hold_more_often() -> None:

@@ -18,7 +18,7 @@ from hatemtl.batches.batch import Batch
 from hatemtl.corpora.base import Column
 from hatemtl.errors import UserError
 from hatemtl.evaluations import explainers
-from hatemtl.evaluations.base import Predicted, Tokens
+from hatemtl.evaluations.base import Beforehand, Predicted, Tokens
 from hatemtl.evaluations.explained import Places
 from hatemtl.evaluations.faithfulness import Faithfulness, alone, without
 from hatemtl.evaluations.plausibility import Plausibility
@@ -230,7 +230,25 @@ def test_without_a_marked_word_there_is_nothing_to_judge() -> None:
         judged(Plausibility, Adding(), truth=[np.zeros(4), np.zeros(5)])
 
 
+def test_each_file_of_scores_explains_for_itself(tmp_path: Path) -> None:
+    found = []
+    for name, sign in (("right", 1), ("wrong", -1)):
+        path = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({"post_id": f"p{i}", "scores": (sign * truth).tolist()}) for i, truth in enumerate(TRUTH)]
+        path.write_text("\n".join(lines))
+        found.append({"explainers": ["outside"], "outside": str(path)})
+    reader = Adding()
+    right, wrong = (judged(Plausibility, reader, **given)["test_label_auprc_outside_joined"] for given in found)
+    assert wrong < 0.7 < right
+
+
 # Explainers
+
+
+def test_a_task_of_tokens_that_is_asked_explains() -> None:
+    """Joined, of the first post both pieces of its true word; of the second one of its true three, and one false."""
+    found = judged(Plausibility, Adding(), explainers=["rationale"])["test_label_token_f1_rationale_joined"]
+    assert found == pytest.approx((1 + 2 * 1 / (2 + 3)) / 2)
 
 
 def test_a_head_of_tokens_explains_by_words() -> None:
@@ -299,6 +317,20 @@ def test_a_run_without_the_tasks_that_are_asked_is_refused() -> None:
         UserError, match=r"expected a multiclass task .*'marks' is tokens.*evaluations.faithfulness.task=NAME"
     ):
         made(Faithfulness, task="marks").check({"marks": TOKENS})
+
+
+def test_a_post_is_explained_before_anything_is_trained_and_those_of_two_texts_are_refused() -> None:
+    reader: Any = Adding()
+    reader.paired = np.zeros(2, bool)
+    marked = Column(TOKENS, np.fromiter(TRUTH, object, 2), np.ones(2, bool))
+    test = Beforehand({"label": np.arange(2)}, {"label": {"rationale": marked}}, {}, reader)
+    made(Plausibility).check({"label": LABEL}, test)
+    assert reader.computed == 1
+    reader.paired[1] = True
+    with pytest.raises(
+        UserError, match=r"^task=label: expected posts of one text each.*evaluations\.plausibility\.task=NAME"
+    ):
+        made(Plausibility).check({"label": LABEL}, test)
 
 
 GOOD = ['{"post_id": "p0", "scores": [0, 1, 0, 0]}', '{"post_id": "p1", "scores": [1, 0, 0, 0, 2.5]}']

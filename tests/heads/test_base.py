@@ -8,6 +8,7 @@ import torch
 from figures import by_key
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn import functional as F
 
 from hatemtl.errors import UserError
@@ -335,6 +336,30 @@ def test_a_smoothed_loss_is_least_where_the_score_is_the_smoothed_target(share: 
     torch.testing.assert_close(logits.grad, torch.zeros_like(logits), atol=1e-12, rtol=0)
     for other in (logits - 0.5, logits + 0.5):
         assert (binary_losses(other, targets, weights, share) > least).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HEADS if kind != "tokens"])
+def test_a_head_pools_as_it_was_asked_to(kind: str) -> None:
+    assert HEADS[kind]().pool.kind == kind.rpartition("-")[2]
+
+
+@pytest.mark.parametrize("kind", ["multiclass-cls", "multilabel-cls", "tokens"])
+def test_entropy_and_divergence_are_those_of_torchs_distributions(kind: str) -> None:
+    """In nats: of each post's labels, or the mean over its answers of yes or no, of tokens those that are no padding."""
+    head, (_, mask, _, _) = HEADS[kind](), posts(kind)
+    size = mask.shape if kind == "tokens" else (len(mask), 3)
+    weights = mask if kind == "tokens" else torch.ones(size)
+    logits = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    p, q = map(Categorical if kind == "multiclass-cls" else Bernoulli, (None, None), logits)
+
+    def each(values: Tensor) -> Tensor:
+        return values if values.ndim == 1 else (values * weights).sum(dim=1) / weights.sum(dim=1)
+
+    there, back = each(kl_divergence(p, q)), each(kl_divergence(q, p))
+    torch.testing.assert_close(head.kl(*logits, mask), there)
+    torch.testing.assert_close(head.divergence(*logits, mask), (there + back) / 2)
+    if head.has_entropy:
+        torch.testing.assert_close(head.entropy(logits[0]), p.entropy().mean())
 
 
 def test_cls_pooling_takes_the_first_token() -> None:
