@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from saved_runs.test_saved_run import CONFIG, fill, names
 
 from hatemtl.errors import UserError
 from hatemtl.saved_runs import claiming
-from hatemtl.saved_runs.claiming import TESTED, TRAINED, claim, differences, finish, held, start
+from hatemtl.saved_runs.claiming import TESTED, TRAINED, claim, differences, digest, finish, held, named_after, start
 from hatemtl.saved_runs.saved_run import SavedRun, read_record, unfinished, write_config, write_record
 
 
@@ -96,6 +97,18 @@ def test_what_yaml_gives_back_is_the_same_run(tmp_path: Path) -> None:
     config["numbers"] = {"small": 1e-05, "large": 5e300, "negative": -0.0, "list": [1, "1 4", None, True, "yes", "0123"]}
     assert differences(SavedRun(fill(tmp_path / "run", config)).config, config) == []
     assert SavedRun(tmp_path / "run").config["numbers"] == config["numbers"]
+
+
+def test_the_digest_stays_as_it_is_for_folders_are_named_and_found_by_it() -> None:
+    expected = hashlib.sha256(b"rank: saved None, given 4\nseed: saved None, given 1").hexdigest()[:8]
+    assert digest({"seed": 1, "rank": 4, "action": "test"}) == digest({"rank": 4, "seed": 1}) == expected
+
+
+def test_a_save_path_is_named_by_options_of_groups_or_else_by_what_they_name() -> None:
+    config = {"tasks": {"label": {}, "target": {}}, "method": {"class": "Full"}, "encoder": {"source": "someone/mini"}}
+    assert named_after(config) == f"adapters/label+target-Full-mini-{digest(config)}"
+    config["choices"] = {"method": "ah_lora16", "encoder": "minilm"}
+    assert named_after(config) == f"adapters/label+target-ah_lora16-minilm-{digest(config)}"
 
 
 # Claiming a save_path

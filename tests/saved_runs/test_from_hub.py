@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hatemtl.errors import UserError
+from hatemtl.saved_runs import from_hub
 from hatemtl.saved_runs.from_hub import is_named
 from hatemtl.saved_runs.saved_run import SavedRun
 
@@ -96,7 +97,7 @@ def test_an_adapter_of_adapterhub_is_read_without_its_head(hub: Path) -> None:
     }
     laid_out(hub, files)
     run = SavedRun("me/adapter")
-    assert run.record["library"] == "adapterhub"
+    assert (run.record["library"], run.record["encoder_source"]) == ("adapterhub", "some/encoder")
     assert [*run.tensors("adapter/adapter.safetensors")] == [key.removeprefix("bert.") for key in keys]
     assert not (run.folder / "adapter" / "model_head.safetensors").exists()
 
@@ -134,6 +135,22 @@ def test_what_is_no_adapter_in_safetensors_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match=message):
         SavedRun("me/adapter")
     assert not [*(tmp_path / "ours").glob("hub/*")]
+
+
+def test_no_more_is_fetched_than_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fetch(given: str, **how: Any) -> None:
+        asked.update(how)
+        raise UserError("far")
+
+    monkeypatch.setattr(from_hub, "fetch", fetch)
+    with pytest.raises(UserError, match="far"):
+        SavedRun("me/adapter")
+    adapter = ["adapter_config.json", "adapter_model.safetensors", "adapter.safetensors"]
+    places = [f"{place}{name}" for place in ("", "adapterhub/", "peft/") for name in adapter]
+    own = ["run.json", "config.yaml", "labels.json", "heads.safetensors"]
+    assert (asked["kind"], sorted(asked["patterns"])) == ("model", sorted([*own, *places]))
 
 
 def test_without_network_the_way_out_is_told(hub: Path) -> None:

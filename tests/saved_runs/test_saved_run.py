@@ -28,7 +28,7 @@ from hatemtl.saved_runs.saved_run import (
     write_results,
     write_tables,
 )
-from hatemtl.saved_runs.writing import write, write_text
+from hatemtl.saved_runs.writing import share, write, write_text
 
 CONFIG: dict[str, Any] = {
     "action": "train",
@@ -136,6 +136,10 @@ def test_tables_of_other_tasks_stay_and_those_of_the_test_before_go(tmp_path: Pa
     path.write_text("post,text\n1,x\n")
     with pytest.raises(UserError, match="expected a table with a column task"):
         read_tables(tmp_path, ["errors.csv"])
+    with pytest.raises(
+        UserError, match=r"run\.json: tables holds '\.\./errors\.csv', expected names of CSV files of the folder"
+    ):
+        read_tables(tmp_path, ["../errors.csv"])
 
 
 def test_results_of_a_task_whose_name_begins_alike_stay(tmp_path: Path) -> None:
@@ -171,6 +175,20 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert SavedRun(run).rows == [Row("test", "target", "subgroup_auc_them", None, 0.5)]
 
 
+def test_weights_that_a_library_wrote_for_its_owner_alone_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    files = [tmp_path / "adapter" / "weights.safetensors", tmp_path / "adapter" / "settings.json"]
+    files[0].parent.mkdir()
+    for path in files:
+        path.touch()
+        path.chmod(0o600)
+    before = os.umask(0o022)
+    try:
+        share(tmp_path)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o644, 0o600]
+
+
 # Reading
 
 
@@ -202,6 +220,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert saved.labels == spaces
     assert list(saved.labels) == ["target", "label"]
     assert saved.record["method"] == "ah_lora16"
+
+
+def test_a_key_of_the_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
+    saved = SavedRun(fill(tmp_path / "run"))
+    assert saved.configured("tasks", "target", "corpus", "dir") == "data/corpus"
+    for keys, named in ((("tasks", "label", "corpus"), "tasks.label"), (("seed", "of"), "seed.of")):
+        with pytest.raises(UserError, match=rf"run/config\.yaml: has no {named}; train the run again"):
+            saved.configured(*keys)
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "run.json", "labels.json"])

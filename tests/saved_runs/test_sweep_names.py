@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hatemtl.saved_runs.saved_run import write_config
-from hatemtl.saved_runs.sweep_names import LONGEST, names, standing, sweep_folder, word
+from hatemtl.saved_runs.sweep_names import LONGEST, names, standing, standing_at, sweep_folder, word
 
 CONFIG: dict[str, Any] = {
     "tasks": {"label": {"column": "label"}, "target": {"column": "target"}},
@@ -92,3 +92,11 @@ def test_what_stands_in_a_folder_is_found_finished_or_not(tmp_path: Path) -> Non
     found = standing(tmp_path)
     assert sorted(path.name for path in found.values()) == ["other", "seed=1", "seed=2"]
     assert {path.parent for path in found.values()} == {tmp_path}
+
+
+def test_a_run_is_found_where_it_stands_whatever_it_is_called_there(tmp_path: Path) -> None:
+    for name, seed in (("mine", 1), (".other.unfinished", 2), ("null", None)):
+        write_config(tmp_path / name, config(seed=seed))
+    there, named = standing(tmp_path), tmp_path / "named"
+    found = [standing_at(there, config(seed=seed), named).name for seed in (1, 2, 3, None, 0)]
+    assert found == ["mine", "other", "named", "null", "named"]  # a digest takes null for 0
