@@ -43,6 +43,7 @@ CONFIG: dict[str, Any] = {
     "trainer": {"precision": "auto", "progress": None},
     "predict": {"input": None},
 }
+MADE = {"method": "ah_lora16", "library": "adapterhub", "encoder": "mark", "encoder_source": "someone/encoder"}
 
 
 def fill(folder: Path, config: dict[str, Any] = CONFIG, sources: dict[str, str] | None = None) -> Path:
@@ -50,8 +51,7 @@ def fill(folder: Path, config: dict[str, Any] = CONFIG, sources: dict[str, str] 
     folder.mkdir(parents=True)
     write_config(folder, config)
     write_labels(folder, {"target": LabelSpace("multilabel", ("a", "b"))})
-    made = {"method": "ah_lora16", "library": "adapterhub", "encoder": "mark", "encoder_source": "someone/encoder"}
-    write_record(folder, {"status": "finished", **made, "sources": sources or {}})
+    write_record(folder, {"status": "finished", **MADE, "sources": sources or {}})
     return folder
 
 
@@ -258,6 +258,7 @@ DAMAGED = [
     ("run.json", b"\xff{}", "not valid JSON"),
     ("run.json", b"{}", "has no method, library, encoder, encoder_source"),
     ("run.json", b"[]", r"holds \[\]"),
+    ("run.json", json.dumps({**MADE, "ledger": {"joules": "1"}}).encode(), "ledger.joules "),
     ("labels.json", b"\xff{}", "not valid JSON"),
     ("labels.json", b"[]", r"holds \[\]"),
     ("labels.json", b'{"target": {"kind": "multilabel"}}', "the labels of task 'target' are .*, expected their kind"),
