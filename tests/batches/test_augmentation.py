@@ -66,6 +66,11 @@ def test_nothing_is_changed_but_in_a_drawn_epoch_and_special_tokens_never_are() 
     assert (mask.sum(axis=1) > 2).all(), "a word of each post stays"
 
 
+def test_posts_without_a_word_stay_as_they_are() -> None:
+    made, rows = pool(ALL, ["", " "]), np.arange(2)
+    assert made.drawn(0, 0)[rows].input_ids.tolist() == made[rows].input_ids.tolist()
+
+
 def test_annotations_go_with_their_words_and_words_stay_whole() -> None:
     plain, drawn = pool({}), pool({k: ALL[k] for k in ("drop", "swap")}).drawn(3, 1)
     moved = 0

@@ -137,8 +137,10 @@ def test_of_long_posts_an_evaluation_batch_holds_fewer() -> None:
         assert {len(batch) for batch in batches} == {expected}
 
 
-def test_posts_of_one_length_keep_their_order_in_evaluation() -> None:
-    assert np.concatenate(buckets().in_order(np.full(40, 5))).tolist() == list(range(40))
+@pytest.mark.parametrize("batching", [buckets(), budget()], ids=["buckets", "budget"])
+def test_posts_of_one_length_keep_their_order_in_evaluation(batching: Batching) -> None:
+    of = np.arange(400) % 3 + 4
+    assert np.concatenate(batching.in_order(of)).tolist() == sorted(range(400), key=of.__getitem__)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "window", "eval_batch_size"])

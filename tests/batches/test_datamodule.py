@@ -203,6 +203,16 @@ def test_masked_tokens_need_no_annotation() -> None:
         module.check_split(split)
 
 
+def test_posts_that_are_left_out_are_gone_from_their_corpus_and_its_tasks_alone() -> None:
+    module = DataModule({"label": task(Mild(), "label"), "kind": task(Foreign(), "kind")}, batching=BATCHING, seed=0)
+    module.leave_out({Mild(): np.array([0, 4])})
+    module.tokenize(minilm(), 128)
+    assert module.pool.texts == [Mild.texts[i] for i in (1, 2, 3, 5)] + Foreign().load().texts
+    assert module.pool.has["label"].tolist() == [False, True, True, True, False, False, False]
+    assert module.pool.targets["label"][:4].tolist() == [0, 1, 0, 1]
+    assert module.pool.targets["kind"][4:].tolist() == [2, 1, 2]
+
+
 def test_an_unknown_column_is_found_out_before_anything_is_tokenized() -> None:
     with pytest.raises(UserError, match="did you mean 'label'"):
         DataModule({"label": task(Mild(), "lable")}, batching=BATCHING, seed=0)
@@ -237,6 +247,27 @@ def test_batches_are_the_same_for_any_number_of_workers(split: str) -> None:
 def test_a_number_of_workers_that_is_none_is_refused(workers: int) -> None:
     with pytest.raises(UserError, match=rf"data\.workers={workers}: expected a number"):
         of_sample(workers=workers)
+
+
+def test_what_takes_most_is_found_beforehand() -> None:
+    module = of_sample()
+    batches, of = [use.rows for use in module._uses(0, epochs=1)], module.pool.lengths
+    places, most = [len(rows) * int(of[rows].max()) for rows in batches], module.largest_batch()
+    assert len(most) * of[most].max() == max(places) > min(places)
+    assert module.longest_batch() == max(map(len, batches)) > min(map(len, batches))
+    few = datamodule(label=task(Mild(), "label"))
+    assert few.training_tokens(2) == 2 * few.pool.lengths[:4].sum()
+
+
+@pytest.mark.parametrize(("asked", "cuts"), [(1, {0: 1, 3: 2}), (2, {0: 1, 3: 2}), (4, {0: 1, 3: 2, 4: 4})])
+def test_batches_are_cut_as_they_were_unless_more_is_asked_for(asked: int, cuts: dict[int, int]) -> None:
+    before, again = (
+        DataModule({"label": task(Mild(), "label")}, batching=BATCHING, seed=0, micro_batches=number)
+        for number in (1, asked)
+    )
+    before.cut(2, 3)
+    again.cut_as(before.state_dict())
+    assert (again.cuts, again.micro_batches) == (cuts, max(cuts.values()))
 
 
 def test_a_post_that_no_batch_can_hold_is_found_out_at_once() -> None:

@@ -318,7 +318,9 @@ def test_a_writer_that_hangs_is_not_waited_for_without_end(tmp_path: Path, monke
     monkeypatch.setattr(claiming, "PATIENCE", 0.05)
     with held(tmp_path / "run", TESTED):
         assert f"run is being tested by process {os.getpid()}" in keep_out(tmp_path / "run")
-        for unsigned in ("", '{"doing": "trained"}', "[]"):
+        signed = {"doing": TRAINED, "pid": 1, "host": "here", "since": "now"}
+        half = [json.dumps({key: signed[key] for key in signed if key != without}) for without in signed]
+        for unsigned in ("", "[]", *half):
             (tmp_path / ".run.lock").write_text(unsigned)
             assert "run is being written by another process" in keep_out(tmp_path / "run")
 
