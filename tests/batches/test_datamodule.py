@@ -17,7 +17,7 @@ from invented import BATCHING, Foreign, Mild, minilm, task
 from hatemtl.batches.batch import Batch
 from hatemtl.batches.batching import Batching, LengthBuckets, TokenBudget
 from hatemtl.batches.datamodule import DataModule
-from hatemtl.batches.sampling import Sampling
+from hatemtl.batches.sampling import Sampling, Use
 from hatemtl.corpora.base import SPLITS, Posts
 from hatemtl.corpora.sample import Sample
 from hatemtl.errors import UserError
@@ -46,6 +46,11 @@ def test_a_batch_has_the_formats_that_heads_expect() -> None:
     )
     assert all(has.dtype == torch.bool for has in batch.has.values())
     assert (batch.targets["rationale"][batch.attention_mask == 0] == IGNORED).all()
+
+
+def test_a_batch_says_for_what_it_is_used() -> None:
+    batch = datamodule(label=task(Mild(), "label")).pool[Use(np.array([3, 0]), "label", {"label": 0.5}, 0.25)]
+    assert (batch.posts.tolist(), batch.only, batch.parts, batch.part) == ([3, 0], "label", {"label": 0.5}, 0.25)
 
 
 # Tasks and corpora
