@@ -48,7 +48,7 @@ def test_each_by_hand() -> None:
     assert Drop(probability=0.3)(words(3), draw([0.2, 0.5, 0.3])).there.tolist() == [[False, True, True]]
     assert Drop(probability=0.9)(words(3), draw([0.2, 0.5, 0.3])).there.tolist() == [[False, True, False]], "one stays"
     assert Mask(probability=0.3)(words(3), draw([0.2, 0.5, 0.3])).masked.tolist() == [[True, False, False]]
-    swapped = Swap(probability=0.5)(words(4), draw([0.1, 0.6, 0.2, 0.3], [0.9, 0.0, 0.5, 0.1]))
+    swapped = Swap(probability=0.5)(words(4), draw([0.1, 0.5, 0.2, 0.3], [0.9, 0.0, 0.5, 0.1]))
     assert swapped.slots.tolist() == [[3, 1, 2, 0]], "of the words 0, 2 and 3 the last drawn comes to stand first"
 
 
