@@ -88,7 +88,7 @@ def standing(folder: Path) -> dict[str, Path]:
         name = re.sub(r"^\.(.+)\.unfinished$", r"\1", path.parent.name)
         if name.startswith("."):
             continue  # what a killed process has left
-        with suppress(UserError, OSError):  # what cannot be read is no run to go on with
+        with suppress(UserError):  # what cannot be read is no run to go on with
             found.setdefault(digest(read_config(path.parent)), folder / name)
     return found
 
