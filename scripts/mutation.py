@@ -100,7 +100,7 @@ def found(folder: Path) -> dict[str, int | None]:
 
 
 def change(name: str, folder: Path) -> str:
-    """Reads what a mutant changes: its file and function, the lines before and after."""
+    """Reads the change of a mutant: its file and function, the lines before and after."""
     module, _, mutant = name.rpartition(".")
     file = Path(f"{module.replace('.', '/')}.py")
     lines = (folder / "mutants" / file).read_text().splitlines()
