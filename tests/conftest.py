@@ -29,6 +29,7 @@ if (
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 ADAPTERHUB = any(Distribution.discover(name="adapters"))
+ADAPTER = f"adapter/adapter{'' if ADAPTERHUB else '_model'}.safetensors"  # of the default method
 
 
 def _connect(self: socket.socket, address: Any, connect: Any = socket.socket.connect) -> Any:

@@ -105,6 +105,7 @@ def stand_in() -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", hub.address)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own, which the client tries first
         forget_sessions()  # opened while offline; below, those opened while online
         yield hub
     forget_sessions()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Outcome, main
+from conftest import ADAPTER, ROOT, Outcome, main
 from test_run import broken_off
 
 Cli = Callable[..., Outcome]
@@ -19,14 +19,14 @@ TYPED = [
     *(f"tasks.{task}.corpus.size=160" for task in TASKS),
     *("tasks.label.head.dropout=0.2", "method.dropout=0.1", "weighting=uncertainty", "trainer.accelerator=cpu"),
 ]
-KEPT = ("results.csv", "predictions.parquet", "heads.safetensors", "adapter/adapter.safetensors", "labels.json")
+KEPT = ("results.csv", "predictions.parquet", "heads.safetensors", ADAPTER, "labels.json")
 
 
 def kept(run: Path, files: Sequence[str] = KEPT) -> dict[str, bytes]:
     """The bytes of each file; of the adapter's those of its numbers, since its names hold the folder's."""
     found = {name: (run / name).read_bytes() for name in files}
-    if adapter := found.get("adapter/adapter.safetensors"):
-        found["adapter/adapter.safetensors"] = adapter[8 + int.from_bytes(adapter[:8], "little") :]
+    if adapter := found.get(ADAPTER):
+        found[ADAPTER] = adapter[8 + int.from_bytes(adapter[:8], "little") :]
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -38,7 +39,7 @@ FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merge
 # How transformers fails at files that are broken or tampered with.
 FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError),
-    *(RuntimeError, TypeError, ValueError, SafetensorError),
+    *(RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError),
 )
 
 

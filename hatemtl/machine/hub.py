@@ -32,7 +32,7 @@ def fetch(name: str, *, kind: Literal["model", "dataset"], patterns: list[str], 
     from huggingface_hub import errors, snapshot_download
 
     repo, revision = parted(name)
-    unreachable = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError)
+    unreachable = (*errors.HfHubHTTPError.__bases__, OSError)  # the first of requests or of httpx, by the hub's version
     download = partial(snapshot_download, repo, repo_type=kind, revision=revision, allow_patterns=patterns)
     try:
         return Path(download())

@@ -1,5 +1,6 @@
 """Encoders at their real size; what a pass of theirs cannot do without is what torch counts of the libraries' networks."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_an_encoder_is_made_once_known_by_its_name(name: str, tmp_path: Path) ->
 
 
 def kind_has_no_sdpa(name: str) -> bool:
-    return name in ("electra_small", "deberta_v3_base")
+    return name == "deberta_v3_base" or (name == "electra_small" and version("transformers") < "5")
 
 
 def body(name: str, method: Method, folder: Path) -> Any:

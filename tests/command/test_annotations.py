@@ -159,7 +159,7 @@ def test_what_is_typed_next_is_taken() -> None:
 
 
 def test_a_command_says_so_and_exits_with_2(cli: Callable[..., Outcome]) -> None:
-    for typed in ("action=5", "action=null", "save_path=5", "method.attention=-1"):
+    for typed in ("action=5", "action=null", "save_path=5", "encoder.attention=-1"):
         outcome = cli(*LABEL, typed)
         assert outcome.code == 2 and outcome.err.startswith(f"error: {typed.partition('=')[0]}="), outcome.err
 

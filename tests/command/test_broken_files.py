@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from broken import BREAKS, as_anybody, contents, forbidden, helps
-from conftest import Outcome
+from conftest import ADAPTER, Outcome
 from every_file import SAMPLE, laid_out
 from tiers import tier
 
@@ -26,7 +26,7 @@ class Read:
 CUT, MAY_BE_ABSENT = ("cut",), ("absent", "a folder", "a loop", "dangling")
 LINES = ("NUL", "a list", "a number", "nested")  # one of any text
 USE, OUT = ["load_path=DIR/run", "data.cache=null"], "save_path=DIR/out"
-RUN = ["run.json", "adapter/adapter.safetensors", "adapter/adapter_config.json", "config.yaml"]
+RUN = ["run.json", ADAPTER, "adapter/adapter_config.json", "config.yaml"]
 HEADS = ["labels.json", "heads.safetensors"]
 PREDICT, TEST = ["action=predict", *USE, "predict.output=DIR/out.csv"], ["action=test", *USE]
 EXPORT = ["action=export", "export.format=peft", "export.path=DIR/out", *USE]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import main
+from conftest import ADAPTER, main
 from test_determinism import KEPT, kept
 from tiers import tier
 
@@ -25,7 +25,7 @@ COMMANDS = {
     "begin": [*RUN, "action=[train,test]", "seed=2", "save_path=AT/new"],
     "test": ["action=test", "load_path=AT/run", "evaluations=[auroc]", "data.cache=AT/cache"],
 }
-TRAINED = ("heads.safetensors", "adapter/adapter.safetensors", "labels.json")
+TRAINED = ("heads.safetensors", ADAPTER, "labels.json")
 MOST = {"train": 160, "begin": 145, "test": 35}  # so many changes of files are tried; a command makes no more
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Outcome
+from conftest import ADAPTER, Outcome
 from safetensors.torch import load_file
 
 from hatemtl.batches.batch import Batch
@@ -49,7 +49,7 @@ def test_a_last_step_that_breaks_the_weights(cli: Cli, tmp_path: Path) -> None:
     )
     assert cli(*RUN, *ONE, f"save_path={run}").code == 2  # told so: it is another run
     assert cli(*RUN, *ONE, "overwrite=true", f"save_path={run}").code == 0
-    assert all(torch.isfinite(t).all() for t in load_file(run / "adapter" / "adapter.safetensors").values())
+    assert all(torch.isfinite(t).all() for t in load_file(run / ADAPTER).values())
 
 
 def test_a_run_that_breaks_after_its_best_epoch_keeps_the_best(

@@ -50,7 +50,6 @@ def send(folder: Path, hub_id: str, *, private: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-    from requests.exceptions import RequestException
 
     api, known = HfApi(token=os.environ[TOKEN]), None
     try:
@@ -74,7 +73,7 @@ def send(folder: Path, hub_id: str, *, private: bool) -> str:
         status = getattr(error.response, "status_code", None)
         said = "the token may not write there" if status in (401, 403) else str(error).splitlines()[0]
         raise UserError(f"publish.hub_id={hub_id}: refused ({said}); the folder is written: {folder}; {AGAIN}") from error
-    except (RequestException, OSError) as error:
+    except (*HfHubHTTPError.__bases__, OSError) as error:  # the first of requests or of httpx, by the hub's version
         raise UserError(
             f"publish.hub_id={hub_id}: the hub is not within reach; the folder is written: {folder}; {AGAIN}"
         ) from error
