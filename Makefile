@@ -37,7 +37,7 @@ mutation:   ## changes the code a little, and asks the tests; hours
 	uv run scripts/mutation.py
 
 coverage:   ## which lines the tests run, slow ones too
-	uv run --with "coverage>=7.10,<8" --with "pytest-cov>=6.2,<8" pytest -m "slow or not slow" --cov --cov-report=term
+	uv run --with "coverage>=7.10,<8" --with "pytest-cov>=6.2,<8" pytest -m "not trust and not network and not gpu" --cov --cov-report=term
 
 demo:       ## everything once, without network or data
 	uv run main.py experiment=demo
