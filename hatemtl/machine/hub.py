@@ -22,6 +22,13 @@ def parted(name: str) -> tuple[str, str | None]:
     return (match["repo"], match["revision"]) if match else (name, None)
 
 
+def no_answer() -> tuple[type[Exception], ...]:
+    """Names the errors of a hub that does not answer: the system's, and requests' or httpx's, by huggingface_hub's version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)), OSError)
+
+
 def fetch(name: str, *, kind: Literal["model", "dataset"], patterns: list[str], way_out: str) -> Path:
     """Fetches the files of a hub repository that match `patterns`, unless cached; gives their local folder.
 
@@ -32,7 +39,7 @@ def fetch(name: str, *, kind: Literal["model", "dataset"], patterns: list[str], 
     from huggingface_hub import errors, snapshot_download
 
     repo, revision = parted(name)
-    unreachable = (*errors.HfHubHTTPError.__bases__, OSError)  # the first of requests or of httpx, by the hub's version
+    unreachable = no_answer()
     download = partial(snapshot_download, repo, repo_type=kind, revision=revision, allow_patterns=patterns)
     try:
         return Path(download())

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from hatemtl.errors import UserError
+from hatemtl.machine.hub import no_answer
 from hatemtl.using.export import MARKER
 
 TOKEN = "HF_TOKEN"
@@ -73,7 +74,7 @@ def send(folder: Path, hub_id: str, *, private: bool) -> str:
         status = getattr(error.response, "status_code", None)
         said = "the token may not write there" if status in (401, 403) else str(error).splitlines()[0]
         raise UserError(f"publish.hub_id={hub_id}: refused ({said}); the folder is written: {folder}; {AGAIN}") from error
-    except (*HfHubHTTPError.__bases__, OSError) as error:  # the first of requests or of httpx, by the hub's version
+    except no_answer() as error:
         raise UserError(
             f"publish.hub_id={hub_id}: the hub is not within reach; the folder is written: {folder}; {AGAIN}"
         ) from error
