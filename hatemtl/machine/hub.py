@@ -23,7 +23,7 @@ def parted(name: str) -> tuple[str, str | None]:
 
 
 def no_answer() -> tuple[type[Exception], ...]:
-    """Names the errors of a hub that does not answer: the system's, and requests' or httpx's, by huggingface_hub's version."""
+    """Names the errors of a hub that does not answer: the system's, requests' or httpx's, by huggingface_hub's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (*(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)), OSError)
