@@ -54,9 +54,13 @@ def _composed(cfg: DictConfig) -> None:
 
             with interruptible():
                 run(cfg)
-    except (UserError, OmegaConfBaseException) as error:
+    except UserError as error:
         _fail(error)
-    except (HydraException, ValueError) as error:  # of a command that uses a saved run, which is composed in here
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # of a command that uses a saved run, which is composed in here
         _explain(error)
     except MemoryError:
         _fail("out of memory before anything began; close other programs, or allow more (ulimit -v)")

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,19 @@ def forbidden(path: Path, but: int = 0) -> None:
     if os.geteuid() == 0 and sys.platform != "linux":
         pytest.skip("root reads all, and only Linux takes that from a thread")
     path.chmod(but)
+
+
+# How a clause begins that says what to do.
+VERBS = (
+    "type give use try remove download train test mend write leave see replace choose install make take put add load name "
+)
+VERBS += "expected known did either"
+
+
+def advises(said: str) -> bool:
+    """Tells whether a message says what was expected, or what to type next, in a clause of its own."""
+    clauses = re.split(r"(?:[;,:(.]|\bor|\band) ", said.strip())
+    return any(clause.split(" ")[0].strip(":").lower() in VERBS.split() for clause in clauses)
 
 
 def helps(way: str, said: str) -> bool:

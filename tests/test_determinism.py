@@ -73,6 +73,16 @@ def test_broken_off_and_gone_on_with(first: dict[str, bytes], tmp_path: Path, mo
 
 
 @pytest.mark.slow
+def test_two_processes_at_one_cache(first: dict[str, bytes], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "main.py"), *TYPED, f"data.cache={tmp_path}/cache"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([*command, f"save_path={tmp_path}/{name}"], env=environment, cwd=ROOT) for name in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert kept(tmp_path / "a") == kept(tmp_path / "b") == first
+    assert not [*(tmp_path / "cache").glob(".*")]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["alone", "serial", "local"])
 def test_in_a_process_of_its_own_and_by_every_launcher(first: dict[str, bytes], tmp_path: Path, launcher: str) -> None:
     """With another order of sets and dicts of names, as each new process has."""

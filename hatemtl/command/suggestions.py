@@ -15,6 +15,10 @@ from hatemtl.command.words import CONF, Names, advice, assigned, files, in_quote
 from hatemtl.errors import UserError, did_you_mean
 
 NO_EXPERIMENT = ("experiment=null", "experiment=none")  # Hydra itself lets no group be null
+WAYS_OUT = {  # of errors of Hydra's that say nothing but what is wrong, by a word of theirs
+    "nterpolation": "type the value itself",
+    "blocklisted": "leave _target_ out, or name a class of yours",
+}
 # The keys that take a list, or how they begin.
 LISTS = ("tasks", "action", "regulariser", "augmentation", "evaluations", "method.sources")
 
@@ -140,7 +144,7 @@ def explain(error: Exception, words: Sequence[str]) -> str:
         else:
             one = "type "
         return f"{word}: {one}-m {shlex.quote(word)} for one run each"
-    return _one_line(text)
+    return "; ".join([_one_line(text), *(way_out for words, way_out in WAYS_OUT.items() if words in text)])
 
 
 def _unreadable(names: Names, at: int) -> str:
@@ -178,7 +182,8 @@ def _no_key(names: Names, key: str, text: str) -> str:
             return f"{key}: this head has no such loss; type {assigned(key, str(names.keys[key]))}, as it is now"
     path = key.rpartition("@")[2].strip(". ")
     if text and key.partition("=")[0] in names.all:
-        return _one_line(text)
+        appended = re.search(r"To append to your config use (\+\S.*)", text)
+        return f"{key}: it holds no such key; type {appended[1]} to add one" if appended else _one_line(text)
     task, tasks = re.match(r"tasks\.(\w+)\.", path), names.config.get("tasks", {})
     if task and task[1] not in tasks and task[1] in files("tasks"):
         chosen = ",".join(tasks)

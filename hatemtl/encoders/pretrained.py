@@ -179,7 +179,10 @@ class Encoder:
         if padding is not None:
             longest -= padding + 1  # RoBERTa counts positions from there
         if self.max_length > longest:
-            raise UserError(f"encoder.max_length={self.max_length}: this encoder takes {longest} token ids at most")
+            raise UserError(
+                f"encoder.max_length={self.max_length}: this encoder takes {longest} token ids at most; type "
+                f"encoder.max_length={longest}"
+            )
         return model.eval()
 
     def quantized(self, model: Transformer) -> Transformer:

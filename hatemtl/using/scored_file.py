@@ -31,7 +31,7 @@ def read(
     text: that column; None for the usual one, or the only one. Raises UserError where the file, its format or that is wrong.
     """
     if not path.is_file():
-        raise UserError(f"predict.input={path}: no such file")
+        raise UserError(f"predict.input={path}: no such file; give a file of posts, such as predict.input=posts.csv")
     rows = read_table(path, delimiter=delimiter, encoding=encoding, keys="predict.", lines=text or "text")
     if text is None:
         text = usual if usual in rows.columns or len(rows.columns) != 1 else next(iter(rows.columns))

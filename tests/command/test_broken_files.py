@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken import BREAKS, as_anybody, contents, forbidden, helps
+from broken import BREAKS, advises, as_anybody, contents, forbidden, helps
 from conftest import ADAPTER, Outcome
 from every_file import SAMPLE, laid_out
 from tiers import tier
@@ -100,7 +100,7 @@ def test_a_broken_file(cli: Callable[..., Outcome], whole: Path, tmp_path: Path,
     assert outcome.code == 2, outcome.err
     assert outcome.err.startswith("error: ") and outcome.err.count("error: ") == 1
     assert Path(read.file).name in outcome.err or f"{at / read.file}".rpartition("/")[0] in outcome.err
-    assert helps(way, outcome.err)
+    assert helps(way, outcome.err) and advises(outcome.err), outcome.err
     assert contents(at) == before
 
 
@@ -151,4 +151,5 @@ def test_a_folder_that_is_closed(
     assert outcome.code == 2, outcome.err
     assert outcome.err.startswith("error: ") and outcome.err.count("error: ") == 1
     assert f"{at / folder}" in outcome.err and "Permission denied" in outcome.err
+    assert advises(outcome.err), outcome.err
     assert contents(at) == before

@@ -292,6 +292,13 @@ def test_a_folder_that_is_read_only(cli: Cli, small: Path, tmp_path: Path) -> No
     assert cached.code == 0, cached.err
 
 
+def test_a_cache_on_a_disk_that_is_full_is_none(cli: Cli, small: Path, tmp_path: Path) -> None:
+    (small / "cache").mkdir()
+    fill(small)
+    assert cli(*RUN, "optimization.epochs=1", f"save_path={tmp_path}/run", f"data.cache={small}/cache").code == 0
+    assert not [*(small / "cache").iterdir()]
+
+
 def test_a_run_that_cannot_take_its_place_is_not_trained_again(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

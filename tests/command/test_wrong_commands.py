@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from broken import contents
+from broken import advises, contents
 from conftest import Outcome
 from every_file import SAMPLE, laid_out
 from tiers import tier
@@ -222,5 +222,5 @@ def test_a_command_that_cannot_be_meant(
     outcome = cli(*words)
     assert outcome.code == 2, outcome.err
     assert outcome.err.startswith("error: ") and outcome.err.count("error: ") == 1
-    assert len(outcome.err) < 1000
+    assert len(outcome.err) < 1000 and advises(outcome.err), outcome.err
     assert contents(at) == before

@@ -147,6 +147,9 @@ def test_it_leaves_the_old_run_or_the_new_and_goes_on(
     run = at / of.run
     now = seen(there := run if run.exists() else at / f".{of.run}.replaced")  # the latter between two renames
     assert not there.exists() or SavedRun(there).results.keys() >= {"val_label_macro_f1"}
+    # each file is whole, of before or after; results may be the new run's before its test
+    untested = b"".join(line for line in new["results.csv"].splitlines(True) if not line.startswith(b"test_"))
+    assert [file for file in now if now[file] not in (old.get(file), new[file], untested)] == []
     assert [now.get(file) for file in TRAINED] in [[whole.get(file) for file in TRAINED] for whole in (old, new)]
     command(name, at)
     assert seen(run) == new
