@@ -212,7 +212,7 @@ def test_posts_that_are_left_out_are_gone_from_their_corpus_and_its_tasks_alone(
     module = DataModule({"label": task(Mild(), "label"), "kind": task(Foreign(), "kind")}, batching=BATCHING, seed=0)
     marks = module.fingerprints()
     module.leave_out({Mild(): np.array([0, 4])})
-    assert module.fingerprints() == marks  # of the corpus: a test apart from training, which leaves nothing out, has them too
+    assert module.fingerprints() == marks  # of the whole corpus, as a test apart from training has them
     module.tokenize(minilm(), 128)
     assert module.pool.texts == [Mild.texts[i] for i in (1, 2, 3, 5)] + Foreign().load().texts
     assert module.pool.has["label"].tolist() == [False, True, True, True, False, False, False]
