@@ -30,7 +30,7 @@ promises:   ## the tests that docs/trust.org names, slow ones too
 	uv run pytest -m "slow or not slow" tests/command tests/test_determinism.py tests/training/test_plain_loop.py \
 	    tests/heads tests/merging tests/evaluations tests/corpora tests/saved_runs tests/encoders/test_files.py tests/encoders/test_pretrained.py \
 	    tests/machine/test_interruption.py tests/using/serve tests/test_harmless.py tests/test_main.py tests/methods/bottleneck tests/training/test_clock.py tests/training/test_loggers.py tests/training/launch tests/tuning \
-	    tests/analysis tests/test_run.py tests/test_wheel.py tests/test_crew.py tests/test_compile.py tests/benchmarks/test_rounding.py \
+	    tests/analysis tests/test_run.py tests/test_wheel.py tests/test_readme.py tests/test_release.py tests/test_crew.py tests/test_compile.py tests/benchmarks/test_rounding.py \
 	    tests/benchmarks/test_gpu_check.py
 
 mutation:   ## changes the code a little, and asks the tests; hours

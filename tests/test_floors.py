@@ -39,7 +39,7 @@ OWNERS = {
     "mlflow": {"training.loggers"},
     "bitsandbytes": {"encoders"},
     "captum": {"evaluations.explainers"},
-    "huggingface_hub": {"machine.hub", "using.publish"},
+    "huggingface_hub": {"machine.hub", "using.publish", "encoders.pretrained"},  # the last for an error of transformers'
     "rich": {"command", "training", "using"},
     "optuna": {"tuning"},
     "submitit": {"training.launch.slurm"},

@@ -206,7 +206,7 @@ def test_a_path_of_no_saved_run(given: str) -> None:
     ("keys", "said"),
     [
         ({"model_type": "t5"}, "t5 is no encoder of text that hatemtl can train"),
-        ({"model_type": "clip"}, "clip is no encoder of text that hatemtl can train"),
+        ({"model_type": "clip"}, "do not fit the CLIPModel of"),
         ({"model_type": "whisper"}, "whisper is no encoder of text that hatemtl can train"),
         ({"model_type": "timm_backbone"}, "timm_backbone is no encoder of text that hatemtl can train"),
         ({"model_type": "nope"}, "cannot be read (The checkpoint you are trying to load has model type `nope`"),

@@ -89,16 +89,17 @@ def _tensors(space: LabelSpace, scores: Any, gold: Any) -> tuple[Tensor, Tensor]
     """
     if space.about != "words":
         said, true = (torch.tensor(np.stack(column.to_numpy()), dtype=torch.float32) for column in (scores, gold))
-        each = 1 if space.kind == "score" else len(space)
+        scale = (space.about, space.carries) == ("posts", None)
+        each = 1 if scale else len(space)
         shapes, right = (said.shape[1:], true.shape[1:]), ((each,), (each if space.carries == "any" else 1,))
         if shapes != right or not (said.isfinite().all() and true.isfinite().all()):
             raise ValueError(f"{[*map(tuple, shapes)]} numbers a post, expected {[*right]} finite ones")
         most = 1 if space.carries == "any" else each - 1
-        if space.kind != "score" and not ((true >= 0) & (true <= most)).all():
+        if not scale and not ((true >= 0) & (true <= most)).all():
             raise ValueError(f"gold from {true.min():g} to {true.max():g}, expected 0 to {most}")
         if space.carries == "any":
             return said, true
-        return said, true[:, 0] if (space.about, space.carries) == ("posts", None) else true[:, 0].long()
+        return said, true[:, 0] if scale else true[:, 0].long()
     width = max(map(len, scores))
     read, marked = np.zeros((len(scores), width), np.float32), np.full((len(scores), width), -1, np.float32)
     for row, (score, target) in enumerate(zip(scores, gold, strict=True)):
