@@ -99,7 +99,7 @@ def forbidden(path: Path, but: int = 0) -> None:
 VERBS = (
     "type give use try remove download train test mend write leave see replace choose install make take put add load name "
 )
-VERBS += "expected known did either"
+VERBS += "get then expected known did either"
 
 
 def advises(said: str) -> bool:
