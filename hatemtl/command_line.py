@@ -56,11 +56,7 @@ def _composed(cfg: DictConfig) -> None:
                 run(cfg)
     except UserError as error:
         _fail(error)
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        ValueError,
-    ) as error:  # of a command that uses a saved run, which is composed in here
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # a saved run that is used is composed in here
         _explain(error)
     except MemoryError:
         _fail("out of memory before anything began; close other programs, or allow more (ulimit -v)")

@@ -96,16 +96,17 @@ def forbidden(path: Path, but: int = 0) -> None:
 
 
 # How a clause begins that says what to do.
-VERBS = (
-    "type give use try remove download train test mend write leave see replace choose install make take put add load name "
+ADVICE = re.compile(
+    "type|give|use|try|get|remove|download|train|test|mend|write|leave|see|replace|choose|install|make|take|put|add|load|name|"
+    "then|expected|known|did|either",
+    re.IGNORECASE,
 )
-VERBS += "get then expected known did either"
 
 
 def advises(said: str) -> bool:
     """Tells whether a message says what was expected, or what to type next, in a clause of its own."""
     clauses = re.split(r"(?:[;,:(.]|\bor|\band) ", said.strip())
-    return any(clause.split(" ")[0].strip(":").lower() in VERBS.split() for clause in clauses)
+    return any(ADVICE.fullmatch(clause.split(" ")[0].strip(":")) for clause in clauses)
 
 
 def helps(way: str, said: str) -> bool:

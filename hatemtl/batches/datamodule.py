@@ -69,7 +69,7 @@ class DataModule(L.LightningDataModule):
         self.changes = changes or {}
         loaded = {corpus: corpus.load() for corpus in dict.fromkeys(task.corpus for task in tasks.values())}
         self.corpora = {corpus: posts if folds is None else folds.of_run(posts) for corpus, posts in loaded.items()}
-        self.read = {**self.corpora}  # whatever is left out of them
+        self.whole = {**self.corpora}  # also what is left out of them
         self.columns = {name: task.annotations(self.corpora[task.corpus]) for name, task in tasks.items()}
         self.lexicons = {name: lexicon for name, task in tasks.items() if (lexicon := task.lexicon) is not None}
         # what stands in the pool: each corpus once, and once more for each task that reads it masked
@@ -90,9 +90,9 @@ class DataModule(L.LightningDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         """Gives the fingerprint of every task's corpus as read, with the shares of annotators where the task reads them."""
-        marks = {corpus: posts.fingerprint() for corpus, posts in self.read.items()}
+        marks = {corpus: posts.fingerprint() for corpus, posts in self.whole.items()}
         read = {name: str(self.tasks[name].column) for name, column in self.columns.items() if column.shares is not None}
-        of = {name: self.read[self.tasks[name].corpus] for name in read}
+        of = {name: self.whole[self.tasks[name].corpus] for name in read}
         return {n: of[n].fingerprint(read[n]) if n in read else marks[task.corpus] for n, task in self.tasks.items()}
 
     def readers(self) -> dict[Corpus, str]:

@@ -144,7 +144,7 @@ def explain(error: Exception, words: Sequence[str]) -> str:
         else:
             one = "type "
         return f"{word}: {one}-m {shlex.quote(word)} for one run each"
-    return "; ".join([_one_line(text), *(way_out for words, way_out in WAYS_OUT.items() if words in text)])
+    return "; ".join([_one_line(text), *(way_out for of, way_out in WAYS_OUT.items() if of in text)])
 
 
 def _unreadable(names: Names, at: int) -> str:
