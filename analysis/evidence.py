@@ -12,9 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from results import PREDICTIONS, ResultsError, again, read_results, write_whole
-
-from hatemtl.errors import UserError
+from results import PREDICTIONS, ResultsError, again, parquet_table, read_results, write_whole
 
 EXAMPLES = """examples:
   uv run analysis/evidence.py adapters/small/lora16 --to evidence/partition
@@ -28,12 +26,7 @@ def predictions(path: Path) -> bytes:
     import pyarrow as pa
     from pyarrow import compute, parquet
 
-    from hatemtl.machine.parquet import unpacked
-
-    try:
-        table = unpacked(path, "test the run again, with action=test").replace_schema_metadata(None)
-    except UserError as error:
-        raise ResultsError(str(error)) from None
+    table = parquet_table(path, "test the run again, with action=test").replace_schema_metadata(None)
     for i, field in enumerate(table.schema):
         if pa.types.is_list(field.type) and pa.types.is_float64(field.type.value_type):
             small = table.column(i).cast(pa.list_(pa.float32()), safe=False)

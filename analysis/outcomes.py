@@ -15,10 +15,7 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
-from results import Results, ResultsError, sidecar, testing_line
-
-from hatemtl.errors import UserError
-from hatemtl.machine.parquet import unpacked
+from results import Results, ResultsError, parquet_table, sidecar, testing_line
 
 Array = np.ndarray[Any, Any]
 
@@ -91,14 +88,12 @@ def read_outcome(run: Results, task: str) -> Outcome:
         raise ResultsError(f"{folder}: no predictions.parquet in it; {again}")
     try:
         wanted = ["post_id", "gold", "scores", *(["answer", "right_answers"] if labels["kind"] == "span" else [])]
-        table = unpacked(path, again, ["task", *wanted])
+        table = parquet_table(path, again, ["task", *wanted])
         mine = [of == task for of in table["task"].to_pylist()]
         ids, *cells = ([*compress(table[name].to_pylist(), mine)] for name in wanted)
         posts, kind, names = [*map(str, ids)], labels["kind"], tuple(labels["names"])
         gold, scores = (_cells(values, kind) for values in cells[:2])
         answers = [*zip(*cells[2:], strict=True)]
-    except UserError as error:
-        raise ResultsError(str(error)) from None
     except (ValueError, TypeError, KeyError) as error:
         raise ResultsError(f"{path} cannot be read ({error}); expected what a test left; {again}") from None
     width = {"multiclass": len(names), "multilabel": len(names), "ordinal": len(names), "score": 1}.get(kind)

@@ -137,6 +137,16 @@ def sidecar(run: Results, name: str) -> dict[str, Any] | None:
         raise ResultsError(str(error)) from None
 
 
+def parquet_table(path: Path, way_out: str, columns: list[str] | None = None) -> Any:
+    """Reads the table of a Parquet file, or these columns. Raises ResultsError where it is broken or a bomb."""
+    from hatemtl.machine.parquet import unpacked  # which most tables do without
+
+    try:
+        return unpacked(path, way_out, columns)
+    except UserError as error:
+        raise ResultsError(str(error)) from None
+
+
 def leaves(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a configuration by their keys with dots; a mapping with nothing in it is one of them.
 
@@ -187,16 +197,10 @@ def read_predictions(run: Results, task: str | None) -> tuple[str, list[dict[str
 
     Raises ResultsError where the run was not tested.
     """
-    from hatemtl.machine.parquet import unpacked  # and pyarrow, which other tables do without
-
     path = run.path.parent / PREDICTIONS
     if not path.is_file():
         raise ResultsError(f"{run.path.parent}: no {PREDICTIONS} in it; test it: {again(run)}")
-    try:
-        columns = ["post_id", "task", "gold", "scores"]
-        rows = unpacked(path, f"test it again: {again(run)}", columns).to_pylist()
-    except UserError as error:
-        raise ResultsError(str(error)) from None
+    rows = parquet_table(path, f"test it again: {again(run)}", ["post_id", "task", "gold", "scores"]).to_pylist()
     task = chosen("task", task, list(dict.fromkeys(row["task"] for row in rows)))
     return task, [row for row in rows if row["task"] == task]
 
