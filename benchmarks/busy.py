@@ -1,6 +1,7 @@
 """What another process on the machine costs, by how long threads that wait for one another keep a core busy meanwhile.
 
-Each way is measured alone and beside processes that compute without end, in turns on the same posts.
+Each way is measured alone and beside processes that compute without end, in turns on the same posts. hatemtl looks at what
+others do as it begins, so it is there twice: begun alone, and beside them.
 """
 
 import argparse
@@ -16,14 +17,18 @@ from benchmarks.choices import Build
 from benchmarks.readings import Stage, org, ratio, times
 from benchmarks.workers import Job, Worker
 
+BEGUN = "default, begun beside"
 STAGES: tuple[Stage, ...] = ("train", "eval")
 
 
 def ways(spins: list[int]) -> dict[str, dict[str, str]]:
     """Names each way to wait, and what it sets in the environment that its process starts in."""
-    return {"default": {}, "libgomp's own": {"GOMP_SPINCOUNT": "300000"}, "asleep": {"OMP_WAIT_POLICY": "passive"}} | {
-        f"spins {count}": {"GOMP_SPINCOUNT": str(count)} for count in spins
-    }
+    return {
+        "default": {},
+        BEGUN: {},
+        "libgomp's own": {"GOMP_SPINCOUNT": "300000"},
+        "asleep": {"OMP_WAIT_POLICY": "passive"},
+    } | {f"spins {count}": {"GOMP_SPINCOUNT": str(count)} for count in spins}
 
 
 @contextmanager
@@ -54,7 +59,8 @@ def main() -> None:
     speeds: dict[tuple[str, Stage, int], list[float]] = {}
     try:
         for name, environment in ways(options.spins).items():
-            workers[name] = Worker(name, build, threads=options.threads, environment=environment)
+            with others(options.others if name == BEGUN else 0):
+                workers[name] = Worker(name, build, threads=options.threads, environment=environment)
         for _ in range(options.rounds):
             order = [(name, stage, count) for name in workers for stage in STAGES for count in (0, options.others)]
             draw.shuffle(order)

@@ -7,13 +7,15 @@ import logging
 import os
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ONEDNN, KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2048"
-SPINS = "1500"  # fewer are slower on a quiet machine, more on a busy one: benchmarks/busy.py
+SPINS, ASLEEP = "1500", "0"  # fewer are slower on a quiet machine, more on a busy one: benchmarks/busy.py
+WATCHED = 0.1  # seconds that others are watched at least: Linux counts hundredths
 TORCHS, KEPT_BY_TORCH = "LRU_CACHE_CAPACITY", "32"
 _MAIN = Path(__file__).parents[2] / "main.py"
 # What does a command in a process of its own: in a checkout by its main.py, beside which modules of the user's are found, as
@@ -62,10 +64,38 @@ def share_cores() -> None:
     """Lets a thread that waits for others of its product leave its core soon, unless the environment says how long.
 
     libgomp lets it turn round for milliseconds, as if nobody else wanted the core: beside a process that does, the system
-    then takes the others off theirs. To be called before torch is imported: libgomp looks at the environment once.
+    then takes the others off theirs. Where some thread has to share its core as the run begins, one that waits sleeps at
+    once. To be called before torch is imported: libgomp looks at the environment once.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = ASLEEP if _crowded() else SPINS
+
+
+def _crowded() -> bool:
+    """Tells whether others, since this was imported, have left fewer cores than a run has threads, by half of one."""
+    if _BEGAN is None:
+        return False
+    time.sleep(max(0.0, _BEGAN[0] + WATCHED - time.monotonic()))
+    now, others = _others() or _BEGAN
+    cores = len(os.sched_getaffinity(0))
+    typed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(int(typed), cores) if typed.isdecimal() and int(typed) else cores
+    return others - _BEGAN[1] > (now - _BEGAN[0]) * (cores - threads + 0.5)
+
+
+def _others() -> tuple[float, float] | None:
+    """Tells the time, and for how long the cores that are ours have worked for others until then; None but on Linux."""
+    try:
+        ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    except (AttributeError, OSError):
+        return None
+    # for users, nice ones, the system, interrupts of two kinds, and other machines on the same processor
+    ticks = sum(int(line[place]) for line in lines if line[0] in ours for place in (1, 2, 3, 6, 7, 8))
+    return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+_BEGAN = _others()  # as this is imported: from here on they are watched
 
 
 def bound_memory() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hatemtl.machine.startup import SPINS, bound_memory, keep_memory, share_cores, started, starting
+from hatemtl.machine import startup
+from hatemtl.machine.startup import ASLEEP, SPINS, bound_memory, keep_memory, share_cores, started, starting
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048", "LRU_CACHE_CAPACITY": "32"}
@@ -57,9 +58,17 @@ def test_what_is_kept_can_be_chosen_in_the_environment(monkeypatch: pytest.Monke
     assert {os.environ[name] for name in KEPT} == {"0"}
 
 
+@pytest.fixture
+def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How threads wait, and how many there are, is not in the environment; what is put there goes with the test."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("unsaid")
 def test_threads_wait_as_the_environment_says_else_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(startup, "_BEGAN", None)  # nobody else is watched
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     share_cores()
     assert "GOMP_SPINCOUNT" not in os.environ
@@ -69,6 +78,57 @@ def test_threads_wait_as_the_environment_says_else_shortly(monkeypatch: pytest.M
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     share_cores()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "spins"),
+    [
+        (0.0, None, SPINS),
+        (0.4, None, SPINS),
+        (0.6, None, ASLEEP),
+        (2.0, None, ASLEEP),
+        (1.2, "2", SPINS),
+        (2.8, "2", ASLEEP),
+        (2.8, "9", ASLEEP),
+        (0.6, "two", ASLEEP),
+        (0.6, "0", ASLEEP),
+    ],
+)
+@pytest.mark.usefixtures("unsaid")
+def test_threads_sleep_at_once_where_one_would_have_to_share_its_core(
+    others: float, threads: str | None, spins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """others: the cores, of four, that they keep at work."""
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(startup, "_BEGAN", (0.0, 7.0))
+    monkeypatch.setattr(startup, "_others", lambda: (10.0, 7.0 + 10 * others))
+    share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == spins
+
+
+@pytest.mark.slow  # starts of its own
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux counts what its cores work")
+def test_a_start_sees_who_keeps_its_cores_at_work() -> None:
+    """One of the cores that it may use is kept busy by another process that may use no other."""
+    core = min(os.sched_getaffinity(0))
+    script = (
+        "import os\n"
+        f"os.sched_setaffinity(0, {{{core}}})\n"
+        "from hatemtl.machine.startup import share_cores\n"
+        "share_cores()\n"
+        "print(os.environ['GOMP_SPINCOUNT'])"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    turns = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    other = subprocess.Popen([sys.executable, "-c", turns])
+    try:
+        run = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, cwd=ROOT)
+    finally:
+        other.kill()
+        other.wait()
+    assert run.stdout.strip() == ASLEEP, run.stderr
 
 
 @pytest.mark.slow  # a start of its own
@@ -83,7 +143,7 @@ def test_a_start_says_it_before_anything_loads_the_library_that_reads_it() -> No
     )
     clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     run = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, cwd=ROOT)
-    assert run.stdout.strip() == SPINS, run.stderr
+    assert run.stdout.strip() in {SPINS, ASLEEP}, run.stderr
 
 
 @pytest.mark.slow  # a start of its own

@@ -34,10 +34,9 @@ class Dropout:
         bits = BITS[dtype.itemsize]
         if self.device.type != "cpu":
             return (torch.rand(shape, device=self.device) >= p).to(bits).neg_()
-        count = prod(shape)
-        drawn = self.bits.random_raw(-(-count // 4)).view(np.uint16)[:count]
-        kept = (drawn >= np.uint16(min(round(p * 2**16), 2**16 - 1))).view(np.int8)
-        return torch.from_numpy(np.negative(kept, dtype=np.int16)).to(bits).view(shape)
+        count, least = prod(shape), min(round(p * 2**16), 2**16 - 1) - 2**15  # of what has a sign
+        drawn = torch.from_numpy(self.bits.random_raw(-(-count // 4)).view(np.int16))[:count]
+        return torch.ge(drawn, least, out=torch.empty_like(drawn)).neg_().to(bits).view(shape)
 
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
