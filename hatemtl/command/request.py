@@ -226,10 +226,11 @@ class Request:
             restore(layers)
         known = [*self.method.starts_from(), *([heads] if (heads := self.heads_from()) else [])]
         other = dict.fromkeys(filter(None, (preprocessed_otherwise(run, self.preprocess) for run in known)))
+        device = self.trainer.device if self.encoder.quantize is None else None  # what is quantized is not to be moved
         with self.trainer.arithmetic():  # as they will compute
-            notes = [*network.notes, *other, verify(layers, torch.float32)]
+            notes = [*network.notes, *other, verify(layers, torch.float32, device=device)]
             network.store(self.trainer.dtype)
-            notes.append(verify(layers, self.trainer.dtype))
+            notes.append(verify(layers, self.trainer.dtype, device=device, int8=self.trainer.int8))
         return replace(network, notes=tuple(filter(None, notes)))
 
     def _teacher(self, saved: SavedRun) -> Forward:

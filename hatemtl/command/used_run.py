@@ -25,7 +25,7 @@ SAID_ANEW = (
     *("action", "save_path", "load_path", "overwrite", "predict", "export", "publish", "serve", "heads", "method", "merge"),
     *("logger", "choices", "weighting", "regulariser", "augmentation", "unlabelled", "corpus@unlabelled", "optimization"),
     *("launcher", "tune", "data.cache", "data.workers", "data.micro_batches"),
-    *("trainer.progress", "trainer.devices", "trainer.nodes", "trainer.strategy", "trainer.memory"),
+    *("trainer.progress", "trainer.devices", "trainer.nodes", "trainer.strategy", "trainer.memory", "trainer.threads"),
 )
 GROUP, OPTION = re.compile(r"[\w/]+(@[\w.]+)?"), re.compile(r"\w+")
 

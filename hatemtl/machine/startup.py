@@ -72,15 +72,30 @@ def share_cores() -> None:
 
 
 def _crowded() -> bool:
-    """Tells whether others, since this was imported, have left fewer cores than a run has threads, by half of one."""
-    if _BEGAN is None:
-        return False
-    time.sleep(max(0.0, _BEGAN[0] + WATCHED - time.monotonic()))
-    now, others = _others() or _BEGAN
-    cores = len(os.sched_getaffinity(0))
+    """Tells whether others leave fewer cores than a run has threads, by half of one."""
+    cores = _cores()
     typed = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(int(typed), cores) if typed.isdecimal() and int(typed) else cores
-    return others - _BEGAN[1] > (now - _BEGAN[0]) * (cores - threads + 0.5)
+    return _taken() > cores - threads + 0.5
+
+
+def free_cores() -> int:
+    """Counts the cores that others leave free, one at least."""
+    return max(1, _cores() - round(_taken()))
+
+
+def _cores() -> int:
+    """Counts the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _taken() -> float:
+    """Tells how many of these cores others have kept at work since this was imported; 0 where the system does not tell."""
+    if _BEGAN is None:
+        return 0.0
+    time.sleep(max(0.0, _BEGAN[0] + WATCHED - time.monotonic()))
+    now, others = _others() or _BEGAN
+    return (others - _BEGAN[1]) / max(now - _BEGAN[0], WATCHED)
 
 
 def _others() -> tuple[float, float] | None:

@@ -26,7 +26,7 @@ from hatemtl.saved_runs.saved_run import AGAIN, SavedRun, read_config, read_reco
 NOT_PART_OF_A_RUN = (
     *("action", "save_path", "overwrite", "logger", "predict", "export", "publish", "evaluations", "trainer.progress"),
     *("cost", "trainer.compile", "trainer.fast", "trainer.devices", "trainer.nodes", "launcher", "tune"),
-    *("data.cache", "data.workers", "data.micro_batches", "trainer.memory", "trainer.strategy"),
+    *("data.cache", "data.workers", "data.micro_batches", "trainer.memory", "trainer.strategy", "trainer.threads"),
 )
 OFF = (None, False, 0)
 # what a run is made from, by its key in run.json: digests of saved runs, of files and word lists, fingerprints of corpora

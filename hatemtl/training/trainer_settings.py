@@ -22,13 +22,14 @@ from hatemtl.encoders.fast import is_fast
 from hatemtl.errors import UserError
 from hatemtl.machine.accelerator import read_accelerator
 from hatemtl.machine.crew import ALONE, called
-from hatemtl.machine.startup import bound_memory
+from hatemtl.machine.startup import bound_memory, free_cores
 from hatemtl.objective.optimization import Optimization
 
 # Tokens times hidden size from which compiling saves more time than it takes on a CPU: benchmarks/throughput.py once found
 # 47 s for MiniLM's own layers and a gain of 6 % of 130 µs a token. Both grow with the layers. hatemtl's own are as fast as
 # compiled code. On a GPU, where nothing was measured, it must be asked for.
 COMPILE_FROM = 2.5e9
+_threads_before: list[int] = []  # torch's own number, while a run in this process has another
 
 
 def fastest_precision(accelerator: str) -> Literal["bf16", "32"]:
@@ -87,7 +88,8 @@ class TrainerSettings:
     that train on a machine, each on a GPU of its own where there are any; of another form it is refused. nodes: machines.
     strategy: what each process holds: "ddp" the whole network, "fsdp" its part of the encoder, as `machine.sharding` has it;
     "auto" is ddp. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'; never where
-    the encoder is split. memory: whether a CPU's compiled code is kept for every shape of a batch.
+    the encoder is split. memory: whether a CPU's compiled code is kept for every shape of a batch. threads: of a CPU, by
+    which sums are rounded otherwise; auto is one a core that others leave free as the run begins, None what torch takes.
     """
 
     accelerator: str
@@ -99,6 +101,7 @@ class TrainerSettings:
     nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     memory: Literal["fast", "lean"] = "fast"
+    threads: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         if self.compile is True and not _compiler():
@@ -109,6 +112,11 @@ class TrainerSettings:
             raise UserError(_not_a_number(self.devices))
         if self.nodes < 1:
             raise UserError(f"trainer.nodes={self.nodes}: expected a whole number from 1")
+        if self.threads not in (None, "auto") and (not isinstance(self.threads, int) or self.threads < 1):
+            raise UserError(
+                f"trainer.threads={self.threads}: expected a whole number from 1, auto (one a core that is free) or "
+                f"null; type trainer.threads=auto"
+            )
         read_accelerator(self.accelerator).check(self.accelerator, self.devices)
         if self.int8 and self.device.type != "cpu":
             raise UserError("trainer.precision=int8 is computed by a CPU alone; type trainer.accelerator=cpu as well")
@@ -142,9 +150,14 @@ class TrainerSettings:
         return read_accelerator(self.accelerator).device((called() or ALONE).local)
 
     def take(self) -> None:
-        """Bounds memory where asked for, and makes its GPU, if not the first, that of whoever asks for any from now on."""
+        """Bounds memory and threads where asked for, and makes its GPU, if not the first, that of whoever asks for any."""
         if self.memory == "lean":
             bound_memory()
+        if _threads_before:
+            torch.set_num_threads(_threads_before.pop())
+        if self.threads is not None:
+            _threads_before.append(most := torch.get_num_threads())
+            torch.set_num_threads(min(most, free_cores()) if self.threads == "auto" else self.threads)
         device = self.device
         if device.type == "cuda" and (device.index or torch.cuda.is_initialized()):
             torch.cuda.set_device(device)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hatemtl.machine import startup
-from hatemtl.machine.startup import ASLEEP, SPINS, bound_memory, keep_memory, share_cores, started, starting
+from hatemtl.machine.startup import ASLEEP, SPINS, bound_memory, free_cores, keep_memory, share_cores, started, starting
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048", "LRU_CACHE_CAPACITY": "32"}
@@ -106,6 +106,7 @@ def test_threads_sleep_at_once_where_one_would_have_to_share_its_core(
     monkeypatch.setattr(startup, "_others", lambda: (10.0, 7.0 + 10 * others))
     share_cores()
     assert os.environ["GOMP_SPINCOUNT"] == spins
+    assert free_cores() == max(1, 4 - round(others))
 
 
 @pytest.mark.slow  # starts of its own

@@ -1,5 +1,6 @@
 """The trainer computes where and as it is told, and leaves nothing behind."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,34 @@ def test_frozen_weights_and_arithmetic_are_of_the_precision(
     chosen = fastest if given == "auto" else str(given)
     assert settings(precision=given).dtype == {"32": torch.float32, "bf16": torch.bfloat16}[chosen]
     assert build(precision=given).precision == {"32": "32-true", "bf16": "bf16-mixed"}[chosen]
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    settings().take()
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(("asked", "free", "taken"), [(None, 1, 3), (2, 1, 2), (5, 1, 5), ("auto", 2, 2), ("auto", 9, 3)])
+def test_a_run_takes_its_threads_and_the_next_one_finds_those_of_before(
+    asked: Any, free: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "free_cores", lambda: free)
+    for _ in range(2):
+        settings(threads=asked).take()
+        assert torch.get_num_threads() == taken
+    settings().take()
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("asked", [0, -1, "all", 1.5])
+def test_threads_that_are_no_number_are_refused(asked: Any) -> None:
+    with pytest.raises(UserError, match=r"trainer\.threads=.*type trainer\.threads=auto"):
+        settings(threads=asked)
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "gpu", "cpu"])

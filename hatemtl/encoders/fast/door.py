@@ -19,6 +19,7 @@ from hatemtl.encoders.fast.stack import Stack, stacks
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
 # seen, in bf16, where the library's own rounding is as large, 0.025, which grows with depth.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
+INT8 = 0.2
 _verified: dict[tuple[Any, ...], str] = {}  # what was found in this process, by the kind of model; "" where all was well
 
 
@@ -91,11 +92,12 @@ def is_fast(model: nn.Module) -> bool:
     return any(isinstance(module.forward, Stack) for module in model.modules())
 
 
-def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
+def verify(model: nn.Module, dtype: torch.dtype, *, device: torch.device | None = None, int8: bool = False) -> str | None:
     """Compares hidden states and gradients with the library's, once a process for each kind of model and number format.
 
-    dtype: of the computation, and of frozen weights. Where they differ, the library computes from now on; gives what a user
-    should know of that. No weight changes, no draw.
+    dtype: of the computation, and of frozen weights. device: where the model will be. int8: whether what is merged is
+    multiplied in it. Where they differ, the library computes from now on; gives what a user should know of that. No weight
+    changes, no draw: dropout is off.
     """
     if not (found := _found(model)):
         return None
@@ -106,15 +108,22 @@ def verify(model: nn.Module, dtype: torch.dtype) -> str | None:
     kinds = {(type(lora.owner), "") for lora in loras} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
     sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
     how = len(loras), len(bottlenecks), frozenset(kinds), len(layers), tuple(sizes)
-    key = config.to_json_string(), how, dtype, next(model.parameters()).device
+    here = next(model.parameters()).device
+    key = config.to_json_string(), how, dtype, int8, device or here
     if key not in _verified:
-        _verified[key] = _difference(model, loras, bottlenecks, dtype)
+        model.to(device or here)
+        try:
+            _verified[key] = _difference(model, loras, bottlenecks, dtype, int8=int8)
+        finally:
+            model.to(here)
     if _verified[key]:
         restore(model)
     return _verified[key] or None
 
 
-def _difference(model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequence[Bottleneck], dtype: torch.dtype) -> str:
+def _difference(
+    model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequence[Bottleneck], dtype: torch.dtype, *, int8: bool
+) -> str:
     """Says how our layers differ from the library's, "" where they do not."""
     given: list[LoRALinear | Bottleneck] = [*loras, *bottlenecks]
     factors = [factor for adapter in given for factor in adapter.factors]
@@ -129,12 +138,12 @@ def _difference(model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequ
         for factor, numbers, scale in zip(factors, _made_up(sum(sizes)).split(sizes), scales, strict=True):
             factor.data.copy_(scale * numbers.view(factor.shape))
         try:
-            ours = _said(model.eval(), trained, dtype)
+            ours = _said(model.eval(), trained, dtype, int8=int8)
         except (RuntimeError, AttributeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             return f"hatemtl's own layers fail on this encoder ({type(error).__name__}: {reason}), {instead}"
         restore(model)
-        theirs = _said(model, trained, dtype)
+        theirs = _said(model, trained, dtype, int8=False)
     finally:
         torch.set_num_threads(threads)
         accelerate(model, loras, bottlenecks, own=not given)
@@ -143,12 +152,14 @@ def _difference(model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequ
         for factor, numbers in zip(factors, before, strict=True):
             factor.data.copy_(numbers)
     off = [float((mine - exact).norm() / exact.norm()) for mine, exact in zip(ours, theirs, strict=True)]
-    if all(share <= TOLERANCES.get(dtype, 1e-4) for share in off):
+    if all(share <= (INT8 if int8 else TOLERANCES.get(dtype, 1e-4)) for share in off):
         return ""
     return f"hatemtl's own layers differ from the library's on this encoder (by {max(off):.1g} of what it says), {instead}"
 
 
-def _said(model: nn.Module, trained: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _said(
+    model: nn.Module, trained: Sequence[nn.Parameter], dtype: torch.dtype, *, int8: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states of two posts of few tokens, the same with LoRAs merged, and gradients of what is trained."""
     config: Any = model.config
     long = max(8, getattr(config, "local_attention", 0) // 2 + 2)  # so that local attention leaves something out
@@ -164,7 +175,7 @@ def _said(model: nn.Module, trained: Sequence[nn.Parameter], dtype: torch.dtype)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
         with torch.enable_grad():
             apart = hidden()
-        with torch.no_grad(), merged(model, dtype) as other:
+        with torch.no_grad(), merged(model, dtype, int8=int8) as other:
             together = hidden() if other else apart.detach()
     loss = (apart.flatten() * _made_up(apart.numel()).to(apart)).sum()
     gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)

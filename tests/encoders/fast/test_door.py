@@ -26,7 +26,7 @@ from methods.test_base import KINDS, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast import LoRALinear, accelerate, door, is_fast, merged, restore, rowwise, tape, verify
+from hatemtl.encoders.fast import Int8Linear, LoRALinear, accelerate, door, is_fast, merged, restore, rowwise, tape, verify
 from hatemtl.encoders.fast.rowwise import Norm
 
 
@@ -225,9 +225,37 @@ def test_where_they_differ_the_library_computes_and_the_user_is_told(
     assert all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
 
 
+def test_what_is_merged_in_int8_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify(fresh("peft"), torch.float32, int8=True) is None
+    monkeypatch.setattr(Int8Linear, "forward", lambda step, x: x.new_zeros(*x.shape[:-1], step.out_features))
+    assert verify(fresh("peft"), torch.float32) is None
+    assert verify(fresh("peft"), torch.float32, int8=True) is None  # known of this process
+    door._verified.clear()
+    model = fresh("peft")
+    assert "differ from the library's" in str(verify(model, torch.float32, int8=True))
+    assert replaced(model) == {}
+
+
+def test_they_are_compared_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, there, moved, compared = fresh("peft"), torch.device("cpu", 0), [], []
+    monkeypatch.setattr(model, "to", moved.append)
+    monkeypatch.setattr(door, "_difference", lambda *_, **how: compared.append([*moved]) or "")
+    assert verify(model, torch.float32, device=there) is None
+    assert (moved, compared) == ([there, torch.device("cpu")], [[there]])
+    assert verify(model, torch.float32) is None  # elsewhere
+    assert len(compared) == 2
+
+
+def test_a_norm_has_weights_of_its_rows_type_but_on_a_cpu() -> None:
+    """CUDA's kernel takes no others; the CPU's is more exact with float32."""
+    for device, dtype in (("cpu", torch.float32), ("meta", torch.bfloat16)):
+        _, weight, bias, _ = Norm(nn.LayerNorm(8, device=device))._numbers(torch.bfloat16)
+        assert weight.dtype is bias.dtype is dtype
+
+
 def test_models_of_one_kind_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compared, difference = [], door._difference
-    monkeypatch.setattr(door, "_difference", lambda *of: compared.append(of) or difference(*of))
+    monkeypatch.setattr(door, "_difference", lambda *of, **how: compared.append(of) or difference(*of, **how))
     for _ in range(2):
         verify(fresh("peft"), torch.float32)
         verify(stored(fresh("peft"), torch.bfloat16), torch.bfloat16)
