@@ -1,10 +1,13 @@
 """The commands of README.org and docs/*.org run, or compose, as they stand there; what the pages point at is there."""
 
+import ast
+import io
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -166,6 +169,21 @@ def test_the_promises_are_run_by_the_command_that_their_page_names() -> None:
 
 def test_the_front_door_is_read_in_three_minutes() -> None:
     assert len(README.splitlines()) <= 160
+
+
+def code(source: str) -> set[int]:
+    """The lines that are neither blank nor a comment nor a docstring."""
+    bare = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    found = {n for t in tokens if t.string.strip() and t.type != tokenize.COMMENT for n in range(t.start[0], t.end[0] + 1)}
+    return found - {n for docstring in bare for n in range(docstring.lineno, (docstring.end_lineno or 0) + 1)}
+
+
+def test_the_fast_layers_are_as_short_as_their_page_says() -> None:
+    assert code('"""Says.\n\nMore."""\n\n# why\nx = [\n    1,  # so\n]\n') == {6, 7, 8}
+    lines = sum(len(code(file.read_text(encoding="utf-8"))) for file in (ROOT / "hatemtl/encoders/fast").glob("*.py"))
+    (most,) = re.findall(r"=hatemtl/encoders/fast/=, fewer than ([\d,]+) lines of code", PAGES[ROOT / "docs/fast.org"])
+    assert most == "1,200" and 600 < lines < 1200
 
 
 def prose(page: str) -> str:
