@@ -1,11 +1,16 @@
-"""Where a training step's time goes: the operators of hatemtl's step, of a LoRA by default, by what they are for."""
+"""Where a training step's time goes: the operators of hatemtl's step, by what they are for, for encoders and methods."""
 
 import argparse
 import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import encoders
+from benchmarks.cases import CASES
 from benchmarks.ours import Run, Source, composed
 from benchmarks.readings import org
 
@@ -18,6 +23,18 @@ KINDS = {
     "copies and casts": ("copy_", "_foreach_copy_", "clone", "cat", "fill_", "index_select", "gather", "embedding"),
     "optimizer and clipping": ("_fused_adamw_", "_foreach_norm", "linalg_vector_norm", "_foreach_mul_"),
 }
+REST = "all other operators"
+
+
+def shares(source: Source, words: Sequence[str]) -> dict[str, float]:
+    """The share of each of `KINDS`, and of the rest, in the second of two passes over the posts."""
+    run = Run(composed(source, ("label",), ["optimization.epochs=1", *words]))
+    run.train()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run.train()
+    times = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in profiler.key_averages()}
+    found = {kind: sum(times.get(name, 0) for name in names) / sum(times.values()) for kind, names in KINDS.items()}
+    return {**found, REST: 1 - sum(found.values())}
 
 
 def main() -> None:
@@ -25,20 +42,18 @@ def main() -> None:
     parser.add_argument("--posts", default="sample", help="`sample`, or a folder with hatexplain/ in it, as ../shared/data")
     parser.add_argument("--train-posts", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as behind main.py: method=full")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["minilm,ah_lora16"], metavar="ENCODER,METHOD")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    source = Source(name=options.posts, train=options.train_posts, evaluation=100)
-    run = Run(composed(source, ("label",), ["optimization.epochs=1", *options.words]))
-    run.train()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run.train()
-    times = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in profiler.key_averages()}
-    whole = sum(times.values())
-    rows = [[kind, f"{sum(times.get(name, 0) for name in names) / whole:.0%}"] for kind, names in KINDS.items()]
-    known = {name for names in KINDS.values() for name in names}
-    rows.append(["all other operators", f"{sum(t for n, t in times.items() if n not in known) / whole:.0%}"])
-    print(org(["of a training step's time on the CPU", "share"], rows))
+    found = {}
+    with tempfile.TemporaryDirectory() as parent:
+        for name in options.cases:
+            case = CASES[name]
+            source = Source(name=options.posts, train=min(options.train_posts, case.posts), evaluation=100)
+            words = [f"encoder={case.encoder}", f"encoder.source={encoders.folder(case.encoder, Path(parent))}"]
+            found[name] = shares(source, [*words, f"method={case.method}"])
+    rows = [[kind, *(f"{of[kind]:.0%}" for of in found.values())] for kind in (*KINDS, REST)]
+    print(org(["of a training step's time on the CPU", *(name.replace(",", ", ") for name in found)], rows))
 
 
 if __name__ == "__main__":
