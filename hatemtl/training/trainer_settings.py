@@ -112,10 +112,11 @@ class TrainerSettings:
             raise UserError(_not_a_number(self.devices))
         if self.nodes < 1:
             raise UserError(f"trainer.nodes={self.nodes}: expected a whole number from 1")
-        if self.threads not in (None, "auto") and (not isinstance(self.threads, int) or self.threads < 1):
+        most = os.cpu_count() or 1
+        if self.threads not in (None, "auto") and not (isinstance(self.threads, int) and 1 <= self.threads <= most):
             raise UserError(
-                f"trainer.threads={self.threads}: expected a whole number from 1, auto (one a core that is free) or "
-                f"null; type trainer.threads=auto"
+                f"trainer.threads={self.threads}: expected a whole number from 1 to {most}, one a core, or auto for those that "
+                f"are free; type trainer.threads=auto"
             )
         read_accelerator(self.accelerator).check(self.accelerator, self.devices)
         if self.int8 and self.device.type != "cpu":
