@@ -115,8 +115,8 @@ class TrainerSettings:
         most = os.cpu_count() or 1
         if self.threads not in (None, "auto") and not (isinstance(self.threads, int) and 1 <= self.threads <= most):
             raise UserError(
-                f"trainer.threads={self.threads}: expected a whole number from 1 to {most}, one a core, or auto, those that are "
-                f"free; type trainer.threads=auto"
+                f"trainer.threads={self.threads}: expected a whole number from 1 to {most} (one a core) or auto (one a free "
+                f"core); type trainer.threads=auto"
             )
         read_accelerator(self.accelerator).check(self.accelerator, self.devices)
         if self.int8 and self.device.type != "cpu":
