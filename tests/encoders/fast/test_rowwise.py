@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from encoders.fast.test_dropout import noted
 from encoders.fast.test_linear import off
 from torch import Tensor, nn
 
-from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.rowwise import ACTIVATIONS, Activation, Drop, Gate, Norm
 from hatemtl.encoders.fast.tape import Chain, Step, Tape
 
@@ -127,8 +127,7 @@ def test_dropout_leaves_out_and_scales_the_rest_by_itself_or_in_the_sum_after_it
     within: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a sum, x + dropout(gelu(x)), whose scale takes it in."""
-    masks, mask = list[Tensor](), Dropout.mask
-    monkeypatch.setattr(Dropout, "mask", lambda own, *of: masks.append(mask(own, *of)) or masks[-1])
+    masks = noted(monkeypatch)
     module, x, dy = nn.Dropout(0.3).train(), drawn(40, 6, dtype=dtype), drawn(40, 6, dtype=dtype, seed=1)
     drop = Drop(module, scales=not within)
     step = Chain([Activation("gelu"), drop], past=[], drops=module) if within else drop
