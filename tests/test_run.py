@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from hatemtl.command import request
 from hatemtl.encoders.fast import door
+from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.saved_runs.claiming import TRAINED, held
 from hatemtl.saved_runs.saved_run import SavedRun, unfinished, write_record
 from hatemtl.training.callbacks import BestWeights, Throughput
@@ -209,6 +210,42 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         whole, again = (sorted(load_file(tmp_path / name / file).items()) for name in ("whole", "cut"))
         assert all((a == b).all() for (_, a), (_, b) in zip(whole, again, strict=True))
     assert (tmp_path / "cut" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
+
+
+def test_a_run_broken_off_amid_its_own_dropout_draws_and_ends_as_if_it_were_not(
+    cli: Cli, sample: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `full`, whose dropout hatemtl's own layers draw."""
+    better, mask, drawn, lights = BestWeights.on_validation_end, Dropout.mask, list[bytes](), [-1]
+
+    def always(self: BestWeights, trainer: Trainer, module: LightningModule) -> None:
+        self.score = float("-inf")  # the last epoch's weights are kept, so that every epoch matters
+        better(self, trainer, module)
+
+    def until(self: Dropout, *of: Any) -> torch.Tensor:
+        if len(drawn) == lights[0]:
+            raise RuntimeError("the lights went out")
+        found = mask(self, *of)
+        drawn.append(found.numpy().tobytes())
+        return found
+
+    monkeypatch.setattr(BestWeights, "on_validation_end", always)
+    monkeypatch.setattr(Dropout, "mask", until)
+    options = [*sample, "tasks.target.corpus.size=120", "method=full", "method.body_dropout=true", "optimization.epochs=2"]
+    assert cli(*options, f"save_path={tmp_path / 'whole'}").code == 0
+    masks = [*drawn]
+    drawn.clear()
+    lights[0] = len(masks) * 3 // 4  # amid the second epoch
+    with pytest.raises(RuntimeError, match="lights"):
+        cli(*options, f"save_path={tmp_path / 'cut'}")
+    assert drawn == masks[: len(drawn)]
+    drawn.clear()
+    lights[0] = -1
+    outcome = cli(*options, f"save_path={tmp_path / 'cut'}")
+    assert outcome.code == 0 and "goes on" in outcome.out
+    assert len(masks) / 4 < len(drawn) < len(masks) and drawn == masks[-len(drawn) :]  # from the second epoch on
+    for file in ("heads.safetensors", "encoder/model.safetensors", "results.csv"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.slow

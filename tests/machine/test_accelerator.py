@@ -1,8 +1,16 @@
 """The device that is typed is the one that computes, or it is said what to type; nothing here needs the hardware."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import Outcome
+from gpu_stand_in import as_on_apples
 
+from hatemtl.encoders.fast import attention
 from hatemtl.errors import UserError
 from hatemtl.machine.accelerator import read_accelerator
 
@@ -71,3 +79,30 @@ def test_an_apple_gpu_is_asked_for_and_is_for_one_process(monkeypatch: pytest.Mo
     assert str(read_accelerator("auto").device(0)) == "cpu"
     with pytest.raises(UserError, match=r"an Apple GPU is for one process; type trainer\.devices=1"):
         read_accelerator("mps").check("mps", 2)
+
+
+@pytest.mark.parametrize("method", ["peft_lora16", pytest.param("full method.body_dropout=false", marks=pytest.mark.slow)])
+def test_a_run_as_on_a_gpu_says_what_one_on_the_cpu_says(
+    method: str, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, tested and asked."""
+    posts = tmp_path / "posts.txt"
+    posts.write_text("those people are fine\none\none more post of several words in a row\n")
+    typed = ["encoder=tiny", "corpus@tasks.target.corpus=sample", "tasks.target.corpus.size=120", "optimization.epochs=1"]
+    for device in ("cpu", "mps"):
+        with monkeypatch.context() as patch:
+            if device == "mps":
+                as_on_apples(patch)
+                patch.setattr(attention, "attend_only", None)  # which a GPU would wait for
+            where = f"trainer.accelerator={device}", "trainer.precision=32"
+            run = tmp_path / device
+            assert cli(*typed, f"method={method.split()[0]}", *method.split()[1:], *where, f"save_path={run}").code == 0
+            assert cli("action=test", f"load_path={run}", *where).code == 0
+            asked = "action=predict", f"load_path={run}", f"predict.input={posts}", f"predict.output={run}.csv"
+            assert cli(*asked, *where).code == 0
+    tested = [pd.read_parquet(tmp_path / device / "predictions.parquet") for device in ("cpu", "mps")]
+    assert [*tested[0]["post_id"]] == [*tested[1]["post_id"]]
+    np.testing.assert_allclose(*(np.stack([*of["scores"]]) for of in tested), atol=1e-3)  # AdamW enlarges what is rounded
+    said = [pd.read_csv(tmp_path / f"{device}.csv").filter(like="pred_target_") for device in ("cpu", "mps")]
+    assert said[0].shape[1] > 1
+    np.testing.assert_allclose(said[0], said[1], atol=1e-3)

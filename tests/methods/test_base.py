@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
 from hatemtl.errors import UserError
@@ -48,12 +50,14 @@ KINDS = {
     # q, k and v in one matrix, no biases, the second layer's attention is local
     "modernbert": (ModernBertModel, ModernBertConfig(**SIZE, pad_token_id=0, local_attention=8)),
 }
+# RoBERTa by another name: what is said of its layers alone is tested on it, and nothing else again.
+KIN = {"xlm-roberta": (XLMRobertaModel, XLMRobertaConfig(**SIZE))}
 RATES = {"learning_rate": 1e-3, "body_dropout": False}
 
 
 def encoder(kind: str = "bert", seed: int = 0) -> PreTrainedModel:
     """A small random encoder, as `Encoder.model` gives one."""
-    cls, config = KINDS[kind]
+    cls, config = (KINDS | KIN)[kind]
     torch.manual_seed(seed)
     model = cls(config).eval()
     if hasattr(model, "pooler"):

@@ -73,7 +73,10 @@ class Step:
         raise NotImplementedError
 
     def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
-        """Computes the gradient of x if asked for, and lets the tape learn those of `factors`. It leaves dy as it is."""
+        """Computes the gradient of x if asked for, and lets the tape learn those of `factors`.
+
+        It leaves dy as it is, unless it only ever stands before a product or attention, whose gradient nobody else has.
+        """
         raise NotImplementedError
 
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:

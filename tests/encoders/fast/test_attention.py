@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from encoders.fast.test_linear import adapted
+from encoders.fast.test_linear import adapted, off
 from encoders.fast.test_stack import fused, padded_to
 from torch import Tensor
 
@@ -41,25 +41,32 @@ def softmaxes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     "lengths", [[[3, 2]], [[LEAST_KEYS + 1, 9]], [[20, 20, 20]], [[1], [5, 3, 3], [20, 11], [LEAST_KEYS]]], ids=str
 )
 @pytest.mark.parametrize("rest", [0, 5])
-def test_values_and_gradient_are_those_of_the_formula(lengths: list[list[int]], rest: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "values", "of_qkv"), [(torch.float32, 1e-6, 1e-6), (torch.bfloat16, 0.005, 0.01)], ids=str
+)
+def test_values_and_gradient_are_those_of_the_formula(
+    lengths: list[list[int]], rest: int, dtype: torch.dtype, values: float, of_qkv: float
+) -> None:
+    """The farthest off that each is, relative to it, in the Euclidean norm."""
     draw, groups, end = torch.Generator().manual_seed(0), [], 0
     for group in lengths:
         begin, end = end, end + len(group) * max(group)
         groups.append(Group(begin, end, padded_to(group, max(group))))
-    qkv = torch.randn(end + rest, 3 * HEADS * WIDTH, generator=draw, requires_grad=True)
-    expected = torch.cat([formula(qkv[group.begin : group.end], group.mask) for group in groups])
-    context, kept = attend(qkv.detach(), groups)
-    torch.testing.assert_close(context[:end], expected, atol=1e-6, rtol=1e-5)
+    qkv = torch.randn(end + rest, 3 * HEADS * WIDTH, generator=draw).to(dtype)
+    exact = qkv.double().requires_grad_()
+    expected = torch.cat([formula(exact[group.begin : group.end], group.mask.double()) for group in groups])
+    context, kept = attend(qkv, groups)
+    assert context.dtype is dtype and off(context[:end], expected.detach()) < values
     assert not context[end:].any()
-    before = qkv.detach().clone()
-    alone = attend_only(qkv.detach(), groups, HEADS)
+    before = qkv.clone()
+    alone = attend_only(qkv, groups, HEADS)
     assert torch.equal(qkv, before)  # which one post of one token tempts it to write over
-    torch.testing.assert_close(alone[:end], expected, atol=1e-6, rtol=1e-5)
+    assert alone.dtype is dtype and off(alone[:end], expected.detach()) < values
     assert not alone[end:].any()
-    towards = torch.randn(context.shape, generator=draw)
-    (of_qkv,) = torch.autograd.grad(expected, qkv, towards[:end])
+    towards = torch.randn(context.shape, generator=draw).to(dtype)
+    (true,) = torch.autograd.grad(expected, exact, towards[:end].double())
     gradient = Attention(HEADS).backward(towards, kept, Tape(groups, CPU, records=True), dx=True)
-    torch.testing.assert_close(gradient, of_qkv, atol=1e-5, rtol=1e-4)
+    assert gradient.dtype is dtype and off(gradient, true) < of_qkv
     assert not gradient[end:].any()  # rows of no post must not reach the factors' gradients
 
 

@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from encoders.fast.test_dropout import LENGTH, dropping, replaying
+from encoders.fast.test_dropout import LENGTH, dropping, noted, replaying
 from encoders.fast.test_linear import HALF, by_library, encoder, loras, moved, off, stored
-from encoders.fast.test_stack import fused, step, tokens
+from encoders.fast.test_stack import compared, flat, fused, step, tokens
 from methods.test_base import RATES, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast import accelerate, door, is_fast, merge, merged, restore, unmerge, verify
 from hatemtl.encoders.fast.attention import Attention
-from hatemtl.encoders.fast.dropout import Dropout
 from hatemtl.encoders.fast.linear import Linear
 from hatemtl.encoders.fast.rowwise import ACTIVATIONS
 from hatemtl.methods.adapterhub.train_and_load import AdapterHubAdapter
@@ -35,16 +34,7 @@ def adapted(config: str, kind: str = "bert", **more: Any) -> Any:
 
 
 def same(model: Any, batch: dict[str, Any]) -> None:
-    (hidden, gradients), (expected, others) = step(model, batch), step(by_library(model), batch)
-    assert off(hidden, expected) < 1e-6
-    assert gradients.keys() == others.keys() == trained(model).keys()
-    assert off(flat(gradients), flat(others)) < 1e-5
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, others[name], atol=5e-5, rtol=1e-4)
-
-
-def flat(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
+    assert compared(model, batch, values=1e-6)[1].keys() == trained(model).keys()
 
 
 @every_kind
@@ -84,37 +74,50 @@ def test_without_gradients_the_same_is_said_and_goes_without_a_trace(config: str
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
+@pytest.mark.parametrize("kind", ["bert", "deberta"])
 @PLAIN
-def test_in_bf16_they_are_rounded_as_numbers_of_sixteen_bits_are(config: str) -> None:
+def test_in_bf16_they_are_rounded_as_numbers_of_sixteen_bits_are(config: str, kind: str) -> None:
     batch = tokens(28)
-    hidden, gradients = step(by_library(adapted(config)), batch)
-    model = stored(adapted(config), torch.bfloat16)
+    hidden, gradients = step(by_library(adapted(config, kind)), batch)
+    model = stored(adapted(config, kind), torch.bfloat16)
+    assert is_fast(model)
     with HALF():
-        ours, of_ours = step(model, batch)
+        (ours, of_ours), (_, of_theirs) = step(model, batch), step(by_library(model), batch)
         with torch.inference_mode(), merged(model.eval(), torch.bfloat16):
             together = model(**batch).last_hidden_state[batch["attention_mask"].bool()]
     assert off(ours, hidden) < 0.02 and off(together, hidden) < 0.02
-    assert off(flat(of_ours), flat(gradients)) < 0.05
+    theirs = off(flat(of_theirs), flat(gradients))  # a ReLU of nearly nothing learns or does not, whoever rounds
+    assert off(flat(of_ours), flat(gradients)) < max(0.05, 1.2 * theirs) < 0.1
     assert all(gradient.dtype is torch.float32 for gradient in of_ours.values())
 
 
 @PLAIN
-def test_with_the_same_numbers_left_out_all_is_the_librarys(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, mask, p = [], Dropout.mask, 0.3
+@pytest.mark.parametrize(
+    ("dtype", "values", "of_gradients"), [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 0.02, 0.1)], ids=str
+)
+def test_with_the_same_numbers_left_out_all_is_the_librarys(
+    config: str,
+    dtype: torch.dtype,
+    values: float,
+    of_gradients: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the library in float32, whatever the masks were drawn for: of gradients, a wrong scale would be .3 off."""
+    drawn, batch = noted(monkeypatch), tokens(LENGTH, padded=False)
 
-    def kept(own: Dropout, *of: Any) -> Tensor:
-        drawn.append(mask(own, *of))
-        return drawn[-1]
+    def model() -> Any:
+        made = dropping(adapted(config), 0.3)
+        for module in [m for name, m in made.named_modules() if ".adapters." in name and isinstance(m, nn.Dropout)]:
+            module.p = 0.0
+        return made
 
-    monkeypatch.setattr(Dropout, "mask", kept)
-    model, batch = dropping(adapted(config), p), tokens(LENGTH, padded=False)
-    for module in [m for name, m in model.named_modules() if ".adapters." in name and isinstance(m, nn.Dropout)]:
-        module.p = 0.0
-    hidden, gradients = step(model, batch)
+    ours = stored(model(), dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        hidden, gradients = step(ours, batch)
     monkeypatch.setattr(F, "dropout", replaying(drawn))
-    expected, others = step(by_library(model), batch)
-    assert not drawn and off(hidden, expected) < 1e-6
-    assert off(flat(gradients), flat(others)) < 1e-5
+    expected, others = step(by_library(model()), batch)
+    assert not drawn and hidden.dtype is dtype and off(hidden, expected) < values
+    assert off(flat(gradients), flat(others)) < of_gradients
 
 
 def test_below_the_lowest_adapter_nothing_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from encoders.fast.test_linear import HALF, SHARED, adapted, by_library, moved, off, stored
-from encoders.fast.test_stack import LENGTHS, fused, step, tokens
+from encoders.fast.test_stack import EXACT, LENGTHS, compared, flat, fused, step, tokens
 from methods.test_base import KINDS, SIZE, V3
 from methods.test_base import encoder as with_dropout
 from torch import Tensor, nn
@@ -26,11 +26,6 @@ STACKED = pytest.mark.parametrize(
     [("adapterhub", "deberta"), ("adapterhub", "modernbert"), ("peft", "deberta"), ("peft", "modernbert")],
 )
 EACH = pytest.mark.parametrize("kind", ["deberta", "modernbert"])
-EXACT = 1e-5
-
-
-def flat(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients.values()])
 
 
 def mixed() -> dict[str, Tensor]:
@@ -40,16 +35,6 @@ def mixed() -> dict[str, Tensor]:
         mask[row, :length] = 1
     draw = torch.Generator().manual_seed(0)
     return {"input_ids": torch.randint(3, 20, mask.shape, generator=draw), "attention_mask": mask}
-
-
-def compared(model: Any, batch: dict[str, Tensor]) -> None:
-    (hidden, gradients), (expected, others) = step(model, batch), step(by_library(model), batch)
-    assert gradients.keys() == others.keys()
-    assert off(hidden, expected) < EXACT
-    assert off(flat(gradients), flat(others)) < EXACT
-    whole = flat(others).norm()
-    for name, gradient in gradients.items():  # of one place alone, q and k learn nothing
-        assert (gradient - others[name]).norm() < 10 * EXACT * max(others[name].norm(), 0.01 * whole), name
 
 
 @STACKED
