@@ -23,7 +23,7 @@ class Clockwork:
         self.left -= 1
         if self.left == -1:
             raise ArmFailed("broken")
-        return Reading(posts=30, seconds=self.seconds, tokens=600, squares=12000, padded=800, peak=1e12)
+        return Reading(posts=30, seconds=self.seconds, tokens=600, squares=12000, padded=800, peak=1e12, memory=3 * 2**20)
 
 
 def measured(**seconds: float) -> list[Measurement]:
@@ -71,6 +71,8 @@ def test_the_report_holds_ratios_and_no_seconds() -> None:
     text = report(rates(measured(trainer=2.0, hatemtl=1.0)), MINILM, {"machine": "M"})
     assert "2.00 (2.00–2.00)" in next(line for line in text.splitlines() if line.startswith("| hatemtl "))
     assert "75%" in text  # 600 of 800 positions hold a token
+    (memory,) = [line for line in text.splitlines() if line.startswith("| hatemtl ") and line.count(" 3 |") == 4]
+    assert memory
     assert "- machine :: M" in text
 
 
