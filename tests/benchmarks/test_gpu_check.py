@@ -49,9 +49,9 @@ def parts(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
     return {name: how.split()[0] for name, how in lines if how.endswith("gone") or "not tried" in how}
 
 
-@pytest.mark.trust  # of a script that few changes reach, for it takes most of ten minutes
+@pytest.mark.trust  # of a script that few changes reach, for it takes some ten minutes
 def test_all_is_checked(tmp_path: Path) -> None:
-    done = check(tmp_path / "out", "--dry", LIMIT="3000")
+    done = check(tmp_path / "out", "--dry")
     assert done.returncode == 0, done.stdout + done.stderr
     assert parts(done) == dict.fromkeys(PARTS, "done")
     assert [line.partition(": scores")[0] for line in done.stdout.splitlines() if "differ" in line] == [

@@ -1,3 +1,7 @@
+from multiprocessing import Pipe
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from benchmarks.arms import ONE, Measurement, in_turns, jobs
@@ -8,7 +12,7 @@ from benchmarks.readings import THREE, Reading, Spread
 from benchmarks.scaling import Point
 from benchmarks.scaling import report as scaling_report
 from benchmarks.throughput import rates, report, shares, speedups
-from benchmarks.workers import ArmFailed, Job
+from benchmarks.workers import ArmFailed, Job, Worker
 
 MINILM = Shape(layers=6, hidden=384, feed_forward=1536)
 
@@ -47,6 +51,15 @@ def test_an_arm_that_breaks_is_left_out_whole() -> None:
     found = in_turns(workers, rounds=3, seed=0, say=said.append)  # type: ignore[arg-type]
     assert {m.arm for m in found} == {"trainer"}
     assert any("hatemtl: left out from round 2: broken" in line for line in said)
+
+
+def test_a_process_that_has_ended_is_an_arm_that_failed() -> None:
+    worker: Any = object.__new__(Worker)
+    worker.pipe, theirs = Pipe()
+    worker.process = SimpleNamespace(exitcode=-9, join=lambda timeout: None, is_alive=lambda: False)
+    theirs.close()
+    with pytest.raises(ArmFailed, match="ended with code -9"):
+        worker.measure(Job("train", ONE))
 
 
 def test_three_tasks_are_three_trainings_for_a_rival_and_one_for_hatemtl() -> None:
