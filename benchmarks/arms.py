@@ -21,12 +21,18 @@ TITLES = {
     "adapterhub": "AdapterTrainer, quick start",
     "trainer_tuned": "Trainer, every switch but torch_compile",
     "trainer_lean": "the same, no body dropout, merged for evaluation",
+    "trainer_fused": "the same, frozen weights of bf16, compiled, sdpa",
     "hatemtl": "hatemtl",
     "hatemtl_compiled": "hatemtl, trainer.compile=true",
+    "hatemtl_eager": "hatemtl, encoder.attention=eager",
 }
+# What hatemtl is told beside, by the arm.
+TOLD = {"hatemtl": [], "hatemtl_compiled": ["trainer.compile=true"], "hatemtl_eager": ["encoder.attention=eager"]}
+ON_A_GPU = ("trainer_fused", "hatemtl_eager")  # on a CPU the first compiles long, and the second is hatemtl once more
 RIVALS = tuple(arm for arm in TITLES if not arm.startswith("hatemtl"))
 # Rivals that are measured on three tasks too: three models, trained one after the other.
 SEVERAL = ("trainer", "trainer_tuned")
+TUNED_ALIKE = ("trainer_lean", "trainer_fused")  # they may share the switches that trainer_tuned found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,7 @@ class Build:
         """What hatemtl is told, on its command line, of what the arm is."""
         setting = self.setting
         told = [f"encoder={setting.encoder}", f"encoder.source={setting.folder}", f"method={setting.method}"]
-        return [*told, *(["trainer.compile=true"] if self.name == "hatemtl_compiled" else [])]
+        return [*told, *TOLD[self.name]]
 
     def __call__(self) -> Arm:
         if self.name.startswith("hatemtl"):
@@ -72,7 +78,7 @@ class Build:
 
         setting = self.setting
         source = Source(name=setting.posts, train=setting.train, evaluation=setting.evaluation, alike=setting.alike)
-        if self.name in ("hatemtl", "hatemtl_compiled"):
+        if self.name in TOLD:
             try:
                 every = [ONE, THREE] if setting.three else [ONE]
                 return HatemtlArm(source, self.overrides, device=setting.device, tasks=every)
@@ -82,9 +88,10 @@ class Build:
             encoder=str(setting.folder),
             method=setting.method,
             library="adapters" if setting.method == "ah_seq_bn" or self.name == "adapterhub" else "transformers",
-            switches=self.name in ("trainer_tuned", "trainer_lean"),
+            switches=self.name in ("trainer_tuned", *TUNED_ALIKE),
             pad_to_longest=self.name != "trainer_padded",
-            lean=self.name == "trainer_lean",
+            lean=self.name in TUNED_ALIKE,
+            fused=self.name == "trainer_fused",
         )
         if self.name == "trainer_padded":  # it costs the same for every post, and much
             source = replace(source, train=min(source.train, 128), evaluation=min(source.evaluation, 256))
@@ -126,13 +133,13 @@ def measured(
     """Every measurement of these arms, and what was found on the way, or why an arm was left out.
 
     seconds: that one takes at least; own_time: of its processor. found: the Trainer's switches, where it need not try them.
-    share: the lean Trainer has those that the tuned one found.
+    share: the lean Trainer, and the compiled one, have those that the tuned one found.
     """
     facts: dict[str, str] = {}
     workers: dict[str, Worker] = {}
     try:
         for name in names:
-            if share and name == "trainer_lean" and "trainer_tuned" in workers:
+            if share and name in TUNED_ALIKE and "trainer_tuned" in workers:
                 found = found or workers["trainer_tuned"].notes
             build = Build(name, setting, found)
             try:

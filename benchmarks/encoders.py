@@ -48,17 +48,25 @@ def folder(name: str, parent: Path) -> Path:
     if name == MINILM:
         return installed()
     import torch
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel
+
+    described(name, parent)
+    torch.manual_seed(0)
+    # ModernBERT cuts its normal distribution off, which takes half a minute
+    with patch("torch.nn.init.trunc_normal_", lambda weight, mean, std, **_: torch.nn.init.normal_(weight, mean, std)):
+        AutoModel.from_config(config(parent / name)).save_pretrained(parent / name)
+    return parent / name
+
+
+def described(name: str, parent: Path) -> Path:
+    """The folder of such an encoder without its weights, made in `parent`: for encoder.random, which draws them itself."""
+    from transformers import AutoConfig, AutoTokenizer
 
     kind, sizes = SIZES[name]
     tokenizer = AutoTokenizer.from_pretrained(installed())
     special = {f"{key}_token_id": getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep")}
     special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **special, **sizes)
-    torch.manual_seed(0)
-    # ModernBERT cuts its normal distribution off, which takes half a minute
-    with patch("torch.nn.init.trunc_normal_", lambda weight, mean, std, **_: torch.nn.init.normal_(weight, mean, std)):
-        AutoModel.from_config(config).save_pretrained(parent / name)
+    AutoConfig.for_model(kind, vocab_size=len(tokenizer), **special, **sizes).save_pretrained(parent / name)
     tokenizer.save_pretrained(parent / name)
     return parent / name
 

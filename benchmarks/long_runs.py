@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command_line
+from benchmarks.machine import resident
 from benchmarks.readings import org
 from hatemtl.machine.startup import keep_memory
 
@@ -54,12 +55,6 @@ def allocated() -> tuple[int, int]:
     libc.mallinfo2.restype = _Mallinfo
     found = libc.mallinfo2()
     return found.uordblks + found.hblkhd, found.fordblks
-
-
-def resident(name: str = "VmRSS") -> int:
-    """Bytes of this process's memory, now (VmRSS) or at most (VmHWM), by Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def ours(source: Any, memory: str) -> Found:

@@ -4,7 +4,9 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,6 +60,27 @@ def synchronize(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
+
+
+def most_memory(device: str) -> Callable[[], int]:
+    """Gives what tells the most bytes that this process has held since now: its tensors' on a GPU, else, by Linux, all.
+
+    Where the system forgets no earlier peak, that of a CPU is the whole process's so far.
+    """
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set begins anew
+    return partial(resident, "VmHWM")
+
+
+def resident(name: str = "VmRSS") -> int:
+    """Bytes of this process's memory, now (VmRSS) or at most (VmHWM), by Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def _processor() -> str:

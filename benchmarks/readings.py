@@ -15,6 +15,7 @@ class Reading:
     """One pass over posts. tokens: real ones; squares: Σ (tokens of a post)²; padded: positions computed, with padding.
 
     peak: the best FLOP/s of bf16 products in the same process just before or after the pass; 0 where nobody measured.
+    memory: the most bytes that the process held during it, of a GPU or, on a CPU, of the machine; 0 where nobody measured.
     """
 
     posts: int
@@ -23,6 +24,7 @@ class Reading:
     squares: int
     padded: int
     peak: float = 0.0
+    memory: int = 0
 
     @property
     def posts_per_second(self) -> float:
@@ -77,6 +79,7 @@ def one_after_another(readings: Sequence[Reading]) -> Reading:
         squares=sum(r.squares for r in readings),
         padded=sum(r.padded for r in readings),
         peak=sum(r.peak * r.seconds for r in readings) / sum(r.seconds for r in readings),
+        memory=max(r.memory for r in readings),
     )
 
 

@@ -94,6 +94,16 @@ def _with_adapters(task: str, classes: int, encoder: str, method: Method, option
     return model
 
 
+def fused(model: Any) -> Any:
+    """The same with frozen weights of bf16, and its encoder compiled for batches of any length; copies are not compiled."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    getattr(inner, inner.base_model_prefix).compile(dynamic=True)
+    return model
+
+
 def attentions(encoder: str) -> tuple[str, ...]:
     """Those of the library's attentions that it has for an encoder, and that a CPU computes."""
     from transformers import MODEL_MAPPING, AutoConfig

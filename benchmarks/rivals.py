@@ -16,7 +16,17 @@ from benchmarks.flops import Method
 from benchmarks.machine import synchronize
 from benchmarks.posts import Examples
 from benchmarks.readings import Reading, Tasks
-from benchmarks.rival_networks import MAX_LENGTH, Library, attentions, encode, group_as_of_many, network, optimizer, scorer
+from benchmarks.rival_networks import (
+    MAX_LENGTH,
+    Library,
+    attentions,
+    encode,
+    fused,
+    group_as_of_many,
+    network,
+    optimizer,
+    scorer,
+)
 
 BATCH = 32
 
@@ -29,6 +39,8 @@ class Recipe:
     switches: every documented switch that makes it faster on this machine, the doubtful ones tried beforehand (see `tuned`);
         otherwise `TrainingArguments`' defaults. pad_to_longest: of the batch; otherwise every post to 128 tokens.
     lean: no dropout of the encoder's own, the LoRA goes into the weights for evaluation, whose posts are sorted by length.
+    fused: what Unsloth's guides set for a fast LoRA on a GPU, as far as torch has it, beside `switches` and `lean`: frozen
+        weights of bf16, training compiled, sdpa. Its own kernels, and posts packed without padding, torch has not.
     head_rate: the learning rate of a head that reads the mean of the tokens; None for transformers' own head, which reads
         the first one and learns as fast as the rest.
     The rest is what `tuned` decides: attention None for the library's own choice; in_memory: a list instead of a
@@ -41,6 +53,7 @@ class Recipe:
     switches: bool = False
     pad_to_longest: bool = True
     lean: bool = False
+    fused: bool = False
     epochs: float = 1.0
     learning_rate: float = 5e-5
     head_rate: float | None = None
@@ -80,6 +93,8 @@ class TrainerArm:
         silence()
         if found is not None:
             recipe = as_found(recipe, found)
+        if recipe.fused:
+            recipe = replace(recipe, attention=attentions(recipe.encoder)[-1])
         self.recipe, self.device, self.posts, self.tuned = recipe, device, (train, evaluation), found is not None
         if recipe.switches:
             torch.set_float32_matmul_precision("medium")
@@ -112,7 +127,7 @@ class TrainerArm:
         rounds = 3 if posts > 2 * BATCH else 2
         stages: dict[str, Callable[..., Reading]] = {"train": self._train, "eval": self._evaluate}
         self._train(task, posts=posts)
-        there = attentions(self.recipe.encoder)
+        there = (self.recipe.attention,) if self.recipe.fused else attentions(self.recipe.encoder)
         for name, (stage, every) in CHOICES.items():
             options = tuple(option for option in every if name != "attention" or option in there)
             recipes = {option: replace(self.recipe, **{name: option}) for option in options}
@@ -232,6 +247,7 @@ class TrainerArm:
             attention=recipe.attention,
             mean=recipe.head_rate is not None,
         )
+        made = fused(made) if recipe.fused else made
         return Model(made, kind(tokenizer, **padding), scorer(task, classes), train, evaluation)
 
 

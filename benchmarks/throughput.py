@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks import chart, command_line, encoders, machine
-from benchmarks.arms import ONE, RIVALS, TITLES, Measurement, Setting, measured
+from benchmarks.arms import ON_A_GPU, ONE, RIVALS, TITLES, Measurement, Setting, measured
 from benchmarks.flops import Method, Shape, evaluation_flops, shape_of, training_flops
 from benchmarks.readings import THREE, Reading, Spread, Stage, Tasks, one_after_another, org, ratio, spread, times
 
@@ -72,7 +72,7 @@ def shares(
 
 
 def report(table: Mapping[tuple[str, str], Sequence[Reading]], shape: Shape, facts: Mapping[str, str]) -> str:
-    """The tables in org: each arm against the quick start, hatemtl against each rival, and where the arithmetic went."""
+    """The tables in org: each arm against the quick start, hatemtl against each rival, memory, where the arithmetic went."""
     arms = [arm for arm in TITLES if any(arm == name for name, _ in table)]
     measures = [m for m in MEASURES if any(m == name for _, name in table)]
     against = {measure: speedups(table, BASE, measure) for measure in measures}
@@ -91,6 +91,10 @@ def report(table: Mapping[tuple[str, str], Sequence[Reading]], shape: Shape, fac
     full = {key: spread(r.tokens / r.padded for r in readings).middle for key, readings in table.items()}
     columns = {"peak": shares(table, shape), "best peak": shares(table, shape, peaks.high), "real tokens": full}
     stages = ("training", "evaluation")
+    held = {key: max(r.memory for r in readings) / 2**20 for key, readings in table.items()}
+    if any(held.values()):
+        rows = [[TITLES[arm], *(f"{held[arm, m]:.0f}" if (arm, m) in held else "" for m in measures)] for arm in arms]
+        parts += ["", org(["MiB at most, in any round", *measures], rows)]
     parts += [
         "",
         org(
@@ -151,6 +155,7 @@ def main() -> None:
             threads=options.threads,
             seconds=options.seconds,
             own_time=options.own_time,
+            share=options.share,
         )
     table = rates(measurements)
     what = {
@@ -183,8 +188,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--eval-posts", type=int, default=1922, help="posts an evaluation pass (default 1922: all of val)")
     parser.add_argument("--seconds", type=float, default=8, help="that a measurement takes at least, in passes (default 8)")
     parser.add_argument("--own-time", action="store_true", help=command_line.OWN_TIME)
-    parser.add_argument("--arms", nargs="+", choices=list(TITLES), default=list(TITLES))
+    parser.add_argument("--share", action="store_true", help="all tuned Trainers have the switches that the first found")
+    parser.add_argument("--arms", nargs="+", choices=list(TITLES), help="default: all, on a CPU without those for a GPU")
     given = parser.parse_args()
+    given.arms = given.arms or [arm for arm in TITLES if given.device == "cuda" or arm not in ON_A_GPU]
     if given.method != "ah_lora16" and "adapterhub" in given.arms:
         given.arms.remove("adapterhub")  # its quick start is one of LoRA
     given.threads = 1 if given.own_time else given.threads

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 from benchmarks import machine
-from benchmarks.machine import peak_flops
+from benchmarks.machine import most_memory, peak_flops
 from benchmarks.readings import Reading, Stage, Tasks, lasting
 
 
@@ -50,9 +50,9 @@ class Job:
 class Worker:
     """A process with one arm, imports and warm-up paid.
 
-    peak_of: the device whose peak is measured beside each measurement. seconds: that a measurement takes at least, in as
-    many passes as it needs. environment: what the process has there besides its parent's. own_time: seconds are of its
-    processor's time.
+    peak_of: the device whose peak is measured beside each measurement, and whose memory. seconds: that a measurement takes
+    at least, in as many passes as it needs. environment: what the process has there besides its parent's. own_time: seconds
+    are of its processor's time.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class Worker:
 
     def measure(self, job: Job) -> Reading:
         """One measurement. Raises ArmFailed with the reason."""
-        self.pipe.send(job)
+        with contextlib.suppress(BrokenPipeError):  # of a process that has ended; the answer tells how
+            self.pipe.send(job)
         answer: Reading = self._answer()
         return answer
 
@@ -113,9 +114,11 @@ def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None, 
         arm = build()
         pipe.send(dict(arm.warm_up()))
         while (job := pipe.recv()) is not None:
-            before = peak_flops(peak_of) if peak_of else 0.0
+            before, most = (peak_flops(peak_of), most_memory(peak_of)) if peak_of else (0.0, None)
             reading = lasting(partial(arm.train if job.stage == "train" else arm.evaluate, job.tasks), seconds)
-            pipe.send(replace(reading, peak=max(before, peak_flops(peak_of))) if peak_of else reading)
+            if peak_of and most:
+                reading = replace(reading, memory=most(), peak=max(before, peak_flops(peak_of)))
+            pipe.send(reading)
     except EOFError:
         pass  # the parent is gone
     except ArmFailed as failure:

@@ -1,5 +1,6 @@
 """Encoders at their real size; what a pass of theirs cannot do without is what torch counts of the libraries' networks."""
 
+import copy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import encoders
 from benchmarks.flops import Method, evaluation_flops, shape_of, training_flops
-from benchmarks.rival_networks import attentions, network
+from benchmarks.rival_networks import attentions, fused, network
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "embedding_size": 32}
 TOKENS = 7
@@ -50,6 +51,9 @@ def test_an_encoder_is_made_once_known_by_its_name(name: str, tmp_path: Path) ->
     from hatemtl.encoders.pretrained import Encoder
 
     folder = encoders.folder(name, tmp_path)
+    drawn = Encoder(source=str(encoders.described(name, tmp_path / "bare")), max_length=128, attention="auto", random={})
+    assert drawn.model(dropout=False, seed=0).config.hidden_size == 32
+    assert not [*(tmp_path / "bare" / name).glob("*.safetensors")]
     ours = Encoder(source=str(folder), max_length=128, attention="auto", random=None)
     model, tokenizer = ours.model(dropout=False, seed=0), ours.tokenizer()
     ids = torch.tensor([tokenizer("a mild day").input_ids])
@@ -110,6 +114,21 @@ def test_operations_are_no_more_than_those_of_another_way_to_compute_it(name: st
     shape = shape_of(encoders.config(folder), "ah_lora16")
     least, there = training_flops(shape, TOKENS, TOKENS**2), counted(lambda: model(ids).last_hidden_state.sum().backward())
     assert (0.8 if name == "modernbert_base" else 0.0) * there < least < (1.2 if name == "modernbert_base" else 1.0) * there
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["bert_base", "electra_small"])
+def test_a_fused_rival_trains_in_float32_over_frozen_weights_of_bf16(name: str, tmp_path: Path) -> None:
+    folder = str(encoders.folder(name, tmp_path))
+    plain = network(
+        "label", 3, encoder=folder, method="ah_lora16", library="transformers", dropout=False, attention=None, mean=False
+    )
+    made = fused(plain)
+    assert {p.dtype for p in made.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in made.parameters() if not p.requires_grad} == {torch.bfloat16}
+    (body,) = [m for m in made.modules() if m._compiled_call_impl is not None]
+    assert body is getattr(made.base_model.model, made.base_model.model.base_model_prefix)
+    assert all(m._compiled_call_impl is None for m in copy.deepcopy(made).modules())  # which an evaluation merges
 
 
 def test_what_a_library_has_not_is_refused() -> None:

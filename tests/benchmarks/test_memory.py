@@ -1,6 +1,7 @@
 """Posts are as long as they are said to be, and a peak is that of the one command that is measured."""
 
 import csv
+import mmap
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from conftest import ROOT
 from invented import minilm
 
+from benchmarks.machine import most_memory, resident
 from benchmarks.memory import LENGTHS, METHODS, peak, posts, report
 
 
@@ -46,3 +48,17 @@ def test_the_report_has_a_row_for_every_way() -> None:
     lines = report(peaks).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["x", "c", "1.0", "2.0"]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["y", "c", "3.0", "4.0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by /proc")
+def test_the_most_memory_is_counted_from_when_it_is_asked_for() -> None:
+    def take(size: int) -> None:
+        with mmap.mmap(-1, size) as taken:  # which goes back to the system, whatever the allocator keeps
+            taken.write(b"1" * size)
+
+    take(1 << 28)
+    earlier = resident("VmHWM")
+    most = most_memory("cpu")
+    low = most()
+    take(1 << 26)
+    assert low < earlier - (1 << 27) and (1 << 26) * 0.9 < most() - low < 1 << 28

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -26,6 +27,7 @@ def test_models_one_after_another_take_their_seconds_together() -> None:
     whole = one_after_another([reading(10, 1.0), reading(10, 2.0), reading(6, 1.0)])
     assert (whole.posts, whole.seconds, whole.tokens, whole.padded) == (10, 4.0, 300, 480)
     assert whole.posts_per_second == 2.5
+    assert one_after_another([replace(reading(), memory=most) for most in (3, 5, 4)]).memory == 5
 
 
 def test_passes_are_repeated_until_they_have_lasted() -> None:

@@ -1,3 +1,7 @@
+from multiprocessing import Pipe
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from benchmarks.arms import ONE, Measurement, in_turns, jobs
@@ -8,7 +12,7 @@ from benchmarks.readings import THREE, Reading, Spread
 from benchmarks.scaling import Point
 from benchmarks.scaling import report as scaling_report
 from benchmarks.throughput import rates, report, shares, speedups
-from benchmarks.workers import ArmFailed, Job
+from benchmarks.workers import ArmFailed, Job, Worker
 
 MINILM = Shape(layers=6, hidden=384, feed_forward=1536)
 
@@ -23,7 +27,7 @@ class Clockwork:
         self.left -= 1
         if self.left == -1:
             raise ArmFailed("broken")
-        return Reading(posts=30, seconds=self.seconds, tokens=600, squares=12000, padded=800, peak=1e12)
+        return Reading(posts=30, seconds=self.seconds, tokens=600, squares=12000, padded=800, peak=1e12, memory=3 * 2**20)
 
 
 def measured(**seconds: float) -> list[Measurement]:
@@ -49,6 +53,15 @@ def test_an_arm_that_breaks_is_left_out_whole() -> None:
     assert any("hatemtl: left out from round 2: broken" in line for line in said)
 
 
+def test_a_process_that_has_ended_is_an_arm_that_failed() -> None:
+    worker: Any = object.__new__(Worker)
+    worker.pipe, theirs = Pipe()
+    worker.process = SimpleNamespace(exitcode=-9, join=lambda timeout: None, is_alive=lambda: False)
+    theirs.close()
+    with pytest.raises(ArmFailed, match="ended with code -9"):
+        worker.measure(Job("train", ONE))
+
+
 def test_three_tasks_are_three_trainings_for_a_rival_and_one_for_hatemtl() -> None:
     table = rates(measured(trainer=2.0, hatemtl=1.0, adapterhub=2.0))
     assert [reading.seconds for reading in table["trainer", "training"]] == [2.0] * 3
@@ -71,6 +84,8 @@ def test_the_report_holds_ratios_and_no_seconds() -> None:
     text = report(rates(measured(trainer=2.0, hatemtl=1.0)), MINILM, {"machine": "M"})
     assert "2.00 (2.00–2.00)" in next(line for line in text.splitlines() if line.startswith("| hatemtl "))
     assert "75%" in text  # 600 of 800 positions hold a token
+    (memory,) = [line for line in text.splitlines() if line.startswith("| hatemtl ") and line.count(" 3 |") == 4]
+    assert memory
     assert "- machine :: M" in text
 
 
