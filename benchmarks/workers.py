@@ -108,10 +108,10 @@ class Worker:
 def _serve(build: Builder, pipe: Connection, threads: int, peak_of: str | None, seconds: float, own_time: bool) -> None:
     machine.clock = time.process_time if own_time else time.perf_counter
     try:
+        arm = build()  # which may set what torch reads while it is imported
         import torch
 
         torch.set_num_threads(threads)
-        arm = build()
         pipe.send(dict(arm.warm_up()))
         while (job := pipe.recv()) is not None:
             before, most = (peak_flops(peak_of), most_memory(peak_of)) if peak_of else (0.0, None)
