@@ -576,11 +576,11 @@ def test_that_layers_are_compared_first_changes_no_bit_of_a_run(
 ) -> None:
     options, compared = [*ONE, "optimization.epochs=2", f"trainer.precision={precision}"], []
     difference = door._difference
-    monkeypatch.setattr(door, "_difference", lambda *of: compared.append(of) or difference(*of))
+    monkeypatch.setattr(door, "_difference", lambda *of, **how: compared.append(of) or difference(*of, **how))
     monkeypatch.setattr(door, "_verified", {})
     assert cli(*options, "action=[train,test]", f"save_path={tmp_path / 'with' / 'run'}").code == 0
     assert len(compared) == (2 if precision == "bf16" else 1)  # bf16 in float32 too, before the weights are cast
-    monkeypatch.setattr(request, "verify", lambda *_: None)
+    monkeypatch.setattr(request, "verify", lambda *_, **how: None)
     assert cli(*options, "action=[train,test]", f"save_path={tmp_path / 'without' / 'run'}").code == 0
     assert trained_bytes(tmp_path / "with" / "run") == trained_bytes(tmp_path / "without" / "run")
 
