@@ -93,14 +93,14 @@ on_both() {
 own_layers() { # ENCODER PRECISION LIMIT
   local fast well=0
   [[ -e "$OUT/shapes/$1" ]] || timed $PYTHON -m benchmarks.gpu_check encoders "$OUT/shapes" "$1" || return
-  for fast in auto false; do
+  for fast in true false; do
     run "$1_$2/$fast" "${exact[@]}" "encoder=$1" "encoder.source=$OUT/shapes/$1" "encoder.random=$random" \
-      encoder.attention=eager "trainer.precision=$2" "trainer.fast=$fast" "trainer.accelerator=$there" || return
+      "trainer.precision=$2" "trainer.fast=$fast" "trainer.accelerator=$there" || return
   done
-  if grep "hatemtl's own layers" "$OUT/$1_$2/auto.log"; then
+  if grep "hatemtl's own layers" "$OUT/$1_$2/true.log"; then
     well=1 # they were left out, as this note says
   fi
-  same "$1, own layers against the library's, $2" "$1_$2/auto" "$1_$2/false" "$3" --other-code || well=1
+  same "$1, own layers against the library's, $2" "$1_$2/true" "$1_$2/false" "$3" --other-code || well=1
   return $well
 }
 
@@ -147,7 +147,7 @@ beside_others() {
   local first=${CUDA_VISIBLE_DEVICES-0} # of several GPUs a Trainer would take all
   timed env "CUDA_VISIBLE_DEVICES=${first%%,*}" $PYTHON -m benchmarks.throughput --device $device --tasks 1 --share \
     "${measure[@]}" --out "$OUT/throughput" >"$OUT/throughput.log" 2>&1 \
-    --arms trainer trainer_tuned trainer_lean trainer_fused hatemtl hatemtl_compiled hatemtl_eager
+    --arms trainer trainer_tuned trainer_lean trainer_fused hatemtl hatemtl_compiled hatemtl_own
   local well=$?
   if ! cat "$OUT/throughput/throughput.org" || ((well)) || grep "left out" "$OUT/throughput.log"; then
     echo "posts a second: not of all, ended with $well (124: for want of time); see $OUT/throughput.log"

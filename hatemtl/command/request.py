@@ -18,7 +18,7 @@ from hatemtl.batches.unlabelled import Unlabelled
 from hatemtl.corpora.folds import Folds
 from hatemtl.corpora.leaks import Policy
 from hatemtl.corpora.preprocess import AS_IS, Preprocess
-from hatemtl.encoders.fast import restore, verify
+from hatemtl.encoders.fast import choose, restore, verify
 from hatemtl.encoders.pretrained import Encoder, vocabulary
 from hatemtl.errors import Refusal, UserError
 from hatemtl.evaluations.base import Evaluation, Row
@@ -231,6 +231,8 @@ class Request:
             notes = [*network.notes, *other, verify(layers, torch.float32, device=device)]
             network.store(self.trainer.dtype)
             notes.append(verify(layers, self.trainer.dtype, device=device, int8=self.trainer.int8))
+            if self.trainer.fast == "auto" and device is not None and device.type != "cpu":
+                choose(layers, self.trainer.dtype, device)
         return replace(network, notes=tuple(filter(None, notes)))
 
     def _teacher(self, saved: SavedRun) -> Forward:

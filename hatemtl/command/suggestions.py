@@ -86,11 +86,17 @@ def spelled_out(word: str) -> str:
 
 def _refuse(message: str) -> NoReturn:
     if together := re.search(r"argument \S*?(-\w): ignored explicit argument '(.*)'", message):
-        raise UserError(f"{together[1]}{together[2]}: type a space between {together[1]} and {together[2]}")
+        raise UserError(_no_space(together[1] + together[2]))
     raise UserError(f"{message}; `uv run main.py --hydra-help` lists Hydra's own options")
 
 
+def _no_space(word: str) -> str:
+    return f"{word}: type a space between {word[:2]} and {word[2:]}"
+
+
 def _no_option(word: str, words: Sequence[str], options: Sequence[str]) -> str:
+    if word not in words and (whole := next((typed for typed in words if typed[2:] == word[1:]), None)):
+        return _no_space(whole)  # which Python 3.13 takes apart
     key, equals, value = word.lstrip("-").partition("=")
     names = Names([])
     if not equals and key in names.all:

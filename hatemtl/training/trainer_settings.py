@@ -87,15 +87,16 @@ class TrainerSettings:
     for a saved run's, see `using.int8`. What is trained, its optimizer state and the heads stay float32. devices: processes
     that train on a machine, each on a GPU of its own where there are any; of another form it is refused. nodes: machines.
     strategy: what each process holds: "ddp" the whole network, "fsdp" its part of the encoder, as `machine.sharding` has it;
-    "auto" is ddp. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries'; never where
-    the encoder is split. memory: whether a CPU's compiled code is kept for every shape of a batch. threads: of a CPU, by
-    which sums are rounded otherwise; auto is one a core that others leave free as the run begins, None what torch takes.
+    "auto" is ddp. fast: whether hatemtl's own layers compute what they can, once they agree with the libraries', auto on a
+    GPU only where they are faster; never where the encoder is split. memory: whether a CPU's compiled code is kept for each
+    shape of a batch. threads: of a CPU, by which sums are rounded otherwise; auto is one a core that others leave free as
+    the run begins, None what torch takes.
     """
 
     accelerator: str
     precision: Literal["auto", "32", "bf16", "int8", 32]
     compile: bool | Literal["auto"]
-    fast: Literal["auto", False]
+    fast: bool | Literal["auto"]
     progress: bool | None
     devices: int | str | Sequence[int] = 1
     nodes: int = 1

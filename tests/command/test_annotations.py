@@ -63,7 +63,7 @@ TRUTH = "expected true or false"
         ("trainer.accelerator=null", "trainer.accelerator=null: expected a text; type trainer.accelerator=auto"),
         ("trainer.precision=bf61", "trainer.precision=bf61: expected auto, 32, bf16 or int8; did you mean 'bf16'?"),
         ("trainer.compile=no", "trainer.compile=no: expected true, false or auto"),
-        ("trainer.fast=0", "trainer.fast=0: expected auto or false"),
+        ("trainer.fast=0", "trainer.fast=0: expected true, false or auto"),
         ("encoder.max_length=abc", "encoder.max_length=abc: expected a whole number; type encoder.max_length=128"),
         ("encoder.attention=spda", "encoder.attention=spda: expected auto, eager or sdpa; did you mean 'sdpa'?"),
         ("encoder.quantize=4bits", "encoder.quantize=4bits: expected 8bit, 4bit or null; did you mean '4bit'"),

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from composed import composed
 
+from hatemtl.command import request as request_file
 from hatemtl.command.configuration import build, requested
 from hatemtl.encoders.fast import door, is_fast
 from hatemtl.errors import UserError
+from hatemtl.training.trainer_settings import TrainerSettings
 
 
 def built(*overrides: str, node: str = "method") -> Any:
@@ -93,7 +96,8 @@ def test_a_merge_inside_another_is_told_by_its_own_keys(inner: str, said: str) -
 
 
 @pytest.mark.parametrize(
-    ("fast", "precision", "comparisons"), [("auto", "32", 1), ("auto", "bf16", 2), ("false", "32", 0), ("false", "bf16", 0)]
+    ("fast", "precision", "comparisons"),
+    [("auto", "32", 1), ("auto", "bf16", 2), ("true", "32", 1), ("false", "32", 0), ("false", "bf16", 0)],
 )
 def test_trainer_fast_says_who_computes(
     fast: str, precision: str, comparisons: int, monkeypatch: pytest.MonkeyPatch
@@ -102,5 +106,19 @@ def test_trainer_fast_says_who_computes(
     typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.precision={precision}"]
     request = requested(composed(*typed, f"trainer.fast={fast}"))
     network = request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
-    assert is_fast(network.module.encoder) is (fast == "auto")
+    assert is_fast(network.module.encoder) is (fast != "false")
     assert [*door._verified.values()] == [""] * comparisons
+
+
+@pytest.mark.parametrize(("fast", "device", "timed"), [("auto", "meta", 1), ("true", "meta", 0), ("auto", "cpu", 0)])
+def test_layers_are_timed_on_a_device_of_which_it_is_not_known_whose_are_faster(
+    fast: str, device: str, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(request_file, "verify", lambda *_, **how: None)
+    monkeypatch.setattr(request_file, "choose", lambda *of: asked.append(of[-1]))
+    monkeypatch.setattr(TrainerSettings, "device", torch.device(device))
+    typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.fast={fast}"]
+    request = requested(composed(*typed, "trainer.precision=32"))
+    request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
+    assert asked == timed * [torch.device(device)]

@@ -4,7 +4,8 @@ They compute plain LoRAs of any encoder, and whole layers of BERT and its kin wh
 own weights are all that is trained: docs/fast.org says when. The libraries keep the parameters and save them.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -20,7 +21,9 @@ from hatemtl.encoders.fast.stack import Stack, stacks
 # seen, in bf16, where the library's own rounding is as large, 0.025, which grows with depth.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 INT8 = 0.2
+BATCH, WARM, STEPS = (32, 64), 2, 5  # posts and their places, and steps of it, by which `choose` judges
 _verified: dict[tuple[Any, ...], str] = {}  # what was found in this process, by the kind of model; "" where all was well
+_slower: dict[tuple[Any, ...], bool] = {}  # than the library's
 
 
 def accelerate(
@@ -99,36 +102,106 @@ def verify(model: nn.Module, dtype: torch.dtype, *, device: torch.device | None 
     multiplied in it. Where they differ, the library computes from now on; gives what a user should know of that. No weight
     changes, no draw: dropout is off.
     """
-    if not (found := _found(model)):
+    if not _found(model):
         return None
-    loras = [ours for ours in found if isinstance(ours, LoRALinear)]
-    layers = [layer for ours in found if isinstance(ours, Stack) for layer in ours.layers]
-    bottlenecks = [bottleneck for ours in found if isinstance(ours, Stack) for bottleneck in ours.bottlenecks]
-    config: Any = model.config
-    kinds = {(type(lora.owner), "") for lora in loras} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
-    sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    how = len(loras), len(bottlenecks), frozenset(kinds), len(layers), tuple(sizes)
-    here = next(model.parameters()).device
-    key = config.to_json_string(), how, dtype, int8, device or here
+    device = device or next(model.parameters()).device
+    key = (*_kind(model), dtype, int8, device)
     if key not in _verified:
-        model.to(device or here)
-        try:
-            _verified[key] = _difference(model, loras, bottlenecks, dtype, int8=int8)
-        finally:
-            model.to(here)
+        with _still(model, device):
+            _verified[key] = _difference(model, dtype, int8=int8)
     if _verified[key]:
         restore(model)
     return _verified[key] or None
 
 
-def _difference(
-    model: nn.Module, loras: Sequence[LoRALinear], bottlenecks: Sequence[Bottleneck], dtype: torch.dtype, *, int8: bool
-) -> str:
+def choose(
+    model: nn.Module, dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> None:
+    """Lets the library compute whole layers where it takes less time for a step, once a process as `verify`.
+
+    For devices other than a CPU, where ours are the faster ones. No weight changes, no draw.
+    """
+    if not is_fast(model):
+        return
+    key = (*_kind(model), dtype, device)
+    if key not in _slower:
+        with _still(model, device):
+            mine = _seconds(model, dtype, clock)
+            with _by_the_library(model):
+                _slower[key] = _seconds(model, dtype, clock) < mine
+    if _slower[key]:
+        restore(model)
+
+
+def _adapters(model: nn.Module) -> tuple[list[LoRALinear], list[Bottleneck]]:
+    """Lists those that are computed here."""
+    found = _found(model)
+    bottlenecks = [bottleneck for ours in found if isinstance(ours, Stack) for bottleneck in ours.bottlenecks]
+    return [ours for ours in found if isinstance(ours, LoRALinear)], bottlenecks
+
+
+def _kind(model: nn.Module) -> tuple[Any, ...]:
+    """Gives what models have in common that are computed here alike."""
+    loras, bottlenecks = _adapters(model)
+    layers = sum(len(ours.layers) for ours in _found(model) if isinstance(ours, Stack))
+    config: Any = model.config
+    kinds = {(type(lora.owner), "") for lora in loras} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
+    sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # of its attention config.json says nothing
+    named = config.to_json_string(), config._attn_implementation
+    return *named, len(loras), len(bottlenecks), frozenset(kinds), layers, tuple(sizes)
+
+
+@contextmanager
+def _still(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Has the model on the device, and without dropout, inside."""
+    here, modes = next(model.parameters()).device, [(module, module.training) for module in model.modules()]
+    model.to(device).eval()
+    try:
+        yield
+    finally:
+        model.to(here)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _by_the_library(model: nn.Module) -> Iterator[None]:
+    loras, bottlenecks = _adapters(model)
+    restore(model)
+    try:
+        yield
+    finally:
+        accelerate(model, loras, bottlenecks, own=not (loras or bottlenecks))
+
+
+def _seconds(model: nn.Module, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """Gives the median of a step's forward and backward, of a batch of short posts."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    config: Any = model.config
+    device, (posts, longest) = trained[0].device, BATCH
+    longest = min(longest, getattr(config, "max_position_embeddings", longest + 2) - 2)  # RoBERTa counts from 2
+    ids = 3 + torch.arange(posts * longest, device=device).view(posts, longest) % (config.vocab_size - 3)
+    lengths = torch.linspace(longest // 8, longest, posts, device=device).long()
+    mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+    taken = []
+    for _ in range(WARM + STEPS):
+        begun = clock()
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        gradients = torch.autograd.grad(hidden.float().square().mean(), trained, allow_unused=True)
+        float(sum(gradient.flatten()[0] for gradient in gradients if gradient is not None))  # waits until all is computed
+        taken.append(clock() - begun)
+    return sorted(taken[WARM:])[STEPS // 2]
+
+
+def _difference(model: nn.Module, dtype: torch.dtype, *, int8: bool) -> str:
     """Says how our layers differ from the library's, "" where they do not."""
+    loras, bottlenecks = _adapters(model)
     given: list[LoRALinear | Bottleneck] = [*loras, *bottlenecks]
     factors = [factor for adapter in given for factor in adapter.factors]
     trained = factors or [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before, modes = [factor.detach().clone() for factor in factors], [(m, m.training) for m in model.modules()]
+    before = [factor.detach().clone() for factor in factors]
     instead = "so the library's compute, more slowly, as by trainer.fast=false"
     sizes = [factor.numel() for factor in factors]
     scales = [size for adapter in given for size in adapter.sizes]
@@ -138,17 +211,14 @@ def _difference(
         for factor, numbers, scale in zip(factors, _made_up(sum(sizes)).split(sizes), scales, strict=True):
             factor.data.copy_(scale * numbers.view(factor.shape))
         try:
-            ours = _said(model.eval(), trained, dtype, int8=int8)
+            ours = _said(model, trained, dtype, int8=int8)
         except (RuntimeError, AttributeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             return f"hatemtl's own layers fail on this encoder ({type(error).__name__}: {reason}), {instead}"
-        restore(model)
-        theirs = _said(model, trained, dtype, int8=False)
+        with _by_the_library(model):
+            theirs = _said(model, trained, dtype, int8=False)
     finally:
         torch.set_num_threads(threads)
-        accelerate(model, loras, bottlenecks, own=not given)
-        for module, mode in modes:
-            module.training = mode
         for factor, numbers in zip(factors, before, strict=True):
             factor.data.copy_(numbers)
     off = [float((mine - exact).norm() / exact.norm()) for mine, exact in zip(ours, theirs, strict=True)]

@@ -58,10 +58,12 @@ class Posts:
     def of(hidden: Tensor, mask: Tensor | None) -> "Posts":
         """Finds those of a batch's hidden states (B, T, D).
 
-        mask: (B, 1, 1, T), or the same for every place that reads, (B, 1, T, T), 0 for a token. With another, or on a GPU,
-        which would be waited for, the batch stays as it is.
+        mask: (B, 1, 1, T), or the same for every place that reads, (B, 1, T, T), 0 for a token, or True. With another, or on
+        a GPU, which would be waited for, the batch stays as it is.
         """
         posts, length, _ = hidden.shape
+        if mask is not None and mask.dtype is torch.bool:  # as transformers 5 gives it to sdpa
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
         mask = hidden.new_zeros(1, 1, 1, length, dtype=torch.float32) if mask is None else mask.float()
         if mask.shape[2] > 1 and not waits(hidden.device) and bool((mask == mask[:, :, :1]).all()):
             mask = mask[:, :, :1]  # transformers 5 gives the wide one

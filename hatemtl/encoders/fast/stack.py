@@ -15,6 +15,8 @@ from hatemtl.encoders.fast.posts import Posts
 from hatemtl.encoders.fast.tape import Chain, Step, compute
 from hatemtl.encoders.partway import Watch, states
 
+ATTENTION = ("eager", "sdpa")  # the library's kinds of it whose modules hold what our layers read
+
 
 class Stack:
     """Takes the place of the `forward` of an encoder's layers, or of the whole model where these stand in no module.
@@ -145,11 +147,11 @@ def stacks(model: nn.Module, bottlenecks: Mapping[int, Bottleneck]) -> Iterator[
 def _as_bert(config: Any) -> bool:
     absolute = getattr(config, "position_embedding_type", "absolute") == "absolute"  # transformers 5 knows no other
     plain = absolute and getattr(config, "hidden_act", "") == "gelu" and not getattr(config, "is_decoder", False)
-    return plain and config._attn_implementation == "eager"
+    return plain and config._attn_implementation in ATTENTION
 
 
 def _as_modernbert(config: Any) -> bool:
-    plain = config._attn_implementation == "eager" and config.hidden_activation == "gelu"
+    plain = config._attn_implementation in ATTENTION and config.hidden_activation == "gelu"
     # by kind of layer in transformers 5, where `rope_scaling` is another name of it
     ropes = getattr(config, "rope_parameters", None) or {"": getattr(config, "rope_scaling", None)}
     plain = plain and not getattr(config, "reference_compile", False)

@@ -26,7 +26,19 @@ from methods.test_base import KINDS, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatemtl.encoders.fast import Int8Linear, LoRALinear, accelerate, door, is_fast, merged, restore, rowwise, tape, verify
+from hatemtl.encoders.fast import (
+    Int8Linear,
+    LoRALinear,
+    accelerate,
+    choose,
+    door,
+    is_fast,
+    merged,
+    restore,
+    rowwise,
+    tape,
+    verify,
+)
 from hatemtl.encoders.fast.rowwise import Norm
 
 
@@ -150,6 +162,7 @@ def test_whole_layers_are_computed_only_where_nothing_else_is_trained(other: str
 @pytest.fixture(autouse=True)
 def _first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "_verified", {})
+    monkeypatch.setattr(door, "_slower", {})
 
 
 def fresh(library: str, kind: str = "bert") -> Any:
@@ -238,12 +251,61 @@ def test_what_is_merged_in_int8_is_compared_too(monkeypatch: pytest.MonkeyPatch)
 
 def test_they_are_compared_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model, there, moved, compared = fresh("peft"), torch.device("cpu", 0), [], []
-    monkeypatch.setattr(model, "to", moved.append)
+    monkeypatch.setattr(model, "to", lambda device: moved.append(device) or model)
     monkeypatch.setattr(door, "_difference", lambda *_, **how: compared.append([*moved]) or "")
     assert verify(model, torch.float32, device=there) is None
     assert (moved, compared) == ([there, torch.device("cpu")], [[there]])
     assert verify(model, torch.float32) is None  # elsewhere
     assert len(compared) == 2
+
+
+@every_library
+@pytest.mark.parametrize("slower", [True, False])
+def test_where_the_library_takes_less_time_it_computes(library: str, slower: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, now, steps = fresh(library), [0.0], []
+    weights, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    modes, forward = [m.training for m in model.modules()], type(model).forward
+
+    def timed(own: Any, *given: Any, **named: Any) -> Any:
+        ours = bool(replaced(own))
+        steps.append(ours)
+        now[0] += 2.0 if ours is slower else 1.0
+        return forward(own, *given, **named)
+
+    monkeypatch.setattr(type(model), "forward", timed)
+    for _ in range(2):  # the second time it is known
+        choose(model, torch.float32, torch.device("cpu"), clock=lambda: now[0])
+    assert steps == 7 * [True] + 7 * [False]
+    assert bool(replaced(model)) is is_fast(model) is not slower
+    other = fresh(library)
+    choose(other, torch.float32, torch.device("cpu"), clock=lambda: now[0])
+    assert len(steps) == 14 and is_fast(other) is not slower
+    assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_the_library_computes_anyway_is_not_timed() -> None:
+    model = encoder()
+    choose(model, torch.float32, torch.device("cpu"), clock=lambda: pytest.fail("timed"))
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_layers_of_sdpa_are_computed_too(library: str, kind: str) -> None:
+    """On a GPU the library's attention is sdpa where it has it; the mask that it makes is another one."""
+    cls, config = KINDS[kind]
+    fused = deepcopy(config)
+    fused._attn_implementation, fused.hidden_dropout_prob, fused.attention_probs_dropout_prob = "sdpa", 0.0, 0.0
+    model = cls(fused).eval()
+    model.pooler = None
+    model = LIBRARIES[library](**SHARED).attach(model, name="run", seed=0).model
+    assert model.config._attn_implementation == "sdpa" and is_fast(model) and verify(model, torch.float32) is None
+    (hidden, gradients), _ = run(model), restore(model)
+    expected, others = run(model)
+    torch.testing.assert_close(hidden, expected, atol=2e-6, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], atol=2e-5, rtol=1e-4)
 
 
 def test_a_norm_has_weights_of_its_rows_type_but_on_a_cpu() -> None:

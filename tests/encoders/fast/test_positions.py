@@ -198,7 +198,6 @@ def test_whatever_else_a_configuration_says(kind: str, changes: dict[str, Any]) 
         ("deberta", {"pos_att_type": "c2p"}),
         ("deberta", {"conv_kernel_size": 3}),
         ("deberta", {"hidden_act": "relu"}),
-        ("modernbert", {"attn_implementation": "sdpa"}),
         ("modernbert", {"hidden_activation": "relu"}),
     ],
     ids=str,
