@@ -121,7 +121,7 @@ def choose(
 
     For devices other than a CPU, where ours are the faster ones. No weight changes, no draw.
     """
-    if not is_fast(model):
+    if not is_fast(model) or not any(parameter.requires_grad for parameter in model.parameters()):
         return
     key = (*_kind(model), dtype, device)
     if key not in _slower:
@@ -167,6 +167,7 @@ def _still(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _by_the_library(model: nn.Module) -> Iterator[None]:
+    """Lets the library compute, inside."""
     loras, bottlenecks = _adapters(model)
     restore(model)
     try:

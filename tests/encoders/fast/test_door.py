@@ -285,9 +285,9 @@ def test_where_the_library_takes_less_time_it_computes(library: str, slower: boo
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_the_library_computes_anyway_is_not_timed() -> None:
-    model = encoder()
-    choose(model, torch.float32, torch.device("cpu"), clock=lambda: pytest.fail("timed"))
+def test_what_the_library_computes_anyway_is_not_timed_nor_where_nothing_learns() -> None:
+    for model in (encoder(), fresh("peft").requires_grad_(False)):
+        choose(model, torch.float32, torch.device("cpu"), clock=lambda: pytest.fail("timed"))
 
 
 @every_library
