@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -308,7 +307,7 @@ def test_a_broken_checkpoint_is_told_and_overwritten(
         fits = isinstance(content, dict) and content.get("optimizer_states")
         said = "of this network's size" if fits else "is no checkpoint of a run"
         assert said in told.err and "overwrite=true" in told.err
-    assert re.search(r"it names GLOBAL pathlib(\._local)?\.Path", told.err)  # of which nothing was run
+    assert f"it names GLOBAL {Path.__module__}.Path" in told.err  # of which nothing was run
     (moments,) = whole["optimizer_states"]
     small = {place: {**state, "exp_avg": torch.zeros(3)} for place, state in moments["state"].items()}
     for wrong in {"optimizer_states": [{**moments, "state": small}]}, {"callbacks": {"BestWeights": [1]}}:
