@@ -26,22 +26,28 @@ def description(device: str, threads: int) -> dict[str, str]:
         "machine": _accelerator() if device == "cuda" else _processor(),
         "device": device,
         "threads": str(threads),
+        "trainer and peak in": "bf16" if multiplies_bf16(device) else "float32",
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
     }
 
 
 def peak_flops(device: str, *, seconds: float = 0.05) -> float:
-    """The best FLOP/s of `torch.mm` in bf16 over SHAPES.
+    """The best FLOP/s of `torch.mm` over SHAPES, in bf16 where the hardware multiplies it, else in float32.
 
     Each shape runs for about `seconds` after one call that is not counted, and its fastest call counts: a peak is what the
     machine can do, not what it did on average.
     """
     import torch
 
+    from hatemtl.training.trainer_settings import exact_onednn
+
+    dtype, before = torch.bfloat16 if multiplies_bf16(device) else torch.float32, torch.get_float32_matmul_precision()
+    if device == "cpu":
+        exact_onednn()
     best, calls = 0.0, 20 if device == "cuda" else 1  # a single call on a GPU is shorter than its launch
     for m, k, n in SHAPES:
-        a, b = (torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in ((m, k), (k, n)))
+        a, b = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((m, k), (k, n)))
         out = torch.mm(a, b)
         end = clock() + seconds
         while clock() < end:
@@ -51,7 +57,15 @@ def peak_flops(device: str, *, seconds: float = 0.05) -> float:
                 torch.mm(a, b, out=out)
             synchronize(device)
             best = max(best, calls * 2 * m * k * n / (clock() - start))
+    torch.set_float32_matmul_precision(before)  # which is the arm's own
     return best
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether bf16 is worth asking for: other processors take ten times as long in it as in float32."""
+    from hatemtl.training.trainer_settings import fastest_precision
+
+    return fastest_precision(device) == "bf16"
 
 
 def synchronize(device: str) -> None:

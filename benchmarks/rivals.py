@@ -36,8 +36,9 @@ class Recipe:
     """How a user sets the Trainer up.
 
     encoder: its folder. method: as hatemtl calls it. library: whose adapters and Trainer.
-    switches: every documented switch that makes it faster on this machine, the doubtful ones tried beforehand (see `tuned`);
-        otherwise `TrainingArguments`' defaults. pad_to_longest: of the batch; otherwise every post to 128 tokens.
+    switches: every documented switch that makes it faster on this machine, the doubtful ones tried beforehand (see `tuned`),
+        bf16 only where the hardware multiplies it; otherwise `TrainingArguments`' defaults.
+    pad_to_longest: of the batch; otherwise every post to 128 tokens.
     lean: no dropout of the encoder's own, the LoRA goes into the weights for evaluation, whose posts are sorted by length.
     fused: what Unsloth's guides set for a fast LoRA on a GPU, as far as torch has it, beside `switches` and `lean`: frozen
         weights of bf16, training compiled, sdpa. Its own kernels, and posts packed without padding, torch has not.
@@ -91,11 +92,14 @@ class TrainerArm:
     ) -> None:
         """found: what another arm's warm-up found of the switches, where this one need not try them."""
         silence()
+        bf16 = machine.multiplies_bf16(device)
         if found is not None:
             recipe = as_found(recipe, found)
+            recipe = replace(recipe, full_bf16=recipe.full_bf16 and bf16)
         if recipe.fused:
             recipe = replace(recipe, attention=attentions(recipe.encoder)[-1])
         self.recipe, self.device, self.posts, self.tuned = recipe, device, (train, evaluation), found is not None
+        self.bf16 = bf16
         if recipe.switches:
             torch.set_float32_matmul_precision("medium")
             group_as_of_many()
@@ -127,9 +131,12 @@ class TrainerArm:
         rounds = 3 if posts > 2 * BATCH else 2
         stages: dict[str, Callable[..., Reading]] = {"train": self._train, "eval": self._evaluate}
         self._train(task, posts=posts)
-        there = (self.recipe.attention,) if self.recipe.fused else attentions(self.recipe.encoder)
+        there = {
+            "attention": (self.recipe.attention,) if self.recipe.fused else attentions(self.recipe.encoder),
+            "full_bf16": (False, True) if self.bf16 else (False,),
+        }
         for name, (stage, every) in CHOICES.items():
-            options = tuple(option for option in every if name != "attention" or option in there)
+            options = tuple(option for option in every if option in there.get(name, every))
             recipes = {option: replace(self.recipe, **{name: option}) for option in options}
             seconds = dict.fromkeys(options, float("inf"))
             for option in rounds * options:  # in turns, for the machine's mood changes
@@ -196,7 +203,7 @@ class TrainerArm:
         }
         if recipe.switches:
             arguments |= {
-                "bf16": True,
+                "bf16": self.bf16,
                 "bf16_full_eval": recipe.full_bf16,
                 "group_by_length": training or not recipe.lean,  # the leanest arm evaluates sorted posts, which pads less
                 "optim": "adamw_torch_fused",
