@@ -232,7 +232,7 @@ class Request:
             network.store(self.trainer.dtype)
             notes.append(verify(layers, self.trainer.dtype, device=device, int8=self.trainer.int8))
             if self.trainer.fast == "auto" and device is not None and device.type != "cpu":
-                choose(layers, self.trainer.dtype, device)
+                choose(layers, self.trainer.dtype, device, learns=data is not None)
         return replace(network, notes=tuple(filter(None, notes)))
 
     def _teacher(self, saved: SavedRun) -> Forward:

@@ -110,15 +110,17 @@ def test_trainer_fast_says_who_computes(
     assert [*door._verified.values()] == [""] * comparisons
 
 
+@pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize(("fast", "device", "timed"), [("auto", "meta", 1), ("true", "meta", 0), ("auto", "cpu", 0)])
 def test_layers_are_timed_on_a_device_of_which_it_is_not_known_whose_are_faster(
-    fast: str, device: str, timed: int, monkeypatch: pytest.MonkeyPatch
+    fast: str, device: str, timed: int, learns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(request_file, "verify", lambda *_, **how: None)
-    monkeypatch.setattr(request_file, "choose", lambda *of: asked.append(of[-1]))
+    monkeypatch.setattr(request_file, "choose", lambda *of, learns: asked.append((of[-1], learns)))
     monkeypatch.setattr(TrainerSettings, "device", torch.device(device))
     typed = ["encoder=tiny", "tasks=[label]", "corpus@tasks.label.corpus=sample", f"trainer.fast={fast}"]
     request = requested(composed(*typed, "trainer.precision=32"))
-    request.network(request.tasks, request.datamodule(request.tasks).spaces, name="run")
-    assert asked == timed * [torch.device(device)]
+    data = request.datamodule(request.tasks)
+    request.network(request.tasks, data.spaces, name="run", data=data if learns else None)
+    assert asked == timed * [(torch.device(device), learns)]

@@ -6,7 +6,7 @@ own weights are all that is trained: docs/fast.org says when. The libraries keep
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -115,20 +115,27 @@ def verify(model: nn.Module, dtype: torch.dtype, *, device: torch.device | None 
 
 
 def choose(
-    model: nn.Module, dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    model: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    learns: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Lets the library compute whole layers where it takes less time for a step, once a process as `verify`.
+    """Lets the library compute whole layers where it takes less time, once a process as `verify`.
 
-    For devices other than a CPU, where ours are the faster ones. No weight changes, no draw.
+    learns: whether a step of training is timed; else the reading of posts, ours merged. For devices other than a CPU, where
+    ours are the faster ones. No weight changes, no draw.
     """
-    if not is_fast(model) or not any(parameter.requires_grad for parameter in model.parameters()):
+    if not is_fast(model) or (learns and not any(parameter.requires_grad for parameter in model.parameters())):
         return
-    key = (*_kind(model), dtype, device)
+    key = (*_kind(model), dtype, device, learns)
     if key not in _slower:
         with _still(model, device):
-            mine = _seconds(model, dtype, clock)
+            with nullcontext() if learns else merged(model, dtype):
+                mine = _seconds(model, dtype, clock, learns=learns)
             with _by_the_library(model):
-                _slower[key] = _seconds(model, dtype, clock) < mine
+                _slower[key] = _seconds(model, dtype, clock, learns=learns) < mine
     if _slower[key]:
         restore(model)
 
@@ -176,11 +183,11 @@ def _by_the_library(model: nn.Module) -> Iterator[None]:
         accelerate(model, loras, bottlenecks, own=not (loras or bottlenecks))
 
 
-def _seconds(model: nn.Module, dtype: torch.dtype, clock: Callable[[], float]) -> float:
-    """Gives the median of a step's forward and backward, of a batch of short posts."""
+def _seconds(model: nn.Module, dtype: torch.dtype, clock: Callable[[], float], *, learns: bool) -> float:
+    """Gives the median of a step's forward, and backward where it learns, of a batch of short posts."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config: Any = model.config
-    device, (posts, longest) = trained[0].device, BATCH
+    device, (posts, longest) = next(model.parameters()).device, BATCH
     longest = min(longest, getattr(config, "max_position_embeddings", longest + 2) - 2)  # RoBERTa counts from 2
     ids = 3 + torch.arange(posts * longest, device=device).view(posts, longest) % (config.vocab_size - 3)
     lengths = torch.linspace(longest // 8, longest, posts, device=device).long()
@@ -188,10 +195,11 @@ def _seconds(model: nn.Module, dtype: torch.dtype, clock: Callable[[], float]) -
     taken = []
     for _ in range(WARM + STEPS):
         begun = clock()
-        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        gradients = torch.autograd.grad(hidden.float().square().mean(), trained, allow_unused=True)
-        float(sum(gradient.flatten()[0] for gradient in gradients if gradient is not None))  # waits until all is computed
+        with torch.set_grad_enabled(learns), torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            made = [model(input_ids=ids, attention_mask=mask).last_hidden_state]
+        if learns:
+            made = [*torch.autograd.grad(made[0].float().square().mean(), trained, allow_unused=True)]
+        float(sum(tensor.flatten()[0] for tensor in made if tensor is not None))  # waits until all is computed
         taken.append(clock() - begun)
     return sorted(taken[WARM:])[STEPS // 2]
 

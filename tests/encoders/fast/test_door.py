@@ -260,25 +260,33 @@ def test_they_are_compared_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPa
 
 
 @every_library
+@pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("slower", [True, False])
-def test_where_the_library_takes_less_time_it_computes(library: str, slower: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_library_takes_less_time_it_computes(
+    library: str, slower: bool, learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less for a step where it learns, else for reading, ours being merged then as they are in an evaluation."""
     model, now, steps = fresh(library), [0.0], []
     weights, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     modes, forward = [m.training for m in model.modules()], type(model).forward
 
     def timed(own: Any, *given: Any, **named: Any) -> Any:
         ours = bool(replaced(own))
+        assert torch.is_grad_enabled() is learns
+        loras = [step for step in door._found(own) if isinstance(step, LoRALinear)]
+        assert bool(loras) is ours and all((lora.merged is None) is learns for lora in loras)
         steps.append(ours)
         now[0] += 2.0 if ours is slower else 1.0
         return forward(own, *given, **named)
 
     monkeypatch.setattr(type(model), "forward", timed)
     for _ in range(2):  # the second time it is known
-        choose(model, torch.float32, torch.device("cpu"), clock=lambda: now[0])
+        choose(model, torch.float32, torch.device("cpu"), learns=learns, clock=lambda: now[0])
     assert steps == 7 * [True] + 7 * [False]
     assert bool(replaced(model)) is is_fast(model) is not slower
+    assert all(step.merged is None for step in door._found(model) if isinstance(step, LoRALinear))
     other = fresh(library)
-    choose(other, torch.float32, torch.device("cpu"), clock=lambda: now[0])
+    choose(other, torch.float32, torch.device("cpu"), learns=learns, clock=lambda: now[0])
     assert len(steps) == 14 and is_fast(other) is not slower
     assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
