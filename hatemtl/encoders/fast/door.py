@@ -1,7 +1,7 @@
 """Opens the door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
-They compute plain LoRAs of any encoder, and whole layers of BERT and its kin where these, plain bottlenecks, or the layers'
-own weights are all that is trained: docs/fast.org says when. The libraries keep the parameters and save them.
+They compute plain LoRAs and (IA)³ of any encoder, and whole layers of BERT and its kin where these, plain bottlenecks, or
+the layers' own weights are all that is trained: docs/fast.org says when. The libraries keep the parameters and save them.
 """
 
 import time
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hatemtl.encoders.fast.layers import Bottleneck
-from hatemtl.encoders.fast.linear import LoRALinear
+from hatemtl.encoders.fast.linear import Adapted
 from hatemtl.encoders.fast.stack import Stack, stacks
 
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was
@@ -27,20 +27,20 @@ _slower: dict[tuple[Any, ...], bool] = {}  # than the library's
 
 
 def accelerate(
-    model: nn.Module, loras: Sequence[LoRALinear] = (), bottlenecks: Sequence[Bottleneck] = (), *, own: bool = False
+    model: nn.Module, adapted: Sequence[Adapted] = (), bottlenecks: Sequence[Bottleneck] = (), *, own: bool = False
 ) -> None:
-    """Lets these LoRAs be computed here, and whole layers where nothing else is trained, in place of any before.
+    """Lets these adapted layers be computed here, and whole layers where nothing else is trained, in place of any before.
 
     bottlenecks: those of such layers.
     own: whether the model is as its library loaded it, nothing added, and its own weights are trained.
     """
     restore(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    given: list[LoRALinear | Bottleneck] = [*loras, *bottlenecks]
+    given: list[Adapted | Bottleneck] = [*adapted, *bottlenecks]
     by_owner = {id(bottleneck.owner): bottleneck for bottleneck in bottlenecks}
     alone = own or (given and trained == {id(factor) for adapter in given for factor in adapter.factors})
-    steps: Iterator[LoRALinear | Stack] = chain(loras, stacks(model, by_owner) if alone else ())
-    for ours in steps:  # a stack is made of what computes when its turn comes: the LoRAs
+    steps: Iterator[Adapted | Stack] = chain(adapted, stacks(model, by_owner) if alone else ())
+    for ours in steps:  # a stack is made of what computes when its turn comes: adapted layers
         ours.before, ours.owner.forward = ours.owner.__dict__.get("forward"), ours
 
 
@@ -48,7 +48,7 @@ def restore(model: nn.Module) -> None:
     """Lets every module compute as it did before `accelerate`; what others put in the place of a `forward` stays."""
     for module in model.modules():
         ours = module.__dict__.get("forward")
-        if isinstance(ours, LoRALinear | Stack):
+        if isinstance(ours, Adapted | Stack):
             del module.forward
             if ours.before is not None:
                 module.forward = ours.before
@@ -56,7 +56,7 @@ def restore(model: nn.Module) -> None:
 
 @contextmanager
 def merged(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool = False) -> Iterator[bool]:
-    """Merges each LoRA computed here into the weight under it, inside, while nothing is trained; says if there is any.
+    """Merges each adapter computed here into the weight under it, inside, while nothing is trained; says if there is any.
 
     dtype: that layers whose own weights are trained compute in. Afterwards all is as before, to the last bit: to merge and
     unmerge as the libraries do would change the frozen weights.
@@ -68,7 +68,7 @@ def merged(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool =
 
 
 def merge(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool = False) -> bool:
-    """Merges each LoRA computed here into the weight under it, until `unmerge`; says if there is any.
+    """Merges each adapter computed here into the weight under it, until `unmerge`; says if there is any.
 
     int8: whether whole layers that are computed here, on a CPU, multiply in it from then on.
     """
@@ -79,15 +79,15 @@ def merge(model: nn.Module, dtype: torch.dtype = torch.float32, *, int8: bool = 
 
 
 def unmerge(model: nn.Module) -> None:
-    """Lets each LoRA be computed beside its weight again."""
+    """Lets each adapter be computed beside its weight again."""
     for ours in _found(model):
         ours.unmerge()
 
 
-def _found(model: nn.Module) -> list[LoRALinear | Stack]:
-    """Lists what computes here: the LoRAs, then the stacks that are made of them."""
+def _found(model: nn.Module) -> list[Adapted | Stack]:
+    """Lists what computes here: adapted layers, then the stacks that are made of them."""
     found = [module.forward for module in model.modules()]
-    return [ours for kind in (LoRALinear, Stack) for ours in found if isinstance(ours, kind)]
+    return [ours for kind in (Adapted, Stack) for ours in found if isinstance(ours, kind)]
 
 
 def is_fast(model: nn.Module) -> bool:
@@ -140,23 +140,23 @@ def choose(
         restore(model)
 
 
-def _adapters(model: nn.Module) -> tuple[list[LoRALinear], list[Bottleneck]]:
+def _adapters(model: nn.Module) -> tuple[list[Adapted], list[Bottleneck]]:
     """Lists those that are computed here."""
     found = _found(model)
     bottlenecks = [bottleneck for ours in found if isinstance(ours, Stack) for bottleneck in ours.bottlenecks]
-    return [ours for ours in found if isinstance(ours, LoRALinear)], bottlenecks
+    return [ours for ours in found if isinstance(ours, Adapted)], bottlenecks
 
 
 def _kind(model: nn.Module) -> tuple[Any, ...]:
     """Gives what models have in common that are computed here alike."""
-    loras, bottlenecks = _adapters(model)
+    adapted, bottlenecks = _adapters(model)
     layers = sum(len(ours.layers) for ours in _found(model) if isinstance(ours, Stack))
     config: Any = model.config
-    kinds = {(type(lora.owner), "") for lora in loras} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
+    kinds = {(type(one.owner), "") for one in adapted} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
     sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
     # of its attention config.json says nothing
     named = config.to_json_string(), config._attn_implementation
-    return *named, len(loras), len(bottlenecks), frozenset(kinds), layers, tuple(sizes)
+    return *named, len(adapted), len(bottlenecks), frozenset(kinds), layers, tuple(sizes)
 
 
 @contextmanager
@@ -175,12 +175,12 @@ def _still(model: nn.Module, device: torch.device) -> Iterator[None]:
 @contextmanager
 def _by_the_library(model: nn.Module) -> Iterator[None]:
     """Lets the library compute, inside."""
-    loras, bottlenecks = _adapters(model)
+    adapted, bottlenecks = _adapters(model)
     restore(model)
     try:
         yield
     finally:
-        accelerate(model, loras, bottlenecks, own=not (loras or bottlenecks))
+        accelerate(model, adapted, bottlenecks, own=not (adapted or bottlenecks))
 
 
 def _seconds(model: nn.Module, dtype: torch.dtype, clock: Callable[[], float], *, learns: bool) -> float:
@@ -206,8 +206,8 @@ def _seconds(model: nn.Module, dtype: torch.dtype, clock: Callable[[], float], *
 
 def _difference(model: nn.Module, dtype: torch.dtype, *, int8: bool) -> str:
     """Says how our layers differ from the library's, "" where they do not."""
-    loras, bottlenecks = _adapters(model)
-    given: list[LoRALinear | Bottleneck] = [*loras, *bottlenecks]
+    adapted, bottlenecks = _adapters(model)
+    given: list[Adapted | Bottleneck] = [*adapted, *bottlenecks]
     factors = [factor for adapter in given for factor in adapter.factors]
     trained = factors or [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [factor.detach().clone() for factor in factors]

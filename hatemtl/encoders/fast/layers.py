@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hatemtl.encoders.fast.attention import Attention
-from hatemtl.encoders.fast.linear import Linear, LoRALinear
+from hatemtl.encoders.fast.linear import Adapted, Linear
 from hatemtl.encoders.fast.positions import Distances, Turn
 from hatemtl.encoders.fast.rowwise import Activation, Drop, Gate, Norm
 from hatemtl.encoders.fast.tape import Chain, Step
@@ -41,8 +41,8 @@ class Bottleneck:
 
 
 def linear(*layers: Any, gelu: bool = False) -> Linear:
-    """Gives layers of one input as one, with their LoRAs."""
-    return Linear(layers, [layer.forward if isinstance(layer.forward, LoRALinear) else None for layer in layers], gelu=gelu)
+    """Gives layers of one input as one, with what adapts them."""
+    return Linear(layers, [layer.forward if isinstance(layer.forward, Adapted) else None for layer in layers], gelu=gelu)
 
 
 def bert_layer(layer: Any, bottlenecks: Mapping[int, Bottleneck], deberta: Any = None) -> Chain:

@@ -1,4 +1,4 @@
-"""Computes linear layers, frozen with LoRAs on them or trained, in as few passes over memory as their formula allows."""
+"""Computes linear layers, frozen with adapters on them or trained, in as few passes over memory as their formula allows."""
 
 import math
 from collections.abc import Sequence
@@ -21,15 +21,20 @@ ROWS = 512  # for which oneDNN orders a weight: of 32 and more all get one order
 class FrozenLinear:
     """y = x·Wᵀ + b, (M, in) to (M, out), followed by GELU if asked for.
 
-    On a CPU it keeps a copy of a bf16 weight, and of one that stays, in oneDNN's order, which W's changes do not reach.
+    On a CPU it keeps a copy of a bf16 weight, where oneDNN multiplies these, and of one that stays, in oneDNN's order, which
+    W's changes do not reach.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, stays: bool = False) -> None:
         self.weight, self.bias, self.gelu = weight, bias, gelu
-        kept = weight.dtype is torch.bfloat16 or (stays and torch.get_float32_matmul_precision() == "medium")
-        here = kept and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        here = here and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         self.ordered: Tensor | None = None
-        if here and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        if here and (
+            torch.ops.mkldnn._is_mkldnn_bf16_supported()  # which takes AVX-512
+            if weight.dtype is torch.bfloat16
+            else stays and torch.get_float32_matmul_precision() == "medium"
+        ):
             self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -49,6 +54,7 @@ class Linear(Step):
     That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the LoRAs' one upon the other.
     B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers, or P parts of one, have one of the same
     shape.
+    With (IA)³ (Liu et al. 2022, arXiv:2205.05638, eq. 1): l ⊙ y, l (out,), or of l ⊙ x, l (in,), a layer's own.
     Frozen weights become views of a joint one; trained ones are cast anew by every `prepare`, a hundredth of their products'
     time: who moves one need not tell. gelu: whether GELU follows, as one with it while merged. thin: whether int8 is slower.
     """
@@ -58,16 +64,20 @@ class Linear(Step):
     transposed: FrozenLinear | None
     A: Tensor
     B: Tensor
+    into: Tensor | None = None  # l of what enters
+    outof: Tensor | None = None  # l of y, 1 where there is none
 
     def __init__(
-        self, layers: Sequence[Any], loras: Sequence["LoRALinear | None"], *, gelu: bool = False, thin: bool = False
+        self, layers: Sequence[Any], adapters: Sequence["Adapted | None"], *, gelu: bool = False, thin: bool = False
     ) -> None:
         self.layers, self.gelu, self.thin = layers, gelu, thin
         self.sizes = [layer.out_features for layer in layers]
         self.joined: list[tuple[int, int]] = []  # the weights that the rest was made of, as `_found` tells
-        parts = zip(accumulate(self.sizes), self.sizes, loras, strict=True)
-        self.loras = [(slice(end - size, end), lora) for end, size, lora in parts if lora is not None]  # and where they add
-        self.trained = not self.loras and any(p.requires_grad for p in self._own())
+        parts = zip(accumulate(self.sizes), self.sizes, adapters, strict=True)
+        self.adapters = [(slice(end - size, end), found) for end, size, found in parts if found is not None]  # and where
+        self.loras = [(place, lora) for place, lora in self.adapters if isinstance(lora, LoRALinear)]
+        self.scaled = [(place, found) for place, found in self.adapters if isinstance(found, ScaledLinear)]
+        self.trained = not self.adapters and any(p.requires_grad for p in self._own())
 
     def _own(self) -> list[nn.Parameter]:
         """Lists the layers' weights, then their biases."""
@@ -78,7 +88,7 @@ class Linear(Step):
     def factors(self) -> list[nn.Parameter]:
         if self.trained:
             return [parameter for parameter in self._own() if parameter.requires_grad]
-        return [factor for _, lora in self.loras for factor in lora.factors]
+        return [factor for _, found in (*self.loras, *self.scaled) for factor in found.factors]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -119,6 +129,17 @@ class Linear(Step):
             self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
         self.joined = self._found()
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Makes `into` and `outof` of (IA)³'s factors."""
+        self.into = self.outof = None
+        for place, found in self.scaled:
+            if found.enters:
+                self.into = found.vector.to(dtype)
+                continue
+            if self.outof is None:
+                self.outof = torch.ones(sum(self.sizes), dtype=dtype, device=found.factor.device)
+            self.outof[place] = found.vector
+
     def _found(self) -> list[tuple[int, int]]:
         """Tells where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
@@ -140,10 +161,13 @@ class Linear(Step):
             weight, bias = self._joined(dtype)
         else:
             self.join(self.layers[0].weight.dtype)  # what is frozen has the type of the computation
-            weight, bias = self.weight.clone() if self.loras else self.weight, self.bias
-            merged: list[tuple[slice, Any]] = [(place, lora.merged) for place, lora in self.loras]
-            for place, whole in merged:
+            weight, bias = self.weight.clone() if self.adapters else self.weight, self.bias
+            bias = bias.clone() if self.scaled and bias is not None else bias
+            merged: list[tuple[slice, Any]] = [(place, adapted.merged) for place, adapted in self.adapters]
+            for place, (whole, own) in merged:
                 weight[place] = whole
+                if own is not None and bias is not None:
+                    bias[place] = own
         if int8 and not self.thin:
             self.merged = Int8Linear(weight, bias, gelu=self.gelu)
         else:
@@ -154,6 +178,36 @@ class Linear(Step):
             return self.merged(x), ()
         if self.trained:
             return F.linear(x, self.weight, self.bias), (x, self.weight)
+        if not self.scaled:
+            return self._adapted(x)
+        entering, outof = x if self.into is None else x * self.into, self.outof
+        y, kept = self._adapted(entering)
+        kept = [*kept, *((x, self.into) if self.into is not None else ()), *((y, outof) if outof is not None else ())]
+        return y if outof is None else y * outof, kept
+
+    def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
+        if self.trained:
+            return self._backward_of_trained(dy, kept, tape, dx)
+        if not self.scaled:
+            return self._backward_of_adapted(dy, kept, tape, dx)
+        kept, enters = [*kept], any(found.enters for _, found in self.scaled)
+        if not all(found.enters for _, found in self.scaled):
+            outof, y = kept.pop(), kept.pop()
+            learnt = (dy * y).sum(0, dtype=torch.float32)
+            self._learn(tape, [(learnt[place], found) for place, found in self.scaled if not found.enters])
+            dy = dy * outof
+        if not enters:
+            return self._backward_of_adapted(dy, kept, tape, dx)
+        into, x = kept.pop(), kept.pop()
+        d = self._backward_of_adapted(dy, kept, tape, dx=True)
+        self._learn(tape, [((d * x).sum(0, dtype=torch.float32), found) for _, found in self.scaled if found.enters])
+        return d.mul_(into) if dx else None
+
+    def _learn(self, tape: Tape, gradients: Sequence[tuple[Tensor, "ScaledLinear"]]) -> None:
+        found = [adapter for _, adapter in gradients]
+        tape.learn([x.factor for x in found], [g.view_as(x.factor) for g, x in gradients], [x.scale for x in found])
+
+    def _adapted(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         y = self.product(x)
         if not self.loras:
             return y, ()
@@ -162,9 +216,7 @@ class Linear(Step):
         add(_outputs(low, self.B), self.B.mT)
         return y, (x, low, self.A, self.B)
 
-    def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
-        if self.trained:
-            return self._backward_of_trained(dy, kept, tape, dx)
+    def _backward_of_adapted(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
         d = None
         if dx:
             self.transposed = self.transposed or FrozenLinear(self.weight.mT, None)
@@ -178,7 +230,8 @@ class Linear(Step):
             dlow = dlow.transpose(0, 1).reshape(low.shape)
         # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
         found = self.parts(dlow.mT @ x, (_outputs(low, B).mT @ mine).mT)
-        tape.learn(self.factors, found, [scale for _, lora in self.loras for scale in (1.0, lora.scale)])
+        factors = [factor for _, lora in self.loras for factor in lora.factors]
+        tape.learn(factors, found, [scale for _, lora in self.loras for scale in (1.0, lora.scale)])
         return d if d is None else d.addmm_(dlow, A)
 
     def _backward_of_trained(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
@@ -201,6 +254,7 @@ def prepare(steps: Sequence[Step], dtype: torch.dtype) -> None:
     linears = [step for step in steps if isinstance(step, Linear) and step.merged is None]
     for linear in linears:
         linear.join(dtype)
+        linear.cast(dtype)
     if not (adapted := [linear for linear in linears if linear.loras]):
         return
     loras = [lora for linear in adapted for _, lora in linear.loras]
@@ -217,21 +271,16 @@ def prepare(steps: Sequence[Step], dtype: torch.dtype) -> None:
 
 
 @dataclass(eq=False)
-class LoRALinear:
-    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
+class Adapted:
+    """A frozen linear layer with an adapter that a weight can hold.
 
     owner: the library's module whose `forward` it takes the place of. before: an own `forward` that the owner had, if any.
-    parts: equal ones of the outputs, as q, k and v of one weight, with a LoRA each; A's and B's stand one upon the other.
-    merged: W + scale·B·A while nothing is trained, so that the LoRA costs nothing.
+    merged: the weight, and the bias if it has another, that compute the same while nothing is trained.
     """
 
     owner: nn.Module
     layer: nn.Linear
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-    parts: int = 1
-    merged: Tensor | None = field(default=None, init=False)
+    merged: tuple[Tensor, Tensor | None] | None = field(default=None, init=False)
     before: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -239,30 +288,100 @@ class LoRALinear:
 
     @property
     def factors(self) -> list[nn.Parameter]:
-        return [self.A, self.B]
+        """Lists what it learns."""
+        raise NotImplementedError
 
     @property
     def sizes(self) -> list[float]:
         """Lists how large numbers `factors` hold in a comparison."""
-        return [self.A.shape[1] ** -0.5, 0.1 / (self.scale or 1)]
+        raise NotImplementedError
 
-    def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        x = x.to(weight.dtype)
-        if self.merged is not None:
-            return F.linear(x, self.merged, bias)
-        if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
-            B = torch.block_diag(*self.B.to(x.dtype).chunk(self.parts))
-            return F.linear(x, weight, bias) + F.linear(F.linear(x, self.A.to(x.dtype)), B) * self.scale
-        prepare([self.linear], x.dtype)
-        return compute([self.linear], x, Posts(x.shape[:-1], []))
-
-    @torch.no_grad()
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        """Computes the merged weight, in float32, then in the type of the frozen one."""
-        weight = self.layer.weight
-        whole, B, A = (x.float().unflatten(0, (self.parts, -1)) for x in (weight, self.B, self.A))
-        self.merged = torch.baddbmm(whole, B, A, alpha=self.scale).to(weight.dtype).view_as(weight)
+        """Computes `merged`, in float32, then in the type of the frozen weight."""
+        raise NotImplementedError
+
+    def formula(self, x: Tensor) -> Tensor:
+        """Computes the layer in plain torch, which a compiler fuses by itself."""
+        raise NotImplementedError
 
     def unmerge(self) -> None:
         self.merged = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.layer.weight.dtype)
+        if self.merged is not None:
+            weight, bias = self.merged
+            return F.linear(x, weight, self.layer.bias if bias is None else bias)
+        if torch.compiler.is_compiling():
+            return self.formula(x)
+        prepare([self.linear], x.dtype)
+        return compute([self.linear], x, Posts(x.shape[:-1], []))
+
+
+@dataclass(eq=False)
+class LoRALinear(Adapted):
+    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
+
+    parts: equal ones of the outputs, as q, k and v of one weight, with a LoRA each; A's and B's stand one upon the other.
+    """
+
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+    parts: int = 1
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        return [self.A, self.B]
+
+    @property
+    def sizes(self) -> list[float]:
+        return [self.A.shape[1] ** -0.5, 0.1 / (self.scale or 1)]
+
+    def formula(self, x: Tensor) -> Tensor:
+        B = torch.block_diag(*self.B.to(x.dtype).chunk(self.parts))
+        return F.linear(x, self.layer.weight, self.layer.bias) + F.linear(F.linear(x, self.A.to(x.dtype)), B) * self.scale
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
+        weight = self.layer.weight
+        whole, B, A = (x.float().unflatten(0, (self.parts, -1)) for x in (weight, self.B, self.A))
+        self.merged = torch.baddbmm(whole, B, A, alpha=self.scale).to(weight.dtype).view_as(weight), None
+
+
+@dataclass(eq=False)
+class ScaledLinear(Adapted):
+    """A frozen linear layer with (IA)³: y = l ⊙ (x·Wᵀ + b) or, where it enters, y = (l ⊙ x)·Wᵀ + b, l = scale·factor.
+
+    factor: out, or in, numbers in float32, of any shape.
+    """
+
+    factor: nn.Parameter
+    scale: float = 1.0
+    enters: bool = False
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        return [self.factor]
+
+    @property
+    def sizes(self) -> list[float]:
+        return [1 / (self.scale or 1)]
+
+    @property
+    def vector(self) -> Tensor:
+        """Gives l, (out,) or (in,)."""
+        return self.scale * self.factor.detach().flatten()
+
+    def formula(self, x: Tensor) -> Tensor:
+        by = (self.scale * self.factor.flatten()).to(x.dtype)
+        if self.enters:
+            return F.linear(x * by, self.layer.weight, self.layer.bias)
+        return F.linear(x, self.layer.weight, self.layer.bias) * by
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
+        weight, bias, by = self.layer.weight, self.layer.bias, self.vector
+        whole = (weight.float() * (by if self.enters else by[:, None])).to(weight.dtype)
+        scaled = None if self.enters or bias is None else (bias.float() * by).to(bias.dtype)
+        self.merged = whole, scaled

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from hatemtl.encoders.attention import KINDS
 from hatemtl.encoders.fast.layers import Bottleneck, bert_layer, modernbert_layer
-from hatemtl.encoders.fast.linear import Linear, prepare
+from hatemtl.encoders.fast.linear import Linear, ScaledLinear, prepare
 from hatemtl.encoders.fast.posts import Posts
 from hatemtl.encoders.fast.tape import Chain, Step, compute
 from hatemtl.encoders.partway import Watch, states
@@ -130,6 +130,8 @@ def stacks(model: nn.Module, bottlenecks: Mapping[int, Bottleneck]) -> Iterator[
     bottlenecks: by the ids of their owners.
     """
     config: Any = model.config
+    if not _alike(model):
+        return
     every: list[Any] = [*model.modules()]
     for module in every:
         kind, layers = type(module).__name__, getattr(module, "layer", None)
@@ -142,6 +144,13 @@ def stacks(model: nn.Module, bottlenecks: Mapping[int, Bottleneck]) -> Iterator[
             isinstance(layers, nn.ModuleList) and _as_bert(config) and {type(layer).__name__ for layer in layers} <= {*KINDS}
         ):
             yield Stack(module, layers, partial(bert_layer, bottlenecks=bottlenecks), _enter_encoder, bottlenecks)
+
+
+def _alike(model: nn.Module) -> bool:
+    """Whether q, k and v read the same rows: no factor multiplies what enters one of them."""
+    named = [(path.rpartition(".")[2].removesuffix("_proj"), module.forward) for path, module in model.named_modules()]
+    factors = [ours for name, ours in named if name in ("query", "key", "value") and isinstance(ours, ScaledLinear)]
+    return not any(ours.enters for ours in factors)
 
 
 def _as_bert(config: Any) -> bool:

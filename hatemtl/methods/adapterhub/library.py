@@ -11,15 +11,15 @@ from adapters.composition import AdapterCompositionBlock, Stack
 from adapters.configuration import AdapterConfig, LoRAConfig
 from adapters.loading import AdapterLoader
 from adapters.methods.bottleneck import BottleneckLayer
+from adapters.methods.lora import IA3, LoRALayer, LoRALinearTorch, LoRAMergedLinear, Vera
 from adapters.methods.lora import LoRA as LoRAModule
-from adapters.methods.lora import LoRALayer, LoRALinearTorch, LoRAMergedLinear, Vera
 from adapters.methods.prefix_tuning import PrefixTuningLayer
 from adapters.methods.reft import ReftModule
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hatemtl.encoders.fast import LoRALinear, accelerate, restore
+from hatemtl.encoders.fast import LoRALinear, ScaledLinear, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
@@ -189,20 +189,28 @@ def activate(model: Any, setup: AdapterCompositionBlock, trained: Collection[str
 
 
 def train(model: Any, name: str) -> Any:
-    """Freezes the body and activates adapter `name`; what of it is a plain LoRA or bottleneck is computed fast."""
+    """Freezes the body and activates adapter `name`; what of it is a plain LoRA, (IA)³ or bottleneck is computed fast."""
     activate(model, Stack(name), {name})
-    plain = [(layer, lora, len(factors(layer, lora))) for _, layer, lora in loras(model, name) if _plain(layer, lora)]
-    found = [LoRALinear(layer, layer, lora.lora_A, lora.lora_B, lora.scaling, parts) for layer, lora, parts in plain]
+    found: list[Any] = []
+    for _, layer, lora in loras(model, name):
+        if _plain(layer, lora):
+            found.append(LoRALinear(layer, layer, lora.lora_A, lora.lora_B, lora.scaling, len(factors(layer, lora))))
+        elif _scales(layer, lora):
+            found.append(ScaledLinear(layer, layer, lora.lora_B, lora.scaling))
     accelerate(model, found, plain_bottlenecks(model, name))
     return model
 
 
-def _plain(layer: LoRALayer, lora: LoRAModule) -> bool:
+def _plain(layer: Any, lora: Any) -> bool:
     if type(layer) not in (LoRALinearTorch, LoRAMergedLinear) or layer.fan_in_fan_out or type(lora) is not LoRAModule:
         return False
     if isinstance(layer, LoRAMergedLinear) and not {*"qkv"} <= {*lora.attn_matrices}:
         return False  # of q and v alone, rows between them have none
     return not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout))
+
+
+def _scales(layer: Any, lora: Any) -> bool:
+    return type(layer) is LoRALinearTorch and not layer.fan_in_fan_out and type(lora) is IA3 and not lora.use_gating
 
 
 def active(model: Any) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Any
 import peft
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.ia3 import Linear as LinearWithIA3
 from peft.tuners.lora import Linear as LinearWithLoRA
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from hatemtl.encoders.fast import LoRALinear, accelerate, restore
+from hatemtl.encoders.fast import LoRALinear, ScaledLinear, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
@@ -78,14 +79,26 @@ LEADING = {
 
 
 def train(model: peft.PeftModel) -> peft.PeftModel:
-    """Gives the model, every plain LoRA of which is computed fast."""
-    plain: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and _plain(module)]
-    factors = [(layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight) for layer in plain]
-    accelerate(model, [LoRALinear(layer, layer.base_layer, A, B, layer.scaling[NAME]) for layer, A, B in factors])
+    """Gives the model, every plain LoRA and (IA)³ of which is computed fast."""
+    found: list[Any] = []
+    every: list[Any] = [*model.modules()]
+    for layer in every:
+        if _plain(layer):
+            A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            found.append(LoRALinear(layer, layer.base_layer, A, B, layer.scaling[NAME]))
+        elif _scales(layer):
+            found.append(ScaledLinear(layer, layer.base_layer, layer.ia3_l[NAME], enters=layer.is_feedforward))
+    accelerate(model, found)
     return model
 
 
-def _plain(layer: LoraLayer) -> bool:
+def _scales(layer: Any) -> bool:
+    if type(layer) is not LinearWithIA3 or type(layer.base_layer) is not nn.Linear or NAME not in layer.ia3_l:
+        return False
+    return not layer.fan_in_fan_out and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
+
+
+def _plain(layer: Any) -> bool:
     if type(layer) is not LinearWithLoRA or type(layer.base_layer) is not nn.Linear or layer.lora_variant:
         return False
     if any(parameter.requires_grad for parameter in layer.base_layer.parameters()) or NAME not in layer.lora_A:
