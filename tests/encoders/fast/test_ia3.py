@@ -121,13 +121,18 @@ def test_an_encoder_says_what_the_library_says(library: str, kind: str, length: 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["deberta", "modernbert"])
 @every_library
-def test_on_modernbert_it_says_what_the_library_says(library: str) -> None:
-    """In AdapterHub's, q, k and v are one layer, which is left to it, so whole layers are."""
-    model = adapted(library, "modernbert")
-    assert is_fast(model) is (library == "peft")
+@LENGTHS
+def test_other_encoders_say_what_the_library_says(library: str, kind: str, length: int) -> None:
+    """Of ModernBERT's q, k and v, which are one layer, AdapterHub has a kind of its own, so whole layers are left to it."""
+    model, batch = adapted(library, kind), tokens(length)
+    assert is_fast(model) is ((library, kind) != ("adapterhub", "modernbert"))
     assert "ScaledLinear" in replaced(model)
-    compared(model, tokens(12))
+    hidden, _ = compared(model, batch)
+    with torch.inference_mode(), merged(model.eval()):
+        together = model(**batch).last_hidden_state[batch["attention_mask"].bool()]
+    assert off(together, hidden) < 1e-5
 
 
 @every_library
