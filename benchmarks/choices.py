@@ -21,6 +21,8 @@ CHOICES: dict[str, list[str]] = {
     "batching=tokens": ["batching=tokens"],
     "method=peft_lora16": ["method=peft_lora16"],
     "method=full": ["method=full"],
+    "method=ah_ia3": ["method=ah_ia3"],
+    "the same, trainer.fast=false": ["method=ah_ia3", "trainer.fast=false"],
     "method.leave_out=[0,1,2]": ["method.leave_out=[0,1,2]"],
     "the same, data.cache_prefix=true": ["method.leave_out=[0,1,2]", "data.cache_prefix=true"],
     "jemalloc": [],

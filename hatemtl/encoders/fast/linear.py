@@ -28,13 +28,8 @@ class FrozenLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, stays: bool = False) -> None:
         self.weight, self.bias, self.gelu = weight, bias, gelu
         here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        here = here and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         self.ordered: Tensor | None = None
-        if here and (
-            torch.ops.mkldnn._is_mkldnn_bf16_supported()  # which takes AVX-512
-            if weight.dtype is torch.bfloat16
-            else stays and torch.get_float32_matmul_precision() == "medium"
-        ):
+        if here and hasattr(torch.ops.mkldnn, "_linear_pointwise") and _orders(weight.dtype, stays):
             self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -46,6 +41,13 @@ class FrozenLinear:
             return torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, *after)
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y) if self.gelu else y
+
+
+def _orders(dtype: torch.dtype, stays: bool) -> bool:
+    """Tells whether oneDNN's order of a weight pays, and can be had: of bf16 it takes AVX-512."""
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype is torch.float32 and stays and torch.get_float32_matmul_precision() == "medium"
 
 
 class Linear(Step):

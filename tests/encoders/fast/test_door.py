@@ -209,7 +209,7 @@ def wrong(model: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         gradients = tape.Tape.gradients
         monkeypatch.setattr(tape.Tape, "gradients", lambda *of: [1.001 * gradient for gradient in gradients(*of)])
     elif how == "merged":
-        monkeypatch.setattr(LoRALinear, "merge", lambda step, *_, **how: setattr(step, "merged", step.layer.weight))
+        monkeypatch.setattr(LoRALinear, "merge", lambda step, *_, **how: setattr(step, "merged", (step.layer.weight, None)))
     else:
         monkeypatch.setattr(tape.Posts, "pack", None)
 
