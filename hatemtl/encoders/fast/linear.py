@@ -76,7 +76,7 @@ class Linear(Step):
         self.sizes = [layer.out_features for layer in layers]
         self.joined: list[tuple[int, int]] = []  # the weights that the rest was made of, as `_found` tells
         parts = zip(accumulate(self.sizes), self.sizes, adapters, strict=True)
-        self.adapters = [(slice(end - size, end), found) for end, size, found in parts if found is not None]  # of which rows of y
+        self.adapters = [(slice(end - size, end), found) for end, size, found in parts if found is not None]
         self.loras = [(place, lora) for place, lora in self.adapters if isinstance(lora, LoRALinear)]
         self.scaled = [(place, found) for place, found in self.adapters if isinstance(found, ScaledLinear)]
         self.trained = not self.adapters and any(p.requires_grad for p in self._own())
