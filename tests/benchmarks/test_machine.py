@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from benchmarks import encoders, machine
+from benchmarks.cases import USUAL
 from benchmarks.posts import Examples
 from benchmarks.rivals import Recipe, TrainerArm, as_found
 from tests.benchmarks.test_encoders import small  # noqa: F401  (a fixture)
-
-FOUND = {"attention": "eager", "in_memory": "True", "workers": "0", "full_bf16": "True", "eval_batch": "32"}
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -45,10 +44,10 @@ def test_a_tuned_trainer_computes_in_what_the_hardware_multiplies(
     posts = Examples([["a", "mild", "day"]] * 3, np.array([0, 1, 2]), np.zeros((3, 1), np.float32), [None] * 3, 3)
     before = torch.get_float32_matmul_precision()
     try:
-        arm = TrainerArm(Recipe(encoder=folder, switches=True), posts, posts, device="cpu", tasks=("label",), found=FOUND)
+        arm = TrainerArm(Recipe(encoder=folder, switches=True), posts, posts, device="cpu", tasks=("label",), found=USUAL)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert as_found(Recipe(encoder=folder), FOUND).full_bf16
+    assert as_found(Recipe(encoder=folder), USUAL).full_bf16
     assert arm.recipe.full_bf16 is bf16
     model = arm.models["label"]
     made = arm._trainer(model.network, model, train_dataset=model.train).args

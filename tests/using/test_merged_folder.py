@@ -163,9 +163,9 @@ def test_white_space_is_read_as_it_was_in_training(tmp_path: Path) -> None:
     run, _ = trained(METHODS["full"], encoder, tmp_path)
     merged_folder.write(predictor(run, encoder, {"rationale": some}), tmp_path / "out")
     reader = load.Reader(tmp_path / "out")
-    one, other = reader(["this is fine", " this  is\n\tfine"])["rationale"]
-    # two rows of one product, which with AVX2 alone are rounded otherwise in the eighth digit
-    assert one == pytest.approx(other, rel=1e-6) and len(one) == 3 and not any(map(math.isnan, one))
+    # one at a time, for some processors round two rows of one product otherwise
+    one, other = (reader([text])["rationale"][0] for text in ("this is fine", " this  is\n\tfine"))
+    assert one == other and len(one) == 3 and not any(map(math.isnan, one))
     assert len(reader.said("rationale", [1.0, 1.0, 1.0], " this  is\n\tfine")) == 3
 
 

@@ -90,7 +90,7 @@ class Linear(Step):
     def factors(self) -> list[nn.Parameter]:
         if self.trained:
             return [parameter for parameter in self._own() if parameter.requires_grad]
-        return [factor for _, found in (*self.loras, *self.scaled) for factor in found.factors]
+        return [factor for _, adapter in self.adapters for factor in adapter.factors]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
