@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hatemtl.corpora.splitting import nested
+from hatemtl.corpora.splitting import few, nested
 from hatemtl.errors import UserError
 from hatemtl.labels import Kind, LabelSpace
 
@@ -124,13 +124,17 @@ class Posts:
         raw = None if self.raw is None else self.raw.at(rows)
         return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns, pairs, raw)
 
-    def limited(self, limit: int | None) -> "Posts":
-        """Keeps the first `limit` posts of each split; all of them if None."""
+    def limited(self, limit: int | None, seed: int = 0) -> "Posts":
+        """Keeps `limit` posts of each split, all if None: as the labels are distributed, drawn by seed, and nested."""
         if limit is None:
             return self
         if limit < 1:
             raise UserError(f"limit={limit}: expected at least one post a split, or null for all")
-        return self.at(np.sort(np.concatenate([np.flatnonzero(self.splits == split)[:limit] for split in SPLITS])))
+        strata, kept = self.strata(), []
+        for split in SPLITS:
+            members = np.flatnonzero(self.splits == split)
+            kept.append(members[few([self.ids[i] for i in members], strata[members], limit, seed)])
+        return self.at(np.sort(np.concatenate(kept)))
 
     def thinned(self, fraction: float, seed: int) -> "Posts":
         """Keeps a share of the training posts, with all others: as the labels are distributed, drawn by seed, and nested.
@@ -147,7 +151,7 @@ class Posts:
         return self.at(np.sort(np.concatenate([kept, np.flatnonzero(self.splits != "train")])))
 
     def strata(self) -> np.ndarray:
-        """Numbers posts, (N,), alike where they count as alike for `thinned`."""
+        """Numbers posts, (N,), alike where they count as alike for `thinned` and `limited`."""
         if self.raw is not None:
             return self.raw.strata
         for column in self.columns.values():
@@ -181,8 +185,8 @@ class Corpus(ABC):
     """A corpus as configured. Equal ones are loaded once.
 
     fraction: the share of the training posts that is kept, 1 for all; a smaller one's posts are among a larger one's.
-    limit: then the first so many posts of each split; None for all.
-    seed: draws the fraction, and the splits where none are official. Not the run's, whose repetitions share their posts.
+    limit: then so many posts of each split, distributed and drawn alike; None for all.
+    seed: draws both, and the splits where none are official. Not the run's, whose repetitions share their posts.
 
     conf/corpus/NAME.yaml says what a corpus' other fields do. Two mean the same in all and are checked here: fractions, the
     shares of posts for the splits; validation (or val), the share of the official training posts that validates.
@@ -210,4 +214,4 @@ class Corpus(ABC):
 
     def load(self) -> Posts:
         """Loads the posts that this configuration keeps."""
-        return self.read().thinned(self.fraction, self.seed).limited(self.limit)
+        return self.read().thinned(self.fraction, self.seed).limited(self.limit, self.seed)

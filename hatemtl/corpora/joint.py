@@ -16,7 +16,7 @@ class Joint(Corpus):
     Beside it stands a column named after each corpus, with the same labels for its posts alone: a head that was trained on
     label is tested on one corpus with `tasks.joint.column=NAME`. Ids and splits are the corpora's, ids with NAME/ before.
 
-    fraction and limit cut the whole, where limit keeps the first corpora's posts; each corpus has its own as well.
+    fraction and limit cut the whole; each corpus has its own as well.
     """
 
     corpora: Mapping[str, Corpus] = field(hash=False)  # equal ones are still told apart by being compared

@@ -84,6 +84,14 @@ def nested(keys: Sequence[str], strata: np.ndarray, fraction: float, seed: int) 
     return np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))
 
 
+def few(keys: Sequence[str], strata: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Picks so many positions, of each stratum in proportion; fewer lie within more."""
+    at = np.zeros(len(keys))
+    for members in _shuffled(keys, strata, seed):
+        at[members] = (np.arange(len(members)) + 0.5) / len(members)  # as evenly over 0 to 1 as the posts of any other
+    return np.sort(np.lexsort((draws(keys, seed), at))[:count])
+
+
 def draws(keys: Sequence[str], seed: int) -> np.ndarray:
     """A random number for each key, (N,) uint64, a function of key and seed alone."""
     named = (f"{seed}\x1f{key}".encode(errors="surrogatepass") for key in keys)

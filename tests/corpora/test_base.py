@@ -38,11 +38,24 @@ def test_at_takes_every_part_of_a_post_along(posts: Posts) -> None:
     assert some.columns["label"].space == posts.columns["label"].space
 
 
-def test_limited_keeps_the_first_of_each_split_in_order(posts: Posts) -> None:
-    assert posts.limited(1).ids == ["id0", "id1", "id2"]
-    assert posts.limited(2).ids == ["id0", "id1", "id2", "id3", "id5"]
+def test_limited_keeps_so_many_of_each_split_in_order(posts: Posts) -> None:
+    for seed in range(5):
+        one, two = posts.limited(1, seed), posts.limited(2, seed)
+        assert sorted(one.splits) == ["test", "train", "val"] and len(two) == 5
+        assert {*one.ids} < {*two.ids} and one.ids == sorted(one.ids) and two.ids == sorted(two.ids)
+    assert len({tuple(posts.limited(1, seed).ids) for seed in range(20)}) > 1  # drawn by the seed
     assert posts.limited(99).ids == posts.ids
     assert posts.limited(None) is posts
+
+
+def test_limited_keeps_labels_as_they_are_distributed_in_a_sorted_split() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    column = Column(LabelSpace("multiclass", ("a", "b", "c")), labels, np.ones(1000, bool))
+    posts = Posts([str(i) for i in range(1000)], [""] * 1000, np.repeat("test", 1000), {"label": column})
+    for limit in (10, 50, 333):
+        few = posts.limited(limit, seed=3)
+        counts = np.bincount(few.columns["label"].values, minlength=3)
+        assert len(few) == limit and np.abs(counts - limit * np.array([0.6, 0.3, 0.1])).max() <= 1
 
 
 @pytest.mark.parametrize("limit", [0, -1])
