@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hatemtl.encoders.fast.linear import LoRALinear
+from hatemtl.encoders.fast.adapted import LoRALinear
 from hatemtl.machine import flops
 from hatemtl.machine.flops import matmul_flops, matmul_peak
 

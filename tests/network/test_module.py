@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from hatemtl.batches.batch import Batch
 from hatemtl.encoders.fast import posts as packing
-from hatemtl.encoders.fast.linear import LoRALinear
+from hatemtl.encoders.fast.adapted import LoRALinear
 from hatemtl.heads.multiclass import MulticlassHead
 from hatemtl.heads.multilabel import MultilabelHead
 from hatemtl.heads.tokens import TokensHead

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatemtl.encoders.fast.adapted import Adapted
 from hatemtl.encoders.fast.layers import Bottleneck
-from hatemtl.encoders.fast.linear import Adapted
 from hatemtl.encoders.fast.stack import Stack, stacks
 
 # How far hidden states, or the gradients of all factors, may lie from the library's, relative to these. In float32 2e-6 was

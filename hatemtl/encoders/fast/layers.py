@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from hatemtl.encoders.fast.adapted import Adapted, product
 from hatemtl.encoders.fast.attention import Attention
-from hatemtl.encoders.fast.linear import Adapted, Linear
+from hatemtl.encoders.fast.linear import Linear
 from hatemtl.encoders.fast.positions import Distances, Turn
 from hatemtl.encoders.fast.rowwise import Activation, Drop, Gate, Norm
 from hatemtl.encoders.fast.tape import Chain, Step
@@ -40,9 +41,10 @@ class Bottleneck:
         return [self.down.in_features**-0.5, 0.1, 0.1 / (self.scale or 1), 0.1 / (self.scale or 1)]
 
 
-def linear(*layers: Any, gelu: bool = False) -> Linear:
-    """Gives layers of one input as one, with what adapts them."""
-    return Linear(layers, [layer.forward if isinstance(layer.forward, Adapted) else None for layer in layers], gelu=gelu)
+def linear(*layers: Any, gelu: bool = False) -> list[Step]:
+    """Gives the steps of layers of one input, with what adapts them."""
+    adapted = ((layer, layer.forward if isinstance(layer.forward, Adapted) else None) for layer in layers)
+    return product(*adapted, gelu=gelu)
 
 
 def bert_layer(layer: Any, bottlenecks: Mapping[int, Bottleneck], deberta: Any = None) -> Chain:
@@ -54,11 +56,10 @@ def bert_layer(layer: Any, bottlenecks: Mapping[int, Bottleneck], deberta: Any =
     names = [f"{name}_proj" if distances else name for name in ("query", "key", "value")]
     projections = linear(*(getattr(own, name) for name in names))
     attention = Attention(own.num_attention_heads, own.dropout, distances=distances)
-    intermediate = linear(layer.intermediate.dense, gelu=True)
     return Chain(
         [
-            *_sublayer([*([distances] if distances else []), projections, attention], layer.attention.output, bottlenecks),
-            *_sublayer([intermediate, Activation("gelu", intermediate)], layer.output, bottlenecks),
+            *_sublayer([*([distances] if distances else []), *projections, attention], layer.attention.output, bottlenecks),
+            *_sublayer(linear(layer.intermediate.dense, gelu=True), layer.output, bottlenecks),
         ]
     )
 
@@ -70,7 +71,7 @@ def _sublayer(steps: list[Step], end: Any, bottlenecks: Mapping[int, Bottleneck]
     """
     adapter, norm = bottlenecks.get(id(end)), Norm(end.LayerNorm)
     within = adapter is not None and adapter.reads == "output"
-    u = [*steps, linear(end.dense), Drop(end.dropout, scales=within)]
+    u = [*steps, *linear(end.dense), Drop(end.dropout, scales=within)]
     if adapter is None:
         return [Chain(u, past=[], drops=end.dropout), norm]
     down, up = (Linear([layer], [None], thin=True) for layer in (adapter.down, adapter.up))
@@ -94,7 +95,7 @@ def modernbert_layer(layer: Any, model: Any) -> Chain:
     attends = [turn, Attention(heads, window=turn.window)]
     return Chain(
         [
-            Chain([*norms, linear(attention.Wqkv), *attends, linear(attention.Wo)], past=[]),
-            Chain([Norm(layer.mlp_norm), linear(mlp.Wi), Gate(), linear(mlp.Wo)], past=[]),
+            Chain([*norms, *linear(attention.Wqkv), *attends, *linear(attention.Wo)], past=[]),
+            Chain([Norm(layer.mlp_norm), *linear(mlp.Wi), Gate(), *linear(mlp.Wo)], past=[]),
         ]
     )

@@ -1,19 +1,17 @@
-"""Computes linear layers, frozen with adapters on them or trained, in as few passes over memory as their formula allows."""
+"""Computes linear layers, frozen with LoRAs on them or trained, in as few passes over memory as their formula allows."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast.int8_linear import Int8Linear
-from hatemtl.encoders.fast.posts import Posts
-from hatemtl.encoders.fast.tape import Step, Tape, compute
+from hatemtl.encoders.fast.tape import Step, Tape
 
 ROWS = 512  # for which oneDNN orders a weight: of 32 and more all get one order, a tenth faster than that for a single one
 
@@ -50,13 +48,22 @@ def _orders(dtype: torch.dtype, stays: bool) -> bool:
     return dtype is torch.float32 and stays and torch.get_float32_matmul_precision() == "medium"
 
 
+@runtime_checkable
+class LoRA(Protocol):
+    """Two thin matrices beside a frozen one, scale·B·A: A (r, in) and B (out, r), of `parts` equal ones of the outputs."""
+
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+    parts: int
+
+
 class Linear(Step):
     """Linear layers of one input side by side: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
 
     That is Hu et al. 2022, arXiv:2106.09685, eq. 3, with the scale in B. A: (R, in), the LoRAs' one upon the other.
     B: (out, R), theirs on the diagonal, or (P, out / P, R / P) where all P layers, or P parts of one, have one of the same
     shape.
-    With (IA)³ (Liu et al. 2022, arXiv:2205.05638, eq. 1): l ⊙ y, l (out,), or of l ⊙ x, l (in,), a layer's own.
     Frozen weights become views of a joint one; trained ones are cast anew by every `prepare`, a hundredth of their products'
     time: who moves one need not tell. gelu: whether GELU follows, as one with it while merged. thin: whether int8 is slower.
     """
@@ -66,19 +73,15 @@ class Linear(Step):
     transposed: FrozenLinear | None
     A: Tensor
     B: Tensor
-    into: Tensor | None = None  # l of what enters
-    outof: Tensor | None = None  # l of y, 1 where there is none
 
-    def __init__(
-        self, layers: Sequence[Any], adapters: Sequence["Adapted | None"], *, gelu: bool = False, thin: bool = False
-    ) -> None:
+    def __init__(self, layers: Sequence[Any], adapters: Sequence[Any], *, gelu: bool = False, thin: bool = False) -> None:
+        """Takes of each layer what adapts it, an `Adapted` or None."""
         self.layers, self.gelu, self.thin = layers, gelu, thin
         self.sizes = [layer.out_features for layer in layers]
         self.joined: list[tuple[int, int]] = []  # the weights that the rest was made of, as `_found` tells
         parts = zip(accumulate(self.sizes), self.sizes, adapters, strict=True)
         self.adapters = [(slice(end - size, end), found) for end, size, found in parts if found is not None]
-        self.loras = [(place, lora) for place, lora in self.adapters if isinstance(lora, LoRALinear)]
-        self.scaled = [(place, found) for place, found in self.adapters if isinstance(found, ScaledLinear)]
+        self.loras: list[tuple[slice, LoRA]] = [(place, found) for place, found in self.adapters if isinstance(found, LoRA)]
         self.trained = not self.adapters and any(p.requires_grad for p in self._own())
 
     def _own(self) -> list[nn.Parameter]:
@@ -90,7 +93,7 @@ class Linear(Step):
     def factors(self) -> list[nn.Parameter]:
         if self.trained:
             return [parameter for parameter in self._own() if parameter.requires_grad]
-        return [factor for _, adapter in self.adapters for factor in adapter.factors]
+        return [factor for _, lora in self.loras for factor in (lora.A, lora.B)]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -131,17 +134,6 @@ class Linear(Step):
             self.product, self.transposed = FrozenLinear(self.weight, self.bias), None
         self.joined = self._found()
 
-    def cast(self, dtype: torch.dtype) -> None:
-        """Makes `into` and `outof` of (IA)³'s factors."""
-        self.into = self.outof = None
-        for place, found in self.scaled:
-            if found.enters:
-                self.into = found.vector.to(dtype)
-                continue
-            if self.outof is None:
-                self.outof = torch.ones(sum(self.sizes), dtype=dtype, device=found.factor.device)
-            self.outof[place] = found.vector
-
     def _found(self) -> list[tuple[int, int]]:
         """Tells where the layers' weights are and how often they were changed there."""
         return [(layer.weight.data_ptr(), layer.weight._version) for layer in self.layers]
@@ -164,9 +156,8 @@ class Linear(Step):
         else:
             self.join(self.layers[0].weight.dtype)  # what is frozen has the type of the computation
             weight, bias = self.weight.clone() if self.adapters else self.weight, self.bias
-            bias = bias.clone() if self.scaled and bias is not None else bias
-            merged: list[tuple[slice, Any]] = [(place, adapted.merged) for place, adapted in self.adapters]
-            for place, (whole, own) in merged:
+            bias = bias.clone() if self.adapters and bias is not None else bias
+            for place, (whole, own) in [(place, adapted.merged) for place, adapted in self.adapters]:
                 weight[place] = whole
                 if own is not None and bias is not None:
                     bias[place] = own
@@ -180,36 +171,6 @@ class Linear(Step):
             return self.merged(x), ()
         if self.trained:
             return F.linear(x, self.weight, self.bias), (x, self.weight)
-        if not self.scaled:
-            return self._adapted(x)
-        entering, outof = x if self.into is None else x * self.into, self.outof
-        y, kept = self._adapted(entering)
-        kept = [*kept, *((x, self.into) if self.into is not None else ()), *((y, outof) if outof is not None else ())]
-        return y if outof is None else y * outof, kept
-
-    def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
-        if self.trained:
-            return self._backward_of_trained(dy, kept, tape, dx)
-        if not self.scaled:
-            return self._backward_of_adapted(dy, kept, tape, dx)
-        kept, enters = [*kept], any(found.enters for _, found in self.scaled)
-        if not all(found.enters for _, found in self.scaled):
-            outof, y = kept.pop(), kept.pop()
-            learnt = (dy * y).sum(0, dtype=torch.float32)
-            self._learn(tape, [(learnt[place], found) for place, found in self.scaled if not found.enters])
-            dy = dy * outof
-        if not enters:
-            return self._backward_of_adapted(dy, kept, tape, dx)
-        into, x = kept.pop(), kept.pop()
-        d = self._backward_of_adapted(dy, kept, tape, dx=True)
-        self._learn(tape, [((d * x).sum(0, dtype=torch.float32), found) for _, found in self.scaled if found.enters])
-        return d.mul_(into) if dx else None
-
-    def _learn(self, tape: Tape, gradients: Sequence[tuple[Tensor, "ScaledLinear"]]) -> None:
-        found = [adapter for _, adapter in gradients]
-        tape.learn([x.factor for x in found], [g.view_as(x.factor) for g, x in gradients], [x.scale for x in found])
-
-    def _adapted(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         y = self.product(x)
         if not self.loras:
             return y, ()
@@ -218,7 +179,9 @@ class Linear(Step):
         add(_outputs(low, self.B), self.B.mT)
         return y, (x, low, self.A, self.B)
 
-    def _backward_of_adapted(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
+    def backward(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
+        if self.trained:
+            return self._backward_of_trained(dy, kept, tape, dx)
         d = None
         if dx:
             self.transposed = self.transposed or FrozenLinear(self.weight.mT, None)
@@ -232,8 +195,7 @@ class Linear(Step):
             dlow = dlow.transpose(0, 1).reshape(low.shape)
         # a CPU takes several times as long for dyᵀ·(x·Aᵀ) as for its transpose
         found = self.parts(dlow.mT @ x, (_outputs(low, B).mT @ mine).mT)
-        factors = [factor for _, lora in self.loras for factor in lora.factors]
-        tape.learn(factors, found, [scale for _, lora in self.loras for scale in (1.0, lora.scale)])
+        tape.learn(self.factors, found, [scale for _, lora in self.loras for scale in (1.0, lora.scale)])
         return d if d is None else d.addmm_(dlow, A)
 
     def _backward_of_trained(self, dy: Tensor, kept: Sequence[Tensor], tape: Tape, dx: bool) -> Any:
@@ -256,7 +218,6 @@ def prepare(steps: Sequence[Step], dtype: torch.dtype) -> None:
     linears = [step for step in steps if isinstance(step, Linear) and step.merged is None]
     for linear in linears:
         linear.join(dtype)
-        linear.cast(dtype)
     if not (adapted := [linear for linear in linears if linear.loras]):
         return
     loras = [lora for linear in adapted for _, lora in linear.loras]
@@ -270,120 +231,3 @@ def prepare(steps: Sequence[Step], dtype: torch.dtype) -> None:
     for linear, linear.A, linear.B in zip(adapted, found[::2], found[1::2], strict=True):
         into += linear.parts(linear.A, linear.B)
     torch._foreach_copy_(into, factors)
-
-
-@dataclass(eq=False)
-class Adapted:
-    """A frozen linear layer with an adapter that a weight can hold.
-
-    owner: the library's module whose `forward` it takes the place of. before: an own `forward` that the owner had, if any.
-    merged: the weight, and the bias if it has another, that compute the same while nothing is trained.
-    """
-
-    owner: nn.Module
-    layer: nn.Linear
-    merged: tuple[Tensor, Tensor | None] | None = field(default=None, init=False)
-    before: Any = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.linear = Linear([self.layer], [self])
-
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        """Lists what it learns."""
-        raise NotImplementedError
-
-    @property
-    def sizes(self) -> list[float]:
-        """Lists how large numbers `factors` hold in a comparison."""
-        raise NotImplementedError
-
-    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        """Computes `merged`, in float32, then in the type of the frozen weight."""
-        raise NotImplementedError
-
-    def formula(self, x: Tensor) -> Tensor:
-        """Computes the layer in plain torch, which a compiler fuses by itself."""
-        raise NotImplementedError
-
-    def unmerge(self) -> None:
-        self.merged = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.layer.weight.dtype)
-        if self.merged is not None:
-            weight, bias = self.merged
-            return F.linear(x, weight, self.layer.bias if bias is None else bias)
-        if torch.compiler.is_compiling():
-            return self.formula(x)
-        prepare([self.linear], x.dtype)
-        return compute([self.linear], x, Posts(x.shape[:-1], []))
-
-
-@dataclass(eq=False)
-class LoRALinear(Adapted):
-    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
-
-    parts: equal ones of the outputs, as q, k and v of one weight, with a LoRA each; A's and B's stand one upon the other.
-    """
-
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-    parts: int = 1
-
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        return [self.A, self.B]
-
-    @property
-    def sizes(self) -> list[float]:
-        return [self.A.shape[1] ** -0.5, 0.1 / (self.scale or 1)]
-
-    def formula(self, x: Tensor) -> Tensor:
-        B = torch.block_diag(*self.B.to(x.dtype).chunk(self.parts))
-        return F.linear(x, self.layer.weight, self.layer.bias) + F.linear(F.linear(x, self.A.to(x.dtype)), B) * self.scale
-
-    @torch.no_grad()
-    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        weight = self.layer.weight
-        whole, B, A = (x.float().unflatten(0, (self.parts, -1)) for x in (weight, self.B, self.A))
-        self.merged = torch.baddbmm(whole, B, A, alpha=self.scale).to(weight.dtype).view_as(weight), None
-
-
-@dataclass(eq=False)
-class ScaledLinear(Adapted):
-    """A frozen linear layer with (IA)³: y = l ⊙ (x·Wᵀ + b) or, where it enters, y = (l ⊙ x)·Wᵀ + b, l = scale·factor.
-
-    factor: out, or in, numbers in float32, of any shape.
-    """
-
-    factor: nn.Parameter
-    scale: float = 1.0
-    enters: bool = False
-
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        return [self.factor]
-
-    @property
-    def sizes(self) -> list[float]:
-        return [1 / (self.scale or 1)]
-
-    @property
-    def vector(self) -> Tensor:
-        """Gives l, (out,) or (in,)."""
-        return self.scale * self.factor.detach().flatten()
-
-    def formula(self, x: Tensor) -> Tensor:
-        by = (self.scale * self.factor.flatten()).to(x.dtype)
-        if self.enters:
-            return F.linear(x * by, self.layer.weight, self.layer.bias)
-        return F.linear(x, self.layer.weight, self.layer.bias) * by
-
-    @torch.no_grad()
-    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        weight, bias, by = self.layer.weight, self.layer.bias, self.vector
-        whole = (weight.float() * (by if self.enters else by[:, None])).to(weight.dtype)
-        scaled = None if self.enters or bias is None else (bias.float() * by).to(bias.dtype)
-        self.merged = whole, scaled

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from hatemtl.encoders.attention import KINDS
+from hatemtl.encoders.fast.adapted import ScaledLinear
 from hatemtl.encoders.fast.layers import Bottleneck, bert_layer, modernbert_layer
-from hatemtl.encoders.fast.linear import Linear, ScaledLinear, prepare
+from hatemtl.encoders.fast.linear import Linear, prepare
 from hatemtl.encoders.fast.posts import Posts
 from hatemtl.encoders.fast.tape import Chain, Step, compute
 from hatemtl.encoders.partway import Watch, states

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hatemtl.encoders.fast import LoRALinear, ScaledLinear, accelerate, restore
+from hatemtl.encoders.fast import DoRALinear, LoRALinear, ScaledLinear, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError
 from hatemtl.machine import json_object
 from hatemtl.merging.lora import LoRAUpdate
 from hatemtl.methods import lora_formats
 from hatemtl.methods.adapterhub.configuration_strings import FOLDABLE, kinds, saved
-from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRALinear, dora_scale, keep_type
+from hatemtl.methods.adapterhub.library_fixes import Diagonal, DoRAFormula, dora_scale, keep_type
 from hatemtl.methods.adapterhub.plain_bottlenecks import plain_bottlenecks
 from hatemtl.methods.base import FAILURES, check_keys, draw_lora_A, module_names
 from hatemtl.saved_runs.saved_run import AGAIN, SavedRun
@@ -101,7 +101,7 @@ def _insert(model: Any, name: str, config: AdapterConfig) -> None:
                     f"DoRA on the encoder {kind}: it needs the norms of a float weight that is one layer's own, and a "
                     f"{type(layer).__name__} has none; type method=ah_lora16"
                 )
-            layer.forward = DoRALinear(layer)
+            layer.forward = DoRAFormula(layer)
     layers = [module for module in model.modules() if isinstance(module, BottleneckLayer) and name in module.adapters]
     for bottleneck in (layer.adapters[name] for layer in layers):
         if hasattr(bottleneck, "adapter_norm_before"):
@@ -189,12 +189,13 @@ def activate(model: Any, setup: AdapterCompositionBlock, trained: Collection[str
 
 
 def train(model: Any, name: str) -> Any:
-    """Freezes the body and activates adapter `name`; what of it is a plain LoRA, (IA)³ or bottleneck is computed fast."""
+    """Freezes the body and activates adapter `name`; what of it our layers know is computed fast."""
     activate(model, Stack(name), {name})
     found: list[Any] = []
     for _, layer, lora in loras(model, name):
         if _plain(layer, lora):
-            found.append(LoRALinear(layer, layer, lora.lora_A, lora.lora_B, lora.scaling, len(factors(layer, lora))))
+            given = layer, layer, lora.lora_A, lora.lora_B, lora.scaling, len(factors(layer, lora))
+            found.append(DoRALinear(*given, factor=lora.m.weight) if lora.use_dora else LoRALinear(*given))
         elif _scales(layer, lora):
             found.append(ScaledLinear(layer, layer, lora.lora_B, lora.scaling))
     accelerate(model, found, plain_bottlenecks(model, name))
@@ -206,7 +207,7 @@ def _plain(layer: Any, lora: Any) -> bool:
         return False
     if isinstance(layer, LoRAMergedLinear) and not {*"qkv"} <= {*lora.attn_matrices}:
         return False  # of q and v alone, rows between them have none
-    return not (lora.use_gating or lora.use_dora or isinstance(lora.lora_dropout, nn.Dropout))
+    return not (lora.use_gating or isinstance(lora.lora_dropout, nn.Dropout))
 
 
 def _scales(layer: Any, lora: Any) -> bool:
@@ -276,7 +277,7 @@ def fold(model: Any, name: str) -> Any:
         elif lora.use_dora:
             change, scale = dora_scale(layer, lora)
             weight = (weight + change) * scale[:, None]
-            del layer.forward  # DoRALinear
+            del layer.forward  # DoRAFormula
         elif isinstance(lora, Vera):
             A, B = (model.shared_parameters[name][key] for key in ("lora_A", "lora_B"))
             weight = weight + lora.scaling * (lora.vera_B @ B @ lora.vera_D @ A)

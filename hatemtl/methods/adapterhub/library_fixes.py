@@ -28,7 +28,7 @@ def dora_scale(layer: Any, lora: Any) -> tuple[Tensor, Tensor]:
         return change, lora.m.weight.view(-1) / norm
 
 
-class DoRALinear:
+class DoRAFormula:
     """y = m·(W + ΔW)·x / ‖W + ΔW‖ + b as a `forward`: the library scales the bias too, and forgets alpha / r in the norm."""
 
     def __init__(self, layer: Any) -> None:

@@ -12,9 +12,10 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.ia3 import Linear as LinearWithIA3
 from peft.tuners.lora import Linear as LinearWithLoRA
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
 from torch import nn
 
-from hatemtl.encoders.fast import LoRALinear, ScaledLinear, accelerate, restore
+from hatemtl.encoders.fast import DoRALinear, LoRALinear, ScaledLinear, accelerate, restore
 from hatemtl.encoders.pretrained import Transformer, is_quantized
 from hatemtl.errors import UserError, did_you_mean
 from hatemtl.machine import json_object
@@ -79,13 +80,15 @@ LEADING = {
 
 
 def train(model: peft.PeftModel) -> peft.PeftModel:
-    """Gives the model, every plain LoRA and (IA)³ of which is computed fast."""
+    """Gives the model, every plain LoRA, DoRA and (IA)³ of which is computed fast."""
     found: list[Any] = []
     every: list[Any] = [*model.modules()]
     for layer in every:
         if _plain(layer):
             A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-            found.append(LoRALinear(layer, layer.base_layer, A, B, layer.scaling[NAME]))
+            given = layer, layer.base_layer, A, B, layer.scaling[NAME]
+            m = layer.lora_magnitude_vector[NAME].weight if layer.lora_variant else None
+            found.append(LoRALinear(*given) if m is None else DoRALinear(*given, factor=m))
         elif _scales(layer):
             found.append(ScaledLinear(layer, layer.base_layer, layer.ia3_l[NAME], enters=layer.is_feedforward))
     accelerate(model, found)
@@ -99,7 +102,9 @@ def _scales(layer: Any) -> bool:
 
 
 def _plain(layer: Any) -> bool:
-    if type(layer) is not LinearWithLoRA or type(layer.base_layer) is not nn.Linear or layer.lora_variant:
+    if type(layer) is not LinearWithLoRA or type(layer.base_layer) is not nn.Linear:
+        return False
+    if not {*map(type, layer.lora_variant.values())} <= {DoraLinearVariant}:
         return False
     if any(parameter.requires_grad for parameter in layer.base_layer.parameters()) or NAME not in layer.lora_A:
         return False

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatemtl.encoders.fast import merged, restore, tape
-from hatemtl.encoders.fast.linear import FrozenLinear, Linear, LoRALinear, prepare
+from hatemtl.encoders.fast.adapted import LoRALinear
+from hatemtl.encoders.fast.linear import FrozenLinear, Linear, prepare
 from hatemtl.encoders.fast.posts import Posts
 from hatemtl.errors import UserError
 from hatemtl.machine.flops import matmul_flops
@@ -181,9 +182,9 @@ def test_gradients_are_those_of_differences(bias: bool, scale: float) -> None:
     assert torch.autograd.gradcheck(lambda *_: step(x), (x, *factors))
 
 
-def computed(linear: Linear, x: Tensor) -> Tensor:
-    prepare([linear], x.dtype)
-    return tape.compute([linear], x, Posts(x.shape[:-1], []))
+def computed(step: tape.Step, x: Tensor) -> Tensor:
+    prepare(step.leaves, x.dtype)
+    return tape.compute([step], x, Posts(x.shape[:-1], []))
 
 
 def test_layers_of_one_input_are_one() -> None:
@@ -372,7 +373,7 @@ def test_with_dropout_on_its_input_the_library_computes(library: str) -> None:
 ADAPTERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "plain": ("LoRAConfig", {"r": 4, "alpha": 6}, True),
     "gating": ("LoRAConfig", {"r": 4, "use_gating": True}, False),
-    "DoRA": ("LoRAConfig", {"r": 4, "use_dora": True}, False),
+    "DoRA": ("LoRAConfig", {"r": 4, "alpha": 6, "use_dora": True}, True),
     "IA3": ("IA3Config", {}, False),
     "VeRA": ("VeraConfig", {}, False),
     "bottleneck": ("SeqBnConfig", {}, False),
@@ -388,7 +389,7 @@ def test_whatever_adapterhub_adds_computes_as_without_us(name: str) -> None:
     kind, settings, ours = ADAPTERS[name]
     config = getattr(adapters, kind)(**settings)
     model = ah_library.enable(encoder())
-    model.add_adapter("run", config=config)
+    ah_library.add(model, "run", config, seed=0)
     moved(ah_library.train(model, "run"))
     assert bool(loras(model)) is ours
     (hidden, gradients), (expected, others) = run(model), run(by_library(model))
@@ -401,7 +402,7 @@ PEFT = {
     "plain": ({"r": 4, "lora_alpha": 6}, True),
     "rsLoRA": ({"r": 4, "use_rslora": True}, True),
     "ranks": ({"r": 4, "rank_pattern": {"query": 2}, "alpha_pattern": {"value": 3}}, True),
-    "DoRA": ({"r": 4, "use_dora": True}, False),
+    "DoRA": ({"r": 4, "use_dora": True}, True),
     "bias": ({"r": 4, "lora_bias": True}, False),
     "dropout": ({"r": 4, "lora_dropout": 0.1}, False),
 }

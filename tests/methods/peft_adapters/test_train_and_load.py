@@ -279,14 +279,14 @@ def test_a_lora_by_name_is_the_lora() -> None:
     assert [type(m.forward).__name__ for m in named.modules()] == [type(m.forward).__name__ for m in own.modules()]
 
 
-def test_only_plain_loras_and_ia3_are_computed_by_our_own_layers() -> None:
+def test_only_plain_loras_dora_and_ia3_are_computed_by_our_own_layers() -> None:
     def own(method: PEFTAdapter) -> set[str]:
         found = {type(module.forward).__name__ for module in attached(method).modules()}
-        return found & {"LoRALinear", "ScaledLinear", "Stack"}
+        return found & {"DoRALinear", "LoRALinear", "ScaledLinear", "Stack"}
 
     assert own(adapter("LoraConfig")) == {"LoRALinear", "Stack"}
     assert own(adapter("LoraConfig", {"use_rslora": True})) == {"LoRALinear", "Stack"}
-    assert own(adapter("LoraConfig", {"use_dora": True})) == set()
+    assert own(adapter("LoraConfig", {"use_dora": True})) == {"DoRALinear", "Stack"}
     assert own(adapter("LoraConfig", {"lora_dropout": 0.1})) == set()
     assert "Stack" not in own(adapter("LoraConfig", {"bias": "all"}))  # which computes no gradient for a bias
     assert own(adapter("IA3Config")) == {"ScaledLinear", "Stack"}
