@@ -176,7 +176,7 @@ def check_annotated(name: str, task: Task, column: Column, splits: np.ndarray, s
         )
     if split == "train" and column.space.carries == "one" and (values == values[0]).all():
         limit, key = task.corpus.limit, f"tasks.{name}.corpus"
-        few = f"; {key}.limit={limit} is too few for a second one: type a larger number"
+        few = f"; {key}.limit={limit} may be too few for a second one: type a larger number"
         raise UserError(
             f"task {name!r}: all posts of the train split carry {column.space.names[values[0]]!r}, so there is nothing to "
             f"learn; the labels are {', '.join(column.space.names)}{'' if limit is None else few}"

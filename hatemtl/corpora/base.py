@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hatemtl.corpora.splitting import few, nested
+from hatemtl.corpora.splitting import nested, proportional
 from hatemtl.errors import UserError
 from hatemtl.labels import Kind, LabelSpace
 
@@ -71,8 +71,8 @@ class Raw:
 
     source: the file or folder. cells[column][i]: a text, a number, a list, or None. places[i]: where row i stands, as an
     error names it. pairs: the columns that `Posts.pairs` are from. separator: what stands between the labels of one cell.
-    strata: (N,) integers, equal where posts count as alike for `thinned`. seconds: `Posts.pairs` as the file has them, for
-    places in them.
+    strata: (N,) integers, equal where posts count as alike for `thinned` and `limited`. seconds: `Posts.pairs` as the file
+    has them, for places in them.
     """
 
     source: str
@@ -125,7 +125,10 @@ class Posts:
         return Posts([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.splits[rows], columns, pairs, raw)
 
     def limited(self, limit: int | None, seed: int = 0) -> "Posts":
-        """Keeps `limit` posts of each split, all if None: as the labels are distributed, drawn by seed, and nested."""
+        """Keeps `limit` posts of each split, all if None: as the labels are distributed, and nested.
+
+        seed: draws those of train; of val and test it keeps the same under every seed, so that runs can be compared.
+        """
         if limit is None:
             return self
         if limit < 1:
@@ -133,7 +136,8 @@ class Posts:
         strata, kept = self.strata(), []
         for split in SPLITS:
             members = np.flatnonzero(self.splits == split)
-            kept.append(members[few([self.ids[i] for i in members], strata[members], limit, seed)])
+            drawn_by = seed if split == "train" else 0
+            kept.append(members[proportional([self.ids[i] for i in members], strata[members], limit, drawn_by)])
         return self.at(np.sort(np.concatenate(kept)))
 
     def thinned(self, fraction: float, seed: int) -> "Posts":
@@ -185,8 +189,10 @@ class Corpus(ABC):
     """A corpus as configured. Equal ones are loaded once.
 
     fraction: the share of the training posts that is kept, 1 for all; a smaller one's posts are among a larger one's.
-    limit: then so many posts of each split, distributed and drawn alike; None for all.
-    seed: draws both, and the splits where none are official. Not the run's, whose repetitions share their posts.
+    limit: then so many posts of each split, distributed as all are; of val and test the same ones whatever the seed; None
+        for all.
+    seed: draws what is kept for training, and the splits where none are official. Not the run's, whose repetitions share
+        their posts.
 
     conf/corpus/NAME.yaml says what a corpus' other fields do. Two mean the same in all and are checked here: fractions, the
     shares of posts for the splits; validation (or val), the share of the official training posts that validates.

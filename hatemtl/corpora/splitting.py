@@ -84,12 +84,15 @@ def nested(keys: Sequence[str], strata: np.ndarray, fraction: float, seed: int) 
     return np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))
 
 
-def few(keys: Sequence[str], strata: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Picks so many positions, of each stratum in proportion; fewer lie within more."""
-    at = np.zeros(len(keys))
-    for members in _shuffled(keys, strata, seed):
-        at[members] = (np.arange(len(members)) + 0.5) / len(members)  # as evenly over 0 to 1 as the posts of any other
-    return np.sort(np.lexsort((draws(keys, seed), at))[:count])
+def proportional(keys: Sequence[str], strata: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draws so many positions, of each stratum in proportion; a smaller number's lie within a larger's. keys: distinct."""
+    if len(keys) <= count:
+        return np.arange(len(keys))
+    at, offsets = np.zeros(len(keys)), draws([f"stratum {stratum}" for stratum in np.unique(strata)], seed) / 2.0**64
+    for members, offset in zip(_shuffled(keys, strata, seed), offsets, strict=True):
+        # spread evenly from 0 to 1; were all strata to begin at one place, those of one size would all be in, or all out
+        at[members] = (np.arange(len(members)) + offset) / len(members)
+    return np.sort(np.argsort(at, kind="stable")[:count])
 
 
 def draws(keys: Sequence[str], seed: int) -> np.ndarray:

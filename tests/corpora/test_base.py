@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 
 from hatemtl.command.configuration import build
 from hatemtl.corpora.base import SPLITS, Column, Corpus, Posts
+from hatemtl.corpora.sample import Sample
+from hatemtl.corpora.splitting import proportional
 from hatemtl.errors import UserError
 from hatemtl.labels import LabelSpace
 
@@ -55,7 +57,28 @@ def test_limited_keeps_labels_as_they_are_distributed_in_a_sorted_split() -> Non
     for limit in (10, 50, 333):
         few = posts.limited(limit, seed=3)
         counts = np.bincount(few.columns["label"].values, minlength=3)
-        assert len(few) == limit and np.abs(counts - limit * np.array([0.6, 0.3, 0.1])).max() <= 1
+        assert len(few) == limit and np.abs(counts - limit * np.array([0.6, 0.3, 0.1])).max() <= 2
+
+
+def test_a_limit_keeps_the_posts_of_many_small_strata_in_proportion() -> None:
+    """Half of the posts are of authors with one post each, and twenty labels are rare."""
+    authors = np.r_[np.zeros(1000, int), np.arange(1, 1001)]
+    rare = np.r_[np.zeros(9600, int), np.repeat(np.arange(1, 21), 20)]
+    for strata, share in ((authors, 0.5), (rare, 0.04)):
+        keys, before = [str(i) for i in range(len(strata))], set[int]()
+        for count in (100, 400, 900, 1100):
+            kept = proportional(keys, strata, count, seed=1)
+            assert len(kept) == count and before < {*kept.tolist()}
+            before = {*kept.tolist()}
+            expected = share * count
+            assert abs((strata[kept] > 0).sum() - expected) < 4 * (expected * (1 - share)) ** 0.5 + 1
+
+
+def test_a_limit_keeps_the_same_posts_for_validation_and_test_under_every_seed() -> None:
+    posts = Sample(size=300).read()
+    kept = [posts.limited(20, seed) for seed in (0, 1)]
+    here = [{split: {i for i, s in zip(p.ids, p.splits, strict=True) if s == split} for split in SPLITS} for p in kept]
+    assert here[0]["val"] == here[1]["val"] and here[0]["test"] == here[1]["test"] and here[0]["train"] != here[1]["train"]
 
 
 @pytest.mark.parametrize("limit", [0, -1])

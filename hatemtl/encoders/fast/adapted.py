@@ -20,33 +20,31 @@ class Adapted:
 
     owner: the library's module whose `forward` it takes the place of. before: an own `forward` that the owner had, if any.
     merged: the weight, and the bias if it has another, that compute the same while nothing is trained.
+    factors: what it learns, in float32. sizes: how large numbers they hold in a comparison.
     """
 
     owner: nn.Module
     layer: nn.Linear
     merged: tuple[Tensor, Tensor | None] | None = field(default=None, init=False)
     before: Any = field(default=None, init=False)
+    factors: list[nn.Parameter] = field(init=False)
+    sizes: list[float] = field(init=False)
+    has_lora: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.steps = product((self.layer, self))
 
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        """Lists what it learns."""
-        raise NotImplementedError
-
-    @property
-    def sizes(self) -> list[float]:
-        """Lists how large numbers `factors` hold in a comparison."""
-        raise NotImplementedError
-
-    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        """Computes `merged`, in float32, then in the type of the frozen weight."""
+    def whole(self) -> Tensor:
+        """Computes the weight, (out, in), that it comes to, in float32."""
         raise NotImplementedError
 
     def formula(self, x: Tensor) -> Tensor:
         """Computes the layer in plain torch, which a compiler fuses by itself."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
+        self.merged = self.whole().to(self.layer.weight.dtype), None
 
     def unmerge(self) -> None:
         self.merged = None
@@ -64,7 +62,7 @@ class Adapted:
 
 @dataclass(eq=False)
 class LoRALinear(Adapted):
-    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r) in float32.
+    """A frozen linear layer with a plain LoRA: y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, A (r, in) and B (out, r).
 
     parts: equal ones of the outputs, as q, k and v of one weight, with a LoRA each; A's and B's stand one upon the other.
     """
@@ -73,97 +71,77 @@ class LoRALinear(Adapted):
     B: nn.Parameter
     scale: float
     parts: int = 1
+    has_lora: ClassVar[bool] = True
 
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        return [self.A, self.B]
-
-    @property
-    def sizes(self) -> list[float]:
-        return [self.A.shape[1] ** -0.5, 0.1 / (self.scale or 1)]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.factors, self.sizes = [self.A, self.B], [self.A.shape[1] ** -0.5, 0.1 / (self.scale or 1)]
 
     def formula(self, x: Tensor) -> Tensor:
         B = torch.block_diag(*self.B.to(x.dtype).chunk(self.parts))
         return F.linear(x, self.layer.weight, self.layer.bias) + F.linear(F.linear(x, self.A.to(x.dtype)), B) * self.scale
 
     def whole(self) -> Tensor:
-        """Computes W + scale·B·A, (out, in), in float32."""
         weight, B, A = (x.float().unflatten(0, (self.parts, -1)) for x in (self.layer.weight, self.B, self.A))
-        return torch.baddbmm(weight, B, A, alpha=self.scale).flatten(0, 1)
-
-    @torch.no_grad()
-    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        self.merged = self.whole().to(self.layer.weight.dtype), None
+        with torch.autocast(weight.device.type, enabled=False):  # which would round the product
+            return torch.baddbmm(weight, B, A, alpha=self.scale).flatten(0, 1)
 
 
 @dataclass(eq=False)
 class DoRALinear(LoRALinear):
-    """A frozen linear layer with DoRA: y = factor/‖V‖ ⊙ x·Vᵀ + b, V = W + scale·B·A, with the norm of each of its rows.
+    """A frozen linear layer with DoRA: y = magnitude/‖V‖ ⊙ x·Vᵀ + b, V = W + scale·B·A, with the norm of each of its rows.
 
     That is Liu et al. 2024, arXiv:2402.09353, eq. 5; the norm is a constant in the gradient (ibid., §4.3).
-    factor: the magnitude, out numbers in float32, of any shape.
+    scaler: the magnitude, out numbers of any shape.
     """
 
-    factor: nn.Parameter = field(kw_only=True)
+    scaler: nn.Parameter = field(kw_only=True)
     enters: ClassVar[bool] = False
 
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        return [*super().factors, self.factor]
-
-    @property
-    def sizes(self) -> list[float]:
-        return [*super().sizes, float(self.layer.weight.detach().float().norm(dim=1).mean())]
+    def __post_init__(self) -> None:
+        self.unscaled = self.layer.bias
+        super().__post_init__()
+        self.factors.append(self.scaler)
+        self.sizes.append(float(self.layer.weight.detach().float().norm(dim=1).mean()))
 
     @property
     @torch.no_grad()
-    def unit(self) -> Tensor:
-        """Computes 1/‖V‖, (out,), in the type of the factors."""
-        return 1 / torch.linalg.vector_norm(self.whole(), dim=1)
-
-    @property
-    def apart(self) -> Tensor | None:
-        return self.layer.bias
+    def constant(self) -> Tensor:
+        """Computes 1/‖V‖, (out,), in float32."""
+        return 1 / torch.linalg.vector_norm(super().whole(), dim=1)
 
     def formula(self, x: Tensor) -> Tensor:
         y, bias = super().formula(x), 0 if self.layer.bias is None else self.layer.bias
-        return (y - bias) * (self.unit * self.factor.flatten()).to(x.dtype) + bias
+        return (y - bias) * (self.constant * self.scaler.flatten()).to(x.dtype) + bias
 
-    @torch.no_grad()
-    def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        whole = F.normalize(self.whole(), dim=1, eps=0) * self.factor.view(-1, 1)
-        self.merged = whole.to(self.layer.weight.dtype), None
+    def whole(self) -> Tensor:
+        return F.normalize(super().whole(), dim=1, eps=0) * self.scaler.view(-1, 1)
 
 
 @dataclass(eq=False)
 class ScaledLinear(Adapted):
-    """A frozen linear layer with (IA)³: y = l ⊙ (x·Wᵀ + b) or, where it enters, y = (l ⊙ x)·Wᵀ + b, l = unit·factor.
+    """A frozen linear layer with (IA)³: y = l ⊙ (x·Wᵀ + b) or, where it enters, y = (l ⊙ x)·Wᵀ + b, l = constant·scaler.
 
-    That is Liu et al. 2022, arXiv:2205.05638, eq. 1. factor: out, or in, numbers in float32, of any shape.
+    That is Liu et al. 2022, arXiv:2205.05638, eq. 1. scaler: out, or in, numbers of any shape.
     """
 
-    factor: nn.Parameter
-    unit: float = 1.0
+    scaler: nn.Parameter
+    constant: float = 1.0
     enters: bool = False
-    apart: ClassVar[None] = None
+    unscaled: ClassVar[None] = None
 
-    @property
-    def factors(self) -> list[nn.Parameter]:
-        return [self.factor]
-
-    @property
-    def sizes(self) -> list[float]:
-        return [1 / (self.unit or 1)]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.factors, self.sizes = [self.scaler], [1 / (self.constant or 1)]
 
     def formula(self, x: Tensor) -> Tensor:
-        by = (self.unit * self.factor.flatten()).to(x.dtype)
-        if self.enters:
-            return F.linear(x * by, self.layer.weight, self.layer.bias)
-        return F.linear(x, self.layer.weight, self.layer.bias) * by
+        by = (self.constant * self.scaler.flatten()).to(x.dtype)
+        y = F.linear(x * by if self.enters else x, self.layer.weight, self.layer.bias)
+        return y if self.enters else y * by
 
     @torch.no_grad()
     def merge(self, dtype: torch.dtype, *, int8: bool) -> None:
-        weight, bias, by = self.layer.weight, self.layer.bias, self.unit * self.factor.flatten()
+        weight, bias, by = self.layer.weight, self.layer.bias, self.constant * self.scaler.flatten()
         whole = (weight.float() * (by if self.enters else by[:, None])).to(weight.dtype)
         self.merged = whole, None if self.enters or bias is None else (bias.float() * by).to(bias.dtype)
 

@@ -1,7 +1,8 @@
 """Opens the door to hatemtl's own layers: who uses them knows nothing else of this folder.
 
-They compute plain LoRAs and (IA)³ of any encoder, and whole layers of BERT and its kin where these, plain bottlenecks, or
-the layers' own weights are all that is trained: docs/fast.org says when. The libraries keep the parameters and save them.
+They compute plain LoRAs, DoRA and (IA)³ of any encoder, and whole layers of BERT and its kin where these, plain
+bottlenecks, or the layers' own weights are all that is trained: docs/fast.org says when. The libraries keep the parameters
+and save them.
 """
 
 import time
@@ -152,7 +153,8 @@ def _kind(model: nn.Module) -> tuple[Any, ...]:
     adapted, bottlenecks = _adapters(model)
     layers = sum(len(ours.layers) for ours in _found(model) if isinstance(ours, Stack))
     config: Any = model.config
-    kinds = {(type(one.owner), "") for one in adapted} | {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
+    kinds: set[Any] = {(type(one.owner), type(one), getattr(one, "enters", False)) for one in adapted}
+    kinds |= {(type(b.owner), b.activation, b.reads) for b in bottlenecks}
     sizes = [(name, *parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad]
     # of its attention config.json says nothing
     named = config.to_json_string(), config._attn_implementation
@@ -239,7 +241,7 @@ def _difference(model: nn.Module, dtype: torch.dtype, *, int8: bool) -> str:
 def _said(
     model: nn.Module, trained: Sequence[nn.Parameter], dtype: torch.dtype, *, int8: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states of two posts of few tokens, the same with LoRAs merged, and gradients of what is trained."""
+    """Hidden states of two posts of few tokens, the same with adapters merged, and gradients of what is trained."""
     config: Any = model.config
     long = max(8, getattr(config, "local_attention", 0) // 2 + 2)  # so that local attention leaves something out
     device, long = trained[0].device, min(long, getattr(config, "max_position_embeddings", 10) - 2)  # RoBERTa counts from 2

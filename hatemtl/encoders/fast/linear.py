@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +48,6 @@ def _orders(dtype: torch.dtype, stays: bool) -> bool:
     return dtype is torch.float32 and stays and torch.get_float32_matmul_precision() == "medium"
 
 
-@runtime_checkable
-class LoRA(Protocol):
-    """Two thin matrices beside a frozen one, scale·B·A: A (r, in) and B (out, r), of `parts` equal ones of the outputs."""
-
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-    parts: int
-
-
 class Linear(Step):
     """Linear layers of one input side by side: y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ, (M, in) to (M, out).
 
@@ -81,7 +71,7 @@ class Linear(Step):
         self.joined: list[tuple[int, int]] = []  # the weights that the rest was made of, as `_found` tells
         parts = zip(accumulate(self.sizes), self.sizes, adapters, strict=True)
         self.adapters = [(slice(end - size, end), found) for end, size, found in parts if found is not None]
-        self.loras: list[tuple[slice, LoRA]] = [(place, found) for place, found in self.adapters if isinstance(found, LoRA)]
+        self.loras = [(place, found) for place, found in self.adapters if found.has_lora]
         self.trained = not self.adapters and any(p.requires_grad for p in self._own())
 
     def _own(self) -> list[nn.Parameter]:

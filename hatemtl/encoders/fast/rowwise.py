@@ -21,13 +21,13 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 
 class Activation(Step):
-    """Computes one of `ACTIVATIONS`. within: the step before it where that one computes it too while merged."""
+    """Computes one of `ACTIVATIONS`. product: the step before it where that one computes it too while merged."""
 
-    def __init__(self, name: str, within: Step | None = None) -> None:
-        self.name, self.within = name, within
+    def __init__(self, name: str, product: Step | None = None) -> None:
+        self.name, self.product = name, product
 
     def forward(self, x: Tensor, tape: Tape, dx: bool) -> tuple[Tensor, Sequence[Tensor]]:
-        if self.within is not None and self.within.merged is not None:
+        if self.product is not None and self.product.merged is not None:
             return x, ()
         return ACTIVATIONS[self.name][0](x), (x,)
 

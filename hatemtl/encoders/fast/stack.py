@@ -149,9 +149,9 @@ def stacks(model: nn.Module, bottlenecks: Mapping[int, Bottleneck]) -> Iterator[
 
 def _alike(model: nn.Module) -> bool:
     """Tells whether q, k and v read the same rows: no factor multiplies what enters one of them."""
-    named = [(path.rpartition(".")[2].removesuffix("_proj"), module.forward) for path, module in model.named_modules()]
-    factors = [ours for name, ours in named if name in ("query", "key", "value") and isinstance(ours, ScaledLinear)]
-    return not any(ours.enters for ours in factors)
+    own = [(path, module.forward) for path, module in model.named_modules() if isinstance(module.forward, ScaledLinear)]
+    ends = ("query", "key", "value", "query_proj", "key_proj", "value_proj")
+    return not any(ours.enters and path.endswith(ends) for path, ours in own)
 
 
 def _as_bert(config: Any) -> bool:

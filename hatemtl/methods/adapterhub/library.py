@@ -195,7 +195,7 @@ def train(model: Any, name: str) -> Any:
     for _, layer, lora in loras(model, name):
         if _plain(layer, lora):
             given = layer, layer, lora.lora_A, lora.lora_B, lora.scaling, len(factors(layer, lora))
-            found.append(DoRALinear(*given, factor=lora.m.weight) if lora.use_dora else LoRALinear(*given))
+            found.append(DoRALinear(*given, scaler=lora.m.weight) if lora.use_dora else LoRALinear(*given))
         elif _scales(layer, lora):
             found.append(ScaledLinear(layer, layer, lora.lora_B, lora.scaling))
     accelerate(model, found, plain_bottlenecks(model, name))

@@ -87,8 +87,10 @@ def train(model: peft.PeftModel) -> peft.PeftModel:
         if _plain(layer):
             A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
             given = layer, layer.base_layer, A, B, layer.scaling[NAME]
-            m = layer.lora_magnitude_vector[NAME].weight if layer.lora_variant else None
-            found.append(LoRALinear(*given) if m is None else DoRALinear(*given, factor=m))
+            if NAME in layer.lora_variant:
+                found.append(DoRALinear(*given, scaler=layer.lora_magnitude_vector[NAME].weight))
+            else:
+                found.append(LoRALinear(*given))
         elif _scales(layer):
             found.append(ScaledLinear(layer, layer.base_layer, layer.ia3_l[NAME], enters=layer.is_feedforward))
     accelerate(model, found)

@@ -186,7 +186,8 @@ def _cut_of_corpus(corpus: Corpus) -> dict[str, Any]:
     found: dict[str, Any] = {} if corpus.fraction == 1 else {"fraction": corpus.fraction}
     found |= {} if corpus.limit is None else {"limit": corpus.limit}
     if (fractions := getattr(corpus, "fractions", None)) is not None:
-        found |= {"fractions": list(fractions), "seed": corpus.seed}
+        found |= {"fractions": list(fractions)}
+    found |= {"seed": corpus.seed} if found else {}
     for name, part in corpus.corpora.items() if isinstance(corpus, Joint) else ():
         found |= {f"{name}: {key}": value for key, value in _cut_of_corpus(part).items()}
     return found

@@ -58,7 +58,7 @@ def scaled(kind: str, bias: bool = True, scale: float = 1.5) -> tuple[Tensor, An
     shape = (1, size) if kind == "enters" else (size, 1)
     factor = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(3)))
     if kind == "dora":
-        return x, DoRALinear(layer, layer, lora.A, lora.B, scale, factor=factor)
+        return x, DoRALinear(layer, layer, lora.A, lora.B, scale, scaler=factor)
     return x, ScaledLinear(layer, layer, factor, scale, kind == "enters")
 
 
@@ -67,9 +67,9 @@ def formula(x: Tensor, ours: Any) -> Tensor:
     layer = ours.layer
     if isinstance(ours, DoRALinear):
         V = layer.weight + ours.scale * ours.B @ ours.A
-        y = F.linear(x, ours.factor.view(-1, 1) * V / V.detach().norm(dim=1, keepdim=True))
+        y = F.linear(x, ours.scaler.view(-1, 1) * V / V.detach().norm(dim=1, keepdim=True))
         return y if layer.bias is None else y + layer.bias
-    by = ours.unit * ours.factor.flatten()
+    by = ours.constant * ours.scaler.flatten()
     return F.linear(by * x, layer.weight, layer.bias) if ours.enters else by * F.linear(x, layer.weight, layer.bias)
 
 
@@ -97,7 +97,7 @@ def test_magnitudes_are_the_norms_that_a_weight_has() -> None:
     """DoRA's definition: whatever A and B, row i of the merged weight is as long as the magnitude i."""
     _, ours = scaled("dora")
     ours.merge(torch.float32, int8=False)
-    torch.testing.assert_close(ours.merged[0].norm(dim=1), ours.factor.detach().flatten().abs())
+    torch.testing.assert_close(ours.merged[0].norm(dim=1), ours.scaler.detach().flatten().abs())
 
 
 @pytest.mark.parametrize("enters", [True, False])
@@ -240,7 +240,7 @@ def test_loras_and_factors_stand_in_one_layer() -> None:
         given.append(LoRALinear(own.query, own.query, A, B, 1.5))
         C, D = (nn.Parameter(0.2 * torch.randn(shape, generator=draw)) for shape in ((3, 32), (own.value.out_features, 3)))
         m = nn.Parameter(0.5 + torch.rand(own.value.out_features, generator=draw))
-        given.append(DoRALinear(own.value, own.value, C, D, 0.8, factor=m))
+        given.append(DoRALinear(own.value, own.value, C, D, 0.8, scaler=m))
         for place, enters in ((own.key, False), (inner, False), (outer, True)):
             size = place.in_features if enters else place.out_features
             factor = nn.Parameter(1 + 0.2 * torch.randn(size, generator=draw))

@@ -262,7 +262,7 @@ def test_the_parts_of_a_joint_corpus_tell_how_they_are_cut() -> None:
     joint: Any = Joint(corpora={"a": Sample(limit=9), "b": Sample()}, column="label")
     task: Any = SimpleNamespace(corpus=joint, mask_pattern=None, labels=None)
     run: Any = SimpleNamespace(config={})
-    assert _cut(task, run) == {"a: limit": 9}
+    assert _cut(task, run) == {"a: limit": 9, "a: seed": 0}
 
 
 def test_draws_without_a_figure_make_no_end_of_an_interval() -> None:
