@@ -193,7 +193,7 @@ def train(model: Any, name: str) -> Any:
     activate(model, Stack(name), {name})
     found: list[Any] = []
     for _, layer, lora in loras(model, name):
-        if _plain(layer, lora):
+        if _low_rank(layer, lora):
             given = layer, layer, lora.lora_A, lora.lora_B, lora.scaling, len(factors(layer, lora))
             found.append(DoRALinear(*given, scaler=lora.m.weight) if lora.use_dora else LoRALinear(*given))
         elif _scales(layer, lora):
@@ -202,7 +202,7 @@ def train(model: Any, name: str) -> Any:
     return model
 
 
-def _plain(layer: Any, lora: Any) -> bool:
+def _low_rank(layer: Any, lora: Any) -> bool:
     if type(layer) not in (LoRALinearTorch, LoRAMergedLinear) or layer.fan_in_fan_out or type(lora) is not LoRAModule:
         return False
     if isinstance(layer, LoRAMergedLinear) and not {*"qkv"} <= {*lora.attn_matrices}:

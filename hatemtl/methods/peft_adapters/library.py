@@ -84,7 +84,7 @@ def train(model: peft.PeftModel) -> peft.PeftModel:
     found: list[Any] = []
     every: list[Any] = [*model.modules()]
     for layer in every:
-        if _plain(layer):
+        if _low_rank(layer):
             A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
             given = layer, layer.base_layer, A, B, layer.scaling[NAME]
             if NAME in layer.lora_variant:
@@ -103,7 +103,7 @@ def _scales(layer: Any) -> bool:
     return not layer.fan_in_fan_out and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
 
 
-def _plain(layer: Any) -> bool:
+def _low_rank(layer: Any) -> bool:
     if type(layer) is not LinearWithLoRA or type(layer.base_layer) is not nn.Linear:
         return False
     if not {*map(type, layer.lora_variant.values())} <= {DoraLinearVariant}:
