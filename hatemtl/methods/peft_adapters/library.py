@@ -254,12 +254,14 @@ class PEFTAdapter(Method):
             raise UserError(f"method.kind={self.kind}: {did_you_mean(self.kind, sorted(KINDS.keys() - REFUSED.keys()))}")
         if self.kind in REFUSED:
             raise UserError(f"method.kind={self.kind}: {REFUSED[self.kind]}; type method=peft_lora16")
-        keys = {key.name for key in fields(KINDS[self.kind])} - {*OWNED, *INSTEAD}
-        for key in self.options or {}:
+        keys = {key.name: key.type for key in fields(KINDS[self.kind]) if key.name not in {*OWNED, *INSTEAD}}
+        for key, value in (self.options or {}).items():
             if key in INSTEAD or key in LEADING:
                 raise UserError(f"method.options.{key}: {(INSTEAD | LEADING)[key]}")
             if key not in keys:
                 raise UserError(f"method.options.{key}: no key of {self.kind} to be set here; {did_you_mean(key, keys)}")
+            if keys[key] in (bool, "bool") and not isinstance(value, bool):  # the library takes any text for true
+                raise UserError(f"method.options.{key}={value}: expected true or false")
 
     def attach(self, model: Transformer, *, name: str, seed: int) -> Attached:
         wrapped = add(model, self.kind, self.options or {}, self.targets, self.leave_out, seed)

@@ -323,6 +323,7 @@ def test_leaving_out_layers_and_choosing_targets_works_for_every_kind() -> None:
         *((kind, None, f"method.kind={kind}: .*type method=peft_lora16") for kind in REFUSED),
         ("LoraConfig", {"lora_alfa": 8}, "method.options.lora_alfa: no key of LoraConfig .*did you mean 'lora_alpha'"),
         ("LoraConfig", {"target_modules": ["query"]}, "method.options.target_modules: type method.targets="),
+        ("LoraConfig", {"use_dora": "maybe"}, "method.options.use_dora=maybe: expected true or false"),
         ("IA3Config", {"modules_to_save": ["x"]}, "heads are trained and saved"),
         ("LoraConfig", {"megatron_config": {}}, "method.options.megatron_config: it makes PEFT import a module"),
         ("LoraConfig", {"runtime_config": {}}, "method.options.runtime_config: no key of LoraConfig to be set here"),
