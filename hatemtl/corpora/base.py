@@ -131,8 +131,6 @@ class Posts:
         """
         if limit is None:
             return self
-        if limit < 1:
-            raise UserError(f"limit={limit}: expected at least one post a split, or null for all")
         strata, kept = self.strata(), []
         for split in SPLITS:
             members = np.flatnonzero(self.splits == split)
@@ -146,8 +144,6 @@ class Posts:
         A smaller fraction's posts are among those of a larger one. Labels are those of the first multiclass or ordinal
         column, else of the first multilabel one (a post's rarest label); of a table, of its column `stratify_by`.
         """
-        if not 0 < fraction <= 1:
-            raise UserError(f"fraction={fraction}: expected a share of the training posts above 0, up to 1 for all")
         if fraction == 1:
             return self
         train = np.flatnonzero(self.splits == "train")
@@ -203,6 +199,10 @@ class Corpus(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"fraction={self.fraction}: expected a share of the training posts above 0, up to 1 for all")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit={self.limit}: expected at least one post a split, or null for all")
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):  # as a YAML has it; could not be hashed, so equal corpora not be found

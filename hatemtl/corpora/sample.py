@@ -36,6 +36,7 @@ class Sample(Corpus):
     label_noise: float = 0.03
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size < 100:
             raise UserError(f"size={self.size}: expected at least 100 posts, so that every split has ten")
         if not 0 <= self.label_noise <= 0.5:

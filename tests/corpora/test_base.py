@@ -82,9 +82,9 @@ def test_a_limit_keeps_the_same_posts_for_validation_and_test_under_every_seed()
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_post_is_refused(posts: Posts, limit: int) -> None:
+def test_a_limit_below_one_post_is_refused(limit: int) -> None:
     with pytest.raises(UserError, match=f"limit={limit}.*null for all"):
-        posts.limited(limit)
+        Sample(limit=limit)
 
 
 def test_the_fingerprint_is_of_the_content(posts: Posts) -> None:
@@ -146,9 +146,9 @@ def test_a_fraction_is_of_the_training_posts_nested_and_as_the_labels_are_distri
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
-def test_a_fraction_of_nothing_or_of_more_than_all_is_refused(posts: Posts, fraction: float) -> None:
+def test_a_fraction_of_nothing_or_of_more_than_all_is_refused(fraction: float) -> None:
     with pytest.raises(UserError, match="share of the training posts"):
-        posts.thinned(fraction, 0)
+        Sample(fraction=fraction)
 
 
 def test_pairs_go_along_and_into_the_fingerprint(posts: Posts) -> None:
