@@ -166,7 +166,7 @@ def test_other_encoders_say_what_the_library_says(library: str, kind: str, lengt
 def test_layers_that_are_left_out_have_none(library: str) -> None:
     model = adapted(library, leave_out=[0])
     ours = [path for path, m in model.named_modules() if isinstance(m.__dict__.get("forward"), Adapted)]
-    assert len(ours) >= 2 and all("layer.1." in path for path in ours)
+    assert len(ours) in ((3, 4) if "ia3" in library else (2, 5)) and all("layer.1." in path for path in ours)
     compared(model, tokens(20))
 
 
@@ -209,7 +209,7 @@ def test_it_is_compared_with_the_library(library: str, monkeypatch: pytest.Monke
     own = Scale.forward
     monkeypatch.setattr(Scale, "forward", lambda *given: (lambda y, kept: (1.01 * y, kept))(*own(*given)))
     assert "differ from the library's" in str(verify(model, torch.float32))
-    assert replaced(model) <= {"DoRAFormula"}  # what AdapterHub's had before
+    assert replaced(model) == ({"DoRAFormula"} if library == "adapterhub dora" else set())  # what it had before
 
 
 def test_a_factor_on_what_enters_a_query_alone_leaves_whole_layers_to_the_library() -> None:
